@@ -1,0 +1,121 @@
+"""Box arithmetic: the only place where corners, areas and overlaps are computed.
+
+Functions take any leading shape; the last axis holds the four numbers of a box. Formats are explained in
+`structures.py`.
+"""
+
+import torch
+from torch import Tensor
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
+    """Convert centre-size boxes to corners.
+
+    Args:
+        boxes_cxcywh: (..., 4) float, any unit. A negative side counts as 0, so corners never swap.
+
+    Returns:
+        (..., 4) xyxy, the same unit.
+    """
+    centre, size = boxes_cxcywh.split(2, dim=-1)
+    half = size.clamp(min=0) / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
+    """Convert corner boxes to centre and size.
+
+    Args:
+        boxes_xyxy: (..., 4) float, any unit.
+
+    Returns:
+        (..., 4) cxcywh, the same unit.
+    """
+    low, high = boxes_xyxy.split(2, dim=-1)
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def xyxy_to_xywh(boxes_xyxy: Tensor) -> Tensor:
+    """Convert corner boxes to the format of COCO files.
+
+    Args:
+        boxes_xyxy: (..., 4) float, pixels.
+
+    Returns:
+        (..., 4) xywh, pixels.
+    """
+    low, high = boxes_xyxy.split(2, dim=-1)
+    return torch.cat([low, high - low], dim=-1)
+
+
+def box_area(boxes_xyxy: Tensor) -> Tensor:
+    """Area of each box.
+
+    Args:
+        boxes_xyxy: (..., 4) float, any unit.
+
+    Returns:
+        (...) float, the unit squared.
+    """
+    sides = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
+    return sides[..., 0] * sides[..., 1]
+
+
+def clip_boxes(boxes_xyxy: Tensor, size_hw: tuple[float, float]) -> Tensor:
+    """Clip corner boxes to an image.
+
+    Args:
+        boxes_xyxy: (..., 4) float, pixels.
+        size_hw: Height and width of the image, in pixels.
+
+    Returns:
+        (..., 4) xyxy with 0 ≤ x ≤ width and 0 ≤ y ≤ height.
+    """
+    height, width = size_hw
+    limit = boxes_xyxy.new_tensor([width, height, width, height])
+    return torch.minimum(boxes_xyxy.clamp(min=0), limit)
+
+
+def iou(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> Tensor:
+    """Intersection over union, element by element with broadcasting.
+
+    Pairwise: `iou(a[:, None], b[None])`.
+
+    Args:
+        boxes_a_xyxy: (..., 4) float, any unit.
+        boxes_b_xyxy: (..., 4) float, the same unit; broadcasts against the first.
+
+    Returns:
+        (...) float in [0, 1]; 0 where both boxes are empty.
+    """
+    intersection, union = _intersection_and_union(boxes_a_xyxy, boxes_b_xyxy)
+    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
+def generalized_iou(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> Tensor:
+    """Generalised intersection over union, element by element with broadcasting.
+
+    Args:
+        boxes_a_xyxy: (..., 4) float, any unit.
+        boxes_b_xyxy: (..., 4) float, the same unit; broadcasts against the first.
+
+    Returns:
+        (...) float in [-1, 1]; 1 means identical boxes.
+
+    Source:
+        Rezatofighi et al., CVPR 2019, eq. 1 (arXiv:1902.09630).
+    """
+    tiny = torch.finfo(boxes_a_xyxy.dtype).tiny
+    intersection, union = _intersection_and_union(boxes_a_xyxy, boxes_b_xyxy)
+    low = torch.minimum(boxes_a_xyxy[..., :2], boxes_b_xyxy[..., :2])
+    high = torch.maximum(boxes_a_xyxy[..., 2:], boxes_b_xyxy[..., 2:])
+    hull = (high - low).clamp(min=0).prod(dim=-1)
+    return intersection / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+
+
+def _intersection_and_union(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    low = torch.maximum(boxes_a_xyxy[..., :2], boxes_b_xyxy[..., :2])
+    high = torch.minimum(boxes_a_xyxy[..., 2:], boxes_b_xyxy[..., 2:])
+    sides = (high - low).clamp(min=0)
+    intersection = sides[..., 0] * sides[..., 1]
+    return intersection, box_area(boxes_a_xyxy) + box_area(boxes_b_xyxy) - intersection

@@ -1,0 +1,25 @@
+"""The errors that a user can cause and mend.
+
+Tools catch `DeimError`, print its message without a traceback and exit with code 2. Every message reads
+`<where>: <what is wrong>, got <value>. <what is valid>. <what to do>.`
+"""
+
+
+class DeimError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+
+class ConfigError(DeimError):
+    """A configuration file or an override is wrong."""
+
+
+class DataError(DeimError):
+    """An annotation file, an image or a dataset folder is wrong."""
+
+
+class CheckpointError(DeimError):
+    """A checkpoint or a weights file is missing, damaged or does not fit."""
+
+
+class TrainingError(DeimError):
+    """A run cannot start or cannot go on."""

@@ -1,0 +1,113 @@
+"""The containers that pass between the parts, and the legend of shapes and box formats.
+
+Shape letters, everywhere in the project:
+    B batch · Q queries · C classes · D hidden dim · L levels · H, W height and width · N boxes of an image ·
+    K kept detections · R bins of the edge distribution (`reg_max`).
+
+Box formats, always in the name of the variable or the function:
+    cxcywh: centre x, centre y, width, height. In `Target.boxes` and `pred_boxes` as fractions of the network
+        input, in [0, 1].
+    xyxy: left, top, right, bottom. In `Detections` in pixels of the original image.
+    xywh: left, top, width, height in pixels: the format of COCO files, met only where they are read or written.
+
+Sizes are (height, width) and end in `_hw`; any other order says so in the name.
+"""
+
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where the network input lies in the original image.
+
+    A point at fractions (x, y) of the network input is the pixel (x · span_w + shift_x, y · span_h + shift_y)
+    of the original. A stretched image has span = original size and shift = 0; a letterboxed one has a longer
+    span on the padded axis.
+    """
+
+    orig_size_hw: tuple[int, int]
+    """Size of the original image, in pixels."""
+    span_hw: tuple[float, float]
+    """Size of the whole network input, padding included, in pixels of the original."""
+    shift_yx: tuple[float, float]
+    """Position of the input's top left corner in the original, in pixels; 0 or negative with padding."""
+
+
+class Target(TypedDict):
+    """The ground truth of one image, as the network sees it. N may be 0."""
+
+    boxes: Tensor
+    """(N, 4) float, cxcywh in [0, 1]."""
+    labels: Tensor
+    """(N,) int64, 0-based class index."""
+    area: NotRequired[Tensor]
+    """(N,) float, box area in pixels of the network input."""
+    image_id: NotRequired[int]
+    """The id in the annotation file."""
+    file_name: NotRequired[str]
+    """The name in the annotation file, for messages."""
+    placement: NotRequired[Placement]
+    """Where the input lies in the original image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenoisingMeta:
+    """What the loss must know about the denoising queries of a batch."""
+
+    query_idx: tuple[Tensor, ...]
+    """An image each: (num_groups · N,) int64, the positive denoising queries of its real boxes, group by group."""
+    target_idx: tuple[Tensor, ...]
+    """An image each: (num_groups · N,) int64, the box that each of them was made from."""
+    num_groups: int
+    """How many times every box was drawn."""
+    num_queries: int
+    """Denoising queries an image, positives, negatives and padding together."""
+
+
+class LayerOutput(TypedDict):
+    """What one supervised head gives for a batch."""
+
+    pred_logits: Tensor
+    """(B, Q, C) float, before the sigmoid."""
+    pred_boxes: Tensor
+    """(B, Q, 4) float, cxcywh; about [0, 1], not clipped."""
+    pred_corners: NotRequired[Tensor]
+    """(B, Q, 4·(R+1)) float: logits of the distances of left, top, right, bottom edge; refining layers only."""
+    ref_points: NotRequired[Tensor]
+    """(B, Q, 4) float, cxcywh: the boxes that `pred_corners` refine, without gradient."""
+
+
+class ModelOutput(LayerOutput):
+    """What the detector returns: the last layer's output and, in training with targets, the supervised others."""
+
+    aux_outputs: NotRequired[list[LayerOutput]]
+    """Decoder layers but the last, first layer first."""
+    pre_outputs: NotRequired[LayerOutput]
+    """Box head of the first layer, before any refinement by distributions."""
+    enc_outputs: NotRequired[LayerOutput]
+    """The encoder tokens that were selected as queries."""
+    dn_outputs: NotRequired[list[LayerOutput]]
+    """Denoising queries through all decoder layers; absent if no image of the batch has a box."""
+    dn_pre_outputs: NotRequired[LayerOutput]
+    """Denoising queries through the first layer's box head."""
+    dn_meta: NotRequired[DenoisingMeta]
+    """Which denoising query stands for which box."""
+    bin_values: NotRequired[Tensor]
+    """(R+1,) float, ascending: the distance that each bin of `pred_corners` stands for."""
+    reg_scale: NotRequired[Tensor]
+    """(1,) float: distances are in units of box side / reg_scale."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Detections:
+    """The detections of one image, best score first."""
+
+    boxes_xyxy: Tensor
+    """(K, 4) float, pixels of the original image."""
+    scores: Tensor
+    """(K,) float in [0, 1], descending."""
+    labels: Tensor
+    """(K,) int64, 0-based class index."""
