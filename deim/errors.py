@@ -23,3 +23,7 @@ class CheckpointError(DeimError):
 
 class TrainingError(DeimError):
     """A run cannot start or cannot go on."""
+
+
+class NonFiniteError(DeimError):
+    """The network gave NaN or infinity; the step that met it must not change any weight."""

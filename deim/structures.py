@@ -8,7 +8,7 @@ Box formats, always in the name of the variable or the function:
     cxcywh: centre x, centre y, width, height. In `Target.boxes` and `pred_boxes` as fractions of the network
         input, in [0, 1].
     xyxy: left, top, right, bottom. In `Detections` in pixels of the original image.
-    xywh: left, top, width, height in pixels: the format of COCO files, met only where they are read or written.
+    xywh: left, top, width, height in pixels: the format of COCO files, used only to read and write them.
 
 Sizes are (height, width) and end in `_hw`; any other order says so in the name.
 """
@@ -58,7 +58,7 @@ class DenoisingMeta:
     """What the loss must know about the denoising queries of a batch."""
 
     query_idx: tuple[Tensor, ...]
-    """An image each: (num_groups · N,) int64, the positive denoising queries of its real boxes, group by group."""
+    """An image each: (num_groups · N,) int64, the positive queries of its real boxes, group by group."""
     target_idx: tuple[Tensor, ...]
     """An image each: (num_groups · N,) int64, the box that each of them was made from."""
     num_groups: int
@@ -75,13 +75,13 @@ class LayerOutput(TypedDict):
     pred_boxes: Tensor
     """(B, Q, 4) float, cxcywh; about [0, 1], not clipped."""
     pred_corners: NotRequired[Tensor]
-    """(B, Q, 4·(R+1)) float: logits of the distances of left, top, right, bottom edge; refining layers only."""
+    """(B, Q, 4·(R+1)) float: logits of the distances of left, top, right, bottom edge; refining layers."""
     ref_points: NotRequired[Tensor]
     """(B, Q, 4) float, cxcywh: the boxes that `pred_corners` refine, without gradient."""
 
 
 class ModelOutput(LayerOutput):
-    """What the detector returns: the last layer's output and, in training with targets, the supervised others."""
+    """What the detector returns: the last layer's output and, in training mode, the other supervised ones."""
 
     aux_outputs: NotRequired[list[LayerOutput]]
     """Decoder layers but the last, first layer first."""

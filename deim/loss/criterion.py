@@ -1,0 +1,317 @@
+"""The training loss: every supervised output against the true boxes.
+
+Source:
+    DEIMv2 (arXiv:2509.20787) with the terms of DEIM and D-FINE; see `terms.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deim.boxes import cxcywh_to_xyxy, generalized_iou, iou
+from deim.loss.matcher import HungarianMatcher, PackedTargets, Pairs, pack_targets
+from deim.loss.terms import (
+    Teacher,
+    decoupled_distillation_loss,
+    fine_grained_localization_loss,
+    matchability_aware_loss,
+    soften,
+)
+from deim.loss.union_matching import vote_union
+from deim.model.decoder.distribution import boxes_to_bins
+from deim.structures import DenoisingMeta, LayerOutput, ModelOutput, Target
+
+Term = Literal["mal", "bbox", "giou", "fgl", "ddf"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matching:
+    """Pairs of queries and true boxes on the device of the loss."""
+
+    image_idx: Tensor
+    """(M,) int64."""
+    query_idx: Tensor
+    """(M,) int64."""
+    target_idx: Tensor
+    """(M,) int64, counting through the batch."""
+
+    def __len__(self) -> int:
+        return self.query_idx.shape[0]
+
+    @property
+    def index(self) -> tuple[Tensor, Tensor]:
+        """Selects the matched queries of a (B, Q, …) tensor."""
+        return self.image_idx, self.query_idx
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EdgeTargets:
+    """Where the true edges of matched pairs fall among the bins."""
+
+    left: Tensor
+    """(M, 4) int64."""
+    weight_right: Tensor
+    """(M, 4) float."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distillation:
+    """What earlier layers of a stream learn from its last layer."""
+
+    teacher: Teacher
+    counts: tuple[int, int]
+    """Matched and unmatched queries, for the balance of the two."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Supervision:
+    """One output and how it is supervised."""
+
+    suffix: str
+    """Ending of the names of its terms."""
+    output: LayerOutput
+    """In float32."""
+    class_matching: Matching
+    class_normalizer: float
+    box_matching: Matching
+    box_normalizer: float
+    edges: EdgeTargets | None = None
+    """Given for refining layers."""
+    distillation: Distillation | None = None
+    """Given for refining layers but the last."""
+
+
+class Criterion(nn.Module):
+    """Weighted loss terms of a batch.
+
+    The names are the same for every batch of a model: `loss_mal`, `loss_bbox`, `loss_giou`, `loss_fgl` of the
+    last layer; with `_aux_i` (and `loss_ddf_aux_i`), `_pre`, `_enc_0`, `_dn_i`, `_dn_pre` for the others.
+    Terms that do not apply to a batch are 0.
+
+    Args:
+        matcher: Assigns queries to boxes.
+        weights: Weight of each kind of term.
+        mal_gamma: Exponent of the classification loss.
+        ddf_temperature: Temperature of the distillation.
+        union_ties: Tie rule of the vote over the outputs' matchings, see `vote_union`.
+    """
+
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        weights: Mapping[Term, float],
+        *,
+        mal_gamma: float,
+        ddf_temperature: float,
+        union_ties: Literal["first", "reference"] = "first",
+    ) -> None:
+        super().__init__()
+        self.matcher = matcher
+        self.weights = dict(weights)
+        self.mal_gamma = mal_gamma
+        self.ddf_temperature = ddf_temperature
+        self.union_ties = union_ties
+
+    def forward(
+        self, outputs: ModelOutput, targets: Sequence[Target], *, epoch: int = 0
+    ) -> dict[str, Tensor]:
+        """Compute the loss terms; their plain sum is the loss.
+
+        Args:
+            outputs: What the detector returned in training mode.
+            targets: The targets it was given.
+            epoch: 0-based; decides the matching cost.
+
+        Returns:
+            Weighted terms, () float32 each.
+
+        Raises:
+            NonFiniteError: If the outputs are NaN or infinite.
+            ValueError: If the outputs come from evaluation mode.
+        """
+        if "aux_outputs" not in outputs:
+            raise ValueError("outputs: no supervised outputs. Call model.train() before the forward pass.")
+        device = outputs["pred_logits"].device
+        with torch.autocast(device_type=device.type, enabled=False):
+            packed = pack_targets(targets, device=device)
+            object_queries = self._object_queries(outputs, packed, epoch)
+            # Denoising queries are balanced by the counts of the object queries, as in the reference.
+            counts = _matched_and_other(object_queries[0])
+            terms: dict[str, Tensor] = {}
+            for supervision in [*object_queries, *self._denoising_queries(outputs, packed, counts)]:
+                terms |= self._terms(supervision, packed)
+        if "dn_outputs" not in outputs:
+            terms |= _absent_denoising_terms(len(outputs["aux_outputs"]), terms["loss_mal"])
+        return terms
+
+    def _object_queries(self, outputs: ModelOutput, packed: PackedTargets, epoch: int) -> list[Supervision]:
+        """The last layer first, then the earlier layers, the first layer's box head and the encoder."""
+        refining = [_float32(layer) for layer in (outputs, *outputs["aux_outputs"])]
+        plain = [_float32(outputs["pre_outputs"]), _float32(outputs["enc_outputs"])]
+        suffixes = ["", *(f"_aux_{i}" for i in range(len(refining) - 1)), "_pre", "_enc_0"]
+        pairs = self.matcher.match([*refining, *plain], packed, epoch=epoch)
+        *own, union = _matchings([*pairs, vote_union(pairs, ties=self.union_ties)], packed.labels.device)
+        final = Supervision(
+            suffix="",
+            output=refining[0],
+            class_matching=own[0],
+            class_normalizer=max(len(packed.labels), 1),
+            box_matching=union,
+            box_normalizer=max(len(union), 1),
+            edges=_edge_targets(refining[0], union, packed, outputs),
+        )
+        teaching = replace(final, distillation=self._distill(final, outputs, _matched_and_other(final)))
+        without = replace(final, edges=None)
+        templates = [final, *[teaching] * (len(refining) - 1), without, without]
+        return [
+            replace(template, suffix=suffix, output=output, class_matching=matching)
+            for template, suffix, output, matching in zip(
+                templates, suffixes, [*refining, *plain], own, strict=True
+            )
+        ]
+
+    def _denoising_queries(
+        self, outputs: ModelOutput, packed: PackedTargets, counts: tuple[int, int]
+    ) -> list[Supervision]:
+        """Every decoder layer and the first layer's box head; their matching is known from the start."""
+        if "dn_outputs" not in outputs:
+            return []
+        meta = outputs["dn_meta"]
+        *earlier, last = [_float32(layer) for layer in outputs["dn_outputs"]]
+        matching = _denoising_matching(meta, packed)
+        normalizer = max(len(packed.labels), 1) * meta.num_groups
+        final = Supervision(
+            suffix=f"_dn_{len(earlier)}",
+            output=last,
+            class_matching=matching,
+            class_normalizer=normalizer,
+            box_matching=matching,
+            box_normalizer=normalizer,
+            edges=_edge_targets(last, matching, packed, outputs),
+        )
+        distillation = self._distill(final, outputs, counts)
+        return [
+            *(
+                replace(final, suffix=f"_dn_{i}", output=layer, distillation=distillation)
+                for i, layer in enumerate(earlier)
+            ),
+            final,
+            replace(final, suffix="_dn_pre", output=_float32(outputs["dn_pre_outputs"]), edges=None),
+        ]
+
+    def _distill(self, final: Supervision, outputs: ModelOutput, counts: tuple[int, int]) -> Distillation:
+        corners = final.output["pred_corners"].detach()
+        num_bins = outputs["bin_values"].shape[0]
+        teacher = Teacher(
+            log_probabilities=soften(corners, num_bins, self.ddf_temperature),
+            confidence=final.output["pred_logits"].detach().max(dim=-1).values.sigmoid(),
+        )
+        return Distillation(teacher=teacher, counts=counts)
+
+    def _terms(self, supervision: Supervision, packed: PackedTargets) -> dict[str, Tensor]:
+        """All terms of one output, weighted and named."""
+        output, matching = supervision.output, supervision.box_matching
+        quality = _quality(output, supervision.class_matching, packed)
+        classes = packed.labels[supervision.class_matching.target_idx]
+        mal = matchability_aware_loss(
+            output["pred_logits"],
+            (*supervision.class_matching.index, classes),
+            quality,
+            gamma=self.mal_gamma,
+        )
+        boxes = output["pred_boxes"][matching.index]
+        true_boxes = packed.boxes_cxcywh[matching.target_idx]
+        overlap = generalized_iou(cxcywh_to_xyxy(boxes), packed.boxes_xyxy[matching.target_idx])
+        terms: dict[Term, Tensor] = {
+            "mal": mal / supervision.class_normalizer,
+            "bbox": (boxes - true_boxes).abs().sum() / supervision.box_normalizer,
+            "giou": (1 - overlap).sum() / supervision.box_normalizer,
+        }
+        if supervision.edges is not None:
+            terms |= self._edge_terms(supervision, supervision.edges, _quality(output, matching, packed))
+        return {
+            f"loss_{name}{supervision.suffix}": self.weights[name] * value for name, value in terms.items()
+        }
+
+    def _edge_terms(
+        self, supervision: Supervision, edges: EdgeTargets, quality: Tensor
+    ) -> dict[Term, Tensor]:
+        corners, matching = supervision.output["pred_corners"], supervision.box_matching
+        num_bins = corners.shape[-1] // 4
+        fgl = fine_grained_localization_loss(
+            corners[matching.index].unflatten(-1, (4, num_bins)), edges.left, edges.weight_right, quality
+        )
+        terms: dict[Term, Tensor] = {"fgl": fgl / supervision.box_normalizer}
+        if supervision.distillation is not None:
+            terms["ddf"] = decoupled_distillation_loss(
+                soften(corners, num_bins, self.ddf_temperature),
+                supervision.distillation.teacher,
+                matching.index,
+                quality,
+                temperature=self.ddf_temperature,
+                counts=supervision.distillation.counts,
+            )
+        return terms
+
+
+def _float32(output: LayerOutput) -> LayerOutput:
+    """The tensors of one head, in float32: mixed precision must not reach the loss."""
+    names = LayerOutput.__annotations__
+    return {name: output[name].float() for name in names if name in output}  # type: ignore[return-value,literal-required]
+
+
+def _matchings(pairs: Sequence[Pairs], device: torch.device) -> list[Matching]:
+    """Copy all pairs to the device at once."""
+    joined = torch.from_numpy(np.concatenate(pairs, axis=1)).to(device, non_blocking=True)
+    parts = joined.split([part.shape[1] for part in pairs], dim=1)
+    return [Matching(image_idx=part[0], query_idx=part[1], target_idx=part[2]) for part in parts]
+
+
+def _denoising_matching(meta: DenoisingMeta, packed: PackedTargets) -> Matching:
+    offsets = packed.offsets
+    sizes = torch.tensor([len(query_idx) for query_idx in meta.query_idx])
+    images = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    return Matching(
+        image_idx=images.to(packed.labels.device, non_blocking=True),
+        query_idx=torch.cat(meta.query_idx),
+        target_idx=torch.cat([index + start for index, start in zip(meta.target_idx, offsets, strict=False)]),
+    )
+
+
+def _matched_and_other(supervision: Supervision) -> tuple[int, int]:
+    batch, num_queries = supervision.output["pred_logits"].shape[:2]
+    matched = len(supervision.box_matching)
+    return matched, batch * num_queries - matched
+
+
+@torch.no_grad()
+def _quality(output: LayerOutput, matching: Matching, packed: PackedTargets) -> Tensor:
+    """(M,) IoU of matched pairs."""
+    boxes_xyxy = cxcywh_to_xyxy(output["pred_boxes"][matching.index])
+    return iou(boxes_xyxy, packed.boxes_xyxy[matching.target_idx])
+
+
+def _edge_targets(
+    output: LayerOutput, matching: Matching, packed: PackedTargets, outputs: ModelOutput
+) -> EdgeTargets:
+    """Edges of the matched boxes among the bins; the same for all layers, which share their references."""
+    left, weight_right = boxes_to_bins(
+        output["ref_points"][matching.index],
+        packed.boxes_xyxy[matching.target_idx],
+        outputs["bin_values"],
+        outputs["reg_scale"],
+    )
+    return EdgeTargets(left=left, weight_right=weight_right)
+
+
+def _absent_denoising_terms(num_aux: int, like: Tensor) -> dict[str, Tensor]:
+    """Zeros for the denoising terms of a batch without boxes, so that the names never change."""
+    suffixes = [*(f"_dn_{i}" for i in range(num_aux + 1)), "_dn_pre"]
+    names = [f"loss_{term}{suffix}" for suffix in suffixes for term in ("mal", "bbox", "giou")]
+    names += [f"loss_fgl_dn_{i}" for i in range(num_aux + 1)]
+    names += [f"loss_ddf_dn_{i}" for i in range(num_aux)]
+    return dict.fromkeys(names, torch.zeros_like(like))

@@ -1,0 +1,146 @@
+"""Assignment of queries to true boxes.
+
+Source:
+    DETR (arXiv:2005.12872), section 3.1; focal cost as in Deformable DETR (arXiv:2010.04159); the late,
+    IoU-weighted cost of DEIMv2 (arXiv:2509.20787).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from deim.boxes import cxcywh_to_xyxy, generalized_iou, iou
+from deim.errors import NonFiniteError
+from deim.structures import LayerOutput, Target
+
+PROBABILITY_FLOOR = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedTargets:
+    """The boxes of a batch, one after another. T counts the boxes of all images."""
+
+    boxes_cxcywh: Tensor
+    """(T, 4) float32."""
+    boxes_xyxy: Tensor
+    """(T, 4) float32."""
+    labels: Tensor
+    """(T,) int64."""
+    image_idx: Tensor
+    """(T,) int64, position of the box's image in the batch."""
+    counts: tuple[int, ...]
+    """Boxes of each image."""
+
+    @property
+    def offsets(self) -> list[int]:
+        """Position of each image's first box; one entry more than there are images."""
+        return [0, *np.cumsum(self.counts, dtype=int).tolist()]
+
+
+def pack_targets(targets: Sequence[Target], *, device: torch.device) -> PackedTargets:
+    """Join the boxes of a batch.
+
+    Args:
+        targets: Ground truth, an image each.
+        device: Where the loss is computed.
+    """
+    counts = tuple(len(target["labels"]) for target in targets)
+    boxes = torch.cat([target["boxes"].float().view(-1, 4) for target in targets]).to(device)
+    return PackedTargets(
+        boxes_cxcywh=boxes,
+        boxes_xyxy=cxcywh_to_xyxy(boxes),
+        labels=torch.cat([target["labels"].view(-1) for target in targets]).to(device),
+        image_idx=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device),
+        counts=counts,
+    )
+
+
+Pairs = NDArray[np.int64]
+"""(3, M) int64: image, query and target index of each pair; targets count through the batch."""
+
+
+class HungarianMatcher:
+    """Finds for every output the cheapest one-to-one assignment of queries to boxes.
+
+    Args:
+        cost_class: Weight of the focal classification cost.
+        cost_bbox: Weight of the L1 distance of cxcywh boxes.
+        cost_giou: Weight of the negative generalised IoU.
+        alpha: Balance of the focal cost.
+        gamma: Exponent of the focal cost.
+        iou_order: Exponent of the IoU in the late cost.
+        late_epoch: First epoch (0-based) in which the late cost, -p · IoU^iou_order, replaces the others.
+    """
+
+    def __init__(
+        self,
+        *,
+        cost_class: float,
+        cost_bbox: float,
+        cost_giou: float,
+        alpha: float,
+        gamma: float,
+        iou_order: float,
+        late_epoch: int,
+    ) -> None:
+        self.cost_class = cost_class
+        self.cost_bbox = cost_bbox
+        self.cost_giou = cost_giou
+        self.alpha = alpha
+        self.gamma = gamma
+        self.iou_order = iou_order
+        self.late_epoch = late_epoch
+
+    @torch.no_grad()
+    def match(self, outputs: Sequence[LayerOutput], targets: PackedTargets, *, epoch: int) -> list[Pairs]:
+        """Match every output; all costs are computed together and copied to the host once.
+
+        Args:
+            outputs: Outputs of the same B and Q, in float32.
+            targets: The boxes of the batch.
+            epoch: 0-based.
+
+        Returns:
+            The pairs of each output, image by image, targets ascending within an image.
+
+        Raises:
+            NonFiniteError: If a cost is NaN or infinite.
+        """
+        if not len(targets.labels):
+            return [np.zeros((3, 0), dtype=np.int64) for _ in outputs]
+        costs = self._costs(outputs, targets, epoch).cpu().numpy()
+        if not np.isfinite(costs).all():
+            raise NonFiniteError("matcher: the network's scores or boxes are NaN or infinite.")
+        return [self._assign(cost, targets) for cost in costs]
+
+    def _costs(self, outputs: Sequence[LayerOutput], targets: PackedTargets, epoch: int) -> Tensor:
+        """(O, T, Q) float32: cost of each query of a box's own image, in each output."""
+        image, label = targets.image_idx, targets.labels
+        probabilities = torch.stack([out["pred_logits"][image, :, label] for out in outputs]).sigmoid()
+        boxes = torch.stack([out["pred_boxes"][image] for out in outputs])
+        boxes_xyxy, true_xyxy = cxcywh_to_xyxy(boxes), targets.boxes_xyxy[:, None]
+        if epoch >= self.late_epoch:
+            return -probabilities * iou(boxes_xyxy, true_xyxy) ** self.iou_order
+        miss = 1 - probabilities
+        positive = self.alpha * miss**self.gamma * -(probabilities + PROBABILITY_FLOOR).log()
+        negative = (1 - self.alpha) * probabilities**self.gamma * -(miss + PROBABILITY_FLOOR).log()
+        distance = (boxes - targets.boxes_cxcywh[:, None]).abs().sum(dim=-1)
+        return (
+            self.cost_class * (positive - negative)
+            + self.cost_bbox * distance
+            - self.cost_giou * generalized_iou(boxes_xyxy, true_xyxy)
+        )
+
+    @staticmethod
+    def _assign(cost: NDArray[np.float32], targets: PackedTargets) -> Pairs:
+        pairs = []
+        for image, (start, count) in enumerate(zip(targets.offsets, targets.counts, strict=False)):
+            target_idx, query_idx = linear_sum_assignment(cost[start : start + count])
+            image_idx = np.full(len(query_idx), image)
+            pairs.append(np.stack([image_idx, query_idx, target_idx + start]))
+        return np.concatenate(pairs, axis=1).astype(np.int64)

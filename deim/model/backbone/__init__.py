@@ -1,0 +1,1 @@
+"""The backbone: a vision transformer with a spatial adapter."""

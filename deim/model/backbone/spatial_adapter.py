@@ -1,0 +1,90 @@
+"""The spatial tuning adapter: convolutions for detail, and their fusion with the transformer's maps.
+
+Source:
+    DEIMv2 (arXiv:2509.20787), section on the spatial tuning adapter.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deim.model.backbone.vit import VisionTransformer
+
+
+def _down(in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1, bias=False)
+    return conv, nn.BatchNorm2d(out_channels)
+
+
+class SpatialPrior(nn.Module):
+    """Small convolutional pyramid at strides 8, 16 and 32.
+
+    Args:
+        width: Channels of the stem; the outputs have 2, 4 and 4 times as many.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            *_down(3, width), nn.GELU(), nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        )
+        # Each output is taken before its activation; the next step begins with it.
+        self.conv2 = nn.Sequential(*_down(width, 2 * width))
+        self.conv3 = nn.Sequential(nn.GELU(), *_down(2 * width, 4 * width))
+        self.conv4 = nn.Sequential(nn.GELU(), *_down(4 * width, 4 * width))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return maps at strides 8, 16, 32 of images (B, 3, H, W)."""
+        stride_8 = self.conv2(self.stem(images))
+        stride_16 = self.conv3(stride_8)
+        return stride_8, stride_16, self.conv4(stride_16)
+
+
+class SpatialAdapterBackbone(nn.Module):
+    """Vision transformer and spatial prior, fused at strides 8, 16 and 32.
+
+    Args:
+        vit: The transformer; its three maps feed the strides in order.
+        vit_dim: Width of its maps.
+        adapter_width: Stem channels of the spatial prior.
+        hidden_dim: Channels of the outputs.
+        nested: True if the official weights hold the transformer one level deeper (`dinov3._model.…`), as
+            those of the ViT-Tiny family do.
+    """
+
+    def __init__(
+        self, vit: VisionTransformer, vit_dim: int, *, adapter_width: int, hidden_dim: int, nested: bool
+    ) -> None:
+        super().__init__()
+        self.dinov3: nn.Module = nn.ModuleDict({"_model": vit}) if nested else vit
+        self.sta = SpatialPrior(adapter_width)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(vit_dim + factor * adapter_width, hidden_dim, kernel_size=1, bias=False)
+            for factor in (2, 4, 4)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(hidden_dim) for _ in range(3))
+
+    @property
+    def vit(self) -> VisionTransformer:
+        """The transformer, wherever it is nested."""
+        vit = self.dinov3["_model"] if isinstance(self.dinov3, nn.ModuleDict) else self.dinov3
+        assert isinstance(vit, VisionTransformer)
+        return vit
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute the feature pyramid.
+
+        Args:
+            images: (B, 3, H, W) float, normalised; H and W multiples of 32.
+
+        Returns:
+            Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
+        """
+        details = self.sta(images)
+        fused = []
+        for semantic, detail, conv, norm in zip(
+            self.vit(images), details, self.convs, self.norms, strict=True
+        ):
+            resized = F.interpolate(semantic, size=detail.shape[-2:], mode="bilinear", align_corners=False)
+            fused.append(norm(conv(torch.cat([resized, detail], dim=1))))
+        return fused

@@ -1,0 +1,1 @@
+"""The decoder, its queries and its heads."""

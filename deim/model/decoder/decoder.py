@@ -1,0 +1,255 @@
+"""The decoder: from feature maps to class scores and boxes.
+
+Queries start at the best encoder cells. The first layer predicts plain boxes; every layer then accumulates
+the logits of edge distributions that refine these same boxes.
+
+Source:
+    D-FINE (arXiv:2410.13842), DEIM (arXiv:2412.04234) and DEIMv2 (arXiv:2509.20787), written from their
+    equations. Attribute names follow the official weight files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deim.model.decoder.denoising import DenoisingQueries, build_denoising_queries
+from deim.model.decoder.distribution import compute_bin_values, distances_to_boxes, expected_distances
+from deim.model.decoder.heads import LocationQuality, Mlp, class_head
+from deim.model.decoder.layers import DecoderLayer
+from deim.model.decoder.queries import (
+    compute_anchors,
+    gather_cells,
+    inverse_sigmoid,
+    select_top_cells,
+)
+from deim.structures import LayerOutput, ModelOutput, Target
+
+POSITION_BOUND = 10.0
+"""Largest position code of a query."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refinement:
+    """What the stack of layers gives; the lists hold one entry a layer, or only the last in evaluation."""
+
+    logits: list[Tensor]
+    boxes: list[Tensor]
+    corners: list[Tensor]
+    first_logits: Tensor
+    first_boxes: Tensor
+
+
+class RefiningStack(nn.Module):
+    """The decoder layers and the location-quality heads, in the place where official weights hold them.
+
+    Args:
+        layers: The decoder layers.
+        reg_max: Bins of an edge distribution less one.
+        up: (1,) frozen parameter, half range of the fine bins.
+        reg_scale: (1,) frozen parameter.
+    """
+
+    def __init__(
+        self, layers: Sequence[DecoderLayer], reg_max: int, *, up: nn.Parameter, reg_scale: nn.Parameter
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.lqe_layers = nn.ModuleList(LocationQuality(reg_max) for _ in layers)
+        self.up = up
+        self.reg_scale = reg_scale
+
+
+class Decoder(nn.Module):
+    """Query selection, denoising, refinement and heads.
+
+    Args:
+        hidden_dim: Channels of maps and queries.
+        num_classes: C.
+        num_layers: Decoder layers.
+        num_heads: Attention heads.
+        dim_feedforward: Twice the hidden width of the layers' feed-forward.
+        num_queries: Object queries an image.
+        num_points: Sampling points of each head on each level.
+        reg_max: Bins of an edge distribution less one.
+        reg_scale: Distances are in units of box side / reg_scale.
+        up: Half range of the fine bins, in units of reg_scale.
+        num_denoising: Denoising positives an image, about.
+        label_noise_ratio: Twice the probability of a random label.
+        box_noise_scale: Size of the box noise in units of half the box side.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_classes: int,
+        *,
+        num_layers: int,
+        num_heads: int,
+        dim_feedforward: int,
+        num_queries: int,
+        num_points: Sequence[int],
+        reg_max: int,
+        reg_scale: float,
+        up: float,
+        num_denoising: int,
+        label_noise_ratio: float,
+        box_noise_scale: float,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_queries = num_queries
+        self.reg_max = reg_max
+        self.num_denoising = num_denoising
+        self.label_noise_ratio = label_noise_ratio
+        self.box_noise_scale = box_noise_scale
+        # Frozen and shared with the stack: the official weights hold both under two names.
+        self.up = nn.Parameter(torch.tensor([up]), requires_grad=False)
+        self.reg_scale = nn.Parameter(torch.tensor([float(reg_scale)]), requires_grad=False)
+        layers = [
+            DecoderLayer(hidden_dim, num_heads, dim_feedforward=dim_feedforward, num_points=num_points)
+            for _ in range(num_layers)
+        ]
+        self.decoder = RefiningStack(layers, reg_max, up=self.up, reg_scale=self.reg_scale)
+        self.denoising_class_embed = nn.Embedding(num_classes + 1, hidden_dim, padding_idx=num_classes)
+        self.enc_score_head = class_head(hidden_dim, num_classes)
+        self.enc_bbox_head = Mlp(hidden_dim, hidden_dim, out_dim=4, num_layers=3, zero_last=True)
+        self.query_pos_head = Mlp(4, hidden_dim, out_dim=hidden_dim, num_layers=3)
+        for layer in self.query_pos_head.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight)
+        self.pre_bbox_head = Mlp(hidden_dim, hidden_dim, out_dim=4, num_layers=3, zero_last=True)
+        self.dec_score_head = nn.ModuleList(class_head(hidden_dim, num_classes) for _ in range(num_layers))
+        self.dec_bbox_head = nn.ModuleList(
+            Mlp(hidden_dim, hidden_dim, out_dim=4 * (reg_max + 1), num_layers=3, zero_last=True)
+            for _ in range(num_layers)
+        )
+
+    def forward(self, features: Sequence[Tensor], targets: Sequence[Target] | None = None) -> ModelOutput:
+        """Predict.
+
+        Args:
+            features: Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
+            targets: Ground truth, an image each; needed for the denoising queries of training.
+
+        Returns:
+            The last layer's output and, in training, all supervised outputs.
+        """
+        content, ref_logits, enc_outputs = self._select_queries(features)
+        denoising = self._denoising_queries(targets, content.shape[1])
+        if denoising is not None:
+            noised = self.denoising_class_embed(denoising.labels).to(content.dtype)
+            content = torch.cat([noised, content], dim=1)
+            ref_logits = torch.cat([denoising.box_logits, ref_logits], dim=1)
+        else:
+            # Keeps the embedding in the graph, so that every parameter has a gradient in every step.
+            content = content + 0 * self.denoising_class_embed.weight.sum().to(content.dtype)
+        bin_values = compute_bin_values(self.reg_max, self.up, self.reg_scale)
+        blocked = None if denoising is None else denoising.blocked
+        refined = self._refine(content, ref_logits, features, blocked, bin_values)
+        if not self.training:
+            return {"pred_logits": refined.logits[-1], "pred_boxes": refined.boxes[-1]}
+        return self._training_output(refined, enc_outputs, denoising, bin_values)
+
+    def _select_queries(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, LayerOutput]:
+        """Content (B, Q, D) and box logits (B, Q, 4) of the object queries, detached, and the encoder's output."""
+        memory = torch.cat([level.flatten(2) for level in features], dim=2).transpose(1, 2)
+        sizes_hw = [(level.shape[2], level.shape[3]) for level in features]
+        anchor_logits, valid = compute_anchors(sizes_hw, device=memory.device)
+        memory = memory * valid
+        logits = self.enc_score_head(memory)
+        top = select_top_cells(logits, self.num_queries)
+        content = gather_cells(memory, top)
+        ref_logits = self.enc_bbox_head(content).float() + anchor_logits[top]
+        enc_outputs: LayerOutput = {
+            "pred_logits": gather_cells(logits, top),
+            "pred_boxes": ref_logits.sigmoid(),
+        }
+        return content.detach(), ref_logits.detach(), enc_outputs
+
+    def _denoising_queries(
+        self, targets: Sequence[Target] | None, num_queries: int
+    ) -> DenoisingQueries | None:
+        if not self.training or targets is None:
+            return None
+        return build_denoising_queries(
+            targets,
+            self.num_classes,
+            num_queries=num_queries,
+            num_denoising=self.num_denoising,
+            label_noise_ratio=self.label_noise_ratio,
+            box_noise_scale=self.box_noise_scale,
+        )
+
+    def _refine(
+        self,
+        tokens: Tensor,
+        ref_logits: Tensor,
+        features: Sequence[Tensor],
+        blocked: Tensor | None,
+        bin_values: Tensor,
+    ) -> Refinement:
+        """Run the layers; boxes are computed in float32 whatever the layers run in."""
+        ref_boxes = ref_logits.sigmoid()
+        positions = self.query_pos_head(ref_boxes).clamp(min=-POSITION_BOUND, max=POSITION_BOUND)
+        last = len(self.decoder.layers) - 1
+        previous = torch.zeros_like(tokens)
+        corners = torch.zeros((), device=tokens.device)
+        out = Refinement(logits=[], boxes=[], corners=[], first_logits=tokens, first_boxes=ref_boxes)
+        for index, layer in enumerate(self.decoder.layers):
+            tokens = layer(tokens, positions, ref_boxes, features, blocked)
+            if index == 0:
+                first_boxes = (self.pre_bbox_head(tokens).float() + inverse_sigmoid(ref_boxes)).sigmoid()
+                anchor_boxes = first_boxes.detach()
+                first_logits = self.dec_score_head[0](tokens)
+            corners = self.dec_bbox_head[index](tokens + previous.detach()).float() + corners
+            distances = expected_distances(corners, bin_values)
+            boxes = distances_to_boxes(anchor_boxes, distances, self.reg_scale)
+            if self.training or index == last:
+                logits = first_logits if index == 0 else self.dec_score_head[index](tokens)
+                out.logits.append(self.decoder.lqe_layers[index](logits, corners))
+                out.boxes.append(boxes)
+                out.corners.append(corners)
+            ref_boxes, previous = boxes.detach(), tokens
+        return Refinement(
+            logits=out.logits,
+            boxes=out.boxes,
+            corners=out.corners,
+            first_logits=first_logits,
+            first_boxes=first_boxes,
+        )
+
+    def _training_output(
+        self,
+        refined: Refinement,
+        enc_outputs: LayerOutput,
+        denoising: DenoisingQueries | None,
+        bin_values: Tensor,
+    ) -> ModelOutput:
+        split = 0 if denoising is None else denoising.meta.num_queries
+        ref_points = refined.first_boxes.detach()
+        layers = [
+            LayerOutput(pred_logits=logits, pred_boxes=boxes, pred_corners=corners, ref_points=ref_points)
+            for logits, boxes, corners in zip(refined.logits, refined.boxes, refined.corners, strict=True)
+        ]
+        first = LayerOutput(pred_logits=refined.first_logits, pred_boxes=refined.first_boxes)
+        *aux_outputs, final = [_queries(layer, slice(split, None)) for layer in layers]
+        output = ModelOutput(
+            **final,
+            aux_outputs=aux_outputs,
+            pre_outputs=_queries(first, slice(split, None)),
+            enc_outputs=enc_outputs,
+            bin_values=bin_values,
+            reg_scale=self.reg_scale,
+        )
+        if denoising is not None:
+            output["dn_outputs"] = [_queries(layer, slice(0, split)) for layer in layers]
+            output["dn_pre_outputs"] = _queries(first, slice(0, split))
+            output["dn_meta"] = denoising.meta
+        return output
+
+
+def _queries(output: LayerOutput, part: slice) -> LayerOutput:
+    """The queries of `part`, in every tensor of the output."""
+    return {name: tensor[:, part] for name, tensor in output.items()}  # type: ignore[return-value,index]

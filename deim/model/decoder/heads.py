@@ -1,0 +1,73 @@
+"""Prediction heads of the decoder. Attribute names follow the official weight files."""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FOREGROUND_PRIOR = 0.01
+"""Probability of every class at the start of training."""
+
+
+class Mlp(nn.Module):
+    """Linear layers with SiLU between them.
+
+    Args:
+        in_dim: Width of the input.
+        hidden_dim: Width of the hidden layers.
+        out_dim: Width of the output.
+        num_layers: Number of linear layers.
+        zero_last: Start the last layer at 0, so that the head first predicts 0 everywhere.
+    """
+
+    def __init__(
+        self, in_dim: int, hidden_dim: int, *, out_dim: int, num_layers: int, zero_last: bool = False
+    ) -> None:
+        super().__init__()
+        widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        if zero_last:
+            last = self.layers[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (..., out_dim) of tokens (..., in_dim)."""
+        for layer in self.layers[:-1]:
+            tokens = F.silu(layer(tokens))
+        return self.layers[-1](tokens)
+
+
+def class_head(dim: int, num_classes: int) -> nn.Linear:
+    """Linear classifier whose first scores are all `FOREGROUND_PRIOR`."""
+    head = nn.Linear(dim, num_classes)
+    nn.init.constant_(head.bias, -math.log((1 - FOREGROUND_PRIOR) / FOREGROUND_PRIOR))
+    return head
+
+
+class LocationQuality(nn.Module):
+    """Correct class logits by how sharp the edge distributions are.
+
+    Args:
+        reg_max: Bins of a distribution less one.
+        top_k: Largest bin probabilities of each edge that are looked at; their mean is one more input.
+
+    Source:
+        Generalized Focal Loss V2 (arXiv:2011.12885), as used in D-FINE.
+    """
+
+    def __init__(self, reg_max: int, *, top_k: int = 4) -> None:
+        super().__init__()
+        self.num_bins = reg_max + 1
+        self.top_k = top_k
+        self.reg_conf = Mlp(4 * (top_k + 1), 64, out_dim=1, num_layers=2, zero_last=True)
+
+    def forward(self, logits: Tensor, pred_corners: Tensor) -> Tensor:
+        """Return (B, Q, C) corrected logits of logits (B, Q, C) and pred_corners (B, Q, 4·(R+1))."""
+        probabilities = pred_corners.float().unflatten(-1, (4, self.num_bins)).softmax(dim=-1)
+        largest = probabilities.topk(self.top_k, dim=-1).values
+        evidence = torch.cat([largest, largest.mean(dim=-1, keepdim=True)], dim=-1).flatten(-2)
+        return logits + self.reg_conf(evidence)

@@ -1,0 +1,105 @@
+"""The hybrid encoder: self-attention on the coarsest map, then fusion down and up the pyramid.
+
+Source:
+    RT-DETR (arXiv:2304.08069), figure 4, with the fusion blocks of DEIMv2.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deim.model.encoder.blocks import ConvNorm, Downsample, FusionBlock, TransformerEncoderLayer
+
+
+class HybridEncoder(nn.Module):
+    """Mix the three maps of the backbone.
+
+    Args:
+        hidden_dim: Channels of inputs and outputs; a multiple of 4.
+        num_heads: Attention heads of the transformer layer.
+        dim_feedforward: Hidden width of its feed-forward.
+        expansion: Width of the fusion blocks relative to half of `hidden_dim`.
+        depth_mult: Fusion blocks have round(3 · depth_mult) convolution blocks in a row.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        *,
+        dim_feedforward: int,
+        expansion: float,
+        depth_mult: float,
+    ) -> None:
+        super().__init__()
+        layer = TransformerEncoderLayer(hidden_dim, num_heads, dim_feedforward=dim_feedforward)
+        # Two wrappers deep, as in the official weights: a stack for each level that has attention.
+        self.encoder = nn.ModuleList([nn.ModuleDict({"layers": nn.ModuleList([layer])})])
+        mid_channels = round(expansion * hidden_dim // 2)
+        num_blocks = round(3 * depth_mult)
+        self.lateral_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim) for _ in range(2))
+        self.fpn_blocks = nn.ModuleList(
+            FusionBlock(hidden_dim, mid_channels, num_blocks=num_blocks) for _ in range(2)
+        )
+        self.downsample_convs = nn.ModuleList(nn.Sequential(Downsample(hidden_dim)) for _ in range(2))
+        self.pan_blocks = nn.ModuleList(
+            FusionBlock(hidden_dim, mid_channels, num_blocks=num_blocks) for _ in range(2)
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Mix the pyramid.
+
+        Args:
+            features: Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
+
+        Returns:
+            Maps of the same shapes.
+        """
+        stride_8, stride_16, stride_32 = features
+        lateral_32 = self.lateral_convs[0](self._attend(stride_32))
+        lateral_16 = self.lateral_convs[1](self.fpn_blocks[0](_double(lateral_32) + stride_16))
+        out_8 = self.fpn_blocks[1](_double(lateral_16) + stride_8)
+        out_16 = self.pan_blocks[0](self.downsample_convs[0](out_8) + lateral_16)
+        out_32 = self.pan_blocks[1](self.downsample_convs[1](out_16) + lateral_32)
+        return [out_8, out_16, out_32]
+
+    def _attend(self, features: Tensor) -> Tensor:
+        channels, height, width = features.shape[1:]
+        tokens = features.flatten(2).transpose(1, 2)
+        positions = sincos_positions((height, width), channels, device=features.device).to(features.dtype)
+        layers = self.encoder[0]["layers"]  # type: ignore[index]
+        for layer in layers:
+            tokens = layer(tokens, positions)
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+def sincos_positions(
+    size_hw: tuple[int, int], dim: int, *, device: torch.device, temperature: float = 10000.0
+) -> Tensor:
+    """Fixed sine and cosine code of the cells of a map.
+
+    A quarter of the channels each for sin y, cos y, sin x, cos x, in this order. The official table has the
+    two axes in the same places on square maps and mixes them on others; see the project's decision on
+    non-square maps.
+
+    Args:
+        size_hw: Height and width of the map, in cells.
+        dim: Channels; a multiple of 4.
+        device: Where to make the table.
+        temperature: Ratio of the longest to the shortest wavelength.
+
+    Returns:
+        (H·W, dim) float32, cells in row-major order.
+    """
+    height, width = size_hw
+    quarter = dim // 4
+    omega = temperature ** -(torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
+    y = torch.arange(height, device=device, dtype=torch.float32).repeat_interleave(width)[:, None] * omega
+    x = torch.arange(width, device=device, dtype=torch.float32).repeat(height)[:, None] * omega
+    return torch.cat([y.sin(), y.cos(), x.sin(), x.cos()], dim=1)
+
+
+def _double(features: Tensor) -> Tensor:
+    return F.interpolate(features, scale_factor=2.0, mode="nearest")

@@ -1,0 +1,53 @@
+"""From the detector's raw output to detections in the original image."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deim.boxes import cxcywh_to_xyxy
+from deim.structures import Detections, ModelOutput, Placement
+
+
+def select_detections(
+    output: ModelOutput, placements: Sequence[Placement], *, max_detections: int = 300
+) -> list[Detections]:
+    """Take the best scores over all queries and classes; one query may appear with several labels.
+
+    Boxes are neither clipped nor suppressed, and no threshold is applied.
+
+    Args:
+        output: `pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4) cxcywh in [0, 1] are read.
+        placements: Where each network input lies in its original image.
+        max_detections: Detections kept an image; all of them if there are fewer.
+
+    Returns:
+        The detections of each image, best score first, boxes in pixels of the original.
+    """
+    scores = output["pred_logits"].float().sigmoid()
+    num_classes = scores.shape[-1]
+    kept = min(max_detections, scores.shape[1] * num_classes)
+    best, index = scores.flatten(1).topk(kept, dim=1)
+    labels = index % num_classes
+    query = torch.div(index, num_classes, rounding_mode="floor")
+    boxes = cxcywh_to_xyxy(output["pred_boxes"].float())
+    boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
+    return [
+        Detections(boxes_xyxy=to_original(boxes[i], placement), scores=best[i], labels=labels[i])
+        for i, placement in enumerate(placements)
+    ]
+
+
+def to_original(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
+    """Map boxes from fractions of the network input to pixels of the original image.
+
+    Args:
+        boxes_xyxy: (..., 4) float, fractions of the network input.
+        placement: Where the input lies in the original.
+
+    Returns:
+        (..., 4) xyxy in pixels of the original.
+    """
+    span = boxes_xyxy.new_tensor([placement.span_hw[1], placement.span_hw[0]] * 2)
+    shift = boxes_xyxy.new_tensor([placement.shift_yx[1], placement.shift_yx[0]] * 2)
+    return boxes_xyxy * span + shift
