@@ -19,6 +19,23 @@ def _check(problems: Sequence[tuple[bool, str]]) -> None:
         raise ConfigError("\n".join(wrong))
 
 
+def _below(bound: float, **values: float | str | None) -> list[tuple[bool, str]]:
+    """Problems of the values that lie below `bound`; `auto` and null have no size."""
+    return [
+        (value < bound, f"{name}: got {value}, needs at least {bound}")
+        for name, value in values.items()
+        if isinstance(value, (int, float))
+    ]
+
+
+def _not_positive(**values: float) -> list[tuple[bool, str]]:
+    return [(value <= 0, f"{name}: got {value}, must be above 0") for name, value in values.items()]
+
+
+def _not_fraction(**values: float) -> list[tuple[bool, str]]:
+    return [(not 0 <= value <= 1, f"{name}: got {value}, needs [0, 1]") for name, value in values.items()]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VitTinyConfig:
     """Plain vision transformer with rotary positions: the distilled ViT-Tiny family of the S and M models."""
@@ -36,7 +53,7 @@ class VitTinyConfig:
     """Channels of the first convolution of the spatial adapter."""
 
     def __post_init__(self) -> None:
-        _check_vit(self.dim, self.depth, self.num_heads, self.return_blocks)
+        _check_vit(self.dim, self.depth, self.num_heads, self.return_blocks, self.adapter_width)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,14 +75,17 @@ class DinoV3Config:
     """Feed-forward of each block: ViT-S has `mlp`, ViT-S+ has `swiglu`."""
 
     def __post_init__(self) -> None:
-        _check_vit(self.dim, self.depth, self.num_heads, self.return_blocks)
+        _check_vit(self.dim, self.depth, self.num_heads, self.return_blocks, self.adapter_width)
 
 
-def _check_vit(dim: int, depth: int, num_heads: int, return_blocks: tuple[int, int, int]) -> None:
+def _check_vit(
+    dim: int, depth: int, num_heads: int, return_blocks: tuple[int, int, int], adapter_width: int
+) -> None:
     _check(
         [
+            *_below(1, dim=dim, depth=depth, num_heads=num_heads, adapter_width=adapter_width),
             (
-                num_heads < 1 or dim % (max(num_heads, 1) * 4) != 0,
+                dim % (max(num_heads, 1) * 4) != 0,
                 f"dim: {dim} is not a multiple of num_heads · 4 = {num_heads * 4}",
             ),
             (
@@ -93,6 +113,7 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         _check(
             [
+                *_below(1, num_heads=self.num_heads, dim_feedforward=self.dim_feedforward),
                 (not 0 < self.expansion <= 4, f"expansion: got {self.expansion}, needs (0, 4]"),
                 (round(3 * self.depth_mult) < 1, f"depth_mult: got {self.depth_mult}, gives no block at all"),
             ]
@@ -129,20 +150,17 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         _check(
             [
-                (self.num_layers < 2, f"num_layers: got {self.num_layers}, needs at least 2"),
+                *_below(2, num_layers=self.num_layers, dim_feedforward=self.dim_feedforward),
+                *_below(1, num_heads=self.num_heads, num_queries=self.num_queries),
+                *_below(0, num_denoising=self.num_denoising, box_noise_scale=self.box_noise_scale),
+                *_not_positive(reg_scale=self.reg_scale, up=self.up),
+                *_not_fraction(label_noise_ratio=self.label_noise_ratio),
                 (self.dim_feedforward % 2 != 0, f"dim_feedforward: got {self.dim_feedforward}, must be even"),
-                (self.num_queries < 1, f"num_queries: got {self.num_queries}, needs at least 1"),
                 (min(self.num_points) < 1, f"num_points: got {list(self.num_points)}, each at least 1"),
                 (
                     self.reg_max < 8 or self.reg_max % 2 != 0,
                     f"reg_max: got {self.reg_max}, needs an even number of at least 8",
                 ),
-                (self.num_denoising < 0, f"num_denoising: got {self.num_denoising}, needs at least 0"),
-                (
-                    not 0 <= self.label_noise_ratio <= 1,
-                    f"label_noise_ratio: got {self.label_noise_ratio}, needs [0, 1]",
-                ),
-                (self.box_noise_scale < 0, f"box_noise_scale: got {self.box_noise_scale}, needs at least 0"),
             ]
         )
 
@@ -162,13 +180,14 @@ class ModelConfig:
     """Weights to start from: a checkpoint of this project, an official DEIMv2 file, or a backbone file."""
 
     def __post_init__(self) -> None:
-        heads = {self.encoder.num_heads, self.decoder.num_heads, 4}
+        heads = {max(self.encoder.num_heads, 1), max(self.decoder.num_heads, 1), 4}
         _check(
             [
+                *_below(4, hidden_dim=self.hidden_dim),
                 (
                     any(self.hidden_dim % number != 0 for number in heads),
                     f"hidden_dim: {self.hidden_dim} is not a multiple of 4 and of the numbers of heads",
-                )
+                ),
             ]
         )
 
@@ -187,6 +206,18 @@ class SyntheticConfig:
     """Largest width and height of an image, in pixels."""
     seed: int = 0
     """Seed of the images; the same seed gives the same files."""
+
+    def __post_init__(self) -> None:
+        _check(
+            [
+                *_below(1, train_images=self.train_images, val_images=self.val_images),
+                *_below(0, test_images=self.test_images, seed=self.seed),
+                (
+                    min(self.max_size_wh) < 96,
+                    f"max_size_wh: got {list(self.max_size_wh)}, each needs at least 96",
+                ),
+            ]
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,16 +248,12 @@ class DataConfig:
     """Images a batch in evaluation."""
     num_workers: int = 2
     """Processes that load images; 0 loads in the main process."""
-    cache_mb: int = 0
-    """Memory for decoded, resized images of all workers together, in MiB; 0 decodes each time."""
 
     def __post_init__(self) -> None:
         _check(
             [
-                (self.batch_size < 1, f"batch_size: got {self.batch_size}, needs at least 1"),
-                (self.eval_batch_size < 1, f"eval_batch_size: got {self.eval_batch_size}, needs at least 1"),
-                (self.num_workers < 0, f"num_workers: got {self.num_workers}, needs at least 0"),
-                (self.cache_mb < 0, f"cache_mb: got {self.cache_mb}, needs at least 0"),
+                *_below(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size),
+                *_below(0, num_workers=self.num_workers),
                 (min(self.std) <= 0, f"std: got {list(self.std)}, each must be above 0"),
             ]
         )
@@ -244,12 +271,13 @@ class AugmentConfig:
     """Brightness, contrast, saturation, hue and channel order, each drawn with this probability."""
 
     def __post_init__(self) -> None:
-        values = [
-            ("horizontal_flip", self.horizontal_flip),
-            ("vertical_flip", self.vertical_flip),
-            ("photometric", self.photometric),
-        ]
-        _check([(not 0 <= value <= 1, f"{name}: got {value}, needs [0, 1]") for name, value in values])
+        _check(
+            _not_fraction(
+                horizontal_flip=self.horizontal_flip,
+                vertical_flip=self.vertical_flip,
+                photometric=self.photometric,
+            )
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,6 +296,16 @@ class MatcherConfig:
     """Exponent of the focal cost."""
     iou_order: float = 4.0
     """Exponent of the IoU in the cost used after `schedule.matcher_change_epoch`."""
+
+    def __post_init__(self) -> None:
+        costs = _below(
+            0,
+            cost_class=self.cost_class,
+            cost_bbox=self.cost_bbox,
+            cost_giou=self.cost_giou,
+            gamma=self.gamma,
+        )
+        _check([*costs, *_not_fraction(alpha=self.alpha), *_not_positive(iou_order=self.iou_order)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,7 +326,21 @@ class LossConfig:
     """Exponent of the classification target and of the negatives' weight."""
     ddf_temperature: float = 5.0
     """Temperature of the distillation, above 0."""
+    union_ties: Literal["first", "reference"] = "first"
+    """Which box a query gets when two have equal votes: the first, or whatever the reference's sort gives."""
     matcher: MatcherConfig = field(default_factory=MatcherConfig)
+
+    def __post_init__(self) -> None:
+        weights = _below(
+            0,
+            mal=self.mal,
+            bbox=self.bbox,
+            giou=self.giou,
+            fgl=self.fgl,
+            ddf=self.ddf,
+            mal_gamma=self.mal_gamma,
+        )
+        _check([*weights, *_not_positive(ddf_temperature=self.ddf_temperature)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -306,15 +358,19 @@ class RecipeConfig:
     clip_grad_norm: float = 0.1
     """Largest global L2 norm of the gradient; larger gradients are scaled down to it."""
     parameter_groups: Literal["by_type", "reference"] = "by_type"
-    """`by_type` spares every norm, bias, scale and token from weight decay; `reference` decays what DEIMv2 does."""
+    """`by_type` decays no norm, bias, scale or token; `reference` decays what DEIMv2 decays."""
 
     def __post_init__(self) -> None:
-        positive = [
-            ("lr", self.lr),
-            ("backbone_lr", self.backbone_lr),
-            ("clip_grad_norm", self.clip_grad_norm),
-        ]
-        _check([(value <= 0, f"{name}: got {value}, must be above 0") for name, value in positive])
+        _check(
+            [
+                *_not_positive(lr=self.lr, backbone_lr=self.backbone_lr, clip_grad_norm=self.clip_grad_norm),
+                *_below(0, weight_decay=self.weight_decay),
+                (
+                    not all(0 <= b < 1 for b in self.betas),
+                    f"betas: got {list(self.betas)}, each needs [0, 1)",
+                ),
+            ]
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -337,30 +393,36 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         _check(
             [
-                (
-                    not 0 <= self.final_lr_ratio <= 1,
-                    f"final_lr_ratio: got {self.final_lr_ratio}, needs [0, 1]",
-                )
+                *_below(
+                    0,
+                    warmup_steps=self.warmup_steps,
+                    flat_epochs=self.flat_epochs,
+                    no_aug_epochs=self.no_aug_epochs,
+                    augment_start_epoch=self.augment_start_epoch,
+                    matcher_change_epoch=self.matcher_change_epoch,
+                ),
+                *_not_fraction(final_lr_ratio=self.final_lr_ratio),
             ]
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmaConfig:
-    """Exponential moving average of the weights: the weights that are evaluated and saved as best."""
+    """Exponential moving average of the weights; the average is what is evaluated and saved as best."""
 
     decay: float | Auto = "auto"
-    """Share kept at each step, in [0, 1); auto: 0.9999, or an averaging horizon of a tenth of a shorter run."""
+    """Share kept at each step, in [0, 1); auto: 0.9999, or a horizon of a tenth of a shorter run."""
     warmup_steps: int | Auto = "auto"
     """Steps in which the decay ramps up; auto: a tenth of the averaging horizon."""
 
     def __post_init__(self) -> None:
         _check(
             [
+                *_below(0, warmup_steps=self.warmup_steps),
                 (
                     not isinstance(self.decay, str) and not 0 <= self.decay < 1,
                     f"decay: got {self.decay}, needs [0, 1)",
-                )
+                ),
             ]
         )
 
@@ -379,11 +441,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         _check(
             [
-                (self.every_epochs < 1, f"every_epochs: got {self.every_epochs}, needs at least 1"),
-                (
-                    not 0 <= self.draw_threshold <= 1,
-                    f"draw_threshold: got {self.draw_threshold}, needs [0, 1]",
-                ),
+                *_below(1, every_epochs=self.every_epochs),
+                *_not_fraction(draw_threshold=self.draw_threshold),
             ]
         )
 
@@ -431,8 +490,8 @@ class Config:
                     f"image_size: got {height}x{width}, height and width must be multiples of 32; "
                     f"the nearest are {_nearest_32(height)}x{_nearest_32(width)}",
                 ),
-                (self.epochs < 1, f"epochs: got {self.epochs}, needs at least 1"),
-                (self.seed < 0, f"seed: got {self.seed}, needs at least 0"),
+                *_below(1, epochs=self.epochs),
+                *_below(0, seed=self.seed),
             ]
         )
 

@@ -153,7 +153,7 @@ class Decoder(nn.Module):
         return self._training_output(refined, enc_outputs, denoising, bin_values)
 
     def _select_queries(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, LayerOutput]:
-        """Content (B, Q, D) and box logits (B, Q, 4) of the object queries, detached, and the encoder's output."""
+        """Content (B, Q, D) and box logits (B, Q, 4) of the queries, detached, and the encoder's output."""
         memory = torch.cat([level.flatten(2) for level in features], dim=2).transpose(1, 2)
         sizes_hw = [(level.shape[2], level.shape[3]) for level in features]
         anchor_logits, valid = compute_anchors(sizes_hw, device=memory.device)
@@ -235,14 +235,17 @@ class Decoder(nn.Module):
         ]
         first = LayerOutput(pred_logits=refined.first_logits, pred_boxes=refined.first_boxes)
         *aux_outputs, final = [_queries(layer, slice(split, None)) for layer in layers]
-        output = ModelOutput(
-            **final,
-            aux_outputs=aux_outputs,
-            pre_outputs=_queries(first, slice(split, None)),
-            enc_outputs=enc_outputs,
-            bin_values=bin_values,
-            reg_scale=self.reg_scale,
-        )
+        output: ModelOutput = {
+            "pred_logits": final["pred_logits"],
+            "pred_boxes": final["pred_boxes"],
+            "pred_corners": final["pred_corners"],
+            "ref_points": final["ref_points"],
+            "aux_outputs": aux_outputs,
+            "pre_outputs": _queries(first, slice(split, None)),
+            "enc_outputs": enc_outputs,
+            "bin_values": bin_values,
+            "reg_scale": self.reg_scale,
+        }
         if denoising is not None:
             output["dn_outputs"] = [_queries(layer, slice(0, split)) for layer in layers]
             output["dn_pre_outputs"] = _queries(first, slice(0, split))

@@ -1,0 +1,380 @@
+"""YAML files → one merged tree → the dataclasses of `schema.py`, with every problem reported at once.
+
+Each value of the tree remembers the file that set it, so that a message can name that file. Nothing here
+knows a single option: names, types and defaults come from the dataclasses.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from functools import reduce
+from pathlib import Path
+from sys import float_info
+from types import NoneType, UnionType
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from deim.config.schema import Config
+from deim.errors import ConfigError
+
+T = TypeVar("T")
+
+_OVERRIDE: Final = "--set"
+_EXPONENT: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_NAMES: Final = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read an experiment: its bases, its own file, then the overrides.
+
+    Args:
+        path: YAML file; its `_base_` files are relative to it.
+        overrides: `key.path=value` each, value in YAML; together they are merged like one last file.
+
+    Returns:
+        The valid config; it shares nothing with any other.
+
+    Raises:
+        ConfigError: If a file cannot be read or any option is wrong; one line for each problem.
+    """
+    return _read_block(Config, _merge(_load_tree(Path(path), chain=()), _changes(overrides)), "")
+
+
+def load_block(path: str | Path, key: str, block_class: type[T]) -> T:
+    """Read one block of a file, such as `model` of a shared model file; the file's other keys are ignored.
+
+    Args:
+        path: YAML file; its `_base_` files are relative to it.
+        key: Top-level key of the block.
+        block_class: Dataclass of the block, such as `ModelConfig`.
+
+    Returns:
+        The valid block.
+
+    Raises:
+        ConfigError: If the file cannot be read, lacks the block, or any option of the block is wrong.
+    """
+    blocks = _load_tree(Path(path), chain=()).value
+    assert isinstance(blocks, dict)
+    if key not in blocks:
+        raise ConfigError(f"{path}: there is no block '{key}'. The file has: {', '.join(blocks)}.")
+    return _read_block(block_class, blocks[key], key)
+
+
+def config_from_dict(
+    tree: Mapping[str, object], *, where: str, overrides: Sequence[str] = ()
+) -> Config:
+    """Rebuild a config from plain types, such as those stored in a checkpoint.
+
+    Args:
+        tree: What `config_to_dict` gave.
+        where: The place that messages name, such as the checkpoint's path.
+        overrides: `key.path=value` each, as for `load_config`.
+
+    Returns:
+        The valid config.
+
+    Raises:
+        ConfigError: If any option is wrong; one line for each problem.
+    """
+    return _read_block(Config, _merge(_tree(tree, where), _changes(overrides)), "")
+
+
+def config_to_dict(config: Config) -> dict[str, object]:
+    """The config as dicts, lists, text, numbers, bools and None; `config_from_dict` gives the config back."""
+    plain: dict[str, object] = _plain(config)
+    return plain
+
+
+def config_to_yaml(config: Config) -> str:
+    """The config as YAML text with every option, in the order of the schema; `load_config` reads it back."""
+    return yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def shipped_configs_dir() -> Path:
+    """Folder of the project's own configs: inside an installed package, or `configs/` of a checkout.
+
+    Raises:
+        ConfigError: If neither folder exists.
+    """
+    package = Path(__file__).resolve().parent.parent
+    places = (package / "shipped_configs", package.parent / "configs")
+    for place in places:
+        if place.is_dir():
+            return place
+    raise ConfigError(
+        f"The shipped configs are missing: neither {places[0]} nor {places[1]} exists. "
+        f"Install the package again, or run from a complete checkout."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A value and where it was set; the value of a block is a dict of nodes."""
+
+    value: Any
+    where: str
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and leaves `off`, `no` and dates the text they look like."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own attribute)
+        first: [
+            (tag, pattern)
+            for tag, pattern in rules
+            if not tag.endswith(":timestamp") and not (tag.endswith(":bool") and first in "yYnNoO")
+        ]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first_lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # SafeLoader refuses it later, with the line
+            if key.value in first_lines:
+                problem = f"duplicate key '{key.value}', already given in line {first_lines[key.value]}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            first_lines[key.value] = key.start_mark.line + 1
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that writes a list on one line and a block over several."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: Any = None) -> yaml.SequenceNode:
+        return super().represent_sequence(tag, sequence, flow_style=flow_style is not False)
+
+
+def _parse_yaml(text: str | bytes, where: str) -> object:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        parts = [getattr(error, "context", None), getattr(error, "problem", None)]
+        reason = ", ".join(part for part in parts if part) or str(error)
+        place = f"{where}:{mark.line + 1}" if mark and not where.startswith(_OVERRIDE) else where
+        raise ConfigError(f"{place}: not valid YAML: {reason}.") from error
+
+
+def _load_tree(path: Path, chain: tuple[Path, ...]) -> _Node:
+    """The merged tree of a file; `chain` are the files that led here through `_base_`, outermost first."""
+    if path.resolve() in [earlier.resolve() for earlier in chain]:
+        circle = " → ".join(str(member) for member in (*chain, path))
+        raise ConfigError(f"{chain[-1]}: '_base_' goes round in a circle: {circle}. Remove one of them.")
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        place = f"{chain[-1]}: the base {path}" if chain else f"{path}:"
+        raise ConfigError(f"{place} cannot be read: {error.strerror}.") from error
+    tree = _parse_yaml(text, str(path))
+    if tree is None:
+        raise ConfigError(f"{path}: the file is empty. A config has one 'key: value' a line.")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: got a {type(tree).__name__} at the top, needs 'key: value' lines.")
+    bases = tree.pop("_base_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: _base_: got {bases!r}, needs a file name or a list of file names")
+    layers = [_load_tree(path.parent / base, (*chain, path)) for base in bases]
+    return reduce(_merge, [*layers, _tree(tree, str(path))])
+
+
+def _changes(overrides: Sequence[str]) -> _Node:
+    """The overrides merged among themselves: `type=` and that type's options may come in any order."""
+    return reduce(_merge, map(_parse_override, overrides), _Node({}, _OVERRIDE))
+
+
+def _parse_override(override: str) -> _Node:
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"{_OVERRIDE}: got '{override}', needs key.path=value, such as data.batch_size=8.")
+    node = _tree(_parse_yaml(text, f"{_OVERRIDE} {override}"), _OVERRIDE)
+    return reduce(lambda inner, name: _Node({name: inner}, _OVERRIDE), reversed(names), node)
+
+
+def _tree(value: object, where: str) -> _Node:
+    if isinstance(value, Mapping):
+        return _Node({str(key): _tree(child, where) for key, child in value.items()}, where)
+    return _Node(value, where)
+
+
+def _merge(old: _Node, new: _Node) -> _Node:
+    if not isinstance(old.value, dict) or not isinstance(new.value, dict):
+        return new
+    if "type" in old.value and "type" in new.value and old.value["type"].value != new.value["type"].value:
+        return new
+    common = {key: _merge(old.value[key], node) for key, node in new.value.items() if key in old.value}
+    # An override that touches a block is not to blame for what the block lacks.
+    return _Node(old.value | new.value | common, old.where if new.where == _OVERRIDE else new.where)
+
+
+def _read_block(block_class: type[T], node: _Node, path: str) -> T:
+    problems: list[str] = []
+    block = _convert(block_class, node, path, problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    assert isinstance(block, block_class)
+    return block
+
+
+def _convert(hint: object, node: _Node, path: str, problems: list[str]) -> object:
+    """The value that `hint` asks for, or `MISSING` with its problem appended."""
+    options = _options(hint)
+    classes = [option for option in options if is_dataclass(option)]
+    if classes and isinstance(node.value, dict):
+        block_class = classes[0] if len(classes) == 1 else _tagged(classes, node, path, problems)
+        return MISSING if block_class is None else _build(block_class, node, path, problems)
+    for option in options:
+        value = _match(option, node.value)
+        if value is not MISSING:
+            return value
+    got = "a block" if isinstance(node.value, dict) else "null" if node.value is None else repr(node.value)
+    problems.append(f"{node.where}: {path or 'config'}: got {got}, needs {_describe(hint)}")
+    return MISSING
+
+
+def _tagged(classes: Sequence[Any], node: _Node, path: str, problems: list[str]) -> Any | None:
+    """The class that the block's `type` names, or None with the problem appended."""
+    by_tag = {tag: option for option in classes for tag in get_args(get_type_hints(option)["type"])}
+    tag = _convert_key(_join(path, "type"), Literal[tuple(by_tag)], MISSING, node, problems)
+    if tag is not MISSING:
+        return by_tag[tag]
+    names = [name for option in classes for name in get_type_hints(option)]
+    problems += _unknown_keys(node, path, list(dict.fromkeys(names)))
+    return None
+
+
+def _build(block_class: Any, node: _Node, path: str, problems: list[str]) -> object:
+    """The block; if anything is wrong, problems are appended and the block has only its readable fields."""
+    hints = get_type_hints(block_class)
+    problems += _unknown_keys(node, path, hints)
+    values: dict[str, object] = {}
+    for option in fields(block_class):
+        factory = option.default_factory
+        default = option.default if factory is MISSING else factory()
+        value = _convert_key(_join(path, option.name), hints[option.name], default, node, problems)
+        if value is not MISSING:
+            values[option.name] = value
+    for line in _range_problems(block_class, values, hints):
+        place = node.value.get(line.partition(":")[0], node)
+        problems.append(f"{place.where}: {_join(path, line)}")
+    return _partial(block_class, values) if problems else block_class(**values)
+
+
+def _convert_key(key: str, hint: object, default: object, node: _Node, problems: list[str]) -> Any:
+    name = key.rpartition(".")[2]
+    if name in node.value:
+        return _convert(hint, node.value[name], key, problems)
+    if default is MISSING:
+        problems.append(f"{node.where}: missing key '{key}', which has no default. Give {_describe(hint)}.")
+    return default
+
+
+def _range_problems(block_class: Any, values: dict[str, object], hints: dict[str, Any]) -> list[str]:
+    """Lines of the block's own checks that are true whatever the fields without a value are meant to be.
+
+    Each such field is tried as a small and as a huge number: a line that depends on it changes or goes away.
+    """
+    found: list[list[str]] = []
+    for number in (1, 1 << 20):
+        stand_ins = {
+            name: (number,) * len(get_args(hint)) if get_origin(hint) is tuple else number
+            for name, hint in hints.items()
+        }
+        block = _partial(block_class, stand_ins | values)
+        try:
+            getattr(block, "__post_init__", lambda: None)()
+        except ConfigError as error:
+            found.append(str(error).splitlines())
+        except (AttributeError, TypeError):
+            return []  # a check needs what could not be read
+    return [line for line in found[0] if line in found[1]] if len(found) == 2 else []
+
+
+def _partial(block_class: Any, values: Mapping[str, object]) -> Any:
+    block = object.__new__(block_class)
+    for name, value in values.items():
+        object.__setattr__(block, name, value)
+    return block
+
+
+def _match(hint: object, value: Any) -> object:
+    """`value` as the type `hint`, or `MISSING`; a bool is no number, a whole number is a float."""
+    if get_origin(hint) is Literal:
+        is_choice = any(type(value) is type(choice) and value == choice for choice in get_args(hint))
+        return value if is_choice else MISSING
+    if get_origin(hint) is tuple:
+        hints = get_args(hint)
+        if not isinstance(value, list | tuple) or len(value) != len(hints):
+            return MISSING
+        items = tuple(_match(item_hint, item) for item_hint, item in zip(hints, value, strict=True))
+        return MISSING if MISSING in items else items
+    if hint is float:
+        # PyYAML follows YAML 1.1, in which 1e-4 without a dot is text.
+        number = float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+        is_finite = isinstance(number, int | float) and abs(number) <= float_info.max
+        return float(number) if is_finite and not isinstance(number, bool) else MISSING
+    return value if type(value) is hint else MISSING
+
+
+def _options(hint: object) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {option.name: _plain(getattr(value, option.name)) for option in fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _unknown_keys(node: _Node, path: str, names: Collection[str]) -> list[str]:
+    return [
+        f"{child.where}: unknown key '{_join(path, key)}'. {_suggestion(key, path, names)}"
+        for key, child in node.value.items()
+        if key not in names
+    ]
+
+
+def _suggestion(key: str, path: str, names: Collection[str]) -> str:
+    known = set(_key_paths(Config, ""))
+    if _join(path, key) in known:
+        return f"It belongs to another 'type' of this block. Valid here: {', '.join(names)}."
+    likely = sorted(place for place in known if place.rpartition(".")[2] == key)
+    likely += get_close_matches(key, names, n=1, cutoff=0.5 if len(key) <= 3 else 0.65)
+    if likely:
+        return f"Did you mean {_one_of([repr(name) for name in likely])}?"
+    return f"Valid here: {', '.join(names)}."
+
+
+def _key_paths(block_class: object, path: str) -> Iterator[str]:
+    for name, hint in get_type_hints(block_class).items():
+        yield _join(path, name)
+        for option in _options(hint):
+            if is_dataclass(option):
+                yield from _key_paths(option, _join(path, name))
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return _one_of([repr(choice) for choice in get_args(hint)])
+    if get_origin(hint) is tuple:
+        items = get_args(hint)
+        return f"a list of {len(items)}, each {_one_of([_describe(item) for item in items])}"
+    if len(_options(hint)) > 1:
+        return _one_of([_describe(option) for option in _options(hint)])
+    return "a block of options" if is_dataclass(hint) else _NAMES.get(hint, str(hint))
+
+
+def _one_of(texts: Sequence[str]) -> str:
+    *others, last = dict.fromkeys(texts)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

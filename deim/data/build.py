@@ -1,0 +1,182 @@
+"""From configuration to datasets and loaders."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from deim.config.schema import AugmentConfig, Config, DataConfig
+from deim.data.coco import CocoSplit, match_classes, read_coco
+from deim.data.collate import Batch, collate
+from deim.data.dataset import DetectionDataset, EpochSampler, InputFormat
+from deim.data.stages import Augmentation
+from deim.data.synthetic import make_synthetic_dataset
+from deim.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+WORKER_ERROR_MARK = "deim.errors.DataError: "
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Splits:
+    """Training and validation data with matching classes."""
+
+    train: CocoSplit
+    val: CocoSplit
+
+
+def input_format(config: Config) -> InputFormat:
+    """How the config turns images into inputs."""
+    data = config.data
+    return InputFormat(size_hw=config.image_size_hw, resize=data.resize, mean=data.mean, std=data.std)
+
+
+def prepare_root(config: DataConfig) -> None:
+    """Make the synthetic set if the config asks for one and nothing is there.
+
+    Raises:
+        DataError: If the dataset folder does not exist and the config makes none.
+    """
+    root = Path(config.root)
+    if root.is_dir():
+        return
+    if config.synthetic is None:
+        raise DataError(
+            f"data.root: there is no folder {str(root)!r} (looked in {Path.cwd()}). It must hold "
+            f"{config.train_annotations}, {config.val_annotations} and {config.images}/ in COCO format. "
+            f"Name your dataset with --set data.root=FOLDER, or make a synthetic one with "
+            f"python tools/make_synthetic.py --root {root}"
+        )
+    made = config.synthetic
+    logger.info("making the synthetic defect set in %s", root)
+    make_synthetic_dataset(
+        root,
+        train_images=made.train_images,
+        val_images=made.val_images,
+        test_images=made.test_images,
+        max_size_wh=made.max_size_wh,
+        seed=made.seed,
+    )
+
+
+def read_split(config: DataConfig, name: str) -> CocoSplit:
+    """Read one split.
+
+    Args:
+        config: The `data` block.
+        name: `train`, `val` or `test`.
+
+    Raises:
+        DataError: If the config names no such split or anything in its file is wrong.
+    """
+    files = {
+        "train": config.train_annotations,
+        "val": config.val_annotations,
+        "test": config.test_annotations,
+    }
+    file = files.get(name)
+    if file is None:
+        named = [split for split, path in files.items() if path is not None]
+        raise DataError(f"split {name!r}: the dataset has none. Choose one of {', '.join(named)}.")
+    root = Path(config.root)
+    split = read_coco(root / file, root / config.images)
+    logger.info(
+        "%s: %d images (%d without boxes), %d boxes, %d classes",
+        name,
+        len(split),
+        split.num_empty,
+        len(split.boxes_xywh),
+        len(split.class_names),
+    )
+    return split
+
+
+def build_splits(config: DataConfig) -> Splits:
+    """Read the training and validation data.
+
+    Raises:
+        DataError: If a file is wrong, or validation has a class that training lacks.
+    """
+    prepare_root(config)
+    train, val = read_split(config, "train"), read_split(config, "val")
+    match_classes(val, train.class_names, trained_on=train.annotations_path.name)
+    return Splits(train=train, val=val)
+
+
+def build_augmentation(config: AugmentConfig, *, start_epoch: int, stop_epoch: int) -> Augmentation:
+    """Build the random changes of training images; the epochs come from the resolved schedule."""
+    return Augmentation(
+        horizontal_flip=config.horizontal_flip,
+        vertical_flip=config.vertical_flip,
+        photometric=config.photometric,
+        start_epoch=start_epoch,
+        stop_epoch=stop_epoch,
+    )
+
+
+def build_train_loader(
+    config: Config, split: CocoSplit, *, augmentation: Augmentation
+) -> tuple[DataLoader[Batch], EpochSampler]:
+    """Build the training loader. Set the sampler's `epoch` before each pass; the last batch may be smaller.
+
+    Args:
+        config: The experiment.
+        split: Training data.
+        augmentation: Random changes.
+    """
+    dataset = DetectionDataset(
+        split,
+        {category_id: index for index, category_id in enumerate(split.category_ids)},
+        input_format=input_format(config),
+        augmentation=augmentation,
+        seed=config.seed,
+    )
+    sampler = EpochSampler(len(split), seed=config.seed)
+    loader = _loader(dataset, config.data.batch_size, num_workers=config.data.num_workers, sampler=sampler)
+    return loader, sampler
+
+
+def build_eval_loader(
+    split: CocoSplit, class_index: dict[int, int], *, input_format: InputFormat, config: DataConfig
+) -> DataLoader[Batch]:
+    """Build a loader that visits every image of a split in the order of its file.
+
+    Args:
+        split: Any split.
+        class_index: Class index of each of its category ids.
+        input_format: How an image becomes an input.
+        config: The `data` block, for batch size and workers.
+    """
+    dataset = DetectionDataset(split, class_index, input_format=input_format)
+    return _loader(dataset, config.eval_batch_size, num_workers=config.num_workers, sampler=None)
+
+
+def _loader(
+    dataset: DetectionDataset, batch_size: int, *, num_workers: int, sampler: EpochSampler | None
+) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def iterate(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """Batches of a loader; a DataError from a worker process arrives with its own message only.
+
+    Raises:
+        DataError: If an image is damaged or does not fit its annotations.
+    """
+    try:
+        yield from loader
+    except DataError as error:
+        # The loader puts the worker's whole traceback into the message.
+        raise DataError(str(error).rsplit(WORKER_ERROR_MARK, 1)[-1].strip()) from None

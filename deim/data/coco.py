@@ -1,0 +1,280 @@
+"""Reading COCO annotation files, and refusing what is wrong in them."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deim.errors import DataError
+
+MAX_LISTED_PROBLEMS = 20
+REQUIRED: Final = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CocoSplit:
+    """One annotation file. I counts images, A annotations; annotations are sorted by image."""
+
+    annotations_path: Path
+    image_dir: Path
+    image_ids: NDArray[np.int64]
+    """(I,) ids as in the file."""
+    file_names: tuple[str, ...]
+    """I names, relative to `image_dir`."""
+    sizes_hw: NDArray[np.int64]
+    """(I, 2) height and width in pixels."""
+    category_ids: tuple[int, ...]
+    """C ids as in the file, ascending."""
+    class_names: tuple[str, ...]
+    """C names, in the order of `category_ids`."""
+    first_box: NDArray[np.int64]
+    """(I + 1,) image i owns the annotations first_box[i] to first_box[i + 1] - 1."""
+    boxes_xywh: NDArray[np.float64]
+    """(A, 4) pixels, as in the file."""
+    box_category_ids: NDArray[np.int64]
+    """(A,) ids as in the file."""
+    areas: NDArray[np.float64]
+    """(A,) area as in the file, or width · height where it gives none, in square pixels."""
+    is_crowd: NDArray[np.bool_]
+    """(A,) true for regions of many objects: never trained on, ignored in evaluation."""
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+    @property
+    def num_empty(self) -> int:
+        """Images without a box."""
+        return int((np.diff(self.first_box) == 0).sum())
+
+    def image_path(self, index: int) -> Path:
+        """Path of the image at a position."""
+        return self.image_dir / self.file_names[index]
+
+    def to_coco(self) -> dict[str, Any]:
+        """The split as a COCO dictionary, for the metrics."""
+        images = [
+            {"id": int(image_id), "file_name": name, "height": int(height), "width": int(width)}
+            for image_id, name, (height, width) in zip(
+                self.image_ids, self.file_names, self.sizes_hw, strict=True
+            )
+        ]
+        owner = np.repeat(self.image_ids, np.diff(self.first_box))
+        annotations = [
+            {
+                "id": number + 1,
+                "image_id": int(owner[number]),
+                "category_id": int(self.box_category_ids[number]),
+                "bbox": self.boxes_xywh[number].tolist(),
+                "area": float(self.areas[number]),
+                "iscrowd": int(self.is_crowd[number]),
+            }
+            for number in range(len(self.boxes_xywh))
+        ]
+        categories = [
+            {"id": category_id, "name": name}
+            for category_id, name in zip(self.category_ids, self.class_names, strict=True)
+        ]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def read_coco(annotations_path: Path, image_dir: Path) -> CocoSplit:
+    """Read and check an annotation file.
+
+    Args:
+        annotations_path: COCO JSON with `images`, `annotations` and `categories`.
+        image_dir: Folder that the file names are relative to.
+
+    Returns:
+        The split; images keep the order of the file.
+
+    Raises:
+        DataError: If the file cannot be read, is not COCO, or anything in it is wrong: images that are listed
+            but absent, unknown ids, duplicate ids, boxes without area or outside their image. All problems
+            are listed, up to 20 of them.
+    """
+    where = annotations_path.name
+    tree = _read_json(annotations_path)
+    images, annotations, categories = (tree[key] for key in ("images", "annotations", "categories"))
+    problems = [
+        *_duplicates(where, "image id", [image["id"] for image in images]),
+        *_duplicates(where, "category id", [category["id"] for category in categories]),
+        *_duplicates(where, "category name", [category["name"] for category in categories]),
+        *_absent_images(where, image_dir, images),
+        *_annotation_problems(where, images, annotations, categories),
+    ]
+    if not images:
+        problems.append(f"{where}: 'images' is empty. A split needs at least one image.")
+    if not categories:
+        problems.append(f"{where}: 'categories' is empty. List every class with an id and a name.")
+    raise_listed(problems)
+    return _to_arrays(annotations_path, image_dir, images, annotations, categories)
+
+
+def raise_listed(problems: Sequence[str]) -> None:
+    """Raise one DataError with a line for each problem, the first 20 of them; nothing if there is none."""
+    if not problems:
+        return
+    lines = list(problems[:MAX_LISTED_PROBLEMS])
+    if len(problems) > len(lines):
+        lines.append(f"… and {len(problems) - len(lines)} more.")
+    raise DataError("\n".join(lines))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such annotation file. Set data.root to the dataset's folder, or name the file "
+            f"with data.train_annotations, data.val_annotations or data.test_annotations."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a JSON file ({error}).") from None
+    if not isinstance(tree, dict) or any(not isinstance(tree.get(key), list) for key in REQUIRED):
+        found = ", ".join(tree) if isinstance(tree, dict) else f"a {type(tree).__name__}"
+        raise DataError(
+            f"{path}: not a COCO file, got {found}. It needs the lists 'images', "
+            f"'annotations' and 'categories'."
+        )
+    for key, names in REQUIRED.items():
+        for number, entry in enumerate(tree[key]):
+            absent = [name for name in names if not isinstance(entry, dict) or name not in entry]
+            if absent:
+                raise DataError(
+                    f"{path}: not a COCO file: entry {number} of '{key}' lacks {', '.join(map(repr, absent))}."
+                )
+    return tree
+
+
+def _duplicates(where: str, what: str, values: Sequence[object]) -> list[str]:
+    return [
+        f"{where}: {what} {value!r} is used {count} times. Each must be unique."
+        for value, count in Counter(values).items()
+        if count > 1
+    ]
+
+
+def _absent_images(where: str, image_dir: Path, images: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not image_dir.is_dir():
+        return [f"{where}: the image folder {image_dir} does not exist. Set data.images to the right one."]
+    present = {path.name for path in image_dir.iterdir()}
+    return [
+        f"{where}: image {image['file_name']!r} (id {image['id']}) is listed but not in {image_dir}."
+        for image in images
+        if image["file_name"] not in present and not (image_dir / image["file_name"]).is_file()
+    ]
+
+
+def _annotation_problems(
+    where: str,
+    images: Sequence[Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
+    categories: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    by_id = {image["id"]: image for image in images}
+    known = {category["id"] for category in categories}
+    problems = []
+    for number, annotation in enumerate(annotations):
+        label = f"{where}: annotation {annotation.get('id', f'number {number}')}"
+        image = by_id.get(annotation["image_id"])
+        if image is None:
+            problems.append(
+                f"{label} belongs to image id {annotation['image_id']}, which is not in 'images'."
+            )
+            continue
+        label += f" (image {image['file_name']!r})"
+        if annotation["category_id"] not in known:
+            problems.append(
+                f"{label} has category id {annotation['category_id']}, which is not in 'categories': "
+                f"{sorted(known)}."
+            )
+        problems += [f"{label} {problem}" for problem in _box_problems(annotation["bbox"], image)]
+    return problems
+
+
+def _box_problems(bbox: Any, image: Mapping[str, Any]) -> list[str]:
+    is_box = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, (int, float)) for v in bbox)
+    if not is_box or not np.isfinite(bbox).all():
+        return [f"has bbox {bbox!r}. A box is [left, top, width, height] in pixels."]
+    left, top, width, height = (float(value) for value in bbox)
+    for name, side in (("width", width), ("height", height)):
+        if side <= 0:
+            return [
+                f"has {name} {side:.1f} px. Boxes need width and height > 0. "
+                f"Correct the box, or remove the annotation."
+            ]
+    if left >= image["width"] or top >= image["height"] or left + width <= 0 or top + height <= 0:
+        return [
+            f"lies outside its image: box {bbox}, image {image['width']}x{image['height']} px. "
+            f"Correct the box, or remove the annotation."
+        ]
+    return []
+
+
+def _to_arrays(
+    annotations_path: Path,
+    image_dir: Path,
+    images: Sequence[Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
+    categories: Sequence[Mapping[str, Any]],
+) -> CocoSplit:
+    position = {image["id"]: index for index, image in enumerate(images)}
+    ordered = sorted(annotations, key=lambda annotation: position[annotation["image_id"]])
+    counts = Counter(position[annotation["image_id"]] for annotation in annotations)
+    boxes = np.array([annotation["bbox"] for annotation in ordered], dtype=np.float64).reshape(-1, 4)
+    areas = [annotation.get("area", box[2] * box[3]) for annotation, box in zip(ordered, boxes, strict=True)]
+    classes = sorted((int(category["id"]), str(category["name"])) for category in categories)
+    return CocoSplit(
+        annotations_path=annotations_path,
+        image_dir=image_dir,
+        image_ids=np.array([image["id"] for image in images], dtype=np.int64),
+        file_names=tuple(str(image["file_name"]) for image in images),
+        sizes_hw=np.array([(image["height"], image["width"]) for image in images], dtype=np.int64),
+        category_ids=tuple(category_id for category_id, _ in classes),
+        class_names=tuple(name for _, name in classes),
+        first_box=np.cumsum([0, *(counts[index] for index in range(len(images)))], dtype=np.int64),
+        boxes_xywh=boxes,
+        box_category_ids=np.array([a["category_id"] for a in ordered], dtype=np.int64),
+        areas=np.array(areas, dtype=np.float64),
+        is_crowd=np.array([bool(a.get("iscrowd", 0)) for a in ordered], dtype=np.bool_),
+    )
+
+
+def match_classes(split: CocoSplit, class_names: Sequence[str], *, trained_on: str) -> dict[int, int]:
+    """Map a split's category ids to class indices, by name.
+
+    Args:
+        split: Any split.
+        class_names: Names of the detector's classes, in the order of their indices.
+        trained_on: Where these names come from, for the message.
+
+    Returns:
+        Class index of each category id of the split.
+
+    Raises:
+        DataError: If the split has boxes of a class that is not among `class_names`.
+    """
+    index = {name: number for number, name in enumerate(class_names)}
+    unknown = [name for name in split.class_names if name not in index]
+    raise_listed(
+        [
+            f"{split.annotations_path.name}: class {name!r} is not known to {trained_on}, which has "
+            f"{', '.join(class_names)}. Classes are matched by name: rename it, remove it, or train with it."
+            for name in unknown
+        ]
+    )
+    return {
+        category_id: index[name]
+        for category_id, name in zip(split.category_ids, split.class_names, strict=True)
+    }

@@ -1,0 +1,128 @@
+"""Samples for the network, and the order in which an epoch visits them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from deim.boxes import clip_boxes, xyxy_to_cxcywh
+from deim.data.coco import CocoSplit
+from deim.data.stages import Augmentation
+from deim.data.transforms import Sample, boxes_to_input, fit_to_input, normalize, read_image
+from deim.errors import DataError
+from deim.structures import Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputFormat:
+    """How an image becomes the network's input; stored in checkpoints, the same everywhere."""
+
+    size_hw: tuple[int, int]
+    """Size of the network input, in pixels."""
+    resize: Literal["stretch", "letterbox"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class DetectionDataset(Dataset[tuple[Tensor, Target]]):
+    """Images of a split as network inputs with targets.
+
+    Items are asked for by (epoch, index), so that augmentation depends on nothing but the seed, the epoch and
+    the image, whatever the number of workers. A plain index stands for epoch 0.
+
+    Args:
+        split: The annotations.
+        class_index: Class index of each category id of the split.
+        input_format: How an image becomes an input.
+        augmentation: Random changes of training images; None for evaluation.
+        seed: Seed of the augmentation.
+    """
+
+    def __init__(
+        self,
+        split: CocoSplit,
+        class_index: Mapping[int, int],
+        *,
+        input_format: InputFormat,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.split = split
+        self.class_index = dict(class_index)
+        self.input_format = input_format
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, Target]:
+        """Return the input (3, H, W) float32 and its target.
+
+        Raises:
+            DataError: If the image is damaged or has another size than the annotations say.
+        """
+        epoch, index = item if isinstance(item, tuple) else (0, item)
+        image = read_image(self.split.image_path(index))
+        self._check_size(index, image)
+        boxes, labels = self._boxes(index)
+        image, placement = fit_to_input(image, self.input_format.size_hw, resize=self.input_format.resize)
+        size_hw = self.input_format.size_hw
+        to_pixels = torch.tensor([size_hw[1], size_hw[0]] * 2)
+        sample = Sample(image=image, boxes_xyxy=boxes_to_input(boxes, placement) * to_pixels, labels=labels)
+        if self.augmentation is not None:
+            rng = np.random.default_rng([self.seed, epoch, index])
+            sample = self.augmentation(sample, epoch=epoch, rng=rng)
+        target: Target = {
+            "boxes": xyxy_to_cxcywh(sample.boxes_xyxy / to_pixels),
+            "labels": sample.labels,
+            "area": sample.area,
+            "image_id": int(self.split.image_ids[index]),
+            "file_name": self.split.file_names[index],
+            "placement": placement,
+        }
+        return normalize(sample.image, self.input_format.mean, self.input_format.std), target
+
+    def _boxes(self, index: int) -> tuple[Tensor, Tensor]:
+        """Boxes (N, 4) xyxy clipped to the image, in pixels of the original, and labels (N,); no crowds."""
+        rows = np.arange(self.split.first_box[index], self.split.first_box[index + 1])
+        rows = rows[~self.split.is_crowd[rows]]
+        boxes = torch.from_numpy(self.split.boxes_xywh[rows]).float()
+        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+        labels = [self.class_index[int(category)] for category in self.split.box_category_ids[rows]]
+        height, width = self.split.sizes_hw[index]
+        return clip_boxes(boxes, (height, width)), torch.tensor(labels, dtype=torch.int64)
+
+    def _check_size(self, index: int, image: Tensor) -> None:
+        height, width = self.split.sizes_hw[index]
+        if tuple(image.shape[-2:]) != (height, width):
+            raise DataError(
+                f"{self.split.annotations_path.name}: image {self.split.file_names[index]!r} is listed as "
+                f"{width}x{height} px, the upright file has {image.shape[-1]}x{image.shape[-2]} px. Boxes "
+                f"would be misplaced: correct the size, and the boxes if they were drawn on a rotated view."
+            )
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Visits every image once an epoch in a random order that follows from the seed and the epoch alone.
+
+    Args:
+        num_images: Images of the split.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, num_images: int, *, seed: int) -> None:
+        self.num_images = num_images
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_images)
+        return iter([(self.epoch, int(index)) for index in order])

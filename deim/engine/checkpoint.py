@@ -1,0 +1,108 @@
+"""Checkpoints: what they hold, how they are written and read.
+
+A checkpoint describes itself: with nothing else at hand, the detector can be built and used from it.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from deim.config import Config, config_from_dict
+from deim.errors import CheckpointError, ConfigError
+from deim.model.build import build_model
+from deim.model.detector import Detector
+from deim.model.weights import inference_weights, read_weights_file
+
+FORMAT = 1
+REQUIRED_KEYS = ("format", "config", "class_names", "category_ids", "model", "weights", "epoch")
+
+WeightKind = Literal["raw", "ema"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedDetector:
+    """A detector with all that is needed to use it."""
+
+    model: Detector
+    """In evaluation mode."""
+    config: Config
+    """The experiment that trained it."""
+    class_names: tuple[str, ...]
+    """C names, by class index."""
+    category_ids: tuple[int, ...]
+    """C ids of the training annotations, by class index."""
+    epoch: int
+    """0-based epoch that the weights come from."""
+    weights: WeightKind
+    """`ema` for averaged weights, `raw` for those of the optimiser."""
+    path: Path
+
+
+def save_checkpoint(tree: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that a crash leaves either the old file or the new one.
+
+    Args:
+        tree: Tensors and plain values; see `Trainer` for the keys.
+        path: Where to put it.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        torch.save(tree, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this project.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or not of this project.
+    """
+    tree = read_weights_file(path)
+    absent = [key for key in REQUIRED_KEYS if key not in tree]
+    if absent:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this project, it lacks {', '.join(absent)}. Weights of other "
+            f"projects can start a training: --set model.init_from={path}"
+        )
+    if tree["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: has checkpoint format {tree['format']}, this version reads {FORMAT}. Use the "
+            f"version of deim that wrote it."
+        )
+    return tree
+
+
+def load_trained(path: Path, *, device: torch.device) -> TrainedDetector:
+    """Build the detector that a checkpoint holds.
+
+    Args:
+        path: `best.pth` or `last.pth`.
+        device: Where to put it.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged, or its weights do not fit its config.
+    """
+    tree = read_checkpoint(path)
+    try:
+        config = config_from_dict(tree["config"], where=str(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its config is not valid in this version.\n{error}") from None
+    model = build_model(config.model, len(tree["class_names"]))
+    try:
+        model.load_state_dict(dict(inference_weights(tree)))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its config. {error}") from None
+    return TrainedDetector(
+        model=model.to(device).eval().requires_grad_(False),
+        config=config,
+        class_names=tuple(tree["class_names"]),
+        category_ids=tuple(tree["category_ids"]),
+        epoch=tree["epoch"],
+        weights=tree["weights"],
+        path=path,
+    )

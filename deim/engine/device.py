@@ -1,0 +1,52 @@
+"""Device and precision of a run."""
+
+from typing import Literal
+
+import torch
+
+from deim.engine.step import Precision
+from deim.errors import ConfigError
+
+
+def select_device(name: str) -> torch.device:
+    """Turn `runtime.device` into a device.
+
+    Args:
+        name: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes CUDA if there is one.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"runtime.device: got {name!r}. Use 'auto', 'cpu', 'cuda' or 'cuda:N'.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"runtime.device: got {name!r}. Use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"runtime.device: got {name!r}, this machine has {torch.cuda.device_count()} CUDA devices. "
+            f"Use --set runtime.device=auto"
+        )
+    return device
+
+
+def select_precision(amp: Literal["auto", "bf16", "fp16", "off"], device: torch.device) -> Precision:
+    """Turn `runtime.amp` into a type; auto: bf16 on GPUs that compute in it, else fp16; off on CPU.
+
+    Raises:
+        ConfigError: If fp16 is asked for on a CPU.
+    """
+    on_cuda = device.type == "cuda"
+    if amp == "fp16" and not on_cuda:
+        raise ConfigError("runtime.amp: fp16 needs a GPU. Use 'auto', 'bf16' or 'off'.")
+    if amp == "auto":
+        amp = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_cuda else "off"
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+    return Precision(
+        device_type=device.type,
+        dtype=dtypes[amp],
+        scaler=torch.amp.GradScaler(device.type, enabled=amp == "fp16"),
+    )

@@ -1,0 +1,100 @@
+"""AdamW and its parameter groups."""
+
+import re
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from deim.config.schema import RecipeConfig
+from deim.model.detector import Detector
+
+DECAYED_MODULES = (nn.Linear, nn.Conv2d, nn.Embedding, nn.MultiheadAttention)
+REFERENCE_EXEMPT = re.compile("norm|bn|bias")
+REFERENCE_OWN_PARTS = re.compile("sta|encoder|decoder")
+
+
+def build_optimizer(model: Detector, config: RecipeConfig) -> torch.optim.AdamW:
+    """Build AdamW with its parameter groups, each of which keeps its flat learning rate as `flat_lr`.
+
+    Args:
+        model: The detector.
+        config: The `recipe` block.
+    """
+    groups = parameter_groups(
+        model,
+        config.parameter_groups,
+        lr=config.lr,
+        backbone_lr=config.backbone_lr,
+        weight_decay=config.weight_decay,
+    )
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def parameter_groups(
+    model: Detector,
+    rule: Literal["by_type", "reference"],
+    *,
+    lr: float,
+    backbone_lr: float,
+    weight_decay: float,
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters by learning rate and weight decay.
+
+    Args:
+        model: The detector.
+        rule: `by_type` decays the weights of linear, convolution, attention and embedding layers only.
+            `reference` decays by name, as the official recipe does: the norms outside the vision transformer
+            whose names do not say so, tokens and layer scales too.
+        lr: Learning rate outside the vision transformer.
+        backbone_lr: Learning rate of the vision transformer.
+        weight_decay: Of the decayed groups.
+
+    Returns:
+        Four groups, each parameter in exactly one: transformer decayed and not, the rest not and decayed.
+    """
+    decayed = _decayed_by_type(model) if rule == "by_type" else _decayed_by_reference(model)
+    in_vit = {id(parameter) for parameter in model.backbone.vit.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
+        (True, True): [],
+        (True, False): [],
+        (False, False): [],
+        (False, True): [],
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[id(parameter) in in_vit, name in decayed].append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": backbone_lr if vit else lr,
+            "flat_lr": backbone_lr if vit else lr,
+            "weight_decay": weight_decay if decay else 0.0,
+        }
+        for (vit, decay), parameters in groups.items()
+    ]
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's learning rate to `factor` times its flat one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["flat_lr"] * factor
+
+
+def _decayed_by_type(model: nn.Module) -> set[str]:
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, DECAYED_MODULES)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1
+    }
+
+
+def _decayed_by_reference(model: nn.Module) -> set[str]:
+    names = [name for name, _ in model.named_parameters()]
+    return {
+        name
+        for name in names
+        if not (REFERENCE_EXEMPT.search(name) and ("dinov3" in name or REFERENCE_OWN_PARTS.search(name)))
+    }

@@ -1,0 +1,170 @@
+"""The phases of a run, resolved from the number of epochs."""
+
+import math
+from dataclasses import dataclass
+
+from deim.config.schema import EmaConfig, ScheduleConfig
+from deim.errors import ConfigError
+
+WARMUP_STEPS = 2000
+WARMUP_SHARE = 0.05
+NO_AUG_SHARE = 0.1
+AUGMENT_START_SHARE = 0.04
+MATCHER_CHANGE_SHARE = 0.9
+EMA_DECAY = 0.9999
+EMA_HORIZON_SHARE = 0.1
+EMA_WARMUP_SHARE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timeline:
+    """When everything happens. Epochs and steps count from 0; an `_epoch` is the first of its phase."""
+
+    epochs: int
+    steps_per_epoch: int
+    warmup_steps: int
+    """Optimiser steps of quadratic warm-up."""
+    augment_start_epoch: int
+    """Changes of colour begin."""
+    flat_end_epoch: int
+    """The learning rate begins to fall."""
+    matcher_change_epoch: int
+    """The second matching cost begins."""
+    no_aug_epoch: int
+    """The final stage begins: no changes of colour, lowest learning rate."""
+    final_lr_ratio: float
+    """Lowest learning rate as a share of the flat one."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def lr_factor(self, step: int) -> float:
+        """Share of the flat learning rate at an optimiser step.
+
+        Args:
+            step: 0-based, over the whole run.
+
+        Returns:
+            Quadratic warm-up to 1, then 1, then half a cosine down to `final_lr_ratio`, then that.
+
+        Source:
+            The flat-cosine schedule of RTMDet (arXiv:2212.07784), as DEIM uses it.
+        """
+        if step < self.warmup_steps:
+            return ((step + 1) / self.warmup_steps) ** 2
+        flat_end = self.flat_end_epoch * self.steps_per_epoch
+        final = self.no_aug_epoch * self.steps_per_epoch
+        if step < flat_end:
+            return 1.0
+        if step >= final:
+            return self.final_lr_ratio
+        progress = (step - flat_end) / (final - flat_end)
+        return self.final_lr_ratio + (1 - self.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def describe(self) -> str:
+        """The timeline in lines for the console."""
+        last = self.epochs - 1
+        rows = [
+            ("run", f"{self.epochs} epochs of {self.steps_per_epoch} steps = {self.total_steps} steps"),
+            ("warm-up", f"steps 0 to {self.warmup_steps - 1}" if self.warmup_steps else "none"),
+            ("flat learning rate", _span(0, self.flat_end_epoch)),
+            ("falling to", f"{self.final_lr_ratio:g} of it, {_span(self.flat_end_epoch, self.no_aug_epoch)}"),
+            ("colour augmentation", _span(self.augment_start_epoch, self.no_aug_epoch)),
+            (
+                "second matching cost",
+                f"from epoch {self.matcher_change_epoch}" if self.matcher_change_epoch <= last else "never",
+            ),
+            ("final stage", _span(self.no_aug_epoch, self.epochs)),
+        ]
+        return "\n".join(f"  {name:<22}{text}" for name, text in rows)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmaSchedule:
+    """How fast the averaged weights follow."""
+
+    decay: float
+    """Share kept at each step."""
+    warmup_steps: int
+    """Time constant of the decay's ramp, in steps; 0 for none."""
+
+
+def resolve_schedule(config: ScheduleConfig, *, epochs: int, steps_per_epoch: int) -> Timeline:
+    """Turn the schedule's options into epochs and steps; what is `auto` follows from `epochs`.
+
+    Args:
+        config: The `schedule` block.
+        epochs: Length of the run.
+        steps_per_epoch: Optimiser steps an epoch.
+
+    Raises:
+        ConfigError: If a phase given by hand does not fit the run; the message holds the timeline.
+    """
+    no_aug = _resolve(config.no_aug_epochs, round(NO_AUG_SHARE * epochs))
+    augmented = epochs - no_aug
+    start = _resolve(config.augment_start_epoch, round(AUGMENT_START_SHARE * augmented))
+    total_steps = epochs * steps_per_epoch
+    timeline = Timeline(
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=_resolve(config.warmup_steps, min(WARMUP_STEPS, int(WARMUP_SHARE * total_steps))),
+        augment_start_epoch=start,
+        flat_end_epoch=_resolve(config.flat_epochs, start + (augmented + 1) // 2),
+        matcher_change_epoch=_resolve(config.matcher_change_epoch, round(MATCHER_CHANGE_SHARE * augmented)),
+        no_aug_epoch=augmented,
+        final_lr_ratio=config.final_lr_ratio,
+    )
+    _refuse_contradictions(timeline, no_aug)
+    return timeline
+
+
+def resolve_ema(config: EmaConfig, *, total_steps: int) -> EmaSchedule:
+    """Turn the averaging options into numbers; what is `auto` follows from the length of the run.
+
+    Args:
+        config: The `ema` block.
+        total_steps: Optimiser steps of the whole run.
+
+    Returns:
+        With `auto`, a horizon of 1 / (1 - decay) steps that is at most a tenth of the run, and 10,000 steps.
+    """
+    horizon = max(1.0, EMA_HORIZON_SHARE * total_steps)
+    decay = min(EMA_DECAY, 1 - 1 / horizon) if config.decay == "auto" else config.decay
+    warmup = round(EMA_WARMUP_SHARE / (1 - decay)) if config.warmup_steps == "auto" else config.warmup_steps
+    return EmaSchedule(decay=decay, warmup_steps=warmup)
+
+
+def _resolve(value: int | str, automatic: int) -> int:
+    return automatic if isinstance(value, str) else value
+
+
+def _refuse_contradictions(timeline: Timeline, no_aug: int) -> None:
+    flat_end_step = timeline.flat_end_epoch * timeline.steps_per_epoch
+    problems = [
+        (no_aug >= timeline.epochs > 1, f"no_aug_epochs: {no_aug} leaves no epoch with augmentation"),
+        (
+            timeline.flat_end_epoch > timeline.no_aug_epoch,
+            f"flat_epochs: {timeline.flat_end_epoch} reaches into the final stage, which begins at epoch "
+            f"{timeline.no_aug_epoch}",
+        ),
+        (
+            timeline.warmup_steps > max(flat_end_step, timeline.steps_per_epoch),
+            f"warmup_steps: {timeline.warmup_steps} outlasts the flat phase, which ends at step "
+            f"{flat_end_step}",
+        ),
+        (
+            timeline.augment_start_epoch > timeline.no_aug_epoch,
+            f"augment_start_epoch: {timeline.augment_start_epoch} lies in the final stage, which begins at "
+            f"epoch {timeline.no_aug_epoch}",
+        ),
+    ]
+    wrong = [f"schedule.{message}." for is_wrong, message in problems if is_wrong]
+    if wrong:
+        advice = "Change it, or leave it 'auto' to follow from epochs. The timeline would be:"
+        raise ConfigError("\n".join([*wrong, advice, timeline.describe()]))
+
+
+def _span(start: int, end: int) -> str:
+    return f"epochs {start} to {end - 1}" if end > start else "none"

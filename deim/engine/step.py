@@ -1,0 +1,89 @@
+"""One training step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deim.data.collate import Batch
+from deim.errors import NonFiniteError
+from deim.loss.criterion import Criterion
+from deim.model.detector import Detector
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Precision:
+    """Mixed precision of a run."""
+
+    device_type: str
+    """`cuda` or `cpu`."""
+    dtype: torch.dtype | None
+    """Type of the matrix products; None for float32 throughout."""
+    scaler: torch.amp.GradScaler
+    """Enabled for float16 only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What a step did."""
+
+    terms: dict[str, Tensor]
+    """Weighted loss terms, () float32 each, without gradient; empty if there are none."""
+    loss: float
+    """Their sum; NaN if the step was refused."""
+    grad_norm: float
+    """Global L2 norm of the gradient before clipping; NaN if there is none."""
+    refused: str | None
+    """Why the weights were left as they were; None if they were updated."""
+
+
+def train_step(
+    model: Detector,
+    criterion: Criterion,
+    *,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    clip_grad_norm: float,
+    epoch: int,
+) -> StepResult:
+    """Forward, loss, backward, clip, update. A non-finite loss or gradient leaves the weights unchanged.
+
+    Args:
+        model: In training mode.
+        criterion: The loss.
+        batch: On the model's device.
+        optimizer: Its learning rates are set.
+        precision: Of the forward pass; the loss is always in float32.
+        clip_grad_norm: Largest global L2 norm of the gradient.
+        epoch: 0-based.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(precision.device_type, dtype=precision.dtype, enabled=precision.dtype is not None):
+        outputs = model(batch.images, batch.targets)
+    try:
+        terms = criterion(outputs, batch.targets, epoch=epoch)
+    except NonFiniteError as error:
+        return StepResult(terms={}, loss=float("nan"), grad_norm=float("nan"), refused=str(error))
+    loss = torch.stack(list(terms.values())).sum()
+    if not torch.isfinite(loss):
+        bad = [name for name, value in terms.items() if not torch.isfinite(value)]
+        return _refused(terms, f"non-finite loss in {', '.join(bad)}")
+    precision.scaler.scale(loss).backward()
+    precision.scaler.unscale_(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    grad_norm = nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+    finite = bool(torch.isfinite(grad_norm))
+    if finite:
+        precision.scaler.step(optimizer)
+    # The scaler lowers its scale after an overflow, so it hears of refused steps too.
+    precision.scaler.update()
+    if not finite:
+        return _refused(terms, "non-finite gradient")
+    detached = {name: value.detach() for name, value in terms.items()}
+    return StepResult(terms=detached, loss=loss.item(), grad_norm=grad_norm.item(), refused=None)
+
+
+def _refused(terms: dict[str, Tensor], reason: str) -> StepResult:
+    detached = {name: value.detach() for name, value in terms.items()}
+    return StepResult(terms=detached, loss=float("nan"), grad_norm=float("nan"), refused=reason)

@@ -1,0 +1,64 @@
+"""Scoring a detector on a split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader
+
+from deim.config.schema import Config
+from deim.data.build import build_eval_loader, input_format
+from deim.data.coco import CocoSplit, match_classes
+from deim.data.collate import Batch
+from deim.evaluation.coco_metrics import CocoMetrics, compute_coco_metrics
+from deim.evaluation.predict import Predictions, max_detections, predict_split
+from deim.model.detector import Detector
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Predictions of a split and their scores."""
+
+    metrics: CocoMetrics
+    predictions: Predictions
+    category_ids: tuple[int, ...]
+    """The split's category id of each class index; -1 for a class that the split does not list."""
+
+
+class Evaluator:
+    """Scores detectors on one split; its loader is kept from one epoch to the next.
+
+    Args:
+        config: The experiment that the detector belongs to.
+        split: Any split.
+        class_names: The detector's classes, by index.
+        device: Where the detector computes.
+
+    Raises:
+        DataError: If the split has a class that the detector does not know.
+    """
+
+    def __init__(
+        self, config: Config, split: CocoSplit, *, class_names: Sequence[str], device: torch.device
+    ) -> None:
+        class_index = match_classes(split, class_names, trained_on="the detector")
+        self.split = split
+        self.device = device
+        self.max_detections = max_detections(config)
+        id_of_index = {index: category_id for category_id, index in class_index.items()}
+        self.category_ids = tuple(id_of_index.get(index, -1) for index in range(len(class_names)))
+        self.loader: DataLoader[Batch] = build_eval_loader(
+            split, class_index, input_format=input_format(config), config=config.data
+        )
+
+    def evaluate(self, model: Detector) -> Evaluation:
+        """Detect in every image and score.
+
+        Raises:
+            DataError: If an image is damaged.
+        """
+        predictions = predict_split(
+            model, self.loader, device=self.device, max_detections=self.max_detections
+        )
+        metrics = compute_coco_metrics(self.split.to_coco(), predictions.to_coco(self.category_ids))
+        return Evaluation(metrics=metrics, predictions=predictions, category_ids=self.category_ids)

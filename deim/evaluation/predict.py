@@ -1,0 +1,226 @@
+"""Running a detector over images: the one path that validation, evaluation and prediction share."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from deim.boxes import clip_boxes, xyxy_to_xywh
+from deim.config.schema import Config
+from deim.data.build import input_format, iterate
+from deim.data.collate import Batch
+from deim.data.dataset import InputFormat
+from deim.data.transforms import fit_to_input, image_to_tensor, normalize, read_image
+from deim.engine.checkpoint import TrainedDetector, load_trained
+from deim.engine.device import select_device
+from deim.model.detector import Detector
+from deim.model.postprocess import select_detections
+from deim.structures import Detections, Placement
+
+ImageLike = str | Path | Image.Image | NDArray[np.uint8]
+"""A file, a picture, or an (H, W, 3) RGB or (H, W) grey array."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """Detections of a split."""
+
+    by_image: dict[int, Detections]
+    """Detections of each image id, clipped to the image."""
+    network_seconds: float
+    """Time in the network and its post-processing, all images together."""
+    total_seconds: float
+    """The same with loading and preparing the images."""
+
+    def to_coco(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """COCO results: `image_id`, `category_id`, `bbox` xywh in pixels, `score`.
+
+        Args:
+            category_ids: Category id of each class index.
+        """
+        return [
+            entry
+            for image_id, detections in self.by_image.items()
+            for entry in to_coco_results(image_id, detections, category_ids)
+        ]
+
+
+def to_coco_results(
+    image_id: int, detections: Detections, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """COCO results of one image.
+
+    Args:
+        image_id: Its id.
+        detections: Boxes in pixels of the image.
+        category_ids: Category id of each class index; a class whose id is negative is left out.
+    """
+    boxes = xyxy_to_xywh(detections.boxes_xyxy).tolist()
+    rows = zip(boxes, detections.scores.tolist(), detections.labels.tolist(), strict=True)
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in rows
+        if category_ids[label] >= 0
+    ]
+
+
+@torch.no_grad()
+def detect(
+    model: Detector, images: Tensor, placements: Sequence[Placement], *, max_detections: int
+) -> list[Detections]:
+    """Detect objects in prepared inputs, in float32; boxes are clipped to their images.
+
+    Args:
+        model: In evaluation mode, on the device of `images`.
+        images: (B, 3, H, W) float, normalised.
+        placements: Where each input lies in its original image.
+        max_detections: Detections kept an image.
+
+    Returns:
+        Detections on the CPU, an image each, boxes in pixels of the original.
+    """
+    found = select_detections(model(images), placements, max_detections=max_detections)
+    return [
+        Detections(
+            boxes_xyxy=clip_boxes(item.boxes_xyxy, placement.orig_size_hw).cpu(),
+            scores=item.scores.cpu(),
+            labels=item.labels.cpu(),
+        )
+        for item, placement in zip(found, placements, strict=True)
+    ]
+
+
+def predict_split(
+    model: Detector, loader: DataLoader[Batch], *, device: torch.device, max_detections: int
+) -> Predictions:
+    """Detect objects in every image of a loader.
+
+    Args:
+        model: On `device`; it is put into evaluation mode.
+        loader: From `build_eval_loader`.
+        device: Where to compute.
+        max_detections: Detections kept an image.
+
+    Raises:
+        DataError: If an image is damaged.
+    """
+    model.eval()
+    by_image: dict[int, Detections] = {}
+    network_seconds = 0.0
+    started = time.perf_counter()
+    for batch in iterate(loader):
+        images = batch.images.to(device, non_blocking=True)
+        network_started = time.perf_counter()
+        placements = [target["placement"] for target in batch.targets]
+        found = detect(model, images, placements, max_detections=max_detections)
+        network_seconds += time.perf_counter() - network_started
+        by_image |= {target["image_id"]: item for target, item in zip(batch.targets, found, strict=True)}
+    return Predictions(
+        by_image=by_image,
+        network_seconds=network_seconds,
+        total_seconds=time.perf_counter() - started,
+    )
+
+
+class Predictor:
+    """A trained detector for use from Python.
+
+    Args:
+        trained: From `load_trained`.
+        device: Where its model is.
+    """
+
+    def __init__(self, trained: TrainedDetector, device: torch.device) -> None:
+        self.trained = trained
+        self.device = device
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names, by class index."""
+        return self.trained.class_names
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """C ids of the training annotations, by class index."""
+        return self.trained.category_ids
+
+    @property
+    def input_format(self) -> InputFormat:
+        """How an image becomes the network's input."""
+        return input_format(self.trained.config)
+
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], *, score_threshold: float = 0.0
+    ) -> list[Detections]:
+        """Detect objects, exactly as evaluation does.
+
+        Args:
+            images: One image or several: paths, pictures, or uint8 arrays (H, W, 3) RGB or (H, W) grey.
+            score_threshold: Detections with a lower score are left out.
+
+        Returns:
+            Detections of each image, best score first, boxes in pixels of the image.
+
+        Raises:
+            DataError: If a file is missing or not an image.
+        """
+        several = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images
+        size = self.trained.config.data.eval_batch_size
+        batches = [several[start : start + size] for start in range(0, len(several), size)]
+        found = [detections for batch in batches for detections in self._predict_batch(batch)]
+        return [above(detections, score_threshold) for detections in found]
+
+    def _predict_batch(self, images: Sequence[ImageLike]) -> list[Detections]:
+        form = self.input_format
+        fitted = [fit_to_input(_to_tensor(image), form.size_hw, resize=form.resize) for image in images]
+        inputs = torch.stack([normalize(image, form.mean, form.std) for image, _ in fitted])
+        return detect(
+            self.trained.model,
+            inputs.to(self.device),
+            [placement for _, placement in fitted],
+            max_detections=max_detections(self.trained.config),
+        )
+
+
+def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
+    """Load a trained detector; nothing but the checkpoint is needed.
+
+    Args:
+        path: `best.pth` or `last.pth`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing or damaged.
+        ConfigError: If there is no such device.
+    """
+    where = select_device(device)
+    return Predictor(load_trained(Path(path), device=where), where)
+
+
+def above(detections: Detections, score_threshold: float) -> Detections:
+    """The detections whose score is at least `score_threshold`."""
+    kept = detections.scores >= score_threshold
+    return Detections(
+        boxes_xyxy=detections.boxes_xyxy[kept],
+        scores=detections.scores[kept],
+        labels=detections.labels[kept],
+    )
+
+
+def max_detections(config: Config) -> int:
+    """Detections kept an image: as many as there are queries."""
+    return config.model.decoder.num_queries
+
+
+def _to_tensor(image: ImageLike) -> Tensor:
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image))
+    return image_to_tensor(image if isinstance(image, Image.Image) else Image.fromarray(image))

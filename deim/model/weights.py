@@ -1,0 +1,213 @@
+"""Starting weights: which files are understood, and how their keys map to this project's.
+
+A file is recognised by its keys. Detector files are checkpoints of this project and official DEIMv2 files;
+backbone files are the distilled ViT-Tiny files and DINOv3's, in Meta's and in Hugging Face's naming.
+"""
+
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from deim.errors import CheckpointError
+from deim.model.detector import Detector
+
+logger = logging.getLogger(__name__)
+
+MIN_SHARE = 0.9
+"""A file that fills less of a model than this is the wrong file."""
+
+COMPUTED_KEYS: Final = ("decoder.anchors", "decoder.valid_mask")
+"""Official files hold these for one image size; here they follow from the input."""
+
+CLASS_KEYS: Final = re.compile(r"decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.")
+"""Tensors whose shape follows from the number of classes."""
+
+SOURCES: Final = {
+    "vitt_distill.pt": "linked in the README of the official code, Intellindust-AI-Lab/DEIMv2",
+    "vittplus_distill.pt": "linked in the README of the official code, Intellindust-AI-Lab/DEIMv2",
+    "dinov3_vits16_pretrain_lvd1689m-08c60483.pth": "on Meta's DINOv3 download page, under the DINOv3 licence",
+    "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth": (
+        "on Meta's DINOv3 download page, under the DINOv3 licence"
+    ),
+}
+"""Where well-known weight files can be had."""
+
+HUGGING_FACE_KEYS: Final = (
+    (re.compile(r"^model\."), ""),
+    (re.compile(r"^embeddings\.register_tokens$"), "storage_tokens"),
+    (re.compile(r"^embeddings\.(cls_token|mask_token)$"), r"\1"),
+    (re.compile(r"^embeddings\.patch_embeddings\."), "patch_embed.proj."),
+    (re.compile(r"^layer\.(\d+)\."), r"blocks.\1."),
+    (re.compile(r"\.attention\.o_proj\."), ".attn.proj."),
+    (re.compile(r"\.layer_scale([12])\.lambda1$"), r".ls\1.gamma"),
+)
+"""Hugging Face's names of DINOv3 tensors and Meta's, but for attention inputs and feed-forward."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadReport:
+    """What `load_initial_weights` did."""
+
+    part: str
+    """`detector` or `backbone`."""
+    share: float
+    """Loaded elements as a share of the part's, class-dependent tensors of another shape left out."""
+    replaced: tuple[str, ...]
+    """Class-dependent tensors that keep their random start, because the file has other classes."""
+
+
+def load_initial_weights(model: Detector, path: Path) -> LoadReport:
+    """Fill a model, or its backbone, from a weights file.
+
+    Args:
+        model: The detector; changed in place.
+        path: `.pth`, `.pt` or `.safetensors`.
+
+    Returns:
+        What was loaded; it is also logged.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, of an unknown kind, holds NaN, or fills less than
+            90 % of the detector or of the backbone.
+    """
+    state, part = _recognise(read_weights_file(path), path)
+    module: nn.Module = model if part == "detector" else model.backbone.vit
+    current = module.state_dict()
+    if part == "detector":
+        state = {key: value for key, value in state.items() if key not in COMPUTED_KEYS}
+    _refuse_non_finite(state, path)
+    fitting = {key: value for key, value in state.items() if _fits(current.get(key), value)}
+    unfit = [key for key in current if key not in fitting]
+    replaced = tuple(key for key in unfit if part == "detector" and CLASS_KEYS.match(key) and key in state)
+    missing = [key for key in unfit if key not in replaced]
+    unexpected = [key for key in state if key not in current]
+    wanted = sum(current[key].numel() for key in current if key not in replaced)
+    share = sum(current[key].numel() for key in fitting) / wanted
+    if share < MIN_SHARE:
+        raise CheckpointError(
+            f"{path}: fills only {share:.0%} of the {part}, at least {MIN_SHARE:.0%} is needed. It is "
+            f"probably of another model size. First tensors without a match: {', '.join(missing[:3])}."
+        )
+    module.load_state_dict(fitting, strict=False)
+    report = LoadReport(part=part, share=share, replaced=replaced)
+    _log(report, path, missing=missing, unexpected=unexpected)
+    return report
+
+
+def read_weights_file(path: Path) -> dict[str, Any]:
+    """Read a file of tensors and plain values without running any code in it.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or not a mapping.
+    """
+    if not path.is_file():
+        source = SOURCES.get(path.name)
+        where = f"It is {source}." if source else "Check the path."
+        raise CheckpointError(
+            f"{path}: no such weights file (looked in {Path.cwd()}). {where} Put it there, give another "
+            f"path, or start from random weights with --set model.init_from=null"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            tree: Any = load_file(path)
+        else:
+            tree = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path}: damaged, truncated or not a weights file ({first_line}). Use another copy."
+        ) from None
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path}: holds a {type(tree).__name__}. A weights file holds named tensors.")
+    return tree
+
+
+def inference_weights(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """State dict of a checkpoint that is meant for inference: the averaged weights where there are any."""
+    if "weights" in tree and "format" in tree:
+        return tree["ema"]["model"] if tree["weights"] == "ema" else tree["model"]
+    if "ema" in tree:
+        return tree["ema"]["module"]
+    return tree.get("model", tree)
+
+
+def _recognise(tree: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], str]:
+    """State dict with this project's keys, and the part it belongs to."""
+    found = inference_weights(tree)
+    state = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    if any(key.startswith("backbone.") for key in state):
+        return state, "detector"
+    if "patch_embed.proj.weight" in state:
+        return state, "backbone"
+    if any(key.endswith("embeddings.patch_embeddings.weight") for key in state):
+        return _from_hugging_face(state), "backbone"
+    raise CheckpointError(
+        f"{path}: not a known kind of weights file; its first keys are {', '.join(list(found)[:3])}. Known "
+        f"are checkpoints of this project, official DEIMv2 files, distilled ViT-Tiny files and DINOv3 files "
+        f"of Meta or Hugging Face."
+    )
+
+
+def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors and join queries, keys and values; the key bias is 0, as DINOv3 masks it."""
+    gated = any(".mlp.gate_proj." in key for key in state)
+    feed_forward = (
+        {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"}
+        if gated
+        else {"up_proj": "fc1", "down_proj": "fc2"}
+    )
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        for pattern, replacement in HUGGING_FACE_KEYS:
+            key = pattern.sub(replacement, key)
+        for theirs, ours in feed_forward.items():
+            key = key.replace(f".mlp.{theirs}.", f".mlp.{ours}.")
+        renamed[key] = value.flatten(0, 1) if key == "mask_token" and value.ndim == 3 else value
+    joined = {key: value for key, value in renamed.items() if ".attention." not in key}
+    for key in [key for key in renamed if key.endswith(".attention.q_proj.weight")]:
+        prefix = key.removesuffix("attention.q_proj.weight")
+        for kind in ("weight", "bias"):
+            query = renamed[f"{prefix}attention.q_proj.{kind}"]
+            keys = renamed.get(f"{prefix}attention.k_proj.{kind}", torch.zeros_like(query))
+            value = renamed[f"{prefix}attention.v_proj.{kind}"]
+            joined[f"{prefix}attn.qkv.{kind}"] = torch.cat([query, keys, value])
+    return joined
+
+
+def _fits(ours: Tensor | None, theirs: Tensor) -> bool:
+    return ours is not None and ours.shape == theirs.shape
+
+
+def _refuse_non_finite(state: dict[str, Tensor], path: Path) -> None:
+    """Drop bias masks that were never filled; any other NaN is an error."""
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    for key in [key for key in bad if key.endswith("bias_mask")]:
+        # The mask is a constant that the model fills by itself.
+        del state[key]
+        bad.remove(key)
+    if bad:
+        raise CheckpointError(
+            f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]}. The run that wrote it had "
+            f"diverged: use an earlier checkpoint."
+        )
+
+
+def _log(report: LoadReport, path: Path, *, missing: list[str], unexpected: list[str]) -> None:
+    logger.info("%s: loaded %.1f %% of the %s", path, 100 * report.share, report.part)
+    if report.replaced:
+        logger.info("new for your classes, from random weights: %s", ", ".join(report.replaced))
+    constant = ("num_points_scale", "bias_mask", "periods", "rope_embed.periods")
+    lost = [key for key in missing if not key.endswith(constant)]
+    if lost:
+        logger.warning("not in the file, from random weights: %s", ", ".join(lost))
+    if unexpected:
+        logger.warning("in the file, but not in the model: %s", ", ".join(unexpected))

@@ -1,0 +1,622 @@
+"""The config loader: what it reads, and the exact words with which it refuses."""
+
+import importlib.util
+import json
+import math
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from deim.config import (
+    Config,
+    config_from_dict,
+    config_to_dict,
+    config_to_yaml,
+    load_block,
+    load_config,
+    loader,
+    shipped_configs_dir,
+)
+from deim.config.schema import DinoV3Config, ModelConfig, SyntheticConfig, VitTinyConfig
+from deim.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+MODEL = """
+model:
+  name: tiny
+  hidden_dim: 64
+  backbone: {type: vit_tiny, dim: 64, depth: 3, num_heads: 2, return_blocks: [0, 1, 2]}
+"""
+REST = """
+output_dir: outputs/tiny
+image_size: 64
+epochs: 2
+data: {root: some/folder}
+"""
+MINIMAL = REST + MODEL
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a file below the current folder, so that messages name short, relative paths."""
+    monkeypatch.chdir(tmp_path)
+
+    def write_file(text: str, name: str = "x.yml") -> str:
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return name
+
+    return write_file
+
+
+def problems_of(path: str, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value).splitlines()
+
+
+def test_minimal_file_takes_every_other_option_from_the_schema(write):
+    config = load_config(write(MINIMAL))
+    assert config.output_dir == "outputs/tiny"
+    assert config.image_size_hw == (64, 64)
+    assert config.model.backbone == VitTinyConfig(
+        type="vit_tiny", dim=64, depth=3, num_heads=2, return_blocks=(0, 1, 2)
+    )
+    assert config.model.decoder.num_queries == 300
+    assert config.schedule.warmup_steps == "auto"
+    assert config.data.synthetic is None
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "expected"),
+    [
+        ("recipe.lr=1e-4", "recipe.lr", 1e-4),
+        ("recipe.lr=1E-4", "recipe.lr", 1e-4),
+        ("recipe.lr=2.5e-5", "recipe.lr", 2.5e-5),
+        ("recipe.lr=1.5e3", "recipe.lr", 1500.0),
+        ("recipe.lr=1", "recipe.lr", 1.0),
+        ("recipe.betas=[0, 9e-1]", "recipe.betas", (0.0, 0.9)),
+        ("model.name=1e-4", "model.name", "1e-4"),
+        ("model.name=a=b", "model.name", "a=b"),
+        ("output_dir=2024-01-01", "output_dir", "2024-01-01"),
+        ("runtime.amp=off", "runtime.amp", "off"),
+        ("runtime.tensorboard=false", "runtime.tensorboard", False),
+        ("runtime.device=cuda:1", "runtime.device", "cuda:1"),
+        ("schedule.warmup_steps=7", "schedule.warmup_steps", 7),
+        ("schedule.warmup_steps=auto", "schedule.warmup_steps", "auto"),
+        ("ema.decay=0", "ema.decay", 0.0),
+        ("image_size=[64, 96]", "image_size", (64, 96)),
+        ("data.test_annotations=null", "data.test_annotations", None),
+        ("data.synthetic={seed: 3}", "data.synthetic", SyntheticConfig(seed=3)),
+        ("data.synthetic.seed=3", "data.synthetic", SyntheticConfig(seed=3)),
+        ("data.synthetic={}", "data.synthetic", SyntheticConfig()),
+        (" epochs = 5", "epochs", 5),
+    ],
+)
+def test_values(write, override, key, expected):
+    value: Any = load_config(write(MINIMAL), [override])
+    for name in key.split("."):
+        value = getattr(value, name)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_a_float_option_is_a_float_inside_a_file_too(write):
+    config = load_config(write(MINIMAL + "recipe: {lr: 1e-4, weight_decay: 0}\naugment: {photometric: 1}\n"))
+    assert config.recipe.lr == pytest.approx(1e-4)
+    assert isinstance(config.recipe.weight_decay, float)
+    assert isinstance(config.augment.photometric, float)
+
+
+def test_bases_merge_in_order_and_the_own_file_wins(write):
+    write(MODEL, "_base_/deep/model.yml")
+    write("_base_: deep/model.yml\nmodel: {decoder: {num_layers: 3, num_queries: 50}}\n", "_base_/model.yml")
+    write("seed: 1\nepochs: 9\ndata: {batch_size: 3, mean: [0, 0, 0]}\n", "_base_/a.yml")
+    write("seed: 2\ndata: {num_workers: 0}\n", "_base_/b.yml")
+    text = "_base_: [_base_/model.yml, _base_/a.yml, _base_/b.yml]\n" + REST
+    config = load_config(write(text + "model: {decoder: {num_queries: 60}}\n"))
+    assert (config.seed, config.epochs) == (2, 2)
+    assert (config.data.batch_size, config.data.num_workers, config.data.root) == (3, 0, "some/folder")
+    assert config.data.mean == (0.0, 0.0, 0.0)
+    assert (config.model.decoder.num_layers, config.model.decoder.num_queries) == (3, 60)
+
+
+def test_a_base_may_be_reached_twice(write):
+    write(MINIMAL, "root.yml")
+    write("_base_: root.yml\nseed: 1\n", "a.yml")
+    write("_base_: root.yml\nepochs: 5\n", "b.yml")
+    config = load_config(write("_base_: [a.yml, b.yml]\n"))
+    assert config.epochs == 5
+
+
+def test_a_list_is_replaced_not_merged(write):
+    write(MINIMAL, "base.yml")
+    path = write("_base_: base.yml\nmodel: {backbone: {depth: 9, return_blocks: [6, 7, 8]}}\n")
+    assert load_config(path).model.backbone.return_blocks == (6, 7, 8)
+
+
+def test_a_changed_type_replaces_the_block(write):
+    write(MINIMAL, "base.yml")
+    path = write("_base_: base.yml\nmodel: {backbone: {type: dinov3}}\n")
+    assert load_config(path).model.backbone == DinoV3Config(type="dinov3")
+    assert load_config("base.yml", ["model.backbone.type=dinov3"]).model.backbone == DinoV3Config(
+        type="dinov3"
+    )
+
+
+def test_the_same_type_merges(write):
+    write(MINIMAL, "base.yml")
+    path = write("_base_: base.yml\nmodel: {backbone: {type: vit_tiny, adapter_width: 8}}\n")
+    backbone = load_config(path).model.backbone
+    assert (backbone.dim, backbone.adapter_width) == (64, 8)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_overrides_of_a_new_type_may_come_in_any_order(write, order):
+    overrides = ["model.backbone.type=dinov3", "model.backbone.ffn=swiglu"][::order]
+    backbone = load_config(write(MINIMAL), overrides).model.backbone
+    assert backbone == DinoV3Config(type="dinov3", ffn="swiglu")
+
+
+def test_the_later_of_two_overrides_wins(write):
+    assert load_config(write(MINIMAL), ["seed=1", "seed=2"]).seed == 2
+
+
+def test_null_clears_an_optional_block(write):
+    path = write(MINIMAL.replace("root: some/folder", "root: some/folder, synthetic: {seed: 5}"))
+    assert load_config(path).data.synthetic == SyntheticConfig(seed=5)
+    assert load_config(path, ["data.synthetic.val_images=1"]).data.synthetic == SyntheticConfig(
+        seed=5, val_images=1
+    )
+    assert load_config(path, ["data.synthetic=null"]).data.synthetic is None
+
+
+def test_anchors_and_merge_keys_are_no_duplicates(write):
+    path = write(MINIMAL + "augment: &a {photometric: 1}\nloss: {matcher: &m {alpha: 0.5}}\n")
+    assert load_config(path).loss.matcher.alpha == 0.5
+    text = "loss:\n  matcher: &m {alpha: 0.5, gamma: 1}\nrecipe: {lr: 1}\n"
+    assert load_config(write(MINIMAL + text)).loss.matcher.gamma == 1.0
+    text = "_base_: []\nloss:\n  matcher:\n    <<: &m {alpha: 0.5, gamma: 1}\n    alpha: 0.7\n"
+    assert load_config(write(MINIMAL + text)).loss.matcher.alpha == 0.7
+
+
+UNKNOWN = [
+    ("epoch: 3\n", "unknown key 'epoch'. Did you mean 'epochs'?"),
+    ("recipe: {lr: 1, weight_decy: 0}\n", "unknown key 'recipe.weight_decy'. Did you mean 'weight_decay'?"),
+    (
+        "loss: {matcher: {cost_boxes: 1}}\n",
+        "unknown key 'loss.matcher.cost_boxes'. Did you mean 'cost_bbox'?",
+    ),
+    ("batch_size: 3\n", "unknown key 'batch_size'. Did you mean 'data.batch_size'?"),
+    ("decoder: {num_layers: 3}\n", "unknown key 'decoder'. Did you mean 'model.decoder'?"),
+    (
+        "num_heads: 3\n",
+        "unknown key 'num_heads'. Did you mean 'model.backbone.num_heads', 'model.decoder.num_heads' or "
+        "'model.encoder.num_heads'?",
+    ),
+    (
+        "augment: {rotation: 0.5}\n",
+        "unknown key 'augment.rotation'. Valid here: horizontal_flip, vertical_flip, photometric.",
+    ),
+    (
+        "true: 3\n",
+        "unknown key 'True'. Valid here: output_dir, image_size, epochs, seed, model, data, augment, ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), UNKNOWN)
+def test_unknown_key(write, text, message):
+    (line,) = problems_of(write(MINIMAL + text))
+    assert line.startswith(f"x.yml: {message}")
+
+
+def test_unknown_key_at_depth_three(write):
+    path = write(MINIMAL + "  decoder: {num_querys: 100}\n")
+    assert problems_of(path) == ["x.yml: unknown key 'model.decoder.num_querys'. Did you mean 'num_queries'?"]
+
+
+def test_unknown_key_names_the_base_it_stands_in(write):
+    write(MODEL + "  decoder: {num_querys: 100}\n", "_base_/m.yml")
+    path = write("_base_: _base_/m.yml\nmodel: {decoder: {num_layers: 3}}\n" + REST)
+    assert problems_of(path) == [
+        "_base_/m.yml: unknown key 'model.decoder.num_querys'. Did you mean 'num_queries'?"
+    ]
+
+
+def test_unknown_key_in_an_override(write):
+    lines = problems_of(write(MINIMAL), "data.batchsize=3", "seed=1", "eval_batch_size=2")
+    assert lines == [
+        "--set: unknown key 'eval_batch_size'. Did you mean 'data.eval_batch_size'?",
+        "--set: unknown key 'data.batchsize'. Did you mean 'batch_size'?",
+    ]
+
+
+def test_option_of_another_type(write):
+    (line,) = problems_of(write(MINIMAL), "model.backbone.ffn=mlp")
+    assert line == (
+        "--set: unknown key 'model.backbone.ffn'. It belongs to another 'type' of this block. "
+        "Valid here: type, dim, depth, num_heads, return_blocks, adapter_width."
+    )
+
+
+WRONG = [
+    ("epochs=ten", "epochs: got 'ten', needs an integer"),
+    ("epochs=1.0", "epochs: got 1.0, needs an integer"),
+    ("epochs=true", "epochs: got True, needs an integer"),
+    ("epochs=1e3", "epochs: got '1e3', needs an integer"),
+    ("epochs=", "epochs: got null, needs an integer"),
+    ("epochs.x=1", "epochs: got a block, needs an integer"),
+    ("recipe.lr=true", "recipe.lr: got True, needs a number"),
+    ("recipe.lr=fast", "recipe.lr: got 'fast', needs a number"),
+    ("recipe.lr='0.1'", "recipe.lr: got '0.1', needs a number"),
+    ("recipe.lr=.nan", "recipe.lr: got nan, needs a number"),
+    ("recipe.lr=1e999", "recipe.lr: got '1e999', needs a number"),
+    ("recipe=5", "recipe: got 5, needs a block of options"),
+    ("recipe=null", "recipe: got null, needs a block of options"),
+    ("model.name=5", "model.name: got 5, needs text"),
+    ("data.test_annotations=5", "data.test_annotations: got 5, needs text or null"),
+    ("data.synthetic=yes", "data.synthetic: got 'yes', needs a block of options or null"),
+    ("data.resize=crop", "data.resize: got 'crop', needs 'stretch' or 'letterbox'"),
+    ("runtime.amp=false", "runtime.amp: got False, needs 'auto', 'bf16', 'fp16' or 'off'"),
+    ("runtime.tensorboard=1", "runtime.tensorboard: got 1, needs true or false"),
+    ("runtime.tensorboard=off", "runtime.tensorboard: got 'off', needs true or false"),
+    ("image_size=[64]", "image_size: got [64], needs an integer or a list of 2, each an integer"),
+    ("recipe.betas=[0.9, x]", "recipe.betas: got [0.9, 'x'], needs a list of 2, each a number"),
+    ("ema.decay=x", "ema.decay: got 'x', needs a number or 'auto'"),
+    ("schedule.flat_epochs=Auto", "schedule.flat_epochs: got 'Auto', needs an integer or 'auto'"),
+    ("model.backbone.type=vit", "model.backbone.type: got 'vit', needs 'vit_tiny' or 'dinov3'"),
+    ("model.backbone.type=[vit]", "model.backbone.type: got ['vit'], needs 'vit_tiny' or 'dinov3'"),
+    ("model.backbone=vit_tiny", "model.backbone: got 'vit_tiny', needs a block of options"),
+    ("epochs=0", "epochs: got 0, needs at least 1"),
+    ("data.std=[1, 1, 0]", "data.std: got [1.0, 1.0, 0.0], each must be above 0"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG)
+def test_wrong_value(write, override, message):
+    assert problems_of(write(MINIMAL), override) == [f"--set: {message}"]
+
+
+def test_a_range_problem_is_blamed_on_the_option_that_the_check_names(write):
+    assert problems_of(write(MINIMAL), "model.backbone.num_heads=3") == [
+        "x.yml: model.backbone.dim: 64 is not a multiple of num_heads · 4 = 12"
+    ]
+
+
+def test_size_that_is_no_multiple_of_32(write):
+    (line,) = problems_of(write(MINIMAL.replace("64", "100", 1)))
+    assert line.startswith("x.yml: image_size: got 100x100, height and width must be multiples of 32")
+    assert line.endswith("the nearest are 96x96")
+
+
+def test_range_problem_names_the_base(write):
+    write("data: {batch_size: 0}\n", "base.yml")
+    lines = problems_of(write("_base_: base.yml\n" + MINIMAL), "data.num_workers=-1")
+    assert lines == [
+        "base.yml: data.batch_size: got 0, needs at least 1",
+        "--set: data.num_workers: got -1, needs at least 0",
+    ]
+
+
+def test_missing_keys(write):
+    path = write("image_size: 64\nmodel: {backbone: {type: vit_tiny}, name: x}\n")
+    assert problems_of(path, "model.name=y") == [
+        "x.yml: missing key 'output_dir', which has no default. Give text.",
+        "x.yml: missing key 'epochs', which has no default. Give an integer.",
+        "x.yml: missing key 'model.hidden_dim', which has no default. Give an integer.",
+        "x.yml: missing key 'model.backbone.dim', which has no default. Give an integer.",
+        "x.yml: missing key 'model.backbone.num_heads', which has no default. Give an integer.",
+        "x.yml: missing key 'data', which has no default. Give a block of options.",
+    ]
+
+
+def test_missing_key_of_a_block_that_an_override_made(write):
+    write("seed: 3\n", "base.yml")
+    path = write("_base_: base.yml\n" + MINIMAL.replace("type: vit_tiny", "type: dinov3"))
+    assert problems_of(path, "model.backbone.type=vit_tiny") == [
+        "--set: missing key 'model.backbone.dim', which has no default. Give an integer.",
+        "--set: missing key 'model.backbone.num_heads', which has no default. Give an integer.",
+    ]
+
+
+def test_missing_type_still_checks_the_other_keys(write):
+    path = write(MINIMAL.replace("type: vit_tiny", "typ: vit_tiny"))
+    assert problems_of(path) == [
+        "x.yml: missing key 'model.backbone.type', which has no default. Give 'vit_tiny' or 'dinov3'.",
+        "x.yml: unknown key 'model.backbone.typ'. Did you mean 'type'?",
+    ]
+
+
+def test_all_problems_at_once(write):
+    write("model: {decoder: {num_layers: four, num_queries: 0}, encoder: {expansion: 9}}\n", "base.yml")
+    text = "_base_: base.yml\nimage_size: 100\ndata: {batchsize: 3, num_workers: -1}\nepochs: x\n" + MODEL
+    lines = problems_of(write(text), "seed=-1", "recipe.lr=no", "recipe.clip_grad_norm=0")
+    assert sorted(lines) == sorted(
+        [
+            "base.yml: model.decoder.num_layers: got 'four', needs an integer",
+            "base.yml: model.decoder.num_queries: got 0, needs at least 1",
+            "base.yml: model.encoder.expansion: got 9.0, needs (0, 4]",
+            "x.yml: missing key 'output_dir', which has no default. Give text.",
+            "x.yml: missing key 'data.root', which has no default. Give text.",
+            "x.yml: unknown key 'data.batchsize'. Did you mean 'batch_size'?",
+            "x.yml: epochs: got 'x', needs an integer",
+            "x.yml: data.num_workers: got -1, needs at least 0",
+            "x.yml: image_size: got 100x100, height and width must be multiples of 32; the nearest are 96x96",
+            "--set: seed: got -1, needs at least 0",
+            "--set: recipe.lr: got 'no', needs a number",
+            "--set: recipe.clip_grad_norm: got 0.0, must be above 0",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.backbone.depth=twelve", "model.backbone.depth: got 'twelve', needs an integer"),
+        ("model.backbone.num_heads=x", "model.backbone.num_heads: got 'x', needs an integer"),
+        ("model.encoder.num_heads=x", "model.encoder.num_heads: got 'x', needs an integer"),
+    ],
+)
+def test_a_check_that_needs_an_unreadable_value_stays_silent(write, override, message):
+    # Valid as it stands, and wrong with any of the defaults in place of what the override made unreadable.
+    backbone = "{type: vit_tiny, dim: 64, depth: 30, num_heads: 2, return_blocks: [20, 21, 22]}"
+    heads = "encoder: {num_heads: 2}, decoder: {num_heads: 17}"
+    path = write(REST + f"model: {{name: x, hidden_dim: 68, backbone: {backbone}, {heads}}}\n")
+    load_config(path)
+    assert problems_of(path, override) == [f"--set: {message}"]
+
+
+YAML_ERRORS = [
+    (
+        "epochs: 3\n\nseed: 1\nepochs: 4\n",
+        "x.yml:4: not valid YAML: duplicate key 'epochs', already given in line 1.",
+    ),
+    (
+        "data:\n  root: a\n  root: b\n",
+        "x.yml:3: not valid YAML: duplicate key 'root', already given in line 2.",
+    ),
+    ("data: {root: a, root: b}\n", "x.yml:1: not valid YAML: duplicate key 'root', already given in line 1."),
+    ("seed: 1\nepochs: [1\n", "x.yml:3: not valid YAML: while parsing a flow sequence, "),
+    (
+        "seed: 1\n\tepochs: 1\n",
+        "x.yml:2: not valid YAML: while scanning for the next token, found character '\\t'",
+    ),
+    (
+        "seed: !!python/name:os.system\n",
+        "x.yml:1: not valid YAML: could not determine a constructor for the tag",
+    ),
+    ("a: 1\n---\nb: 2\n", "x.yml:2: not valid YAML: expected a single document in the stream"),
+    ("? [a]\n: 1\n", "x.yml:1: not valid YAML: while constructing a mapping, found unhashable key."),
+    ("", "x.yml: the file is empty. A config has one 'key: value' a line."),
+    ("# nothing\n", "x.yml: the file is empty."),
+    ("- a\n", "x.yml: got a list at the top, needs 'key: value' lines."),
+    ("text\n", "x.yml: got a str at the top, needs 'key: value' lines."),
+    ("_base_: 5\n", "x.yml: _base_: got 5, needs a file name or a list of file names"),
+    ("_base_: [a.yml, 5]\n", "x.yml: _base_: got ['a.yml', 5], needs a file name or a list of file names"),
+    ("_base_: b/nope.yml\n", "x.yml: the base b/nope.yml cannot be read: No such file or directory."),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), YAML_ERRORS)
+def test_unreadable_text(write, text, message):
+    assert "\n".join(problems_of(write(text))).startswith(message)
+
+
+def test_unreadable_files(write, tmp_path):
+    write(MINIMAL)
+    assert problems_of("y.yml") == ["y.yml: cannot be read: No such file or directory."]
+    Path("folder.yml").mkdir()
+    assert problems_of("folder.yml") == ["folder.yml: cannot be read: Is a directory."]
+    Path("latin.yml").write_bytes("name: Stra\xdfe\n".encode("latin-1"))
+    assert problems_of("latin.yml")[0].startswith("latin.yml: not valid YAML: ")
+
+
+def test_missing_base_of_a_base_names_the_file_that_wants_it(write):
+    write("_base_: gone.yml\n", "_base_/a.yml")
+    path = write("_base_: _base_/a.yml\n")
+    assert problems_of(path) == [
+        "_base_/a.yml: the base _base_/gone.yml cannot be read: No such file or directory."
+    ]
+
+
+def test_cyclic_bases(write):
+    write("_base_: [b.yml]\n", "a.yml")
+    write("_base_: ./a.yml\n", "b.yml")
+    assert problems_of("a.yml") == [
+        "b.yml: '_base_' goes round in a circle: a.yml → b.yml → a.yml. Remove one of them."
+    ]
+    assert problems_of(write("_base_: x.yml\n")) == [
+        "x.yml: '_base_' goes round in a circle: x.yml → x.yml. Remove one of them."
+    ]
+
+
+@pytest.mark.parametrize("override", ["epochs", "epochs 3", "=3", "data.=3", "data..root=3", ""])
+def test_malformed_override(write, override):
+    assert problems_of(write(MINIMAL), override) == [
+        f"--set: got '{override}', needs key.path=value, such as data.batch_size=8."
+    ]
+
+
+def test_override_that_is_no_yaml(write):
+    (line,) = problems_of(write(MINIMAL), "recipe.betas=[0.9")
+    assert line.startswith("--set recipe.betas=[0.9: not valid YAML: while parsing a flow sequence, ")
+
+
+def full_trees() -> list[dict[str, Any]]:
+    """Complete configs that have, between them, every key of the schema."""
+    data = {"root": "x", "synthetic": {}}
+    common = {"output_dir": "x", "image_size": 64, "epochs": 1, "data": data}
+    backbones = [{"type": "vit_tiny", "dim": 64, "num_heads": 2}, {"type": "dinov3"}]
+    trees = [
+        {**common, "model": {"name": "x", "hidden_dim": 64, "backbone": backbone}} for backbone in backbones
+    ]
+    return [config_to_dict(config_from_dict(tree, where="test")) for tree in trees]
+
+
+def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for key, value in tree.items():
+        found += leaves(value, (*path, key)) if isinstance(value, dict) else [(*path, key)]
+    return found
+
+
+def misspellings(name: str) -> set[str]:
+    middle = len(name) // 2
+    left, right = name[:middle], name[middle:]
+    return {name[:-1], name[1:], left + right[1:], left + "x" + right, left + "x" + right[1:], name + "s"}
+
+
+def schema_leaves(block_class: type, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    found: set[tuple[str, ...]] = set()
+    for name, hint in get_type_hints(block_class).items():
+        blocks = [option for option in (hint, *get_args(hint)) if is_dataclass(option)]
+        for block in blocks:
+            found |= schema_leaves(block, (*path, name))
+        if not blocks:
+            found.add((*path, name))
+    return found
+
+
+def test_the_full_trees_have_every_key_of_the_schema():
+    assert {leaf for tree in full_trees() for leaf in leaves(tree)} == schema_leaves(Config)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_every_misspelt_leaf_gets_the_right_suggestion(number):
+    template = full_trees()[number]
+    for *parents, name in leaves(template):
+        for wrong in misspellings(name):
+            tree = json.loads(json.dumps(template))
+            block = tree
+            for parent in parents:
+                block = block[parent]
+            if wrong in block:
+                continue
+            block[wrong] = block.pop(name)
+            with pytest.raises(ConfigError) as caught:
+                config_from_dict(tree, where="best.pth")
+            key = ".".join([*parents, wrong])
+            expected = f"best.pth: unknown key '{key}'. Did you mean '{name}'?"
+            assert expected in str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_round_trips(write, number):
+    config = config_from_dict(full_trees()[number], where="test")
+    tree = config_to_dict(config)
+    assert json.loads(json.dumps(tree)) == tree
+    assert config_from_dict(tree, where="test") == config
+    assert load_config(write(config_to_yaml(config))) == config
+
+
+@pytest.mark.parametrize("name", ["off", "null", "1e-4", "3", "2024-01-01", "a: b", "Blech 3 µm"])
+def test_text_that_looks_like_something_else_survives_yaml(write, name):
+    tree = full_trees()[0]
+    tree["model"]["name"] = name
+    tree["recipe"]["lr"] = 1e-4
+    config = config_from_dict(tree, where="test")
+    assert load_config(write(config_to_yaml(config))) == config
+
+
+def test_yaml_keeps_the_order_and_writes_lists_on_one_line(write):
+    text = config_to_yaml(load_config(write(MINIMAL)))
+    assert text.startswith(
+        "output_dir: outputs/tiny\nimage_size: 64\nepochs: 2\nseed: 0\nmodel:\n  name: tiny\n"
+    )
+    assert "    return_blocks: [0, 1, 2]\n" in text
+
+
+def test_config_from_dict_names_the_place_and_leaves_its_input_alone():
+    tree = full_trees()[0]
+    before = json.dumps(tree)
+    config_from_dict(tree, where="best.pth")
+    assert json.dumps(tree) == before
+    tree["epochs"] = math.pi
+    with pytest.raises(ConfigError, match=r"^best\.pth: epochs: got 3\.14159\d*, needs an integer$"):
+        config_from_dict(tree, where="best.pth")
+
+
+def blocks_of(config: Any) -> list[Any]:
+    values = [getattr(config, field.name) for field in fields(config)]
+    return [config] + [block for value in values if is_dataclass(value) for block in blocks_of(value)]
+
+
+def test_two_loads_share_nothing(write):
+    path = write(MINIMAL + "loss: {mal: 2}\n")
+    first, changed, second = load_config(path), load_config(path, ["loss.mal=3", "seed=4"]), load_config(path)
+    assert first == second
+    assert (changed.loss.mal, changed.seed) == (3.0, 4)
+    assert not {id(block) for block in blocks_of(first)} & {id(block) for block in blocks_of(second)}
+    tree = config_to_dict(first)
+    tree["data"]["mean"][0] = 9
+    assert first.data.mean[0] == 0.485
+
+
+def test_load_block(write):
+    path = write(MODEL + "data: {nonsense: 1}\n")
+    model = load_block(path, "model", ModelConfig)
+    assert isinstance(model, ModelConfig)
+    assert model.hidden_dim == 64
+    with pytest.raises(
+        ConfigError, match=r"^x\.yml: there is no block 'loss'\. The file has: model, data\.$"
+    ):
+        load_block(path, "loss", ModelConfig)
+    write(MODEL.replace("hidden_dim", "hiden_dim"))
+    with pytest.raises(
+        ConfigError, match=r"^x\.yml: unknown key 'model\.hiden_dim'. Did you mean 'hidden_dim'\?"
+    ):
+        load_block(path, "model", ModelConfig)
+    write("model: 3\n")
+    with pytest.raises(ConfigError, match=r"^x\.yml: model: got 3, needs a block of options$"):
+        load_block(path, "model", ModelConfig)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "_base_").glob("model_*.yml")), ids=lambda path: path.stem
+)
+def test_shipped_model_loads(path):
+    assert load_block(path, "model", ModelConfig).name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yml")), ids=lambda path: path.stem)
+def test_shipped_config_loads(path):
+    config = load_config(path)
+    assert config_from_dict(config_to_dict(config), where="test") == config
+
+
+def test_shipped_configs_dir(tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "__file__", str(tmp_path / "deim" / "config" / "loader.py"))
+    with pytest.raises(ConfigError) as caught:
+        shipped_configs_dir()
+    in_package, in_checkout = tmp_path / "deim" / "shipped_configs", tmp_path / "configs"
+    assert f"neither {in_package} nor {in_checkout} exists" in str(caught.value)
+    in_checkout.mkdir()
+    assert shipped_configs_dir() == in_checkout
+    in_package.mkdir(parents=True)
+    assert shipped_configs_dir() == in_package
+
+
+@pytest.fixture(scope="module")
+def show_config():
+    spec = importlib.util.spec_from_file_location("show_config", ROOT / "tools" / "show_config.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.mark.parametrize("arguments", [["x.yml"], ["-c", "x.yml"], ["--config", "x.yml"]])
+def test_show_config_prints_the_resolved_config(write, capsys, show_config, arguments):
+    write(MINIMAL)
+    assert show_config([*arguments, "--set", "seed=3", "epochs=7", "--set", "data.batch_size=1"]) == 0
+    expected = load_config("x.yml", ["seed=3", "epochs=7", "data.batch_size=1"])
+    assert capsys.readouterr() == (config_to_yaml(expected), "")
+
+
+def test_show_config_prints_problems_without_a_traceback(write, capsys, show_config):
+    write(MINIMAL)
+    assert show_config(["x.yml", "--set", "epoch=3"]) == 2
+    assert capsys.readouterr() == ("", "--set: unknown key 'epoch'. Did you mean 'epochs'?\n")
