@@ -1,6 +1,6 @@
 """Score a trained detector; nothing but the checkpoint is needed.
 
-    python tools/evaluate.py outputs/quickstart/best.pth --split test
+python tools/evaluate.py outputs/quickstart/best.pth --split test
 """
 
 import argparse
@@ -10,7 +10,6 @@ from pathlib import Path
 
 from deim.data.build import read_split
 from deim.engine.checkpoint import load_trained
-from deim.engine.device import select_device
 from deim.errors import DeimError
 from deim.evaluation.assess import assess
 from deim.evaluation.report import format_class_table
@@ -23,7 +22,9 @@ def main() -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run")
     parser.add_argument("--split", default="val", choices=["train", "val", "test"], help="default: val")
-    parser.add_argument("--output", type=Path, help="report; default: evaluation_SPLIT.json by the checkpoint")
+    parser.add_argument(
+        "--output", type=Path, help="report; default: evaluation_SPLIT.json by the checkpoint"
+    )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override stored options"
     )
@@ -32,13 +33,10 @@ def main() -> int:
     report_path = args.output or args.checkpoint.parent / f"evaluation_{args.split}.json"
     try:
         trained = load_trained(args.checkpoint, overrides=args.set)
-        device = select_device(trained.config.runtime.device)
-        trained.model.to(device)
         result = assess(
             trained,
             read_split(trained.config.data, args.split),
             split_name=args.split,
-            device=device,
             report_path=report_path,
         )
     except DeimError as error:

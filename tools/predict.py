@@ -1,6 +1,6 @@
 """Detect defects in images: COCO results and drawn pictures.
 
-    python tools/predict.py outputs/quickstart/best.pth data/quickstart/images --output outputs/predictions
+python tools/predict.py outputs/quickstart/best.pth data/quickstart/images --output outputs/predictions
 """
 
 import argparse
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from deim.data.transforms import read_image
 from deim.errors import DataError, DeimError
 from deim.evaluation.plots import draw_detections
 from deim.evaluation.predict import above, load_detector, to_coco_results
-from deim.data.transforms import read_image
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -31,36 +31,81 @@ def list_images(path: Path) -> list[Path]:
         return [path]
     found = sorted(entry for entry in path.glob("*") if entry.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise DataError(f"{path}: no image there. Give an image, or a folder of {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise DataError(
+            f"{path}: no image there. Give an image, or a folder of {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
     return found
 
 
-def predict(
-    checkpoint: Path, images: Path, *, output: Path, score_threshold: float, device: str, draw: bool
-) -> int:
-    """Write `predictions.json`, and a drawn copy of each image.
+def read_image_ids(annotations: Path) -> dict[str, int]:
+    """Image id of each file name in a COCO file."""
+    try:
+        images = json.loads(annotations.read_text(encoding="utf-8"))["images"]
+        return {image["file_name"]: image["id"] for image in images}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{annotations}: not a readable COCO file ({error!r}).") from None
 
-    Returns:
-        The number of images.
-    """
-    paths = list_images(images)
-    detector = load_detector(checkpoint, device=device)
+
+def main() -> int:
+    """Parse, predict, report errors."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run")
+    parser.add_argument("images", type=Path, help="an image, or a folder of images")
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/predictions"), help="folder for the results"
+    )
+    parser.add_argument("--annotations", type=Path, help="COCO file to take image ids from; else 1, 2, 3, …")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.0, help="lowest score in the JSON; default: all"
+    )
+    parser.add_argument(
+        "--draw-threshold", type=float, help="lowest score in the pictures; default: the config's"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args()
+    try:
+        predict(args)
+    except DeimError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Write `predictions.json` and a drawn copy of each image."""
+    paths = list_images(args.images)
+    ids = (
+        read_image_ids(args.annotations) if args.annotations else {p.name: i for i, p in enumerate(paths, 1)}
+    )
+    paths = [path for path in paths if path.name in ids]
+    detector = load_detector(args.checkpoint, device=args.device)
+    names = dict(zip(detector.category_ids, detector.class_names, strict=True))
     found = detector.predict(paths)
-    results = []
-    for number, (path, detections) in enumerate(zip(paths, found, strict=True), start=1):
-        entries = to_coco_results(number, above(detections, score_threshold), detector.category_ids)
-        names = dict(zip(detector.category_ids, detector.class_names, strict=True))
-        results += [
-            entry | {"file_name": path.name, "category_name": names[entry["category_id"]]} for entry in entries
-        ]
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "predictions.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    if draw:
+    results = [
+        entry | {"file_name": path.name, "category_name": names[entry["category_id"]]}
+        for path, detections in zip(paths, found, strict=True)
+        for entry in to_coco_results(
+            ids[path.name], above(detections, args.score_threshold), detector.category_ids
+        )
+    ]
+    args.output.mkdir(parents=True, exist_ok=True)
+    results_path = args.output / "predictions.json"
+    results_path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    threshold = args.draw_threshold
+    if threshold is None:
         threshold = detector.trained.config.evaluation.draw_threshold
-        for path, detections in zip(paths, found, strict=True):
-            picture = Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
-            drawn = draw_detections(
-                picture, detections, class_names=detector.class_names, score_threshold=threshold
-            )
-            drawn.save(output / f"{path.stem}.png")
-    return len(paths)
+    for path, detections in zip(paths, found, strict=True):
+        picture = Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
+        drawn = draw_detections(
+            picture, detections, class_names=detector.class_names, score_threshold=threshold
+        )
+        drawn.save(args.output / f"{path.stem}.png")
+    print(f"{len(results)} detections in {len(paths)} images")
+    print(f"results   {results_path}")
+    print(f"pictures  {args.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

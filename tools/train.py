@@ -1,8 +1,8 @@
 """Train a detector.
 
-    python tools/train.py -c configs/quickstart.yml
-    python tools/train.py -c configs/neu_det.yml --set data.root=../shared/datasets/neu_det epochs=20
-    python tools/train.py -c configs/quickstart.yml --resume auto
+python tools/train.py -c configs/quickstart.yml
+python tools/train.py -c configs/neu_det.yml --set data.root=../shared/datasets/neu_det epochs=20
+python tools/train.py -c configs/quickstart.yml --resume auto
 """
 
 import argparse
@@ -47,11 +47,9 @@ def train(config: Config, *, resume: str | None, overwrite: bool) -> None:
     )
     trainer.run()
     result = assess(
-        load_trained(trainer.best_path, device=device),
+        load_trained(trainer.best_path),
         splits.val,
         split_name="val",
-        config=config,
-        device=device,
         report_path=folder / "report.json",
     )
     print(f"\nbest epoch on val ({len(splits.val)} images):\n")

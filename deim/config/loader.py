@@ -63,9 +63,7 @@ def load_block(path: str | Path, key: str, block_class: type[T]) -> T:
     return _read_block(block_class, blocks[key], key)
 
 
-def config_from_dict(
-    tree: Mapping[str, object], *, where: str, overrides: Sequence[str] = ()
-) -> Config:
+def config_from_dict(tree: Mapping[str, object], *, where: str, overrides: Sequence[str] = ()) -> Config:
     """Rebuild a config from plain types, such as those stored in a checkpoint.
 
     Args:

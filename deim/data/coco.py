@@ -151,9 +151,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         for number, entry in enumerate(tree[key]):
             absent = [name for name in names if not isinstance(entry, dict) or name not in entry]
             if absent:
-                raise DataError(
-                    f"{path}: not a COCO file: entry {number} of '{key}' lacks {', '.join(map(repr, absent))}."
-                )
+                lacks = ", ".join(map(repr, absent))
+                raise DataError(f"{path}: not a COCO file: entry {number} of '{key}' lacks {lacks}.")
     return tree
 
 

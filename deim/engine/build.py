@@ -52,8 +52,8 @@ def refuse_existing_run(folder: Path) -> None:
     found = [name for name in RUN_FILES if (folder / name).exists()]
     if found:
         raise TrainingError(
-            f"{folder}: already holds a run ({', '.join(found)}). Go on with it by --resume auto, replace it by "
-            f"--overwrite, or choose another folder with --set output_dir=FOLDER."
+            f"{folder}: already holds a run ({', '.join(found)}). Go on with it by --resume auto, "
+            f"replace it by --overwrite, or choose another folder with --set output_dir=FOLDER."
         )
 
 

@@ -4,6 +4,7 @@ A checkpoint describes itself: with nothing else at hand, the detector can be bu
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,8 @@ from typing import Any, Literal
 import torch
 
 from deim.config import Config, config_from_dict
-from deim.errors import CheckpointError, ConfigError
+from deim.engine.device import select_device
+from deim.errors import CheckpointError
 from deim.model.build import build_model
 from deim.model.detector import Detector
 from deim.model.weights import inference_weights, read_weights_file
@@ -28,6 +30,8 @@ class TrainedDetector:
 
     model: Detector
     """In evaluation mode."""
+    device: torch.device
+    """Where it is."""
     config: Config
     """The experiment that trained it."""
     class_names: tuple[str, ...]
@@ -77,28 +81,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return tree
 
 
-def load_trained(path: Path, *, device: torch.device) -> TrainedDetector:
+def load_trained(
+    path: Path, *, device: torch.device | None = None, overrides: Sequence[str] = ()
+) -> TrainedDetector:
     """Build the detector that a checkpoint holds.
 
     Args:
         path: `best.pth` or `last.pth`.
-        device: Where to put it.
+        device: Where to put it; None for what the config says.
+        overrides: `key.path=value` each, changes of the stored config, such as `data.root=…`.
 
     Raises:
         CheckpointError: If the checkpoint is missing, damaged, or its weights do not fit its config.
+        ConfigError: If the config, with its changes, is not valid in this version.
     """
     tree = read_checkpoint(path)
-    try:
-        config = config_from_dict(tree["config"], where=str(path))
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: its config is not valid in this version.\n{error}") from None
+    config = config_from_dict(tree["config"], where=str(path), overrides=overrides)
     model = build_model(config.model, len(tree["class_names"]))
     try:
         model.load_state_dict(dict(inference_weights(tree)))
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit its config. {error}") from None
+    device = device or select_device(config.runtime.device)
     return TrainedDetector(
         model=model.to(device).eval().requires_grad_(False),
+        device=device,
         config=config,
         class_names=tuple(tree["class_names"]),
         category_ids=tuple(tree["category_ids"]),

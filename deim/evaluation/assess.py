@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from deim.config.schema import Config
 from deim.data.coco import CocoSplit
 from deim.data.transforms import read_image
 from deim.engine.checkpoint import TrainedDetector
@@ -44,8 +43,6 @@ def assess(
     split: CocoSplit,
     *,
     split_name: str,
-    config: Config,
-    device: torch.device,
     report_path: Path,
 ) -> Assessment:
     """Score a trained detector on a split, write the report and a contact sheet of predictions.
@@ -54,14 +51,13 @@ def assess(
         trained: The detector.
         split: Any split with classes that the detector knows.
         split_name: `train`, `val` or `test`, for the report.
-        config: Of the evaluation; normally the detector's own.
-        device: Where the detector is.
         report_path: The report; the picture gets its name with `_predictions.png`.
 
     Raises:
         DataError: If the split does not fit the detector or an image is damaged.
     """
-    evaluator = Evaluator(config, split, class_names=trained.class_names, device=device)
+    config = trained.config
+    evaluator = Evaluator(config, split, class_names=trained.class_names, device=trained.device)
     evaluation = evaluator.evaluate(trained.model)
     seconds = evaluation.predictions
     report = build_report(
@@ -87,7 +83,7 @@ def assess(
             network=1000 * seconds.network_seconds / len(split),
             total=1000 * seconds.total_seconds / len(split),
         ),
-        device=str(device),
+        device=str(trained.device),
         versions=installed_versions(),
         max_detections=evaluator.max_detections,
     )

@@ -135,12 +135,10 @@ class Predictor:
 
     Args:
         trained: From `load_trained`.
-        device: Where its model is.
     """
 
-    def __init__(self, trained: TrainedDetector, device: torch.device) -> None:
+    def __init__(self, trained: TrainedDetector) -> None:
         self.trained = trained
-        self.device = device
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -184,7 +182,7 @@ class Predictor:
         inputs = torch.stack([normalize(image, form.mean, form.std) for image, _ in fitted])
         return detect(
             self.trained.model,
-            inputs.to(self.device),
+            inputs.to(self.trained.device),
             [placement for _, placement in fitted],
             max_detections=max_detections(self.trained.config),
         )
@@ -201,8 +199,7 @@ def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
         CheckpointError: If the checkpoint is missing or damaged.
         ConfigError: If there is no such device.
     """
-    where = select_device(device)
-    return Predictor(load_trained(Path(path), device=where), where)
+    return Predictor(load_trained(Path(path), device=select_device(device)))
 
 
 def above(detections: Detections, score_threshold: float) -> Detections:

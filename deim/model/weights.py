@@ -32,8 +32,8 @@ CLASS_KEYS: Final = re.compile(r"decoder\.(enc_score_head|dec_score_head\.\d+|de
 """Tensors whose shape follows from the number of classes."""
 
 SOURCES: Final = {
-    "vitt_distill.pt": "linked in the README of the official code, Intellindust-AI-Lab/DEIMv2",
-    "vittplus_distill.pt": "linked in the README of the official code, Intellindust-AI-Lab/DEIMv2",
+    "vitt_distill.pt": "linked in the README of Intellindust-AI-Lab/DEIMv2",
+    "vittplus_distill.pt": "linked in the README of Intellindust-AI-Lab/DEIMv2",
     "dinov3_vits16_pretrain_lvd1689m-08c60483.pth": "on Meta's DINOv3 download page, under the DINOv3 licence",
     "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth": (
         "on Meta's DINOv3 download page, under the DINOv3 licence"
