@@ -1,4 +1,4 @@
-"""YAML files → one merged tree → the dataclasses of `schema.py`, with every problem reported at once.
+"""The merged tree of an experiment → the dataclasses of `schema.py`, with every problem reported at once.
 
 Each value of the tree remembers the file that set it, so that a message can name that file. Nothing here
 knows a single option: names, types and defaults come from the dataclasses.
@@ -6,9 +6,8 @@ knows a single option: names, types and defaults come from the dataclasses.
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
-from functools import reduce
 from pathlib import Path
 from sys import float_info
 from types import NoneType, UnionType
@@ -17,11 +16,11 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 import yaml
 
 from deim.config.schema import Config
+from deim.config.tree import Node, load_tree, merge, override_tree, to_tree
 from deim.errors import ConfigError
 
 T = TypeVar("T")
 
-_OVERRIDE: Final = "--set"
 _EXPONENT: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 _NAMES: Final = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 
@@ -39,7 +38,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: If a file cannot be read or any option is wrong; one line for each problem.
     """
-    return _read_block(Config, _merge(_load_tree(Path(path), chain=()), _changes(overrides)), "")
+    return _read_block(Config, merge(load_tree(Path(path)), override_tree(overrides)), "")
 
 
 def load_block(path: str | Path, key: str, block_class: type[T]) -> T:
@@ -56,7 +55,7 @@ def load_block(path: str | Path, key: str, block_class: type[T]) -> T:
     Raises:
         ConfigError: If the file cannot be read, lacks the block, or any option of the block is wrong.
     """
-    blocks = _load_tree(Path(path), chain=()).value
+    blocks = load_tree(Path(path)).value
     assert isinstance(blocks, dict)
     if key not in blocks:
         raise ConfigError(f"{path}: there is no block '{key}'. The file has: {', '.join(blocks)}.")
@@ -77,7 +76,7 @@ def config_from_dict(tree: Mapping[str, object], *, where: str, overrides: Seque
     Raises:
         ConfigError: If any option is wrong; one line for each problem.
     """
-    return _read_block(Config, _merge(_tree(tree, where), _changes(overrides)), "")
+    return _read_block(Config, merge(to_tree(tree, where), override_tree(overrides)), "")
 
 
 def config_to_dict(config: Config) -> dict[str, object]:
@@ -108,39 +107,6 @@ def shipped_configs_dir() -> Path:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """A value and where it was set; the value of a block is a dict of nodes."""
-
-    value: Any
-    where: str
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and leaves `off`, `no` and dates the text they look like."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own attribute)
-        first: [
-            (tag, pattern)
-            for tag, pattern in rules
-            if not tag.endswith(":timestamp") and not (tag.endswith(":bool") and first in "yYnNoO")
-        ]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        first_lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # SafeLoader refuses it later, with the line
-            if key.value in first_lines:
-                problem = f"duplicate key '{key.value}', already given in line {first_lines[key.value]}"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            first_lines[key.value] = key.start_mark.line + 1
-        return node
-
-
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that writes a list on one line and a block over several."""
 
@@ -148,71 +114,7 @@ class _Dumper(yaml.SafeDumper):
         return super().represent_sequence(tag, sequence, flow_style=flow_style is not False)
 
 
-def _parse_yaml(text: str | bytes, where: str) -> object:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        parts = [getattr(error, "context", None), getattr(error, "problem", None)]
-        reason = ", ".join(part for part in parts if part) or str(error)
-        place = f"{where}:{mark.line + 1}" if mark and not where.startswith(_OVERRIDE) else where
-        raise ConfigError(f"{place}: not valid YAML: {reason}.") from error
-
-
-def _load_tree(path: Path, chain: tuple[Path, ...]) -> _Node:
-    """The merged tree of a file; `chain` are the files that led here through `_base_`, outermost first."""
-    if path.resolve() in [earlier.resolve() for earlier in chain]:
-        circle = " → ".join(str(member) for member in (*chain, path))
-        raise ConfigError(f"{chain[-1]}: '_base_' goes round in a circle: {circle}. Remove one of them.")
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        place = f"{chain[-1]}: the base {path}" if chain else f"{path}:"
-        raise ConfigError(f"{place} cannot be read: {error.strerror}.") from error
-    tree = _parse_yaml(text, str(path))
-    if tree is None:
-        raise ConfigError(f"{path}: the file is empty. A config has one 'key: value' a line.")
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: got a {type(tree).__name__} at the top, needs 'key: value' lines.")
-    bases = tree.pop("_base_", [])
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: _base_: got {bases!r}, needs a file name or a list of file names")
-    layers = [_load_tree(path.parent / base, (*chain, path)) for base in bases]
-    return reduce(_merge, [*layers, _tree(tree, str(path))])
-
-
-def _changes(overrides: Sequence[str]) -> _Node:
-    """The overrides merged among themselves: `type=` and that type's options may come in any order."""
-    return reduce(_merge, map(_parse_override, overrides), _Node({}, _OVERRIDE))
-
-
-def _parse_override(override: str) -> _Node:
-    key, equals, text = override.partition("=")
-    names = key.strip().split(".")
-    if not equals or not all(names):
-        raise ConfigError(f"{_OVERRIDE}: got '{override}', needs key.path=value, such as data.batch_size=8.")
-    node = _tree(_parse_yaml(text, f"{_OVERRIDE} {override}"), _OVERRIDE)
-    return reduce(lambda inner, name: _Node({name: inner}, _OVERRIDE), reversed(names), node)
-
-
-def _tree(value: object, where: str) -> _Node:
-    if isinstance(value, Mapping):
-        return _Node({str(key): _tree(child, where) for key, child in value.items()}, where)
-    return _Node(value, where)
-
-
-def _merge(old: _Node, new: _Node) -> _Node:
-    if not isinstance(old.value, dict) or not isinstance(new.value, dict):
-        return new
-    if "type" in old.value and "type" in new.value and old.value["type"].value != new.value["type"].value:
-        return new
-    common = {key: _merge(old.value[key], node) for key, node in new.value.items() if key in old.value}
-    # An override that touches a block is not to blame for what the block lacks.
-    return _Node(old.value | new.value | common, old.where if new.where == _OVERRIDE else new.where)
-
-
-def _read_block(block_class: type[T], node: _Node, path: str) -> T:
+def _read_block(block_class: type[T], node: Node, path: str) -> T:
     problems: list[str] = []
     block = _convert(block_class, node, path, problems)
     if problems:
@@ -221,7 +123,7 @@ def _read_block(block_class: type[T], node: _Node, path: str) -> T:
     return block
 
 
-def _convert(hint: object, node: _Node, path: str, problems: list[str]) -> object:
+def _convert(hint: object, node: Node, path: str, problems: list[str]) -> object:
     """The value that `hint` asks for, or `MISSING` with its problem appended."""
     options = _options(hint)
     classes = [option for option in options if is_dataclass(option)]
@@ -237,7 +139,7 @@ def _convert(hint: object, node: _Node, path: str, problems: list[str]) -> objec
     return MISSING
 
 
-def _tagged(classes: Sequence[Any], node: _Node, path: str, problems: list[str]) -> Any | None:
+def _tagged(classes: Sequence[Any], node: Node, path: str, problems: list[str]) -> Any | None:
     """The class that the block's `type` names, or None with the problem appended."""
     by_tag = {tag: option for option in classes for tag in get_args(get_type_hints(option)["type"])}
     tag = _convert_key(_join(path, "type"), Literal[tuple(by_tag)], MISSING, node, problems)
@@ -248,7 +150,7 @@ def _tagged(classes: Sequence[Any], node: _Node, path: str, problems: list[str])
     return None
 
 
-def _build(block_class: Any, node: _Node, path: str, problems: list[str]) -> object:
+def _build(block_class: Any, node: Node, path: str, problems: list[str]) -> object:
     """The block; if anything is wrong, problems are appended and the block has only its readable fields."""
     hints = get_type_hints(block_class)
     problems += _unknown_keys(node, path, hints)
@@ -265,7 +167,7 @@ def _build(block_class: Any, node: _Node, path: str, problems: list[str]) -> obj
     return _partial(block_class, values) if problems else block_class(**values)
 
 
-def _convert_key(key: str, hint: object, default: object, node: _Node, problems: list[str]) -> Any:
+def _convert_key(key: str, hint: object, default: object, node: Node, problems: list[str]) -> Any:
     name = key.rpartition(".")[2]
     if name in node.value:
         return _convert(hint, node.value[name], key, problems)
@@ -331,7 +233,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _unknown_keys(node: _Node, path: str, names: Collection[str]) -> list[str]:
+def _unknown_keys(node: Node, path: str, names: Collection[str]) -> list[str]:
     return [
         f"{child.where}: unknown key '{_join(path, key)}'. {_suggestion(key, path, names)}"
         for key, child in node.value.items()

@@ -1,0 +1,165 @@
+"""A COCO folder of a few small pictures, an experiment that takes seconds, and one finished run of it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deim.config import Config, config_from_dict
+from deim.data.build import Splits, build_splits
+from deim.engine.build import build_trainer
+from deim.engine.device import select_device
+from deim.engine.trainer import Trainer, Validate
+from deim.evaluation.assess import to_validation
+from deim.evaluation.evaluator import Evaluator
+
+# Tiny tensors gain nothing from threads, and on a shared machine waiting for them costs a hundredfold.
+torch.set_num_threads(1)
+
+COLOURS = {"pit": (230, 40, 40), "scratch": (40, 60, 230), "crack": (40, 200, 60)}
+CATEGORIES = {"pit": 3, "scratch": 7, "crack": 90}
+NUM_IMAGES = {"train": 6, "val": 4, "test": 3}
+
+TINY = {
+    "image_size": 64,
+    "epochs": 3,
+    "model": {
+        "name": "tiny",
+        "hidden_dim": 32,
+        "backbone": {
+            "type": "vit_tiny",
+            "dim": 32,
+            "depth": 3,
+            "num_heads": 2,
+            "return_blocks": [0, 1, 2],
+            "adapter_width": 8,
+        },
+        "encoder": {"num_heads": 4, "dim_feedforward": 64, "expansion": 0.5, "depth_mult": 0.34},
+        "decoder": {
+            "num_layers": 2,
+            "num_heads": 4,
+            "dim_feedforward": 64,
+            "num_queries": 20,
+            "num_denoising": 8,
+        },
+    },
+    "data": {"batch_size": 3, "eval_batch_size": 2, "num_workers": 0},
+    "augment": {"photometric": 0.0},
+    "recipe": {"backbone_lr": 5e-4},
+    "runtime": {"device": "cpu", "tensorboard": False},
+}
+
+
+def _write_split(
+    root: Path, name: str, categories: Mapping[str, int], num_images: int, *, empty: bool, seed: int
+) -> None:
+    rng = np.random.default_rng([seed, len(name), num_images])
+    tree: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": number, "name": label} for label, number in categories.items()],
+    }
+    names = sorted(set(categories) & set(COLOURS)) or sorted(categories)
+    for index in range(num_images):
+        width, height = (int(side) for side in rng.integers(48, 97, size=2))
+        pixels = rng.integers(110, 140, size=(height, width, 3)).astype(np.uint8)
+        # Every second image but the first of a split has two boxes, the last one has none.
+        num_boxes = 0 if empty or index == num_images - 1 > 0 else 1 + index % 2
+        for number in range(num_boxes):
+            label = names[(index + number) % len(names)]
+            box_width, box_height = (int(side) for side in rng.integers(14, 24, size=2))
+            left, top = int(rng.integers(0, width - box_width)), int(rng.integers(0, height - box_height))
+            pixels[top : top + box_height, left : left + box_width] = COLOURS.get(label, (250, 250, 250))
+            tree["annotations"].append(
+                {
+                    "id": len(tree["annotations"]) + 1,
+                    "image_id": 10 + index,
+                    "category_id": categories[label],
+                    "bbox": [left, top, box_width, box_height],
+                    "area": box_width * box_height,
+                    "iscrowd": 0,
+                }
+            )
+        file_name = f"{name}_{index}.png"
+        Image.fromarray(pixels).save(root / "images" / file_name)
+        tree["images"].append({"id": 10 + index, "file_name": file_name, "width": width, "height": height})
+    (root / "annotations" / f"{name}.json").write_text(json.dumps(tree), encoding="utf-8")
+
+
+def _write_coco(
+    root: Path,
+    *,
+    categories: Mapping[str, int] = CATEGORIES,
+    num_images: Mapping[str, int] = NUM_IMAGES,
+    empty: Sequence[str] = (),
+    seed: int = 0,
+) -> Path:
+    """Write a set: ids from 10, the last image of each split (and all of those in `empty`) without a box."""
+    for folder in ("images", "annotations"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for name, number in num_images.items():
+        _write_split(root, name, categories, number, empty=name in empty, seed=seed)
+    return root
+
+
+def _tiny_config(root: Path, output_dir: Path, *overrides: str) -> Config:
+    places = [f"data.root={root}", f"output_dir={output_dir}"]
+    return config_from_dict(TINY, where="tiny", overrides=[*places, *overrides])
+
+
+def _build(
+    config: Config,
+    *,
+    overwrite: bool = False,
+    resume_from: Path | None = None,
+    validate: Callable[[Validate], Validate] = lambda own: own,
+) -> Trainer:
+    splits: Splits = build_splits(config.data)
+    evaluator = Evaluator(
+        config, splits.val, class_names=splits.train.class_names, device=select_device(config.runtime.device)
+    )
+    return build_trainer(
+        config,
+        splits,
+        validate=validate(lambda model: to_validation(evaluator.evaluate(model).metrics)),
+        overwrite=overwrite,
+        resume_from=resume_from,
+    )
+
+
+@pytest.fixture(scope="session")
+def write_coco() -> Callable[..., Path]:
+    """Writes a tiny COCO folder: `write_coco(root, categories=…, num_images=…, empty=…, seed=…)`."""
+    return _write_coco
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., Config]:
+    """An experiment of seconds: `tiny_config(root, output_dir, "epochs=2", …)`."""
+    return _tiny_config
+
+
+@pytest.fixture(scope="session")
+def build_tiny() -> Callable[..., Trainer]:
+    """A trainer as `tools/train.py` builds it; `validate` may wrap the validation."""
+    return _build
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tiny COCO folder for all tests that do not change it."""
+    return _write_coco(tmp_path_factory.mktemp("tiny_set"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
+    """Folder of a finished run on `tiny_set`, long enough to find something."""
+    folder = tmp_path_factory.mktemp("tiny_run") / "run"
+    config = _tiny_config(tiny_set, folder, "epochs=40", "evaluation.every_epochs=20", "recipe.lr=1e-3")
+    _build(config).run(show_progress=False)
+    return folder

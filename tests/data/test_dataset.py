@@ -1,0 +1,195 @@
+"""Samples, their stages, and the loaders: the same seed gives the same samples, however they are loaded."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deim.config import Config
+from deim.data.build import build_augmentation, build_eval_loader, build_train_loader, input_format, iterate
+from deim.data.coco import CocoSplit, read_coco
+from deim.data.collate import Batch, collate
+from deim.data.dataset import DetectionDataset, EpochSampler
+from deim.data.stages import Augmentation
+from deim.data.transforms import Sample
+from deim.errors import DataError
+
+COLOURS_ONLY = Augmentation(
+    horizontal_flip=0.0, vertical_flip=0.0, photometric=1.0, start_epoch=2, stop_epoch=5
+)
+
+
+def read(root: Path, name: str = "train") -> CocoSplit:
+    return read_coco(root / "annotations" / f"{name}.json", root / "images")
+
+
+def make_sample() -> Sample:
+    return Sample(
+        image=torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8),
+        boxes_xyxy=torch.tensor([[1.0, 2.0, 10.0, 20.0]]),
+        labels=torch.tensor([0]),
+    )
+
+
+def epoch_of(config: Config, split: CocoSplit, *, epoch: int) -> list[Batch]:
+    augmentation = build_augmentation(config.augment, start_epoch=0, stop_epoch=99)
+    loader, sampler = build_train_loader(config, split, augmentation=augmentation)
+    sampler.epoch = epoch
+    return list(iterate(loader))
+
+
+def equal(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        [t["image_id"] for t in a.targets] == [t["image_id"] for t in b.targets]
+        and torch.equal(a.images, b.images)
+        and all(torch.equal(s["boxes"], t["boxes"]) for s, t in zip(a.targets, b.targets, strict=True))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_a_batch_of_empty_images_collates(
+    tmp_path: Path, write_coco: Callable[..., Path], tiny_config: Callable[..., Config]
+) -> None:
+    root = write_coco(tmp_path, empty=["val"])
+    config = tiny_config(root, tmp_path / "run")
+    split = read(root, "val")
+    loader = build_eval_loader(
+        split, {3: 0, 7: 1, 90: 2}, input_format=input_format(config), config=config.data
+    )
+    batches = list(iterate(loader))
+    assert sum(len(batch.targets) for batch in batches) == len(split) == split.num_empty
+    for target in (target for batch in batches for target in batch.targets):
+        assert target["boxes"].shape == (0, 4)
+        assert target["labels"].shape == target["area"].shape == (0,)
+
+
+def test_a_sample_says_where_it_comes_from(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    split = read(tiny_set)
+    config = tiny_config(tiny_set, tiny_set / "run", "image_size=[64,96]")
+    dataset = DetectionDataset(split, {3: 0, 7: 1, 90: 2}, input_format=input_format(config))
+    image, target = dataset[1]
+    assert image.shape == (3, 64, 96)
+    assert image.dtype == torch.float32
+    assert target["image_id"] == 11
+    assert target["file_name"] == "train_1.png"
+    assert len(target["boxes"]) == 2
+    height, width = split.sizes_hw[1]
+    left, top, box_width, box_height = split.boxes_xywh[split.first_box[1]]
+    centre = [(left + box_width / 2) / width, (top + box_height / 2) / height]
+    expected = torch.tensor([*centre, box_width / width, box_height / height])
+    torch.testing.assert_close(target["boxes"][0], expected.float(), atol=1e-6, rtol=0)
+    shares = target["boxes"][:, 2] * target["boxes"][:, 3]
+    torch.testing.assert_close(target["area"], shares * 64 * 96, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_number_of_workers_changes_no_sample(
+    num_workers: int, tiny_set: Path, tiny_config: Callable[..., Config]
+) -> None:
+    options = ("augment.photometric=0.8", "augment.vertical_flip=0.5")
+    split = read(tiny_set)
+    alone = tiny_config(tiny_set, tiny_set / "run", *options)
+    several = tiny_config(tiny_set, tiny_set / "run", *options, f"data.num_workers={num_workers}")
+    for epoch in (0, 3):
+        assert equal(epoch_of(alone, split, epoch=epoch), epoch_of(several, split, epoch=epoch))
+
+
+def test_epochs_and_seeds_differ(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    split = read(tiny_set)
+    config = tiny_config(tiny_set, tiny_set / "run", "augment.photometric=0.8")
+    other = tiny_config(tiny_set, tiny_set / "run", "augment.photometric=0.8", "seed=1")
+    first = epoch_of(config, split, epoch=0)
+    assert equal(first, epoch_of(config, split, epoch=0))
+    assert not equal(first, epoch_of(config, split, epoch=1))
+    assert not equal(first, epoch_of(other, split, epoch=0))
+
+
+def test_an_epoch_visits_every_image_once_in_another_order() -> None:
+    sampler = EpochSampler(40, seed=3)
+    orders = []
+    for sampler.epoch in range(3):
+        items = list(sampler)
+        assert {epoch for epoch, _ in items} == {sampler.epoch}
+        orders.append([index for _, index in items])
+        assert sorted(orders[-1]) == list(range(40))
+    assert orders[0] != orders[1] != orders[2]
+    assert len(sampler) == 40
+
+
+@pytest.mark.parametrize(("epoch", "changes"), [(0, False), (1, False), (2, True), (4, True), (5, False)])
+def test_colours_change_from_the_start_until_the_final_stage(epoch: int, changes: bool) -> None:
+    sample = make_sample()
+    found = COLOURS_ONLY(sample, epoch=epoch, rng=np.random.default_rng(0))
+    assert torch.equal(found.image, sample.image) is not changes
+
+
+@pytest.mark.parametrize("epoch", [0, 3, 9])
+@pytest.mark.parametrize(("horizontal", "vertical"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)])
+def test_flips_are_on_for_the_whole_run(epoch: int, horizontal: float, vertical: float) -> None:
+    augmentation = Augmentation(
+        horizontal_flip=horizontal, vertical_flip=vertical, photometric=0.0, start_epoch=2, stop_epoch=5
+    )
+    sample = make_sample()
+    found = augmentation(sample, epoch=epoch, rng=np.random.default_rng(0))
+    axes = [axis for axis, share in ((-1, horizontal), (-2, vertical)) if share]
+    assert torch.equal(found.image, sample.image.flip(axes))
+
+
+def test_evaluation_changes_no_image(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(tiny_set, tiny_set / "run", "augment.horizontal_flip=1", "augment.photometric=1")
+    split = read(tiny_set, "val")
+    loader = build_eval_loader(
+        split, {3: 0, 7: 1, 90: 2}, input_format=input_format(config), config=config.data
+    )
+    found = torch.cat([batch.images for batch in iterate(loader)])
+    plain = DetectionDataset(split, {3: 0, 7: 1, 90: 2}, input_format=input_format(config))
+    assert torch.equal(found, torch.stack([plain[index][0] for index in range(len(split))]))
+
+
+def test_an_image_of_another_size_than_listed_is_named(
+    tmp_path: Path, write_coco: Callable[..., Path], tiny_config: Callable[..., Config]
+) -> None:
+    root = write_coco(tmp_path)
+    path = root / "annotations" / "val.json"
+    tree = json.loads(path.read_text())
+    width, height = tree["images"][0]["width"], tree["images"][0]["height"]
+    tree["images"][0] |= {"width": height + 200, "height": width + 200}
+    path.write_text(json.dumps(tree))
+    dataset = DetectionDataset(
+        read(root, "val"), {3: 0, 7: 1, 90: 2}, input_format=input_format(tiny_config(root, root / "run"))
+    )
+    with pytest.raises(
+        DataError,
+        match=rf"val\.json: image 'val_0\.png' is listed as {height + 200}x{width + 200} px, the upright file has "
+        rf"{width}x{height} px\.",
+    ):
+        dataset[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_image_is_named_in_one_line(
+    num_workers: int, tmp_path: Path, write_coco: Callable[..., Path], tiny_config: Callable[..., Config]
+) -> None:
+    root = write_coco(tmp_path)
+    path = root / "images" / "train_4.png"
+    path.write_bytes(path.read_bytes()[:400])
+    config = tiny_config(root, root / "run", f"data.num_workers={num_workers}")
+    with pytest.raises(DataError) as caught:
+        epoch_of(config, read(root), epoch=0)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: the image is damaged or not an image (")
+    assert message.endswith("Replace or remove it.")
+    assert "\n" not in message
+
+
+def test_collate_keeps_the_order_of_the_samples(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    form = input_format(tiny_config(tiny_set, tiny_set / "run"))
+    dataset = DetectionDataset(read(tiny_set), {3: 0, 7: 1, 90: 2}, input_format=form)
+    batch = collate([dataset[3], dataset[0]])
+    assert [target["image_id"] for target in batch.targets] == [13, 10]
+    assert torch.equal(batch.images[1], dataset[0][0])
+    moved = batch.to(torch.device("cpu"))
+    assert moved.targets[0]["file_name"] == "train_3.png"

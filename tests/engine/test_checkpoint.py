@@ -1,0 +1,196 @@
+"""Checkpoints: whole, self-describing, and refused with a reason where they do not fit."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import deim
+from deim.config import Config, config_to_dict
+from deim.data.build import read_split
+from deim.engine.checkpoint import FORMAT, load_trained, read_checkpoint, save_checkpoint
+from deim.engine.trainer import Trainer
+from deim.errors import CheckpointError, DataError
+from deim.evaluation.assess import assess
+from deim.model.build import build_model
+from deim.model.detector import Detector
+
+
+def weights_hash(model: Detector) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture
+def saved(tmp_path: Path, tiny_set: Path, tiny_config: Callable[..., Config]) -> Path:
+    config = tiny_config(tiny_set, tmp_path / "run")
+    raw, averaged = build_model(config.model, 2), build_model(config.model, 2)
+    path = tmp_path / "best.pth"
+    tree = {
+        "format": FORMAT,
+        "config": config_to_dict(config),
+        "class_names": ["pit", "scratch"],
+        "category_ids": [3, 7],
+        "model": raw.state_dict(),
+        "ema": {"model": averaged.state_dict(), "updates": 1},
+        "weights": "ema",
+        "epoch": 4,
+        "step": 12,
+        "best": {},
+    }
+    save_checkpoint(tree, path)
+    return path
+
+
+def change(path: Path, **values: object) -> None:
+    save_checkpoint(read_checkpoint(path) | values, path)
+
+
+@pytest.mark.parametrize("kind", ["ema", "raw"])
+def test_a_checkpoint_alone_gives_the_same_detector(saved: Path, kind: str) -> None:
+    change(saved, weights=kind)
+    tree = read_checkpoint(saved)
+    trained = load_trained(saved)
+    expected = build_model(trained.config.model, 2)
+    expected.load_state_dict(tree["ema"]["model"] if kind == "ema" else tree["model"])
+    assert weights_hash(trained.model) == weights_hash(expected)
+    assert weights_hash(load_trained(saved).model) == weights_hash(trained.model)
+    assert (trained.class_names, trained.category_ids) == (("pit", "scratch"), (3, 7))
+    assert (trained.epoch, trained.weights, trained.path) == (4, kind, saved)
+    assert not trained.model.training
+    assert config_to_dict(trained.config) == tree["config"]
+
+
+def test_stored_options_can_be_overridden(saved: Path) -> None:
+    assert load_trained(saved, overrides=["data.root=elsewhere"]).config.data.root == "elsewhere"
+
+
+def test_a_failing_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def fail(tree: object, file) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint({"format": FORMAT}, saved)
+    assert saved.read_bytes() == before
+
+
+def test_a_save_leaves_no_other_file(saved: Path) -> None:
+    assert [path.name for path in saved.parent.iterdir()] == ["best.pth"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused(saved: Path, share: float) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"best\.pth: damaged, truncated or not a weights file \("):
+        load_trained(saved)
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"lost\.pth: no such weights file"):
+        deim.load_detector(tmp_path / "lost.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"just text", b"\x80\x04\x95"], ids=["empty", "text", "pickle"])
+def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "best.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"best\.pth: damaged, truncated or not a weights file"):
+        load_trained(path)
+
+
+@pytest.mark.parametrize(
+    ("tree", "problem"),
+    [
+        (
+            {"model": {}},
+            r"foreign\.pth: not a checkpoint of this project, it lacks format, config, class_names",
+        ),
+        ([1, 2], r"foreign\.pth: holds a list\."),
+    ],
+    ids=["weights", "list"],
+)
+def test_a_file_of_another_project_is_refused(tree: object, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "foreign.pth"
+    torch.save(tree, path)
+    with pytest.raises(CheckpointError, match=problem):
+        load_trained(path)
+
+
+def test_another_format_is_refused(saved: Path) -> None:
+    change(saved, format=FORMAT + 1)
+    with pytest.raises(
+        CheckpointError, match=rf"has checkpoint format {FORMAT + 1}, this version reads {FORMAT}\."
+    ):
+        load_trained(saved)
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(saved: Path) -> None:
+    change(saved, class_names=["pit", "scratch", "crack"])
+    with pytest.raises(CheckpointError, match=r"best\.pth: its weights do not fit its config\."):
+        load_trained(saved)
+
+
+def test_resuming_with_other_classes_is_refused(
+    tiny_run: Path,
+    tmp_path: Path,
+    write_coco: Callable[..., Path],
+    tiny_config: Callable[..., Config],
+    build_tiny: Callable[..., Trainer],
+) -> None:
+    root = write_coco(tmp_path / "set", categories={"pit": 1, "dent": 2, "hole": 3})
+    with pytest.raises(
+        CheckpointError,
+        match=r"last\.pth: was trained on the classes pit, scratch, crack, the dataset has pit, dent, hole\.",
+    ):
+        build_tiny(tiny_config(root, tmp_path / "run"), resume_from=tiny_run / "last.pth")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_from_weights_alone_is_refused(
+    tiny_run: Path,
+    tiny_set: Path,
+    tmp_path: Path,
+    tiny_config: Callable[..., Config],
+    build_tiny: Callable[..., Trainer],
+) -> None:
+    with pytest.raises(CheckpointError, match=r"best\.pth: holds weights only\. Resume from last\.pth"):
+        build_tiny(tiny_config(tiny_set, tmp_path / "run"), resume_from=tiny_run / "best.pth")
+
+
+def test_resuming_with_another_model_is_refused(
+    tiny_run: Path,
+    tiny_set: Path,
+    tmp_path: Path,
+    tiny_config: Callable[..., Config],
+    build_tiny: Callable[..., Trainer],
+) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run", "model.hidden_dim=64")
+    with pytest.raises(CheckpointError, match=r"last\.pth: does not fit the config of this run\."):
+        build_tiny(config, resume_from=tiny_run / "last.pth")
+
+
+def test_evaluating_a_dataset_with_other_classes_is_refused(
+    tiny_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
+) -> None:
+    root = write_coco(tmp_path / "set", categories={"pit": 1, "dent": 2})
+    trained = load_trained(tiny_run / "best.pth", overrides=[f"data.root={root}"])
+    with pytest.raises(
+        DataError,
+        match=r"val\.json: class 'dent' is not known to the detector, which has pit, scratch, crack\.",
+    ):
+        assess(
+            trained,
+            read_split(trained.config.data, "val"),
+            split_name="val",
+            report_path=tmp_path / "report.json",
+        )
+    assert not (tmp_path / "report.json").exists()
