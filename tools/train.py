@@ -14,7 +14,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from deim.config import Config, load_config
 from deim.data.build import build_splits
-from deim.engine.build import build_trainer, find_resume, refuse_existing_run
+from deim.engine.build import (
+    build_trainer,
+    discard_unstarted_run,
+    find_resume,
+    refuse_existing_run,
+)
 from deim.engine.checkpoint import load_trained
 from deim.engine.device import select_device
 from deim.errors import DeimError
@@ -45,7 +50,11 @@ def train(config: Config, *, resume: str | None, overwrite: bool) -> None:
         overwrite=overwrite,
         resume_from=resume_from,
     )
-    trainer.run()
+    try:
+        trainer.run()
+    except DeimError:
+        discard_unstarted_run(folder)
+        raise
     result = assess(
         load_trained(trainer.best_path),
         splits.val,

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from deim.config.schema import AugmentConfig, Config, DataConfig
 from deim.data.coco import CocoSplit, match_classes, read_coco
 from deim.data.collate import Batch, collate
-from deim.data.dataset import DetectionDataset, EpochSampler, InputFormat
+from deim.data.dataset import DetectionDataset, EpochSampler, InputFormat, check_images
 from deim.data.stages import Augmentation
 from deim.data.synthetic import make_synthetic_dataset
 from deim.errors import DataError
@@ -84,6 +84,7 @@ def read_split(config: DataConfig, name: str) -> CocoSplit:
         raise DataError(f"split {name!r}: the dataset has none. Choose one of {', '.join(named)}.")
     root = Path(config.root)
     split = read_coco(root / file, root / config.images)
+    check_images(split)
     logger.info(
         "%s: %d images (%d without boxes), %d boxes, %d classes",
         name,

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from deim.boxes import clip_boxes, xyxy_to_cxcywh
-from deim.data.coco import CocoSplit
+from deim.data.coco import CocoSplit, raise_listed
 from deim.data.stages import Augmentation
-from deim.data.transforms import Sample, boxes_to_input, fit_to_input, normalize, read_image
+from deim.data.transforms import Sample, boxes_to_input, fit_to_input, normalize, read_image, read_size
 from deim.errors import DataError
 from deim.structures import Target
 
@@ -64,11 +64,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         """Return the input (3, H, W) float32 and its target.
 
         Raises:
-            DataError: If the image is damaged or has another size than the annotations say.
+            DataError: If the image is damaged.
         """
         epoch, index = item if isinstance(item, tuple) else (0, item)
         image = read_image(self.split.image_path(index))
-        self._check_size(index, image)
         boxes, labels = self._boxes(index)
         image, placement = fit_to_input(image, self.input_format.size_hw, resize=self.input_format.resize)
         size_hw = self.input_format.size_hw
@@ -97,14 +96,27 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         height, width = self.split.sizes_hw[index]
         return clip_boxes(boxes, (height, width)), torch.tensor(labels, dtype=torch.int64)
 
-    def _check_size(self, index: int, image: Tensor) -> None:
-        height, width = self.split.sizes_hw[index]
-        if tuple(image.shape[-2:]) != (height, width):
-            raise DataError(
-                f"{self.split.annotations_path.name}: image {self.split.file_names[index]!r} is listed as "
-                f"{width}x{height} px, the upright file has {image.shape[-1]}x{image.shape[-2]} px. Boxes "
-                f"would be misplaced: correct the size, and the boxes if they were drawn on a rotated view."
+
+def check_images(split: CocoSplit) -> None:
+    """Look at the header of every image of a split; damage further inside shows only when it is decoded.
+
+    Raises:
+        DataError: If a file is not an image or has another size than the annotations say; all are listed.
+    """
+    problems = []
+    for index, listed_hw in enumerate(split.sizes_hw.tolist()):
+        try:
+            height, width = read_size(split.image_path(index))
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if [height, width] != listed_hw:
+            problems.append(
+                f"{split.annotations_path.name}: image {split.file_names[index]!r} is listed as "
+                f"{listed_hw[1]}x{listed_hw[0]} px, the upright file has {width}x{height} px. Boxes would be "
+                f"misplaced: correct the size, and the boxes if they were drawn on a rotated view."
             )
+    raise_listed(problems)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

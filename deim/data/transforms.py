@@ -4,13 +4,15 @@ Training, evaluation and prediction share `read_image` and `fit_to_input`, so th
 Images are (3, H, W) uint8 RGB until `normalize`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -43,24 +45,46 @@ def read_image(path: Path) -> Tensor:
     """Read a photograph upright, as its EXIF orientation says.
 
     Args:
-        path: Any format that Pillow reads; grey and palette images become RGB.
+        path: Any format that Pillow reads, 8 bits a channel; grey and palette images become RGB.
 
     Returns:
         (3, H, W) uint8.
 
     Raises:
-        DataError: If the file is missing, not an image, or damaged.
+        DataError: If the file is missing, not an image, damaged, or has more than 8 bits a channel.
     """
+    with _named_errors(path), Image.open(path) as opened:
+        if opened.mode.startswith(("I", "F")):
+            raise DataError(
+                f"{path}: has more than 8 bits a channel (mode {opened.mode}), which would be cut to black "
+                f"and white. Convert it to 8 bits with a scaling that suits your camera."
+            )
+        return image_to_tensor(ImageOps.exif_transpose(opened))
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of a photograph upright, in pixels, from its header alone.
+
+    Raises:
+        DataError: If the file is missing or not an image.
+    """
+    with _named_errors(path), Image.open(path) as opened:
+        width, height = opened.size
+        is_turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return (width, height) if is_turned else (height, width)
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turn Pillow's errors into one that names the file."""
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such image.") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(
             f"{path}: the image is damaged or not an image ({error}). Replace or remove it."
         ) from None
-    return image_to_tensor(image)
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:

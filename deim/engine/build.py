@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 RUN_FILES = ("last.pth", "best.pth", "metrics.jsonl", "config.yml", "report.json")
 """A folder with one of these holds a run."""
 
+CHECKPOINTS = ("last.pth", "best.pth")
+
 
 def find_resume(folder: Path, resume: str | None) -> Path | None:
     """The checkpoint to go on from.
@@ -116,11 +118,24 @@ def build_trainer(
     return trainer
 
 
+def discard_unstarted_run(folder: Path) -> None:
+    """Remove what a run wrote if it ended before its first checkpoint, so that it can be started again."""
+    if not folder.is_dir() or any((folder / name).exists() for name in CHECKPOINTS):
+        return
+    _clear(folder)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _clear(folder: Path) -> None:
+    for name in RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+
+
 def _prepare_folder(config: Config, folder: Path, *, clear: bool) -> None:
     if clear:
-        for name in RUN_FILES:
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yml").write_text(config_to_yaml(config), encoding="utf-8")
 

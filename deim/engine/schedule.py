@@ -52,8 +52,10 @@ class Timeline:
         Source:
             The flat-cosine schedule of RTMDet (arXiv:2212.07784), as DEIM uses it.
         """
-        if step < self.warmup_steps:
-            return ((step + 1) / self.warmup_steps) ** 2
+        warmup = min(1.0, (step + 1) / self.warmup_steps) ** 2 if self.warmup_steps else 1.0
+        return warmup * self._phase_factor(step)
+
+    def _phase_factor(self, step: int) -> float:
         flat_end = self.flat_end_epoch * self.steps_per_epoch
         final = self.no_aug_epoch * self.steps_per_epoch
         if step < flat_end:
@@ -141,7 +143,6 @@ def _resolve(value: int | str, automatic: int) -> int:
 
 
 def _refuse_contradictions(timeline: Timeline, no_aug: int) -> None:
-    flat_end_step = timeline.flat_end_epoch * timeline.steps_per_epoch
     problems = [
         (no_aug >= timeline.epochs > 1, f"no_aug_epochs: {no_aug} leaves no epoch with augmentation"),
         (
@@ -150,9 +151,9 @@ def _refuse_contradictions(timeline: Timeline, no_aug: int) -> None:
             f"{timeline.no_aug_epoch}",
         ),
         (
-            timeline.warmup_steps > max(flat_end_step, timeline.steps_per_epoch),
-            f"warmup_steps: {timeline.warmup_steps} outlasts the flat phase, which ends at step "
-            f"{flat_end_step}",
+            timeline.warmup_steps > timeline.total_steps / 2,
+            f"warmup_steps: {timeline.warmup_steps} is more than half of the run's "
+            f"{timeline.total_steps} steps",
         ),
         (
             timeline.augment_start_epoch > timeline.no_aug_epoch,

@@ -1,9 +1,10 @@
 """One training step."""
 
+import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deim.data.collate import Batch
 from deim.errors import NonFiniteError
@@ -27,8 +28,8 @@ class Precision:
 class StepResult:
     """What a step did."""
 
-    terms: dict[str, Tensor]
-    """Weighted loss terms, () float32 each, without gradient; empty if there are none."""
+    terms: dict[str, float]
+    """Weighted loss terms; empty if there are none."""
     loss: float
     """Their sum; NaN if the step was refused."""
     grad_norm: float
@@ -64,11 +65,14 @@ def train_step(
     try:
         terms = criterion(outputs, batch.targets, epoch=epoch)
     except NonFiniteError as error:
-        return StepResult(terms={}, loss=float("nan"), grad_norm=float("nan"), refused=str(error))
-    loss = torch.stack(list(terms.values())).sum()
-    if not torch.isfinite(loss):
-        bad = [name for name, value in terms.items() if not torch.isfinite(value)]
-        return _refused(terms, f"non-finite loss in {', '.join(bad)}")
+        return _refused({}, str(error))
+    stacked = torch.stack(list(terms.values()))
+    loss = stacked.sum()
+    # One copy to the host for all terms.
+    values = dict(zip(terms, stacked.tolist(), strict=True))
+    if not math.isfinite(sum(values.values())):
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        return _refused(values, f"non-finite loss in {', '.join(bad)}")
     precision.scaler.scale(loss).backward()
     precision.scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -79,11 +83,9 @@ def train_step(
     # The scaler lowers its scale after an overflow, so it hears of refused steps too.
     precision.scaler.update()
     if not finite:
-        return _refused(terms, "non-finite gradient")
-    detached = {name: value.detach() for name, value in terms.items()}
-    return StepResult(terms=detached, loss=loss.item(), grad_norm=grad_norm.item(), refused=None)
+        return _refused(values, "non-finite gradient")
+    return StepResult(terms=values, loss=loss.item(), grad_norm=grad_norm.item(), refused=None)
 
 
-def _refused(terms: dict[str, Tensor], reason: str) -> StepResult:
-    detached = {name: value.detach() for name, value in terms.items()}
-    return StepResult(terms=detached, loss=float("nan"), grad_norm=float("nan"), refused=reason)
+def _refused(terms: dict[str, float], reason: str) -> StepResult:
+    return StepResult(terms=terms, loss=float("nan"), grad_norm=float("nan"), refused=reason)

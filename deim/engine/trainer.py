@@ -167,7 +167,7 @@ class Trainer:
                 sums["loss"] += result.loss
                 sums["grad_norm"] += result.grad_norm
                 for name, value in result.terms.items():
-                    sums[name] += value.item()
+                    sums[name] += value
                 bar.set_postfix(loss=f"{result.loss:.2f}")
                 log.curves(
                     {

@@ -65,7 +65,7 @@ def assess(
         created=datetime.datetime.now(datetime.UTC),
         split=split_name,
         dataset=DatasetInfo(
-            annotations_file=str(split.annotations_path), sha256=sha256_of_file(split.annotations_path)
+            annotations_file=split.annotations_path.name, sha256=sha256_of_file(split.annotations_path)
         ),
         checkpoint=CheckpointInfo(
             path=str(trained.path),

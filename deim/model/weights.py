@@ -31,13 +31,13 @@ COMPUTED_KEYS: Final = ("decoder.anchors", "decoder.valid_mask")
 CLASS_KEYS: Final = re.compile(r"decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.")
 """Tensors whose shape follows from the number of classes."""
 
+VIT_TINY_SOURCE: Final = "linked in the README of github.com/Intellindust-AI-Lab/DEIMv2"
+DINOV3_SOURCE: Final = "on Meta's DINOv3 download page, under the DINOv3 licence"
 SOURCES: Final = {
-    "vitt_distill.pt": "linked in the README of Intellindust-AI-Lab/DEIMv2",
-    "vittplus_distill.pt": "linked in the README of Intellindust-AI-Lab/DEIMv2",
-    "dinov3_vits16_pretrain_lvd1689m-08c60483.pth": "on Meta's DINOv3 download page, under the DINOv3 licence",
-    "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth": (
-        "on Meta's DINOv3 download page, under the DINOv3 licence"
-    ),
+    "vitt_distill.pt": VIT_TINY_SOURCE,
+    "vittplus_distill.pt": VIT_TINY_SOURCE,
+    "dinov3_vits16_pretrain_lvd1689m-08c60483.pth": DINOV3_SOURCE,
+    "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth": DINOV3_SOURCE,
 }
 """Where well-known weight files can be had."""
 

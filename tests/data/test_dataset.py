@@ -163,8 +163,8 @@ def test_an_image_of_another_size_than_listed_is_named(
     )
     with pytest.raises(
         DataError,
-        match=rf"val\.json: image 'val_0\.png' is listed as {height + 200}x{width + 200} px, the upright file has "
-        rf"{width}x{height} px\.",
+        match=rf"val\.json: image 'val_0\.png' is listed as {height + 200}x{width + 200} px, "
+        rf"the upright file has {width}x{height} px\.",
     ):
         dataset[0]
 

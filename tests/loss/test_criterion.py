@@ -158,6 +158,38 @@ def test_box_terms_are_means_over_pairs_with_the_configured_weights():
     assert terms["loss_giou"] == pytest.approx(2 * sum(gaps) / 4, rel=1e-5)
 
 
+def test_box_terms_are_means_over_the_union_of_all_matchings():
+    # The encoder finds the box with query 5 and all others with query 1: two pairs own one box.
+    targets = random_targets((1,))
+    outputs = make_outputs(targets, noise=0.001)
+    encoder = outputs["enc_outputs"]["pred_boxes"]
+    encoder[:, [1, 5]] = encoder[:, [5, 1]]
+    terms = values(build_criterion(LossConfig(bbox=1.0))(outputs, targets))
+    for name, output in [("loss_bbox", outputs), ("loss_bbox_enc_0", outputs["enc_outputs"])]:
+        distances = (output["pred_boxes"][0, [1, 5]] - targets[0]["boxes"]).abs().sum(dim=-1)
+        assert terms[name] == pytest.approx(distances.mean().item(), rel=1e-5)
+
+
+def test_denoising_terms_are_means_over_all_positives():
+    _, outputs, targets = forward((2, 1))
+    terms = values(build_criterion(LossConfig(bbox=1.0))(outputs, targets))
+    meta = outputs["dn_meta"]
+    assert meta.num_groups == 3
+    for name, output in [
+        ("loss_bbox_dn_1", outputs["dn_outputs"][1]),
+        ("loss_bbox_dn_pre", outputs["dn_pre_outputs"]),
+    ]:
+        distances = [
+            (output["pred_boxes"][image, query] - targets[image]["boxes"][box]).abs().sum().item()
+            for image in range(2)
+            for query, box in zip(
+                meta.query_idx[image].tolist(), meta.target_idx[image].tolist(), strict=True
+            )
+        ]
+        assert len(distances) == 9
+        assert terms[name] == pytest.approx(sum(distances) / 9, rel=1e-5)
+
+
 @pytest.mark.parametrize("term", ["mal", "bbox", "giou", "fgl", "ddf"])
 def test_a_weight_scales_its_own_terms_alone(term):
     targets = random_targets((3, 1))

@@ -17,6 +17,7 @@ from tests.model.parity_folder import (
     draw_targets,
     load_arrays,
     needs_parity_folder,
+    one_thread,
 )
 
 MATCHER_CHANGE_EPOCH = {"s": 100, "m": 80}
@@ -54,10 +55,8 @@ class Trained(NamedTuple):
 def _single_thread():
     # Bilinear sampling has a kink at pixel borders, and one sampling point of the M fixture lies on one: with
     # two threads, rounding puts it on the other side and moves the gradient norm of one bias by 1.07e-3.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +21,17 @@ PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"
 needs_parity_folder = pytest.mark.skipif(
     not (PARITY / "recipe.py").is_file(), reason=f"no parity fixtures: {PARITY} does not exist"
 )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: sums then come in one order on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def load_recipe() -> ModuleType:

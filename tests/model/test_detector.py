@@ -201,28 +201,34 @@ def test_one_batch_can_be_learnt_by_heart():
         for box, label in zip(target["boxes"], target["labels"].tolist(), strict=True):
             left, top, right, bottom = (cxcywh_to_xyxy(box) * 64).round().int().tolist()
             image[label, top:bottom, left:right] = 1.0
-    model = tiny_detector(num_layers=2, hidden_dim=64, dim=64).train()
+    model = tiny_detector(num_layers=2, num_queries=10).train()
     criterion = build_criterion()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=4e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=80, pct_start=0.1)
     losses = []
-    for _ in range(120):
+    for _ in range(80):
         optimizer.zero_grad()
-        loss = sum(criterion(model(images, targets), targets).values())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        terms = criterion(model(images, targets), targets)
+        sum(terms.values()).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.4 * losses[0]
+        schedule.step()
+        losses.append((terms["loss_bbox"] + terms["loss_giou"]).item())
+    assert losses[-1] < 0.1 * losses[0]
     with torch.no_grad():
-        output = model.eval()(images)
-    for image, target in enumerate(targets):
-        scores = output["pred_logits"][image].sigmoid()
-        for box, label in zip(target["boxes"], target["labels"], strict=True):
-            best = scores[:, label].argmax()
-            found = output["pred_boxes"][image, best]
-            assert iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(box)) > 0.8
-            assert scores[best].argmax() == label
-            assert scores[best, label] > 0.5
+        learnt, evaluated = model(images), model.eval()(images)
+    # The coarsest map has four cells: its batch norm sees eight values, whose statistics differ from the
+    # running ones, and so the boxes in evaluation are less exact.
+    for output, least_overlap in [(learnt, 0.8), (evaluated, 0.5)]:
+        for image, target in enumerate(targets):
+            scores = output["pred_logits"][image].sigmoid()
+            for box, label in zip(target["boxes"], target["labels"], strict=True):
+                best = scores[:, label].argmax()
+                found = output["pred_boxes"][image, best]
+                assert iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(box)) > least_overlap
+                assert scores[best].argmax() == label
+                assert scores[best, label] > 0.5
 
 
 def test_nano_has_fewer_than_three_million_parameters_and_works():

@@ -1,0 +1,334 @@
+"""Whole runs: what they write, how they stop and go on, and that they can be repeated."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deim.config import Config, load_config
+from deim.engine.build import find_resume
+from deim.engine.checkpoint import read_checkpoint
+from deim.engine.trainer import Trainer, Validate, Validation
+from deim.errors import CheckpointError, ConfigError, DeimError, TrainingError
+from deim.model.detector import Detector
+
+MakeConfig = Callable[..., Config]
+Build = Callable[..., Trainer]
+FOUR_EPOCHS = ("epochs=4", "schedule.no_aug_epochs=1", "augment.photometric=0.5")
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    parts = trainer.parts
+    averaged = {f"ema.{name}": value for name, value in parts.ema.model.state_dict().items()}
+    return parts.model.state_dict() | averaged
+
+
+def assert_same_weights(first: Trainer, second: Trainer) -> None:
+    expected, found = weights_of(first), weights_of(second)
+    assert expected.keys() == found.keys()
+    different = [name for name, value in expected.items() if not torch.equal(found[name], value)]
+    assert different == []
+
+
+def stop_in_validation(number: int) -> Callable[[Validate], Validate]:
+    """Interrupt the run in its validation of this number, from 1."""
+
+    def wrap(own: Validate) -> Validate:
+        calls = []
+
+        def validate(model: Detector) -> Validation:
+            calls.append(model)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return own(model)
+
+        return validate
+
+    return wrap
+
+
+def scores(values: list[float | None]) -> Callable[[Validate], Validate]:
+    """Validation that gives these AP, one after the other."""
+
+    def wrap(own: Validate) -> Validate:
+        left = iter(values)
+        return lambda model: Validation(
+            ap=(ap := next(left)), ap50=ap, worst_class=None, worst_class_ap50=None, summary={}, class_ap50={}
+        )
+
+    return wrap
+
+
+def test_a_run_on_empty_images_finishes(
+    tmp_path: Path, write_coco: Callable[..., Path], tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    root = write_coco(tmp_path / "set", empty=["train", "val"])
+    build_tiny(tiny_config(root, tmp_path / "run", "epochs=1")).run(show_progress=False)
+    line = lines_of(tmp_path / "run")[0]
+    assert line["ap"] is None
+    assert line["loss"] > 0
+    assert (tmp_path / "run" / "best.pth").is_file()
+
+
+def test_a_run_writes_its_files_and_learns(tiny_run: Path) -> None:
+    assert {path.name for path in tiny_run.iterdir()} == {
+        "config.yml",
+        "last.pth",
+        "best.pth",
+        "metrics.jsonl",
+    }
+    config = load_config(tiny_run / "config.yml")
+    assert (config.epochs, config.model.name) == (40, "tiny")
+    lines = lines_of(tiny_run)
+    assert [line["event"] for line in lines] == ["epoch"] * 40
+    assert [line["epoch"] for line in lines] == list(range(40))
+    assert [line["step"] for line in lines] == list(range(2, 82, 2))
+    assert [line["epoch"] for line in lines if "ap" in line] == [19, 39]
+    assert all(line["refused_steps"] == 0 for line in lines)
+    first, last = lines[:5], lines[-5:]
+    assert sum(line["loss"] for line in last) < 0.95 * sum(line["loss"] for line in first)
+    assert lines[-1]["lr"] == pytest.approx(0.5 * max(line["lr"] for line in lines))
+
+
+def test_the_last_checkpoint_goes_on_and_the_best_one_is_smaller(tiny_run: Path) -> None:
+    last, best = read_checkpoint(tiny_run / "last.pth"), read_checkpoint(tiny_run / "best.pth")
+    assert {"optimizer", "random", "scaler"} <= last.keys()
+    assert "optimizer" not in best
+    assert (last["epoch"], last["step"]) == (39, 80)
+    assert best["best"] == last["best"]
+    assert best["epoch"] == best["best"]["epoch"]
+    assert best["class_names"] == ["pit", "scratch", "crack"]
+    assert best["category_ids"] == [3, 7, 90]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    trainers = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        options = ("epochs=2", "augment.photometric=0.5", f"seed={seed}")
+        trainers.append(build_tiny(tiny_config(tiny_set, tmp_path / name, *options)))
+        trainers[-1].run(show_progress=False)
+    assert_same_weights(trainers[0], trainers[1])
+    losses = [[line["loss"] for line in lines_of(tmp_path / name)] for name in "abc"]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(
+    "num_workers",
+    [
+        0,
+        pytest.param(
+            1,
+            marks=pytest.mark.xfail(
+                strict=True, reason="a new loader iterator draws from torch's generator on resume"
+            ),
+        ),
+    ],
+)
+@pytest.mark.parametrize("stopped_in", [2, 4], ids=["augmented", "final stage"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    num_workers: int,
+    stopped_in: int,
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+) -> None:
+    options = (*FOUR_EPOCHS, f"data.num_workers={num_workers}")
+    whole = build_tiny(tiny_config(tiny_set, tmp_path / "whole", *options))
+    whole.run(show_progress=False)
+    config = tiny_config(tiny_set, tmp_path / "parts", *options)
+    with pytest.raises(KeyboardInterrupt):
+        build_tiny(config, validate=stop_in_validation(stopped_in)).run(show_progress=False)
+    last = find_resume(tmp_path / "parts", "auto")
+    assert last is not None
+    torch.manual_seed(999)  # the state must come from the checkpoint
+    resumed = build_tiny(config, resume_from=last)
+    assert resumed.progress.next_epoch == stopped_in - 1
+    resumed.run(show_progress=False)
+    expected, found = lines_of(tmp_path / "whole"), lines_of(tmp_path / "parts")
+    assert [line["epoch"] for line in found] == [0, 1, 2, 3]
+    for key in ("loss", "grad_norm", "lr", "step", "terms", "ap", "is_best"):
+        assert [line[key] for line in found] == [line[key] for line in expected], key
+    assert_same_weights(whole, resumed)
+    assert whole.progress == resumed.progress
+
+
+def test_resuming_a_finished_run_trains_no_further(
+    tiny_run: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, tmp_path: Path
+) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=40", "recipe.lr=1e-3")
+    trainer = build_tiny(config, resume_from=tiny_run / "last.pth")
+    trainer.run(show_progress=False)
+    assert not (tmp_path / "run" / "last.pth").exists()
+    assert trainer.progress.next_epoch == 40
+
+
+def test_an_existing_run_is_kept_unless_it_may_be_overwritten(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=1")
+    build_tiny(config).run(show_progress=False)
+    (tmp_path / "run" / "report.json").write_text("{}")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    before = (tmp_path / "run" / "last.pth").read_bytes()
+    with pytest.raises(
+        TrainingError, match=r"run: already holds a run \(last\.pth, best\.pth, .*--resume auto"
+    ):
+        build_tiny(config)
+    assert (tmp_path / "run" / "last.pth").read_bytes() == before
+    trainer = build_tiny(config, overwrite=True)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yml", "notes.txt"}
+    trainer.run(show_progress=False)
+    assert [line["epoch"] for line in lines_of(tmp_path / "run")] == [0]
+
+
+def test_the_final_stage_starts_from_the_best_weights(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_start: dict[int, dict[str, torch.Tensor]] = {}
+    train_epoch = Trainer._train_epoch
+
+    def record(self: Trainer, epoch: int, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        at_start[epoch] = {name: value.clone() for name, value in weights_of(self).items()}
+        return train_epoch(self, epoch, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", record)
+    config = tiny_config(tiny_set, tmp_path / "run", *FOUR_EPOCHS)
+    trainer = build_tiny(config, validate=scores([0.1, 0.3, 0.2, 0.25]))
+    trainer.run(show_progress=False)
+    # The best weights are those after epoch 1, which are those before epoch 2.
+    assert all(torch.equal(at_start[3][name], value) for name, value in at_start[2].items())
+    assert trainer.progress.best["epoch"] == 1
+    assert read_checkpoint(trainer.best_path)["epoch"] == 1
+    assert read_checkpoint(trainer.last_path)["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [([0.1, 0.2, 0.3], 2), ([0.3, 0.3, 0.1], 0), ([None, None, None], 0), ([None, 0.0, 0.0], 1)],
+    ids=str,
+)
+def test_best_is_the_first_of_the_highest_scores(
+    values: list[float | None],
+    best: int,
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=3")
+    build_tiny(config, validate=scores(values)).run(show_progress=False)
+    tree = read_checkpoint(tmp_path / "run" / "best.pth")
+    assert tree["epoch"] == tree["best"]["epoch"] == best
+    assert [line["is_best"] for line in lines_of(tmp_path / "run")].count(True) >= 1
+
+
+def test_raw_weights_are_saved_as_best_where_they_score_higher(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=1", "evaluation.evaluate_raw=true")
+    build_tiny(config, validate=scores([0.1, 0.4])).run(show_progress=False)
+    assert read_checkpoint(tmp_path / "run" / "best.pth")["weights"] == "raw"
+    assert lines_of(tmp_path / "run")[0]["weights"] == "raw"
+
+
+def test_refused_steps_are_logged_with_their_images_and_do_not_move_the_average(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+) -> None:
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=1"), validate=scores([None]))
+    with torch.no_grad():
+        trainer.parts.model.decoder.dec_score_head[0].weight[0, 0] = float("nan")
+    before = {name: value.clone() for name, value in trainer.parts.ema.model.state_dict().items()}
+    trainer.run(show_progress=False)
+    refused, epoch = lines_of(tmp_path / "run")[:-1], lines_of(tmp_path / "run")[-1]
+    assert [line["event"] for line in refused] == ["refused_step"] * 2
+    assert all(line["why"] and len(line["images"]) == 3 for line in refused)
+    assert (epoch["refused_steps"], epoch["loss"], epoch["step"]) == (2, None, 2)
+    after = trainer.parts.ema.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("schedule.flat_epochs=50",), ConfigError),
+        (("runtime.device=cuda:99",), ConfigError),
+        (("runtime.amp=fp16",), ConfigError),
+        (("model.init_from=lost.pth",), CheckpointError),
+    ],
+    ids=str,
+)
+def test_wrong_options_leave_no_folder_behind(
+    options: tuple[str, ...],
+    error: type[DeimError],
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+) -> None:
+    with pytest.raises(error):
+        build_tiny(tiny_config(tiny_set, tmp_path / "run", *options))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_auto_starts_anew_where_nothing_is(tmp_path: Path) -> None:
+    assert find_resume(tmp_path, None) is None
+    assert find_resume(tmp_path, "auto") is None
+    with pytest.raises(CheckpointError, match=r"lost\.pth: no such checkpoint to resume from\."):
+        find_resume(tmp_path, str(tmp_path / "lost.pth"))
+
+
+# Bugs reported to the author of deim/engine.
+
+
+@pytest.mark.xfail(strict=True, reason="the optimiser's stored flat_lr and weight decay replace the config's")
+def test_a_learning_rate_changed_on_resume_takes_effect(
+    tmp_path: Path, tiny_run: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=40", "recipe.lr=1e-5")
+    try:
+        trainer = build_tiny(config, resume_from=tiny_run / "last.pth")
+    except DeimError:
+        return  # refusing it would do as well
+    assert trainer.parts.optimizer.param_groups[-1]["flat_lr"] == 1e-5
+
+
+@pytest.mark.xfail(strict=True, raises=TrainingError, reason="config.yml is there and last.pth is not")
+def test_a_run_stopped_in_its_first_epoch_can_be_taken_up_by_resume_auto(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=1")
+    with pytest.raises(KeyboardInterrupt):
+        build_tiny(config, validate=stop_in_validation(1)).run(show_progress=False)
+    build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).run(show_progress=False)
+
+
+@pytest.mark.xfail(strict=True, reason="the best score is inherited, best.pth is not")
+def test_a_run_resumed_into_another_folder_has_a_best_checkpoint(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    first = tiny_config(tiny_set, tmp_path / "first", "epochs=2")
+    with pytest.raises(KeyboardInterrupt):
+        build_tiny(first, validate=lambda own: stop_in_validation(2)(scores([0.5, 0.1])(own))).run(
+            show_progress=False
+        )
+    second = tiny_config(tiny_set, tmp_path / "second", "epochs=2")
+    trainer = build_tiny(second, validate=scores([0.1]), resume_from=tmp_path / "first" / "last.pth")
+    trainer.run(show_progress=False)
+    assert trainer.best_path.is_file()

@@ -1,0 +1,46 @@
+"""Every shipped experiment loads, builds and has a timeline."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deim.config import config_from_dict, config_to_dict, load_config, shipped_configs_dir
+from deim.engine.schedule import resolve_ema, resolve_schedule
+from deim.model.build import build_model
+
+CONFIGS = sorted(shipped_configs_dir().glob("*.yml"))
+
+
+def test_there_are_shipped_configs() -> None:
+    names = {path.stem for path in CONFIGS}
+    assert {"quickstart", "deimv2_640", "deimv2_1024", "neu_det", "deeppcb"} <= names
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+class TestShippedConfig:
+    def test_it_is_short_and_begins_with_what_it_is(self, path: Path) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 40
+        assert lines[0].startswith("# ")
+
+    def test_it_loads_and_survives_a_round_trip(self, path: Path) -> None:
+        config = load_config(path)
+        assert config_from_dict(config_to_dict(config), where="again") == config
+        assert config.output_dir == f"outputs/{path.stem}"
+
+    def test_its_model_builds(self, path: Path) -> None:
+        with torch.device("meta"):
+            model = build_model(load_config(path).model, 6)
+        assert model.num_classes == 6
+        assert sum(parameter.numel() for parameter in model.parameters()) > 1_000_000
+
+    def test_its_schedule_fits_a_thousand_images(self, path: Path) -> None:
+        config = load_config(path)
+        run = resolve_schedule(
+            config.schedule, epochs=config.epochs, steps_per_epoch=-(-1000 // config.data.batch_size)
+        )
+        assert run.warmup_steps <= 0.2 * run.total_steps
+        assert 0 < run.flat_end_epoch <= run.no_aug_epoch < config.epochs
+        averaging = resolve_ema(config.ema, total_steps=run.total_steps)
+        assert 1 / (1 - averaging.decay) <= 0.1 * run.total_steps * (1 + 1e-9)

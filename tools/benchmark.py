@@ -1,0 +1,182 @@
+"""Time a training step and one inference on random or given weights and inputs; prints one JSON line.
+
+    python tools/benchmark.py step --variant m --size 1024 --batch 4 --device cuda --amp bf16
+
+The columns are those of the comparison script of the reference: medians in milliseconds of forward, loss with
+matching, backward and optimiser, images/s, peak memory in MB, latency of one image.
+"""
+
+import argparse
+import importlib.util
+import json
+import resource
+import statistics
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from deim.engine.device import select_device, select_precision
+from deim.errors import DeimError
+from deim.loss import build_criterion
+from deim.model import build_variant
+from deim.model.build import VARIANTS
+from deim.model.detector import Detector
+from deim.model.postprocess import select_detections
+from deim.structures import Placement, Target
+
+NUM_CLASSES = 6
+WARMUP_STEPS = 3
+
+
+def main() -> int:
+    """Parse, time, report errors."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["step"], help="what to time")
+    parser.add_argument("--variant", default="m", choices=VARIANTS)
+    parser.add_argument("--size", type=int, default=1024, help="side of the images, in pixels")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--boxes", type=int, default=10, help="boxes an image")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--amp", default="off", choices=["auto", "bf16", "fp16", "off"])
+    parser.add_argument(
+        "--recipe", type=Path, help="recipe.py of the parity fixtures: its weights and inputs"
+    )
+    args = parser.parse_args()
+    try:
+        print(json.dumps(time_steps(args)))
+    except DeimError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def time_steps(args: argparse.Namespace) -> dict[str, float | str]:
+    """Time training steps, then single images."""
+    device = select_device(args.device)
+    precision = select_precision(args.amp, device)
+    torch.manual_seed(0)
+    model = build_variant(args.variant, num_classes=NUM_CLASSES)
+    images, targets = make_inputs(args, model)
+    model.to(device).train()
+    images = images.to(device)
+    targets = [{"boxes": t["boxes"].to(device), "labels": t["labels"].to(device)} for t in targets]
+    criterion = build_criterion()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+    autocast = torch.autocast(device.type, dtype=precision.dtype, enabled=precision.dtype is not None)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+    rows = []
+    for step in range(args.steps + WARMUP_STEPS):
+        times = [now(device)]
+        with autocast:
+            outputs = model(images, targets)
+        times.append(now(device))
+        loss = torch.stack(list(criterion(outputs, targets).values())).sum()
+        times.append(now(device))
+        precision.scaler.scale(loss).backward()
+        times.append(now(device))
+        precision.scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+        precision.scaler.step(optimizer)
+        precision.scaler.update()
+        optimizer.zero_grad()
+        times.append(now(device))
+        if step >= WARMUP_STEPS:
+            rows.append([after - before for before, after in pairwise(times)])
+    peak_mb = peak_memory_mb(device)
+    latency = time_inference(model, images[:1], steps=args.steps, device=device, autocast=autocast)
+    names = ("forward_ms", "loss_ms", "backward_ms", "optimizer_ms")
+    medians = {
+        name: 1000 * statistics.median(column)
+        for name, column in zip(names, zip(*rows, strict=True), strict=True)
+    }
+    step_ms = 1000 * statistics.median([sum(row) for row in rows])
+    return {
+        **{name: round(value, 2) for name, value in medians.items()},
+        "step_ms": round(step_ms, 2),
+        "images_per_s": round(1000 * args.batch / step_ms, 2),
+        "peak_mb": round(peak_mb),
+        "eval_batch1_ms": round(latency, 2),
+        "what": (
+            f"deim {args.variant} {args.size}px batch {args.batch} boxes {args.boxes} {device} "
+            f"amp {args.amp}, torch {torch.__version__}"
+        ),
+    }
+
+
+def make_inputs(args: argparse.Namespace, model: Detector) -> tuple[Tensor, list[Target]]:
+    """Images and boxes: random ones, or those of the recipe, which then fills the model's weights too."""
+    if args.recipe is not None:
+        recipe = load_module(args.recipe)
+        state = model.state_dict()
+        recipe.fill_(state)
+        model.load_state_dict(state)
+        images = recipe.images(args.batch, args.size, args.size)
+        return images, recipe.targets(NUM_CLASSES, (args.boxes,) * args.batch)
+    targets: list[Target] = [
+        {
+            "boxes": torch.rand(args.boxes, 4) * torch.tensor([0.6, 0.6, 0.3, 0.3])
+            + torch.tensor([0.2, 0.2, 0.05, 0.05]),
+            "labels": torch.randint(0, NUM_CLASSES, (args.boxes,)),
+        }
+        for _ in range(args.batch)
+    ]
+    return torch.randn(args.batch, 3, args.size, args.size), targets
+
+
+def time_inference(
+    model: Detector, image: Tensor, *, steps: int, device: torch.device, autocast: torch.autocast
+) -> float:
+    """Median milliseconds of one image through network and post-processing."""
+    model.eval()
+    size_hw = (image.shape[-2], image.shape[-1])
+    placement = Placement(
+        orig_size_hw=size_hw, span_hw=(float(size_hw[0]), float(size_hw[1])), shift_yx=(0.0, 0.0)
+    )
+    seconds = []
+    with torch.no_grad():
+        for _ in range(steps + WARMUP_STEPS):
+            started = now(device)
+            with autocast:
+                outputs = model(image)
+            select_detections(outputs, [placement])
+            seconds.append(now(device) - started)
+    return 1000 * statistics.median(seconds[WARMUP_STEPS:])
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of the GPU's allocations, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def now(device: torch.device) -> float:
+    """Seconds, after all work of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def load_module(path: Path) -> ModuleType:
+    """Import a Python file by its path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise DeimError(f"{path}: no such Python file. Give the path of recipe.py.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    sys.exit(main())
