@@ -12,7 +12,7 @@ from deim.config import Config
 from deim.data.build import build_augmentation, build_eval_loader, build_train_loader, input_format, iterate
 from deim.data.coco import CocoSplit, read_coco
 from deim.data.collate import Batch, collate
-from deim.data.dataset import DetectionDataset, EpochSampler
+from deim.data.dataset import DetectionDataset, EpochSampler, check_images
 from deim.data.stages import Augmentation
 from deim.data.transforms import Sample
 from deim.errors import DataError
@@ -149,24 +149,28 @@ def test_evaluation_changes_no_image(tiny_set: Path, tiny_config: Callable[..., 
     assert torch.equal(found, torch.stack([plain[index][0] for index in range(len(split))]))
 
 
-def test_an_image_of_another_size_than_listed_is_named(
-    tmp_path: Path, write_coco: Callable[..., Path], tiny_config: Callable[..., Config]
+def test_images_of_another_size_than_listed_are_named_before_a_run(
+    tmp_path: Path, write_coco: Callable[..., Path]
 ) -> None:
     root = write_coco(tmp_path)
     path = root / "annotations" / "val.json"
     tree = json.loads(path.read_text())
-    width, height = tree["images"][0]["width"], tree["images"][0]["height"]
-    tree["images"][0] |= {"width": height + 200, "height": width + 200}
+    sizes = [(image["width"], image["height"]) for image in tree["images"][:2]]
+    for image in tree["images"][:2]:
+        image |= {"width": image["width"] + 200, "height": image["height"] + 300}
     path.write_text(json.dumps(tree))
-    dataset = DetectionDataset(
-        read(root, "val"), {3: 0, 7: 1, 90: 2}, input_format=input_format(tiny_config(root, root / "run"))
-    )
-    with pytest.raises(
-        DataError,
-        match=rf"val\.json: image 'val_0\.png' is listed as {height + 200}x{width + 200} px, "
-        rf"the upright file has {width}x{height} px\.",
-    ):
-        dataset[0]
+    (root / "images" / "val_3.png").write_bytes(b"no image")
+    check_images(read(root, "train"))
+    with pytest.raises(DataError) as caught:
+        check_images(read(root, "val"))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    for index, (line, (width, height)) in enumerate(zip(lines, sizes, strict=False)):
+        assert line.startswith(
+            f"val.json: image 'val_{index}.png' is listed as {width + 200}x{height + 300} px, "
+            f"the upright file has {width}x{height} px. Boxes would be misplaced:"
+        )
+    assert "val_3.png: the image is damaged" in lines[2]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

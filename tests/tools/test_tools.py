@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,7 +51,7 @@ def run_command(tool: str, *arguments: object, cwd: Path) -> subprocess.Complete
 @pytest.fixture
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., tuple[int, str, str]]]:
+) -> Callable[..., tuple[int, str, str]]:
     """Runs a tool's `main` in this process, in an empty folder; gives exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
@@ -66,7 +66,7 @@ def call(
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
-    yield run
+    return run
 
 
 def config_path(name: str) -> Path:
@@ -104,15 +104,15 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     assert len(list((tmp_path / "found").glob("*.png"))) == len(images)
 
 
-def test_a_misspelt_option_ends_with_its_nearest_name_and_nothing_else(tmp_path: Path) -> None:
-    done = run_command(
-        "train", "-c", config_path("quickstart"), "--set", "data.batchsize=2", "output_dir=run", cwd=tmp_path
-    )
-    assert done.returncode == 2
-    assert "unknown key 'data.batchsize'" in done.stderr
-    assert "batch_size" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+def test_a_misspelt_option_ends_with_its_nearest_name_and_nothing_else(
+    call: Callable, tmp_path: Path
+) -> None:
+    options = ["data.batchsize=2", "output_dir=run"]
+    code, out, err = call("train", "-c", config_path("quickstart"), "--set", *options)
+    assert (code, out) == (2, "")
+    assert "unknown key 'data.batchsize'" in err
+    assert "batch_size" in err
+    assert len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,7 +178,7 @@ def test_evaluating_what_is_not_there_is_refused(call: Callable, tiny_run: Path,
     assert err == "split 'test': the dataset has none. Choose one of train, val.\n"
     code, _, err = call("evaluate", tiny_run / "best.pth", "--set", "data.root=lost")
     assert code == 2
-    assert "lost/annotations/val.json: no such annotation file." in err
+    assert "lost/annotations/train.json: no such annotation file." in err
 
 
 def test_predicting_what_is_not_there_is_refused(call: Callable, tiny_run: Path, tmp_path: Path) -> None:
