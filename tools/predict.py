@@ -37,13 +37,26 @@ def list_images(path: Path) -> list[Path]:
     return found
 
 
-def read_image_ids(annotations: Path) -> dict[str, int]:
-    """Image id of each file name in a COCO file."""
+def number_images(paths: list[Path], annotations: Path | None) -> list[int]:
+    """Image id of each path: 1, 2, 3, … or as in a COCO file.
+
+    Raises:
+        DataError: If the COCO file cannot be read or lacks an image.
+    """
+    if annotations is None:
+        return list(range(1, len(paths) + 1))
     try:
         images = json.loads(annotations.read_text(encoding="utf-8"))["images"]
-        return {image["file_name"]: image["id"] for image in images}
+        ids = {Path(image["file_name"]).name: int(image["id"]) for image in images}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{annotations}: not a readable COCO file ({error!r}).") from None
+    unknown = [path.name for path in paths if path.name not in ids]
+    if unknown:
+        raise DataError(
+            f"{annotations}: lists no image {unknown[0]!r} ({len(unknown)} of {len(paths)} are missing). "
+            f"Name only images that it lists, or leave out --annotations."
+        )
+    return [ids[path.name] for path in paths]
 
 
 def main() -> int:
@@ -76,21 +89,18 @@ def main() -> int:
 def predict(args: argparse.Namespace) -> None:
     """Write `predictions.json` and a drawn copy of each image."""
     paths = list_images(args.images)
-    ids = (
-        read_image_ids(args.annotations) if args.annotations else {p.name: i for i, p in enumerate(paths, 1)}
-    )
-    paths = [path for path in paths if path.name in ids]
+    ids = number_images(paths, args.annotations)
     detector = load_detector(args.checkpoint, device=args.device)
     names = dict(zip(detector.category_ids, detector.class_names, strict=True))
     found = detector.predict(paths)
     results = [
         entry | {"file_name": path.name, "category_name": names[entry["category_id"]]}
-        for path, detections in zip(paths, found, strict=True)
-        for entry in to_coco_results(
-            ids[path.name], above(detections, args.score_threshold), detector.category_ids
-        )
+        for image_id, path, detections in zip(ids, paths, found, strict=True)
+        for entry in to_coco_results(image_id, above(detections, args.score_threshold), detector.category_ids)
     ]
-    args.output.mkdir(parents=True, exist_ok=True)
+    # A folder of their own: the pictures have the names of the images and must never replace them.
+    pictures = args.output / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
     results_path = args.output / "predictions.json"
     results_path.write_text(json.dumps(results, indent=1), encoding="utf-8")
     threshold = args.draw_threshold
@@ -101,10 +111,10 @@ def predict(args: argparse.Namespace) -> None:
         drawn = draw_detections(
             picture, detections, class_names=detector.class_names, score_threshold=threshold
         )
-        drawn.save(args.output / f"{path.stem}.png")
+        drawn.save(pictures / path.name)
     print(f"{len(results)} detections in {len(paths)} images")
     print(f"results   {results_path}")
-    print(f"pictures  {args.output}")
+    print(f"pictures  {pictures}")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def train(config: Config, *, resume: str | None, overwrite: bool) -> None:
     )
     try:
         trainer.run()
-    except DeimError:
+    except (DeimError, KeyboardInterrupt):
         discard_unstarted_run(folder)
         raise
     result = assess(
@@ -88,7 +88,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; go on with --resume auto", file=sys.stderr)
+        print("stopped; go on from the last finished epoch with --resume auto", file=sys.stderr)
         return 130
     return 0
 

@@ -248,12 +248,14 @@ class DataConfig:
     """Images a batch in evaluation."""
     num_workers: int = 2
     """Processes that load images; 0 loads in the main process."""
+    cache_mb: int = 0
+    """Memory for resized images in each loading process and split, in MiB; 0 decodes them anew each time."""
 
     def __post_init__(self) -> None:
         _check(
             [
                 *_below(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size),
-                *_below(0, num_workers=self.num_workers),
+                *_below(0, num_workers=self.num_workers, cache_mb=self.cache_mb),
                 (min(self.std) <= 0, f"std: got {list(self.std)}, each must be above 0"),
             ]
         )
@@ -466,7 +468,7 @@ class Config:
     output_dir: str
     """Run folder; an existing run there is never overwritten without being asked."""
     image_size: int | tuple[int, int]
-    """Side of the network input in pixels, or [height, width]; multiples of 32."""
+    """Side of the network input in pixels, or [height, width]; multiples of 32, at least 64."""
     epochs: int
     """Passes over the training images."""
     seed: int = 0
@@ -486,8 +488,8 @@ class Config:
         _check(
             [
                 (
-                    height < 32 or width < 32 or height % 32 != 0 or width % 32 != 0,
-                    f"image_size: got {height}x{width}, height and width must be multiples of 32; "
+                    height < 64 or width < 64 or height % 32 != 0 or width % 32 != 0,
+                    f"image_size: got {height}x{width}, height and width must be multiples of 32 from 64; "
                     f"the nearest are {_nearest_32(height)}x{_nearest_32(width)}",
                 ),
                 *_below(1, epochs=self.epochs),
@@ -504,4 +506,4 @@ class Config:
 
 
 def _nearest_32(side: int) -> int:
-    return max(32, round(side / 32) * 32)
+    return max(64, round(side / 32) * 32)

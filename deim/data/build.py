@@ -135,6 +135,7 @@ def build_train_loader(
         input_format=input_format(config),
         augmentation=augmentation,
         seed=config.seed,
+        cache_bytes=config.data.cache_mb * 2**20,
     )
     sampler = EpochSampler(len(split), seed=config.seed)
     loader = _loader(dataset, config.data.batch_size, num_workers=config.data.num_workers, sampler=sampler)
@@ -152,7 +153,8 @@ def build_eval_loader(
         input_format: How an image becomes an input.
         config: The `data` block, for batch size and workers.
     """
-    dataset = DetectionDataset(split, class_index, input_format=input_format)
+    cache_bytes = config.cache_mb * 2**20
+    dataset = DetectionDataset(split, class_index, input_format=input_format, cache_bytes=cache_bytes)
     return _loader(dataset, config.eval_batch_size, num_workers=config.num_workers, sampler=None)
 
 
@@ -161,6 +163,8 @@ def _loader(
 ) -> DataLoader[Batch]:
     return DataLoader(
         dataset,  # type: ignore[arg-type]
+        # A generator of its own: the workers' seeds must not draw from the one that training uses.
+        generator=torch.Generator(),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,

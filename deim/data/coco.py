@@ -1,11 +1,12 @@
 """Reading COCO annotation files, and refusing what is wrong in them."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,32 @@ REQUIRED: Final = {
     "annotations": ("image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_side(value: object) -> bool:
+    return _is_whole(value) and cast(int, value) > 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_TYPES: Final = {
+    "id": (_is_whole, "a whole number"),
+    "image_id": (_is_whole, "a whole number"),
+    "category_id": (_is_whole, "a whole number"),
+    "file_name": (lambda value: isinstance(value, str), "text"),
+    "name": (lambda value: isinstance(value, str), "text"),
+    "width": (_is_side, "a whole number of pixels above 0"),
+    "height": (_is_side, "a whole number of pixels above 0"),
+    "area": (lambda value: value is None or _is_number(value), "a number or null"),
+    "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
+}
+"""Test and description of each field's values, where the field is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +180,18 @@ def _read_json(path: Path) -> dict[str, Any]:
             if absent:
                 lacks = ", ".join(map(repr, absent))
                 raise DataError(f"{path}: not a COCO file: entry {number} of '{key}' lacks {lacks}.")
+    raise_listed([*_wrong_types(path.name, "images", tree), *_wrong_types(path.name, "categories", tree)])
+    raise_listed(_wrong_types(path.name, "annotations", tree))
     return tree
+
+
+def _wrong_types(where: str, key: str, tree: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{where}: entry {number} of '{key}' has {name} {entry[name]!r}. It must be {_TYPES[name][1]}."
+        for number, entry in enumerate(tree[key])
+        for name in _TYPES
+        if name in entry and not _TYPES[name][0](entry[name])
+    ]
 
 
 def _duplicates(where: str, what: str, values: Sequence[object]) -> list[str]:
@@ -262,7 +300,7 @@ def match_classes(split: CocoSplit, class_names: Sequence[str], *, trained_on: s
         Class index of each category id of the split.
 
     Raises:
-        DataError: If the split has boxes of a class that is not among `class_names`.
+        DataError: If the split lists a class that is not among `class_names`.
     """
     index = {name: number for number, name in enumerate(class_names)}
     unknown = [name for name in split.class_names if name not in index]

@@ -14,7 +14,7 @@ from deim.data.coco import CocoSplit, raise_listed
 from deim.data.stages import Augmentation
 from deim.data.transforms import Sample, boxes_to_input, fit_to_input, normalize, read_image, read_size
 from deim.errors import DataError
-from deim.structures import Target
+from deim.structures import Placement, Target
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +40,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         input_format: How an image becomes an input.
         augmentation: Random changes of training images; None for evaluation.
         seed: Seed of the augmentation.
+        cache_bytes: Memory for resized images, in each process that loads; the first to come are kept.
     """
 
     def __init__(
@@ -50,12 +51,15 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         input_format: InputFormat,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        cache_bytes: int = 0,
     ) -> None:
         self.split = split
         self.class_index = dict(class_index)
         self.input_format = input_format
         self.augmentation = augmentation
         self.seed = seed
+        self._free_cache_bytes = cache_bytes
+        self._cache: dict[int, tuple[Tensor, Placement]] = {}
 
     def __len__(self) -> int:
         return len(self.split)
@@ -67,9 +71,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             DataError: If the image is damaged.
         """
         epoch, index = item if isinstance(item, tuple) else (0, item)
-        image = read_image(self.split.image_path(index))
         boxes, labels = self._boxes(index)
-        image, placement = fit_to_input(image, self.input_format.size_hw, resize=self.input_format.resize)
+        image, placement = self._fitted_image(index)
         size_hw = self.input_format.size_hw
         to_pixels = torch.tensor([size_hw[1], size_hw[0]] * 2)
         sample = Sample(image=image, boxes_xyxy=boxes_to_input(boxes, placement) * to_pixels, labels=labels)
@@ -85,6 +88,18 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             "placement": placement,
         }
         return normalize(sample.image, self.input_format.mean, self.input_format.std), target
+
+    def _fitted_image(self, index: int) -> tuple[Tensor, Placement]:
+        """The image at the size of the network input, uint8; nothing changes it in place."""
+        if index in self._cache:
+            return self._cache[index]
+        image = read_image(self.split.image_path(index))
+        fitted = fit_to_input(image, self.input_format.size_hw, resize=self.input_format.resize)
+        num_bytes = fitted[0].nbytes
+        if num_bytes <= self._free_cache_bytes:
+            self._free_cache_bytes -= num_bytes
+            self._cache[index] = fitted
+        return fitted
 
     def _boxes(self, index: int) -> tuple[Tensor, Tensor]:
         """Boxes (N, 4) xyxy clipped to the image, in pixels of the original, and labels (N,); no crowds."""

@@ -59,7 +59,7 @@ def read_image(path: Path) -> Tensor:
                 f"{path}: has more than 8 bits a channel (mode {opened.mode}), which would be cut to black "
                 f"and white. Convert it to 8 bits with a scaling that suits your camera."
             )
-        return image_to_tensor(ImageOps.exif_transpose(opened))
+        return image_to_tensor(opened)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -88,8 +88,9 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
-    """Turn an RGB picture into a (3, H, W) uint8 tensor."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    """Turn a picture upright, as its EXIF orientation says, and into a (3, H, W) uint8 RGB tensor."""
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
 
 
 def fit_to_input(

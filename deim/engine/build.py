@@ -19,10 +19,11 @@ from deim.model.weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
 
-RUN_FILES = ("last.pth", "best.pth", "metrics.jsonl", "config.yml", "report.json")
+RESULTS = ("last.pth", "best.pth", "report.json")
 """A folder with one of these holds a run."""
 
-CHECKPOINTS = ("last.pth", "best.pth")
+RUN_FILES = (*RESULTS, "metrics.jsonl", "config.yml")
+"""All that a run writes, but for TensorBoard's folder and pictures."""
 
 
 def find_resume(folder: Path, resume: str | None) -> Path | None:
@@ -51,7 +52,7 @@ def refuse_existing_run(folder: Path) -> None:
     Raises:
         TrainingError: If the folder holds one.
     """
-    found = [name for name in RUN_FILES if (folder / name).exists()]
+    found = [name for name in RESULTS if (folder / name).exists()]
     if found:
         raise TrainingError(
             f"{folder}: already holds a run ({', '.join(found)}). Go on with it by --resume auto, "
@@ -73,7 +74,7 @@ def build_trainer(
         config: The experiment.
         splits: Training and validation data.
         validate: Scores a model on the validation split.
-        overwrite: Remove a run that the folder already holds.
+        overwrite: Remove a run that the folder already holds; without it that is refused.
         resume_from: Checkpoint to go on from; None for a new run.
 
     Raises:
@@ -114,13 +115,14 @@ def build_trainer(
     if resume_from is not None:
         trainer.resume(resume_from)
     _log_plan(config, parts)
-    _prepare_folder(config, folder, clear=overwrite and resume_from is None)
+    # Without a checkpoint to go on from, whatever is there is to be replaced or was never finished.
+    _prepare_folder(config, folder, clear=resume_from is None)
     return trainer
 
 
 def discard_unstarted_run(folder: Path) -> None:
     """Remove what a run wrote if it ended before its first checkpoint, so that it can be started again."""
-    if not folder.is_dir() or any((folder / name).exists() for name in CHECKPOINTS):
+    if not folder.is_dir() or any((folder / name).exists() for name in RESULTS):
         return
     _clear(folder)
     if not any(folder.iterdir()):

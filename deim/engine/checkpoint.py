@@ -53,11 +53,14 @@ def save_checkpoint(tree: dict[str, Any], path: Path) -> None:
         path: Where to put it.
     """
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        torch.save(tree, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(tree, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

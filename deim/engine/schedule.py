@@ -105,6 +105,11 @@ def resolve_schedule(config: ScheduleConfig, *, epochs: int, steps_per_epoch: in
         ConfigError: If a phase given by hand does not fit the run; the message holds the timeline.
     """
     no_aug = _resolve(config.no_aug_epochs, round(NO_AUG_SHARE * epochs))
+    if no_aug >= epochs > 1 or no_aug > epochs:
+        raise ConfigError(
+            f"schedule.no_aug_epochs: {no_aug} leaves none of the {epochs} epochs with augmentation. Change "
+            f"it, or leave it 'auto' to follow from epochs."
+        )
     augmented = epochs - no_aug
     start = _resolve(config.augment_start_epoch, round(AUGMENT_START_SHARE * augmented))
     total_steps = epochs * steps_per_epoch
@@ -118,7 +123,7 @@ def resolve_schedule(config: ScheduleConfig, *, epochs: int, steps_per_epoch: in
         no_aug_epoch=augmented,
         final_lr_ratio=config.final_lr_ratio,
     )
-    _refuse_contradictions(timeline, no_aug)
+    _refuse_contradictions(timeline)
     return timeline
 
 
@@ -142,9 +147,8 @@ def _resolve(value: int | str, automatic: int) -> int:
     return automatic if isinstance(value, str) else value
 
 
-def _refuse_contradictions(timeline: Timeline, no_aug: int) -> None:
+def _refuse_contradictions(timeline: Timeline) -> None:
     problems = [
-        (no_aug >= timeline.epochs > 1, f"no_aug_epochs: {no_aug} leaves no epoch with augmentation"),
         (
             timeline.flat_end_epoch > timeline.no_aug_epoch,
             f"flat_epochs: {timeline.flat_end_epoch} reaches into the final stage, which begins at epoch "

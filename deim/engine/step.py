@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from deim.data.collate import Batch
 from deim.errors import NonFiniteError
@@ -60,6 +61,34 @@ def train_step(
         epoch: 0-based.
     """
     optimizer.zero_grad(set_to_none=True)
+    statistics = _batch_norm_statistics(model)
+    before = [tensor.clone() for tensor in statistics]
+    result = _compute_and_update(
+        model,
+        criterion,
+        batch=batch,
+        optimizer=optimizer,
+        precision=precision,
+        clip_grad_norm=clip_grad_norm,
+        epoch=epoch,
+    )
+    if result.refused is not None:
+        # The forward pass has already moved the batch-norm statistics, perhaps to NaN.
+        for tensor, saved in zip(statistics, before, strict=True):
+            tensor.copy_(saved)
+    return result
+
+
+def _compute_and_update(
+    model: Detector,
+    criterion: Criterion,
+    *,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    clip_grad_norm: float,
+    epoch: int,
+) -> StepResult:
     with torch.autocast(precision.device_type, dtype=precision.dtype, enabled=precision.dtype is not None):
         outputs = model(batch.images, batch.targets)
     try:
@@ -85,6 +114,11 @@ def train_step(
     if not finite:
         return _refused(values, "non-finite gradient")
     return StepResult(terms=values, loss=loss.item(), grad_norm=grad_norm.item(), refused=None)
+
+
+def _batch_norm_statistics(model: nn.Module) -> list[Tensor]:
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 def _refused(terms: dict[str, float], reason: str) -> StepResult:

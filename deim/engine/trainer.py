@@ -6,6 +6,7 @@ Validation is passed in as a function, so that training knows nothing of metrics
 """
 
 import logging
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -223,14 +224,16 @@ class Trainer:
 
     def _validate_epoch(self, epoch: int) -> dict[str, Any]:
         """Score the averaged weights, and the raw ones if asked; write best.pth on the highest score yet."""
-        is_last = epoch == self.config.epochs - 1
-        if not is_last and (epoch + 1) % self.config.evaluation.every_epochs:
+        # The final stage starts from the best weights, so the epoch before it must have been scored.
+        is_due = epoch + 1 in (self.config.epochs, self.parts.timeline.no_aug_epoch)
+        if not is_due and (epoch + 1) % self.config.evaluation.every_epochs:
             return {}
         results: dict[WeightKind, Validation] = {"ema": self.parts.validate(self.parts.ema.model)}
         if self.config.evaluation.evaluate_raw:
             results["raw"] = self.parts.validate(self.parts.model.eval())
         weights, best = max(results.items(), key=lambda item: _score(item[1]))
-        is_best = _score(best) > self.progress.best.get("score", float("-inf"))
+        # Of equal scores the later counts: without any success yet, nothing learnt is thrown away.
+        is_best = _score(best) >= self.progress.best.get("score", float("-inf"))
         if is_best:
             self.progress.best = {
                 "metric": "ap",
@@ -293,7 +296,7 @@ class Trainer:
         try:
             parts.model.load_state_dict(tree["model"])
             parts.ema.model.load_state_dict(tree["ema"]["model"])
-            parts.optimizer.load_state_dict(tree["optimizer"])
+            _load_optimizer(parts.optimizer, tree["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path}: does not fit the config of this run. {error}") from None
         parts.ema.updates = tree["ema"]["updates"]
@@ -301,7 +304,20 @@ class Trainer:
             parts.precision.scaler.load_state_dict(tree["scaler"])
         restore_random_states(tree["random"])
         self.progress = Progress(next_epoch=tree["epoch"] + 1, step=tree["step"], best=tree["best"])
+        self._adopt_best(path.parent / "best.pth")
+        for line in _changed_options(tree["config"], config_to_dict(self.config)):
+            logger.warning("changed since the run was stopped: %s", line)
         logger.info("resuming at epoch %d from %s", self.progress.next_epoch + 1, path)
+
+    def _adopt_best(self, source: Path) -> None:
+        """Bring best.pth along from the folder of a continued run; without it, forget its score."""
+        if self.best_path.is_file():
+            return
+        if source.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, self.best_path)
+        else:
+            self.progress.best = {}
 
     def _restore_best(self) -> None:
         """Begin the final stage from the best weights so far, raw and averaged."""
@@ -312,6 +328,28 @@ class Trainer:
         self.parts.ema.model.load_state_dict(tree["ema"]["model"])
         self.parts.ema.updates = tree["ema"]["updates"]
         logger.info("final stage: restored the weights of epoch %d", tree["epoch"] + 1)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over the moments of a stopped run, but the options of this one."""
+    options = [
+        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, wanted in zip(optimizer.param_groups, options, strict=True):
+        group.update(wanted)
+
+
+def _changed_options(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """A line for each option whose value differs."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += _changed_options(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name}: {before} -> {after}")
+    return lines
 
 
 def _score(validation: Validation) -> float:

@@ -1,7 +1,8 @@
 """Scoring a detector on a split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch.utils.data import DataLoader
@@ -22,7 +23,7 @@ class Evaluation:
     metrics: CocoMetrics
     predictions: Predictions
     category_ids: tuple[int, ...]
-    """The split's category id of each class index; -1 for a class that the split does not list."""
+    """Category id of each class index in these results."""
 
 
 class Evaluator:
@@ -45,8 +46,8 @@ class Evaluator:
         self.split = split
         self.device = device
         self.max_detections = max_detections(config)
-        id_of_index = {index: category_id for category_id, index in class_index.items()}
-        self.category_ids = tuple(id_of_index.get(index, -1) for index in range(len(class_names)))
+        self.category_ids = _all_category_ids(class_index, len(class_names))
+        self.class_names = tuple(class_names)
         self.loader: DataLoader[Batch] = build_eval_loader(
             split, class_index, input_format=input_format(config), config=config.data
         )
@@ -60,5 +61,17 @@ class Evaluator:
         predictions = predict_split(
             model, self.loader, device=self.device, max_detections=self.max_detections
         )
-        metrics = compute_coco_metrics(self.split.to_coco(), predictions.to_coco(self.category_ids))
+        categories = [
+            {"id": category_id, "name": name}
+            for category_id, name in zip(self.category_ids, self.class_names, strict=True)
+        ]
+        ground_truth = self.split.to_coco() | {"categories": categories}
+        metrics = compute_coco_metrics(ground_truth, predictions.to_coco(self.category_ids))
         return Evaluation(metrics=metrics, predictions=predictions, category_ids=self.category_ids)
+
+
+def _all_category_ids(class_index: Mapping[int, int], num_classes: int) -> tuple[int, ...]:
+    """The split's id of each class; a class that it does not list gets a free one, to be reported too."""
+    id_of_class = {index: category_id for category_id, index in class_index.items()}
+    free = (number for number in count(1) if number not in class_index)
+    return tuple(id_of_class[index] if index in id_of_class else next(free) for index in range(num_classes))

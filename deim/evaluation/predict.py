@@ -61,14 +61,13 @@ def to_coco_results(
     Args:
         image_id: Its id.
         detections: Boxes in pixels of the image.
-        category_ids: Category id of each class index; a class whose id is negative is left out.
+        category_ids: Category id of each class index.
     """
     boxes = xyxy_to_xywh(detections.boxes_xyxy).tolist()
     rows = zip(boxes, detections.scores.tolist(), detections.labels.tolist(), strict=True)
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         for box, score, label in rows
-        if category_ids[label] >= 0
     ]
 
 

@@ -130,7 +130,8 @@ class Criterion(nn.Module):
             Weighted terms, () float32 each.
 
         Raises:
-            NonFiniteError: If the outputs are NaN or infinite.
+            NonFiniteError: If the matching costs are NaN or infinite. Without boxes nothing is matched, and
+                NaN outputs give NaN terms.
             ValueError: If the outputs come from evaluation mode.
         """
         if "aux_outputs" not in outputs:

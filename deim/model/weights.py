@@ -41,6 +41,19 @@ SOURCES: Final = {
 }
 """Where well-known weight files can be had."""
 
+UNREADABLE: Final = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+"""What the readers raise for files that are damaged or of another kind."""
+
 HUGGING_FACE_KEYS: Final = (
     (re.compile(r"^model\."), ""),
     (re.compile(r"^embeddings\.register_tokens$"), "storage_tokens"),
@@ -121,7 +134,7 @@ def read_weights_file(path: Path) -> dict[str, Any]:
             tree: Any = load_file(path)
         else:
             tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+    except UNREADABLE as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path}: damaged, truncated or not a weights file ({first_line}). Use another copy."
@@ -133,11 +146,12 @@ def read_weights_file(path: Path) -> dict[str, Any]:
 
 def inference_weights(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     """State dict of a checkpoint that is meant for inference: the averaged weights where there are any."""
+    averages = tree["ema"] if isinstance(tree.get("ema"), Mapping) else {}
     if "weights" in tree and "format" in tree:
-        return tree["ema"]["model"] if tree["weights"] == "ema" else tree["model"]
-    if "ema" in tree:
-        return tree["ema"]["module"]
-    return tree.get("model", tree)
+        candidates = [averages.get("model")] if tree["weights"] == "ema" else [tree.get("model")]
+    else:
+        candidates = [averages.get("module"), tree.get("model"), tree]
+    return next((found for found in candidates if isinstance(found, Mapping)), {})
 
 
 def _recognise(tree: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], str]:
@@ -151,7 +165,7 @@ def _recognise(tree: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], str
     if any(key.endswith("embeddings.patch_embeddings.weight") for key in state):
         return _from_hugging_face(state), "backbone"
     raise CheckpointError(
-        f"{path}: not a known kind of weights file; its first keys are {', '.join(list(found)[:3])}. Known "
+        f"{path}: not a known kind of weights file, got the keys {list(found)[:3]}. Known "
         f"are checkpoints of this project, official DEIMv2 files, distilled ViT-Tiny files and DINOv3 files "
         f"of Meta or Hugging Face."
     )

@@ -105,10 +105,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     [
         b"",
         b"\x80\x04\x95",
-        pytest.param(
-            b"just text",
-            marks=pytest.mark.xfail(strict=True, reason="torch.load raises KeyError, which is not caught"),
-        ),
+        b"just text",
     ],
     ids=["empty", "pickle", "text"],
 )

@@ -126,13 +126,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(
     [
         (0, 2),
         (0, 4),
-        pytest.param(
-            1,
-            2,
-            marks=pytest.mark.xfail(
-                strict=True, reason="a new loader iterator draws from torch's generator on resume"
-            ),
-        ),
+        (1, 2),
     ],
     ids=["augmented", "final stage", "with a worker"],
 )
@@ -299,7 +293,6 @@ def test_resume_auto_starts_anew_where_nothing_is(tmp_path: Path) -> None:
 # Bugs reported to the author of deim/engine.
 
 
-@pytest.mark.xfail(strict=True, reason="the optimiser's stored flat_lr and weight decay replace the config's")
 def test_a_learning_rate_changed_on_resume_takes_effect(
     tmp_path: Path, tiny_run: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
@@ -311,7 +304,6 @@ def test_a_learning_rate_changed_on_resume_takes_effect(
     assert trainer.parts.optimizer.param_groups[-1]["flat_lr"] == 1e-5
 
 
-@pytest.mark.xfail(strict=True, raises=TrainingError, reason="config.yml is there and last.pth is not")
 def test_a_run_stopped_in_its_first_epoch_can_be_taken_up_by_resume_auto(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
@@ -321,7 +313,6 @@ def test_a_run_stopped_in_its_first_epoch_can_be_taken_up_by_resume_auto(
     build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).run(show_progress=False)
 
 
-@pytest.mark.xfail(strict=True, reason="the best score is inherited, best.pth is not")
 def test_a_run_resumed_into_another_folder_has_a_best_checkpoint(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
@@ -336,9 +327,6 @@ def test_a_run_resumed_into_another_folder_has_a_best_checkpoint(
     assert trainer.best_path.is_file()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="among equal scores the first is kept, also where nothing was found yet"
-)
 @pytest.mark.parametrize("value", [0.0, None], ids=["nothing found", "validation without boxes"])
 def test_the_final_stage_does_not_throw_training_away_where_scores_say_nothing(
     value: float | None, tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build

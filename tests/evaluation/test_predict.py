@@ -79,7 +79,6 @@ def test_a_grey_array_is_like_a_grey_file(detector: Predictor, images: list[Path
     assert_close(from_array, from_file)
 
 
-@pytest.mark.xfail(strict=True, reason="only files are turned upright, opened pictures are not")
 def test_a_rotated_photograph_is_the_same_as_path_and_as_picture(
     detector: Predictor, images: list[Path], tmp_path: Path
 ) -> None:

@@ -216,7 +216,6 @@ def test_predict_takes_image_ids_from_annotations(
 # Bugs reported to the author of tools/.
 
 
-@pytest.mark.xfail(strict=True, reason="the drawn copy has the name of the image")
 def test_predict_never_overwrites_an_image(call: Callable, tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     path = tmp_path / "images" / "part.png"
@@ -226,7 +225,6 @@ def test_predict_never_overwrites_an_image(call: Callable, tiny_run: Path, tmp_p
     assert path.read_bytes() == before
 
 
-@pytest.mark.xfail(strict=True, reason="images without an id are dropped without a word")
 def test_predict_says_so_where_no_image_has_an_id(
     call: Callable, tiny_run: Path, tiny_set: Path, tmp_path: Path
 ) -> None:
