@@ -37,26 +37,26 @@ def list_images(path: Path) -> list[Path]:
     return found
 
 
-def number_images(paths: list[Path], annotations: Path | None) -> list[int]:
-    """Image id of each path: 1, 2, 3, … or as in a COCO file.
+def number_images(paths: list[Path], annotations: Path | None) -> dict[Path, int]:
+    """Image id of each path: 1, 2, 3, … or, for those that a COCO file lists, the id there.
 
     Raises:
-        DataError: If the COCO file cannot be read or lacks an image.
+        DataError: If the COCO file cannot be read or lists none of the images.
     """
     if annotations is None:
-        return list(range(1, len(paths) + 1))
+        return {path: number for number, path in enumerate(paths, start=1)}
     try:
         images = json.loads(annotations.read_text(encoding="utf-8"))["images"]
         ids = {Path(image["file_name"]).name: int(image["id"]) for image in images}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{annotations}: not a readable COCO file ({error!r}).") from None
-    unknown = [path.name for path in paths if path.name not in ids]
-    if unknown:
+    listed = {path: ids[path.name] for path in paths if path.name in ids}
+    if not listed:
         raise DataError(
-            f"{annotations}: lists no image {unknown[0]!r} ({len(unknown)} of {len(paths)} are missing). "
-            f"Name only images that it lists, or leave out --annotations."
+            f"{annotations}: lists none of the {len(paths)} images, such as {paths[0].name!r}. Name images "
+            f"that it lists, or leave out --annotations."
         )
-    return [ids[path.name] for path in paths]
+    return listed
 
 
 def main() -> int:
@@ -69,7 +69,9 @@ def main() -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/predictions"), help="folder for the results"
     )
-    parser.add_argument("--annotations", type=Path, help="COCO file to take image ids from; else 1, 2, 3, …")
+    parser.add_argument(
+        "--annotations", type=Path, help="COCO file: only its images, with their ids; else 1, 2, 3, …"
+    )
     parser.add_argument(
         "--score-threshold", type=float, default=0.0, help="lowest score in the JSON; default: all"
     )
@@ -90,6 +92,8 @@ def predict(args: argparse.Namespace) -> None:
     """Write `predictions.json` and a drawn copy of each image."""
     paths = list_images(args.images)
     ids = number_images(paths, args.annotations)
+    skipped = len(paths) - len(ids)
+    paths = list(ids)
     detector = load_detector(args.checkpoint, device=args.device)
     names = dict(zip(detector.category_ids, detector.class_names, strict=True))
     found = detector.predict(paths)
@@ -113,6 +117,8 @@ def predict(args: argparse.Namespace) -> None:
         )
         drawn.save(pictures / path.name)
     print(f"{len(results)} detections in {len(paths)} images")
+    if skipped:
+        print(f"skipped   {skipped} images that {args.annotations} does not list")
     print(f"results   {results_path}")
     print(f"pictures  {pictures}")
 

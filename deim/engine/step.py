@@ -1,10 +1,11 @@
 """One training step."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deim.data.collate import Batch
@@ -61,47 +62,20 @@ def train_step(
         epoch: 0-based.
     """
     optimizer.zero_grad(set_to_none=True)
-    statistics = _batch_norm_statistics(model)
-    before = [tensor.clone() for tensor in statistics]
-    result = _compute_and_update(
-        model,
-        criterion,
-        batch=batch,
-        optimizer=optimizer,
-        precision=precision,
-        clip_grad_norm=clip_grad_norm,
-        epoch=epoch,
-    )
-    if result.refused is not None:
-        # The forward pass has already moved the batch-norm statistics, perhaps to NaN.
-        for tensor, saved in zip(statistics, before, strict=True):
-            tensor.copy_(saved)
-    return result
-
-
-def _compute_and_update(
-    model: Detector,
-    criterion: Criterion,
-    *,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    precision: Precision,
-    clip_grad_norm: float,
-    epoch: int,
-) -> StepResult:
+    restore_statistics = _remember_batch_norm(model)
     with torch.autocast(precision.device_type, dtype=precision.dtype, enabled=precision.dtype is not None):
         outputs = model(batch.images, batch.targets)
     try:
         terms = criterion(outputs, batch.targets, epoch=epoch)
     except NonFiniteError as error:
-        return _refused({}, str(error))
+        return _refused({}, str(error), restore_statistics)
     stacked = torch.stack(list(terms.values()))
     loss = stacked.sum()
     # One copy to the host for all terms.
     values = dict(zip(terms, stacked.tolist(), strict=True))
     if not math.isfinite(sum(values.values())):
         bad = [name for name, value in values.items() if not math.isfinite(value)]
-        return _refused(values, f"non-finite loss in {', '.join(bad)}")
+        return _refused(values, f"non-finite loss in {', '.join(bad)}", restore_statistics)
     precision.scaler.scale(loss).backward()
     precision.scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -112,14 +86,23 @@ def _compute_and_update(
     # The scaler lowers its scale after an overflow, so it hears of refused steps too.
     precision.scaler.update()
     if not finite:
-        return _refused(values, "non-finite gradient")
+        return _refused(values, "non-finite gradient", restore_statistics)
     return StepResult(terms=values, loss=loss.item(), grad_norm=grad_norm.item(), refused=None)
 
 
-def _batch_norm_statistics(model: nn.Module) -> list[Tensor]:
+def _remember_batch_norm(model: nn.Module) -> Callable[[], None]:
+    """Keep the batch-norm statistics, which a forward pass moves, perhaps to NaN; call to restore."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    return [buffer for norm in norms for buffer in norm.buffers()]
+    statistics = [buffer for norm in norms for buffer in norm.buffers()]
+    before = [buffer.clone() for buffer in statistics]
+
+    def restore() -> None:
+        for buffer, saved in zip(statistics, before, strict=True):
+            buffer.copy_(saved)
+
+    return restore
 
 
-def _refused(terms: dict[str, float], reason: str) -> StepResult:
+def _refused(terms: dict[str, float], reason: str, restore_statistics: Callable[[], None]) -> StepResult:
+    restore_statistics()
     return StepResult(terms=terms, loss=float("nan"), grad_norm=float("nan"), refused=reason)

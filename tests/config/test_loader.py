@@ -345,7 +345,8 @@ def test_all_problems_at_once(write):
             "x.yml: unknown key 'data.batchsize'. Did you mean 'batch_size'?",
             "x.yml: epochs: got 'x', needs an integer",
             "x.yml: data.num_workers: got -1, needs at least 0",
-            "x.yml: image_size: got 100x100, height and width must be multiples of 32; the nearest are 96x96",
+            "x.yml: image_size: got 100x100, height and width must be multiples of 32 from 64; "
+            "the nearest are 96x96",
             "--set: seed: got -1, needs at least 0",
             "--set: recipe.lr: got 'no', needs a number",
             "--set: recipe.clip_grad_norm: got 0.0, must be above 0",

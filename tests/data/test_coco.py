@@ -317,7 +317,6 @@ def test_exactly_twenty_problems_are_all_listed() -> None:
     assert str(caught.value).splitlines()[-1] == "19"
 
 
-# Bugs reported to the author of deim/data/coco.py: a type that is wrong ends in a traceback.
 @pytest.mark.parametrize(
     "change",
     [
@@ -325,9 +324,10 @@ def test_exactly_twenty_problems_are_all_listed() -> None:
         lambda tree: tree["images"][0].update(id=[5]),
         lambda tree: tree["images"][0].update(file_name=5),
         lambda tree: tree["categories"][0].update(id="seven"),
-        lambda tree: tree["annotations"][0].update(area=None),
+        lambda tree: tree["annotations"][0].update(area="99"),
+        lambda tree: tree["annotations"][0].update(iscrowd="0"),
     ],
-    ids=["width text", "id list", "name number", "category text", "area null"],
+    ids=["width text", "id list", "name number", "category text", "area text", "crowd text"],
 )
 def test_a_value_of_the_wrong_type_is_refused(
     change: Callable[[dict[str, Any]], object], tmp_path: Path
@@ -335,3 +335,11 @@ def test_a_value_of_the_wrong_type_is_refused(
     tree = make_tree()
     change(tree)
     assert "set.json" in message_of(tmp_path, tree)
+
+
+def test_an_area_of_null_is_computed_from_the_box(tmp_path: Path) -> None:
+    tree = make_tree()
+    for annotation in tree["annotations"]:
+        annotation["area"] = None
+    split = read_coco(write(tmp_path, tree), tmp_path / "images")
+    assert split.areas.tolist() == (split.boxes_xywh[:, 2] * split.boxes_xywh[:, 3]).tolist()

@@ -101,8 +101,6 @@ def test_run_five_keeps_its_own_numbers() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"no_aug_epochs": 10}, "schedule.no_aug_epochs: 10 leaves no epoch with augmentation."),
-        ({"no_aug_epochs": 12}, "schedule.no_aug_epochs: 12 leaves no epoch with augmentation."),
         (
             {"flat_epochs": 10},
             "schedule.flat_epochs: 10 reaches into the final stage, which begins at epoch 9.",
@@ -153,3 +151,11 @@ def test_averaging_set_by_hand_is_kept() -> None:
     assert (averaging.decay, averaging.warmup_steps) == (0.5, 7)
     long = resolve_ema(EmaConfig(), total_steps=1_000_000)
     assert (long.decay, long.warmup_steps) == (0.9999, 1000)
+
+
+@pytest.mark.parametrize(("epochs", "no_aug"), [(10, 10), (10, 12), (1, 5)])
+def test_a_final_stage_as_long_as_the_run_is_refused(epochs: int, no_aug: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(epochs, 100, no_aug_epochs=no_aug)
+    wrong = f"schedule.no_aug_epochs: {no_aug} leaves none of the {epochs} epochs with augmentation."
+    assert str(caught.value).startswith(wrong)

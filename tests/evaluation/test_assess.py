@@ -103,18 +103,20 @@ def test_scoring_the_best_checkpoint_gives_the_score_that_made_it_best(
     assert to_validation(result.evaluation.metrics).summary == pytest.approx(best["val"], abs=1e-9)
 
 
-def test_a_split_without_one_of_the_classes_is_scored_on_the_others(
+def test_a_class_that_the_split_does_not_list_is_reported_without_numbers(
     tiny_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
 ) -> None:
     root = write_coco(tmp_path / "set", categories={"crack": 4, "pit": 9})
     result = run_assess(tiny_run, tmp_path / "report.json", f"data.root={root}", VAL)
-    assert result.evaluation.category_ids == (9, -1, 4)
+    assert result.evaluation.category_ids == (9, 1, 4)
     results = result.evaluation.predictions.to_coco(result.evaluation.category_ids)
-    assert {entry["category_id"] for entry in results} <= {4, 9}
+    results = [entry for entry in results if entry["category_id"] != 1]
     expected = official_numbers(root / "annotations" / "val.json", results)
     assert result.evaluation.metrics.summary.ap == pytest.approx(expected[0], abs=1e-6)
-    names = [entry.name for entry in result.evaluation.metrics.classes]
-    assert sorted(names) == ["crack", "pit"]
+    rows = {entry.name: entry for entry in result.evaluation.metrics.classes}
+    assert sorted(rows) == ["crack", "dent", "pit"]
+    assert (rows["dent"].ap, rows["dent"].num_boxes) == (None, 0)
+    assert rows["dent"].note is not None
 
 
 def test_crowd_regions_are_ignored_by_the_scores_and_drawn_without_fail(

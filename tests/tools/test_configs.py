@@ -41,6 +41,6 @@ class TestShippedConfig:
             config.schedule, epochs=config.epochs, steps_per_epoch=-(-1000 // config.data.batch_size)
         )
         assert run.warmup_steps <= 0.2 * run.total_steps
-        assert 0 < run.flat_end_epoch <= run.no_aug_epoch < config.epochs
+        assert 0 < run.flat_end_epoch <= run.no_aug_epoch <= config.epochs
         averaging = resolve_ema(config.ema, total_steps=run.total_steps)
         assert 1 / (1 - averaging.decay) <= 0.1 * run.total_steps * (1 + 1e-9)

@@ -86,7 +86,7 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     again = run_command("train", "-c", config_path("quickstart"), "--set", *options, cwd=tmp_path)
     assert again.returncode == 2
-    assert again.stderr.startswith("run: already holds a run (last.pth, best.pth, metrics.jsonl, config.yml")
+    assert again.stderr.startswith("run: already holds a run (last.pth, best.pth, report.json)")
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
     scored = run_command("evaluate", "run/best.pth", "--split", "test", cwd=tmp_path)
@@ -208,12 +208,10 @@ def test_predict_takes_image_ids_from_annotations(
     assert out.startswith("80 detections in 4 images\n")
     results = json.loads((tmp_path / "found" / "predictions.json").read_text())
     assert {entry["image_id"] for entry in results} == {10, 11, 12, 13}
-    assert {path.name for path in (tmp_path / "found").glob("*.png")} == {f"val_{i}.png" for i in range(4)}
-    with Image.open(tmp_path / "found" / "val_0.png") as drawn:
+    pictures = tmp_path / "found" / "pictures"
+    assert {path.name for path in pictures.iterdir()} == {f"val_{i}.png" for i in range(4)}
+    with Image.open(pictures / "val_0.png") as drawn:
         assert drawn.size == Image.open(tiny_set / "images" / "val_0.png").size
-
-
-# Bugs reported to the author of tools/.
 
 
 def test_predict_never_overwrites_an_image(call: Callable, tiny_run: Path, tmp_path: Path) -> None:
