@@ -92,15 +92,17 @@ def predict(args: argparse.Namespace) -> None:
     """Write `predictions.json` and a drawn copy of each image."""
     paths = list_images(args.images)
     ids = number_images(paths, args.annotations)
-    skipped = len(paths) - len(ids)
+    num_skipped = len(paths) - len(ids)
     paths = list(ids)
     detector = load_detector(args.checkpoint, device=args.device)
     names = dict(zip(detector.category_ids, detector.class_names, strict=True))
     found = detector.predict(paths)
     results = [
         entry | {"file_name": path.name, "category_name": names[entry["category_id"]]}
-        for image_id, path, detections in zip(ids, paths, found, strict=True)
-        for entry in to_coco_results(image_id, above(detections, args.score_threshold), detector.category_ids)
+        for path, detections in zip(paths, found, strict=True)
+        for entry in to_coco_results(
+            ids[path], above(detections, args.score_threshold), detector.category_ids
+        )
     ]
     # A folder of their own: the pictures have the names of the images and must never replace them.
     pictures = args.output / "pictures"
@@ -117,8 +119,8 @@ def predict(args: argparse.Namespace) -> None:
         )
         drawn.save(pictures / path.name)
     print(f"{len(results)} detections in {len(paths)} images")
-    if skipped:
-        print(f"skipped   {skipped} images that {args.annotations} does not list")
+    if num_skipped:
+        print(f"skipped   {num_skipped} images that {args.annotations} does not list")
     print(f"results   {results_path}")
     print(f"pictures  {pictures}")
 

@@ -270,7 +270,10 @@ def _to_arrays(
     ordered = sorted(annotations, key=lambda annotation: position[annotation["image_id"]])
     counts = Counter(position[annotation["image_id"]] for annotation in annotations)
     boxes = np.array([annotation["bbox"] for annotation in ordered], dtype=np.float64).reshape(-1, 4)
-    areas = [annotation.get("area", box[2] * box[3]) for annotation, box in zip(ordered, boxes, strict=True)]
+    areas = [
+        box[2] * box[3] if annotation.get("area") is None else annotation["area"]
+        for annotation, box in zip(ordered, boxes, strict=True)
+    ]
     classes = sorted((int(category["id"]), str(category["name"])) for category in categories)
     return CocoSplit(
         annotations_path=annotations_path,

@@ -101,7 +101,7 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     images = sorted(path.name for path in (tiny_set / "images").iterdir())
     assert sorted({entry["file_name"] for entry in results}) == images
     assert {entry["category_name"] for entry in results} <= {"pit", "scratch", "crack"}
-    assert len(list((tmp_path / "found").glob("*.png"))) == len(images)
+    assert len(list((tmp_path / "found" / "pictures").glob("*.png"))) == len(images)
 
 
 def test_a_misspelt_option_ends_with_its_nearest_name_and_nothing_else(
@@ -226,7 +226,7 @@ def test_predict_never_overwrites_an_image(call: Callable, tiny_run: Path, tmp_p
 def test_predict_says_so_where_no_image_has_an_id(
     call: Callable, tiny_run: Path, tiny_set: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "ids.json").write_text('{"images": [{"id": 1, "file_name": "folder/val_0.png"}]}')
+    (tmp_path / "ids.json").write_text('{"images": [{"id": 1, "file_name": "folder/other.png"}]}')
     code, _, err = call("predict", tiny_run / "best.pth", tiny_set / "images", "--annotations", "ids.json")
     assert code == 2
     assert "ids.json" in err
