@@ -43,7 +43,11 @@ def select_precision(amp: Literal["auto", "bf16", "fp16", "off"], device: torch.
     if amp == "fp16" and not on_cuda:
         raise ConfigError("runtime.amp: fp16 needs a GPU. Use 'auto', 'bf16' or 'off'.")
     if amp == "auto":
-        amp = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_cuda else "off"
+        amp = (
+            ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
+            if on_cuda
+            else "off"
+        )
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
     return Precision(
         device_type=device.type,

@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         logits = self.enc_score_head(memory)
         top = select_top_cells(logits, self.num_queries)
         content = gather_cells(memory, top)
-        ref_logits = self.enc_bbox_head(content).float() + anchor_logits[top]
+        ref_logits = _in_float32(self.enc_bbox_head, content) + anchor_logits[top]
         enc_outputs: LayerOutput = {
             "pred_logits": gather_cells(logits, top),
             "pred_boxes": ref_logits.sigmoid(),
@@ -192,7 +192,8 @@ class Decoder(nn.Module):
     ) -> Refinement:
         """Run the layers; boxes are computed in float32 whatever the layers run in."""
         ref_boxes = ref_logits.sigmoid()
-        positions = self.query_pos_head(ref_boxes).clamp(min=-POSITION_BOUND, max=POSITION_BOUND)
+        features = [level.float() for level in features]
+        positions = _in_float32(self.query_pos_head, ref_boxes).clamp(min=-POSITION_BOUND, max=POSITION_BOUND)
         last = len(self.decoder.layers) - 1
         previous = torch.zeros_like(tokens)
         corners = torch.zeros((), device=tokens.device)
@@ -200,10 +201,10 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.decoder.layers):
             tokens = layer(tokens, positions, ref_boxes, features, blocked)
             if index == 0:
-                first_boxes = (self.pre_bbox_head(tokens).float() + inverse_sigmoid(ref_boxes)).sigmoid()
+                first_boxes = (_in_float32(self.pre_bbox_head, tokens) + inverse_sigmoid(ref_boxes)).sigmoid()
                 anchor_boxes = first_boxes.detach()
                 first_logits = self.dec_score_head[0](tokens)
-            corners = self.dec_bbox_head[index](tokens + previous.detach()).float() + corners
+            corners = _in_float32(self.dec_bbox_head[index], tokens + previous.detach()) + corners
             distances = expected_distances(corners, bin_values)
             boxes = distances_to_boxes(anchor_boxes, distances, self.reg_scale)
             if self.training or index == last:
@@ -251,6 +252,12 @@ class Decoder(nn.Module):
             output["dn_pre_outputs"] = _queries(first, slice(0, split))
             output["dn_meta"] = denoising.meta
         return output
+
+
+def _in_float32(head: nn.Module, tokens: Tensor) -> Tensor:
+    """Run a small head without mixed precision: 8 bits of bfloat16 are 4 px of a 1024-px image."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        return head(tokens.float())
 
 
 def _queries(output: LayerOutput, part: slice) -> LayerOutput:

@@ -52,7 +52,7 @@ class DeformableAttention(nn.Module):
         Args:
             query: (B, Q, D) float.
             ref_boxes_cxcywh: (B, Q, 4) float in [0, 1].
-            features: A map (B, D, H, W) a level.
+            features: A map (B, D, H, W) float32 a level; half precision could not tell cells apart.
 
         Returns:
             (B, Q, D) float.
@@ -69,7 +69,7 @@ class DeformableAttention(nn.Module):
         sampled = [
             F.grid_sample(
                 level.reshape(batch * heads, dim // heads, *level.shape[2:]),
-                level_grid.to(level.dtype),
+                level_grid.float(),
                 mode="bilinear",
                 padding_mode="zeros",
                 align_corners=False,
