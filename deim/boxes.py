@@ -35,6 +35,19 @@ def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
+def xywh_to_xyxy(boxes_xywh: Tensor) -> Tensor:
+    """Convert boxes of COCO files to corners.
+
+    Args:
+        boxes_xywh: (..., 4) float, pixels.
+
+    Returns:
+        (..., 4) xyxy, pixels.
+    """
+    low, size = boxes_xywh.split(2, dim=-1)
+    return torch.cat([low, low + size], dim=-1)
+
+
 def xyxy_to_xywh(boxes_xyxy: Tensor) -> Tensor:
     """Convert corner boxes to the format of COCO files.
 

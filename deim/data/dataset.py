@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from deim.boxes import clip_boxes, xyxy_to_cxcywh
+from deim.boxes import clip_boxes, xywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.coco import CocoSplit, raise_listed
 from deim.data.stages import Augmentation
 from deim.data.transforms import Sample, boxes_to_input, fit_to_input, normalize, read_image, read_size
@@ -105,8 +105,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         """Boxes (N, 4) xyxy clipped to the image, in pixels of the original, and labels (N,); no crowds."""
         rows = np.arange(self.split.first_box[index], self.split.first_box[index + 1])
         rows = rows[~self.split.is_crowd[rows]]
-        boxes = torch.from_numpy(self.split.boxes_xywh[rows]).float()
-        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+        boxes = xywh_to_xyxy(torch.from_numpy(self.split.boxes_xywh[rows]).float())
         labels = [self.class_index[int(category)] for category in self.split.box_category_ids[rows]]
         height, width = self.split.sizes_hw[index]
         return clip_boxes(boxes, (height, width)), torch.tensor(labels, dtype=torch.int64)

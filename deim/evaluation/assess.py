@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from deim.boxes import xywh_to_xyxy
 from deim.data.coco import CocoSplit
 from deim.data.transforms import read_image
 from deim.engine.checkpoint import TrainedDetector
@@ -129,7 +130,7 @@ def prediction_sheet(
             Sample(
                 image=Image.fromarray(image.permute(1, 2, 0).numpy()),
                 caption=split.file_names[index],
-                boxes_xyxy=torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
+                boxes_xyxy=xywh_to_xyxy(boxes),
                 labels=torch.tensor(
                     [index_of_id[int(category)] for category in split.box_category_ids[rows]],
                     dtype=torch.int64,
