@@ -7,6 +7,8 @@ Functions take any leading shape; the last axis holds the four numbers of a box.
 import torch
 from torch import Tensor
 
+from deim.structures import Placement
+
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """Convert centre-size boxes to corners.
@@ -132,3 +134,38 @@ def _intersection_and_union(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> tuple
     sides = (high - low).clamp(min=0)
     intersection = sides[..., 0] * sides[..., 1]
     return intersection, box_area(boxes_a_xyxy) + box_area(boxes_b_xyxy) - intersection
+
+
+def to_input_fractions(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
+    """Map boxes from pixels of the original image to fractions of the network input, clipped to [0, 1].
+
+    Args:
+        boxes_xyxy: (..., 4) float, pixels of the original.
+        placement: Where the input lies in the original.
+
+    Returns:
+        (..., 4) xyxy.
+    """
+    span, shift = _span_and_shift(placement, boxes_xyxy)
+    return clip_boxes((boxes_xyxy - shift) / span, (1.0, 1.0))
+
+
+def to_original_pixels(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
+    """Map boxes from fractions of the network input to pixels of the original image.
+
+    Args:
+        boxes_xyxy: (..., 4) float, fractions of the network input.
+        placement: Where the input lies in the original.
+
+    Returns:
+        (..., 4) xyxy.
+    """
+    span, shift = _span_and_shift(placement, boxes_xyxy)
+    return boxes_xyxy * span + shift
+
+
+def _span_and_shift(placement: Placement, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(4,) each, in xyxy order."""
+    span = like.new_tensor([placement.span_hw[1], placement.span_hw[0]] * 2)
+    shift = like.new_tensor([placement.shift_yx[1], placement.shift_yx[0]] * 2)
+    return span, shift

@@ -12,6 +12,7 @@ from deim.data.build import read_split
 from deim.engine.checkpoint import load_trained
 from deim.errors import DeimError
 from deim.evaluation.assess import assess
+from deim.evaluation.evaluator import Evaluator
 from deim.evaluation.report import format_class_table
 
 
@@ -33,12 +34,13 @@ def main() -> int:
     report_path = args.output or args.checkpoint.parent / f"evaluation_{args.split}.json"
     try:
         trained = load_trained(args.checkpoint, overrides=args.set)
-        result = assess(
-            trained,
+        evaluator = Evaluator(
+            trained.config,
             read_split(trained.config.data, args.split),
-            split_name=args.split,
-            report_path=report_path,
+            class_names=trained.class_names,
+            device=trained.device,
         )
+        result = assess(trained, evaluator, split_name=args.split, report_path=report_path)
     except DeimError as error:
         print(error, file=sys.stderr)
         return 2

@@ -56,8 +56,8 @@ def train(config: Config, *, resume: str | None, overwrite: bool) -> None:
         discard_unstarted_run(folder)
         raise
     result = assess(
-        load_trained(trainer.best_path),
-        splits.val,
+        load_trained(trainer.best_path, device=device),
+        evaluator,
         split_name="val",
         report_path=folder / "report.json",
     )

@@ -21,8 +21,8 @@ from deim.errors import ConfigError
 
 T = TypeVar("T")
 
-_EXPONENT: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-_NAMES: Final = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+EXPONENT: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+NAMES: Final = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -217,7 +217,7 @@ def _match(hint: object, value: Any) -> object:
         return MISSING if MISSING in items else items
     if hint is float:
         # PyYAML follows YAML 1.1, in which 1e-4 without a dot is text.
-        number = float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+        number = float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
         is_finite = isinstance(number, int | float) and abs(number) <= float_info.max
         return float(number) if is_finite and not isinstance(number, bool) else MISSING
     return value if type(value) is hint else MISSING
@@ -268,7 +268,7 @@ def _describe(hint: Any) -> str:
         return f"a list of {len(items)}, each {_one_of([_describe(item) for item in items])}"
     if len(_options(hint)) > 1:
         return _one_of([_describe(option) for option in _options(hint)])
-    return "a block of options" if is_dataclass(hint) else _NAMES.get(hint, str(hint))
+    return "a block of options" if is_dataclass(hint) else NAMES.get(hint, str(hint))
 
 
 def _one_of(texts: Sequence[str]) -> str:

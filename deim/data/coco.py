@@ -33,7 +33,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_TYPES: Final = {
+TYPES: Final = {
     "id": (_is_whole, "a whole number"),
     "image_id": (_is_whole, "a whole number"),
     "category_id": (_is_whole, "a whole number"),
@@ -187,10 +187,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _wrong_types(where: str, key: str, tree: Mapping[str, Any]) -> list[str]:
     return [
-        f"{where}: entry {number} of '{key}' has {name} {entry[name]!r}. It must be {_TYPES[name][1]}."
+        f"{where}: entry {number} of '{key}' has {name} {entry[name]!r}. It must be {TYPES[name][1]}."
         for number, entry in enumerate(tree[key])
-        for name in _TYPES
-        if name in entry and not _TYPES[name][0](entry[name])
+        for name in TYPES
+        if name in entry and not TYPES[name][0](entry[name])
     ]
 
 

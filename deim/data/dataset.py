@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from deim.boxes import clip_boxes, xywh_to_xyxy, xyxy_to_cxcywh
+from deim.boxes import clip_boxes, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.coco import CocoSplit, raise_listed
 from deim.data.stages import Augmentation
-from deim.data.transforms import Sample, boxes_to_input, fit_to_input, normalize, read_image, read_size
+from deim.data.transforms import Sample, fit_to_input, normalize, read_image, read_size
 from deim.errors import DataError
 from deim.structures import Placement, Target
 
@@ -75,7 +75,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         image, placement = self._fitted_image(index)
         size_hw = self.input_format.size_hw
         to_pixels = torch.tensor([size_hw[1], size_hw[0]] * 2)
-        sample = Sample(image=image, boxes_xyxy=boxes_to_input(boxes, placement) * to_pixels, labels=labels)
+        sample = Sample(
+            image=image, boxes_xyxy=to_input_fractions(boxes, placement) * to_pixels, labels=labels
+        )
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, epoch, index])
             sample = self.augmentation(sample, epoch=epoch, rng=rng)

@@ -49,14 +49,14 @@ ImageKind = Literal["defective", "normal", "empty"]
 
 _logger = logging.getLogger(__name__)
 
-_DEFECTS: tuple[tuple[DefectKind, int], ...] = (
+DEFECTS: tuple[tuple[DefectKind, int], ...] = (
     ("dent", 2),
     ("crack", 3),
     ("scratch", 4),
     ("hole", 5),
     ("stain", 6),
 )
-_SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +143,7 @@ def make_image(split: str, index: int, *, max_size_wh: tuple[int, int], seed: in
     Returns:
         The encoded image and its annotations.
     """
-    rng = np.random.default_rng([seed, _SPLITS.index(split), index])
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
     size_hw = _draw_size(rng, max_size_wh)
     pixels, boxes = render_image(rng, size_hw, _image_kind(split, index, seed))
     buffer = io.BytesIO()
@@ -189,7 +189,7 @@ def add_defects(rng: Generator, scene: Scene) -> tuple[LabelledBox, ...]:
     left, top, width, height = _mask_box(scene.surface > 0.5)
     region_xyxy = (left, top, left + width, top + height)
     for _ in range(60):
-        defect, category_id = _DEFECTS[rng.integers(len(_DEFECTS))]
+        defect, category_id = DEFECTS[rng.integers(len(DEFECTS))]
         for _ in range(6):
             patch = draw_defect(
                 rng, defect, canvas=scene.canvas, region_xyxy=region_xyxy, light_xy=scene.light_xy
@@ -256,7 +256,7 @@ def _draw_size(rng: Generator, max_size_wh: tuple[int, int]) -> tuple[int, int]:
 
 def _image_kind(split: str, index: int, seed: int) -> ImageKind:
     """What image `index` shows; golden-ratio steps keep the shares right in every run of images."""
-    start = np.random.default_rng([seed, _SPLITS.index(split)]).random()
+    start = np.random.default_rng([seed, SPLITS.index(split)]).random()
     share = (start + index * 0.618033988749895) % 1
     if share < 0.78:
         return "defective"

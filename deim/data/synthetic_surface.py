@@ -17,8 +17,8 @@ from scipy.ndimage import gaussian_filter1d
 Floats = NDArray[np.float32]
 SceneKind = Literal["part", "empty"]
 
-_FINISHES = ("brushed", "rolled", "cast", "machined", "painted")
-_BACKGROUNDS = ("belt", "rollers", "slotted_table", "foam", "cloth")
+FINISHES = ("brushed", "rolled", "cast", "machined", "painted")
+BACKGROUNDS = ("belt", "rollers", "slotted_table", "foam", "cloth")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,7 +174,7 @@ def _part(
 
 def _metal(rng: Generator, size_hw: tuple[int, int], unit: float, light_xy: tuple[float, float]) -> Floats:
     """Reflectance (H, W, 3) of a surface with a random finish, grey and tint."""
-    finish = _FINISHES[rng.integers(len(_FINISHES))]
+    finish = FINISHES[rng.integers(len(FINISHES))]
     grain = max(unit * 0.45, 1.0)
     grey = rng.uniform(0.36, 0.68)
     tint = rng.normal(0, 0.012, 3)
@@ -253,7 +253,7 @@ def _background(
 ) -> Floats:
     """Reflectance (H, W, 3) of what a part lies on; its patterns are unlike every metal finish."""
     height, width = size_hw
-    kind = _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))]
+    kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
     x = np.arange(width, dtype=np.float32)[None, :] / np.float32(unit)
     y = np.arange(height, dtype=np.float32)[:, None] / np.float32(unit)
     if rng.random() < 0.5:

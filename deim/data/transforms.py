@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from deim.boxes import box_area, clip_boxes
+from deim.boxes import box_area
 from deim.errors import DataError
 from deim.structures import Placement
 
@@ -134,21 +134,6 @@ def normalize(image: Tensor, mean: tuple[float, float, float], std: tuple[float,
     shift = torch.tensor(mean)[:, None, None]
     scale = torch.tensor(std)[:, None, None]
     return (image.float() / 255 - shift) / scale
-
-
-def boxes_to_input(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
-    """Map boxes from pixels of the original image to fractions of the network input, in [0, 1].
-
-    Args:
-        boxes_xyxy: (N, 4) float, pixels of the original.
-        placement: Where the input lies in the original.
-
-    Returns:
-        (N, 4) xyxy.
-    """
-    span = boxes_xyxy.new_tensor([placement.span_hw[1], placement.span_hw[0]] * 2)
-    shift = boxes_xyxy.new_tensor([placement.shift_yx[1], placement.shift_yx[0]] * 2)
-    return clip_boxes((boxes_xyxy - shift) / span, (1.0, 1.0))
 
 
 def flip_horizontal(sample: Sample) -> Sample:

@@ -15,7 +15,7 @@ from deim.engine.checkpoint import TrainedDetector
 from deim.engine.trainer import Validation
 from deim.evaluation.coco_metrics import CocoMetrics, worst_class
 from deim.evaluation.evaluator import Evaluation, Evaluator
-from deim.evaluation.plots import Sample, contact_sheet
+from deim.evaluation.plots import SheetEntry, contact_sheet
 from deim.evaluation.report import (
     CheckpointInfo,
     DatasetInfo,
@@ -41,7 +41,7 @@ class Assessment:
 
 def assess(
     trained: TrainedDetector,
-    split: CocoSplit,
+    evaluator: Evaluator,
     *,
     split_name: str,
     report_path: Path,
@@ -50,15 +50,14 @@ def assess(
 
     Args:
         trained: The detector.
-        split: Any split with classes that the detector knows.
+        evaluator: Of the split to score on.
         split_name: `train`, `val` or `test`, for the report.
         report_path: The report; the picture gets its name with `_predictions.png`.
 
     Raises:
-        DataError: If the split does not fit the detector or an image is damaged.
+        DataError: If an image is damaged.
     """
-    config = trained.config
-    evaluator = Evaluator(config, split, class_names=trained.class_names, device=trained.device)
+    config, split = trained.config, evaluator.split
     evaluation = evaluator.evaluate(trained.model)
     seconds = evaluation.predictions
     report = build_report(
@@ -127,7 +126,7 @@ def prediction_sheet(
         boxes = torch.from_numpy(split.boxes_xywh[rows]).float()
         image = read_image(split.image_path(index))
         samples.append(
-            Sample(
+            SheetEntry(
                 image=Image.fromarray(image.permute(1, 2, 0).numpy()),
                 caption=split.file_names[index],
                 boxes_xyxy=xywh_to_xyxy(boxes),

@@ -16,9 +16,9 @@ from deim.errors import DataError
 
 _NUM_IOU_THRESHOLDS, _IOU_50, _IOU_75 = 10, 0, 5
 """IoU thresholds 0.50, 0.55, …, 0.95 and the positions of two of them."""
-_NUM_RECALL_THRESHOLDS, _NUM_AREA_RANGES, _NUM_MAX_DETS = 101, 4, 3
+NUM_RECALL_THRESHOLDS, NUM_AREA_RANGES, NUM_MAX_DETS = 101, 4, 3
 """Recall 0.00 to 1.00; all, small, medium, large (limits 32² and 96² px); 1, 10, 100 detections."""
-_NAMED_IDS = 10  # how many wrong ids a message lists
+NAMED_IDS = 10  # how many wrong ids a message lists
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,8 +185,8 @@ def _check(ground_truth: Mapping[str, Any], predictions: Sequence[Mapping[str, A
 
 def _listed(ids: Iterable[Any]) -> str:
     ordered = sorted(ids)
-    more = f" and {len(ordered) - _NAMED_IDS} more" if len(ordered) > _NAMED_IDS else ""
-    return ", ".join(str(one) for one in ordered[:_NAMED_IDS]) + more
+    more = f" and {len(ordered) - NAMED_IDS} more" if len(ordered) > NAMED_IDS else ""
+    return ", ".join(str(one) for one in ordered[:NAMED_IDS]) + more
 
 
 def _evaluate(
@@ -198,8 +198,8 @@ def _evaluate(
         Precision (10, 101, C, 4, 3) by IoU threshold, recall threshold, category in ascending id, area range
         and detections per image, and recall (10, C, 4, 3); -1 where there is no ground truth.
     """
-    shape = (len(ground_truth["categories"]), _NUM_AREA_RANGES, _NUM_MAX_DETS)
-    precision_shape = (_NUM_IOU_THRESHOLDS, _NUM_RECALL_THRESHOLDS, *shape)
+    shape = (len(ground_truth["categories"]), NUM_AREA_RANGES, NUM_MAX_DETS)
+    precision_shape = (_NUM_IOU_THRESHOLDS, NUM_RECALL_THRESHOLDS, *shape)
     recall_shape = (_NUM_IOU_THRESHOLDS, *shape)
     if not has_boxes:
         return np.full(precision_shape, -1.0), np.full(recall_shape, -1.0)
@@ -248,7 +248,7 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def _summarize(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> CocoSummary:
-    every, small, medium, large = (precision[..., area, -1] for area in range(_NUM_AREA_RANGES))
+    every, small, medium, large = (precision[..., area, -1] for area in range(NUM_AREA_RANGES))
     return CocoSummary(
         ap=_mean(every),
         ap50=_mean(every[_IOU_50]),

@@ -13,8 +13,8 @@ from deim.structures import Detections
 
 Color = tuple[int, int, int]
 """Red, green, blue in 0..255."""
-_Rectangle = tuple[float, float, float, float]
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Rectangle = tuple[float, float, float, float]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 PALETTE: tuple[Color, ...] = (
     (230, 159, 0),
@@ -29,18 +29,18 @@ PALETTE: tuple[Color, ...] = (
 
 MAX_SAMPLES = 12
 """The most samples that a contact sheet holds."""
-_PANEL_WIDTH = 360
-_PANEL_HEIGHTS = (120, 360)
-_GAP, _MARGIN = 6, 24
-_CELL_WIDTH = 2 * _PANEL_WIDTH + _GAP
-_LONGEST_NAME = 24
-_TITLE_SIZE, _CAPTION_SIZE = 22, 14
-_LINE_HEIGHT = 20
-_PAPER, _INK, _FAINT, _EMPTY = (255, 255, 255), (25, 25, 25), (105, 105, 105), (232, 232, 232)
+PANEL_WIDTH = 360
+PANEL_HEIGHTS = (120, 360)
+GAP, MARGIN = 6, 24
+CELL_WIDTH = 2 * PANEL_WIDTH + GAP
+LONGEST_NAME = 24
+TITLE_SIZE, CAPTION_SIZE = 22, 14
+LINE_HEIGHT = 20
+PAPER, INK, FAINT, EMPTY = (255, 255, 255), (25, 25, 25), (105, 105, 105), (232, 232, 232)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
+class SheetEntry:
     """One image of a contact sheet."""
 
     image: Image.Image
@@ -103,10 +103,10 @@ def draw_boxes(
     rectangles = [_clip(box, canvas.size) for box in (boxes_xyxy * scale).tolist()]
     entries = list(zip(rectangles, texts, colors, strict=True))
     for (x1, y1, x2, y2), _, color in reversed(entries):
-        draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_INK, width=line_width + 2)
+        draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=INK, width=line_width + 2)
         draw.rectangle((x1, y1, x2, y2), outline=color, width=line_width)
     shown = [_cut(text, font, canvas.width - 6) for text in texts]
-    tags: list[_Rectangle] = []
+    tags: list[Rectangle] = []
     for rectangle, text in zip(rectangles, shown, strict=True):
         tags.append(_place_tag(rectangle, _tag_size(text, font), canvas.size, tags))
     for tag, text, color in reversed(list(zip(tags, shown, colors, strict=True))):
@@ -149,7 +149,7 @@ def draw_detections(
 
 
 def contact_sheet(
-    samples: Sequence[Sample], *, title: str, class_names: Sequence[str], score_threshold: float
+    samples: Sequence[SheetEntry], *, title: str, class_names: Sequence[str], score_threshold: float
 ) -> Image.Image:
     """Show samples on one page: ground truth on the left, detections on the right of each.
 
@@ -169,30 +169,30 @@ def contact_sheet(
     """
     if len(samples) > MAX_SAMPLES:
         raise ValueError(f"contact_sheet: too many samples, got {len(samples)}. At most {MAX_SAMPLES} fit.")
-    heights = [math.ceil(_PANEL_WIDTH * sample.image.height / sample.image.width) for sample in samples]
-    low, high = _PANEL_HEIGHTS
+    heights = [math.ceil(PANEL_WIDTH * sample.image.height / sample.image.width) for sample in samples]
+    low, high = PANEL_HEIGHTS
     panel_height = min(max([low, *heights]), high)
     cells = [_cell(sample, class_names, score_threshold, panel_height) for sample in samples]
     columns, rows = min(2, max(1, len(cells))), math.ceil(len(cells) / 2)
-    step_x, step_y = _CELL_WIDTH + _MARGIN, 2 * _LINE_HEIGHT + panel_height + _MARGIN
-    top = _MARGIN + 2 * _LINE_HEIGHT
+    step_x, step_y = CELL_WIDTH + MARGIN, 2 * LINE_HEIGHT + panel_height + MARGIN
+    top = MARGIN + 2 * LINE_HEIGHT
     sheet = Image.new(
-        "RGB", (_MARGIN + columns * step_x, top + max(rows * step_y, _LINE_HEIGHT + _MARGIN)), _PAPER
+        "RGB", (MARGIN + columns * step_x, top + max(rows * step_y, LINE_HEIGHT + MARGIN)), PAPER
     )
-    _write(sheet, (_MARGIN, _MARGIN), title, size=_TITLE_SIZE, color=_INK)
+    _write(sheet, (MARGIN, MARGIN), title, size=TITLE_SIZE, color=INK)
     if not cells:
-        _write(sheet, (_MARGIN, top), "No samples.", size=_CAPTION_SIZE, color=_FAINT)
+        _write(sheet, (MARGIN, top), "No samples.", size=CAPTION_SIZE, color=FAINT)
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
-        sheet.paste(cell, (_MARGIN + column * step_x, top + row * step_y))
+        sheet.paste(cell, (MARGIN + column * step_x, top + row * step_y))
     return sheet
 
 
 def _cell(
-    sample: Sample, class_names: Sequence[str], score_threshold: float, panel_height: int
+    sample: SheetEntry, class_names: Sequence[str], score_threshold: float, panel_height: int
 ) -> Image.Image:
     """One sample with its captions; pictures are centred in panels of equal size."""
-    scale = min(_PANEL_WIDTH / sample.image.width, panel_height / sample.image.height)
+    scale = min(PANEL_WIDTH / sample.image.width, panel_height / sample.image.height)
     labels = sample.labels.tolist()
     truth = draw_boxes(
         sample.image,
@@ -209,16 +209,16 @@ def _cell(
         scale=scale,
     )
     num_found = int((sample.detections.scores >= score_threshold).sum())
-    cell = Image.new("RGB", (_CELL_WIDTH, 2 * _LINE_HEIGHT + panel_height), _PAPER)
-    _write(cell, (0, 0), sample.caption, size=_CAPTION_SIZE, color=_INK)
+    cell = Image.new("RGB", (CELL_WIDTH, 2 * LINE_HEIGHT + panel_height), PAPER)
+    _write(cell, (0, 0), sample.caption, size=CAPTION_SIZE, color=INK)
     for left, picture, caption in (
         (0, truth, f"ground truth: {len(labels)}"),
-        (_PANEL_WIDTH + _GAP, found, f"predictions, score >= {score_threshold:.2f}: {num_found}"),
+        (PANEL_WIDTH + GAP, found, f"predictions, score >= {score_threshold:.2f}: {num_found}"),
     ):
-        _write(cell, (left, _LINE_HEIGHT), caption, size=_CAPTION_SIZE, color=_FAINT)
-        panel = Image.new("RGB", (_PANEL_WIDTH, panel_height), _EMPTY)
-        panel.paste(picture, ((_PANEL_WIDTH - picture.width) // 2, (panel_height - picture.height) // 2))
-        cell.paste(panel, (left, 2 * _LINE_HEIGHT))
+        _write(cell, (left, LINE_HEIGHT), caption, size=CAPTION_SIZE, color=FAINT)
+        panel = Image.new("RGB", (PANEL_WIDTH, panel_height), EMPTY)
+        panel.paste(picture, ((PANEL_WIDTH - picture.width) // 2, (panel_height - picture.height) // 2))
+        cell.paste(panel, (left, 2 * LINE_HEIGHT))
     return cell
 
 
@@ -231,14 +231,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
-def _clip(box_xyxy: Sequence[float], image_wh: tuple[int, int]) -> _Rectangle:
+def _clip(box_xyxy: Sequence[float], image_wh: tuple[int, int]) -> Rectangle:
     width, height = image_wh
     x1, x2 = (min(max(x, 0.0), width - 1.0) for x in (box_xyxy[0], box_xyxy[2]))
     y1, y2 = (min(max(y, 0.0), height - 1.0) for y in (box_xyxy[1], box_xyxy[3]))
     return x1, y1, max(x1, x2), max(y1, y2)
 
 
-def _cut(text: str, font: _Font, width: float) -> str:
+def _cut(text: str, font: Font, width: float) -> str:
     folded = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
     ascii_text = "".join(one if one.isascii() else "?" for one in folded if not unicodedata.combining(one))
     text = " ".join(ascii_text.split())
@@ -253,17 +253,17 @@ def _name(class_names: Sequence[str], label: int) -> str:
     name = class_names[label]
     if not any(one.isascii() for one in unicodedata.normalize("NFKD", name)):
         return f"class {label}"  # in a script that the font lacks: it would be nothing but question marks
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def _tag_size(text: str, font: _Font) -> tuple[float, float]:
+def _tag_size(text: str, font: Font) -> tuple[float, float]:
     left, top, _, bottom = font.getbbox("Ag|")
     return font.getlength(text) + 6 - left, bottom - top + 4
 
 
 def _place_tag(
-    box: _Rectangle, tag_wh: tuple[float, float], image_wh: tuple[int, int], taken: Sequence[_Rectangle]
-) -> _Rectangle:
+    box: Rectangle, tag_wh: tuple[float, float], image_wh: tuple[int, int], taken: Sequence[Rectangle]
+) -> Rectangle:
     """Above, below or inside the box: the first place in the image that covers the least of tags and box."""
     x1, y1, x2, y2 = box
     width, height = tag_wh
@@ -279,17 +279,15 @@ def _place_tag(
     return places[ranks.index(min(ranks))]
 
 
-def _shared(a: _Rectangle, b: _Rectangle) -> float:
+def _shared(a: Rectangle, b: Rectangle) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _draw_tag(draw: ImageDraw.ImageDraw, tag: _Rectangle, text: str, color: Color, font: _Font) -> None:
+def _draw_tag(draw: ImageDraw.ImageDraw, tag: Rectangle, text: str, color: Color, font: Font) -> None:
     red, green, blue = color
     dark = 0.299 * red + 0.587 * green + 0.114 * blue < 130
     draw.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=color)
-    draw.text(
-        (tag[0] + 3, (tag[1] + tag[3]) / 2), text, font=font, fill=_PAPER if dark else _INK, anchor="lm"
-    )
+    draw.text((tag[0] + 3, (tag[1] + tag[3]) / 2), text, font=font, fill=PAPER if dark else INK, anchor="lm")
 
 
 def _write(sheet: Image.Image, at_xy: tuple[int, int], text: str, *, size: int, color: Color) -> None:

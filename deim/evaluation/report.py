@@ -17,9 +17,9 @@ from deim.evaluation.coco_metrics import ClassMetrics, CocoMetrics, CocoSummary
 SCHEMA_VERSION = 1
 """Raised whenever a key of the report changes its name or its meaning."""
 
-_DASH = "\N{EN DASH}"
-_MAX_NAME_WIDTH = 32
-_COLUMNS = (
+DASH = "\N{EN DASH}"
+MAX_NAME_WIDTH = 32
+COLUMNS = (
     ("images", 7),
     ("boxes", 7),
     ("AP50", 7),
@@ -31,7 +31,7 @@ _COLUMNS = (
     ("AP large", 10),
 )
 """Heads of the number columns and their widths in characters, the gap on the left included."""
-_DISTRIBUTIONS = {
+DISTRIBUTIONS = {
     "deim": "deim-defects",
     "torch": "torch",
     "torchvision": "torchvision",
@@ -192,7 +192,7 @@ def installed_versions() -> dict[str, str | None]:
         Version by `deim`, `torch`, `torchvision`, `faster_coco_eval` and `python`; None for a package that
         runs from a checkout without being installed.
     """
-    versions = {key: _version(distribution) for key, distribution in _DISTRIBUTIONS.items()}
+    versions = {key: _version(distribution) for key, distribution in DISTRIBUTIONS.items()}
     return {**versions, "python": platform.python_version()}
 
 
@@ -215,8 +215,8 @@ def format_class_table(metrics: CocoMetrics) -> str:
         number without ground truth. Long names are cut.
     """
     names = [entry.name for entry in metrics.classes]
-    width = min(max(_width(name) for name in ["class", *names]), _MAX_NAME_WIDTH)
-    rows = [_row("class", [head for head, _ in _COLUMNS], name_width=width)]
+    width = min(max(_width(name) for name in ["class", *names]), MAX_NAME_WIDTH)
+    rows = [_row("class", [head for head, _ in COLUMNS], name_width=width)]
     for entry in metrics.classes:
         cells = [str(entry.num_images), str(entry.num_boxes), *_number_cells(entry)]
         rows.append(_row(entry.name, cells, name_width=width))
@@ -235,11 +235,11 @@ def _number_cells(values: ClassMetrics | CocoSummary) -> list[str]:
         values.ap_medium,
         values.ap_large,
     )
-    return [_DASH if number is None else f"{number:.3f}" for number in numbers]
+    return [DASH if number is None else f"{number:.3f}" for number in numbers]
 
 
 def _row(name: str, cells: Sequence[str], *, name_width: int) -> str:
-    aligned = (cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
+    aligned = (cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True))
     return _fit(name, name_width) + "".join(aligned)
 
 

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from deim.boxes import cxcywh_to_xyxy
+from deim.boxes import cxcywh_to_xyxy, to_original_pixels
 from deim.structures import Detections, ModelOutput, Placement
 
 
@@ -33,21 +32,6 @@ def select_detections(
     boxes = cxcywh_to_xyxy(output["pred_boxes"].float())
     boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
     return [
-        Detections(boxes_xyxy=to_original(boxes[i], placement), scores=best[i], labels=labels[i])
+        Detections(boxes_xyxy=to_original_pixels(boxes[i], placement), scores=best[i], labels=labels[i])
         for i, placement in enumerate(placements)
     ]
-
-
-def to_original(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
-    """Map boxes from fractions of the network input to pixels of the original image.
-
-    Args:
-        boxes_xyxy: (..., 4) float, fractions of the network input.
-        placement: Where the input lies in the original.
-
-    Returns:
-        (..., 4) xyxy in pixels of the original.
-    """
-    span = boxes_xyxy.new_tensor([placement.span_hw[1], placement.span_hw[0]] * 2)
-    shift = boxes_xyxy.new_tensor([placement.shift_yx[1], placement.shift_yx[0]] * 2)
-    return boxes_xyxy * span + shift

@@ -100,7 +100,7 @@ def load_initial_weights(model: Detector, path: Path) -> LoadReport:
     _refuse_non_finite(state, path)
     fitting = {key: value for key, value in state.items() if _fits(current.get(key), value)}
     unfit = [key for key in current if key not in fitting]
-    replaced = tuple(key for key in unfit if part == "detector" and CLASS_KEYS.match(key) and key in state)
+    replaced = tuple(key for key in unfit if CLASS_KEYS.match(key) and key in state)
     missing = [key for key in unfit if key not in replaced]
     unexpected = [key for key in state if key not in current]
     wanted = sum(current[key].numel() for key in current if key not in replaced)

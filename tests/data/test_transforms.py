@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from deim.boxes import to_input_fractions, to_original_pixels
 from deim.data.transforms import (
     PADDING_GREY,
     Sample,
-    boxes_to_input,
     distort_colours,
     fit_to_input,
     flip_horizontal,
@@ -21,7 +21,6 @@ from deim.data.transforms import (
     read_size,
 )
 from deim.errors import DataError
-from deim.model.postprocess import to_original
 
 Resize = Literal["stretch", "letterbox"]
 SIZES_HW = [(48, 80), (101, 37), (64, 64), (500, 20)]
@@ -50,8 +49,8 @@ def save_photograph(path: Path, *, orientation: int | None = None) -> np.ndarray
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 def test_no_boxes_stay_no_boxes(resize: Resize) -> None:
     _, placement = fit_to_input(torch.zeros(3, 30, 50, dtype=torch.uint8), (64, 96), resize=resize)
-    mapped = boxes_to_input(torch.zeros(0, 4), placement)
-    assert mapped.shape == to_original(mapped, placement).shape == (0, 4)
+    mapped = to_input_fractions(torch.zeros(0, 4), placement)
+    assert mapped.shape == to_original_pixels(mapped, placement).shape == (0, 4)
     empty = Sample(
         image=torch.zeros(3, 8, 8, dtype=torch.uint8),
         boxes_xyxy=torch.zeros(0, 4),
@@ -71,10 +70,10 @@ def test_boxes_come_back_from_the_input_where_they_were(resize: Resize, size_hw:
     assert placement.orig_size_hw == size_hw
     fractions = torch.rand(50, 2, 2, generator=torch.Generator().manual_seed(1)).sort(dim=1).values.flatten(1)
     boxes = fractions * torch.tensor([width, height] * 2)
-    mapped = boxes_to_input(boxes, placement)
+    mapped = to_input_fractions(boxes, placement)
     assert mapped.min() >= 0
     assert mapped.max() <= 1
-    torch.testing.assert_close(to_original(mapped, placement), boxes, atol=1e-3, rtol=0)
+    torch.testing.assert_close(to_original_pixels(mapped, placement), boxes, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
@@ -82,7 +81,7 @@ def test_the_box_of_a_bright_patch_lies_on_the_patch_of_the_input(resize: Resize
     image = torch.zeros(3, 60, 120, dtype=torch.uint8)
     image[:, 15:45, 30:60] = 255
     fitted, placement = fit_to_input(image, (96, 96), resize=resize)
-    box = boxes_to_input(torch.tensor([[30.0, 15.0, 60.0, 45.0]]), placement)[0] * 96
+    box = to_input_fractions(torch.tensor([[30.0, 15.0, 60.0, 45.0]]), placement)[0] * 96
     rows, columns = (fitted[0] > 127).nonzero().unbind(-1)
     if resize == "letterbox":  # the padding is grey, darker than half
         assert PADDING_GREY < 127
@@ -108,7 +107,7 @@ def test_stretch_uses_the_whole_input() -> None:
 
 def test_boxes_beyond_the_image_are_clipped_to_the_input() -> None:
     _, placement = fit_to_input(torch.zeros(3, 20, 40, dtype=torch.uint8), (64, 64), resize="stretch")
-    clipped = boxes_to_input(torch.tensor([[-10.0, -5.0, 60.0, 30.0]]), placement)
+    clipped = to_input_fractions(torch.tensor([[-10.0, -5.0, 60.0, 30.0]]), placement)
     assert clipped.tolist() == [[0, 0, 1, 1]]
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from deim.data.build import read_split
 from deim.engine.checkpoint import load_trained
 from deim.evaluation.assess import Assessment, assess, to_validation
+from deim.evaluation.evaluator import Evaluator
 
 PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 SUMMARY = (*PRECISIONS, "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
@@ -20,8 +21,13 @@ VAL = "data.val_annotations=annotations/val.json"
 
 def run_assess(run: Path, report: Path, *overrides: str, split: str = "val") -> Assessment:
     trained = load_trained(run / "best.pth", overrides=overrides)
-    data = read_split(trained.config.data, split)
-    return assess(trained, data, split_name=split, report_path=report)
+    evaluator = Evaluator(
+        trained.config,
+        read_split(trained.config.data, split),
+        class_names=trained.class_names,
+        device=trained.device,
+    )
+    return assess(trained, evaluator, split_name=split, report_path=report)
 
 
 def official_numbers(annotations: Path, results: list[dict]) -> list[float]:

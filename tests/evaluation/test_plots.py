@@ -8,7 +8,7 @@ from PIL import Image
 from deim.evaluation.plots import (
     MAX_SAMPLES,
     PALETTE,
-    Sample,
+    SheetEntry,
     class_color,
     contact_sheet,
     draw_boxes,
@@ -32,8 +32,8 @@ def make_detections(boxes: list[list[float]], scores: list[float], labels: list[
     )
 
 
-def make_sample(width: int = 200, height: int = 200, mode: str = "RGB") -> Sample:
-    return Sample(
+def make_sample(width: int = 200, height: int = 200, mode: str = "RGB") -> SheetEntry:
+    return SheetEntry(
         image=make_image(width, height).convert(mode),
         caption="image.png",
         boxes_xyxy=torch.tensor([[40.0, 60.0, 120.0, 150.0]]),
@@ -42,8 +42,8 @@ def make_sample(width: int = 200, height: int = 200, mode: str = "RGB") -> Sampl
     )
 
 
-def empty_sample() -> Sample:
-    return Sample(
+def empty_sample() -> SheetEntry:
+    return SheetEntry(
         image=make_image(),
         caption="",
         boxes_xyxy=torch.zeros(0, 4),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from deim.model.postprocess import select_detections, to_original
+from deim.boxes import to_original_pixels
+from deim.model.postprocess import select_detections
 from deim.structures import Placement
 
 SQUARE = Placement(orig_size_hw=(100, 200), span_hw=(100.0, 200.0), shift_yx=(0.0, 0.0))
@@ -39,7 +40,7 @@ def test_boxes_outside_the_image_are_not_clipped():
 def test_letterboxed_inputs_map_back_without_the_padding():
     # An image of 50 x 100 px in a square input that spans 100 x 100 px of it, with 25 px above and below.
     placement = Placement(orig_size_hw=(50, 100), span_hw=(100.0, 100.0), shift_yx=(-25.0, 0.0))
-    boxes = to_original(torch.tensor([[0.0, 0.25, 1.0, 0.75]]), placement)
+    boxes = to_original_pixels(torch.tensor([[0.0, 0.25, 1.0, 0.75]]), placement)
     assert boxes.tolist() == [[0.0, 0.0, 100.0, 50.0]]
 
 
