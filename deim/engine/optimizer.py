@@ -28,7 +28,13 @@ def build_optimizer(model: Detector, config: RecipeConfig) -> torch.optim.AdamW:
         backbone_lr=config.backbone_lr,
         weight_decay=config.weight_decay,
     )
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        groups,
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,  # several times faster than a loop over the tensors, on a CPU too
+    )
 
 
 def parameter_groups(
