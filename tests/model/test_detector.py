@@ -242,3 +242,20 @@ def test_nano_has_fewer_than_three_million_parameters_and_works():
 def test_an_unknown_variant_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"^model variant: got 'xl'\. Choose one of nano, s, m, l, x\.$"):
         build_variant("xl", num_classes=6)
+
+
+def test_one_image_alone_gets_its_own_gradient() -> None:
+    """Torch's CPU batch norm fails for one image with a gradient of unusual strides; see `HybridEncoder`."""
+    model = tiny_detector("vit_tiny", num_denoising=0).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    image = random_images(1)
+    gradients = []
+    for images in (image, image.repeat(2, 1, 1, 1)):
+        model.zero_grad()
+        model(images)["pred_logits"][0].square().sum().backward()
+        named = model.backbone.named_parameters()
+        gradients.append({name: value.grad.clone() for name, value in named if value.grad is not None})
+    for name, value in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], value, rtol=1e-3, atol=1e-5)
