@@ -68,8 +68,8 @@ class HybridEncoder(nn.Module):
     def _attend(self, features: Tensor) -> Tensor:
         channels, height, width = features.shape[1:]
         if features.requires_grad:
-            # The attention returns a gradient of unusual strides, with which torch's CPU batch norm before this
-            # computes a wrong one for a batch of one image (seen in torch 2.15).
+            # The attention returns a gradient of unusual strides, from which torch's CPU batch norm computes
+            # a wrong one if the batch has one image (seen in torch 2.15).
             features.register_hook(torch.Tensor.contiguous)
         tokens = features.flatten(2).transpose(1, 2)
         positions = sincos_positions((height, width), channels, device=features.device).to(features.dtype)
