@@ -4,6 +4,8 @@ Tools catch `DeimError`, print its message without a traceback and exit with cod
 `<where>: <what is wrong>, got <value>. <what is valid>. <what to do>.`
 """
 
+import signal
+
 
 class DeimError(Exception):
     """Base of all errors whose message is meant for the user."""
@@ -23,6 +25,20 @@ class CheckpointError(DeimError):
 
 class TrainingError(DeimError):
     """A run cannot start or cannot go on."""
+
+
+class StopSignalError(DeimError):
+    """A signal has asked the run to stop, and its state is saved.
+
+    Args:
+        number: Of the signal.
+        where: How far the run had come.
+    """
+
+    def __init__(self, number: int, where: str = "") -> None:
+        self.number = number
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}{where}. Go on with --resume auto.")
 
 
 class NonFiniteError(DeimError):

@@ -51,6 +51,8 @@ class Target(TypedDict):
     """The name in the annotation file, for messages."""
     placement: NotRequired[Placement]
     """Where the input lies in the original image."""
+    noise_seed: NotRequired[int]
+    """Seed of the noise of its denoising queries in this epoch; absent, torch's global generator is used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,8 @@ from deim.config import Config, config_from_dict
 from deim.data.build import Splits, build_splits
 from deim.engine.build import build_trainer
 from deim.engine.device import select_device
-from deim.engine.trainer import Trainer, Validate
+from deim.engine.run_state import Validate
+from deim.engine.trainer import Trainer
 from deim.evaluation.assess import to_validation
 from deim.evaluation.evaluator import Evaluator
 
@@ -51,7 +52,7 @@ TINY = {
     "data": {"batch_size": 3, "eval_batch_size": 2, "num_workers": 0},
     "augment": {"photometric": 0.0},
     "recipe": {"backbone_lr": 5e-4},
-    "runtime": {"device": "cpu", "tensorboard": False},
+    "runtime": {"device": "cpu", "tensorboard": False, "preflight": False},
 }
 
 
@@ -117,6 +118,7 @@ def _build(
     *,
     overwrite: bool = False,
     resume_from: Path | None = None,
+    force: bool = False,
     validate: Callable[[Validate], Validate] = lambda own: own,
 ) -> Trainer:
     splits: Splits = build_splits(config.data)
@@ -129,6 +131,7 @@ def _build(
         validate=validate(lambda model: to_validation(evaluator.evaluate(model).metrics)),
         overwrite=overwrite,
         resume_from=resume_from,
+        force=force,
     )
 
 

@@ -3,6 +3,7 @@
 python tools/train.py -c configs/quickstart.yml
 python tools/train.py -c configs/neu_det.yml --set data.root=../shared/datasets/neu_det epochs=20
 python tools/train.py -c configs/quickstart.yml --resume auto
+torchrun --nproc_per_node=2 tools/train.py -c configs/deimv2_1024.yml
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from deim.config import Config, load_config
-from deim.data.build import build_splits
+from deim.data.build import build_splits, prepare_root
 from deim.engine.build import (
     build_trainer,
     discard_unstarted_run,
@@ -22,45 +23,71 @@ from deim.engine.build import (
 )
 from deim.engine.checkpoint import load_trained
 from deim.engine.device import select_device
-from deim.errors import DeimError
-from deim.evaluation.assess import assess, to_validation
+from deim.engine.distributed import World, join_world
+from deim.engine.run_state import Validation
+from deim.errors import DeimError, StopSignalError
+from deim.evaluation.assess import assess, prediction_sheet, to_validation
 from deim.evaluation.evaluator import Evaluator
 from deim.evaluation.report import format_class_table
+from deim.model.detector import Detector
 
 
-def train(config: Config, *, resume: str | None, overwrite: bool) -> None:
+def train(config: Config, world: World, *, resume: str | None, overwrite: bool, force: bool) -> None:
     """Train, then score the best weights on the validation split.
 
     Args:
         config: The experiment.
+        world: The processes that train it.
         resume: None, `auto` or a checkpoint's path.
         overwrite: Replace a run that the folder already holds.
+        force: Resume though data or options have changed.
     """
     folder = Path(config.output_dir)
     resume_from = find_resume(folder, resume)
     if resume_from is None and not overwrite:
         refuse_existing_run(folder)  # before a data set is made or read
-    device = select_device(config.runtime.device)
+    device = select_device(config.runtime.device, local_rank=world.local_rank if world.size > 1 else None)
+    if world.is_main:
+        prepare_root(config.data)
+    world.wait()
     splits = build_splits(config.data)
-    evaluator = Evaluator(config, splits.val, class_names=splits.train.class_names, device=device)
+    evaluator = Evaluator(
+        config, splits.val, class_names=splits.train.class_names, device=device, world=world
+    )
+
+    def validate(model: Detector) -> Validation:
+        evaluation = evaluator.evaluate(model)
+        if not (config.runtime.tensorboard and world.is_main):
+            return to_validation(evaluation.metrics)
+        sheet = prediction_sheet(
+            evaluation,
+            splits.val,
+            class_names=evaluator.class_names,
+            title="validation",
+            score_threshold=config.evaluation.draw_threshold,
+        )
+        return to_validation(evaluation.metrics, sheet)
+
     trainer = build_trainer(
         config,
         splits,
-        validate=lambda model: to_validation(evaluator.evaluate(model).metrics),
+        validate=validate,
         overwrite=overwrite,
         resume_from=resume_from,
+        force=force,
+        world=world,
     )
     try:
         trainer.run()
     except (DeimError, KeyboardInterrupt):
-        discard_unstarted_run(folder)
+        if trainer.progress.step == 0 and world.is_main:
+            discard_unstarted_run(folder)
         raise
-    result = assess(
-        load_trained(trainer.best_path, device=device),
-        evaluator,
-        split_name="val",
-        report_path=folder / "report.json",
-    )
+    best = load_trained(trainer.best_path, device=device)
+    if not world.is_main:
+        evaluator.evaluate(best.model)  # this process's share of the images
+        return
+    result = assess(best, evaluator, split_name="val", report_path=folder / "report.json")
     print(f"\nbest epoch on val ({len(splits.val)} images):\n")
     print(format_class_table(result.evaluation.metrics))
     print(f"\nweights      {trainer.best_path}")
@@ -78,18 +105,24 @@ def main() -> int:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options"
     )
     parser.add_argument("--resume", metavar="auto|PATH", help="go on from last.pth of the run, or from PATH")
+    parser.add_argument(
+        "--force", action="store_true", help="resume though the data or options have changed since"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is already there")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
-        with logging_redirect_tqdm():
-            train(load_config(args.config, args.set), resume=args.resume, overwrite=args.overwrite)
+        config = load_config(args.config, args.set)
+        with join_world(config.runtime.device) as world:
+            level = logging.INFO if world.is_main else logging.ERROR
+            logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
+            with logging_redirect_tqdm():
+                train(config, world, resume=args.resume, overwrite=args.overwrite, force=args.force)
+    except StopSignalError as error:
+        print(error, file=sys.stderr)
+        return 128 + error.number
     except DeimError as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; go on from the last finished epoch with --resume auto", file=sys.stderr)
-        return 130
     return 0
 
 

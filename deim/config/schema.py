@@ -242,8 +242,10 @@ class DataConfig:
     """Mean of red, green, blue in [0, 1], subtracted from the input."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of red, green, blue, dividing the input."""
-    batch_size: int = 8
-    """Images a training step."""
+    batch_size: int | Auto = 8
+    """Images that a process has in memory at once in training; auto: as many as fit."""
+    effective_batch_size: int | None = None
+    """Images an optimiser step, over all processes; null: `batch_size` of each process."""
     eval_batch_size: int = 8
     """Images a batch in evaluation."""
     num_workers: int = 2
@@ -254,7 +256,17 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check(
             [
-                *_below(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size),
+                *_below(
+                    1,
+                    batch_size=self.batch_size,
+                    effective_batch_size=self.effective_batch_size,
+                    eval_batch_size=self.eval_batch_size,
+                ),
+                (
+                    self.batch_size == "auto" and self.effective_batch_size is None,
+                    "batch_size: 'auto' needs effective_batch_size, the images of an optimiser step that the "
+                    "learning rate was chosen for",
+                ),
                 *_below(0, num_workers=self.num_workers, cache_mb=self.cache_mb),
                 (min(self.std) <= 0, f"std: got {list(self.std)}, each must be above 0"),
             ]
@@ -359,6 +371,8 @@ class RecipeConfig:
     """Decay of AdamW's running moments."""
     clip_grad_norm: float = 0.1
     """Largest global L2 norm of the gradient; larger gradients are scaled down to it."""
+    max_refused_steps: int = 20
+    """Steps in a row without a finite loss and gradient, after which the last good state is restored."""
     parameter_groups: Literal["by_type", "reference"] = "by_type"
     """`by_type` decays no norm, bias, scale or token; `reference` decays what DEIMv2 decays."""
 
@@ -367,6 +381,7 @@ class RecipeConfig:
             [
                 *_not_positive(lr=self.lr, backbone_lr=self.backbone_lr, clip_grad_norm=self.clip_grad_norm),
                 *_below(0, weight_decay=self.weight_decay),
+                *_below(1, max_refused_steps=self.max_refused_steps),
                 (
                     not all(0 <= b < 1 for b in self.betas),
                     f"betas: got {list(self.betas)}, each needs [0, 1)",
@@ -430,6 +445,23 @@ class EmaConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyStoppingConfig:
+    """Ends a run that no longer gains."""
+
+    patience: int | None = None
+    """Epochs without a gain before the run ends; null never ends it early."""
+    min_delta: float = 0.0
+    """A gain is a score higher than the best by more than this, in [0, 1]."""
+    metric: Literal["ap", "ap50"] = "ap"
+    """COCO AP, or AP at IoU 0.50, of the validation split."""
+    before_final_stage: bool = False
+    """Let the run end before its final stage, whose gain is then lost; otherwise patience counts there."""
+
+    def __post_init__(self) -> None:
+        _check([*_below(1, patience=self.patience), *_not_fraction(min_delta=self.min_delta)])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
     """How often and how a run is scored."""
 
@@ -459,6 +491,19 @@ class RuntimeConfig:
     """Mixed precision; auto: bf16 on GPUs that have it, fp16 on older ones, off on CPU."""
     tensorboard: bool = True
     """Write TensorBoard curves to the run folder."""
+    checkpoint_minutes: float = 15.0
+    """Minutes between checkpoints within an epoch; each epoch ends with one too."""
+    preflight: bool = True
+    """Before training, try the most demanding step and a validation batch, and print the memory they take."""
+    activation_checkpointing: bool = False
+    """Compute the activations of backbone and encoder twice rather than keep them: less memory, slower."""
+    compile: bool = False
+    """Compile backbone and encoder with torch.compile: slow to start, then faster."""
+    deterministic: bool = False
+    """Use deterministic operations only, where there are any; those that are not are named."""
+
+    def __post_init__(self) -> None:
+        _check(_not_positive(checkpoint_minutes=self.checkpoint_minutes))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -480,6 +525,7 @@ class Config:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 

@@ -1,9 +1,10 @@
 """From configuration to datasets and loaders."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 from deim.config.schema import AugmentConfig, Config, DataConfig
 from deim.data.coco import CocoSplit, match_classes, read_coco
 from deim.data.collate import Batch, collate
-from deim.data.dataset import DetectionDataset, EpochSampler, InputFormat, check_images
+from deim.data.dataset import DetectionDataset, EpochBatches, InputFormat, check_images
 from deim.data.stages import Augmentation
 from deim.data.synthetic import make_synthetic_dataset
 from deim.errors import DataError
@@ -119,15 +120,31 @@ def build_augmentation(config: AugmentConfig, *, start_epoch: int, stop_epoch: i
     )
 
 
+def build_train_batches(
+    config: Config, split: CocoSplit, *, batch_size: int, rank: int = 0, num_ranks: int = 1
+) -> EpochBatches:
+    """Build the order of the training images; set its `epoch` before each pass of the loader.
+
+    Args:
+        config: The experiment.
+        split: Training data.
+        batch_size: Images of an optimiser step, all processes together.
+        rank: Number of this process.
+        num_ranks: Processes.
+    """
+    return EpochBatches(len(split), batch_size, seed=config.seed, rank=rank, num_ranks=num_ranks)
+
+
 def build_train_loader(
-    config: Config, split: CocoSplit, *, augmentation: Augmentation
-) -> tuple[DataLoader[Batch], EpochSampler]:
-    """Build the training loader. Set the sampler's `epoch` before each pass; the last batch may be smaller.
+    config: Config, split: CocoSplit, *, augmentation: Augmentation, batches: EpochBatches
+) -> DataLoader[Batch]:
+    """Build the training loader.
 
     Args:
         config: The experiment.
         split: Training data.
         augmentation: Random changes.
+        batches: Which images make a batch.
     """
     dataset = DetectionDataset(
         split,
@@ -137,13 +154,17 @@ def build_train_loader(
         seed=config.seed,
         cache_bytes=config.data.cache_mb * 2**20,
     )
-    sampler = EpochSampler(len(split), seed=config.seed)
-    loader = _loader(dataset, config.data.batch_size, num_workers=config.data.num_workers, sampler=sampler)
-    return loader, sampler
+    return _loader(dataset, batches, num_workers=config.data.num_workers)
 
 
 def build_eval_loader(
-    split: CocoSplit, class_index: dict[int, int], *, input_format: InputFormat, config: DataConfig
+    split: CocoSplit,
+    class_index: dict[int, int],
+    *,
+    input_format: InputFormat,
+    config: DataConfig,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> DataLoader[Batch]:
     """Build a loader that visits every image of a split in the order of its file.
 
@@ -152,21 +173,25 @@ def build_eval_loader(
         class_index: Class index of each of its category ids.
         input_format: How an image becomes an input.
         config: The `data` block, for batch size and workers.
+        rank: Number of this process.
+        num_ranks: Processes that share the images, each of which is in one's part alone.
     """
     cache_bytes = config.cache_mb * 2**20
     dataset = DetectionDataset(split, class_index, input_format=input_format, cache_bytes=cache_bytes)
-    return _loader(dataset, config.eval_batch_size, num_workers=config.num_workers, sampler=None)
+    own = range(rank, len(split), num_ranks)
+    size = config.eval_batch_size
+    batches = [list(own[start : start + size]) for start in range(0, len(own), size)]
+    return _loader(dataset, batches, num_workers=config.num_workers)
 
 
 def _loader(
-    dataset: DetectionDataset, batch_size: int, *, num_workers: int, sampler: EpochSampler | None
+    dataset: DetectionDataset, batches: Iterable[list[Any]], *, num_workers: int
 ) -> DataLoader[Batch]:
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         # A generator of its own: the workers' seeds must not draw from the one that training uses.
         generator=torch.Generator(),
-        batch_size=batch_size,
-        sampler=sampler,
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=collate,
         persistent_workers=num_workers > 0,

@@ -1,5 +1,6 @@
 """Reading COCO annotation files, and refusing what is wrong in them."""
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -85,6 +86,12 @@ class CocoSplit:
     def image_path(self, index: int) -> Path:
         """Path of the image at a position."""
         return self.image_dir / self.file_names[index]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all annotations and of the images' names and lengths in bytes; the folder may move."""
+        lengths = [self.image_path(index).stat().st_size for index in range(len(self))]
+        content = json.dumps([self.to_coco(), lengths])
+        return hashlib.sha256(content.encode("utf-8")).hexdigest()
 
     def to_coco(self) -> dict[str, Any]:
         """The split as a COCO dictionary, for the metrics."""

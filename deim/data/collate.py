@@ -1,5 +1,6 @@
 """From samples to a batch."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,16 @@ class Batch:
             for target in self.targets
         ]
         return Batch(images=self.images.to(device, non_blocking=True), targets=targets)
+
+    def split(self, size: int) -> "list[Batch]":
+        """Micro-batches of at most `size` images, as equal as can be."""
+        parts = -(-len(self.targets) // size)
+        images = self.images.tensor_split(parts)
+        starts = [0, *itertools.accumulate(len(part) for part in images)]
+        return [
+            Batch(images=part, targets=self.targets[start : start + len(part)])
+            for part, start in zip(images, starts, strict=False)
+        ]
 
     def pin_memory(self) -> "Batch":
         """Move the images to page-locked memory; the loader calls this for CUDA."""

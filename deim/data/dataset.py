@@ -88,6 +88,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             "image_id": int(self.split.image_ids[index]),
             "file_name": self.split.file_names[index],
             "placement": placement,
+            "noise_seed": int(np.random.SeedSequence([self.seed, epoch, index, 1]).generate_state(1)[0]),
         }
         return normalize(sample.image, self.input_format.mean, self.input_format.std), target
 
@@ -135,22 +136,41 @@ def check_images(split: CocoSplit) -> None:
     raise_listed(problems)
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Visits every image once an epoch in a random order that follows from the seed and the epoch alone.
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches that visit every image once an epoch, in a random order of the seed and the epoch alone.
+
+    With several processes each batch is shared out among them in equal parts. The last batch of an epoch may
+    be smaller; if it cannot be shared out equally, fewer images than there are processes are left out, others
+    in each epoch.
 
     Args:
         num_images: Images of the split.
+        batch_size: Images of a batch, all processes together; a multiple of `num_ranks`.
         seed: Seed of the order.
+        rank: Number of this process.
+        num_ranks: Processes.
     """
 
-    def __init__(self, num_images: int, *, seed: int) -> None:
-        self.num_images = num_images
+    def __init__(
+        self, num_images: int, batch_size: int, *, seed: int, rank: int = 0, num_ranks: int = 1
+    ) -> None:
+        self.num_images = num_images - num_images % batch_size % num_ranks
+        self.order_length = num_images
+        self.batch_size = batch_size
         self.seed = seed
+        self.rank = rank
+        self.num_ranks = num_ranks
         self.epoch = 0
+        self.first_batch = 0
+        """Batches of the epoch to leave out, which a stopped run has already had."""
 
     def __len__(self) -> int:
-        return self.num_images
+        """Batches of a whole epoch."""
+        return -(-self.num_images // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_images)
-        return iter([(self.epoch, int(index)) for index in order])
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.order_length)
+        for number in range(self.first_batch, len(self)):
+            start = number * self.batch_size
+            batch = order[start : min(start + self.batch_size, self.num_images)]
+            yield [(self.epoch, int(index)) for index in batch[self.rank :: self.num_ranks]]

@@ -3,6 +3,7 @@
 A checkpoint describes itself: with nothing else at hand, the detector can be built and used from it.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ from deim.model.build import build_model
 from deim.model.detector import Detector
 from deim.model.weights import inference_weights, read_weights_file
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
+UNFINISHED = ".part"
 REQUIRED_KEYS = ("format", "config", "class_names", "category_ids", "model", "weights", "epoch")
 
 WeightKind = Literal["raw", "ema"]
@@ -45,22 +49,36 @@ class TrainedDetector:
     path: Path
 
 
-def save_checkpoint(tree: dict[str, Any], path: Path) -> None:
+def previous_path(path: Path) -> Path:
+    """Where `save_checkpoint` keeps the checkpoint before the one at `path`."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def save_checkpoint(tree: dict[str, Any], path: Path, *, keep_previous: bool = False) -> None:
     """Write a checkpoint so that a crash leaves either the old file or the new one.
 
     Args:
-        tree: Tensors and plain values; see `Trainer` for the keys.
+        tree: Tensors and plain values; see `state_tree` for the keys.
         path: Where to put it.
+        keep_previous: Keep the checkpoint that was there, see `previous_path`.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}{UNFINISHED}")
     try:
         with temporary.open("wb") as file:
             torch.save(tree, file)
             file.flush()
             os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            path.replace(previous_path(path))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files of a folder that a kill kept `save_checkpoint` from finishing."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -82,6 +100,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"version of deim that wrote it."
         )
     return tree
+
+
+def read_newest(path: Path) -> tuple[dict[str, Any], Path]:
+    """Read a checkpoint or, if it is missing or damaged, the one before it, with a warning.
+
+    Returns:
+        The checkpoint and where it was.
+
+    Raises:
+        CheckpointError: If neither can be read; the message is about `path`.
+    """
+    try:
+        return read_checkpoint(path), path
+    except CheckpointError as error:
+        if not previous_path(path).is_file():
+            raise
+        logger.warning("%s\nGoing back to the checkpoint before it, %s.", error, previous_path(path))
+        return read_checkpoint(previous_path(path)), previous_path(path)
 
 
 def load_trained(

@@ -8,15 +8,18 @@ from deim.engine.step import Precision
 from deim.errors import ConfigError
 
 
-def select_device(name: str) -> torch.device:
+def select_device(name: str, *, local_rank: int | None = None) -> torch.device:
     """Turn `runtime.device` into a device.
 
     Args:
         name: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes CUDA if there is one.
+        local_rank: Number of this process on its machine, if it is one of several; each has a GPU of its own.
 
     Raises:
         ConfigError: If there is no such device.
     """
+    if local_rank is not None and name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", local_rank)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -7,20 +7,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
+
+from deim.engine.memory import gigabytes
+
+LINE_WIDTH = 120
+SHORTEST_NAME = 3
+"""Columns that a class name has at least."""
+READABLE_NAME = 7
+"""Columns of a class name for which separators shrink."""
 
 
 class RunLog:
     """Writers of one run folder.
 
     Args:
-        folder: The run folder.
+        folder: The run folder; None writes nothing.
         tensorboard: Also write TensorBoard curves.
+        first_step: Steps that the run has had; a resumed run writes the later curves again.
     """
 
-    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
-        self._path = folder / "metrics.jsonl"
-        self._writer = SummaryWriter(str(folder / "tensorboard")) if tensorboard else None
+    def __init__(self, folder: Path | None, *, tensorboard: bool = False, first_step: int = 0) -> None:
+        self._path = None if folder is None else folder / "metrics.jsonl"
+        self._writer = None
+        if folder is not None and tensorboard:
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -38,6 +51,8 @@ class RunLog:
             event: Kind of the line, such as `epoch`.
             values: Its content.
         """
+        if self._path is None:
+            return
         line = json.dumps({"event": event} | {key: _plain(value) for key, value in values.items()})
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -55,9 +70,25 @@ class RunLog:
             if value is not None:
                 self._writer.add_scalar(name, value, step)
 
-    def drop_after(self, epoch: int) -> None:
-        """Remove the lines of epochs after `epoch`, which a resumed run will write again."""
-        if not self._path.exists():
+    def picture(self, name: str, pixels: NDArray[np.uint8], *, step: int) -> None:
+        """Add a picture to TensorBoard.
+
+        Args:
+            name: Of the series.
+            pixels: (H, W, 3) uint8.
+            step: Optimiser steps so far.
+        """
+        if self._writer is not None:
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def keep_until(self, *, epoch: int, step: int) -> None:
+        """Remove what a resumed run will write again, and a line that a kill has cut off.
+
+        Args:
+            epoch: The first epoch whose line will be written again.
+            step: Steps that the run has had; events of later ones will be written again.
+        """
+        if self._path is None or not self._path.exists():
             return
         kept = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
@@ -65,7 +96,8 @@ class RunLog:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the line that was being written when the run was killed
-            if entry.get("epoch", -1) <= epoch:
+            is_epoch = entry["event"] == "epoch"
+            if entry["epoch"] < epoch if is_epoch else entry["step"] < step:
                 kept.append(line)
         temporary = self._path.with_name(".metrics.jsonl.part")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
@@ -73,26 +105,32 @@ class RunLog:
 
 
 def epoch_line(values: Mapping[str, Any], *, epochs: int) -> str:
-    """One readable line an epoch, at most 120 columns.
+    """One readable line an epoch, at most 120 columns but for runs of thousands of epochs.
 
     Args:
         values: What `Trainer` records of the epoch.
         epochs: Length of the run.
     """
-    parts = [
+    before = [
         f"epoch {values['epoch'] + 1:>{len(str(epochs))}}/{epochs}",
         f"loss {values['loss']:.2f}",
-        f"lr {values['lr']:.1e}",
-        f"{values['images_per_s']:.1f} img/s",
     ]
     if values.get("ap50") is not None:
-        parts += [f"mAP50 {values['ap50']:.3f}", f"mAP {values['ap']:.3f}"]
-    if values.get("worst_class") is not None:
-        parts.append(f"worst {values['worst_class'][:16]} {values['worst_class_ap50']:.2f}")
-    if values.get("is_best"):
-        parts.append("best")
-    parts.append(f"{_duration(values['time_left_s'])} left")
-    return "  ".join(parts)[:120]
+        before += [f"mAP50 {values['ap50']:.3f}", f"mAP {values['ap']:.3f}{'*' if values['is_best'] else ''}"]
+    after = [
+        f"lr {values['lr']:.1e}",
+        f"{values['images_per_s']:.3g} img/s",
+        f"wait {values['waiting_share']:.0%}",
+        gigabytes(values["peak_memory_bytes"]),
+        f"{_duration(values['time_left_s'])} left",
+    ]
+    if values.get("worst_class") is None:
+        return "  ".join([*before, *after])
+    score = f"{values['worst_class_ap50']:.2f}"
+    room = LINE_WIDTH - len("  ".join([*before, f"worst  {score}", *after]))
+    gap = "  " if room >= min(len(values["worst_class"]), READABLE_NAME) else " "
+    room = LINE_WIDTH - len(gap.join([*before, f"worst  {score}", *after]))
+    return gap.join([*before, f"worst {values['worst_class'][: max(room, SHORTEST_NAME)]} {score}", *after])
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,7 @@
 """Random states of a run."""
 
+import logging
+import os
 import random
 from typing import Any
 
@@ -12,6 +14,19 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def use_deterministic_operations() -> None:
+    """Take deterministic operations for the rest of the process.
+
+    On a CPU all operations of the detector are. On a GPU torch warns of each that is not when it is first
+    used; the gradient of bilinear sampling is one.
+    """
+    # cuBLAS reads this when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    logging.captureWarnings(True)
 
 
 def random_states() -> dict[str, Any]:

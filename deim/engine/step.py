@@ -1,17 +1,21 @@
-"""One training step."""
+"""One training step: micro-batches forward and backward, then one update, on all processes alike."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from deim.data.collate import Batch
+from deim.engine.distributed import World
 from deim.errors import NonFiniteError
-from deim.loss.criterion import Criterion
+from deim.loss.criterion import Criterion, LossCounts, Matched
 from deim.model.detector import Detector
+from deim.structures import ModelOutput, Target
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +35,7 @@ class StepResult:
     """What a step did."""
 
     terms: dict[str, float]
-    """Weighted loss terms; empty if there are none."""
+    """Weighted loss terms of the whole batch; empty if there are none."""
     loss: float
     """Their sum; NaN if the step was refused."""
     grad_norm: float
@@ -40,54 +44,181 @@ class StepResult:
     """Why the weights were left as they were; None if they were updated."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepParts:
+    """What every step of a run works with."""
+
+    model: Detector | DistributedDataParallel
+    """In training mode."""
+    criterion: Criterion
+    optimizer: torch.optim.Optimizer
+    """Its learning rates are set."""
+    precision: Precision
+    """Of the forward pass; the loss is always in float32."""
+    clip_grad_norm: float
+    """Largest global L2 norm of the gradient."""
+    world: World = World()  # noqa: RUF009  immutable
+
+
 def train_step(
-    model: Detector,
-    criterion: Criterion,
-    *,
+    parts: StepParts,
     batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    precision: Precision,
-    clip_grad_norm: float,
+    *,
     epoch: int,
+    seed: int | None = None,
+    micro_batch_size: int | None = None,
 ) -> StepResult:
     """Forward, loss, backward, clip, update. A non-finite loss or gradient leaves the weights unchanged.
 
+    However the batch is cut into micro-batches and shared out among processes, the gradient is that of the
+    whole, but for batch norm, which sees one micro-batch at a time.
+
     Args:
-        model: In training mode.
-        criterion: The loss.
-        batch: On the model's device.
-        optimizer: Its learning rates are set.
-        precision: Of the forward pass; the loss is always in float32.
-        clip_grad_norm: Largest global L2 norm of the gradient.
+        parts: What the step works with.
+        batch: This process's images, on the model's device; as many as in every other process.
         epoch: 0-based.
+        seed: Of torch's global generator, set before each forward pass; None leaves it as it is.
+        micro_batch_size: Images at once in memory; None for all.
     """
-    optimizer.zero_grad(set_to_none=True)
-    restore_statistics = _remember_batch_norm(model)
-    with torch.autocast(precision.device_type, dtype=precision.dtype, enabled=precision.dtype is not None):
-        outputs = model(batch.images, batch.targets)
+    parts.optimizer.zero_grad(set_to_none=True)
+    restore_statistics = _remember_batch_norm(parts.model)
+    micro_batches = batch.split(micro_batch_size or len(batch.targets))
+    forward = _Forward(parts, epoch=epoch, seed=seed, max_boxes=_max_boxes(batch, parts.world))
+    names: list[str] = []
+    totals: list[Tensor] = []
     try:
-        terms = criterion(outputs, batch.targets, epoch=epoch)
+        counts = None
+        if len(micro_batches) > 1:
+            # The terms are averages over the whole batch, whose matched pairs must be counted beforehand.
+            counts = forward.count(micro_batches)
+            restore_statistics()
+        for number, micro_batch in enumerate(micro_batches):
+            is_last = number == len(micro_batches) - 1
+            with _exchanging_gradients(parts.model, is_last):
+                outputs = forward(parts.model, micro_batch)
+                matched, own_counts = forward.match(outputs, micro_batch.targets)
+                terms = parts.criterion.terms(outputs, matched, counts or own_counts)
+                names = list(terms)
+                stacked = torch.stack(list(terms.values()))
+                totals.append(parts.world.sum(stacked.detach()))
+                _refuse_non_finite(names, totals[-1])
+                # Processes average their gradients, but each loss is a share of one sum.
+                parts.precision.scaler.scale(stacked.sum() * parts.world.size).backward()
     except NonFiniteError as error:
-        return _refused({}, str(error), restore_statistics)
-    stacked = torch.stack(list(terms.values()))
-    loss = stacked.sum()
-    # One copy to the host for all terms.
-    values = dict(zip(terms, stacked.tolist(), strict=True))
-    if not math.isfinite(sum(values.values())):
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        return _refused(values, f"non-finite loss in {', '.join(bad)}", restore_statistics)
-    precision.scaler.scale(loss).backward()
-    precision.scaler.unscale_(optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    grad_norm = nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
-    finite = bool(torch.isfinite(grad_norm))
-    if finite:
-        precision.scaler.step(optimizer)
+        restore_statistics()
+        return StepResult(terms={}, loss=math.nan, grad_norm=math.nan, refused=str(error))
+    values = dict(zip(names, torch.stack(totals).sum(dim=0).tolist(), strict=True))
+    grad_norm = _update(parts)
+    if not math.isfinite(grad_norm):
+        restore_statistics()
+        return StepResult(terms=values, loss=math.nan, grad_norm=math.nan, refused="non-finite gradient")
+    return StepResult(terms=values, loss=sum(values.values()), grad_norm=grad_norm, refused=None)
+
+
+def forward_and_backward(parts: StepParts, batch: Batch) -> None:
+    """Do the work of a step in this process alone, without an update; it leaves gradients behind.
+
+    Raises:
+        NonFiniteError: If the scores or boxes are NaN or infinite.
+    """
+    model = bare_model(parts.model)
+    restore_statistics = _remember_batch_norm(model)
+    alone = replace(parts, model=model, world=World())
+    forward = _Forward(alone, epoch=0, seed=None, max_boxes=_max_boxes(batch, alone.world))
+    with torch.random.fork_rng(devices=[batch.images.device] if batch.images.is_cuda else []):
+        outputs = forward(model, batch)
+    matched, counts = forward.match(outputs, batch.targets)
+    torch.stack(list(parts.criterion.terms(outputs, matched, counts).values())).sum().backward()
+    restore_statistics()
+
+
+class _Forward:
+    """Forward passes and matchings of one step."""
+
+    def __init__(self, parts: StepParts, *, epoch: int, seed: int | None, max_boxes: int) -> None:
+        self.parts = parts
+        self.epoch = epoch
+        self.seed = seed
+        self.max_boxes = max_boxes
+
+    def __call__(self, model: nn.Module, batch: Batch) -> ModelOutput:
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+        precision = self.parts.precision
+        with torch.autocast(
+            precision.device_type, dtype=precision.dtype, enabled=precision.dtype is not None
+        ):
+            return model(batch.images, batch.targets, max_boxes=self.max_boxes)
+
+    def match(self, outputs: ModelOutput, targets: list[Target]) -> tuple[Matched, LossCounts]:
+        """The matching here, and the counts of all processes; all of them fail if one does."""
+        error = None
+        numbers = [0, 0, 0, 0]
+        try:
+            matched = self.parts.criterion.match(outputs, targets, epoch=self.epoch)
+            counts = matched.counts
+            numbers = [counts.images, counts.boxes, counts.pairs, 0]
+        except NonFiniteError as caught:
+            error = caught
+            numbers[3] = 1
+        images, boxes, pairs, failed = self.parts.world.sum(torch.tensor(numbers)).tolist()
+        if error is not None:
+            raise error
+        if failed:
+            raise NonFiniteError(f"scores or boxes are NaN or infinite in {failed} other processes.")
+        return matched, LossCounts(images=images, boxes=boxes, pairs=pairs)
+
+    @torch.no_grad()
+    def count(self, micro_batches: list[Batch]) -> LossCounts:
+        """Counts of the whole batch; moves the batch-norm statistics."""
+        model = bare_model(self.parts.model)
+        found = [
+            self.match(self(model, micro_batch), micro_batch.targets)[1] for micro_batch in micro_batches
+        ]
+        return LossCounts(
+            images=sum(counts.images for counts in found),
+            boxes=sum(counts.boxes for counts in found),
+            pairs=sum(counts.pairs for counts in found),
+        )
+
+
+def bare_model(model: Detector | DistributedDataParallel) -> Detector:
+    """The detector inside the wrapper that exchanges gradients."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    assert isinstance(inner, Detector)
+    return inner
+
+
+def _max_boxes(batch: Batch, world: World) -> int:
+    return world.max(max((len(target["labels"]) for target in batch.targets), default=0))
+
+
+def _exchanging_gradients(
+    model: Detector | DistributedDataParallel, is_last: bool
+) -> AbstractContextManager[None]:
+    """Gradients are exchanged once, in the last backward pass of a step."""
+    if is_last or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
+
+
+def _refuse_non_finite(names: list[str], values: Tensor) -> None:
+    if not math.isfinite(values.sum().item()):
+        bad = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
+        raise NonFiniteError(f"non-finite loss in {', '.join(bad)}")
+
+
+def _update(parts: StepParts) -> float:
+    """Clip and update; return the norm of the gradient, not finite if nothing was updated."""
+    scaler = parts.precision.scaler
+    scaler.unscale_(parts.optimizer)
+    parameters = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
+    grad_norm = nn.utils.clip_grad_norm_(parameters, parts.clip_grad_norm).item()
+    if math.isfinite(grad_norm):
+        scaler.step(parts.optimizer)
     # The scaler lowers its scale after an overflow, so it hears of refused steps too.
-    precision.scaler.update()
-    if not finite:
-        return _refused(values, "non-finite gradient", restore_statistics)
-    return StepResult(terms=values, loss=loss.item(), grad_norm=grad_norm.item(), refused=None)
+    scaler.update()
+    return grad_norm
 
 
 def _remember_batch_norm(model: nn.Module) -> Callable[[], None]:
@@ -101,8 +232,3 @@ def _remember_batch_norm(model: nn.Module) -> Callable[[], None]:
             buffer.copy_(saved)
 
     return restore
-
-
-def _refused(terms: dict[str, float], reason: str, restore_statistics: Callable[[], None]) -> StepResult:
-    restore_statistics()
-    return StepResult(terms=terms, loss=float("nan"), grad_norm=float("nan"), refused=reason)

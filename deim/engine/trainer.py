@@ -1,91 +1,58 @@
 """The training loop.
 
-    for each epoch:  train every batch → average the weights → validate → write last.pth, perhaps best.pth
+    for each epoch:  train every batch → save → validate → perhaps write best.pth → log → save
 
-Validation is passed in as a function, so that training knows nothing of metrics.
+A run can be killed at any moment and goes on from `last.pth` to the same weights. Validation is passed in as
+a function, so that training knows nothing of metrics.
 """
 
 import logging
+import math
 import shutil
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from deim.config import Config, config_to_dict
+from deim.config import Config
 from deim.data.build import iterate
 from deim.data.collate import Batch
-from deim.data.dataset import EpochSampler
-from deim.engine.checkpoint import FORMAT, WeightKind, read_checkpoint, save_checkpoint
-from deim.engine.ema import ModelEma
+from deim.engine.checkpoint import (
+    WeightKind,
+    previous_path,
+    read_checkpoint,
+    read_newest,
+    remove_unfinished,
+    save_checkpoint,
+)
+from deim.engine.early_stopping import note_gain, should_stop
 from deim.engine.log import RunLog, epoch_line
+from deim.engine.memory import peak_bytes, reset_peak
 from deim.engine.optimizer import set_learning_rates
-from deim.engine.schedule import Timeline
-from deim.engine.seeding import random_states, restore_random_states
-from deim.engine.step import Precision, StepResult, train_step
-from deim.errors import CheckpointError, TrainingError
-from deim.loss.criterion import Criterion
-from deim.model.detector import Detector
+from deim.engine.run_state import (
+    EpochSums,
+    Progress,
+    RunParts,
+    Validation,
+    refuse_another_run,
+    restore_model,
+    restore_run,
+    restore_weights,
+    run_differences,
+    state_tree,
+)
+from deim.engine.signals import StopSignals
+from deim.engine.step import StepResult, bare_model, train_step
+from deim.errors import CheckpointError, StopSignalError, TrainingError
 
 logger = logging.getLogger(__name__)
 
-MAX_REFUSED_IN_A_ROW = 50
-"""Steps in a row that may be refused before the run stops."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Validation:
-    """What a validation found."""
-
-    ap: float | None
-    """COCO AP of the validation split; None if it has no boxes."""
-    ap50: float | None
-    worst_class: str | None
-    """Name of the class with the lowest AP at IoU 0.50."""
-    worst_class_ap50: float | None
-    summary: dict[str, float | None]
-    """The 12 COCO numbers."""
-    class_ap50: dict[str, float | None]
-    """AP at IoU 0.50 of each class."""
-
-
-Validate = Callable[[Detector], Validation]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingParts:
-    """Everything a run is made of."""
-
-    model: Detector
-    criterion: Criterion
-    optimizer: torch.optim.Optimizer
-    ema: ModelEma[Detector]
-    loader: DataLoader[Batch]
-    sampler: EpochSampler
-    timeline: Timeline
-    precision: Precision
-    device: torch.device
-    validate: Validate
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-
-
-@dataclass(kw_only=True, slots=True)
-class Progress:
-    """How far a run has come."""
-
-    next_epoch: int = 0
-    """0-based."""
-    step: int = 0
-    """Optimiser steps so far, refused ones included."""
-    best: dict[str, Any] = field(default_factory=dict)
-    """Metric, score, epoch and kind of weights of best.pth; empty before the first."""
+MAX_RESTORES = 3
+"""How often the last good state is restored before the run stops."""
 
 
 class Trainer:
@@ -94,15 +61,18 @@ class Trainer:
     Args:
         config: The experiment.
         parts: What it is made of.
-        folder: The run folder; it exists.
+        folder: The run folder; it exists when `run` is called.
     """
 
-    def __init__(self, config: Config, parts: TrainingParts, *, folder: Path) -> None:
+    def __init__(self, config: Config, parts: RunParts, *, folder: Path) -> None:
         self.config = config
         self.parts = parts
         self.folder = folder
         self.progress = Progress()
-        self._refused_in_a_row = 0
+        self._log = RunLog(None)
+        self._stop = StopSignals()
+        self._saved_at = time.monotonic()
+        self._last_is_good = True
 
     @property
     def best_path(self) -> Path:
@@ -114,6 +84,11 @@ class Trainer:
         """Where the newest state is."""
         return self.folder / "last.pth"
 
+    @property
+    def stage_path(self) -> Path:
+        """The best weights before the final stage, which starts from them however often it is resumed."""
+        return self.folder / "best_before_final_stage.pth"
+
     def run(self, *, show_progress: bool = True) -> None:
         """Train from the current progress to the last epoch.
 
@@ -121,127 +96,289 @@ class Trainer:
             show_progress: Draw a bar on the terminal.
 
         Raises:
-            TrainingError: If too many steps in a row give no finite loss.
+            StopSignalError: If a signal asked the run to stop; its state is saved.
+            TrainingError: If the loss stays without a finite value, or memory runs out twice.
             DataError: If an image is damaged.
         """
-        with RunLog(self.folder, tensorboard=self.config.runtime.tensorboard) as log:
-            log.drop_after(self.progress.next_epoch - 1)
-            for epoch in range(self.progress.next_epoch, self.config.epochs):
-                if epoch == self.parts.timeline.no_aug_epoch:
-                    self._restore_best()
-                started = time.perf_counter()
-                values = self._train_epoch(epoch, log, show_progress=show_progress)
-                values |= self._validate_epoch(epoch)
-                values["seconds"] = time.perf_counter() - started
-                values["time_left_s"] = values["seconds"] * (self.config.epochs - epoch - 1)
-                self.progress.next_epoch = epoch + 1
-                save_checkpoint(self._state(epoch, weights="ema", resumable=True), self.last_path)
-                log.write("epoch", values)
-                log.curves(
-                    {f"val/{name}": value for name, value in values.get("val", {}).items()},
-                    step=self.progress.step,
-                )
-                logger.info(epoch_line(values, epochs=self.config.epochs))
+        is_main = self.parts.step.world.is_main
+        folder = self.folder if is_main else None
+        log = RunLog(folder, tensorboard=self.config.runtime.tensorboard, first_step=self.progress.step)
+        with log, StopSignals() as self._stop:
+            self._log = log
+            if is_main:
+                remove_unfinished(self.folder)
+            log.keep_until(epoch=self.progress.epoch, step=self.progress.step)
+            if self.progress.step == 0:
+                self._save()  # what a restore goes back to if the first steps are refused
+            while self.progress.epoch < self.config.epochs and not self.progress.stopped_early:
+                if self.progress.epoch == self.parts.timeline.no_aug_epoch:
+                    self._begin_final_stage()
+                self._train_epoch(show_progress=show_progress and is_main)
+                self._finish_epoch()
+        if is_main:  # of no use to a finished run
+            self.stage_path.unlink(missing_ok=True)
+            previous_path(self.last_path).unlink(missing_ok=True)
 
-    def _train_epoch(self, epoch: int, log: RunLog, *, show_progress: bool) -> dict[str, Any]:
-        parts = self.parts
-        parts.model.train()
-        parts.sampler.epoch = epoch
-        sums: defaultdict[str, float] = defaultdict(float)
-        num_images = num_good = 0
-        started = time.perf_counter()
+    def _train_epoch(self, *, show_progress: bool) -> None:
+        """Train the rest of the current epoch."""
+        progress, parts = self.progress, self.parts
+        parts.step.model.train()
+        parts.batches.epoch, parts.batches.first_batch = progress.epoch, progress.steps_of_epoch
         bar = tqdm(
-            iterate(parts.loader),
-            total=len(parts.loader),
-            desc=f"epoch {epoch + 1}/{self.config.epochs}",
+            total=len(parts.batches),
+            initial=progress.steps_of_epoch,
+            desc=f"epoch {progress.epoch + 1}/{self.config.epochs}",
             leave=False,
             disable=None if show_progress else True,
         )
-        for batch in bar:
-            factor = parts.timeline.lr_factor(self.progress.step)
-            set_learning_rates(parts.optimizer, factor)
-            result = self._step(batch.to(parts.device), epoch, log)
-            num_images += len(batch.targets)
-            self.progress.step += 1
-            if result.refused is None:
-                num_good += 1
-                sums["loss"] += result.loss
-                sums["grad_norm"] += result.grad_norm
-                for name, value in result.terms.items():
-                    sums[name] += value
-                bar.set_postfix(loss=f"{result.loss:.2f}")
-                log.curves(
-                    {
-                        "train/loss": result.loss,
-                        "train/grad_norm": result.grad_norm,
-                        "train/lr": factor * self.config.recipe.lr,
-                    },
-                    step=self.progress.step,
+        with bar:
+            for batch in self._timed_batches():
+                started = time.perf_counter()
+                result = self._step(batch)
+                self._account(batch, result)
+                progress.sums.seconds += time.perf_counter() - started
+                bar.update()
+                if result.refused is None:
+                    bar.set_postfix(loss=f"{result.loss:.2f}")
+                self._save_if_due()
+
+    def _timed_batches(self) -> Iterator[Batch]:
+        """Batches on the device, with the time that they were waited for."""
+        batches = iterate(self.parts.loader)
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            waited = time.perf_counter() - started
+            self.progress.sums.waiting_seconds += waited
+            self.progress.sums.seconds += waited
+            if batch is None:
+                return
+            yield batch.to(self.parts.device)
+
+    def _step(self, batch: Batch) -> StepResult:
+        progress, parts = self.progress, self.parts
+        factor = parts.timeline.lr_factor(progress.step) * progress.lr_scale
+        set_learning_rates(parts.step.optimizer, factor)
+        # The same draws in every process and in every micro-batch, and after a resume.
+        seeds = np.random.SeedSequence([self.config.seed, progress.step])
+        seed = int(seeds.generate_state(1)[0])
+        while True:
+            try:
+                return train_step(
+                    parts.step,
+                    batch,
+                    epoch=progress.epoch,
+                    seed=seed,
+                    micro_batch_size=progress.micro_batch_size,
                 )
-        seconds = time.perf_counter() - started
-        means = {name: value / num_good for name, value in sums.items()}
+            except torch.OutOfMemoryError as error:
+                self._halve_micro_batch(len(batch.targets), error)
+
+    def _halve_micro_batch(self, num_images: int, error: torch.OutOfMemoryError) -> None:
+        """Go on with half as many images at once; a second time the run stops."""
+        progress = self.progress
+        at_once = min(progress.micro_batch_size or num_images, num_images)
+        if progress.halved or at_once == 1 or self.parts.step.world.size > 1:
+            raise TrainingError(
+                f"out of memory in step {progress.step} with {at_once} images at once. Lower "
+                f"data.batch_size, keep the step's size with data.effective_batch_size, or set "
+                f"runtime.activation_checkpointing=true; then resume with --force."
+            ) from error
+        self.parts.step.optimizer.zero_grad(set_to_none=True)
+        if self.parts.device.type == "cuda":
+            torch.cuda.empty_cache()
+        progress.micro_batch_size, progress.halved = -(-at_once // 2), True
+        logger.warning(
+            "out of memory in step %d: from now on %d images at once instead of %d, the same number a step",
+            progress.step,
+            progress.micro_batch_size,
+            at_once,
+        )
+        self._event("out_of_memory", {"micro_batch_size": progress.micro_batch_size})
+
+    def _account(self, batch: Batch, result: StepResult) -> None:
+        """Put the outcome of a step into the averaged weights, the sums and the log."""
+        progress, sums, parts = self.progress, self.progress.sums, self.parts
+        sums.num_images += len(batch.targets) * parts.step.world.size
+        if result.refused is None:
+            progress.refused_in_a_row, progress.refused_images = 0, []
+            parts.ema.update(bare_model(parts.step.model))
+            sums.num_good += 1
+            for name, value in {"loss": result.loss, "grad_norm": result.grad_norm, **result.terms}.items():
+                sums.values[name] = sums.values.get(name, 0.0) + value
+        else:
+            self._refused(batch, result.refused)
+        progress.step += 1
+        progress.steps_of_epoch += 1
+        if result.refused is None:
+            learning_rate = parts.step.optimizer.param_groups[-1]["lr"]
+            curves = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": learning_rate}
+            self._log.curves({f"train/{name}": value for name, value in curves.items()}, step=progress.step)
+
+    def _refused(self, batch: Batch, why: str) -> None:
+        """Log a step that changed nothing; after too many in a row restore the last good state."""
+        progress = self.progress
+        progress.refused_in_a_row += 1
+        progress.sums.num_refused += 1
+        own = [target.get("file_name", "?") for target in batch.targets]
+        names = [name for part in self.parts.step.world.gather(own) for name in part]
+        progress.refused_images = list(dict.fromkeys([*progress.refused_images, *names]))
+        learning_rate = self.parts.step.optimizer.param_groups[-1]["lr"]
+        self._event("refused_step", {"why": why, "images": names, "lr": learning_rate} | self._weight_norms())
+        logger.warning("step %d refused (%s): %s", progress.step, why, ", ".join(names))
+        if progress.refused_in_a_row >= self.config.recipe.max_refused_steps:
+            self._restore_good_state()
+
+    def _weight_norms(self) -> dict[str, float]:
+        """L2 norms of the weights and of the averaged weights, to see whether one of them has run away."""
+        models = {"weight_norm": bare_model(self.parts.step.model), "ema_norm": self.parts.ema.model}
         return {
-            "epoch": epoch,
-            "step": self.progress.step,
-            "lr": parts.optimizer.param_groups[-1]["lr"],
-            "backbone_lr": parts.optimizer.param_groups[0]["lr"],
-            "images_per_s": num_images / seconds,
-            "refused_steps": len(parts.loader) - num_good,
-            "loss": means.pop("loss", float("nan")),
-            "grad_norm": means.pop("grad_norm", float("nan")),
-            "terms": means,
+            name: torch.nn.utils.get_total_norm([p.detach() for p in model.parameters()]).item()
+            for name, model in models.items()
         }
 
-    def _step(self, batch: Batch, epoch: int, log: RunLog) -> StepResult:
-        parts = self.parts
-        result = train_step(
-            parts.model,
-            parts.criterion,
-            batch=batch,
-            optimizer=parts.optimizer,
-            precision=parts.precision,
-            clip_grad_norm=self.config.recipe.clip_grad_norm,
-            epoch=epoch,
-        )
-        if result.refused is None:
-            self._refused_in_a_row = 0
-            parts.ema.update(parts.model)
-            return result
-        self._refused_in_a_row += 1
-        names = [target.get("file_name", "?") for target in batch.targets]
-        log.write(
-            "refused_step",
-            {"epoch": epoch, "step": self.progress.step, "why": result.refused, "images": names},
-        )
-        logger.warning("step %d refused (%s): %s", self.progress.step, result.refused, ", ".join(names))
-        if self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
+    def _restore_good_state(self) -> None:
+        """Take weights, averages and moments from a checkpoint without refused steps, and halve the rate."""
+        progress = self.progress
+        images = ", ".join(progress.refused_images)
+        number = progress.refused_in_a_row
+        if progress.restores >= MAX_RESTORES:
             raise TrainingError(
-                f"{self._refused_in_a_row} steps in a row gave no finite loss or gradient, the last with the "
-                f"images {', '.join(names)}. Lower recipe.lr, or set runtime.amp=off, and resume from "
-                f"{self.last_path}."
+                f"step {progress.step}: {number} steps in a row gave no finite loss or gradient, though the "
+                f"last good state was restored {MAX_RESTORES} times with half the learning rate. Look at the "
+                f"images {images}. Then lower recipe.lr, or set runtime.amp=off, and start again."
             )
-        return result
+        tree, path = self._good_checkpoint()
+        restore_weights(self.parts, tree, path=path)
+        progress.restores += 1
+        progress.lr_scale /= 2
+        progress.refused_in_a_row = 0
+        logger.warning(
+            "%d steps in a row refused: restored the state of step %d, learning rate times %g from now on",
+            number,
+            tree["step"],
+            progress.lr_scale,
+        )
+        self._event("restored", {"to_step": tree["step"], "lr_scale": progress.lr_scale})
 
-    def _validate_epoch(self, epoch: int) -> dict[str, Any]:
-        """Score the averaged weights, and the raw ones if asked; write best.pth on the highest score yet."""
+    def _good_checkpoint(self) -> tuple[dict[str, Any], Path]:
+        """The newest checkpoint that was saved after a good step."""
+        for path in (self.last_path, previous_path(self.last_path)):
+            if path.is_file():
+                tree = read_checkpoint(path)
+                if not tree["progress"]["refused_in_a_row"]:
+                    return tree, path
+        raise TrainingError(
+            f"{self.folder}: there is no checkpoint from before the refused steps to go back to. Lower "
+            f"recipe.lr, or set runtime.amp=off, and start again."
+        )
+
+    def _save_if_due(self) -> None:
+        """Save at the times asked for, and when a signal has come; then stop."""
+        world, progress = self.parts.step.world, self.progress
+        minutes = (time.monotonic() - self._saved_at) / 60
+        is_due = world.is_main and minutes >= self.config.runtime.checkpoint_minutes
+        # One exchange for both: all processes save and stop after the same step.
+        signal_number, any_due = divmod(world.max(2 * (self._stop.received or 0) + is_due), 2)
+        if signal_number or any_due:
+            self._save()
+        if signal_number:
+            raise StopSignalError(signal_number, f" in epoch {progress.epoch + 1} after step {progress.step}")
+
+    def _save(self) -> None:
+        """Write last.pth and keep the one before it."""
+        self._saved_at = time.monotonic()
+        if self.parts.step.world.is_main:
+            tree = state_tree(
+                self.config,
+                self.parts,
+                self.progress,
+                epoch=max(self.progress.epoch - (self.progress.steps_of_epoch == 0), 0),
+                weights="ema",
+                resumable=True,
+            )
+            # A state between refused steps may be beyond help: the good one before it stays.
+            save_checkpoint(tree, self.last_path, keep_previous=self._last_is_good)
+            self._last_is_good = not self.progress.refused_in_a_row
+        self.parts.step.world.wait()
+
+    def _finish_epoch(self) -> None:
+        """Validate, log, and save the state in which the next epoch begins."""
+        progress = self.progress
+        values = self._epoch_values()
+        if self._is_validated(progress.epoch):
+            # A run that is killed while it validates shall not train the epoch again.
+            self._save()
+            self._stop.at_once = self.parts.step.world.size == 1
+            started = time.perf_counter()
+            values |= self._validate()
+            values["validation_seconds"] = time.perf_counter() - started
+            self._stop.at_once = False
+        seconds = progress.sums.seconds + values.get("validation_seconds", 0.0)
+        values["seconds"] = seconds
+        values["time_left_s"] = seconds * (self.config.epochs - progress.epoch - 1)
+        values["stopped_early"] = progress.stopped_early
+        # Before the checkpoint: a kill in between repeats the line, but never loses it.
+        self._log.write("epoch", values)
+        validated = {f"val/{name}": value for name, value in values.get("val", {}).items()}
+        self._log.curves(validated, step=progress.step)
+        logger.info(epoch_line(values, epochs=self.config.epochs))
+        if progress.stopped_early:
+            logger.info("stopping early: no gain since epoch %d", progress.gains.epoch + 1)
+        progress.epoch += 1
+        progress.steps_of_epoch, progress.sums = 0, EpochSums()
+        self._save()
+        self._save_if_due()
+
+    def _epoch_values(self) -> dict[str, Any]:
+        progress, sums = self.progress, self.progress.sums
+        means = {name: value / sums.num_good for name, value in sums.values.items()}
+        factor = self.parts.timeline.lr_factor(progress.step - 1) * progress.lr_scale
+        values = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "lr": self.config.recipe.lr * factor,
+            "backbone_lr": self.config.recipe.backbone_lr * factor,
+            "images_per_s": sums.num_images / max(sums.seconds, 1e-9),
+            "waiting_share": sums.waiting_seconds / max(sums.seconds, 1e-9),
+            "peak_memory_bytes": peak_bytes(self.parts.device),
+            "refused_steps": sums.num_refused,
+            "loss": means.pop("loss", math.nan),
+            "grad_norm": means.pop("grad_norm", math.nan),
+            "terms": means,
+        }
+        reset_peak(self.parts.device)
+        return values
+
+    def _is_validated(self, epoch: int) -> bool:
         # The final stage starts from the best weights, so the epoch before it must have been scored.
         is_due = epoch + 1 in (self.config.epochs, self.parts.timeline.no_aug_epoch)
-        if not is_due and (epoch + 1) % self.config.evaluation.every_epochs:
-            return {}
-        results: dict[WeightKind, Validation] = {"ema": self.parts.validate(self.parts.ema.model)}
+        return is_due or (epoch + 1) % self.config.evaluation.every_epochs == 0
+
+    def _validate(self) -> dict[str, Any]:
+        """Score the averaged weights, and the raw ones if asked; write best.pth on the highest score yet."""
+        progress, parts = self.progress, self.parts
+        results: dict[WeightKind, Validation] = {"ema": parts.validate(parts.ema.model)}
         if self.config.evaluation.evaluate_raw:
-            results["raw"] = self.parts.validate(self.parts.model.eval())
+            results["raw"] = parts.validate(bare_model(parts.step.model).eval())
         weights, best = max(results.items(), key=lambda item: _score(item[1]))
         # Of equal scores the later counts: without any success yet, nothing learnt is thrown away.
-        is_best = _score(best) >= self.progress.best.get("score", float("-inf"))
+        is_best = _score(best) >= progress.best.get("score", -math.inf)
         if is_best:
-            self.progress.best = {
+            progress.best = {
                 "metric": "ap",
                 "score": _score(best),
-                "epoch": epoch,
+                "epoch": progress.epoch,
                 "weights": weights,
             }
-            save_checkpoint(self._state(epoch, weights=weights, resumable=False), self.best_path)
+            if parts.step.world.is_main:
+                tree = state_tree(
+                    self.config, parts, progress, epoch=progress.epoch, weights=weights, resumable=False
+                )
+                save_checkpoint(tree, self.best_path)
+        self._decide_stop(best)
+        if best.picture is not None:
+            self._log.picture("val/predictions", best.picture, step=progress.step)
         return {
             "weights": weights,
             "ap": best.ap,
@@ -254,104 +391,73 @@ class Trainer:
             "val_raw": results["raw"].summary if "raw" in results else None,
         }
 
-    def _state(self, epoch: int, *, weights: WeightKind, resumable: bool) -> dict[str, Any]:
-        """A checkpoint: enough to use the detector and, if `resumable`, to go on training."""
-        parts = self.parts
-        tree: dict[str, Any] = {
-            "format": FORMAT,
-            "config": config_to_dict(self.config),
-            "class_names": list(parts.class_names),
-            "category_ids": list(parts.category_ids),
-            "model": parts.model.state_dict(),
-            "ema": {"model": parts.ema.model.state_dict(), "updates": parts.ema.updates},
-            "weights": weights,
-            "epoch": epoch,
-            "step": self.progress.step,
-            "best": self.progress.best,
-        }
-        if resumable:
-            tree["optimizer"] = parts.optimizer.state_dict()
-            tree["scaler"] = parts.precision.scaler.state_dict()
-            tree["random"] = random_states()
-        return tree
+    def _decide_stop(self, validation: Validation) -> None:
+        config, progress = self.config.early_stopping, self.progress
+        score = validation.ap if config.metric == "ap" else validation.ap50
+        note_gain(progress.gains, score, epoch=progress.epoch, min_delta=config.min_delta)
+        progress.stopped_early = should_stop(
+            progress.gains, config, epoch=progress.epoch, final_stage_epoch=self.parts.timeline.no_aug_epoch
+        )
 
-    def resume(self, path: Path) -> None:
+    def resume(self, path: Path, *, force: bool = False) -> None:
         """Go on where a run stopped.
 
         Args:
-            path: The `last.pth` of a run of the same config and classes.
+            path: The `last.pth` of a run of the same config and data.
+            force: Go on though config or data differ; the differences are logged.
 
         Raises:
             CheckpointError: If it is not such a checkpoint.
         """
-        tree = read_checkpoint(path)
-        parts = self.parts
-        if "optimizer" not in tree:
+        tree, found = read_newest(path)
+        if "progress" not in tree:
             raise CheckpointError(f"{path}: holds weights only. Resume from last.pth of the same folder.")
-        if tuple(tree["class_names"]) != parts.class_names:
-            raise CheckpointError(
-                f"{path}: was trained on the classes {', '.join(tree['class_names'])}, the dataset has "
-                f"{', '.join(parts.class_names)}. Resume with the same data, or start a new run."
-            )
-        try:
-            parts.model.load_state_dict(tree["model"])
-            parts.ema.model.load_state_dict(tree["ema"]["model"])
-            _load_optimizer(parts.optimizer, tree["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{path}: does not fit the config of this run. {error}") from None
-        parts.ema.updates = tree["ema"]["updates"]
-        if tree["scaler"]:
-            parts.precision.scaler.load_state_dict(tree["scaler"])
-        restore_random_states(tree["random"])
-        self.progress = Progress(next_epoch=tree["epoch"] + 1, step=tree["step"], best=tree["best"])
-        self._adopt_best(path.parent / "best.pth")
-        for line in _changed_options(tree["config"], config_to_dict(self.config)):
+        if not force:
+            refuse_another_run(self.config, self.parts, tree, path=found)
+        for line in run_differences(self.config, self.parts, tree):
             logger.warning("changed since the run was stopped: %s", line)
-        logger.info("resuming at epoch %d from %s", self.progress.next_epoch + 1, path)
+        self.progress = restore_run(self.parts, tree, path=found)
+        self._last_is_good = not self.progress.refused_in_a_row
+        self._adopt_best(path.parent)
+        logger.info(
+            "resuming in epoch %d after step %d from %s", self.progress.epoch + 1, self.progress.step, found
+        )
 
     def _adopt_best(self, source: Path) -> None:
-        """Bring best.pth along from the folder of a continued run; without it, forget its score."""
-        if self.best_path.is_file():
-            return
-        if source.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, self.best_path)
-        else:
+        """Bring the best weights along from the folder of a continued run, or forget their score."""
+        for path in (self.best_path, self.stage_path):
+            if not path.is_file() and (source / path.name).is_file() and self.parts.step.world.is_main:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / path.name, path)
+        self.parts.step.world.wait()
+        if not self.best_path.is_file():
             self.progress.best = {}
 
-    def _restore_best(self) -> None:
-        """Begin the final stage from the best weights so far, raw and averaged."""
-        if not self.progress.best or not self.best_path.is_file():
+    def _begin_final_stage(self) -> None:
+        """Start the final stage from the best weights so far, raw and averaged."""
+        progress = self.progress
+        if progress.steps_of_epoch or not progress.best:
             return
-        tree = read_checkpoint(self.best_path)
-        self.parts.model.load_state_dict(tree["model"])
-        self.parts.ema.model.load_state_dict(tree["ema"]["model"])
-        self.parts.ema.updates = tree["ema"]["updates"]
+        # A stopped run may come here again when best.pth already holds an epoch of the final stage.
+        for path in (self.best_path, self.stage_path):
+            tree = read_checkpoint(path) if path.is_file() else {}
+            if tree.get("epoch") == progress.best["epoch"]:
+                break
+        else:
+            logger.warning(
+                "final stage: best.pth is not of this run's best epoch; going on from the last one"
+            )
+            return
+        if path == self.best_path and self.parts.step.world.is_main:
+            save_checkpoint(tree, self.stage_path)
+        restore_model(self.parts, tree)
+        self.parts.step.world.wait()
         logger.info("final stage: restored the weights of epoch %d", tree["epoch"] + 1)
 
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over the moments of a stopped run, but the options of this one."""
-    options = [
-        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
-    ]
-    optimizer.load_state_dict(state)
-    for group, wanted in zip(optimizer.param_groups, options, strict=True):
-        group.update(wanted)
-
-
-def _changed_options(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """A line for each option whose value differs."""
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += _changed_options(before, after, f"{prefix}{name}.")
-        elif before != after:
-            lines.append(f"{prefix}{name}: {before} -> {after}")
-    return lines
+    def _event(self, name: str, values: dict[str, Any]) -> None:
+        self._log.write(name, {"epoch": self.progress.epoch, "step": self.progress.step} | values)
 
 
 def _score(validation: Validation) -> float:
     """What `best.pth` is chosen by: AP, and the lowest of all values where there is none."""
-    return -1.0 if validation.ap is None else validation.ap
+    return -1.0 if validation.ap is None or math.isnan(validation.ap) else validation.ap

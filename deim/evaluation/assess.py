@@ -5,6 +5,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -12,7 +13,7 @@ from deim.boxes import xywh_to_xyxy
 from deim.data.coco import CocoSplit
 from deim.data.transforms import read_image
 from deim.engine.checkpoint import TrainedDetector
-from deim.engine.trainer import Validation
+from deim.engine.run_state import Validation
 from deim.evaluation.coco_metrics import CocoMetrics, worst_class
 from deim.evaluation.evaluator import Evaluation, Evaluator
 from deim.evaluation.plots import SheetEntry, contact_sheet
@@ -140,8 +141,13 @@ def prediction_sheet(
     return contact_sheet(samples, title=title, class_names=class_names, score_threshold=score_threshold)
 
 
-def to_validation(metrics: CocoMetrics) -> Validation:
-    """What the trainer needs to know of an evaluation."""
+def to_validation(metrics: CocoMetrics, picture: Image.Image | None = None) -> Validation:
+    """What the trainer needs to know of an evaluation.
+
+    Args:
+        metrics: Of the evaluation.
+        picture: Some images with their predictions, for TensorBoard.
+    """
     summary = metrics.summary
     worst = worst_class(metrics)
     return Validation(
@@ -151,4 +157,5 @@ def to_validation(metrics: CocoMetrics) -> Validation:
         worst_class_ap50=None if worst is None else worst.ap50,
         summary={name: getattr(summary, name) for name in summary.__dataclass_fields__},
         class_ap50={row.name: row.ap50 for row in metrics.classes},
+        picture=None if picture is None else np.asarray(picture),
     )

@@ -11,8 +11,9 @@ from deim.config.schema import Config
 from deim.data.build import build_eval_loader, input_format
 from deim.data.coco import CocoSplit, match_classes
 from deim.data.collate import Batch
+from deim.engine.distributed import World
 from deim.evaluation.coco_metrics import CocoMetrics, compute_coco_metrics
-from deim.evaluation.predict import Predictions, max_detections, predict_split
+from deim.evaluation.predict import Predictions, join_predictions, max_detections, predict_split
 from deim.model.detector import Detector
 
 
@@ -34,13 +35,20 @@ class Evaluator:
         split: Any split.
         class_names: The detector's classes, by index.
         device: Where the detector computes.
+        world: Processes that share the images, each of which is scored once; None for this one alone.
 
     Raises:
         DataError: If the split has a class that the detector does not know.
     """
 
     def __init__(
-        self, config: Config, split: CocoSplit, *, class_names: Sequence[str], device: torch.device
+        self,
+        config: Config,
+        split: CocoSplit,
+        *,
+        class_names: Sequence[str],
+        device: torch.device,
+        world: World | None = None,
     ) -> None:
         class_index = match_classes(split, class_names, trained_on="the detector")
         self.split = split
@@ -48,19 +56,25 @@ class Evaluator:
         self.max_detections = max_detections(config)
         self.category_ids = _all_category_ids(class_index, len(class_names))
         self.class_names = tuple(class_names)
+        self.world = world or World()
         self.loader: DataLoader[Batch] = build_eval_loader(
-            split, class_index, input_format=input_format(config), config=config.data
+            split,
+            class_index,
+            input_format=input_format(config),
+            config=config.data,
+            rank=self.world.rank,
+            num_ranks=self.world.size,
         )
 
     def evaluate(self, model: Detector) -> Evaluation:
-        """Detect in every image and score.
+        """Detect in every image and score; every process gets the result of the whole split.
 
         Raises:
             DataError: If an image is damaged.
         """
-        predictions = predict_split(
-            model, self.loader, device=self.device, max_detections=self.max_detections
-        )
+        self.world.copy_buffers(model)
+        own = predict_split(model, self.loader, device=self.device, max_detections=self.max_detections)
+        predictions = join_predictions(self.world.gather(own), self.split)
         categories = [
             {"id": category_id, "name": name}
             for category_id, name in zip(self.category_ids, self.class_names, strict=True)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from deim.boxes import clip_boxes, xyxy_to_xywh
 from deim.config.schema import Config
 from deim.data.build import input_format, iterate
+from deim.data.coco import CocoSplit
 from deim.data.collate import Batch
 from deim.data.dataset import InputFormat
 from deim.data.transforms import fit_to_input, image_to_tensor, normalize, read_image
@@ -126,6 +127,21 @@ def predict_split(
         by_image=by_image,
         network_seconds=network_seconds,
         total_seconds=time.perf_counter() - started,
+    )
+
+
+def join_predictions(parts: Sequence[Predictions], split: CocoSplit) -> Predictions:
+    """Put the predictions of several processes together, images in the order of the split's file.
+
+    Args:
+        parts: Of different images.
+        split: The split that they share.
+    """
+    by_image = {image_id: found for part in parts for image_id, found in part.by_image.items()}
+    return Predictions(
+        by_image={image_id: by_image[image_id] for image_id in split.image_ids.tolist()},
+        network_seconds=sum(part.network_seconds for part in parts),
+        total_seconds=max(part.total_seconds for part in parts),
     )
 
 

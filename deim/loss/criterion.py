@@ -49,6 +49,38 @@ class Matching:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LossCounts:
+    """What the terms are averaged over.
+
+    Summed over the micro-batches and processes of a step, they make the parts' terms add up to those of the
+    whole batch.
+    """
+
+    images: int
+    boxes: int
+    """True boxes."""
+    pairs: int
+    """Pairs of the union of all outputs' matchings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matched:
+    """The matching of a batch."""
+
+    packed: PackedTargets
+    own: list[Matching]
+    """Of each supervised output: the last layer, the earlier ones, the first box head, the encoder."""
+    union: Matching
+    """One for all of them, used for boxes."""
+
+    @property
+    def counts(self) -> LossCounts:
+        """Of this batch alone."""
+        packed = self.packed
+        return LossCounts(images=len(packed.counts), boxes=len(packed.labels), pairs=len(self.union))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EdgeTargets:
     """Where the true edges of matched pairs fall among the bins."""
 
@@ -63,8 +95,10 @@ class Distillation:
     """What earlier layers of a stream learn from its last layer."""
 
     teacher: Teacher
-    counts: tuple[int, int]
-    """Matched and unmatched queries, for the balance of the two."""
+    balance: tuple[int, int]
+    """Matched and unmatched object queries, whose square roots balance the two groups."""
+    sizes: tuple[int, int]
+    """Matched and unmatched queries of the stream."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,57 +168,91 @@ class Criterion(nn.Module):
                 NaN outputs give NaN terms.
             ValueError: If the outputs come from evaluation mode.
         """
+        matched = self.match(outputs, targets, epoch=epoch)
+        return self.terms(outputs, matched, matched.counts)
+
+    def match(self, outputs: ModelOutput, targets: Sequence[Target], *, epoch: int) -> Matched:
+        """Assign boxes to the queries of every supervised output.
+
+        Args:
+            outputs: What the detector returned in training mode.
+            targets: The targets it was given.
+            epoch: 0-based; decides the matching cost.
+
+        Raises:
+            NonFiniteError: If the costs are NaN or infinite.
+            ValueError: If the outputs come from evaluation mode.
+        """
         if "aux_outputs" not in outputs:
             raise ValueError("outputs: no supervised outputs. Call model.train() before the forward pass.")
         device = outputs["pred_logits"].device
         with torch.autocast(device_type=device.type, enabled=False):
             packed = pack_targets(targets, device=device)
-            object_queries = self._object_queries(outputs, packed, epoch)
-            # Denoising queries are balanced by the counts of the object queries, as in the reference.
-            counts = _matched_and_other(object_queries[0])
+            pairs = self.matcher.match(_object_outputs(outputs), packed, epoch=epoch)
+            *own, union = _matchings([*pairs, vote_union(pairs, ties=self.union_ties)], device)
+        return Matched(packed=packed, own=own, union=union)
+
+    def terms(self, outputs: ModelOutput, matched: Matched, counts: LossCounts) -> dict[str, Tensor]:
+        """Compute the loss terms of a matched batch.
+
+        Args:
+            outputs: What was matched.
+            matched: From `match`.
+            counts: What to average over: `matched.counts`, or the sum over all parts of a step.
+
+        Returns:
+            Weighted terms, () float32 each: of a part, its share of the whole batch's.
+        """
+        device = outputs["pred_logits"].device
+        with torch.autocast(device_type=device.type, enabled=False):
+            supervisions = [
+                *self._object_queries(outputs, matched, counts),
+                *self._denoising_queries(outputs, matched, counts),
+            ]
             terms: dict[str, Tensor] = {}
-            for supervision in [*object_queries, *self._denoising_queries(outputs, packed, counts)]:
-                terms |= self._terms(supervision, packed)
+            for supervision in supervisions:
+                terms |= self._terms(supervision, matched.packed)
         if "dn_outputs" not in outputs:
             terms |= _absent_denoising_terms(len(outputs["aux_outputs"]), terms["loss_mal"])
         return terms
 
-    def _object_queries(self, outputs: ModelOutput, packed: PackedTargets, epoch: int) -> list[Supervision]:
+    def _object_queries(
+        self, outputs: ModelOutput, matched: Matched, counts: LossCounts
+    ) -> list[Supervision]:
         """The last layer first, then the earlier layers, the first layer's box head and the encoder."""
-        refining = [_float32(layer) for layer in (outputs, *outputs["aux_outputs"])]
-        plain = [_float32(outputs["pre_outputs"]), _float32(outputs["enc_outputs"])]
-        suffixes = ["", *(f"_aux_{i}" for i in range(len(refining) - 1)), "_pre", "_enc_0"]
-        pairs = self.matcher.match([*refining, *plain], packed, epoch=epoch)
-        *own, union = _matchings([*pairs, vote_union(pairs, ties=self.union_ties)], packed.labels.device)
+        last, *others = _object_outputs(outputs)
+        num_aux = len(outputs["aux_outputs"])
+        suffixes = ["", *(f"_aux_{i}" for i in range(num_aux)), "_pre", "_enc_0"]
         final = Supervision(
             suffix="",
-            output=refining[0],
-            class_matching=own[0],
-            class_normalizer=max(len(packed.labels), 1),
-            box_matching=union,
-            box_normalizer=max(len(union), 1),
-            edges=_edge_targets(refining[0], union, packed, outputs),
+            output=last,
+            class_matching=matched.own[0],
+            class_normalizer=max(counts.boxes, 1),
+            box_matching=matched.union,
+            box_normalizer=max(counts.pairs, 1),
+            edges=_edge_targets(last, matched.union, matched.packed, outputs),
         )
-        teaching = replace(final, distillation=self._distill(final, outputs, _matched_and_other(final)))
+        balance = _balance(last, counts)
+        teaching = replace(final, distillation=self._distill(final, outputs, balance, balance))
         without = replace(final, edges=None)
-        templates = [final, *[teaching] * (len(refining) - 1), without, without]
+        templates = [final, *[teaching] * num_aux, without, without]
         return [
             replace(template, suffix=suffix, output=output, class_matching=matching)
             for template, suffix, output, matching in zip(
-                templates, suffixes, [*refining, *plain], own, strict=True
+                templates, suffixes, [last, *others], matched.own, strict=True
             )
         ]
 
     def _denoising_queries(
-        self, outputs: ModelOutput, packed: PackedTargets, counts: tuple[int, int]
+        self, outputs: ModelOutput, matched: Matched, counts: LossCounts
     ) -> list[Supervision]:
         """Every decoder layer and the first layer's box head; their matching is known from the start."""
         if "dn_outputs" not in outputs:
             return []
         meta = outputs["dn_meta"]
         *earlier, last = [_float32(layer) for layer in outputs["dn_outputs"]]
-        matching = _denoising_matching(meta, packed)
-        normalizer = max(len(packed.labels), 1) * meta.num_groups
+        matching = _denoising_matching(meta, matched.packed)
+        normalizer = max(counts.boxes, 1) * meta.num_groups
         final = Supervision(
             suffix=f"_dn_{len(earlier)}",
             output=last,
@@ -192,9 +260,12 @@ class Criterion(nn.Module):
             class_normalizer=normalizer,
             box_matching=matching,
             box_normalizer=normalizer,
-            edges=_edge_targets(last, matching, packed, outputs),
+            edges=_edge_targets(last, matching, matched.packed, outputs),
         )
-        distillation = self._distill(final, outputs, counts)
+        num_matched = counts.boxes * meta.num_groups
+        sizes = (num_matched, counts.images * meta.num_queries - num_matched)
+        # Denoising queries are balanced by the counts of the object queries, as in the reference.
+        distillation = self._distill(final, outputs, _balance(outputs, counts), sizes)
         return [
             *(
                 replace(final, suffix=f"_dn_{i}", output=layer, distillation=distillation)
@@ -204,14 +275,16 @@ class Criterion(nn.Module):
             replace(final, suffix="_dn_pre", output=_float32(outputs["dn_pre_outputs"]), edges=None),
         ]
 
-    def _distill(self, final: Supervision, outputs: ModelOutput, counts: tuple[int, int]) -> Distillation:
+    def _distill(
+        self, final: Supervision, outputs: ModelOutput, balance: tuple[int, int], sizes: tuple[int, int]
+    ) -> Distillation:
         corners = final.output["pred_corners"].detach()
         num_bins = outputs["bin_values"].shape[0]
         teacher = Teacher(
             log_probabilities=soften(corners, num_bins, self.ddf_temperature),
             confidence=final.output["pred_logits"].detach().max(dim=-1).values.sigmoid(),
         )
-        return Distillation(teacher=teacher, counts=counts)
+        return Distillation(teacher=teacher, balance=balance, sizes=sizes)
 
     def _terms(self, supervision: Supervision, packed: PackedTargets) -> dict[str, Tensor]:
         """All terms of one output, weighted and named."""
@@ -254,7 +327,8 @@ class Criterion(nn.Module):
                 matching.index,
                 quality,
                 temperature=self.ddf_temperature,
-                counts=supervision.distillation.counts,
+                balance=supervision.distillation.balance,
+                sizes=supervision.distillation.sizes,
             )
         return terms
 
@@ -283,10 +357,16 @@ def _denoising_matching(meta: DenoisingMeta, packed: PackedTargets) -> Matching:
     )
 
 
-def _matched_and_other(supervision: Supervision) -> tuple[int, int]:
-    batch, num_queries = supervision.output["pred_logits"].shape[:2]
-    matched = len(supervision.box_matching)
-    return matched, batch * num_queries - matched
+def _object_outputs(outputs: ModelOutput) -> list[LayerOutput]:
+    """The supervised outputs of the object queries: last layer, earlier layers, first box head, encoder."""
+    heads = (outputs, *outputs["aux_outputs"], outputs["pre_outputs"], outputs["enc_outputs"])
+    return [_float32(head) for head in heads]
+
+
+def _balance(output: LayerOutput, counts: LossCounts) -> tuple[int, int]:
+    """Matched and unmatched object queries."""
+    num_queries = output["pred_logits"].shape[1]
+    return counts.pairs, counts.images * num_queries - counts.pairs
 
 
 @torch.no_grad()

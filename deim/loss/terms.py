@@ -80,12 +80,13 @@ def decoupled_distillation_loss(
     quality: Tensor,
     *,
     temperature: float,
-    counts: tuple[int, int],
+    balance: tuple[int, int],
+    sizes: tuple[int, int],
 ) -> Tensor:
     """Divergence of a layer's edge distributions from the last layer's, for all queries.
 
     Matched queries weigh by the overlap they reached, the others by the teacher's confidence; the two groups
-    are averaged apart and joined by the square roots of `counts`, so that neither drowns the other.
+    are averaged apart and joined by the square roots of `balance`, so that neither drowns the other.
 
     Args:
         student: (B, Q, 4, R+1) float, log-probabilities at the temperature.
@@ -93,20 +94,20 @@ def decoupled_distillation_loss(
         index: Image and query of each matched pair, (M,) int64 each.
         quality: (M,) float in [0, 1], IoU of the pairs; no gradient.
         temperature: Of both distributions.
-        counts: Matched and unmatched queries whose square roots balance the groups; not both 0.
+        balance: Matched and unmatched queries whose square roots balance the groups; not both 0.
+        sizes: Matched and unmatched queries of this stream that the two averages are over; more than are here
+            if the step has other micro-batches or processes.
 
     Returns:
-        () float, already a mean.
+        () float, this batch's share of the means.
 
     Source:
         D-FINE (arXiv:2410.13842), eq. 6 and 7.
     """
     divergence = F.kl_div(student, teacher.log_probabilities, reduction="none", log_target=True)
     divergence = divergence.sum(dim=-1).mean(dim=-1) * temperature**2
-    balance_matched, balance_other = counts[0] ** 0.5, counts[1] ** 0.5
+    balance_matched, balance_other = balance[0] ** 0.5, balance[1] ** 0.5
     total = balance_matched + balance_other
-    num_matched = index[0].shape[0]
-    num_other = divergence.numel() - num_matched
-    weight = teacher.confidence * (balance_other / total / max(num_other, 1))
-    weight[index] = quality * (balance_matched / total / max(num_matched, 1))
+    weight = teacher.confidence * (balance_other / total / max(sizes[1], 1))
+    weight[index] = quality * (balance_matched / total / max(sizes[0], 1))
     return (divergence * weight).sum()

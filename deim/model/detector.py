@@ -30,12 +30,16 @@ class Detector(nn.Module):
         """C, the classes that are told apart."""
         return self.decoder.num_classes
 
-    def forward(self, images: Tensor, targets: Sequence[Target] | None = None) -> ModelOutput:
+    def forward(
+        self, images: Tensor, targets: Sequence[Target] | None = None, *, max_boxes: int | None = None
+    ) -> ModelOutput:
         """Detect objects.
 
         Args:
             images: (B, 3, H, W) float, normalised; H and W multiples of 32.
             targets: Ground truth, an image each; used in training mode for denoising queries.
+            max_boxes: Boxes of the fullest image, where `images` are a part of a larger batch: with it, and a
+                `noise_seed` in each target, the parts get the denoising queries that the whole would.
 
         Returns:
             `pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4); in training mode all supervised outputs too.
@@ -52,4 +56,4 @@ class Detector(nn.Module):
             )
         if targets is not None and len(targets) != images.shape[0]:
             raise ValueError(f"targets: got {len(targets)} for {images.shape[0]} images. Give one an image.")
-        return self.decoder(self.encoder(self.backbone(images)), targets)
+        return self.decoder(self.encoder(self.backbone(images)), targets, max_boxes=max_boxes)

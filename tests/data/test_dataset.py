@@ -9,10 +9,17 @@ import pytest
 import torch
 
 from deim.config import Config
-from deim.data.build import build_augmentation, build_eval_loader, build_train_loader, input_format, iterate
+from deim.data.build import (
+    build_augmentation,
+    build_eval_loader,
+    build_train_batches,
+    build_train_loader,
+    input_format,
+    iterate,
+)
 from deim.data.coco import CocoSplit, read_coco
 from deim.data.collate import Batch, collate
-from deim.data.dataset import DetectionDataset, EpochSampler, check_images
+from deim.data.dataset import DetectionDataset, EpochBatches, check_images
 from deim.data.stages import Augmentation
 from deim.data.transforms import Sample
 from deim.errors import DataError
@@ -36,8 +43,9 @@ def make_sample() -> Sample:
 
 def epoch_of(config: Config, split: CocoSplit, *, epoch: int) -> list[Batch]:
     augmentation = build_augmentation(config.augment, start_epoch=0, stop_epoch=99)
-    loader, sampler = build_train_loader(config, split, augmentation=augmentation)
-    sampler.epoch = epoch
+    batches = build_train_batches(config, split, batch_size=3)
+    loader = build_train_loader(config, split, augmentation=augmentation, batches=batches)
+    batches.epoch = epoch
     return list(iterate(loader))
 
 
@@ -108,15 +116,40 @@ def test_epochs_and_seeds_differ(tiny_set: Path, tiny_config: Callable[..., Conf
 
 
 def test_an_epoch_visits_every_image_once_in_another_order() -> None:
-    sampler = EpochSampler(40, seed=3)
+    batches = EpochBatches(40, 12, seed=3)
     orders = []
-    for sampler.epoch in range(3):
-        items = list(sampler)
-        assert {epoch for epoch, _ in items} == {sampler.epoch}
+    for batches.epoch in range(3):
+        found = list(batches)
+        assert [len(batch) for batch in found] == [12, 12, 12, 4]
+        items = [item for batch in found for item in batch]
+        assert {epoch for epoch, _ in items} == {batches.epoch}
         orders.append([index for _, index in items])
         assert sorted(orders[-1]) == list(range(40))
     assert orders[0] != orders[1] != orders[2]
-    assert len(sampler) == 40
+    assert len(batches) == 4
+
+
+def test_an_epoch_goes_on_after_the_batches_that_it_has_had() -> None:
+    batches = EpochBatches(40, 12, seed=3)
+    batches.epoch = 2
+    whole = list(batches)
+    batches.first_batch = 2
+    assert list(batches) == whole[2:]
+    assert len(batches) == 4
+
+
+@pytest.mark.parametrize(
+    ("num_images", "sizes"), [(24, [8, 8, 8]), (21, [8, 8, 5]), (20, [8, 8, 4]), (17, [8, 8])]
+)
+def test_processes_share_each_batch_equally(num_images: int, sizes: list[int]) -> None:
+    shares = [list(EpochBatches(num_images, 8, seed=0, rank=rank, num_ranks=2)) for rank in (0, 1)]
+    together = [[*first, *second] for first, second in zip(*shares, strict=True)]
+    # An odd image at the end of an epoch is left out, another one in each epoch.
+    assert [len(batch) for batch in together] == [size - size % 2 for size in sizes]
+    assert all(len(first) == len(second) for first, second in zip(*shares, strict=True))
+    alone = list(EpochBatches(num_images, 8, seed=0))
+    assert [sorted(batch) for batch in together[:2]] == [sorted(batch) for batch in alone[:2]]
+    assert len({item for batch in together for item in batch}) == num_images - num_images % 2
 
 
 @pytest.mark.parametrize(("epoch", "changes"), [(0, False), (1, False), (2, True), (4, True), (5, False)])

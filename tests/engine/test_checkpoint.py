@@ -158,7 +158,7 @@ def test_resuming_with_other_classes_is_refused(
     root = write_coco(tmp_path / "set", categories={"pit": 1, "dent": 2, "hole": 3})
     with pytest.raises(
         CheckpointError,
-        match=r"last\.pth: was trained on the classes pit, scratch, crack, the dataset has pit, dent, hole\.",
+        match=r"last\.pth: belongs to another run, .*\n  classes: pit, scratch, crack -> pit, dent, hole\n",
     ):
         build_tiny(tiny_config(root, tmp_path / "run"), resume_from=tiny_run / "last.pth")
     assert not (tmp_path / "run").exists()
@@ -183,8 +183,10 @@ def test_resuming_with_another_model_is_refused(
     build_tiny: Callable[..., Trainer],
 ) -> None:
     config = tiny_config(tiny_set, tmp_path / "run", "model.hidden_dim=64")
-    with pytest.raises(CheckpointError, match=r"last\.pth: does not fit the config of this run\."):
+    with pytest.raises(CheckpointError, match=r"\n  model\.hidden_dim: 32 -> 64\n"):
         build_tiny(config, resume_from=tiny_run / "last.pth")
+    with pytest.raises(CheckpointError, match=r"last\.pth: does not fit the config of this run\."):
+        build_tiny(config, resume_from=tiny_run / "last.pth", force=True)
 
 
 def test_evaluating_a_dataset_with_other_classes_is_refused(

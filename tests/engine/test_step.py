@@ -17,7 +17,7 @@ from deim.engine.ema import ModelEma
 from deim.engine.optimizer import build_optimizer
 from deim.engine.schedule import EmaSchedule
 from deim.engine.seeding import seed_everything
-from deim.engine.step import StepResult, train_step
+from deim.engine.step import StepParts, StepResult, train_step
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
 from deim.model.detector import Detector
@@ -30,16 +30,15 @@ class Setup:
     optimizer: torch.optim.Optimizer
     config: Config
 
-    def step(self, batch: Batch, *, clip_grad_norm: float = 0.1) -> StepResult:
-        return train_step(
-            self.model,
-            build_criterion(self.config.loss, matcher_change_epoch=99),
-            batch=batch,
+    def step(self, batch: Batch, *, clip_grad_norm: float = 0.1, **options: Any) -> StepResult:
+        parts = StepParts(
+            model=self.model,
+            criterion=build_criterion(self.config.loss, matcher_change_epoch=99),
             optimizer=self.optimizer,
             precision=select_precision("off", torch.device("cpu")),
             clip_grad_norm=clip_grad_norm,
-            epoch=0,
         )
+        return train_step(parts, batch, epoch=0, **options)
 
     def state(self) -> tuple[dict[str, Any], Any]:
         parameters = {name: value.detach().clone() for name, value in self.model.named_parameters()}
@@ -145,7 +144,63 @@ def test_an_infinite_gradient_is_refused(setup: Setup) -> None:
     parameters, moments = setup.state()
     result = setup.step(make_batch())
     assert result.refused == "non-finite gradient"
-    assert set(result.terms)
+    assert result.terms
+    assert_same(setup.state()[0], parameters)
+    assert_same(setup.state()[1], moments)
+
+
+def test_an_infinite_activation_is_refused(setup: Setup) -> None:
+    block = setup.model.backbone.vit.blocks[1]
+    handle = block.register_forward_hook(lambda *args: args[-1] * float("inf"))
+    parameters, moments = setup.state()
+    assert setup.step(make_batch()).refused
+    assert_same(setup.state()[0], parameters)
+    assert_same(setup.state()[1], moments)
+    handle.remove()
+    assert setup.step(make_batch()).refused is None
+
+
+def gradients(setup: Setup) -> dict[str, torch.Tensor]:
+    named = setup.model.named_parameters()
+    return {name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None}
+
+
+def freeze_batch_norm(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+
+
+@pytest.mark.parametrize(
+    "num_boxes", [(1, 2, 0, 3), (0, 0, 0, 2), (0, 0, 0, 0)], ids=["boxes", "one full image", "empty"]
+)
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(
+    setup: Setup, micro_batch_size: int, num_boxes: tuple[int, ...]
+) -> None:
+    freeze_batch_norm(setup.model)
+    batch = make_batch(num_boxes=num_boxes)
+    for number, target in enumerate(batch.targets):
+        target["noise_seed"] = number
+    start = copy.deepcopy(setup.model.state_dict())
+    whole = setup.step(batch, clip_grad_norm=1e9)
+    expected = gradients(setup)
+    setup.model.load_state_dict(start)
+    parts = setup.step(batch, clip_grad_norm=1e9, micro_batch_size=micro_batch_size)
+    found = gradients(setup)
+    assert parts.terms.keys() == whole.terms.keys()
+    for name, value in whole.terms.items():
+        assert parts.terms[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (found[name] - value).norm() <= 1e-5 * value.norm() + 1e-7, name
+
+
+def test_a_refused_micro_batch_refuses_the_step(setup: Setup) -> None:
+    bad = make_batch(num_boxes=(1, 2, 1))
+    bad.images[2, 0, 20, 20] = float("inf")
+    parameters, moments = setup.state()
+    assert setup.step(bad, micro_batch_size=1).refused
     assert_same(setup.state()[0], parameters)
     assert_same(setup.state()[1], moments)
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from deim.config import Config, load_config
+from deim.config import Config, config_from_dict, load_config
 from deim.engine.build import find_resume
 from deim.engine.checkpoint import read_checkpoint
-from deim.engine.trainer import Trainer, Validate, Validation
+from deim.engine.run_state import Validate, Validation
+from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, ConfigError, DeimError, TrainingError
 from deim.model.detector import Detector
 
@@ -27,7 +28,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     parts = trainer.parts
     averaged = {f"ema.{name}": value for name, value in parts.ema.model.state_dict().items()}
-    return parts.model.state_dict() | averaged
+    return parts.step.model.state_dict() | averaged
 
 
 def assert_same_weights(first: Trainer, second: Trainer) -> None:
@@ -149,7 +150,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert last is not None
     torch.manual_seed(999)  # the state must come from the checkpoint
     resumed = build_tiny(config, resume_from=last)
-    assert resumed.progress.next_epoch == stopped_in - 1
+    assert resumed.progress.epoch == stopped_in - 1
     resumed.run(show_progress=False)
     expected, found = lines_of(tmp_path / "whole"), lines_of(tmp_path / "parts")
     assert [line["epoch"] for line in found] == [0, 1, 2, 3]
@@ -159,14 +160,16 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert whole.progress == resumed.progress
 
 
-def test_resuming_a_finished_run_trains_no_further(
-    tiny_run: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, tmp_path: Path
-) -> None:
-    config = tiny_config(tiny_set, tmp_path / "run", "epochs=40")
+def test_resuming_a_finished_run_trains_no_further(tiny_run: Path, build_tiny: Build, tmp_path: Path) -> None:
+    config = config_from_dict(
+        read_checkpoint(tiny_run / "last.pth")["config"],
+        where="last.pth",
+        overrides=[f"output_dir={tmp_path / 'run'}"],
+    )
     trainer = build_tiny(config, resume_from=tiny_run / "last.pth")
     trainer.run(show_progress=False)
     assert not (tmp_path / "run" / "last.pth").exists()
-    assert trainer.progress.next_epoch == 40
+    assert trainer.progress.epoch == 40
 
 
 def test_an_existing_run_is_kept_unless_it_may_be_overwritten(
@@ -198,9 +201,9 @@ def test_the_final_stage_starts_from_the_best_weights(
     at_start: dict[int, dict[str, torch.Tensor]] = {}
     train_epoch = Trainer._train_epoch
 
-    def record(self: Trainer, epoch: int, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        at_start[epoch] = {name: value.clone() for name, value in weights_of(self).items()}
-        return train_epoch(self, epoch, *args, **kwargs)
+    def record(self: Trainer, **kwargs: Any) -> None:
+        at_start[self.progress.epoch] = {name: value.clone() for name, value in weights_of(self).items()}
+        train_epoch(self, **kwargs)
 
     monkeypatch.setattr(Trainer, "_train_epoch", record)
     config = tiny_config(tiny_set, tmp_path / "run", *FOUR_EPOCHS)
@@ -250,7 +253,7 @@ def test_refused_steps_are_logged_with_their_images_and_do_not_move_the_average(
 ) -> None:
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=1"), validate=scores([None]))
     with torch.no_grad():
-        trainer.parts.model.decoder.dec_score_head[0].weight[0, 0] = float("nan")
+        trainer.parts.step.model.decoder.dec_score_head[0].weight[0, 0] = float("nan")
     before = {name: value.clone() for name, value in trainer.parts.ema.model.state_dict().items()}
     trainer.run(show_progress=False)
     refused, epoch = lines_of(tmp_path / "run")[:-1], lines_of(tmp_path / "run")[-1]
@@ -302,7 +305,7 @@ def test_a_learning_rate_changed_on_resume_takes_effect(
         trainer = build_tiny(config, resume_from=tiny_run / "last.pth")
     except DeimError:
         return  # refusing it would do as well
-    assert trainer.parts.optimizer.param_groups[-1]["flat_lr"] == 1e-5
+    assert trainer.parts.step.optimizer.param_groups[-1]["flat_lr"] == 1e-5
 
 
 def test_a_run_stopped_in_its_first_epoch_can_be_taken_up_by_resume_auto(

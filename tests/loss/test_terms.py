@@ -164,7 +164,8 @@ def ddf(
         index,
         quality,
         temperature=TEMPERATURE,
-        counts=counts,
+        balance=counts,
+        sizes=(len(index[0]), BATCH * QUERIES - len(index[0])),
     )
 
 
@@ -212,7 +213,7 @@ def test_ddf_leaves_the_confidences_of_its_teacher_unchanged(layers):
     softened = soften(student.flatten(2), BINS, TEMPERATURE)
     losses = [
         decoupled_distillation_loss(
-            softened, shared, PAIRS, torch.ones(3), temperature=TEMPERATURE, counts=(3, 7)
+            softened, shared, PAIRS, torch.ones(3), temperature=TEMPERATURE, balance=(3, 7), sizes=(3, 7)
         )
         for _ in range(2)
     ]

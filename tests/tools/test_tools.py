@@ -17,7 +17,7 @@ from deim.data.collate import Batch
 from deim.engine.build import RUN_FILES
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
-from deim.engine.step import train_step
+from deim.engine.step import StepParts, train_step
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
 from deim.structures import Target
@@ -244,15 +244,15 @@ def test_a_step_of_run_five_on_a_cpu_is_finite() -> None:
         }
     ]
     before = model.decoder.dec_score_head[0].weight.detach().clone()
-    result = train_step(
-        model,
-        build_criterion(config.loss, matcher_change_epoch=99),
-        batch=Batch(images=torch.randn(1, 3, *config.image_size_hw), targets=targets),
+    parts = StepParts(
+        model=model,
+        criterion=build_criterion(config.loss, matcher_change_epoch=99),
         optimizer=build_optimizer(model, config.recipe),
         precision=select_precision("off", torch.device("cpu")),
         clip_grad_norm=config.recipe.clip_grad_norm,
-        epoch=0,
     )
+    batch = Batch(images=torch.randn(1, 3, *config.image_size_hw), targets=targets)
+    result = train_step(parts, batch, epoch=0)
     assert result.refused is None
     assert 0 < result.loss < 1000
     assert result.grad_norm > 0

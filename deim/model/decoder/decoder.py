@@ -126,18 +126,25 @@ class Decoder(nn.Module):
             for _ in range(num_layers)
         )
 
-    def forward(self, features: Sequence[Tensor], targets: Sequence[Target] | None = None) -> ModelOutput:
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        targets: Sequence[Target] | None = None,
+        *,
+        max_boxes: int | None = None,
+    ) -> ModelOutput:
         """Predict.
 
         Args:
             features: Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
             targets: Ground truth, an image each; needed for the denoising queries of training.
+            max_boxes: Boxes of the fullest image, where the batch is a part of a larger one.
 
         Returns:
             The last layer's output and, in training, all supervised outputs.
         """
         content, ref_logits, enc_outputs = self._select_queries(features)
-        denoising = self._denoising_queries(targets, content.shape[1])
+        denoising = self._denoising_queries(targets, content.shape[1], max_boxes)
         if denoising is not None:
             noised = self.denoising_class_embed(denoising.labels).to(content.dtype)
             content = torch.cat([noised, content], dim=1)
@@ -169,7 +176,7 @@ class Decoder(nn.Module):
         return content.detach(), ref_logits.detach(), enc_outputs
 
     def _denoising_queries(
-        self, targets: Sequence[Target] | None, num_queries: int
+        self, targets: Sequence[Target] | None, num_queries: int, max_boxes: int | None
     ) -> DenoisingQueries | None:
         if not self.training or targets is None:
             return None
@@ -180,6 +187,7 @@ class Decoder(nn.Module):
             num_denoising=self.num_denoising,
             label_noise_ratio=self.label_noise_ratio,
             box_noise_scale=self.box_noise_scale,
+            max_boxes=max_boxes,
         )
 
     def _refine(

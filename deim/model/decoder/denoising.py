@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
@@ -38,11 +39,13 @@ def build_denoising_queries(
     num_denoising: int,
     label_noise_ratio: float,
     box_noise_scale: float,
+    max_boxes: int | None = None,
 ) -> DenoisingQueries | None:
     """Draw the denoising queries of a batch.
 
     With g boxes in the fullest image there are G = max(1, num_denoising // g) groups of g positives (noise
-    within the box) and g negatives (noise beyond it), so K = 2·g·G. The draws come from torch's global
+    within the box) and g negatives (noise beyond it), so K = 2·g·G. If every target has a `noise_seed`, its
+    noise follows from that alone, whatever the rest of the batch; else the draws come from torch's global
     generator in this order: which labels change, to what, signs of the box noise, its size.
 
     Args:
@@ -52,18 +55,18 @@ def build_denoising_queries(
         num_denoising: Positives an image, about; 0 gives none.
         label_noise_ratio: Twice the probability of a random label.
         box_noise_scale: Size of the box noise in units of half the box side.
+        max_boxes: Boxes of the fullest image, where the batch is a part of a larger one; None: of this batch.
 
     Returns:
         The queries, or None if no image has a box or `num_denoising` is 0.
     """
     counts = [len(target["labels"]) for target in targets]
-    most = max(counts, default=0)
+    most = max(counts, default=0) if max_boxes is None else max_boxes
     if most == 0 or num_denoising <= 0:
         return None
     num_groups = max(1, num_denoising // most)
     repeats = 2 * num_groups
-    labels = pad_sequence([t["labels"] for t in targets], batch_first=True, padding_value=num_classes)
-    boxes = pad_sequence([t["boxes"] for t in targets], batch_first=True)
+    labels, boxes = _padded(targets, most, num_classes)
     labels = labels.int().repeat(1, repeats)
     boxes = boxes.repeat(1, repeats, 1)
     negative = torch.arange(repeats, device=labels.device).remainder(2).repeat_interleave(most)
@@ -73,8 +76,13 @@ def build_denoising_queries(
         num_groups=num_groups,
         num_queries=labels.shape[1],
     )
-    noised_labels = _noise_labels(labels, num_classes, label_noise_ratio)
-    noised_boxes = _noise_boxes(boxes, negative[None, :, None], box_noise_scale)
+    seeds = [target["noise_seed"] for target in targets if "noise_seed" in target]
+    if len(seeds) == len(targets):
+        noise = _draw_by_image(seeds, labels, num_classes)
+    else:
+        noise = _draw_by_batch(labels, boxes, num_classes)
+    noised_labels = _noise_labels(labels, noise, num_classes, label_noise_ratio)
+    noised_boxes = _noise_boxes(boxes, noise, negative[None, :, None], box_noise_scale)
     return DenoisingQueries(
         labels=noised_labels.long(),
         box_logits=inverse_sigmoid(noised_boxes),
@@ -88,20 +96,61 @@ def _positive_queries(count: int, most: int, num_groups: int, device: torch.devi
     return (start + torch.arange(count, device=device)).flatten()
 
 
-def _noise_labels(labels: Tensor, num_classes: int, label_noise_ratio: float) -> Tensor:
-    if label_noise_ratio <= 0:
-        return labels
-    change = torch.rand_like(labels, dtype=torch.float) < label_noise_ratio * 0.5
-    drawn = torch.randint_like(labels, 0, num_classes)
-    return torch.where(change & (labels != num_classes), drawn, labels)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Noise:
+    """Random draws of a batch."""
+
+    change: Tensor
+    """(B, K) float in [0, 1): a label changes where this is low."""
+    labels: Tensor
+    """(B, K) integer class index, to change to."""
+    sign: Tensor
+    """(B, K, 4) float, -1 or 1."""
+    size: Tensor
+    """(B, K, 4) float in [0, 1)."""
 
 
-def _noise_boxes(boxes_cxcywh: Tensor, negative: Tensor, box_noise_scale: float) -> Tensor:
+def _draw_by_batch(labels: Tensor, boxes: Tensor, num_classes: int) -> _Noise:
+    return _Noise(
+        change=torch.rand_like(labels, dtype=torch.float),
+        labels=torch.randint_like(labels, 0, num_classes),
+        sign=torch.randint_like(boxes, 0, 2) * 2 - 1,
+        size=torch.rand_like(boxes),
+    )
+
+
+def _draw_by_image(seeds: Sequence[int], labels: Tensor, num_classes: int) -> _Noise:
+    """Ten numbers a query, drawn on the CPU so that they are the same on every device."""
+    num_queries = labels.shape[1]
+    drawn = torch.stack(
+        [torch.rand(num_queries, 10, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    ).to(labels.device, non_blocking=True)
+    return _Noise(
+        change=drawn[..., 0],
+        labels=(drawn[..., 1] * num_classes).to(labels.dtype),
+        sign=(drawn[..., 2:6] < 0.5) * 2.0 - 1.0,
+        size=drawn[..., 6:],
+    )
+
+
+def _padded(targets: Sequence[Target], length: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Labels (B, length) and boxes (B, length, 4) of all images; padding has the label `num_classes`."""
+    labels = pad_sequence([t["labels"] for t in targets], batch_first=True, padding_value=num_classes)
+    boxes = pad_sequence([t["boxes"] for t in targets], batch_first=True)
+    missing = length - labels.shape[1]
+    return F.pad(labels, (0, missing), value=num_classes), F.pad(boxes, (0, 0, 0, missing))
+
+
+def _noise_labels(labels: Tensor, noise: _Noise, num_classes: int, label_noise_ratio: float) -> Tensor:
+    change = noise.change < label_noise_ratio * 0.5
+    return torch.where(change & (labels != num_classes), noise.labels, labels)
+
+
+def _noise_boxes(boxes_cxcywh: Tensor, noise: _Noise, negative: Tensor, box_noise_scale: float) -> Tensor:
     """Move each corner by up to half a side, or by one half to one whole side for negatives."""
     half_sides = (boxes_cxcywh[..., 2:] * 0.5).repeat(1, 1, 2) * box_noise_scale
-    sign = torch.randint_like(boxes_cxcywh, 0, 2) * 2 - 1
-    size = torch.rand_like(boxes_cxcywh) + negative
-    noised = (cxcywh_to_xyxy(boxes_cxcywh) + sign * size * half_sides).clamp(min=0, max=1)
+    moved = noise.sign * (noise.size + negative) * half_sides
+    noised = (cxcywh_to_xyxy(boxes_cxcywh) + moved).clamp(min=0, max=1)
     # Noise can swap two corners; the side is then measured the other way.
     centre, sides = xyxy_to_cxcywh(noised).split(2, dim=-1)
     return torch.cat([centre, sides.abs()], dim=-1)

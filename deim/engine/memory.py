@@ -1,0 +1,51 @@
+"""How much memory a run takes, on a GPU or in this process."""
+
+import re
+import resource
+from pathlib import Path
+
+import torch
+
+PROCESS_STATUS = Path("/proc/self/status")
+PROCESS_RESET = Path("/proc/self/clear_refs")
+MACHINE_STATUS = Path("/proc/meminfo")
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin to measure the peak anew; on systems other than Linux the peak of a CPU process only grows."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif PROCESS_RESET.exists():
+        try:
+            PROCESS_RESET.write_text("5")
+        except OSError:  # not allowed in some containers
+            return
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory held since `reset_peak`: tensors on a GPU, resident memory of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    high_water = _kilobytes(PROCESS_STATUS, "VmHWM")
+    return 1024 * (high_water or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def limit_bytes(device: torch.device) -> int | None:
+    """Memory that this process can have at most, what it holds now included; None if that is not known."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    available, held = _kilobytes(MACHINE_STATUS, "MemAvailable"), _kilobytes(PROCESS_STATUS, "VmRSS")
+    return None if available is None or held is None else 1024 * (available + held)
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Text such as `10.2 GB`, in units of 2^30 bytes."""
+    return f"{num_bytes / 2**30:.1f} GB"
+
+
+def _kilobytes(path: Path, name: str) -> int | None:
+    if not path.exists():
+        return None
+    found = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(encoding="ascii"), flags=re.MULTILINE)
+    return None if found is None else int(found[1])

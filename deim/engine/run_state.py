@@ -1,0 +1,246 @@
+"""What a run consists of, how far it has come, and how both are put into checkpoints and taken out again."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from deim.config import Config, config_to_dict
+from deim.data.collate import Batch
+from deim.data.dataset import EpochBatches
+from deim.engine.checkpoint import FORMAT, WeightKind
+from deim.engine.early_stopping import Gains
+from deim.engine.ema import ModelEma
+from deim.engine.schedule import Timeline
+from deim.engine.seeding import random_states, restore_random_states
+from deim.engine.step import StepParts, bare_model
+from deim.errors import CheckpointError
+from deim.model.detector import Detector
+
+FREE_OPTIONS = (
+    "output_dir",
+    "data.root",
+    "data.eval_batch_size",
+    "data.num_workers",
+    "data.cache_mb",
+    "evaluation.draw_threshold",
+    "runtime.device",
+    "runtime.tensorboard",
+    "runtime.checkpoint_minutes",
+    "runtime.preflight",
+)
+"""Options that may differ when a run goes on: they change neither its data nor its weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validation:
+    """What a validation found."""
+
+    ap: float | None
+    """COCO AP of the validation split; None if it has no boxes."""
+    ap50: float | None
+    worst_class: str | None
+    """Name of the class with the lowest AP at IoU 0.50."""
+    worst_class_ap50: float | None
+    summary: dict[str, float | None]
+    """The 12 COCO numbers."""
+    class_ap50: dict[str, float | None]
+    """AP at IoU 0.50 of each class."""
+    picture: NDArray[Any] | None = None
+    """(H, W, 3) uint8: some images with their predictions, for TensorBoard."""
+
+
+Validate = Callable[[Detector], Validation]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunParts:
+    """Everything a run is made of."""
+
+    step: StepParts
+    ema: ModelEma[Detector]
+    loader: DataLoader[Batch]
+    batches: EpochBatches
+    """The order of the loader's images."""
+    timeline: Timeline
+    device: torch.device
+    validate: Validate
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    fingerprints: dict[str, str]
+    """Of the training and validation data."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EpochSums:
+    """Sums over the steps of an epoch so far."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    """Of the loss terms, the loss and the norm of the gradient, over good steps."""
+    num_good: int = 0
+    num_refused: int = 0
+    num_images: int = 0
+    seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    """Of `seconds`, those in which the loop waited for data."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Progress:
+    """How far a run has come."""
+
+    epoch: int = 0
+    """0-based: the epoch that is being trained, or comes next."""
+    steps_of_epoch: int = 0
+    """Steps of that epoch so far."""
+    step: int = 0
+    """Steps of the run so far, refused ones included."""
+    sums: EpochSums = field(default_factory=EpochSums)
+    best: dict[str, Any] = field(default_factory=dict)
+    """Metric, score, epoch and kind of weights of best.pth; empty before the first."""
+    gains: Gains = field(default_factory=Gains)
+    stopped_early: bool = False
+    refused_in_a_row: int = 0
+    refused_images: list[str] = field(default_factory=list)
+    """Images of the refused steps since the last good one."""
+    restores: int = 0
+    """How often the last good state was restored after refused steps."""
+    lr_scale: float = 1.0
+    """Halved at each such restore."""
+    micro_batch_size: int | None = None
+    """Images at once in memory; None for all of a step."""
+    halved: bool = False
+    """Whether memory has run out once, and half as many images are processed at once since."""
+
+
+def progress_from_dict(tree: dict[str, Any]) -> Progress:
+    """Undo `dataclasses.asdict`."""
+    return Progress(**(tree | {"sums": EpochSums(**tree["sums"]), "gains": Gains(**tree["gains"])}))
+
+
+def state_tree(
+    config: Config, parts: RunParts, progress: Progress, *, epoch: int, weights: WeightKind, resumable: bool
+) -> dict[str, Any]:
+    """A checkpoint: enough to use the detector and, if `resumable`, to go on training.
+
+    Args:
+        config: The experiment.
+        parts: The run.
+        progress: How far it has come.
+        epoch: 0-based epoch that the weights come from.
+        weights: Kind of weights to be used for inference.
+        resumable: Add what only training needs.
+    """
+    tree: dict[str, Any] = {
+        "format": FORMAT,
+        "config": config_to_dict(config),
+        "class_names": list(parts.class_names),
+        "category_ids": list(parts.category_ids),
+        "model": bare_model(parts.step.model).state_dict(),
+        "ema": {"model": parts.ema.model.state_dict(), "updates": parts.ema.updates},
+        "weights": weights,
+        "epoch": epoch,
+        "step": progress.step,
+        "best": progress.best,
+    }
+    if resumable:
+        tree["optimizer"] = parts.step.optimizer.state_dict()
+        tree["scaler"] = parts.step.precision.scaler.state_dict()
+        tree["random"] = random_states()
+        tree["progress"] = asdict(progress)
+        tree["fingerprints"] = parts.fingerprints
+    return tree
+
+
+def restore_run(parts: RunParts, tree: dict[str, Any], *, path: Path) -> Progress:
+    """Put a run back to where a checkpoint left it.
+
+    Args:
+        parts: The run; changed in place.
+        tree: From `read_checkpoint`.
+        path: Where it came from, for messages.
+
+    Returns:
+        How far that run had come.
+
+    Raises:
+        CheckpointError: If the checkpoint holds no run, or its tensors do not fit.
+    """
+    if "progress" not in tree:
+        raise CheckpointError(f"{path}: holds weights only. Resume from last.pth of the same folder.")
+    restore_weights(parts, tree, path=path)
+    restore_random_states(tree["random"])
+    return progress_from_dict(tree["progress"])
+
+
+def restore_weights(parts: RunParts, tree: dict[str, Any], *, path: Path) -> None:
+    """Put weights, averages, moments and loss scale back to where a resumable checkpoint left them.
+
+    Raises:
+        CheckpointError: If the tensors do not fit.
+    """
+    try:
+        restore_model(parts, tree)
+        _load_optimizer(parts.step.optimizer, tree["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not fit the config of this run. {error}") from None
+    if tree["scaler"]:
+        parts.step.precision.scaler.load_state_dict(tree["scaler"])
+
+
+def restore_model(parts: RunParts, tree: dict[str, Any]) -> None:
+    """Put the weights and their averages back to where any checkpoint of the run left them."""
+    bare_model(parts.step.model).load_state_dict(tree["model"])
+    parts.ema.model.load_state_dict(tree["ema"]["model"])
+    parts.ema.updates = tree["ema"]["updates"]
+
+
+def refuse_another_run(config: Config, parts: RunParts, tree: dict[str, Any], *, path: Path) -> None:
+    """Refuse to go on with other data or options than the run began with.
+
+    Raises:
+        CheckpointError: If classes, data or an option differ; all differences are listed.
+    """
+    differences = run_differences(config, parts, tree)
+    if differences:
+        listed = "\n".join(f"  {line}" for line in differences)
+        raise CheckpointError(
+            f"{path}: belongs to another run, these differ (there -> here):\n{listed}\nUndo the changes, "
+            f"start a new run, or go on all the same with --force."
+        )
+
+
+def run_differences(config: Config, parts: RunParts, tree: dict[str, Any]) -> list[str]:
+    """A line for each difference between a checkpoint's run and this one, free options left out."""
+    lines = []
+    if tuple(tree["class_names"]) != parts.class_names:
+        lines.append(f"classes: {', '.join(tree['class_names'])} -> {', '.join(parts.class_names)}")
+    for name, here in parts.fingerprints.items():
+        if tree.get("fingerprints", {}).get(name, here) != here:
+            lines.append(f"{name} data: other images or annotations")
+    return lines + _changed_options(tree["config"], config_to_dict(config))
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over the moments of a stopped run, but the options of this one."""
+    options = [
+        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, wanted in zip(optimizer.param_groups, options, strict=True):
+        group.update(wanted)
+
+
+def _changed_options(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += _changed_options(before, after, f"{prefix}{name}.")
+        elif before != after and f"{prefix}{name}" not in FREE_OPTIONS:
+            lines.append(f"{prefix}{name}: {before} -> {after}")
+    return lines

@@ -1,0 +1,103 @@
+"""One of several processes, for `test_distributed.py`: torchrun … ranks.py gradients|evaluation OUT."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deim.boxes import xyxy_to_cxcywh
+from deim.config import config_from_dict
+from deim.data.coco import read_coco
+from deim.data.collate import Batch
+from deim.engine.device import select_precision
+from deim.engine.distributed import World, exchange_gradients, join_world
+from deim.engine.optimizer import build_optimizer
+from deim.engine.seeding import seed_everything
+from deim.engine.step import StepParts, bare_model, train_step
+from deim.evaluation.evaluator import Evaluator
+from deim.loss.build import build_criterion
+from deim.model.build import build_model
+from deim.model.detector import Detector
+from deim.structures import Target
+
+
+def make_batch(num_boxes: list[int]) -> Batch:
+    """Random images; image i has `num_boxes[i]` boxes."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(len(num_boxes), 3, 64, 64, generator=generator)
+    corners = [torch.rand(count, 2, 2, generator=generator).sort(dim=1).values for count in num_boxes]
+    targets: list[Target] = [
+        {
+            "boxes": xyxy_to_cxcywh(box.flatten(1)),
+            "labels": torch.arange(len(box)) % 3,
+            "noise_seed": number,
+        }
+        for number, box in enumerate(corners)
+    ]
+    return Batch(images=images, targets=targets)
+
+
+def build(tree: dict[str, Any]) -> Detector:
+    """The tiny detector; batch norm keeps its statistics, which CPUs do not exchange."""
+    seed_everything(0)
+    model = build_model(config_from_dict(tree, where="tiny").model, 3).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    return model
+
+
+def compute_gradients(
+    tree: dict, num_boxes: list[int], world: World, *, micro_batch_size: int | None
+) -> dict:
+    """Terms and gradients of one step in which this process has every `world.size`-th image."""
+    model = build(tree)
+    config = config_from_dict(tree, where="tiny")
+    batch = make_batch(num_boxes)
+    own = Batch(
+        images=batch.images[world.rank :: world.size], targets=batch.targets[world.rank :: world.size]
+    )
+    parts = StepParts(
+        model=exchange_gradients(model, world),
+        criterion=build_criterion(config.loss),
+        optimizer=build_optimizer(model, config.recipe),
+        precision=select_precision("off", torch.device("cpu")),
+        clip_grad_norm=1e9,
+        world=world,
+    )
+    result = train_step(parts, own, epoch=0, seed=0, micro_batch_size=micro_batch_size)
+    named = bare_model(parts.model).named_parameters()
+    gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+    return {"terms": result.terms, "refused": result.refused, "gradients": gradients}
+
+
+def main() -> None:
+    """Do what the arguments say; the main process writes the result."""
+    request = torch.load(sys.argv[1], weights_only=True)
+    torch.set_num_threads(1)
+    with join_world("cpu") as world:
+        if request["what"] == "gradients":
+            result = [
+                compute_gradients(request["tree"], numbers, world, micro_batch_size=micro)
+                for numbers, micro in request["cases"]
+            ]
+        else:
+            root = Path(request["tree"]["data"]["root"])
+            config = config_from_dict(request["tree"], where="tiny")
+            split = read_coco(root / "annotations" / "train.json", root / "images")
+            names = split.class_names
+            evaluator = Evaluator(config, split, class_names=names, device=torch.device("cpu"), world=world)
+            evaluation = evaluator.evaluate(build(request["tree"]).eval())
+            own = sum(len(batch.targets) for batch in evaluator.loader)
+            result = {
+                "shares": world.gather(own),
+                "entries": evaluation.predictions.to_coco(evaluation.category_ids),
+                "ap50": evaluation.metrics.summary.ap50,
+            }
+        if world.is_main:
+            torch.save(result, sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What is tried before a run, and how batches are planned."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from deim.config import Config
+from deim.engine import preflight as preflight_module
+from deim.engine.distributed import World
+from deim.engine.memory import limit_bytes, peak_bytes, reset_peak
+from deim.engine.preflight import plan_batches
+from deim.engine.step import StepParts
+from deim.engine.trainer import Trainer
+from deim.errors import ConfigError, TrainingError
+
+MakeConfig = Callable[..., Config]
+Build = Callable[..., Trainer]
+PREFLIGHT = "runtime.preflight=true"
+AUTO = ("data.batch_size=auto", "data.effective_batch_size=6")
+GB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "expected"),
+    [
+        (("data.batch_size=4",), 1, (4, 4, 4)),
+        (("data.batch_size=4",), 2, (8, 4, 4)),
+        (("data.batch_size=2", "data.effective_batch_size=8"), 1, (8, 8, 2)),
+        (("data.batch_size=2", "data.effective_batch_size=8"), 2, (8, 4, 2)),
+        (AUTO, 2, (6, 3, None)),
+    ],
+)
+def test_batches_are_planned(
+    options: tuple[str, ...],
+    processes: int,
+    expected: tuple[int, int, int | None],
+    tmp_path: Path,
+    tiny_config: MakeConfig,
+) -> None:
+    plan = plan_batches(tiny_config(tmp_path, tmp_path / "run", *options), World(size=processes))
+    assert (plan.effective, plan.share, plan.micro) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("data.effective_batch_size=7",),
+            "7 cannot be shared out equally among 2 processes",
+        ),
+        (
+            ("data.batch_size=4", "data.effective_batch_size=6"),
+            "4 is more than a process has to do in a",
+        ),
+    ],
+)
+def test_contradicting_sizes_are_refused(
+    options: tuple[str, ...], message: str, tmp_path: Path, tiny_config: MakeConfig
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        plan_batches(tiny_config(tmp_path, tmp_path / "run", *options), World(size=2))
+
+
+def test_auto_needs_the_size_of_a_step(tmp_path: Path, tiny_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size: 'auto' needs effective_batch_size, the images of an"):
+        tiny_config(tmp_path, tmp_path / "run", "data.batch_size=auto")
+
+
+def test_it_prints_what_memory_is_taken_and_left_and_changes_nothing(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    without = build_tiny(tiny_config(tiny_set, tmp_path / "without", "epochs=2"))
+    without.run(show_progress=False)
+    with caplog.at_level(logging.INFO):
+        trainer = build_tiny(tiny_config(tiny_set, tmp_path / "with", "epochs=2", PREFLIGHT))
+    line = next(message for message in caplog.messages if message.startswith("memory: "))
+    assert "in a step of 3 images with 2 boxes each, or in validation, " in line
+    assert line.endswith(" GB left")
+    trainer.run(show_progress=False)
+    expected, found = (run.parts.step.model.state_dict() for run in (without, trainer))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def pretend_memory(monkeypatch: pytest.MonkeyPatch, *, model: float, image: float, total: float) -> list[int]:
+    """A device that holds `total` GB, of which a step takes `model` and so much an image; sizes tried."""
+    tried: list[int] = []
+
+    def work(parts: StepParts, batch: preflight_module.Batch) -> None:
+        tried.append(len(batch.targets))
+        if model + image * tried[-1] > total:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(preflight_module, "forward_and_backward", work)
+    monkeypatch.setattr(preflight_module, "peak_bytes", lambda device: int((model + image * tried[-1]) * GB))
+    monkeypatch.setattr(preflight_module, "limit_bytes", lambda device: int(total * GB))
+    return tried
+
+
+@pytest.mark.parametrize(("total", "expected"), [(12, 6), (7, 3), (5, 2), (3, 1)], ids="{} GB".format)
+def test_auto_takes_the_most_images_that_fit_in_equal_parts(
+    total: float,
+    expected: int,
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend_memory(monkeypatch, model=1.0, image=1.4, total=total)
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", *AUTO))
+    assert trainer.progress.micro_batch_size == expected
+
+
+def test_auto_trains_on_this_machine(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", *AUTO, "epochs=1"))
+    trainer.run(show_progress=False)
+    assert trainer.progress.step == 1
+    assert trainer.progress.micro_batch_size in (1, 2, 3, 6)
+
+
+def test_a_step_that_does_not_fit_is_refused_at_once_with_advice(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend_memory(monkeypatch, model=1.0, image=1.4, total=4.0)
+    with pytest.raises(TrainingError) as caught:
+        build_tiny(tiny_config(tiny_set, tmp_path / "run", PREFLIGHT))
+    assert str(caught.value) == (
+        "data.batch_size: a step of 3 images at 64x64 px does not fit into memory. Use --set "
+        "data.batch_size=auto data.effective_batch_size=3, or runtime.activation_checkpointing=true, or a "
+        "smaller image_size."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_peak_of_this_process_is_measured() -> None:
+    device = torch.device("cpu")
+    reset_peak(device)
+    before = peak_bytes(device)
+    held = torch.ones(100 * 2**20, dtype=torch.uint8)
+    assert peak_bytes(device) - before > 80 * 2**20
+    del held
+    limit = limit_bytes(device)
+    assert limit is None or limit > before

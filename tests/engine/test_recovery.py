@@ -1,0 +1,169 @@
+"""Steps that give no finite number, memory that runs out, and what the run does about them."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deim.config import Config
+from deim.engine import trainer as trainer_module
+from deim.engine.checkpoint import read_checkpoint
+from deim.engine.step import StepParts, StepResult, train_step
+from deim.engine.trainer import Trainer
+from deim.errors import TrainingError
+
+MakeConfig = Callable[..., Config]
+Build = Callable[..., Trainer]
+NAN = float("nan")
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`spoil(steps, factor)`: multiply the images of these steps, counted over all calls, by a factor."""
+
+    def install(steps: set[int], factor: float = NAN) -> None:
+        calls = iter(range(10**6))
+
+        def step(parts: StepParts, batch: Any, **options: Any) -> StepResult:
+            if next(calls) in steps:
+                batch.images.mul_(factor)
+            return train_step(parts, batch, **options)
+
+        monkeypatch.setattr(trainer_module, "train_step", step)
+
+    return install
+
+
+def events_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_bad_steps_are_logged_and_the_run_goes_on(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, spoil: Callable[..., None]
+) -> None:
+    spoil({1, 2, 5})
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=4"))
+    trainer.run(show_progress=False)
+    refused = [line for line in events_of(tmp_path / "run") if line["event"] == "refused_step"]
+    assert [line["step"] for line in refused] == [1, 2, 5]
+    assert all(
+        line["why"] and len(line["images"]) == 3 and line["lr"] > 0 and line["weight_norm"] > 0
+        for line in refused
+    )
+    assert trainer.parts.ema.updates == 5
+    assert all(torch.isfinite(value).all() for value in trainer.parts.step.model.state_dict().values())
+    assert trainer.progress.restores == 0
+
+
+def test_after_too_many_the_last_good_state_comes_back_with_half_the_rate(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    spoil: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spoil({3, 4, 5})
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=4", "recipe.max_refused_steps=3")
+    trainer = build_tiny(config)
+    with caplog.at_level(logging.WARNING):
+        trainer.run(show_progress=False)
+    assert "3 steps in a row refused: restored the state of step 2, learning rate times 0.5" in caplog.text
+    restored = [line for line in events_of(tmp_path / "run") if line["event"] == "restored"]
+    assert [(line["step"], line["to_step"], line["lr_scale"]) for line in restored] == [(5, 2, 0.5)]
+    assert trainer.progress.lr_scale == 0.5
+    # Two good steps before the restored state, and the last two of the run.
+    assert trainer.parts.ema.updates == 4
+    lines = [line for line in events_of(tmp_path / "run") if line["event"] == "epoch"]
+    timeline = trainer.parts.timeline
+    assert lines[-1]["lr"] == pytest.approx(0.5 * config.recipe.lr * timeline.lr_factor(7))
+
+
+def test_a_state_that_was_saved_between_bad_steps_is_not_gone_back_to(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, spoil: Callable[..., None]
+) -> None:
+    spoil({3, 4, 5, 6})
+    options = ("epochs=4", "recipe.max_refused_steps=4", "evaluation.every_epochs=4")
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", *options))
+    trainer.run(show_progress=False)
+    restored = [line for line in events_of(tmp_path / "run") if line["event"] == "restored"]
+    # Saved after step 4 (one bad step) and after step 2.
+    assert [line["to_step"] for line in restored] == [2]
+
+
+def test_after_three_restores_the_run_stops_and_names_the_images(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, spoil: Callable[..., None]
+) -> None:
+    spoil(set(range(3, 100)))
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=40", "recipe.max_refused_steps=2")
+    trainer = build_tiny(config)
+    with pytest.raises(TrainingError, match=r"2 steps in a row .* restored 3 times .* images ") as caught:
+        trainer.run(show_progress=False)
+    named = {f"train_{number}.png" for number in range(6)}
+    assert all(name in str(caught.value) for name in named)
+    assert (trainer.progress.restores, trainer.progress.lr_scale) == (3, 0.125)
+    tree = read_checkpoint(tmp_path / "run" / "last.pth")
+    assert all(torch.isfinite(value).all() for value in tree["model"].values())
+
+
+def test_a_refused_first_step_goes_back_to_the_beginning(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, spoil: Callable[..., None]
+) -> None:
+    spoil({0, 1})
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=2", "recipe.max_refused_steps=2")
+    trainer = build_tiny(config)
+    trainer.run(show_progress=False)
+    assert trainer.progress.restores == 1
+    assert trainer.parts.ema.updates == 2
+
+
+def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, *, above: int, steps: set[int]) -> list[int | None]:
+    """Raise in these calls if more images than `above` are processed at once; the sizes that were tried."""
+    tried: list[int | None] = []
+
+    def step(parts: StepParts, batch: Any, **options: Any) -> StepResult:
+        size = options["micro_batch_size"]
+        tried.append(size)
+        if len(tried) - 1 in steps and (size or len(batch.targets)) > above:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train_step(parts, batch, **options)
+
+    monkeypatch.setattr(trainer_module, "train_step", step)
+    return tried
+
+
+def test_memory_that_runs_out_once_halves_the_micro_batch_and_keeps_the_step(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = run_out_of_memory(monkeypatch, above=2, steps={2})
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=2"))
+    trainer.run(show_progress=False)
+    assert tried == [3, 3, 3, 2, 2]
+    events = [line for line in events_of(tmp_path / "run") if line["event"] == "out_of_memory"]
+    assert [(line["step"], line["micro_batch_size"]) for line in events] == [(2, 2)]
+    assert (trainer.progress.step, trainer.parts.ema.updates) == (4, 4)
+    resumed = build_tiny(
+        tiny_config(tiny_set, tmp_path / "run", "epochs=2"), resume_from=tmp_path / "run" / "last.pth"
+    )
+    assert resumed.progress.micro_batch_size == 2
+
+
+def test_memory_that_runs_out_twice_ends_the_run_with_advice(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_out_of_memory(monkeypatch, above=1, steps={2, 3})
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=2"))
+    with pytest.raises(TrainingError, match=r"out of memory in step 2 with 2 images at once\. Lower data"):
+        trainer.run(show_progress=False)

@@ -1,0 +1,309 @@
+"""Runs that are killed, stopped or changed, and go on."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deim.config import Config
+from deim.engine.build import find_resume
+from deim.engine.checkpoint import previous_path, read_checkpoint
+from deim.engine.trainer import Trainer
+from deim.errors import CheckpointError, StopSignalError
+from deim.model.weights import inference_weights
+
+MakeConfig = Callable[..., Config]
+Build = Callable[..., Trainer]
+SIX_EPOCHS = (
+    "epochs=6",
+    "schedule.no_aug_epochs=2",
+    "augment.photometric=0.5",
+    "augment.vertical_flip=0.5",
+)
+EVERY_STEP = "runtime.checkpoint_minutes=1e-9"
+COMPARED = ("epoch", "step", "loss", "grad_norm", "lr", "terms", "ap", "is_best", "refused_steps")
+
+
+@pytest.fixture(scope="module")
+def ten_images(tmp_path_factory: pytest.TempPathFactory, write_coco: Callable[..., Path]) -> Path:
+    """Four steps an epoch of at most three images, the last of one."""
+    return write_coco(tmp_path_factory.mktemp("ten"), num_images={"train": 10, "val": 3, "test": 1})
+
+
+@pytest.fixture(scope="module")
+def whole_run(
+    tmp_path_factory: pytest.TempPathFactory, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> Path:
+    """Folder of a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    build_tiny(tiny_config(ten_images, folder, *SIX_EPOCHS)).run(show_progress=False)
+    return folder
+
+
+def epochs_of(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line.get(name) for name in COMPARED} for line in lines if line["event"] == "epoch"]
+
+
+def states_of(folder: Path) -> dict[str, torch.Tensor]:
+    last, best = read_checkpoint(folder / "last.pth"), read_checkpoint(folder / "best.pth")
+    states = {"raw": last["model"], "ema": last["ema"]["model"], "best": inference_weights(best)}
+    return {f"{kind}.{name}": value for kind, state in states.items() for name, value in state.items()}
+
+
+def assert_equal_runs(found: Path, expected: Path) -> None:
+    assert epochs_of(found) == epochs_of(expected)
+    theirs = states_of(expected)
+    ours = states_of(found)
+    assert ours.keys() == theirs.keys()
+    assert [name for name, value in theirs.items() if not torch.equal(ours[name], value)] == []
+    assert {path.name for path in found.iterdir()} == {path.name for path in expected.iterdir()}
+
+
+def train_until_killed(build: Build, config: Config, folder: Path) -> None:
+    build(config, resume_from=find_resume(folder, "auto")).run(show_progress=False)
+
+
+def killed_run(build: Build, config: Config, folder: Path, *, delays: Iterator[float]) -> int:
+    """Start the run anew after each kill, kill it after each delay; the kills until it ended by itself."""
+    kills = 0
+    for delay in delays:
+        process = multiprocessing.get_context("fork").Process(
+            target=train_until_killed, args=(build, config, folder)
+        )
+        process.start()
+        process.join(delay)
+        if process.exitcode is None:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += 1
+            for line in (folder / "metrics.jsonl").read_text().splitlines() if folder.is_dir() else []:
+                json.loads(line)  # valid after any kill
+        else:
+            assert process.exitcode == 0
+            break
+    return kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [(EVERY_STEP,), (), (EVERY_STEP, "data.num_workers=2"), (EVERY_STEP, "data.effective_batch_size=6")],
+    ids=["saved each step", "saved each epoch", "workers", "accumulation"],
+)
+def test_a_run_killed_at_random_ends_as_one_that_was_never_stopped(
+    options: tuple[str, ...],
+    tmp_path: Path,
+    ten_images: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = tmp_path / "whole"
+    started = time.monotonic()
+    build_tiny(tiny_config(ten_images, whole, *SIX_EPOCHS, *options)).run(show_progress=False)
+    seconds = time.monotonic() - started
+    rng = np.random.default_rng(0)
+    kills = rounds = 0
+    while kills < 20:
+        folder = tmp_path / f"killed_{rounds}"
+        config = tiny_config(ten_images, folder, *SIX_EPOCHS, *options)
+        delays = iter([*rng.uniform(0.0, seconds / 3, size=10 + 10 * rounds).tolist(), 600.0])
+        kills += killed_run(build_tiny, config, folder, delays=delays)
+        assert_equal_runs(folder, whole)
+        rounds += 1
+    with capsys.disabled():
+        print(f" {kills} kills in {rounds} runs of {seconds:.1f} s")  # noqa: T201
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, signal_number: int = signal.SIGTERM) -> None:
+    """Send this process a signal while the trainer does a step of the run, counted from 0."""
+    own = Trainer._step
+
+    def step(self: Trainer, batch: Any) -> Any:
+        if self.progress.step == number:
+            monkeypatch.setattr(Trainer, "_step", own)
+            os.kill(os.getpid(), signal_number)
+        return own(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+
+
+@pytest.mark.parametrize(
+    ("number", "signal_number"),
+    [(0, signal.SIGTERM), (3, signal.SIGINT), (17, signal.SIGTERM), (23, signal.SIGINT)],
+    ids=["in the first step", "in the last of an epoch", "in the final stage", "in the last of all"],
+)
+def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
+    number: int,
+    signal_number: int,
+    tmp_path: Path,
+    whole_run: Path,
+    ten_images: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped = tmp_path / "stopped"
+    config = tiny_config(ten_images, stopped, *SIX_EPOCHS)
+    stop_in_step(monkeypatch, number, signal_number)
+    with pytest.raises(StopSignalError, match=rf"stopped by SIG\w+ in epoch {number // 4 + 1} after step"):
+        build_tiny(config).run(show_progress=False)
+    assert read_checkpoint(stopped / "last.pth")["step"] == number + 1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    torch.manual_seed(999)
+    resumed = build_tiny(config, resume_from=stopped / "last.pth")
+    assert (resumed.progress.epoch, resumed.progress.steps_of_epoch) == (number // 4, number % 4 + 1)
+    resumed.run(show_progress=False)
+    assert_equal_runs(stopped, whole_run)
+
+
+@pytest.mark.parametrize("left", [0, 0.5, -3], ids=["empty", "half", "without its end"])
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(
+    left: float,
+    tmp_path: Path,
+    whole_run: Path,
+    ten_images: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stopped = tmp_path / "stopped"
+    config = tiny_config(ten_images, stopped, *SIX_EPOCHS)
+    stop_in_step(monkeypatch, 9)
+    with pytest.raises(StopSignalError):
+        build_tiny(config).run(show_progress=False)
+    last = stopped / "last.pth"
+    content = last.read_bytes()
+    last.write_bytes(content[: int(left * len(content)) if 0 < left < 1 else int(left)])
+    with caplog.at_level(logging.WARNING):
+        resumed = build_tiny(config, resume_from=find_resume(stopped, "auto"))
+    assert "last.pth: damaged, truncated or not a weights file" in caplog.text
+    assert f"Going back to the checkpoint before it, {previous_path(last)}." in caplog.text
+    assert resumed.progress.step == 8
+    resumed.run(show_progress=False)
+    assert_equal_runs(stopped, whole_run)
+
+
+def test_a_kill_between_the_two_renames_of_a_checkpoint_loses_nothing(
+    tmp_path: Path,
+    ten_images: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny_config(ten_images, tmp_path / "run", *SIX_EPOCHS)
+    stop_in_step(monkeypatch, 5)
+    with pytest.raises(StopSignalError):
+        build_tiny(config).run(show_progress=False)
+    last = tmp_path / "run" / "last.pth"
+    last.replace(previous_path(last))
+    assert build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).progress.step == 6
+
+
+@pytest.fixture
+def stopped_run(
+    tmp_path: Path,
+    ten_images: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """Folder of a run that was stopped after its sixth step."""
+    stop_in_step(monkeypatch, 5)
+    with pytest.raises(StopSignalError):
+        build_tiny(tiny_config(ten_images, tmp_path / "run", *SIX_EPOCHS)).run(show_progress=False)
+    return tmp_path / "run"
+
+
+def test_another_config_is_refused_with_every_difference_unless_forced(
+    stopped_run: Path,
+    ten_images: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    changes = ("recipe.lr=1e-5", "model.decoder.num_denoising=4")
+    config = tiny_config(ten_images, stopped_run, *SIX_EPOCHS, *changes)
+    before = {path.name: path.read_bytes() for path in stopped_run.iterdir()}
+    with pytest.raises(CheckpointError) as caught:
+        build_tiny(config, resume_from=stopped_run / "last.pth")
+    assert str(caught.value) == (
+        f"{stopped_run}/last.pth: belongs to another run, these differ (there -> here):\n"
+        f"  model.decoder.num_denoising: 8 -> 4\n"
+        f"  recipe.lr: 0.0005 -> 1e-05\n"
+        f"Undo the changes, start a new run, or go on all the same with --force."
+    )
+    assert {path.name: path.read_bytes() for path in stopped_run.iterdir()} == before
+    with caplog.at_level(logging.WARNING):
+        trainer = build_tiny(config, resume_from=stopped_run / "last.pth", force=True)
+    assert "changed since the run was stopped: recipe.lr: 0.0005 -> 1e-05" in caplog.text
+    assert trainer.parts.step.optimizer.param_groups[-1]["flat_lr"] == 1e-5
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_other_data_are_refused_unless_forced(
+    split: str,
+    stopped_run: Path,
+    tmp_path: Path,
+    write_coco: Callable[..., Path],
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+) -> None:
+    numbers = {"train": 10, "val": 3, "test": 1}
+    root = write_coco(tmp_path / "other", num_images=numbers)
+    config = tiny_config(root, stopped_run, *SIX_EPOCHS)
+    assert build_tiny(config, resume_from=stopped_run / "last.pth").progress.step == 6  # a copy is the same
+    file = root / "annotations" / f"{split}.json"
+    tree = json.loads(file.read_text())
+    tree["annotations"][0]["bbox"][2] -= 1
+    file.write_text(json.dumps(tree))
+    name = {"train": "training", "val": "validation"}[split]
+    with pytest.raises(CheckpointError, match=f"\n  {name} data: other images or annotations\n"):
+        build_tiny(config, resume_from=stopped_run / "last.pth")
+    assert build_tiny(config, resume_from=stopped_run / "last.pth", force=True).progress.step == 6
+
+
+def test_options_of_the_machine_may_change(
+    stopped_run: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    free = ("data.num_workers=1", "data.cache_mb=7", "runtime.checkpoint_minutes=3", "data.eval_batch_size=1")
+    config = tiny_config(ten_images, stopped_run, *SIX_EPOCHS, *free)
+    assert build_tiny(config, resume_from=stopped_run / "last.pth").progress.step == 6
+
+
+def test_a_checkpoint_holds_all_that_a_run_needs(stopped_run: Path) -> None:
+    tree = read_checkpoint(stopped_run / "last.pth")
+    assert {"model", "ema", "optimizer", "scaler", "random", "config", "class_names", "best"} <= tree.keys()
+    progress = tree["progress"]
+    assert (progress["epoch"], progress["steps_of_epoch"], progress["step"]) == (1, 2, 6)
+    assert set(progress["gains"]) == {"score", "epoch"}
+    assert progress["sums"]["num_good"] == 2
+
+
+def test_a_run_stopped_early_stays_stopped(
+    tmp_path: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    options = (*SIX_EPOCHS, "early_stopping.patience=1", "early_stopping.min_delta=1.0")
+    config = tiny_config(ten_images, tmp_path / "run", *options)
+    trainer = build_tiny(config)
+    trainer.run(show_progress=False)
+    # The final stage begins in epoch 4; its first epoch brings no gain.
+    assert [line["epoch"] for line in epochs_of(tmp_path / "run")] == [0, 1, 2, 3, 4]
+    assert trainer.progress.stopped_early
+    resumed = build_tiny(config, resume_from=tmp_path / "run" / "last.pth")
+    resumed.run(show_progress=False)
+    assert asdict(resumed.progress) == asdict(trainer.progress)
+    assert len(epochs_of(tmp_path / "run")) == 5

@@ -1,0 +1,105 @@
+"""Properties of whole runs that take longer to show: determinism, compilation, memory that does not grow."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deim.config import Config
+from deim.engine.checkpoint import read_checkpoint
+from deim.engine.memory import PROCESS_STATUS
+from deim.engine.trainer import Trainer
+from tests.conftest import TINY
+
+REPOSITORY = Path(__file__).parents[2]
+MakeConfig = Callable[..., Config]
+Build = Callable[..., Trainer]
+
+
+def losses_of(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["event"] == "epoch"]
+
+
+@pytest.fixture
+def deterministic_afterwards() -> Any:
+    """Take the process's setting back."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic_afterwards")
+def test_deterministic_runs_are_identical_whatever_the_number_of_workers(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    states = []
+    for name, workers in (("a", 0), ("b", 0), ("c", 2)):
+        options = (
+            "epochs=2",
+            "runtime.deterministic=true",
+            "augment.photometric=0.5",
+            f"data.num_workers={workers}",
+        )
+        trainer = build_tiny(tiny_config(tiny_set, tmp_path / name, *options))
+        assert torch.are_deterministic_algorithms_enabled()
+        trainer.run(show_progress=False)
+        states.append(trainer.parts.ema.model.state_dict())
+    assert losses_of(tmp_path / "a") == losses_of(tmp_path / "b") == losses_of(tmp_path / "c")
+    for other in states[1:]:
+        assert all(torch.equal(other[name], value) for name, value in states[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_has_the_same_losses(
+    tmp_path: Path, write_coco: Callable[..., Path], tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    root = write_coco(tmp_path / "set", num_images={"train": 30, "val": 2, "test": 1})
+    for name in ("false", "true"):
+        options = ("epochs=5", "evaluation.every_epochs=5", f"runtime.compile={name}")
+        trainer = build_tiny(tiny_config(root, tmp_path / name, *options))
+        trainer.run(show_progress=False)
+        assert trainer.progress.step == 50
+    plain, compiled = losses_of(tmp_path / "false"), losses_of(tmp_path / "true")
+    assert compiled == pytest.approx(plain, rel=1e-3)
+    tree = read_checkpoint(tmp_path / "true" / "best.pth")
+    assert tree["model"].keys() == read_checkpoint(tmp_path / "false" / "best.pth")["model"].keys()
+
+
+def resident_kilobytes(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+    return int(status.split("VmRSS:")[1].split()[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PROCESS_STATUS.exists(), reason="reads Linux's record of a process's memory")
+def test_memory_does_not_grow_from_epoch_to_epoch(
+    tmp_path: Path, tiny_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree: dict[str, Any] = TINY | {
+        "output_dir": str(tmp_path / "run"),
+        "epochs": 40,
+        "data": TINY["data"] | {"root": str(tiny_set), "num_workers": 2},
+        "runtime": {"device": "cpu", "preflight": False},
+    }
+    (tmp_path / "tiny.yml").write_text(json.dumps(tree), encoding="utf-8")
+    command = [sys.executable, str(REPOSITORY / "tools" / "train.py"), "-c", str(tmp_path / "tiny.yml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    held = [resident_kilobytes(process.pid) for line in process.stdout if line.startswith("epoch ")]
+    assert process.wait() == 0
+    # Warm-up: libraries load and pools fill in the first epochs.
+    growth_mb = (held[39] - held[19]) / 20 / 1024
+    with capsys.disabled():
+        print(f" {growth_mb:.3f} MB an epoch")  # noqa: T201
+    assert growth_mb < 1
