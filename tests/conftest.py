@@ -123,7 +123,11 @@ def _build(
 ) -> Trainer:
     splits: Splits = build_splits(config.data)
     evaluator = Evaluator(
-        config, splits.val, class_names=splits.train.class_names, device=select_device(config.runtime.device)
+        config,
+        splits.val,
+        class_names=splits.train.class_names,
+        category_ids=splits.train.category_ids,
+        device=select_device(config.runtime.device),
     )
     return build_trainer(
         config,

@@ -50,9 +50,11 @@ def main() -> int:
         "--recipe", type=Path, help="recipe.py of the parity fixtures: its weights and inputs"
     )
     args = parser.parse_args()
+    if args.size < 64 or args.size % 32 or min(args.batch, args.steps) < 1 or args.boxes < 0:
+        parser.error("--size is a multiple of 32 from 64; --batch and --steps are at least 1, --boxes 0")
     try:
         print(json.dumps(time_steps(args)))
-    except DeimError as error:
+    except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
@@ -70,7 +72,7 @@ def time_steps(args: argparse.Namespace) -> dict[str, float | str]:
     targets = [{"boxes": t["boxes"].to(device), "labels": t["labels"].to(device)} for t in targets]
     criterion = build_criterion()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     autocast = torch.autocast(device.type, dtype=precision.dtype, enabled=precision.dtype is not None)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -38,10 +38,11 @@ def main() -> int:
             trained.config,
             read_split(trained.config.data, args.split),
             class_names=trained.class_names,
+            category_ids=trained.category_ids,
             device=trained.device,
         )
         result = assess(trained, evaluator, split_name=args.split, report_path=report_path)
-    except DeimError as error:
+    except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print(format_class_table(result.evaluation.metrics))

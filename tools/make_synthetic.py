@@ -36,7 +36,7 @@ def main() -> int:
             max_size_wh=(args.max_size[0], args.max_size[1]),
             seed=args.seed,
         )
-    except DeimError as error:
+    except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print(f"Dataset written to {args.root}")

@@ -11,9 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from deim.data.transforms import read_image
+from deim.engine.checkpoint import load_trained
 from deim.errors import DataError, DeimError
 from deim.evaluation.plots import draw_detections
-from deim.evaluation.predict import above, load_detector, to_coco_results
+from deim.evaluation.predict import Predictor, above, to_coco_results
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -76,13 +77,17 @@ def main() -> int:
         "--score-threshold", type=float, default=0.0, help="lowest score in the JSON; default: all"
     )
     parser.add_argument(
-        "--draw-threshold", type=float, help="lowest score in the pictures; default: the config's"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override stored options, such as runtime.device=cpu or evaluation.draw_threshold=0.3",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args()
     try:
         predict(args)
-    except DeimError as error:
+    except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
@@ -94,7 +99,7 @@ def predict(args: argparse.Namespace) -> None:
     ids = number_images(paths, args.annotations)
     num_skipped = len(paths) - len(ids)
     paths = list(ids)
-    detector = load_detector(args.checkpoint, device=args.device)
+    detector = Predictor(load_trained(args.checkpoint, overrides=args.set))
     names = dict(zip(detector.category_ids, detector.class_names, strict=True))
     found = detector.predict(paths)
     results = [
@@ -107,17 +112,16 @@ def predict(args: argparse.Namespace) -> None:
     # A folder of their own: the pictures have the names of the images and must never replace them.
     pictures = args.output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    results_path = args.output / "predictions.json"
-    results_path.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    threshold = args.draw_threshold
-    if threshold is None:
-        threshold = detector.trained.config.evaluation.draw_threshold
+    threshold = detector.trained.config.evaluation.draw_threshold
     for path, detections in zip(paths, found, strict=True):
         picture = Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
         drawn = draw_detections(
             picture, detections, class_names=detector.class_names, score_threshold=threshold
         )
-        drawn.save(pictures / path.name)
+        name = path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png"
+        drawn.save(pictures / name)
+    results_path = args.output / "predictions.json"
+    results_path.write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(f"{len(results)} detections in {len(paths)} images")
     if num_skipped:
         print(f"skipped   {num_skipped} images that {args.annotations} does not list")

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         config = load_config(args.path or args.config, args.overrides)
-    except DeimError as error:
+    except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     print(config_to_yaml(config), end="")

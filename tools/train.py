@@ -17,9 +17,9 @@ from deim.config import Config, load_config
 from deim.data.build import build_splits, prepare_root
 from deim.engine.build import (
     build_trainer,
-    discard_unstarted_run,
     find_resume,
     refuse_existing_run,
+    settle_folder,
 )
 from deim.engine.checkpoint import load_trained
 from deim.engine.device import select_device
@@ -44,15 +44,21 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
     """
     folder = Path(config.output_dir)
     resume_from = find_resume(folder, resume)
-    if resume_from is None and not overwrite:
-        refuse_existing_run(folder)  # before a data set is made or read
+    may_begin_anew = resume == "auto"
+    if not overwrite:  # before a data set is made or read
+        refuse_existing_run(folder, resume_from=resume_from, may_begin_anew=may_begin_anew)
     device = select_device(config.runtime.device, local_rank=world.local_rank if world.size > 1 else None)
     if world.is_main:
         prepare_root(config.data)
     world.wait()
     splits = build_splits(config.data)
     evaluator = Evaluator(
-        config, splits.val, class_names=splits.train.class_names, device=device, world=world
+        config,
+        splits.val,
+        class_names=splits.train.class_names,
+        category_ids=splits.train.category_ids,
+        device=device,
+        world=world,
     )
 
     def validate(model: Detector) -> Validation:
@@ -75,14 +81,14 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
         overwrite=overwrite,
         resume_from=resume_from,
         force=force,
+        may_begin_anew=may_begin_anew,
         world=world,
     )
     try:
         trainer.run()
-    except (DeimError, KeyboardInterrupt):
-        if trainer.progress.step == 0 and world.is_main:
-            discard_unstarted_run(folder)
-        raise
+    finally:
+        if world.is_main:
+            settle_folder(folder, has_begun=trainer.progress.step > 0)
     best = load_trained(trainer.best_path, device=device)
     if not world.is_main:
         evaluator.evaluate(best.model)  # this process's share of the images
@@ -120,7 +126,7 @@ def main() -> int:
     except StopSignalError as error:
         print(error, file=sys.stderr)
         return 128 + error.number
-    except DeimError as error:
+    except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

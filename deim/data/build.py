@@ -43,7 +43,7 @@ def prepare_root(config: DataConfig) -> None:
         DataError: If the dataset folder does not exist and the config makes none.
     """
     root = Path(config.root)
-    if root.is_dir():
+    if root.is_dir() and (config.synthetic is None or any(root.iterdir())):
         return
     if config.synthetic is None:
         raise DataError(
@@ -94,6 +94,13 @@ def read_split(config: DataConfig, name: str) -> CocoSplit:
         len(split.boxes_xywh),
         len(split.class_names),
     )
+    if split.num_overhanging:
+        logger.warning(
+            "%s: %d boxes reach beyond their image; training and predictions are clipped to it, the scores "
+            "count the boxes as they are in the file",
+            name,
+            split.num_overhanging,
+        )
     return split
 
 

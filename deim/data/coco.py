@@ -26,6 +26,10 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_id(value: object) -> bool:
+    return _is_whole(value) and -(2**63) <= cast(int, value) < 2**63
+
+
 def _is_side(value: object) -> bool:
     return _is_whole(value) and cast(int, value) > 0
 
@@ -35,14 +39,14 @@ def _is_number(value: object) -> bool:
 
 
 TYPES: Final = {
-    "id": (_is_whole, "a whole number"),
-    "image_id": (_is_whole, "a whole number"),
-    "category_id": (_is_whole, "a whole number"),
+    "id": (_is_id, "a whole number of at most 63 bits"),
+    "image_id": (_is_id, "a whole number of at most 63 bits"),
+    "category_id": (_is_id, "a whole number of at most 63 bits"),
     "file_name": (lambda value: isinstance(value, str), "text"),
-    "name": (lambda value: isinstance(value, str), "text"),
+    "name": (lambda value: isinstance(value, str) and value.strip() != "", "text that is not empty"),
     "width": (_is_side, "a whole number of pixels above 0"),
     "height": (_is_side, "a whole number of pixels above 0"),
-    "area": (lambda value: value is None or _is_number(value), "a number or null"),
+    "area": (lambda value: value is None or (_is_number(value) and value >= 0), "a number from 0, or null"),
     "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
 }
 """Test and description of each field's values, where the field is given."""
@@ -82,6 +86,13 @@ class CocoSplit:
     def num_empty(self) -> int:
         """Images without a box."""
         return int((np.diff(self.first_box) == 0).sum())
+
+    @property
+    def num_overhanging(self) -> int:
+        """Boxes that reach beyond their image by more than a pixel."""
+        sizes_wh = np.repeat(self.sizes_hw, np.diff(self.first_box), axis=0)[:, ::-1]
+        low, high = self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]
+        return int(((low < -1) | (high > sizes_wh + 1)).any(axis=1).sum())
 
     def image_path(self, index: int) -> Path:
         """Path of the image at a position."""
@@ -165,7 +176,7 @@ def raise_listed(problems: Sequence[str]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such annotation file. Set data.root to the dataset's folder, or name the file "
@@ -173,7 +184,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON file ({error}).") from None
     if not isinstance(tree, dict) or any(not isinstance(tree.get(key), list) for key in REQUIRED):
         found = ", ".join(tree) if isinstance(tree, dict) else f"a {type(tree).__name__}"

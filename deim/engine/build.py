@@ -25,11 +25,21 @@ from deim.model.weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
 
-RESULTS = ("last.pth", "last.previous.pth", "best.pth", "report.json")
-"""A folder with one of these holds a run."""
+RUN_FILES = (
+    "last.pth",
+    "last.previous.pth",
+    "best.pth",
+    "best_before_final_stage.pth",
+    "report.json",
+    "report_predictions.png",
+    "metrics.jsonl",
+    "config.yml",
+    "tensorboard",
+)
+"""All that a run writes to its folder; a folder with one of these holds a run."""
 
-RUN_FILES = (*RESULTS, "best_before_final_stage.pth", "metrics.jsonl", "config.yml")
-"""All that a run writes, but for TensorBoard's folder and pictures."""
+SET_ASIDE = ".replaced"
+"""Folder within a run's, in which an overwritten run waits until the new one has made its first step."""
 
 
 def find_resume(folder: Path, resume: str | None) -> Path | None:
@@ -52,13 +62,22 @@ def find_resume(folder: Path, resume: str | None) -> Path | None:
     return Path(resume)
 
 
-def refuse_existing_run(folder: Path) -> None:
-    """Refuse to write over a run.
+def refuse_existing_run(folder: Path, *, resume_from: Path | None, may_begin_anew: bool = False) -> None:
+    """Refuse to write over a run, unless it is the one that goes on.
+
+    Args:
+        folder: The run folder.
+        resume_from: Checkpoint to go on from; None for a new run.
+        may_begin_anew: A run that was stopped before its first checkpoint is no reason to refuse.
 
     Raises:
-        TrainingError: If the folder holds one.
+        TrainingError: If the folder holds another run.
     """
-    found = [name for name in RESULTS if (folder / name).exists()]
+    if resume_from is not None and resume_from.resolve().parent == folder.resolve():
+        return
+    found = [name for name in RUN_FILES if (folder / name).exists()]
+    if may_begin_anew and not {"best.pth", "report.json"} & set(found):
+        return
     if found:
         raise TrainingError(
             f"{folder}: already holds a run ({', '.join(found)}). Go on with it by --resume auto, "
@@ -74,6 +93,7 @@ def build_trainer(
     overwrite: bool = False,
     resume_from: Path | None = None,
     force: bool = False,
+    may_begin_anew: bool = False,
     world: World | None = None,
 ) -> Trainer:
     """Build everything that a run needs, and its folder last, so that an error leaves nothing behind.
@@ -82,9 +102,10 @@ def build_trainer(
         config: The experiment.
         splits: Training and validation data.
         validate: Scores a model on the validation split.
-        overwrite: Remove a run that the folder already holds; without it that is refused.
+        overwrite: Replace a run that the folder already holds; without it that is refused.
         resume_from: Checkpoint to go on from; None for a new run.
         force: Go on though data or options have changed since.
+        may_begin_anew: A run that was stopped before its first checkpoint may be begun again.
         world: The processes of the run; None for this one alone.
 
     Raises:
@@ -92,8 +113,8 @@ def build_trainer(
     """
     world = world or World()
     folder = Path(config.output_dir)
-    if resume_from is None and not overwrite:
-        refuse_existing_run(folder)
+    if not overwrite:
+        refuse_existing_run(folder, resume_from=resume_from, may_begin_anew=may_begin_anew)
     plan = plan_batches(config, world)
     parts = _build_parts(config, splits, validate=validate, plan=plan, world=world, fresh=resume_from is None)
     trainer = Trainer(config, parts, folder=folder)
@@ -106,9 +127,12 @@ def build_trainer(
             config, parts, plan, train=splits.train, micro_batch_size=micro_batch_size
         )
     trainer.progress.micro_batch_size = micro_batch_size
-    # Without a checkpoint to go on from, whatever is there is to be replaced or was never finished.
     if world.is_main:
-        _prepare_folder(config, folder, clear=resume_from is None)
+        if resume_from is None or resume_from.resolve().parent != folder.resolve():
+            _set_aside(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yml").write_text(config_to_yaml(config), encoding="utf-8")
+        trainer.adopt_best()
     world.wait()
     return trainer
 
@@ -128,7 +152,7 @@ def _build_parts(
     averaging = resolve_ema(config.ema, total_steps=timeline.total_steps)
     model = build_model(config.model, len(splits.train.class_names))
     if config.model.init_from is not None and fresh:
-        load_initial_weights(model, Path(config.model.init_from))
+        load_initial_weights(model, Path(config.model.init_from), class_names=splits.train.class_names)
     model.to(device)
     ema = ModelEma(model, averaging)
     augmentation = build_augmentation(
@@ -162,26 +186,37 @@ def _build_parts(
     )
 
 
-def discard_unstarted_run(folder: Path) -> None:
-    """Remove what a run wrote that ended before its first step, so that it can be started again."""
-    if not folder.is_dir():
-        return
-    _clear(folder)
-    if not any(folder.iterdir()):
+def settle_folder(folder: Path, *, has_begun: bool) -> None:
+    """Decide between a run and the one that it overwrites, when it ends for whatever reason.
+
+    Args:
+        folder: The run folder.
+        has_begun: The new run has made a step and stays; otherwise the old one, if any, comes back.
+    """
+    aside = folder / SET_ASIDE
+    if not has_begun:
+        _remove(folder)
+        for path in aside.iterdir() if aside.is_dir() else ():
+            path.replace(folder / path.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
-def _clear(folder: Path) -> None:
-    for name in RUN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+def _set_aside(folder: Path) -> None:
+    """Move the files of a run out of the way."""
+    for path in [folder / name for name in RUN_FILES]:
+        if path.exists():
+            (folder / SET_ASIDE).mkdir(exist_ok=True)
+            path.replace(folder / SET_ASIDE / path.name)
 
 
-def _prepare_folder(config: Config, folder: Path, *, clear: bool) -> None:
-    if clear:
-        _clear(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yml").write_text(config_to_yaml(config), encoding="utf-8")
+def _remove(folder: Path) -> None:
+    for path in [folder / name for name in RUN_FILES]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _log_plan(config: Config, parts: RunParts, plan: BatchPlan) -> None:

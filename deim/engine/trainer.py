@@ -73,6 +73,7 @@ class Trainer:
         self._stop = StopSignals()
         self._saved_at = time.monotonic()
         self._last_is_good = True
+        self._resumed_from = folder
 
     @property
     def best_path(self) -> Path:
@@ -108,6 +109,8 @@ class Trainer:
             if is_main:
                 remove_unfinished(self.folder)
             log.keep_until(epoch=self.progress.epoch, step=self.progress.step)
+            if not self.best_path.is_file():
+                self.progress.best = {}
             if self.progress.step == 0:
                 self._save()  # what a restore goes back to if the first steps are refused
             while self.progress.epoch < self.config.epochs and not self.progress.stopped_early:
@@ -115,6 +118,8 @@ class Trainer:
                     self._begin_final_stage()
                 self._train_epoch(show_progress=show_progress and is_main)
                 self._finish_epoch()
+        if is_main and not self.best_path.is_file():
+            self._save_best(self.config.epochs - 1, "ema")  # it was removed after the last validation
         if is_main:  # of no use to a finished run
             self.stage_path.unlink(missing_ok=True)
             previous_path(self.last_path).unlink(missing_ok=True)
@@ -372,10 +377,7 @@ class Trainer:
                 "weights": weights,
             }
             if parts.step.world.is_main:
-                tree = state_tree(
-                    self.config, parts, progress, epoch=progress.epoch, weights=weights, resumable=False
-                )
-                save_checkpoint(tree, self.best_path)
+                self._save_best(progress.epoch, weights)
         self._decide_stop(best)
         if best.picture is not None:
             self._log.picture("val/predictions", best.picture, step=progress.step)
@@ -390,6 +392,12 @@ class Trainer:
             "class_ap50": best.class_ap50,
             "val_raw": results["raw"].summary if "raw" in results else None,
         }
+
+    def _save_best(self, epoch: int, weights: WeightKind) -> None:
+        tree = state_tree(
+            self.config, self.parts, self.progress, epoch=epoch, weights=weights, resumable=False
+        )
+        save_checkpoint(tree, self.best_path)
 
     def _decide_stop(self, validation: Validation) -> None:
         config, progress = self.config.early_stopping, self.progress
@@ -418,20 +426,17 @@ class Trainer:
             logger.warning("changed since the run was stopped: %s", line)
         self.progress = restore_run(self.parts, tree, path=found)
         self._last_is_good = not self.progress.refused_in_a_row
-        self._adopt_best(path.parent)
+        self._resumed_from = path.parent
         logger.info(
             "resuming in epoch %d after step %d from %s", self.progress.epoch + 1, self.progress.step, found
         )
 
-    def _adopt_best(self, source: Path) -> None:
-        """Bring the best weights along from the folder of a continued run, or forget their score."""
+    def adopt_best(self) -> None:
+        """Bring the best weights along from the folder of a continued run; the main process does so."""
         for path in (self.best_path, self.stage_path):
-            if not path.is_file() and (source / path.name).is_file() and self.parts.step.world.is_main:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / path.name, path)
-        self.parts.step.world.wait()
-        if not self.best_path.is_file():
-            self.progress.best = {}
+            source = self._resumed_from / path.name
+            if source.is_file() and not path.is_file():
+                shutil.copyfile(source, path)
 
     def _begin_final_stage(self) -> None:
         """Start the final stage from the best weights so far, raw and averaged."""

@@ -14,6 +14,7 @@ from deim.data.coco import CocoSplit
 from deim.data.transforms import read_image
 from deim.engine.checkpoint import TrainedDetector
 from deim.engine.run_state import Validation
+from deim.errors import DataError
 from deim.evaluation.coco_metrics import CocoMetrics, worst_class
 from deim.evaluation.evaluator import Evaluation, Evaluator
 from deim.evaluation.plots import SheetEntry, contact_sheet
@@ -56,9 +57,12 @@ def assess(
         report_path: The report; the picture gets its name with `_predictions.png`.
 
     Raises:
-        DataError: If an image is damaged.
+        DataError: If an image is damaged, or `report_path` is a folder.
     """
     config, split = trained.config, evaluator.split
+    report_path.parent.mkdir(parents=True, exist_ok=True)
+    if report_path.is_dir():
+        raise DataError(f"{report_path}: is a folder. Give the report the name of a file.")
     evaluation = evaluator.evaluate(trained.model)
     seconds = evaluation.predictions
     report = build_report(
@@ -88,7 +92,6 @@ def assess(
         versions=installed_versions(),
         max_detections=evaluator.max_detections,
     )
-    report_path.parent.mkdir(parents=True, exist_ok=True)
     write_report(report, report_path)
     sheet_path = report_path.with_name(f"{report_path.stem}_predictions.png")
     sheet = prediction_sheet(

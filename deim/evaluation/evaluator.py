@@ -34,6 +34,7 @@ class Evaluator:
         config: The experiment that the detector belongs to.
         split: Any split.
         class_names: The detector's classes, by index.
+        category_ids: Their ids in the training annotations, for classes that the split does not list.
         device: Where the detector computes.
         world: Processes that share the images, each of which is scored once; None for this one alone.
 
@@ -47,6 +48,7 @@ class Evaluator:
         split: CocoSplit,
         *,
         class_names: Sequence[str],
+        category_ids: Sequence[int],
         device: torch.device,
         world: World | None = None,
     ) -> None:
@@ -54,7 +56,7 @@ class Evaluator:
         self.split = split
         self.device = device
         self.max_detections = max_detections(config)
-        self.category_ids = _all_category_ids(class_index, len(class_names))
+        self.category_ids = _all_category_ids(class_index, category_ids)
         self.class_names = tuple(class_names)
         self.world = world or World()
         self.loader: DataLoader[Batch] = build_eval_loader(
@@ -84,8 +86,15 @@ class Evaluator:
         return Evaluation(metrics=metrics, predictions=predictions, category_ids=self.category_ids)
 
 
-def _all_category_ids(class_index: Mapping[int, int], num_classes: int) -> tuple[int, ...]:
-    """The split's id of each class; a class that it does not list gets a free one, to be reported too."""
+def _all_category_ids(class_index: Mapping[int, int], category_ids: Sequence[int]) -> tuple[int, ...]:
+    """The split's id of each class.
+
+    A class that the split does not list is reported too: with its id in training, or, if the split has given
+    that to another class, with the first number that is free in both.
+    """
     id_of_class = {index: category_id for category_id, index in class_index.items()}
-    free = (number for number in count(1) if number not in class_index)
-    return tuple(id_of_class[index] if index in id_of_class else next(free) for index in range(num_classes))
+    free = (number for number in count(1) if number not in class_index and number not in category_ids)
+    return tuple(
+        id_of_class[index] if index in id_of_class else trained if trained not in class_index else next(free)
+        for index, trained in enumerate(category_ids)
+    )

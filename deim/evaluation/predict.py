@@ -22,6 +22,7 @@ from deim.data.dataset import InputFormat
 from deim.data.transforms import fit_to_input, image_to_tensor, normalize, read_image
 from deim.engine.checkpoint import TrainedDetector, load_trained
 from deim.engine.device import select_device
+from deim.errors import DataError
 from deim.model.detector import Detector
 from deim.model.postprocess import select_detections
 from deim.structures import Detections, Placement
@@ -183,7 +184,7 @@ class Predictor:
             Detections of each image, best score first, boxes in pixels of the image.
 
         Raises:
-            DataError: If a file is missing or not an image.
+            DataError: If a file is missing or not an image, or an array is not of bytes.
         """
         several = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images
         size = self.trained.config.data.eval_batch_size
@@ -235,4 +236,12 @@ def max_detections(config: Config) -> int:
 def _to_tensor(image: ImageLike) -> Tensor:
     if isinstance(image, (str, Path)):
         return read_image(Path(image))
-    return image_to_tensor(image if isinstance(image, Image.Image) else Image.fromarray(image))
+    if isinstance(image, Image.Image):
+        return image_to_tensor(image)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3):
+        kind = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise DataError(
+            f"predict: got a {kind}. Give a path, a Pillow image, or a uint8 array (H, W, 3) RGB or (H, W) "
+            f"grey."
+        )
+    return image_to_tensor(Image.fromarray(image))

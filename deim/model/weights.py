@@ -7,7 +7,7 @@ backbone files are the distilled ViT-Tiny files and DINOv3's, in Meta's and in H
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -78,12 +78,16 @@ class LoadReport:
     """Class-dependent tensors that keep their random start, because the file has other classes."""
 
 
-def load_initial_weights(model: Detector, path: Path) -> LoadReport:
+def load_initial_weights(
+    model: Detector, path: Path, *, class_names: Sequence[str] | None = None
+) -> LoadReport:
     """Fill a model, or its backbone, from a weights file.
 
     Args:
         model: The detector; changed in place.
         path: `.pth`, `.pt` or `.safetensors`.
+        class_names: Of the detector. Class-dependent tensors of a checkpoint that names other classes, or the
+            same ones in another order, are not taken over; None goes by their number alone.
 
     Returns:
         What was loaded; it is also logged.
@@ -92,13 +96,19 @@ def load_initial_weights(model: Detector, path: Path) -> LoadReport:
         CheckpointError: If the file is missing, damaged, of an unknown kind, holds NaN, or fills less than
             90 % of the detector or of the backbone.
     """
-    state, part = _recognise(read_weights_file(path), path)
+    tree = read_weights_file(path)
+    state, part = _recognise(tree, path)
+    has_other_classes = class_names is not None and tree.get("class_names", class_names) != list(class_names)
     module: nn.Module = model if part == "detector" else model.backbone.vit
     current = module.state_dict()
     if part == "detector":
         state = {key: value for key, value in state.items() if key not in COMPUTED_KEYS}
     _refuse_non_finite(state, path)
-    fitting = {key: value for key, value in state.items() if _fits(current.get(key), value)}
+    fitting = {
+        key: value
+        for key, value in state.items()
+        if _fits(current.get(key), value) and not (has_other_classes and CLASS_KEYS.match(key))
+    }
     unfit = [key for key in current if key not in fitting]
     replaced = tuple(key for key in unfit if CLASS_KEYS.match(key) and key in state)
     missing = [key for key in unfit if key not in replaced]
@@ -124,11 +134,8 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         source = SOURCES.get(path.name)
-        where = f"It is {source}." if source else "Check the path."
-        raise CheckpointError(
-            f"{path}: no such weights file (looked in {Path.cwd()}). {where} Put it there, give another "
-            f"path, or start from random weights with --set model.init_from=null"
-        )
+        where = f"It is {source}: put it there." if source else "Check the path."
+        raise CheckpointError(f"{path}: no such weights file (looked in {Path.cwd()}). {where}")
     try:
         if path.suffix == ".safetensors":
             tree: Any = load_file(path)

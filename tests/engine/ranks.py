@@ -86,8 +86,14 @@ def main() -> None:
             root = Path(request["tree"]["data"]["root"])
             config = config_from_dict(request["tree"], where="tiny")
             split = read_coco(root / "annotations" / "train.json", root / "images")
-            names = split.class_names
-            evaluator = Evaluator(config, split, class_names=names, device=torch.device("cpu"), world=world)
+            evaluator = Evaluator(
+                config,
+                split,
+                class_names=split.class_names,
+                category_ids=split.category_ids,
+                device=torch.device("cpu"),
+                world=world,
+            )
             evaluation = evaluator.evaluate(build(request["tree"]).eval())
             own = sum(len(batch.targets) for batch in evaluator.loader)
             result = {

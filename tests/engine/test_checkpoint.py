@@ -204,5 +204,6 @@ def test_evaluating_a_dataset_with_other_classes_is_refused(
             trained.config,
             read_split(trained.config.data, "val"),
             class_names=trained.class_names,
+            category_ids=trained.category_ids,
             device=trained.device,
         )

@@ -25,6 +25,7 @@ def run_assess(run: Path, report: Path, *overrides: str, split: str = "val") -> 
         trained.config,
         read_split(trained.config.data, split),
         class_names=trained.class_names,
+        category_ids=trained.category_ids,
         device=trained.device,
     )
     return assess(trained, evaluator, split_name=split, report_path=report)

@@ -30,7 +30,13 @@ def images(tiny_set: Path) -> list[Path]:
 def evaluate(run: Path, *overrides: str) -> tuple[CocoSplit, Evaluation]:
     trained = load_trained(run / "best.pth", overrides=overrides)
     split = read_split(trained.config.data, "val")
-    evaluator = Evaluator(trained.config, split, class_names=trained.class_names, device=trained.device)
+    evaluator = Evaluator(
+        trained.config,
+        split,
+        class_names=trained.class_names,
+        category_ids=trained.category_ids,
+        device=trained.device,
+    )
     return split, evaluator.evaluate(trained.model)
 
 
@@ -51,7 +57,24 @@ def test_predict_gives_exactly_what_evaluation_scored(resize: str, tiny_run: Pat
     found = Predictor(trained).predict([split.image_path(index) for index in range(len(split))])
     assert len(found) == len(split) == len(evaluation.predictions.by_image)
     for image_id, detections in zip(split.image_ids, found, strict=True):
-        assert_close(detections, evaluation.predictions.by_image[int(image_id)])
+        scored = evaluation.predictions.by_image[int(image_id)]
+        assert torch.equal(detections.boxes_xyxy, scored.boxes_xyxy)
+        assert torch.equal(detections.scores, scored.scores)
+        assert torch.equal(detections.labels, scored.labels)
+
+
+@pytest.mark.parametrize(
+    ("image", "problem"),
+    [
+        (np.zeros((8, 8, 3), dtype=np.float32), r"float32 array \(8, 8, 3\)"),
+        (np.zeros(8, dtype=np.uint8), r"uint8 array \(8,\)"),
+        (torch.zeros(3, 8, 8), "Tensor"),
+    ],
+    ids=["floats", "a row", "a tensor"],
+)
+def test_what_is_no_picture_is_refused(detector: Predictor, image: object, problem: str) -> None:
+    with pytest.raises(DataError, match=rf"predict: got a {problem}\. Give a path, a Pillow image, or"):
+        detector.predict([image])  # type: ignore[list-item]
 
 
 def test_the_batch_size_changes_nothing(tiny_run: Path) -> None:

@@ -282,3 +282,26 @@ def test_a_file_without_names_is_refused(save):
 def test_weights_of_another_kind_of_network_are_refused(target, save, tree):
     message = refusal(target, save(tree))
     assert message.startswith(f"not a known kind of weights file, got the keys {list(tree)}. Known")
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [(["pit", "scratch", "crack"], True), (["crack", "pit", "scratch"], False), (["a", "b", "c"], False)],
+    ids=["same", "other order", "other names"],
+)
+def test_class_tensors_of_a_checkpoint_are_taken_only_for_the_same_classes(
+    names: list[str], taken: bool, save: Callable[..., Path]
+) -> None:
+    source, target = tiny_detector("vit_tiny", seed=1), tiny_detector("vit_tiny", seed=2)
+    tree = {
+        "format": 1,
+        "weights": "raw",
+        "model": copy_of(source),
+        "class_names": ["pit", "scratch", "crack"],
+    }
+    report = load_initial_weights(target, save(tree), class_names=names)
+    assert torch.equal(
+        target.decoder.enc_bbox_head.layers[0].weight, source.decoder.enc_bbox_head.layers[0].weight
+    )
+    assert torch.equal(target.decoder.enc_score_head.weight, source.decoder.enc_score_head.weight) is taken
+    assert bool(report.replaced) is not taken

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from PIL import Image
 
 from deim.config import load_config, shipped_configs_dir
 from deim.data.collate import Batch
-from deim.engine.build import RUN_FILES
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
 from deim.engine.step import StepParts, train_step
@@ -33,7 +33,10 @@ QUICK = [
     "evaluation.every_epochs=1",
     "runtime.device=cpu",
     "runtime.tensorboard=false",
+    "runtime.preflight=false",
 ]
+WRITTEN = {"best.pth", "last.pth", "report.json", "report_predictions.png", "metrics.jsonl", "config.yml"}
+DRAW_ALL = ["--set", "evaluation.draw_threshold=0"]
 
 
 def run_command(tool: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -78,7 +81,7 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     done = run_command("train", "-c", config_path("quickstart"), "--set", *options, cwd=tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     run = tmp_path / "run"
-    assert set(RUN_FILES) | {"report_predictions.png"} == {path.name for path in run.iterdir()}
+    assert {path.name for path in run.iterdir()} == WRITTEN
     for part in ("timeline:", "epoch 1/1", "weights      run/best.pth", "report       run/report.json"):
         assert part in done.stdout
     assert "\nall" in done.stdout
@@ -86,7 +89,7 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     again = run_command("train", "-c", config_path("quickstart"), "--set", *options, cwd=tmp_path)
     assert again.returncode == 2
-    assert again.stderr.startswith("run: already holds a run (last.pth, best.pth, report.json)")
+    assert again.stderr.startswith("run: already holds a run (last.pth, best.pth, report.json, ")
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
     scored = run_command("evaluate", "run/best.pth", "--split", "test", cwd=tmp_path)
@@ -192,7 +195,7 @@ def test_predicting_what_is_not_there_is_refused(call: Callable, tiny_run: Path,
     code, _, err = call("predict", tiny_run / "best.pth", "part.png", "--output", "found")
     assert code == 2
     assert "part.png: the image is damaged" in err
-    code, _, err = call("predict", tiny_run / "best.pth", "part.png", "--device", "tpu")
+    code, _, err = call("predict", tiny_run / "best.pth", "part.png", "--set", "runtime.device=tpu")
     assert code == 2
     assert "got 'tpu'" in err
     assert not (tmp_path / "found").exists()
@@ -202,7 +205,7 @@ def test_predict_takes_image_ids_from_annotations(
     call: Callable, tiny_run: Path, tiny_set: Path, tmp_path: Path
 ) -> None:
     annotations = tiny_set / "annotations" / "val.json"
-    arguments = ["--annotations", annotations, "--output", "found", "--draw-threshold", 0.0]
+    arguments = ["--annotations", annotations, "--output", "found", *DRAW_ALL]
     code, out, err = call("predict", tiny_run / "best.pth", tiny_set / "images", *arguments)
     assert (code, err) == (0, "")
     assert out.startswith("80 detections in 4 images\n")
@@ -219,7 +222,7 @@ def test_predict_never_overwrites_an_image(call: Callable, tiny_run: Path, tmp_p
     path = tmp_path / "images" / "part.png"
     Image.new("RGB", (64, 48), (90, 90, 90)).save(path)
     before = path.read_bytes()
-    call("predict", tiny_run / "best.pth", "images", "--output", "images", "--draw-threshold", 0.0)
+    call("predict", tiny_run / "best.pth", "images", "--output", "images", *DRAW_ALL)
     assert path.read_bytes() == before
 
 
@@ -230,6 +233,156 @@ def test_predict_says_so_where_no_image_has_an_id(
     code, _, err = call("predict", tiny_run / "best.pth", tiny_set / "images", "--annotations", "ids.json")
     assert code == 2
     assert "ids.json" in err
+
+
+def spoil_annotation(field: str, value: object) -> Callable[[dict], None]:
+    return lambda tree: tree["annotations"][0].update({field: value})
+
+
+@pytest.mark.parametrize(
+    ("split", "spoil", "message"),
+    [
+        (
+            "train",
+            spoil_annotation("bbox", [1, 1, 0, 5]),
+            "has width 0.0 px. Boxes need width and height",
+        ),
+        ("train", spoil_annotation("bbox", [500, 1, 5, 5]), "lies outside its image"),
+        ("train", spoil_annotation("category_id", 4), "has category id 4, which is not in 'categories'"),
+        ("train", spoil_annotation("area", -5), "has area -5. It must be a number from 0, or null"),
+        ("train", spoil_annotation("image_id", 2**70), "It must be a whole number of at most 63 bits"),
+        ("train", lambda tree: tree["categories"][0].update(name=" "), "It must be text that is not empty"),
+        (
+            "train",
+            lambda tree: tree["images"][0].update(file_name="lost.png"),
+            "'lost.png' (id 10) is",
+        ),
+        ("train", lambda tree: tree.pop("images"), "not a COCO file, got annotations, categories"),
+        (
+            "val",
+            lambda tree: tree["categories"].append({"id": 99, "name": "dent"}),
+            "class 'dent' is not known to train.json",
+        ),
+    ],
+    ids=[
+        "no width",
+        "outside",
+        "unknown category",
+        "negative area",
+        "huge id",
+        "no name",
+        "lost image",
+        "no images",
+        "class of val only",
+    ],
+)
+def test_wrong_annotations_end_with_a_message_and_code_2(
+    split: str,
+    spoil: Callable[[dict], None],
+    message: str,
+    call: Callable,
+    write_coco: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    root = write_coco(tmp_path / "set")
+    file = root / "annotations" / f"{split}.json"
+    tree = json.loads(file.read_text())
+    spoil(tree)
+    file.write_text(json.dumps(tree))
+    code, _, err = call(
+        "train", "-c", config_path("neu_det"), "--set", *QUICK, "data.root=set", "output_dir=run"
+    )
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-400])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--overwrite"]], ids=["new", "overwriting"])
+def test_a_run_that_fails_before_its_first_step_leaves_what_was_there(
+    arguments: list[str], call: Callable, write_coco: Callable[..., Path], tiny_run: Path, tmp_path: Path
+) -> None:
+    root = write_coco(tmp_path / "set")
+    for path in (root / "images").glob("train_*"):
+        truncate(path)
+    if arguments:
+        shutil.copytree(tiny_run, tmp_path / "run")
+        (tmp_path / "run" / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    options = [*QUICK, "data.root=set", "output_dir=run"]
+    code, _, err = call("train", "-c", config_path("neu_det"), *arguments, "--set", *options)
+    assert code == 2
+    assert "the image is damaged" in err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["config.yml", "metrics.jsonl", "tensorboard"])
+def test_a_folder_with_any_file_of_a_run_is_left_alone(
+    name: str, call: Callable, tiny_set: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("mine")
+    options = [*QUICK, f"data.root={tiny_set}", "output_dir=run"]
+    code, _, err = call("train", "-c", config_path("neu_det"), "--set", *options)
+    assert code == 2
+    assert err.startswith(f"run: already holds a run ({name}).")
+    assert (tmp_path / "run" / name).read_text() == "mine"
+
+
+def test_resuming_into_the_folder_of_another_run_is_refused_unless_it_may_be_overwritten(
+    call: Callable, tiny_set: Path, tmp_path: Path
+) -> None:
+    options = [*QUICK, f"data.root={tiny_set}", "epochs=2"]
+    for name in ("first", "second"):
+        code, _, err = call(
+            "train",
+            "-c",
+            config_path("neu_det"),
+            "--set",
+            *options,
+            f"output_dir={name}",
+            f"seed={len(name)}",
+        )
+        assert (code, err) == (0, "")
+    before = contents(tmp_path)
+    again = ["--resume", "first/last.pth", "--set", *options, "seed=5"]
+    code, _, err = call("train", "-c", config_path("neu_det"), *again, "output_dir=second")
+    assert code == 2
+    assert err.startswith("second: already holds a run (")
+    assert contents(tmp_path) == before
+    code, _, err = call("train", "-c", config_path("neu_det"), "--overwrite", *again, "output_dir=second")
+    assert (code, err) == (0, "")
+    assert contents(tmp_path / "second")["best.pth"] == before["first/best.pth"]
+
+
+@pytest.mark.parametrize("tool", ["evaluate", "predict"])
+def test_an_output_that_cannot_be_written_ends_with_a_message(
+    tool: str, call: Callable, tiny_run: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    arguments = [tiny_set / "images"] if tool == "predict" else []
+    for output in ["file/in"] if tool == "predict" else ["file/in", "folder"]:
+        code, _, err = call(tool, tiny_run / "best.pth", *arguments, "--output", output)
+        assert code == 2
+        assert str(output).split("/")[0] in err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_image_without_extension_is_predicted(
+    call: Callable, tiny_run: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    shutil.copyfile(tiny_set / "images" / "val_0.png", tmp_path / "part")
+    code, _, err = call("predict", tiny_run / "best.pth", "part", "--output", "found")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "found" / "pictures" / "part.png").is_file()
 
 
 @pytest.mark.slow
