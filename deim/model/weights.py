@@ -96,7 +96,9 @@ def load_initial_weights(
         CheckpointError: If the file is missing, damaged, of an unknown kind, holds NaN, or fills less than
             90 % of the detector or of the backbone.
     """
-    tree = read_weights_file(path)
+    tree = read_weights_file(
+        path, advice=" Or start from random weights with --set model.init_from=null"
+    )
     state, part = _recognise(tree, path)
     has_other_classes = class_names is not None and tree.get("class_names", class_names) != list(class_names)
     module: nn.Module = model if part == "detector" else model.backbone.vit
@@ -126,8 +128,12 @@ def load_initial_weights(
     return report
 
 
-def read_weights_file(path: Path) -> dict[str, Any]:
+def read_weights_file(path: Path, *, advice: str = "") -> dict[str, Any]:
     """Read a file of tensors and plain values without running any code in it.
+
+    Args:
+        path: `.pth`, `.pt` or `.safetensors`.
+        advice: What else to do if it is missing.
 
     Raises:
         CheckpointError: If the file is missing, damaged or not a mapping.
@@ -135,7 +141,7 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         source = SOURCES.get(path.name)
         where = f"It is {source}: put it there." if source else "Check the path."
-        raise CheckpointError(f"{path}: no such weights file (looked in {Path.cwd()}). {where}")
+        raise CheckpointError(f"{path}: no such weights file (looked in {Path.cwd()}). {where}{advice}")
     try:
         if path.suffix == ".safetensors":
             tree: Any = load_file(path)

@@ -115,15 +115,23 @@ def test_a_class_that_the_split_does_not_list_is_reported_without_numbers(
 ) -> None:
     root = write_coco(tmp_path / "set", categories={"crack": 4, "pit": 9})
     result = run_assess(tiny_run, tmp_path / "report.json", f"data.root={root}", VAL)
-    assert result.evaluation.category_ids == (9, 1, 4)
+    assert result.evaluation.category_ids == (9, 7, 4)  # 7 is its id in training
     results = result.evaluation.predictions.to_coco(result.evaluation.category_ids)
-    results = [entry for entry in results if entry["category_id"] != 1]
+    results = [entry for entry in results if entry["category_id"] != 7]
     expected = official_numbers(root / "annotations" / "val.json", results)
     assert result.evaluation.metrics.summary.ap == pytest.approx(expected[0], abs=1e-6)
     rows = {entry.name: entry for entry in result.evaluation.metrics.classes}
     assert sorted(rows) == ["crack", "pit", "scratch"]
     assert (rows["scratch"].ap, rows["scratch"].num_boxes) == (None, 0)
     assert rows["scratch"].note is not None
+
+
+def test_an_id_that_the_split_gives_to_another_class_is_not_used_twice(
+    tiny_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
+) -> None:
+    root = write_coco(tmp_path / "set", categories={"crack": 7, "pit": 3})
+    result = run_assess(tiny_run, tmp_path / "report.json", f"data.root={root}", VAL)
+    assert result.evaluation.category_ids == (3, 1, 7)
 
 
 def test_crowd_regions_are_ignored_by_the_scores_and_drawn_without_fail(
