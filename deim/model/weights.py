@@ -96,9 +96,7 @@ def load_initial_weights(
         CheckpointError: If the file is missing, damaged, of an unknown kind, holds NaN, or fills less than
             90 % of the detector or of the backbone.
     """
-    tree = read_weights_file(
-        path, advice=" Or start from random weights with --set model.init_from=null"
-    )
+    tree = read_weights_file(path, advice=" Or start from random weights with --set model.init_from=null")
     state, part = _recognise(tree, path)
     has_other_classes = class_names is not None and tree.get("class_names", class_names) != list(class_names)
     module: nn.Module = model if part == "detector" else model.backbone.vit
