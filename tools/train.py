@@ -86,9 +86,12 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
     )
     try:
         trainer.run()
-    finally:
+    except BaseException:
         if world.is_main:
-            settle_folder(folder, has_begun=trainer.progress.step > 0)
+            settle_folder(folder, has_begun=trainer.has_begun)
+        raise
+    if world.is_main:
+        settle_folder(folder, has_begun=True)
     best = load_trained(trainer.best_path, device=device)
     if not world.is_main:
         evaluator.evaluate(best.model)  # this process's share of the images

@@ -1,6 +1,7 @@
 """From configuration to datasets and loaders."""
 
 import logging
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,8 +203,15 @@ def _loader(
         num_workers=num_workers,
         collate_fn=collate,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_leave_signals_to_the_main_process,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:  # noqa: ARG001
+    """Ctrl-C and schedulers signal all processes of a run; the main one needs its workers to stop well."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def iterate(loader: DataLoader[Batch]) -> Iterator[Batch]:

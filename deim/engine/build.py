@@ -39,7 +39,7 @@ RUN_FILES = (
 """All that a run writes to its folder; a folder with one of these holds a run."""
 
 SET_ASIDE = ".replaced"
-"""Folder within a run's, in which an overwritten run waits until the new one has made its first step."""
+"""Folder within a run's, in which an overwritten run waits until the new one ends after at least a step."""
 
 
 def find_resume(folder: Path, resume: str | None) -> Path | None:
@@ -120,7 +120,10 @@ def build_trainer(
     trainer = Trainer(config, parts, folder=folder)
     if resume_from is not None:
         trainer.resume(resume_from, force=force)
-    micro_batch_size = trainer.progress.micro_batch_size or plan.micro
+    micro_batch_size = plan.micro
+    if trainer.progress.halved:
+        limits = [trainer.progress.micro_batch_size, plan.micro]
+        micro_batch_size = min(limit for limit in limits if limit is not None)
     _log_plan(config, parts, plan)
     if config.runtime.preflight or micro_batch_size is None:
         micro_batch_size = preflight(
@@ -128,12 +131,13 @@ def build_trainer(
         )
     trainer.progress.micro_batch_size = micro_batch_size
     if world.is_main:
-        if resume_from is None or resume_from.resolve().parent != folder.resolve():
-            _set_aside(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yml").write_text(config_to_yaml(config), encoding="utf-8")
-        trainer.adopt_best()
+        _prepare_folder(trainer)
     world.wait()
+    if not (folder / "config.yml").is_file():
+        raise TrainingError(
+            f"{folder}: process {world.rank} does not see the folder that the main process has made. Set "
+            f"output_dir to a folder that all machines share."
+        )
     return trainer
 
 
@@ -203,8 +207,24 @@ def settle_folder(folder: Path, *, has_begun: bool) -> None:
         folder.rmdir()
 
 
+def _prepare_folder(trainer: Trainer) -> None:
+    folder = trainer.folder
+    try:
+        if not trainer.goes_on_here:
+            _set_aside(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yml").write_text(config_to_yaml(trainer.config), encoding="utf-8")
+        trainer.adopt_best()
+    except BaseException:
+        if not trainer.goes_on_here:
+            settle_folder(folder, has_begun=False)
+        raise
+
+
 def _set_aside(folder: Path) -> None:
     """Move the files of a run out of the way."""
+    if (folder / SET_ASIDE).is_dir():  # an overwriting run was killed here
+        settle_folder(folder, has_begun=(folder / "best.pth").is_file())
     for path in [folder / name for name in RUN_FILES]:
         if path.exists():
             (folder / SET_ASIDE).mkdir(exist_ok=True)
@@ -220,7 +240,7 @@ def _remove(folder: Path) -> None:
 
 
 def _log_plan(config: Config, parts: RunParts, plan: BatchPlan) -> None:
-    step = parts.step
+    step, stopping = parts.step, config.early_stopping
     parameters = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
     precision = "float32" if step.precision.dtype is None else str(step.precision.dtype).split(".")[-1]
     height, width = config.image_size_hw
@@ -236,6 +256,13 @@ def _log_plan(config: Config, parts: RunParts, plan: BatchPlan) -> None:
     )
     if config.model.init_from is None:
         logger.info("starting from random weights; set model.init_from to start from trained ones")
+    stage = config.epochs - parts.timeline.no_aug_epoch
+    if stopping.patience is not None and not stopping.before_final_stage and 0 < stage <= stopping.patience:
+        logger.warning(
+            "early_stopping.patience: %d epochs never run out in the final stage of %d, in which they count",
+            stopping.patience,
+            stage,
+        )
     averaging = parts.ema.schedule
     logger.info("timeline:\n%s", parts.timeline.describe())
     logger.info("  averaged weights      decay %.5f, ramp %d steps", averaging.decay, averaging.warmup_steps)

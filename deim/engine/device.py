@@ -16,8 +16,13 @@ def select_device(name: str, *, local_rank: int | None = None) -> torch.device:
         local_rank: Number of this process on its machine, if it is one of several; each has a GPU of its own.
 
     Raises:
-        ConfigError: If there is no such device.
+        ConfigError: If there is no such device, or several processes would share one GPU.
     """
+    if local_rank is not None and name.startswith("cuda:"):
+        raise ConfigError(
+            f"runtime.device: got {name!r} for several processes, of which each takes a GPU of its own. Use "
+            f"'auto', and choose the GPUs with CUDA_VISIBLE_DEVICES."
+        )
     if local_rank is not None and name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", local_rank)
     if name == "auto":

@@ -127,12 +127,11 @@ def join_world(device: str) -> Iterator[World]:
             )
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if on_cuda else "gloo", timeout=TIMEOUT)
-    try:
-        yield World(
-            rank=dist.get_rank(),
-            size=size,
-            local_rank=local_rank,
-            device=torch.device("cuda", local_rank) if on_cuda else torch.device("cpu"),
-        )
-    finally:
-        dist.destroy_process_group()
+    yield World(
+        rank=dist.get_rank(),
+        size=size,
+        local_rank=local_rank,
+        device=torch.device("cuda", local_rank) if on_cuda else torch.device("cpu"),
+    )
+    # Not after an error: the others would be waited for, which wait for this process. Torchrun ends them.
+    dist.destroy_process_group()

@@ -39,7 +39,7 @@ def should_stop(gains: Gains, config: EarlyStoppingConfig, *, epoch: int, final_
         config: The `early_stopping` block.
         epoch: 0-based, the epoch that has just been validated.
         final_stage_epoch: First epoch of the final stage, which usually brings a gain of its own: unless
-            `before_final_stage` is set, patience begins to count there.
+            `before_final_stage` is set, patience begins to count there; 0 if there is no such stage.
     """
     if config.patience is None:
         return False

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +57,8 @@ class RunLog:
         line = json.dumps({"event": event} | {key: _plain(value) for key, value in values.items()})
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def curves(self, values: Mapping[str, float | None], *, step: int) -> None:
         """Add points to TensorBoard curves.

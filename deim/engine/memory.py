@@ -9,6 +9,7 @@ import torch
 PROCESS_STATUS = Path("/proc/self/status")
 PROCESS_RESET = Path("/proc/self/clear_refs")
 MACHINE_STATUS = Path("/proc/meminfo")
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def reset_peak(device: torch.device) -> None:
@@ -36,7 +37,12 @@ def limit_bytes(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
     available, held = _kilobytes(MACHINE_STATUS, "MemAvailable"), _kilobytes(PROCESS_STATUS, "VmRSS")
-    return None if available is None or held is None else 1024 * (available + held)
+    if available is None or held is None:
+        return None
+    limits = [1024 * (available + held)]
+    if CONTAINER_LIMIT.exists() and CONTAINER_LIMIT.read_text(encoding="ascii").strip().isdigit():
+        limits.append(int(CONTAINER_LIMIT.read_text(encoding="ascii")))
+    return min(limits)
 
 
 def gigabytes(num_bytes: float) -> str:

@@ -12,13 +12,16 @@ from deim.engine.distributed import World
 from deim.engine.memory import gigabytes, limit_bytes, peak_bytes, reset_peak
 from deim.engine.run_state import RunParts
 from deim.engine.step import bare_model, forward_and_backward
-from deim.errors import TrainingError
+from deim.errors import NonFiniteError, TrainingError
 from deim.structures import Target
 
 logger = logging.getLogger(__name__)
 
 USABLE_SHARE = 0.92
 """Of the memory that is there: fragmentation and other processes need some."""
+
+LEAST_PER_IMAGE = 64 * 2**20
+"""Bytes that an image takes at least: what is too small to be measured is not taken for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,15 +82,15 @@ def preflight(
     Raises:
         TrainingError: If not even that fits.
     """
-    world, most_boxes = parts.step.world, _most_boxes(train)
+    most_boxes = _most_demanding_boxes(_most_boxes(train), config.model.decoder.num_denoising)
     chosen = micro_batch_size
     if chosen is None:
-        chosen = -world.max(-_choose(config, parts, plan, most_boxes))
+        chosen = _choose(config, parts, plan, most_boxes)
     peak = _try_step(config, parts, chosen, most_boxes)
     if peak is None:
         raise TrainingError(_advice(config, chosen, plan))
     peak = max(peak, _try_validation(config, parts))
-    limit = limit_bytes(parts.device)
+    limit = _common_limit(parts)
     room = "" if limit is None else f", {gigabytes(limit - peak)} of {gigabytes(limit)} left"
     logger.info(
         "memory: at most %s in a step of %d images with %d boxes each, or in validation%s",
@@ -101,11 +104,11 @@ def preflight(
 
 def _choose(config: Config, parts: RunParts, plan: BatchPlan, most_boxes: int) -> int:
     """The largest part of a step that fits, by the memory that one and two images take."""
-    limit = limit_bytes(parts.device)
+    limit = _common_limit(parts)
     one, two = (_try_step(config, parts, number, most_boxes) for number in (1, 2))
     if limit is None or one is None or two is None or plan.share == 1:
         return 1
-    per_image = max(two - one, 1)
+    per_image = max(two - one, LEAST_PER_IMAGE)
     fitting = 1 + max(0, int((USABLE_SHARE * limit - one) / per_image))
     number = min(plan.share, fitting)
     # Equal parts: 12 images with room for 8 are two parts of 6.
@@ -121,19 +124,27 @@ def _choose(config: Config, parts: RunParts, plan: BatchPlan, most_boxes: int) -
 
 
 def _try_step(config: Config, parts: RunParts, number: int, most_boxes: int) -> int | None:
-    """Peak memory in bytes of a step, with what the optimiser will hold; None if it does not fit."""
+    """Peak memory in bytes of a step, with what the optimiser will hold, in the process that needs most.
+
+    None if it does not fit in one of them.
+    """
     step = parts.step
     model = bare_model(step.model)
     reset_peak(parts.device)
     try:
         forward_and_backward(step, _largest_batch(config, parts, number, most_boxes))
-        peak = peak_bytes(parts.device)
+        own = peak_bytes(parts.device)
+    except NonFiniteError:  # of random images: training will tell
+        own = peak_bytes(parts.device)
     except torch.OutOfMemoryError:
-        return None
+        own = 0
     finally:
         step.optimizer.zero_grad(set_to_none=True)
         if parts.device.type == "cuda":
             torch.cuda.empty_cache()
+    if step.world.max(int(own == 0)):
+        return None
+    peak = step.world.max(own)
     has_moments = bool(step.optimizer.state)
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return peak + (0 if has_moments else 2 * trained)
@@ -163,6 +174,19 @@ def _try_validation(config: Config, parts: RunParts) -> int:
             f"into the memory of {parts.device}. Lower it."
         ) from None
     return peak_bytes(parts.device)
+
+
+def _common_limit(parts: RunParts) -> int | None:
+    """Memory in bytes of the process that has least; None if one does not know."""
+    own = limit_bytes(parts.device)
+    least = -parts.step.world.max(-(own or 0))
+    return least or None
+
+
+def _most_demanding_boxes(most_boxes: int, num_denoising: int) -> int:
+    """Boxes an image, up to `most_boxes`, with the most denoising queries; see `build_denoising_queries`."""
+    numbers = range(1, most_boxes + 1)
+    return max(numbers, key=lambda boxes: (boxes * max(1, num_denoising // boxes), boxes), default=0)
 
 
 def _most_boxes(split: CocoSplit) -> int:

@@ -153,6 +153,7 @@ def state_tree(
         tree["random"] = random_states()
         tree["progress"] = asdict(progress)
         tree["fingerprints"] = parts.fingerprints
+        tree["batches"] = _batches(parts)
     return tree
 
 
@@ -222,7 +223,16 @@ def run_differences(config: Config, parts: RunParts, tree: dict[str, Any]) -> li
     for name, here in parts.fingerprints.items():
         if tree.get("fingerprints", {}).get(name, here) != here:
             lines.append(f"{name} data: other images or annotations")
+    for name, number in _batches(parts).items():
+        there = tree.get("batches", {}).get(name, number)
+        if there != number:
+            lines.append(f"{name}: {there} -> {number} (with {parts.step.world.size} processes)")
     return lines + _changed_options(tree["config"], config_to_dict(config))
+
+
+def _batches(parts: RunParts) -> dict[str, int]:
+    """What the number of processes may change."""
+    return {"images of a step": parts.batches.batch_size, "steps of an epoch": len(parts.batches)}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

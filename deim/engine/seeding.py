@@ -30,13 +30,22 @@ def use_deterministic_operations() -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """States of torch's generators, for a checkpoint."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda}
+    """States of all global generators, in plain values and tensors, for a checkpoint."""
+    state: Any = np.random.get_state()
+    name, keys, *rest = state
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+    }
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Put torch's generators back; CUDA states are skipped on a machine with another number of GPUs."""
+    """Put all global generators back; CUDA states are skipped on a machine with another number of GPUs."""
     torch.set_rng_state(states["torch"])
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(states["numpy"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -104,6 +104,9 @@ def train_step(
                 _refuse_non_finite(names, totals[-1])
                 # Processes average their gradients, but each loss is a share of one sum.
                 parts.precision.scaler.scale(stacked.sum() * parts.world.size).backward()
+    except torch.OutOfMemoryError:
+        restore_statistics()
+        raise
     except NonFiniteError as error:
         restore_statistics()
         return StepResult(terms={}, loss=math.nan, grad_norm=math.nan, refused=str(error))
@@ -123,13 +126,20 @@ def forward_and_backward(parts: StepParts, batch: Batch) -> None:
     """
     model = bare_model(parts.model)
     restore_statistics = _remember_batch_norm(model)
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     alone = replace(parts, model=model, world=World())
     forward = _Forward(alone, epoch=0, seed=None, max_boxes=_max_boxes(batch, alone.world))
-    with torch.random.fork_rng(devices=[batch.images.device] if batch.images.is_cuda else []):
-        outputs = forward(model, batch)
-    matched, counts = forward.match(outputs, batch.targets)
-    torch.stack(list(parts.criterion.terms(outputs, matched, counts).values())).sum().backward()
-    restore_statistics()
+    try:
+        for norm in norms:
+            norm.train(parts.world.size == 1)  # in training, common statistics wait for the other processes
+        with torch.random.fork_rng(devices=[batch.images.device] if batch.images.is_cuda else []):
+            outputs = forward(model, batch)
+        matched, counts = forward.match(outputs, batch.targets)
+        torch.stack(list(parts.criterion.terms(outputs, matched, counts).values())).sum().backward()
+    finally:
+        for norm in norms:
+            norm.train()
+        restore_statistics()
 
 
 class _Forward:

@@ -73,7 +73,19 @@ class Trainer:
         self._stop = StopSignals()
         self._saved_at = time.monotonic()
         self._last_is_good = True
-        self._resumed_from = folder
+        self._resumed_from: Path | None = None
+        self._is_saved = False
+        self._first_step = 0
+
+    @property
+    def goes_on_here(self) -> bool:
+        """Whether this run was stopped in the folder that it now goes on in."""
+        return self._resumed_from is not None and self._resumed_from.resolve() == self.folder.resolve()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the folder holds work of this run."""
+        return self.goes_on_here or self.progress.step > self._first_step
 
     @property
     def best_path(self) -> Path:
@@ -111,7 +123,7 @@ class Trainer:
             log.keep_until(epoch=self.progress.epoch, step=self.progress.step)
             if not self.best_path.is_file():
                 self.progress.best = {}
-            if self.progress.step == 0:
+            if not self._is_saved and self.progress.epoch < self.config.epochs:
                 self._save()  # what a restore goes back to if the first steps are refused
             while self.progress.epoch < self.config.epochs and not self.progress.stopped_early:
                 if self.progress.epoch == self.parts.timeline.no_aug_epoch:
@@ -176,10 +188,11 @@ class Trainer:
                     seed=seed,
                     micro_batch_size=progress.micro_batch_size,
                 )
-            except torch.OutOfMemoryError as error:
-                self._halve_micro_batch(len(batch.targets), error)
+            except torch.OutOfMemoryError:
+                pass  # while it is handled, its traceback holds the memory of the step
+            self._halve_micro_batch(len(batch.targets))
 
-    def _halve_micro_batch(self, num_images: int, error: torch.OutOfMemoryError) -> None:
+    def _halve_micro_batch(self, num_images: int) -> None:
         """Go on with half as many images at once; a second time the run stops."""
         progress = self.progress
         at_once = min(progress.micro_batch_size or num_images, num_images)
@@ -188,7 +201,7 @@ class Trainer:
                 f"out of memory in step {progress.step} with {at_once} images at once. Lower "
                 f"data.batch_size, keep the step's size with data.effective_batch_size, or set "
                 f"runtime.activation_checkpointing=true; then resume with --force."
-            ) from error
+            )
         self.parts.step.optimizer.zero_grad(set_to_none=True)
         if self.parts.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -254,7 +267,11 @@ class Trainer:
                 f"images {images}. Then lower recipe.lr, or set runtime.amp=off, and start again."
             )
         tree, path = self._good_checkpoint()
+        scaler = self.parts.step.precision.scaler
+        scale = scaler.get_scale()
         restore_weights(self.parts, tree, path=path)
+        if scaler.is_enabled() and scale < scaler.get_scale():
+            scaler.update(scale)  # or float16 would overflow again as it did
         progress.restores += 1
         progress.lr_scale /= 2
         progress.refused_in_a_row = 0
@@ -269,10 +286,12 @@ class Trainer:
     def _good_checkpoint(self) -> tuple[dict[str, Any], Path]:
         """The newest checkpoint that was saved after a good step."""
         for path in (self.last_path, previous_path(self.last_path)):
-            if path.is_file():
+            try:
                 tree = read_checkpoint(path)
-                if not tree["progress"]["refused_in_a_row"]:
-                    return tree, path
+            except CheckpointError:
+                continue
+            if not tree["progress"]["refused_in_a_row"]:
+                return tree, path
         raise TrainingError(
             f"{self.folder}: there is no checkpoint from before the refused steps to go back to. Lower "
             f"recipe.lr, or set runtime.amp=off, and start again."
@@ -403,8 +422,12 @@ class Trainer:
         config, progress = self.config.early_stopping, self.progress
         score = validation.ap if config.metric == "ap" else validation.ap50
         note_gain(progress.gains, score, epoch=progress.epoch, min_delta=config.min_delta)
+        stage = self.parts.timeline.no_aug_epoch
         progress.stopped_early = should_stop(
-            progress.gains, config, epoch=progress.epoch, final_stage_epoch=self.parts.timeline.no_aug_epoch
+            progress.gains,
+            config,
+            epoch=progress.epoch,
+            final_stage_epoch=stage if stage < self.config.epochs else 0,
         )
 
     def resume(self, path: Path, *, force: bool = False) -> None:
@@ -422,20 +445,28 @@ class Trainer:
             raise CheckpointError(f"{path}: holds weights only. Resume from last.pth of the same folder.")
         if not force:
             refuse_another_run(self.config, self.parts, tree, path=found)
-        for line in run_differences(self.config, self.parts, tree):
+        differences = run_differences(self.config, self.parts, tree)
+        for line in differences:
             logger.warning("changed since the run was stopped: %s", line)
         self.progress = restore_run(self.parts, tree, path=found)
-        self._last_is_good = not self.progress.refused_in_a_row
+        if force and differences:
+            self.progress.stopped_early = False
         self._resumed_from = path.parent
+        self._first_step = self.progress.step
+        self._is_saved = self.goes_on_here and found == path
+        # A damaged file must not take the place of the one before it.
+        self._last_is_good = self._is_saved and not self.progress.refused_in_a_row
         logger.info(
             "resuming in epoch %d after step %d from %s", self.progress.epoch + 1, self.progress.step, found
         )
 
     def adopt_best(self) -> None:
         """Bring the best weights along from the folder of a continued run; the main process does so."""
+        if self._resumed_from is None or self.goes_on_here:
+            return
         for path in (self.best_path, self.stage_path):
             source = self._resumed_from / path.name
-            if source.is_file() and not path.is_file():
+            if source.is_file():
                 shutil.copyfile(source, path)
 
     def _begin_final_stage(self) -> None:
@@ -456,7 +487,7 @@ class Trainer:
         if path == self.best_path and self.parts.step.world.is_main:
             save_checkpoint(tree, self.stage_path)
         restore_model(self.parts, tree)
-        self.parts.step.world.wait()
+        self._save()
         logger.info("final stage: restored the weights of epoch %d", tree["epoch"] + 1)
 
     def _event(self, name: str, values: dict[str, Any]) -> None:

@@ -62,3 +62,4 @@ def test_patience_counts_from_the_final_stage_unless_told_otherwise() -> None:
     assert stops_after(scores, final=4) == 6
     assert stops_after(scores, final=4, early=True) == 3
     assert stops_after(scores, final=99) is None
+    assert stops_after(scores, final=0) == 3

@@ -145,6 +145,13 @@ def test_a_step_that_does_not_fit_is_refused_at_once_with_advice(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("most_boxes", "expected"), [(0, 0), (1, 1), (7, 5), (50, 50), (51, 50), (99, 50), (101, 101)]
+)
+def test_the_most_denoising_queries_do_not_belong_to_the_most_boxes(most_boxes: int, expected: int) -> None:
+    assert preflight_module._most_demanding_boxes(most_boxes, 100) == expected
+
+
 def test_the_peak_of_this_process_is_measured() -> None:
     device = torch.device("cpu")
     reset_peak(device)

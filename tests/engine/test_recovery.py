@@ -12,6 +12,7 @@ import torch
 from deim.config import Config
 from deim.engine import trainer as trainer_module
 from deim.engine.checkpoint import read_checkpoint
+from deim.engine.run_state import Validate, Validation
 from deim.engine.step import StepParts, StepResult, train_step
 from deim.engine.trainer import Trainer
 from deim.errors import TrainingError
@@ -119,6 +120,25 @@ def test_a_refused_first_step_goes_back_to_the_beginning(
     trainer.run(show_progress=False)
     assert trainer.progress.restores == 1
     assert trainer.parts.ema.updates == 2
+
+
+def test_a_restore_in_the_final_stage_goes_back_to_its_start(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, spoil: Callable[..., None]
+) -> None:
+    spoil({6, 7})
+    options = ("epochs=5", "schedule.no_aug_epochs=2", "recipe.max_refused_steps=2")
+    scores = iter([0.5, 0.1, 0.1, 0.1, 0.1])
+
+    def validate(own: Validate) -> Validate:
+        return lambda model: Validation(
+            ap=next(scores), ap50=None, worst_class=None, worst_class_ap50=None, summary={}, class_ap50={}
+        )
+
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", *options), validate=validate)
+    trainer.run(show_progress=False)
+    assert trainer.progress.restores == 1
+    # Two updates before the best epoch ended; six more were thrown away; two followed the restore.
+    assert trainer.parts.ema.updates == 4
 
 
 def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, *, above: int, steps: set[int]) -> list[int | None]:

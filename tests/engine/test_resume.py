@@ -4,7 +4,10 @@ import json
 import logging
 import multiprocessing
 import os
+import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -16,12 +19,15 @@ import pytest
 import torch
 
 from deim.config import Config
-from deim.engine.build import find_resume
+from deim.engine.build import find_resume, settle_folder
 from deim.engine.checkpoint import previous_path, read_checkpoint
+from deim.engine.seeding import random_states, restore_random_states, seed_everything
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, StopSignalError
 from deim.model.weights import inference_weights
+from tests.conftest import TINY
 
+REPOSITORY = Path(__file__).parents[2]
 MakeConfig = Callable[..., Config]
 Build = Callable[..., Trainer]
 SIX_EPOCHS = (
@@ -307,3 +313,117 @@ def test_a_run_stopped_early_stays_stopped(
     resumed.run(show_progress=False)
     assert asdict(resumed.progress) == asdict(trainer.progress)
     assert len(epochs_of(tmp_path / "run")) == 5
+
+
+def start_tool(config: Path) -> subprocess.Popen[str]:
+    """Train in a process group of its own, as a terminal or a scheduler starts it."""
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "tools" / "train.py"), "-c", str(config), "--resume", "auto"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_saves_the_step_and_leaves_the_workers_out(
+    number: int, tmp_path: Path, ten_images: Path
+) -> None:
+    folder = tmp_path / "run"
+    tree = TINY | {
+        "output_dir": str(folder),
+        "epochs": 400,
+        "data": TINY["data"] | {"root": str(ten_images), "num_workers": 2},
+    }
+    (tmp_path / "tiny.yml").write_text(json.dumps(tree), encoding="utf-8")
+    steps = []
+    for _ in range(3):
+        process = start_tool(tmp_path / "tiny.yml")
+        assert process.stdout is not None
+        # The workers of training and of validation are there after an epoch.
+        lines = iter(process.stdout.readline, "")
+        assert any(line.startswith("epoch ") for line in lines)
+        time.sleep(0.3)
+        os.killpg(process.pid, number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, err
+        assert err.startswith(f"stopped by {signal.Signals(number).name} in epoch ")
+        assert "Traceback" not in err
+        steps.append(read_checkpoint(folder / "last.pth")["step"])
+    assert steps == sorted(set(steps))
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(
+    stopped_run: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    last = stopped_run / "last.pth"
+    last.write_bytes(last.read_bytes()[:1000])
+    before = read_checkpoint(previous_path(last))["step"]
+    trainer = build_tiny(tiny_config(ten_images, stopped_run, *SIX_EPOCHS), resume_from=last)
+    tree, path = trainer._good_checkpoint()
+    assert (tree["step"], path) == (before, previous_path(last))
+    trainer._save()
+    assert read_checkpoint(last)["step"] == read_checkpoint(previous_path(last))["step"] == before
+
+
+def test_a_run_resumed_into_another_folder_can_be_resumed_there(
+    stopped_run: Path,
+    tmp_path: Path,
+    ten_images: Path,
+    whole_run: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny_config(ten_images, tmp_path / "other", *SIX_EPOCHS)
+    stop_in_step(monkeypatch, 7)
+    with pytest.raises(StopSignalError):
+        build_tiny(config, resume_from=stopped_run / "last.pth").run(show_progress=False)
+    assert previous_path(tmp_path / "other" / "last.pth").is_file()  # saved at the start, too
+    build_tiny(config, resume_from=find_resume(tmp_path / "other", "auto")).run(show_progress=False)
+    assert states_of(tmp_path / "other").keys() == states_of(whole_run).keys()
+    ours, theirs = states_of(tmp_path / "other"), states_of(whole_run)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_a_lower_batch_size_takes_effect_on_resume(
+    stopped_run: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    lower = ("data.batch_size=1", "data.effective_batch_size=3")
+    config = tiny_config(ten_images, stopped_run, *SIX_EPOCHS, *lower)
+    trainer = build_tiny(config, resume_from=stopped_run / "last.pth", force=True)
+    assert trainer.progress.micro_batch_size == 1
+
+
+def test_another_size_of_a_step_is_named(
+    stopped_run: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    config = tiny_config(ten_images, stopped_run, *SIX_EPOCHS, "data.batch_size=5")
+    with pytest.raises(CheckpointError, match=r"images of a step: 3 -> 5 .*\n  steps of an epoch: 4 -> 2 "):
+        build_tiny(config, resume_from=stopped_run / "last.pth")
+
+
+def test_a_killed_overwriting_run_can_be_overwritten(
+    stopped_run: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    config = tiny_config(ten_images, stopped_run, *SIX_EPOCHS)
+    (stopped_run / "tensorboard").mkdir()
+    (stopped_run / "tensorboard" / "events").write_text("first")
+    for _ in range(3):  # killed before its first step each time
+        build_tiny(config, overwrite=True)
+    assert (stopped_run / ".replaced" / "tensorboard" / "events").read_text() == "first"
+    settle_folder(stopped_run, has_begun=False)
+    assert read_checkpoint(stopped_run / "last.pth")["step"] == 6
+    assert not (stopped_run / ".replaced").exists()
+
+
+def test_random_states_come_back() -> None:
+    seed_everything(3)
+    states = random_states()
+    expected = (random.random(), np.random.rand(), torch.rand(1).item())
+    seed_everything(4)
+    restore_random_states(states)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
