@@ -33,6 +33,7 @@ from deim.engine.early_stopping import note_gain, should_stop
 from deim.engine.log import RunLog, epoch_line
 from deim.engine.memory import peak_bytes, reset_peak
 from deim.engine.optimizer import set_learning_rates
+from deim.engine.recovery import Recovery
 from deim.engine.run_state import (
     EpochSums,
     Progress,
@@ -41,18 +42,14 @@ from deim.engine.run_state import (
     refuse_another_run,
     restore_model,
     restore_run,
-    restore_weights,
     run_differences,
     state_tree,
 )
 from deim.engine.signals import StopSignals
 from deim.engine.step import StepResult, bare_model, train_step
-from deim.errors import CheckpointError, StopSignalError, TrainingError
+from deim.errors import CheckpointError, StopSignalError
 
 logger = logging.getLogger(__name__)
-
-MAX_RESTORES = 3
-"""How often the last good state is restored before the run stops."""
 
 
 class Trainer:
@@ -69,6 +66,7 @@ class Trainer:
         self.parts = parts
         self.folder = folder
         self.progress = Progress()
+        self._recovery = Recovery(config, parts, last_path=self.last_path)
         self._log = RunLog(None)
         self._stop = StopSignals()
         self._saved_at = time.monotonic()
@@ -190,29 +188,7 @@ class Trainer:
                 )
             except torch.OutOfMemoryError:
                 pass  # while it is handled, its traceback holds the memory of the step
-            self._halve_micro_batch(len(batch.targets))
-
-    def _halve_micro_batch(self, num_images: int) -> None:
-        """Go on with half as many images at once; a second time the run stops."""
-        progress = self.progress
-        at_once = min(progress.micro_batch_size or num_images, num_images)
-        if progress.halved or at_once == 1 or self.parts.step.world.size > 1:
-            raise TrainingError(
-                f"out of memory in step {progress.step} with {at_once} images at once. Lower "
-                f"data.batch_size, keep the step's size with data.effective_batch_size, or set "
-                f"runtime.activation_checkpointing=true; then resume with --force."
-            )
-        self.parts.step.optimizer.zero_grad(set_to_none=True)
-        if self.parts.device.type == "cuda":
-            torch.cuda.empty_cache()
-        progress.micro_batch_size, progress.halved = -(-at_once // 2), True
-        logger.warning(
-            "out of memory in step %d: from now on %d images at once instead of %d, the same number a step",
-            progress.step,
-            progress.micro_batch_size,
-            at_once,
-        )
-        self._event("out_of_memory", {"micro_batch_size": progress.micro_batch_size})
+            self._recovery.halve_micro_batch(progress, len(batch.targets), self._log)
 
     def _account(self, batch: Batch, result: StepResult) -> None:
         """Put the outcome of a step into the averaged weights, the sums and the log."""
@@ -225,77 +201,13 @@ class Trainer:
             for name, value in {"loss": result.loss, "grad_norm": result.grad_norm, **result.terms}.items():
                 sums.values[name] = sums.values.get(name, 0.0) + value
         else:
-            self._refused(batch, result.refused)
+            self._recovery.refuse(progress, batch, result.refused, self._log)
         progress.step += 1
         progress.steps_of_epoch += 1
         if result.refused is None:
             learning_rate = parts.step.optimizer.param_groups[-1]["lr"]
             curves = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": learning_rate}
             self._log.curves({f"train/{name}": value for name, value in curves.items()}, step=progress.step)
-
-    def _refused(self, batch: Batch, why: str) -> None:
-        """Log a step that changed nothing; after too many in a row restore the last good state."""
-        progress = self.progress
-        progress.refused_in_a_row += 1
-        progress.sums.num_refused += 1
-        own = [target.get("file_name", "?") for target in batch.targets]
-        names = [name for part in self.parts.step.world.gather(own) for name in part]
-        progress.refused_images = list(dict.fromkeys([*progress.refused_images, *names]))
-        learning_rate = self.parts.step.optimizer.param_groups[-1]["lr"]
-        self._event("refused_step", {"why": why, "images": names, "lr": learning_rate} | self._weight_norms())
-        logger.warning("step %d refused (%s): %s", progress.step, why, ", ".join(names))
-        if progress.refused_in_a_row >= self.config.recipe.max_refused_steps:
-            self._restore_good_state()
-
-    def _weight_norms(self) -> dict[str, float]:
-        """L2 norms of the weights and of the averaged weights, to see whether one of them has run away."""
-        models = {"weight_norm": bare_model(self.parts.step.model), "ema_norm": self.parts.ema.model}
-        return {
-            name: torch.nn.utils.get_total_norm([p.detach() for p in model.parameters()]).item()
-            for name, model in models.items()
-        }
-
-    def _restore_good_state(self) -> None:
-        """Take weights, averages and moments from a checkpoint without refused steps, and halve the rate."""
-        progress = self.progress
-        images = ", ".join(progress.refused_images)
-        number = progress.refused_in_a_row
-        if progress.restores >= MAX_RESTORES:
-            raise TrainingError(
-                f"step {progress.step}: {number} steps in a row gave no finite loss or gradient, though the "
-                f"last good state was restored {MAX_RESTORES} times with half the learning rate. Look at the "
-                f"images {images}. Then lower recipe.lr, or set runtime.amp=off, and start again."
-            )
-        tree, path = self._good_checkpoint()
-        scaler = self.parts.step.precision.scaler
-        scale = scaler.get_scale()
-        restore_weights(self.parts, tree, path=path)
-        if scaler.is_enabled() and scale < scaler.get_scale():
-            scaler.update(scale)  # or float16 would overflow again as it did
-        progress.restores += 1
-        progress.lr_scale /= 2
-        progress.refused_in_a_row = 0
-        logger.warning(
-            "%d steps in a row refused: restored the state of step %d, learning rate times %g from now on",
-            number,
-            tree["step"],
-            progress.lr_scale,
-        )
-        self._event("restored", {"to_step": tree["step"], "lr_scale": progress.lr_scale})
-
-    def _good_checkpoint(self) -> tuple[dict[str, Any], Path]:
-        """The newest checkpoint that was saved after a good step."""
-        for path in (self.last_path, previous_path(self.last_path)):
-            try:
-                tree = read_checkpoint(path)
-            except CheckpointError:
-                continue
-            if not tree["progress"]["refused_in_a_row"]:
-                return tree, path
-        raise TrainingError(
-            f"{self.folder}: there is no checkpoint from before the refused steps to go back to. Lower "
-            f"recipe.lr, or set runtime.amp=off, and start again."
-        )
 
     def _save_if_due(self) -> None:
         """Save at the times asked for, and when a signal has come; then stop."""
@@ -489,9 +401,6 @@ class Trainer:
         restore_model(self.parts, tree)
         self._save()
         logger.info("final stage: restored the weights of epoch %d", tree["epoch"] + 1)
-
-    def _event(self, name: str, values: dict[str, Any]) -> None:
-        self._log.write(name, {"epoch": self.progress.epoch, "step": self.progress.step} | values)
 
 
 def _score(validation: Validation) -> float:

@@ -363,7 +363,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(
     last.write_bytes(last.read_bytes()[:1000])
     before = read_checkpoint(previous_path(last))["step"]
     trainer = build_tiny(tiny_config(ten_images, stopped_run, *SIX_EPOCHS), resume_from=last)
-    tree, path = trainer._good_checkpoint()
+    tree, path = trainer._recovery.good_checkpoint()
     assert (tree["step"], path) == (before, previous_path(last))
     trainer._save()
     assert read_checkpoint(last)["step"] == read_checkpoint(previous_path(last))["step"] == before
