@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from deim.config import Config
 from deim.engine import trainer as trainer_module
 from deim.engine.checkpoint import read_checkpoint
 from deim.engine.run_state import Validate, Validation
-from deim.engine.step import StepParts, StepResult, train_step
+from deim.engine.step import StepParts, StepResult, bare_model, train_step
 from deim.engine.trainer import Trainer
 from deim.errors import TrainingError
 
@@ -58,6 +59,51 @@ def test_bad_steps_are_logged_and_the_run_goes_on(
     assert trainer.parts.ema.updates == 5
     assert all(torch.isfinite(value).all() for value in trainer.parts.step.model.state_dict().values())
     assert trainer.progress.restores == 0
+
+
+@pytest.mark.slow
+def test_bad_steps_of_every_kind_are_survived(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chosen = np.random.default_rng(0).permutation(100)[:45].tolist()
+    kinds = dict(zip(chosen, ["image", "activation", "gradient"] * 15, strict=True))
+    calls = iter(range(100))
+
+    def step(parts: StepParts, batch: Any, **options: Any) -> StepResult:
+        model, kind = bare_model(parts.model), kinds.get(next(calls))
+        hooks = []
+        if kind == "image":
+            batch.images[0, 0, 5, 5] = float("inf")
+        elif kind == "activation":
+            block = model.backbone.vit.blocks[1]
+            hooks.append(block.register_forward_hook(lambda *args: args[-1] * float("inf")))
+        elif kind == "gradient":
+            weight = model.decoder.enc_score_head.weight
+            hooks.append(weight.register_hook(lambda grad: grad * float("inf")))
+        result = train_step(parts, batch, **options)
+        for hook in hooks:
+            hook.remove()
+        return result
+
+    monkeypatch.setattr(trainer_module, "train_step", step)
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=50", "evaluation.every_epochs=25"))
+    trainer.run(show_progress=False)
+    refused = [line["step"] for line in events_of(tmp_path / "run") if line["event"] == "refused_step"]
+    assert refused == sorted(chosen)
+    assert trainer.parts.ema.updates == 55
+    for model in (trainer.parts.step.model, trainer.parts.ema.model):
+        assert all(value.isfinite().all() for value in model.state_dict().values())
+    losses = [
+        line["loss"] for line in events_of(tmp_path / "run") if line["event"] == "epoch" and line["loss"]
+    ]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    with capsys.disabled():
+        print(f" {len(refused)} of 100 steps spoilt and survived")  # noqa: T201
 
 
 def test_after_too_many_the_last_good_state_comes_back_with_half_the_rate(

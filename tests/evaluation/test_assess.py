@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deim.data.build import read_split
-from deim.engine.checkpoint import load_trained
+from deim.engine.checkpoint import load_trained, read_checkpoint
 from deim.evaluation.assess import Assessment, assess, to_validation
 from deim.evaluation.evaluator import Evaluator
 
@@ -147,3 +147,12 @@ def test_crowd_regions_are_ignored_by_the_scores_and_drawn_without_fail(
     assert metrics.num_boxes == len(tree["annotations"]) - 1
     results = result.evaluation.predictions.to_coco(result.evaluation.category_ids)
     assert metrics.summary.ap == pytest.approx(official_numbers(path, results)[0], abs=1e-6)
+
+
+def test_evaluating_the_best_checkpoint_again_gives_its_recorded_score(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    best = read_checkpoint(tiny_run / "best.pth")["best"]
+    assert (best["metric"], best["weights"]) == ("ap", "ema")
+    result = run_assess(tiny_run, tmp_path / "report.json")
+    assert result.evaluation.metrics.summary.ap == pytest.approx(best["score"], abs=1e-9)
