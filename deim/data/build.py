@@ -1,6 +1,7 @@
 """From configuration to datasets and loaders."""
 
 import logging
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -203,15 +204,19 @@ def _loader(
         num_workers=num_workers,
         collate_fn=collate,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=_leave_process_group,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:  # noqa: ARG001
-    """Ctrl-C and schedulers signal all processes of a run; the main one needs its workers to stop well."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_process_group(worker: int) -> None:  # noqa: ARG001
+    """Terminals and launchers signal the whole group of a run; the main process still needs its workers then.
+
+    They do not ignore SIGTERM, by which Python ends them when the main process exits.
+    """
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def iterate(loader: DataLoader[Batch]) -> Iterator[Batch]:
