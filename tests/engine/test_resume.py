@@ -148,8 +148,12 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, signal_number: in
 
 @pytest.mark.parametrize(
     ("number", "signal_number"),
-    [(0, signal.SIGTERM), (3, signal.SIGINT), (17, signal.SIGTERM), (23, signal.SIGINT)],
-    ids=["in the first step", "in the last of an epoch", "in the final stage", "in the last of all"],
+    [
+        pytest.param(0, signal.SIGTERM, id="in the first step", marks=pytest.mark.slow),
+        pytest.param(3, signal.SIGINT, id="in the last of an epoch"),
+        pytest.param(17, signal.SIGTERM, id="in the final stage"),
+        pytest.param(23, signal.SIGINT, id="in the last of all", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
     number: int,
@@ -175,7 +179,14 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
     assert_equal_runs(stopped, whole_run)
 
 
-@pytest.mark.parametrize("left", [0, 0.5, -3], ids=["empty", "half", "without its end"])
+@pytest.mark.parametrize(
+    "left",
+    [
+        pytest.param(0, id="empty", marks=pytest.mark.slow),
+        pytest.param(0.5, id="half"),
+        pytest.param(-3, id="without its end", marks=pytest.mark.slow),
+    ],
+)
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     left: float,
     tmp_path: Path,
@@ -369,6 +380,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(
     assert read_checkpoint(last)["step"] == read_checkpoint(previous_path(last))["step"] == before
 
 
+@pytest.mark.slow
 def test_a_run_resumed_into_another_folder_can_be_resumed_there(
     stopped_run: Path,
     tmp_path: Path,

@@ -126,11 +126,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(
 @pytest.mark.parametrize(
     ("num_workers", "stopped_in"),
     [
-        (0, 2),
-        (0, 4),
-        (1, 2),
+        pytest.param(0, 2, id="augmented", marks=pytest.mark.slow),
+        pytest.param(0, 4, id="final stage"),
+        pytest.param(1, 2, id="with a worker", marks=pytest.mark.slow),
     ],
-    ids=["augmented", "final stage", "with a worker"],
 )
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     num_workers: int,

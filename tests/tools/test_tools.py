@@ -336,6 +336,7 @@ def test_a_folder_with_any_file_of_a_run_is_left_alone(
     assert (tmp_path / "run" / name).read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_resuming_into_the_folder_of_another_run_is_refused_unless_it_may_be_overwritten(
     call: Callable, tiny_set: Path, tmp_path: Path
 ) -> None:
