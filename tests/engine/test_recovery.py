@@ -142,6 +142,7 @@ def test_a_state_that_was_saved_between_bad_steps_is_not_gone_back_to(
     assert [line["to_step"] for line in restored] == [2]
 
 
+@pytest.mark.slow
 def test_after_three_restores_the_run_stops_and_names_the_images(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, spoil: Callable[..., None]
 ) -> None:

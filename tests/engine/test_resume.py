@@ -310,6 +310,7 @@ def test_a_checkpoint_holds_all_that_a_run_needs(stopped_run: Path) -> None:
     assert progress["sums"]["num_good"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_stopped_early_stays_stopped(
     tmp_path: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:

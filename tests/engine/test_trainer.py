@@ -110,6 +110,7 @@ def test_the_last_checkpoint_goes_on_and_the_best_one_is_smaller(tiny_run: Path)
     assert best["category_ids"] == [3, 7, 90]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
