@@ -12,7 +12,7 @@ from deim.data.build import read_split
 from deim.engine.checkpoint import load_trained
 from deim.errors import DeimError
 from deim.evaluation.assess import assess
-from deim.evaluation.evaluator import Evaluator
+from deim.evaluation.evaluator import evaluator_of
 from deim.evaluation.report import format_class_table
 
 
@@ -34,13 +34,7 @@ def main() -> int:
     report_path = args.output or args.checkpoint.parent / f"evaluation_{args.split}.json"
     try:
         trained = load_trained(args.checkpoint, overrides=args.set)
-        evaluator = Evaluator(
-            trained.config,
-            read_split(trained.config.data, args.split),
-            class_names=trained.class_names,
-            category_ids=trained.category_ids,
-            device=trained.device,
-        )
+        evaluator = evaluator_of(trained, read_split(trained.config.data, args.split))
         result = assess(trained, evaluator, split_name=args.split, report_path=report_path)
     except (DeimError, OSError) as error:
         print(error, file=sys.stderr)

@@ -47,7 +47,7 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
     may_begin_anew = resume == "auto"
     if not overwrite:  # before a data set is made or read
         refuse_existing_run(folder, resume_from=resume_from, may_begin_anew=may_begin_anew)
-    device = select_device(config.runtime.device, local_rank=world.local_rank if world.size > 1 else None)
+    device = select_device(config.runtime.device, world=world)
     if world.is_main:
         prepare_root(config.data)
     world.wait()

@@ -144,7 +144,7 @@ def build_trainer(
 def _build_parts(
     config: Config, splits: Splits, *, validate: Validate, plan: BatchPlan, world: World, fresh: bool
 ) -> RunParts:
-    device = select_device(config.runtime.device, local_rank=world.local_rank if world.size > 1 else None)
+    device = select_device(config.runtime.device, world=world)
     precision = select_precision(config.runtime.amp, device)
     seed_everything(config.seed)
     if config.runtime.deterministic:

@@ -4,27 +4,28 @@ from typing import Literal
 
 import torch
 
+from deim.engine.distributed import World
 from deim.engine.step import Precision
 from deim.errors import ConfigError
 
 
-def select_device(name: str, *, local_rank: int | None = None) -> torch.device:
+def select_device(name: str, *, world: World | None = None) -> torch.device:
     """Turn `runtime.device` into a device.
 
     Args:
         name: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes CUDA if there is one.
-        local_rank: Number of this process on its machine, if it is one of several; each has a GPU of its own.
+        world: The processes of the run, each of which has a GPU of its own; None for this one alone.
 
     Raises:
         ConfigError: If there is no such device, or several processes would share one GPU.
     """
-    if local_rank is not None and name.startswith("cuda:"):
+    if world is not None and world.size > 1 and name.startswith("cuda:"):
         raise ConfigError(
             f"runtime.device: got {name!r} for several processes, of which each takes a GPU of its own. Use "
             f"'auto', and choose the GPUs with CUDA_VISIBLE_DEVICES."
         )
-    if local_rank is not None and name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", local_rank)
+    if world is not None and world.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        return world.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -35,10 +35,8 @@ class World:
     """Number of this process, from 0."""
     size: int = 1
     """Processes of the run."""
-    local_rank: int = 0
-    """Number of this process on its machine, from 0: which GPU it takes."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009  immutable
-    """Where tensors must be to be exchanged."""
+    """Where tensors must be to be exchanged; on a GPU the one of this process."""
 
     @property
     def is_main(self) -> bool:
@@ -130,7 +128,6 @@ def join_world(device: str) -> Iterator[World]:
     yield World(
         rank=dist.get_rank(),
         size=size,
-        local_rank=local_rank,
         device=torch.device("cuda", local_rank) if on_cuda else torch.device("cpu"),
     )
     # Not after an error: the others would be waited for, which wait for this process. Torchrun ends them.

@@ -13,7 +13,7 @@ class Gains:
     score: float | None = None
     """The score to beat; None before the first."""
     epoch: int = -1
-    """0-based epoch of that score, or the start of the final stage if it came later."""
+    """0-based epoch of that score."""
 
 
 def note_gain(gains: Gains, score: float | None, *, epoch: int, min_delta: float) -> None:

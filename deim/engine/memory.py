@@ -39,10 +39,9 @@ def limit_bytes(device: torch.device) -> int | None:
     available, held = _kilobytes(MACHINE_STATUS, "MemAvailable"), _kilobytes(PROCESS_STATUS, "VmRSS")
     if available is None or held is None:
         return None
-    limits = [1024 * (available + held)]
-    if CONTAINER_LIMIT.exists() and CONTAINER_LIMIT.read_text(encoding="ascii").strip().isdigit():
-        limits.append(int(CONTAINER_LIMIT.read_text(encoding="ascii")))
-    return min(limits)
+    machine = 1024 * (available + held)
+    container = CONTAINER_LIMIT.read_text(encoding="ascii").strip() if CONTAINER_LIMIT.exists() else "max"
+    return min(machine, int(container)) if container.isdigit() else machine
 
 
 def gigabytes(num_bytes: float) -> str:

@@ -1,6 +1,6 @@
 """What a run consists of, how far it has come, and how both are put into checkpoints and taken out again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,17 +162,15 @@ def restore_run(parts: RunParts, tree: dict[str, Any], *, path: Path) -> Progres
 
     Args:
         parts: The run; changed in place.
-        tree: From `read_checkpoint`.
+        tree: A resumable checkpoint, from `read_checkpoint`.
         path: Where it came from, for messages.
 
     Returns:
         How far that run had come.
 
     Raises:
-        CheckpointError: If the checkpoint holds no run, or its tensors do not fit.
+        CheckpointError: If its tensors do not fit.
     """
-    if "progress" not in tree:
-        raise CheckpointError(f"{path}: holds weights only. Resume from last.pth of the same folder.")
     restore_weights(parts, tree, path=path)
     restore_random_states(tree["random"])
     return progress_from_dict(tree["progress"])
@@ -200,13 +198,16 @@ def restore_model(parts: RunParts, tree: dict[str, Any]) -> None:
     parts.ema.updates = tree["ema"]["updates"]
 
 
-def refuse_another_run(config: Config, parts: RunParts, tree: dict[str, Any], *, path: Path) -> None:
+def refuse_another_run(differences: Sequence[str], *, path: Path) -> None:
     """Refuse to go on with other data or options than the run began with.
 
+    Args:
+        differences: From `run_differences`.
+        path: Of the checkpoint.
+
     Raises:
-        CheckpointError: If classes, data or an option differ; all differences are listed.
+        CheckpointError: If there are any; all are listed.
     """
-    differences = run_differences(config, parts, tree)
     if differences:
         listed = "\n".join(f"  {line}" for line in differences)
         raise CheckpointError(

@@ -1,7 +1,6 @@
 """One training step: micro-batches forward and backward, then one update, on all processes alike."""
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from deim.data.collate import Batch
 from deim.engine.distributed import World
 from deim.errors import NonFiniteError
 from deim.loss.criterion import Criterion, LossCounts, Matched
+from deim.model.batch_norm import remember_batch_norm
 from deim.model.detector import Detector
 from deim.structures import ModelOutput, Target
 
@@ -81,7 +81,7 @@ def train_step(
         micro_batch_size: Images at once in memory; None for all.
     """
     parts.optimizer.zero_grad(set_to_none=True)
-    restore_statistics = _remember_batch_norm(parts.model)
+    restore_statistics = remember_batch_norm(parts.model)
     micro_batches = batch.split(micro_batch_size or len(batch.targets))
     forward = _Forward(parts, epoch=epoch, seed=seed, max_boxes=_max_boxes(batch, parts.world))
     names: list[str] = []
@@ -125,7 +125,7 @@ def forward_and_backward(parts: StepParts, batch: Batch) -> None:
         NonFiniteError: If the scores or boxes are NaN or infinite.
     """
     model = bare_model(parts.model)
-    restore_statistics = _remember_batch_norm(model)
+    restore_statistics = remember_batch_norm(model)
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     alone = replace(parts, model=model, world=World())
     forward = _Forward(alone, epoch=0, seed=None, max_boxes=_max_boxes(batch, alone.world))
@@ -229,16 +229,3 @@ def _update(parts: StepParts) -> float:
     # The scaler lowers its scale after an overflow, so it hears of refused steps too.
     scaler.update()
     return grad_norm
-
-
-def _remember_batch_norm(model: nn.Module) -> Callable[[], None]:
-    """Keep the batch-norm statistics, which a forward pass moves, perhaps to NaN; call to restore."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    statistics = [buffer for norm in norms for buffer in norm.buffers()]
-    before = [buffer.clone() for buffer in statistics]
-
-    def restore() -> None:
-        for buffer, saved in zip(statistics, before, strict=True):
-            buffer.copy_(saved)
-
-    return restore

@@ -355,9 +355,9 @@ class Trainer:
         tree, found = read_newest(path)
         if "progress" not in tree:
             raise CheckpointError(f"{path}: holds weights only. Resume from last.pth of the same folder.")
-        if not force:
-            refuse_another_run(self.config, self.parts, tree, path=found)
         differences = run_differences(self.config, self.parts, tree)
+        if not force:
+            refuse_another_run(differences, path=found)
         for line in differences:
             logger.warning("changed since the run was stopped: %s", line)
         self.progress = restore_run(self.parts, tree, path=found)

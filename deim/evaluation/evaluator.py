@@ -11,6 +11,7 @@ from deim.config.schema import Config
 from deim.data.build import build_eval_loader, input_format
 from deim.data.coco import CocoSplit, match_classes
 from deim.data.collate import Batch
+from deim.engine.checkpoint import TrainedDetector
 from deim.engine.distributed import World
 from deim.evaluation.coco_metrics import CocoMetrics, compute_coco_metrics
 from deim.evaluation.predict import Predictions, join_predictions, max_detections, predict_split
@@ -84,6 +85,25 @@ class Evaluator:
         ground_truth = self.split.to_coco() | {"categories": categories}
         metrics = compute_coco_metrics(ground_truth, predictions.to_coco(self.category_ids))
         return Evaluation(metrics=metrics, predictions=predictions, category_ids=self.category_ids)
+
+
+def evaluator_of(trained: TrainedDetector, split: CocoSplit) -> Evaluator:
+    """Build the evaluator of a trained detector on a split.
+
+    Args:
+        trained: From `load_trained`.
+        split: Any split.
+
+    Raises:
+        DataError: If the split has a class that the detector does not know.
+    """
+    return Evaluator(
+        trained.config,
+        split,
+        class_names=trained.class_names,
+        category_ids=trained.category_ids,
+        device=trained.device,
+    )
 
 
 def _all_category_ids(class_index: Mapping[int, int], category_ids: Sequence[int]) -> tuple[int, ...]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from deim.model.batch_norm import remember_batch_norm
 from deim.model.detector import Detector
 
 
@@ -42,12 +42,8 @@ def _recompute(block: nn.Module) -> None:
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """The second pass must not move the batch-norm statistics once more."""
-    buffers = [
-        buffer for module in block.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()
-    ]
-    before = [buffer.clone() for buffer in buffers]
+    restore = remember_batch_norm(block)
     try:
         yield  # left by an exception when the last activation that is needed has been computed
     finally:
-        for buffer, saved in zip(buffers, before, strict=True):
-            buffer.data.copy_(saved)  # not through autograd: the graph holds these buffers
+        restore()

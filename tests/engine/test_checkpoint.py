@@ -13,7 +13,7 @@ from deim.data.build import read_split
 from deim.engine.checkpoint import FORMAT, load_trained, read_checkpoint, save_checkpoint
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, DataError
-from deim.evaluation.evaluator import Evaluator
+from deim.evaluation.evaluator import evaluator_of
 from deim.model.build import build_model
 from deim.model.detector import Detector
 
@@ -200,10 +200,4 @@ def test_evaluating_a_dataset_with_other_classes_is_refused(
         DataError,
         match=r"val\.json: class 'dent' is not known to the detector, which has pit, scratch, crack\.",
     ):
-        Evaluator(
-            trained.config,
-            read_split(trained.config.data, "val"),
-            class_names=trained.class_names,
-            category_ids=trained.category_ids,
-            device=trained.device,
-        )
+        evaluator_of(trained, read_split(trained.config.data, "val"))

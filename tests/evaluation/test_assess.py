@@ -12,7 +12,7 @@ from PIL import Image
 from deim.data.build import read_split
 from deim.engine.checkpoint import load_trained, read_checkpoint
 from deim.evaluation.assess import Assessment, assess, to_validation
-from deim.evaluation.evaluator import Evaluator
+from deim.evaluation.evaluator import evaluator_of
 
 PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 SUMMARY = (*PRECISIONS, "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
@@ -21,13 +21,7 @@ VAL = "data.val_annotations=annotations/val.json"
 
 def run_assess(run: Path, report: Path, *overrides: str, split: str = "val") -> Assessment:
     trained = load_trained(run / "best.pth", overrides=overrides)
-    evaluator = Evaluator(
-        trained.config,
-        read_split(trained.config.data, split),
-        class_names=trained.class_names,
-        category_ids=trained.category_ids,
-        device=trained.device,
-    )
+    evaluator = evaluator_of(trained, read_split(trained.config.data, split))
     return assess(trained, evaluator, split_name=split, report_path=report)
 
 

@@ -12,7 +12,7 @@ from deim.data.build import read_split
 from deim.data.coco import CocoSplit
 from deim.engine.checkpoint import load_trained
 from deim.errors import DataError
-from deim.evaluation.evaluator import Evaluation, Evaluator
+from deim.evaluation.evaluator import Evaluation, evaluator_of
 from deim.evaluation.predict import Predictor, above, to_coco_results
 from deim.structures import Detections
 
@@ -30,13 +30,7 @@ def images(tiny_set: Path) -> list[Path]:
 def evaluate(run: Path, *overrides: str) -> tuple[CocoSplit, Evaluation]:
     trained = load_trained(run / "best.pth", overrides=overrides)
     split = read_split(trained.config.data, "val")
-    evaluator = Evaluator(
-        trained.config,
-        split,
-        class_names=trained.class_names,
-        category_ids=trained.category_ids,
-        device=trained.device,
-    )
+    evaluator = evaluator_of(trained, split)
     return split, evaluator.evaluate(trained.model)
 
 
