@@ -94,7 +94,8 @@ def killed_run(build: Build, config: Config, folder: Path, *, delays: Iterator[f
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             kills += 1
-            for line in (folder / "metrics.jsonl").read_text().splitlines() if folder.is_dir() else []:
+            metrics = folder / "metrics.jsonl"
+            for line in metrics.read_text().splitlines() if metrics.is_file() else []:
                 json.loads(line)  # valid after any kill
         else:
             assert process.exitcode == 0
