@@ -76,6 +76,30 @@ def box_area(boxes_xyxy: Tensor) -> Tensor:
     return sides[..., 0] * sides[..., 1]
 
 
+def coco_overlap(boxes_xywh: Tensor, truth_xywh: Tensor, *, is_crowd: Tensor) -> Tensor:
+    """Pairwise overlap by which COCO decides what a detection hits.
+
+    Args:
+        boxes_xywh: (N, 4) float, detections in pixels.
+        truth_xywh: (M, 4) float, ground truth in pixels.
+        is_crowd: (M,) bool, true for regions of many objects.
+
+    Returns:
+        (N, M) in [0, 1]: IoU, or the share of the detection that lies in a crowd region. 0 for empty boxes.
+
+    Source:
+        The evaluation code of COCO (Lin et al., 2014).
+    """
+    low = torch.maximum(boxes_xywh[:, None, :2], truth_xywh[None, :, :2])
+    high = torch.minimum(
+        boxes_xywh[:, None, :2] + boxes_xywh[:, None, 2:], truth_xywh[None, :, :2] + truth_xywh[None, :, 2:]
+    )
+    shared = (high - low).clamp(min=0).prod(dim=-1)
+    area, truth_area = boxes_xywh[:, None, 2:].prod(dim=-1), truth_xywh[None, :, 2:].prod(dim=-1)
+    whole = torch.where(is_crowd[None], area, area + truth_area - shared)
+    return torch.where(whole > 0, shared / whole, torch.zeros_like(shared))
+
+
 def clip_boxes(boxes_xyxy: Tensor, size_hw: tuple[float, float]) -> Tensor:
     """Clip corner boxes to an image.
 
