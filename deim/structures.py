@@ -113,3 +113,18 @@ class Detections:
     """(K,) float in [0, 1], descending."""
     labels: Tensor
     """(K,) int64, 0-based class index."""
+    queries: Tensor
+    """(K,) int64, the query that each comes from; one query may give several, with different labels."""
+
+    def take(self, kept: Tensor) -> "Detections":
+        """The detections that a mask keeps.
+
+        Args:
+            kept: (K,) bool.
+        """
+        return Detections(
+            boxes_xyxy=self.boxes_xyxy[kept],
+            scores=self.scores[kept],
+            labels=self.labels[kept],
+            queries=self.queries[kept],
+        )

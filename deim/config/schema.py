@@ -1,195 +1,16 @@
-"""Every option of the project, with its unit, range and default.
+"""Every option of the project, with its unit, range and default; those of the model are in `model_schema.py`.
 
 The defaults are those of the reference recipe where one exists. `loader.py` turns YAML into these classes and
 reports every problem at once; the ranges below are checked on construction, so a `Config` in hand is valid.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deim.errors import ConfigError
+from deim.config.checks import below, check, not_fraction, not_positive
+from deim.config.model_schema import ModelConfig
 
 Auto = Literal["auto"]
-
-
-def _check(problems: Sequence[tuple[bool, str]]) -> None:
-    wrong = [message for is_wrong, message in problems if is_wrong]
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-
-
-def _below(bound: float, **values: float | str | None) -> list[tuple[bool, str]]:
-    """Problems of the values that lie below `bound`; `auto` and null have no size."""
-    return [
-        (value < bound, f"{name}: got {value}, needs at least {bound}")
-        for name, value in values.items()
-        if isinstance(value, (int, float))
-    ]
-
-
-def _not_positive(**values: float) -> list[tuple[bool, str]]:
-    return [(value <= 0, f"{name}: got {value}, must be above 0") for name, value in values.items()]
-
-
-def _not_fraction(**values: float) -> list[tuple[bool, str]]:
-    return [(not 0 <= value <= 1, f"{name}: got {value}, needs [0, 1]") for name, value in values.items()]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VitTinyConfig:
-    """Plain vision transformer with rotary positions: the distilled ViT-Tiny family of the S and M models."""
-
-    type: Literal["vit_tiny"]
-    dim: int
-    """Token width; a multiple of `num_heads` · 4."""
-    depth: int = 12
-    """Number of transformer blocks."""
-    num_heads: int
-    """Attention heads of each block."""
-    return_blocks: tuple[int, int, int] = (3, 7, 11)
-    """0-based blocks whose tokens feed strides 8, 16 and 32, ascending."""
-    adapter_width: int = 16
-    """Channels of the first convolution of the spatial adapter."""
-
-    def __post_init__(self) -> None:
-        _check_vit(self.dim, self.depth, self.num_heads, self.return_blocks, self.adapter_width)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DinoV3Config:
-    """DINOv3 vision transformer: register tokens, layer scale, masked key bias; the backbone of L and X."""
-
-    type: Literal["dinov3"]
-    dim: int = 384
-    """Token width; a multiple of `num_heads` · 4."""
-    depth: int = 12
-    """Number of transformer blocks."""
-    num_heads: int = 6
-    """Attention heads of each block."""
-    return_blocks: tuple[int, int, int] = (5, 8, 11)
-    """0-based blocks whose tokens feed strides 8, 16 and 32, ascending."""
-    adapter_width: int = 32
-    """Channels of the first convolution of the spatial adapter."""
-    ffn: Literal["mlp", "swiglu"] = "mlp"
-    """Feed-forward of each block: ViT-S has `mlp`, ViT-S+ has `swiglu`."""
-
-    def __post_init__(self) -> None:
-        _check_vit(self.dim, self.depth, self.num_heads, self.return_blocks, self.adapter_width)
-
-
-def _check_vit(
-    dim: int, depth: int, num_heads: int, return_blocks: tuple[int, int, int], adapter_width: int
-) -> None:
-    _check(
-        [
-            *_below(1, dim=dim, depth=depth, num_heads=num_heads, adapter_width=adapter_width),
-            (
-                dim % (max(num_heads, 1) * 4) != 0,
-                f"dim: {dim} is not a multiple of num_heads · 4 = {num_heads * 4}",
-            ),
-            (
-                list(return_blocks) != sorted(set(return_blocks))
-                or not all(0 <= block < depth for block in return_blocks),
-                f"return_blocks: got {list(return_blocks)}, needs three ascending blocks in [0, {depth})",
-            ),
-        ]
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderConfig:
-    """Hybrid encoder: attention at stride 32, then fusion up and down the pyramid."""
-
-    num_heads: int = 8
-    """Attention heads; divides `model.hidden_dim`."""
-    dim_feedforward: int = 512
-    """Hidden width of the attention layer's feed-forward."""
-    expansion: float = 1.0
-    """Width of the fusion blocks relative to half of `model.hidden_dim`, in (0, 4]."""
-    depth_mult: float = 1.0
-    """Fusion blocks have round(3 · depth_mult) convolutions in sequence."""
-
-    def __post_init__(self) -> None:
-        _check(
-            [
-                *_below(1, num_heads=self.num_heads, dim_feedforward=self.dim_feedforward),
-                (not 0 < self.expansion <= 4, f"expansion: got {self.expansion}, needs (0, 4]"),
-                (round(3 * self.depth_mult) < 1, f"depth_mult: got {self.depth_mult}, gives no block at all"),
-            ]
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecoderConfig:
-    """Transformer decoder with iterative refinement of edge distributions."""
-
-    num_layers: int = 4
-    """Decoder layers, at least 2."""
-    num_heads: int = 8
-    """Attention heads; divides `model.hidden_dim`."""
-    dim_feedforward: int = 512
-    """Twice the hidden width of the gated feed-forward; even."""
-    num_queries: int = 300
-    """Object queries an image, and detections kept an image."""
-    num_points: tuple[int, int, int] = (3, 6, 3)
-    """Sampling points of each head at strides 8, 16 and 32."""
-    reg_max: int = 32
-    """Bins of an edge's distance distribution, less one; even."""
-    reg_scale: float = 4.0
-    """Distances are in units of box side / reg_scale."""
-    up: float = 0.5
-    """Half range of the fine bins, in units of reg_scale."""
-    num_denoising: int = 100
-    """Denoising queries an image and polarity, about; 0 switches denoising off."""
-    label_noise_ratio: float = 0.5
-    """Twice the probability that a denoising query gets a random label, in [0, 1]."""
-    box_noise_scale: float = 1.0
-    """Size of the box noise in units of half the box side, at least 0."""
-
-    def __post_init__(self) -> None:
-        _check(
-            [
-                *_below(2, num_layers=self.num_layers, dim_feedforward=self.dim_feedforward),
-                *_below(1, num_heads=self.num_heads, num_queries=self.num_queries),
-                *_below(0, num_denoising=self.num_denoising, box_noise_scale=self.box_noise_scale),
-                *_not_positive(reg_scale=self.reg_scale, up=self.up),
-                *_not_fraction(label_noise_ratio=self.label_noise_ratio),
-                (self.dim_feedforward % 2 != 0, f"dim_feedforward: got {self.dim_feedforward}, must be even"),
-                (min(self.num_points) < 1, f"num_points: got {list(self.num_points)}, each at least 1"),
-                (
-                    self.reg_max < 8 or self.reg_max % 2 != 0,
-                    f"reg_max: got {self.reg_max}, needs an even number of at least 8",
-                ),
-            ]
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """The detector's architecture and the weights it starts from."""
-
-    name: str
-    """Name in logs and reports, such as `deimv2-m`."""
-    hidden_dim: int
-    """Width of encoder and decoder; a multiple of 4 and of the numbers of heads."""
-    backbone: VitTinyConfig | DinoV3Config
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    init_from: str | None = None
-    """Weights to start from: a checkpoint of this project, an official DEIMv2 file, or a backbone file."""
-
-    def __post_init__(self) -> None:
-        heads = {max(self.encoder.num_heads, 1), max(self.decoder.num_heads, 1), 4}
-        _check(
-            [
-                *_below(4, hidden_dim=self.hidden_dim),
-                (
-                    any(self.hidden_dim % number != 0 for number in heads),
-                    f"hidden_dim: {self.hidden_dim} is not a multiple of 4 and of the numbers of heads",
-                ),
-            ]
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,10 +29,10 @@ class SyntheticConfig:
     """Seed of the images; the same seed gives the same files."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             [
-                *_below(1, train_images=self.train_images, val_images=self.val_images),
-                *_below(0, test_images=self.test_images, seed=self.seed),
+                *below(1, train_images=self.train_images, val_images=self.val_images),
+                *below(0, test_images=self.test_images, seed=self.seed),
                 (
                     min(self.max_size_wh) < 96,
                     f"max_size_wh: got {list(self.max_size_wh)}, each needs at least 96",
@@ -234,6 +55,8 @@ class DataConfig:
     """COCO file of the test split, relative to `root`; null if there is none."""
     images: str = "images"
     """Folder of the images, relative to `root`."""
+    normal_class: str | None = None
+    """Class that marks a good surface, such as NORMAL; images with no other box count as good. Or null."""
     synthetic: SyntheticConfig | None = None
     """Makes the synthetic defect set at `root` if nothing is there; null never makes one."""
     resize: Literal["stretch", "letterbox"] = "stretch"
@@ -254,9 +77,9 @@ class DataConfig:
     """Memory for resized images in each loading process and split, in MiB; 0 decodes them anew each time."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             [
-                *_below(
+                *below(
                     1,
                     batch_size=self.batch_size,
                     effective_batch_size=self.effective_batch_size,
@@ -267,7 +90,7 @@ class DataConfig:
                     "batch_size: 'auto' needs effective_batch_size, the images of an optimiser step that the "
                     "learning rate was chosen for",
                 ),
-                *_below(0, num_workers=self.num_workers, cache_mb=self.cache_mb),
+                *below(0, num_workers=self.num_workers, cache_mb=self.cache_mb),
                 (min(self.std) <= 0, f"std: got {list(self.std)}, each must be above 0"),
             ]
         )
@@ -285,8 +108,8 @@ class AugmentConfig:
     """Brightness, contrast, saturation, hue and channel order, each drawn with this probability."""
 
     def __post_init__(self) -> None:
-        _check(
-            _not_fraction(
+        check(
+            not_fraction(
                 horizontal_flip=self.horizontal_flip,
                 vertical_flip=self.vertical_flip,
                 photometric=self.photometric,
@@ -312,14 +135,14 @@ class MatcherConfig:
     """Exponent of the IoU in the cost used after `schedule.matcher_change_epoch`."""
 
     def __post_init__(self) -> None:
-        costs = _below(
+        costs = below(
             0,
             cost_class=self.cost_class,
             cost_bbox=self.cost_bbox,
             cost_giou=self.cost_giou,
             gamma=self.gamma,
         )
-        _check([*costs, *_not_fraction(alpha=self.alpha), *_not_positive(iou_order=self.iou_order)])
+        check([*costs, *not_fraction(alpha=self.alpha), *not_positive(iou_order=self.iou_order)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -345,7 +168,7 @@ class LossConfig:
     matcher: MatcherConfig = field(default_factory=MatcherConfig)
 
     def __post_init__(self) -> None:
-        weights = _below(
+        weights = below(
             0,
             mal=self.mal,
             bbox=self.bbox,
@@ -354,7 +177,7 @@ class LossConfig:
             ddf=self.ddf,
             mal_gamma=self.mal_gamma,
         )
-        _check([*weights, *_not_positive(ddf_temperature=self.ddf_temperature)])
+        check([*weights, *not_positive(ddf_temperature=self.ddf_temperature)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -377,11 +200,11 @@ class RecipeConfig:
     """`by_type` decays no norm, bias, scale or token; `reference` decays what DEIMv2 decays."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             [
-                *_not_positive(lr=self.lr, backbone_lr=self.backbone_lr, clip_grad_norm=self.clip_grad_norm),
-                *_below(0, weight_decay=self.weight_decay),
-                *_below(1, max_refused_steps=self.max_refused_steps),
+                *not_positive(lr=self.lr, backbone_lr=self.backbone_lr, clip_grad_norm=self.clip_grad_norm),
+                *below(0, weight_decay=self.weight_decay),
+                *below(1, max_refused_steps=self.max_refused_steps),
                 (
                     not all(0 <= b < 1 for b in self.betas),
                     f"betas: got {list(self.betas)}, each needs [0, 1)",
@@ -408,9 +231,9 @@ class ScheduleConfig:
     """Lowest learning rate as a share of the flat one, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             [
-                *_below(
+                *below(
                     0,
                     warmup_steps=self.warmup_steps,
                     flat_epochs=self.flat_epochs,
@@ -418,7 +241,7 @@ class ScheduleConfig:
                     augment_start_epoch=self.augment_start_epoch,
                     matcher_change_epoch=self.matcher_change_epoch,
                 ),
-                *_not_fraction(final_lr_ratio=self.final_lr_ratio),
+                *not_fraction(final_lr_ratio=self.final_lr_ratio),
             ]
         )
 
@@ -433,9 +256,9 @@ class EmaConfig:
     """Steps in which the decay ramps up; auto: a tenth of the averaging horizon."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             [
-                *_below(0, warmup_steps=self.warmup_steps),
+                *below(0, warmup_steps=self.warmup_steps),
                 (
                     not isinstance(self.decay, str) and not 0 <= self.decay < 1,
                     f"decay: got {self.decay}, needs [0, 1)",
@@ -458,7 +281,68 @@ class EarlyStoppingConfig:
     """Let the run end before its final stage, whose gain is then lost; otherwise patience counts there."""
 
     def __post_init__(self) -> None:
-        _check([*_below(1, patience=self.patience), *_not_fraction(min_delta=self.min_delta)])
+        check([*below(1, patience=self.patience), *not_fraction(min_delta=self.min_delta)])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestF1Goal:
+    """Each class's threshold is the one with its highest F1."""
+
+    type: Literal["best_f1"] = "best_f1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecallGoal:
+    """Each class's threshold is the highest that finds enough of its boxes."""
+
+    type: Literal["recall"]
+    at_least: float
+    """Share of the class's boxes to be found at IoU 0.5, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        check(not_fraction(at_least=self.at_least))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FalseBoxesGoal:
+    """Each class's threshold is the lowest with few enough false boxes."""
+
+    type: Literal["false_boxes"]
+    at_most_per_image: float
+    """False boxes of the class an image on average, at least 0."""
+
+    def __post_init__(self) -> None:
+        check(below(0, at_most_per_image=self.at_most_per_image))
+
+
+Goal = BestF1Goal | RecallGoal | FalseBoxesGoal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuppressionConfig:
+    """Suppression of duplicates among the detections that count; `auto` is settled on validation."""
+
+    mode: Literal["none", "class_aware", "agnostic"] | Auto = "auto"
+    """Which better boxes rule a detection out by overlapping it: none, those of its class, any."""
+    iou_threshold: float | Auto = "auto"
+    """IoU above which they do so, in (0, 1); auto with mode none."""
+    best_class_per_query: bool | Auto = "auto"
+    """Keep only the best class of each query."""
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.iou_threshold, float)
+        check(
+            [
+                (
+                    is_number and not 0 < float(self.iou_threshold) < 1,
+                    f"iou_threshold: got {self.iou_threshold}, needs (0, 1)",
+                ),
+                (
+                    is_number and self.mode == "none",
+                    f"iou_threshold: got {self.iou_threshold}, of no use with mode none. Leave it auto.",
+                ),
+            ]
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -470,13 +354,21 @@ class EvaluationConfig:
     evaluate_raw: bool = False
     """Also score the weights that are not averaged; the better of the two becomes best.pth."""
     draw_threshold: float = 0.4
-    """Lowest score of a detection that pictures show, in [0, 1]."""
+    """Lowest score that counts and is drawn as long as no threshold has been chosen, in [0, 1]."""
+    goal: Goal = field(default_factory=BestF1Goal)
+    """What the threshold of each class is chosen for, on the validation split."""
+    max_escape_rate: float = 0.01
+    """Share of defective images that may pass without a hit, in [0, 1]; reports give the threshold for it."""
+    suppression: SuppressionConfig = field(default_factory=SuppressionConfig)
+    bootstrap_resamples: int = 1000
+    """Resamples of the images behind each interval; 0 gives no intervals."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             [
-                *_below(1, every_epochs=self.every_epochs),
-                *_not_fraction(draw_threshold=self.draw_threshold),
+                *below(1, every_epochs=self.every_epochs),
+                *below(0, bootstrap_resamples=self.bootstrap_resamples),
+                *not_fraction(draw_threshold=self.draw_threshold, max_escape_rate=self.max_escape_rate),
             ]
         )
 
@@ -503,7 +395,7 @@ class RuntimeConfig:
     """Use deterministic operations only, where there are any; those that are not are named."""
 
     def __post_init__(self) -> None:
-        _check(_not_positive(checkpoint_minutes=self.checkpoint_minutes))
+        check(not_positive(checkpoint_minutes=self.checkpoint_minutes))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -531,15 +423,15 @@ class Config:
 
     def __post_init__(self) -> None:
         height, width = self.image_size_hw
-        _check(
+        check(
             [
                 (
                     height < 64 or width < 64 or height % 32 != 0 or width % 32 != 0,
                     f"image_size: got {height}x{width}, height and width must be multiples of 32 from 64; "
                     f"the nearest are {_nearest_32(height)}x{_nearest_32(width)}",
                 ),
-                *_below(1, epochs=self.epochs),
-                *_below(0, seed=self.seed),
+                *below(1, epochs=self.epochs),
+                *below(0, seed=self.seed),
             ]
         )
 

@@ -27,13 +27,18 @@ FREE_OPTIONS = (
     "data.eval_batch_size",
     "data.num_workers",
     "data.cache_mb",
+    "data.normal_class",
+    "evaluation.bootstrap_resamples",
     "evaluation.draw_threshold",
+    "evaluation.goal",
+    "evaluation.max_escape_rate",
+    "evaluation.suppression",
     "runtime.device",
     "runtime.tensorboard",
     "runtime.checkpoint_minutes",
     "runtime.preflight",
 )
-"""Options that may differ when a run goes on: they change neither its data nor its weights."""
+"""Options and blocks that may differ when a run goes on: they change neither its data nor its weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -250,8 +255,10 @@ def _changed_options(old: dict[str, Any], new: dict[str, Any], prefix: str = "")
     lines = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)
+        if f"{prefix}{name}" in FREE_OPTIONS:
+            continue
         if isinstance(before, dict) and isinstance(after, dict):
             lines += _changed_options(before, after, f"{prefix}{name}.")
-        elif before != after and f"{prefix}{name}" not in FREE_OPTIONS:
+        elif before != after:
             lines.append(f"{prefix}{name}: {before} -> {after}")
     return lines

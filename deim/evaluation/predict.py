@@ -43,7 +43,7 @@ class Predictions:
     """The same with loading and preparing the images."""
 
     def to_coco(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """COCO results: `image_id`, `category_id`, `bbox` xywh in pixels, `score`.
+        """COCO results: `image_id`, `category_id`, `bbox` xywh in pixels, `score`, `query`.
 
         Args:
             category_ids: Category id of each class index.
@@ -58,7 +58,7 @@ class Predictions:
 def to_coco_results(
     image_id: int, detections: Detections, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """COCO results of one image.
+    """COCO results of one image, each with its `query`.
 
     Args:
         image_id: Its id.
@@ -66,10 +66,16 @@ def to_coco_results(
         category_ids: Category id of each class index.
     """
     boxes = xyxy_to_xywh(detections.boxes_xyxy).tolist()
-    rows = zip(boxes, detections.scores.tolist(), detections.labels.tolist(), strict=True)
+    columns = (detections.scores.tolist(), detections.labels.tolist(), detections.queries.tolist())
     return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in rows
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": box,
+            "score": score,
+            "query": query,
+        }
+        for box, score, label, query in zip(boxes, *columns, strict=True)
     ]
 
 
@@ -94,6 +100,7 @@ def detect(
             boxes_xyxy=clip_boxes(item.boxes_xyxy, placement.orig_size_hw).cpu(),
             scores=item.scores.cpu(),
             labels=item.labels.cpu(),
+            queries=item.queries.cpu(),
         )
         for item, placement in zip(found, placements, strict=True)
     ]
@@ -220,12 +227,7 @@ def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
 
 def above(detections: Detections, score_threshold: float) -> Detections:
     """The detections whose score is at least `score_threshold`."""
-    kept = detections.scores >= score_threshold
-    return Detections(
-        boxes_xyxy=detections.boxes_xyxy[kept],
-        scores=detections.scores[kept],
-        labels=detections.labels[kept],
-    )
+    return detections.take(detections.scores >= score_threshold)
 
 
 def max_detections(config: Config) -> int:

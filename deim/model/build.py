@@ -1,7 +1,7 @@
 """From configuration to detector."""
 
 from deim.config.loader import load_block, shipped_configs_dir
-from deim.config.schema import DinoV3Config, ModelConfig, VitTinyConfig
+from deim.config.model_schema import DinoV3Config, ModelConfig, VitTinyConfig
 from deim.errors import ConfigError
 from deim.model.backbone.spatial_adapter import SpatialAdapterBackbone
 from deim.model.backbone.vit import VisionTransformer

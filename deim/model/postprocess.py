@@ -32,6 +32,11 @@ def select_detections(
     boxes = cxcywh_to_xyxy(output["pred_boxes"].float())
     boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
     return [
-        Detections(boxes_xyxy=to_original_pixels(boxes[i], placement), scores=best[i], labels=labels[i])
+        Detections(
+            boxes_xyxy=to_original_pixels(boxes[i], placement),
+            scores=best[i],
+            labels=labels[i],
+            queries=query[i],
+        )
         for i, placement in enumerate(placements)
     ]

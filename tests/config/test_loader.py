@@ -19,7 +19,8 @@ from deim.config import (
     loader,
     shipped_configs_dir,
 )
-from deim.config.schema import DinoV3Config, ModelConfig, SyntheticConfig, VitTinyConfig
+from deim.config.model_schema import DinoV3Config, ModelConfig, VitTinyConfig
+from deim.config.schema import SyntheticConfig
 from deim.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -452,8 +453,14 @@ def full_trees() -> list[dict[str, Any]]:
     data = {"root": "x", "synthetic": {}}
     common = {"output_dir": "x", "image_size": 64, "epochs": 1, "data": data}
     backbones = [{"type": "vit_tiny", "dim": 64, "num_heads": 2}, {"type": "dinov3"}]
+    goals = [{"type": "recall", "at_least": 0.9}, {"type": "false_boxes", "at_most_per_image": 0.1}]
     trees = [
-        {**common, "model": {"name": "x", "hidden_dim": 64, "backbone": backbone}} for backbone in backbones
+        {
+            **common,
+            "model": {"name": "x", "hidden_dim": 64, "backbone": backbone},
+            "evaluation": {"goal": goal},
+        }
+        for backbone, goal in zip(backbones, goals, strict=True)
     ]
     return [config_to_dict(config_from_dict(tree, where="test")) for tree in trees]
 

@@ -5,7 +5,7 @@ import torch
 
 from deim.config import load_config, shipped_configs_dir
 from deim.config.loader import load_block
-from deim.config.schema import ModelConfig
+from deim.config.model_schema import ModelConfig
 from deim.data.collate import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer

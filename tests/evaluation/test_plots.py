@@ -29,6 +29,7 @@ def make_detections(boxes: list[list[float]], scores: list[float], labels: list[
         boxes_xyxy=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         scores=torch.tensor(scores),
         labels=torch.tensor(labels, dtype=torch.int64),
+        queries=torch.arange(len(labels)),
     )
 
 

@@ -133,14 +133,20 @@ def test_the_detector_knows_its_classes(detector: Predictor) -> None:
 
 
 def test_results_carry_the_ids_of_the_annotations() -> None:
-    nothing = Detections(boxes_xyxy=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0).long())
+    nothing = Detections(
+        boxes_xyxy=torch.zeros(0, 4),
+        scores=torch.zeros(0),
+        labels=torch.zeros(0).long(),
+        queries=torch.zeros(0).long(),
+    )
     assert to_coco_results(5, nothing, (3, 7)) == []
     two = Detections(
         boxes_xyxy=torch.tensor([[1.0, 2.0, 4.0, 8.0], [0.0, 0.0, 5.0, 5.0]]),
         scores=torch.tensor([0.75, 0.5]),
         labels=torch.tensor([1, 0]),
+        queries=torch.tensor([4, 9]),
     )
-    first = {"image_id": 5, "category_id": 7, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.75}
+    first = {"image_id": 5, "category_id": 7, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.75, "query": 4}
     assert to_coco_results(5, two, (3, 7))[0] == first
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deim.config.schema import DecoderConfig, DinoV3Config, EncoderConfig, ModelConfig, VitTinyConfig
+from deim.config.model_schema import DecoderConfig, DinoV3Config, EncoderConfig, ModelConfig, VitTinyConfig
 from deim.model import build_model
 from deim.model.detector import Detector
 from deim.structures import Target

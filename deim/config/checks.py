@@ -1,0 +1,38 @@
+"""The checks of ranges that the options' dataclasses share."""
+
+from collections.abc import Sequence
+
+from deim.errors import ConfigError
+
+
+def check(problems: Sequence[tuple[bool, str]]) -> None:
+    """Refuse a block of options.
+
+    Args:
+        problems: Pairs of whether it is one, and its message: `name: what is wrong`.
+
+    Raises:
+        ConfigError: If there are any; a line for each.
+    """
+    wrong = [message for is_wrong, message in problems if is_wrong]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def below(bound: float, **values: float | str | None) -> list[tuple[bool, str]]:
+    """Problems of the values that lie below `bound`; `auto` and null have no size."""
+    return [
+        (value < bound, f"{name}: got {value}, needs at least {bound}")
+        for name, value in values.items()
+        if isinstance(value, (int, float))
+    ]
+
+
+def not_positive(**values: float) -> list[tuple[bool, str]]:
+    """Problems of the values that are not above 0."""
+    return [(value <= 0, f"{name}: got {value}, must be above 0") for name, value in values.items()]
+
+
+def not_fraction(**values: float) -> list[tuple[bool, str]]:
+    """Problems of the values outside [0, 1]."""
+    return [(not 0 <= value <= 1, f"{name}: got {value}, needs [0, 1]") for name, value in values.items()]
