@@ -117,10 +117,10 @@ class Detections:
     """(K,) int64, the query that each comes from; one query may give several, with different labels."""
 
     def take(self, kept: Tensor) -> "Detections":
-        """The detections that a mask keeps.
+        """The detections that a mask or a list of positions keeps.
 
         Args:
-            kept: (K,) bool.
+            kept: (K,) bool, or int64 positions in ascending order.
         """
         return Detections(
             boxes_xyxy=self.boxes_xyxy[kept],

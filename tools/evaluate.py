@@ -1,6 +1,7 @@
-"""Score a trained detector; nothing but the checkpoint is needed.
+"""Score a trained detector; nothing but the checkpoint is needed. Or make a report again from its own files.
 
 python tools/evaluate.py outputs/quickstart/best.pth --split test
+python tools/evaluate.py outputs/quickstart/evaluation_test.json
 """
 
 import argparse
@@ -10,10 +11,36 @@ from pathlib import Path
 
 from deim.data.build import read_split
 from deim.engine.checkpoint import load_trained
-from deim.errors import DeimError
+from deim.errors import ConfigError, DeimError
 from deim.evaluation.assess import assess
+from deim.evaluation.coco_metrics import compute_coco_metrics
 from deim.evaluation.evaluator import evaluator_of
-from deim.evaluation.report import format_class_table
+from deim.evaluation.report_files import ReportFiles, read_scored, write_report_files
+from deim.evaluation.report_words import describe_report
+from deim.evaluation.tables import format_class_table, format_operating_table
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Score the detector of a checkpoint, or read what was scored before; write the report and print it."""
+    if args.source.suffix == ".json":
+        if args.split or args.set:
+            raise ConfigError("--split, --set: a report is made again as it is. Name the checkpoint instead.")
+        report_path = args.output or args.source
+        scored = read_scored(args.source)
+        report = write_report_files(scored, report_path)
+        metrics = compute_coco_metrics(scored.ground_truth, scored.predictions)
+    else:
+        split = args.split or "val"
+        report_path = args.output or args.source.parent / f"evaluation_{split}.json"
+        trained = load_trained(args.source, overrides=args.set)
+        evaluator = evaluator_of(trained, read_split(trained.config.data, split))
+        result = assess(trained, evaluator, split_name=split, report_path=report_path)
+        report, metrics = result.report, result.evaluation.metrics
+    print(format_class_table(metrics))
+    print(f"\n{format_operating_table(report)}\n")
+    print("\n".join(describe_report(report)))
+    files = ReportFiles(report=report_path)
+    print(f"\nreport  {files.page}\nnumbers {files.report}\nfolder  {files.folder}")
 
 
 def main() -> int:
@@ -21,8 +48,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="best.pth or last.pth of a run")
-    parser.add_argument("--split", default="val", choices=["train", "val", "test"], help="default: val")
+    parser.add_argument("source", type=Path, help="best.pth or last.pth of a run, or a report's JSON file")
+    parser.add_argument("--split", choices=["train", "val", "test"], help="default: val")
     parser.add_argument(
         "--output", type=Path, help="report; default: evaluation_SPLIT.json by the checkpoint"
     )
@@ -31,17 +58,11 @@ def main() -> int:
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    report_path = args.output or args.checkpoint.parent / f"evaluation_{args.split}.json"
     try:
-        trained = load_trained(args.checkpoint, overrides=args.set)
-        evaluator = evaluator_of(trained, read_split(trained.config.data, args.split))
-        result = assess(trained, evaluator, split_name=args.split, report_path=report_path)
+        evaluate(args)
     except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(format_class_table(result.evaluation.metrics))
-    print(f"\nreport       {result.report_path}")
-    print(f"predictions  {result.sheet_path}")
     return 0
 
 

@@ -60,6 +60,24 @@ def number_images(paths: list[Path], annotations: Path | None) -> dict[Path, int
     return listed
 
 
+def describe_thresholds(detector: Predictor, score_threshold: float | None) -> str:
+    """Which detections count, in a line."""
+    if score_threshold is not None:
+        return f"kept      every score from {score_threshold:g}"
+    points = detector.operating_points
+    if points is None:
+        threshold = detector.trained.config.evaluation.draw_threshold
+        return (
+            f"kept      every score from {threshold:g}: the checkpoint has no thresholds yet, "
+            f"tools/evaluate.py chooses them on the validation split"
+        )
+    thresholds = ", ".join(f"{entry.name} {entry.threshold:.3f}" for entry in points.classes)
+    return (
+        f"kept      by the thresholds for {points.goal}, chosen on {points.chosen_on}: {thresholds}; "
+        f"suppression of duplicates: {points.suppression.describe()}"
+    )
+
+
 def main() -> int:
     """Parse, predict, report errors."""
     parser = argparse.ArgumentParser(
@@ -74,7 +92,9 @@ def main() -> int:
         "--annotations", type=Path, help="COCO file: only its images, with their ids; else 1, 2, 3, …"
     )
     parser.add_argument(
-        "--score-threshold", type=float, default=0.0, help="lowest score in the JSON; default: all"
+        "--score-threshold",
+        type=float,
+        help="lowest score of all classes, 0 for raw detections; default: the thresholds in the checkpoint",
     )
     parser.add_argument(
         "--set",
@@ -101,28 +121,27 @@ def predict(args: argparse.Namespace) -> None:
     paths = list(ids)
     detector = Predictor(load_trained(args.checkpoint, overrides=args.set))
     names = dict(zip(detector.category_ids, detector.class_names, strict=True))
-    found = detector.predict(paths)
+    found = detector.predict(paths, score_threshold=args.score_threshold)
     results = [
         entry | {"file_name": path.name, "category_name": names[entry["category_id"]]}
         for path, detections in zip(paths, found, strict=True)
-        for entry in to_coco_results(
-            ids[path], above(detections, args.score_threshold), detector.category_ids
-        )
+        for entry in to_coco_results(ids[path], detections, detector.category_ids)
     ]
     # A folder of their own: the pictures have the names of the images and must never replace them.
     pictures = args.output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    threshold = detector.trained.config.evaluation.draw_threshold
+    # Raw detections are hundreds: with --score-threshold 0 they would cover the picture.
+    draw_from = 0.0 if args.score_threshold is None else detector.trained.config.evaluation.draw_threshold
     for path, detections in zip(paths, found, strict=True):
         picture = Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
-        drawn = draw_detections(
-            picture, detections, class_names=detector.class_names, score_threshold=threshold
-        )
+        shown = above(detections, draw_from)
+        drawn = draw_detections(picture, shown, class_names=detector.class_names)
         name = path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png"
         drawn.save(pictures / name)
     results_path = args.output / "predictions.json"
     results_path.write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(f"{len(results)} detections in {len(paths)} images")
+    print(describe_thresholds(detector, args.score_threshold))
     if num_skipped:
         print(f"skipped   {num_skipped} images that {args.annotations} does not list")
     print(f"results   {results_path}")

@@ -26,9 +26,10 @@ from deim.engine.device import select_device
 from deim.engine.distributed import World, join_world
 from deim.engine.run_state import Validation
 from deim.errors import DeimError, StopSignalError
-from deim.evaluation.assess import assess, prediction_sheet, to_validation
+from deim.evaluation.assess import assess, to_validation, validation_sheet
 from deim.evaluation.evaluator import Evaluator
-from deim.evaluation.report import format_class_table
+from deim.evaluation.report_words import describe_report
+from deim.evaluation.tables import format_class_table, format_operating_table
 from deim.model.detector import Detector
 
 
@@ -65,13 +66,8 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
         evaluation = evaluator.evaluate(model)
         if not (config.runtime.tensorboard and world.is_main):
             return to_validation(evaluation.metrics)
-        sheet = prediction_sheet(
-            evaluation,
-            splits.val,
-            class_names=evaluator.class_names,
-            title="validation",
-            score_threshold=config.evaluation.draw_threshold,
-        )
+        threshold = config.evaluation.draw_threshold
+        sheet = validation_sheet(evaluation, evaluator, score_threshold=threshold)
         return to_validation(evaluation.metrics, sheet)
 
     trainer = build_trainer(
@@ -99,9 +95,11 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
     result = assess(best, evaluator, split_name="val", report_path=folder / "report.json")
     print(f"\nbest epoch on val ({len(splits.val)} images):\n")
     print(format_class_table(result.evaluation.metrics))
-    print(f"\nweights      {trainer.best_path}")
-    print(f"report       {result.report_path}")
-    print(f"predictions  {result.sheet_path}")
+    print(f"\n{format_operating_table(result.report)}\n")
+    print("\n".join(describe_report(result.report)))
+    if result.report["convergence"]:
+        print(result.report["convergence"]["in_words"])
+    print(f"\nweights  {trainer.best_path}\nreport   {result.files.page}\nnumbers  {result.files.report}")
 
 
 def main() -> int:

@@ -361,13 +361,16 @@ class EvaluationConfig:
     """Share of defective images that may pass without a hit, in [0, 1]; reports give the threshold for it."""
     suppression: SuppressionConfig = field(default_factory=SuppressionConfig)
     bootstrap_resamples: int = 1000
-    """Resamples of the images behind each interval; 0 gives no intervals."""
+    """Resamples of the images behind each interval, at least 2; 0 gives no intervals."""
 
     def __post_init__(self) -> None:
         check(
             [
                 *below(1, every_epochs=self.every_epochs),
-                *below(0, bootstrap_resamples=self.bootstrap_resamples),
+                (
+                    self.bootstrap_resamples < 0 or self.bootstrap_resamples == 1,
+                    f"bootstrap_resamples: got {self.bootstrap_resamples}, needs 0 or at least 2",
+                ),
                 *not_fraction(draw_threshold=self.draw_threshold, max_escape_rate=self.max_escape_rate),
             ]
         )

@@ -5,7 +5,7 @@ A checkpoint describes itself: with nothing else at hand, the detector can be bu
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import torch
 
 from deim.config import Config, config_from_dict
 from deim.engine.device import select_device
+from deim.engine.schedule import Timeline
 from deim.errors import CheckpointError
 from deim.model.build import build_model
 from deim.model.detector import Detector
@@ -46,6 +47,12 @@ class TrainedDetector:
     """0-based epoch that the weights come from."""
     weights: WeightKind
     """`ema` for averaged weights, `raw` for those of the optimiser."""
+    step: int
+    """Optimiser steps before these weights."""
+    timeline: Timeline | None
+    """Phases of the run; None if the checkpoint does not say."""
+    operating_points: Mapping[str, Any] | None
+    """Thresholds chosen on the validation split, see `evaluation/operating_points.py`; None before that."""
     path: Path
 
 
@@ -162,5 +169,35 @@ def load_trained(
         category_ids=tuple(tree["category_ids"]),
         epoch=tree["epoch"],
         weights=tree["weights"],
+        step=tree.get("step", 0),
+        timeline=Timeline(**tree["timeline"]) if "timeline" in tree else None,
+        operating_points=tree.get("operating_points"),
         path=path,
     )
+
+
+def store_operating_points(trained: TrainedDetector, operating_points: Mapping[str, Any]) -> str | None:
+    """Write the operating points of a detector into its checkpoint.
+
+    A checkpoint that training goes on from, and one replaced since it was loaded, are left alone.
+
+    Args:
+        trained: From `load_trained`.
+        operating_points: Plain types.
+
+    Returns:
+        Why they were not written; None if they were.
+
+    Raises:
+        CheckpointError: If the checkpoint is gone or damaged.
+    """
+    tree = read_checkpoint(trained.path)
+    if "progress" in tree:
+        return "training goes on from it; they belong into best.pth"
+    if (tree["epoch"], tree.get("step", 0)) != (trained.epoch, trained.step):
+        return "it has been replaced by a later one in the meantime"
+    try:
+        save_checkpoint(tree | {"operating_points": dict(operating_points)}, trained.path)
+    except OSError as error:
+        return f"it cannot be written ({error.strerror})"
+    return None

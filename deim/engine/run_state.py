@@ -151,6 +151,7 @@ def state_tree(
         "epoch": epoch,
         "step": progress.step,
         "best": progress.best,
+        "timeline": asdict(parts.timeline),
     }
     if resumable:
         tree["optimizer"] = parts.step.optimizer.state_dict()

@@ -1,35 +1,51 @@
-"""From a checkpoint and a split to a report and a picture."""
+"""From a trained detector and a split to operating points and a report."""
 
-import datetime
-import random
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from deim.boxes import xywh_to_xyxy
-from deim.data.coco import CocoSplit
-from deim.data.transforms import read_image
-from deim.engine.checkpoint import TrainedDetector
+from deim.config.schema import Config
+from deim.data.build import read_split
+from deim.engine.checkpoint import TrainedDetector, store_operating_points
 from deim.engine.run_state import Validation
-from deim.errors import DataError
 from deim.evaluation.coco_metrics import CocoMetrics, worst_class
-from deim.evaluation.evaluator import Evaluation, Evaluator
-from deim.evaluation.plots import SheetEntry, contact_sheet
-from deim.evaluation.report import (
+from deim.evaluation.convergence import analyse_convergence, read_curve
+from deim.evaluation.evaluator import Evaluation, Evaluator, evaluator_of
+from deim.evaluation.operating_points import (
+    OperatingPoints,
+    choose_operating_points,
+    describe_goal,
+    operating_points_from_dict,
+)
+from deim.evaluation.provenance import (
     CheckpointInfo,
     DatasetInfo,
     ModelInfo,
+    Provenance,
     TimePerImage,
-    build_report,
     installed_versions,
     sha256_of_file,
-    write_report,
 )
+from deim.evaluation.report import convergence_entry
+from deim.evaluation.report_files import (
+    ImageFolder,
+    ReportFiles,
+    Scored,
+    check_report_path,
+    prediction_sheet,
+    write_report_files,
+)
+from deim.evaluation.split_results import SplitResults, split_results
+from deim.evaluation.suppression import candidate_rules
 
-SHEET_SAMPLES = 12
+logger = logging.getLogger(__name__)
+
+VAL = "val"
+"""The split that thresholds are chosen on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,40 +53,120 @@ class Assessment:
     """What `assess` found and wrote."""
 
     evaluation: Evaluation
-    report_path: Path
-    sheet_path: Path
+    report: dict[str, Any]
+    """See `report.REPORT_KEYS`."""
+    files: ReportFiles
+    """Where it lies, with all that belongs to it."""
 
 
 def assess(
-    trained: TrainedDetector,
-    evaluator: Evaluator,
-    *,
-    split_name: str,
-    report_path: Path,
+    trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, report_path: Path
 ) -> Assessment:
-    """Score a trained detector on a split, write the report and a contact sheet of predictions.
+    """Score a trained detector on a split and write its report.
+
+    On the validation split the operating points are chosen anew and stored in the checkpoint. On any other
+    the stored ones hold; if there are none for the goal of the config, they are chosen first.
 
     Args:
         trained: The detector.
         evaluator: Of the split to score on.
         split_name: `train`, `val` or `test`, for the report.
-        report_path: The report; the picture gets its name with `_predictions.png`.
+        report_path: The JSON report; the other files lie beside it, see `report_files`.
 
     Raises:
         DataError: If an image is damaged, or `report_path` is a folder.
     """
-    config, split = trained.config, evaluator.split
-    report_path.parent.mkdir(parents=True, exist_ok=True)
-    if report_path.is_dir():
-        raise DataError(f"{report_path}: is a folder. Give the report the name of a file.")
+    check_report_path(report_path)
+    points = None if split_name == VAL else stored_points(trained)
+    if points is None and split_name != VAL:
+        logger.info("%s holds no thresholds for this goal: choosing them on val first", trained.path)
+        val = evaluator_of(trained, read_split(trained.config.data, VAL))
+        points = _choose_and_store(trained, val.evaluate(trained.model))
     evaluation = evaluator.evaluate(trained.model)
-    seconds = evaluation.predictions
-    report = build_report(
-        evaluation.metrics,
-        created=datetime.datetime.now(datetime.UTC),
+    points = points or _choose_and_store(trained, evaluation)
+    scored = Scored(
+        ground_truth=evaluation.ground_truth,
+        predictions=evaluation.results,
+        points=points,
+        provenance=_provenance(trained, evaluator, evaluation, split_name),
+        num_resamples=trained.config.evaluation.bootstrap_resamples,
+        convergence=_convergence(trained),
+    )
+    report = write_report_files(scored, report_path)
+    return Assessment(evaluation=evaluation, report=report, files=ReportFiles(report=report_path))
+
+
+def stored_points(trained: TrainedDetector) -> OperatingPoints | None:
+    """The operating points in a checkpoint; None if there are none, or if the config now asks for others.
+
+    Args:
+        trained: The detector.
+    """
+    if trained.operating_points is None:
+        return None
+    points = operating_points_from_dict(trained.operating_points)
+    config = trained.config.evaluation
+    is_asked_for = (
+        points.goal == describe_goal(config.goal)
+        and points.max_escape_rate == config.max_escape_rate
+        and points.suppression in candidate_rules(config.suppression)
+        and points.normal_class == trained.config.data.normal_class
+    )
+    return points if is_asked_for else None
+
+
+def choose_points(config: Config, results: SplitResults, *, split_name: str) -> OperatingPoints:
+    """Choose the operating points that a config asks for.
+
+    Args:
+        config: The experiment.
+        results: Raw detections of the split to choose on.
+        split_name: Its name.
+    """
+    options = config.evaluation
+    return choose_operating_points(
+        results,
+        goal=options.goal,
+        rules=candidate_rules(options.suppression),
+        split_name=split_name,
+        default_threshold=options.draw_threshold,
+        max_escape_rate=options.max_escape_rate,
+    )
+
+
+def results_of(evaluation: Evaluation, *, normal_class: str | None) -> SplitResults:
+    """The arrays of an evaluation, for analyses.
+
+    Args:
+        evaluation: Of a split.
+        normal_class: Name of the class that marks a good surface.
+    """
+    return split_results(evaluation.ground_truth, evaluation.results, normal_class=normal_class)
+
+
+def _choose_and_store(trained: TrainedDetector, evaluation: Evaluation) -> OperatingPoints:
+    results = results_of(evaluation, normal_class=trained.config.data.normal_class)
+    points = choose_points(trained.config, results, split_name=VAL)
+    if points.to_dict() != trained.operating_points:
+        problem = store_operating_points(trained, points.to_dict())
+        if problem:
+            logger.warning("%s: thresholds not stored, %s", trained.path, problem)
+        else:
+            logger.info("%s: thresholds stored, chosen on val for %s", trained.path, points.goal)
+    return points
+
+
+def _provenance(
+    trained: TrainedDetector, evaluator: Evaluator, evaluation: Evaluation, split_name: str
+) -> Provenance:
+    config, split, seconds = trained.config, evaluator.split, evaluation.predictions
+    return Provenance(
         split=split_name,
         dataset=DatasetInfo(
-            annotations_file=split.annotations_path.name, sha256=sha256_of_file(split.annotations_path)
+            annotations_file=split.annotations_path.name,
+            sha256=sha256_of_file(split.annotations_path),
+            image_dir=str(split.image_dir),
+            normal_class=config.data.normal_class,
         ),
         checkpoint=CheckpointInfo(
             path=str(trained.path),
@@ -92,56 +188,16 @@ def assess(
         versions=installed_versions(),
         max_detections=evaluator.max_detections,
     )
-    write_report(report, report_path)
-    sheet_path = report_path.with_name(f"{report_path.stem}_predictions.png")
-    sheet = prediction_sheet(
-        evaluation,
-        split,
-        class_names=trained.class_names,
-        title=f"{config.model.name}, epoch {trained.epoch + 1}: {split_name}",
-        score_threshold=config.evaluation.draw_threshold,
-    )
-    sheet.save(sheet_path)
-    return Assessment(evaluation=evaluation, report_path=report_path, sheet_path=sheet_path)
 
 
-def prediction_sheet(
-    evaluation: Evaluation,
-    split: CocoSplit,
-    *,
-    class_names: tuple[str, ...],
-    title: str,
-    score_threshold: float,
-) -> Image.Image:
-    """Draw ground truth and predictions of a fixed random choice of images.
-
-    Args:
-        evaluation: Of the split.
-        split: Where the images are.
-        class_names: The detector's classes, by index.
-        title: First line of the sheet.
-        score_threshold: Detections with a lower score are not drawn.
-    """
-    chosen = random.Random(0).sample(range(len(split)), min(SHEET_SAMPLES, len(split)))
-    index_of_id = {category_id: index for index, category_id in enumerate(evaluation.category_ids)}
-    samples = []
-    for index in sorted(chosen):
-        rows = slice(split.first_box[index], split.first_box[index + 1])
-        boxes = torch.from_numpy(split.boxes_xywh[rows]).float()
-        image = read_image(split.image_path(index))
-        samples.append(
-            SheetEntry(
-                image=Image.fromarray(image.permute(1, 2, 0).numpy()),
-                caption=split.file_names[index],
-                boxes_xyxy=xywh_to_xyxy(boxes),
-                labels=torch.tensor(
-                    [index_of_id[int(category)] for category in split.box_category_ids[rows]],
-                    dtype=torch.int64,
-                ),
-                detections=evaluation.predictions.by_image[int(split.image_ids[index])],
-            )
-        )
-    return contact_sheet(samples, title=title, class_names=class_names, score_threshold=score_threshold)
+def _convergence(trained: TrainedDetector) -> dict[str, Any] | None:
+    """Of the run whose folder the checkpoint lies in, if its log is there too."""
+    log = trained.path.parent / "metrics.jsonl"
+    if not log.is_file():
+        return None
+    curve = read_curve(log)
+    found = analyse_convergence(curve, trained.timeline, planned_epochs=trained.config.epochs)
+    return None if found is None else convergence_entry(found, curve)
 
 
 def to_validation(metrics: CocoMetrics, picture: Image.Image | None = None) -> Validation:
@@ -162,3 +218,17 @@ def to_validation(metrics: CocoMetrics, picture: Image.Image | None = None) -> V
         class_ap50={row.name: row.ap50 for row in metrics.classes},
         picture=None if picture is None else np.asarray(picture),
     )
+
+
+def validation_sheet(evaluation: Evaluation, evaluator: Evaluator, *, score_threshold: float) -> Image.Image:
+    """Draw some images of a validation during training, when no thresholds have been chosen yet.
+
+    Args:
+        evaluation: Of the split.
+        evaluator: Of the same split.
+        score_threshold: Detections with a lower score are left out.
+    """
+    results = results_of(evaluation, normal_class=None)
+    images = ImageFolder(evaluator.split.image_dir, results.file_names)
+    shown = results.with_found(results.found.scores >= score_threshold)
+    return prediction_sheet(shown, images.read, title=f"validation, score >= {score_threshold:.2f}")

@@ -18,6 +18,8 @@ _NUM_IOU_THRESHOLDS, _IOU_50, _IOU_75 = 10, 0, 5
 """IoU thresholds 0.50, 0.55, …, 0.95 and the positions of two of them."""
 NUM_RECALL_THRESHOLDS, NUM_AREA_RANGES, NUM_MAX_DETS = 101, 4, 3
 """Recall 0.00 to 1.00; all, small, medium, large (limits 32² and 96² px); 1, 10, 100 detections."""
+MAX_DETECTIONS = 100
+"""Detections of an image and a class that AP counts."""
 NAMED_IDS = 10  # how many wrong ids a message lists
 
 

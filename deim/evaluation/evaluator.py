@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import count
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -13,6 +15,7 @@ from deim.data.coco import CocoSplit, match_classes
 from deim.data.collate import Batch
 from deim.engine.checkpoint import TrainedDetector
 from deim.engine.distributed import World
+from deim.errors import DataError
 from deim.evaluation.coco_metrics import CocoMetrics, compute_coco_metrics
 from deim.evaluation.predict import Predictions, join_predictions, max_detections, predict_split
 from deim.model.detector import Detector
@@ -26,6 +29,10 @@ class Evaluation:
     predictions: Predictions
     category_ids: tuple[int, ...]
     """Category id of each class index in these results."""
+    ground_truth: dict[str, Any]
+    """COCO dict; categories in the order of the class indices."""
+    results: list[dict[str, Any]]
+    """The predictions as COCO results."""
 
 
 class Evaluator:
@@ -40,7 +47,7 @@ class Evaluator:
         world: Processes that share the images, each of which is scored once; None for this one alone.
 
     Raises:
-        DataError: If the split has a class that the detector does not know.
+        DataError: If the split has a class that the detector does not know, or the normal class is not known.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class Evaluator:
         world: World | None = None,
     ) -> None:
         class_index = match_classes(split, class_names, trained_on="the detector")
+        _check_normal_class(config.data.normal_class, class_names)
         self.split = split
         self.device = device
         self.max_detections = max_detections(config)
@@ -83,8 +91,14 @@ class Evaluator:
             for category_id, name in zip(self.category_ids, self.class_names, strict=True)
         ]
         ground_truth = self.split.to_coco() | {"categories": categories}
-        metrics = compute_coco_metrics(ground_truth, predictions.to_coco(self.category_ids))
-        return Evaluation(metrics=metrics, predictions=predictions, category_ids=self.category_ids)
+        results = predictions.to_coco(self.category_ids)
+        return Evaluation(
+            metrics=compute_coco_metrics(ground_truth, results),
+            predictions=predictions,
+            category_ids=self.category_ids,
+            ground_truth=ground_truth,
+            results=results,
+        )
 
 
 def evaluator_of(trained: TrainedDetector, split: CocoSplit) -> Evaluator:
@@ -104,6 +118,14 @@ def evaluator_of(trained: TrainedDetector, split: CocoSplit) -> Evaluator:
         category_ids=trained.category_ids,
         device=trained.device,
     )
+
+
+def _check_normal_class(name: str | None, class_names: Sequence[str]) -> None:
+    if name is None or name in class_names:
+        return
+    close = get_close_matches(name, class_names, n=1)
+    advice = f"Did you mean {close[0]!r}?" if close else f"The classes are {', '.join(class_names)}."
+    raise DataError(f"data.normal_class: got {name!r}, which is no class of the detector. {advice}")
 
 
 def _all_category_ids(class_index: Mapping[int, int], category_ids: Sequence[int]) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deim.config.schema import BestF1Goal, FalseBoxesGoal, Goal, RecallGoal
 from deim.evaluation.assignment import Assignment, assign, compute_overlaps
+from deim.evaluation.image_level import threshold_for_escapes
 from deim.evaluation.split_results import FoundBoxes, SplitResults
 from deim.evaluation.suppression import Suppression, suppress
 
@@ -48,6 +49,8 @@ class OperatingPoints:
     """Suppression of duplicates among the detections above the thresholds."""
     classes: tuple[ClassThreshold, ...]
     """C thresholds, by class index."""
+    normal_class: str | None
+    """Class that marks a good surface; None if there is none."""
     max_escape_rate: float
     """Limit of the share of defective images without a hit, in [0, 1]."""
     escape_threshold: float | None
@@ -128,7 +131,6 @@ def choose_operating_points(
     split_name: str,
     default_threshold: float,
     max_escape_rate: float,
-    escape_threshold: float | None,
 ) -> OperatingPoints:
     """Choose the thresholds of all classes and the suppression of duplicates.
 
@@ -140,22 +142,23 @@ def choose_operating_points(
         rules: At least one, the gentlest first.
         split_name: Name of the split, to be remembered.
         default_threshold: For splits without any box, on which nothing can be chosen.
-        max_escape_rate: To be remembered, see `OperatingPoints`.
-        escape_threshold: To be remembered, see `OperatingPoints`.
+        max_escape_rate: Limit for the threshold that all classes share, see `OperatingPoints`.
     """
     best: OperatingPoints | None = None
     best_f1 = -1.0
     for rule in rules:
         remaining = results.with_found(suppress(results.found, rule))
-        assignment = assign(remaining, compute_overlaps(remaining))
+        overlaps = compute_overlaps(remaining)
+        assignment = assign(remaining, overlaps)
         points = OperatingPoints(
             goal=describe_goal(goal),
             chosen_on=split_name,
             num_images=results.num_images,
             suppression=rule,
             classes=_choose_classes(remaining, assignment, goal, default_threshold),
+            normal_class=None if results.normal_class is None else results.class_names[results.normal_class],
             max_escape_rate=max_escape_rate,
-            escape_threshold=escape_threshold,
+            escape_threshold=threshold_for_escapes(remaining, overlaps, max_escape_rate),
         )
         shipped = results.with_found(points.keep(results.found))
         f1 = mean_f1(count_classes(shipped, assign(shipped, compute_overlaps(shipped))))

@@ -52,7 +52,32 @@ class SheetEntry:
     labels: Tensor
     """(N,) int64, 0-based class index of the ground truth."""
     detections: Detections
-    """What the model found, in pixels of `image`."""
+    """Those to be drawn, in pixels of `image`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One picture of an image with some boxes."""
+
+    caption: str
+    """What stands above it."""
+    boxes_xyxy: Tensor
+    """(N, 4) float, pixels of the image."""
+    texts: Sequence[str]
+    """N labels."""
+    colors: Sequence[Color]
+    """N colours."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PanelRow:
+    """One image, several times, with different boxes."""
+
+    image: Image.Image
+    """The original image, any mode."""
+    caption: str
+    """What stands above all panels, such as the file name."""
+    panels: Sequence[Panel]
 
 
 def class_color(label: int) -> Color:
@@ -74,6 +99,8 @@ def draw_boxes(
     texts: Sequence[str],
     colors: Sequence[Color],
     scale: float = 1.0,
+    line_width: int | None = None,
+    font_size: int | None = None,
 ) -> Image.Image:
     """Draw boxes with label tags on a copy of an image.
 
@@ -84,9 +111,11 @@ def draw_boxes(
     Args:
         image: Any mode; more than 8 bits are stretched between darkest and brightest pixel.
         boxes_xyxy: (N, 4) float, pixels of the image. N may be 0.
-        texts: N labels, cut if wider than the image.
+        texts: N labels, cut if wider than the image; an empty one gives no tag.
         colors: N colours.
         scale: Factor from the image to the picture; enlarge small images so that tags leave room.
+        line_width: In pixels of the picture; None follows its size.
+        font_size: In pixels of the picture; None follows its size.
 
     Returns:
         A new RGB image, `scale` times the size.
@@ -98,18 +127,22 @@ def draw_boxes(
     if scale != 1:
         canvas = canvas.resize((max(1, round(canvas.width * scale)), max(1, round(canvas.height * scale))))
     draw = ImageDraw.Draw(canvas)
-    line_width = max(2, round(max(canvas.size) / 350))
-    font = ImageFont.load_default(size=min(max(12, min(canvas.size) // 40), 40))
+    line_width = line_width or max(2, round(max(canvas.size) / 350))
+    font = ImageFont.load_default(size=font_size or min(max(12, min(canvas.size) // 40), 40))
     rectangles = [_clip(box, canvas.size) for box in (boxes_xyxy * scale).tolist()]
     entries = list(zip(rectangles, texts, colors, strict=True))
     for (x1, y1, x2, y2), _, color in reversed(entries):
         draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=INK, width=line_width + 2)
         draw.rectangle((x1, y1, x2, y2), outline=color, width=line_width)
-    shown = [_cut(text, font, canvas.width - 6) for text in texts]
+    tagged = [
+        (rectangle, fit_text(text, font, canvas.width - 6), color)
+        for rectangle, text, color in entries
+        if text
+    ]
     tags: list[Rectangle] = []
-    for rectangle, text in zip(rectangles, shown, strict=True):
+    for rectangle, text, _ in tagged:
         tags.append(_place_tag(rectangle, _tag_size(text, font), canvas.size, tags))
-    for tag, text, color in reversed(list(zip(tags, shown, colors, strict=True))):
+    for tag, (_, text, color) in reversed(list(zip(tags, tagged, strict=True))):
         _draw_tag(draw, tag, text, color, font)
     return canvas
 
@@ -119,7 +152,6 @@ def draw_detections(
     detections: Detections,
     *,
     class_names: Sequence[str],
-    score_threshold: float,
     scale: float = 1.0,
 ) -> Image.Image:
     """Draw the detections of one image with class and score.
@@ -128,29 +160,25 @@ def draw_detections(
         image: The original image, any mode.
         detections: In pixels of `image`, best score first. K may be 0.
         class_names: Name of each class index.
-        score_threshold: In [0, 1]; detections below it are left out.
         scale: As in `draw_boxes`.
 
     Returns:
         A new RGB image, `scale` times the size.
     """
-    keep = detections.scores >= score_threshold
-    labels = detections.labels[keep].tolist()
-    scores = detections.scores[keep].tolist()
+    labels, scores = detections.labels.tolist(), detections.scores.tolist()
     return draw_boxes(
         image,
-        detections.boxes_xyxy[keep],
+        detections.boxes_xyxy,
         texts=[
-            f"{_name(class_names, label)} {score:.2f}" for label, score in zip(labels, scores, strict=True)
+            f"{short_name(class_names, label)} {score:.2f}"
+            for label, score in zip(labels, scores, strict=True)
         ],
         colors=[class_color(label) for label in labels],
         scale=scale,
     )
 
 
-def contact_sheet(
-    samples: Sequence[SheetEntry], *, title: str, class_names: Sequence[str], score_threshold: float
-) -> Image.Image:
+def contact_sheet(samples: Sequence[SheetEntry], *, title: str, class_names: Sequence[str]) -> Image.Image:
     """Show samples on one page: ground truth on the left, detections on the right of each.
 
     Images are scaled into panels 360 px wide, all of the same height; two samples stand side by side.
@@ -159,7 +187,6 @@ def contact_sheet(
         samples: At most 12; 0 gives a page that says so.
         title: The line at the top.
         class_names: Name of each class index.
-        score_threshold: In [0, 1]; detections below it are left out.
 
     Returns:
         An RGB image.
@@ -169,57 +196,94 @@ def contact_sheet(
     """
     if len(samples) > MAX_SAMPLES:
         raise ValueError(f"contact_sheet: too many samples, got {len(samples)}. At most {MAX_SAMPLES} fit.")
-    heights = [math.ceil(PANEL_WIDTH * sample.image.height / sample.image.width) for sample in samples]
+    panel_height = _panel_height([sample.image for sample in samples])
+    cells = []
+    for sample in samples:
+        labels = sample.labels.tolist()
+        scale = min(PANEL_WIDTH / sample.image.width, panel_height / sample.image.height)
+        truth = draw_boxes(
+            sample.image,
+            sample.boxes_xyxy,
+            texts=[short_name(class_names, label) for label in labels],
+            colors=[class_color(label) for label in labels],
+            scale=scale,
+        )
+        found = draw_detections(sample.image, sample.detections, class_names=class_names, scale=scale)
+        panels = [
+            (truth, f"ground truth: {len(labels)}"),
+            (found, f"detections: {len(sample.detections.scores)}"),
+        ]
+        cells.append(_row_of_panels(sample.caption, panels, panel_height))
+    return _sheet(cells, title, columns=2)
+
+
+def panel_sheet(rows: Sequence[PanelRow], *, title: str) -> Image.Image:
+    """Show images on one page, one a row, each in several panels.
+
+    Args:
+        rows: All with the same number of panels; no row gives a page that says so.
+        title: The line at the top.
+
+    Returns:
+        An RGB image.
+    """
+    panel_height = _panel_height([row.image for row in rows])
+    cells = []
+    for row in rows:
+        scale = min(PANEL_WIDTH / row.image.width, panel_height / row.image.height)
+        panels = [
+            (
+                draw_boxes(row.image, panel.boxes_xyxy, texts=panel.texts, colors=panel.colors, scale=scale),
+                panel.caption,
+            )
+            for panel in row.panels
+        ]
+        cells.append(_row_of_panels(row.caption, panels, panel_height))
+    return _sheet(cells, title, columns=1)
+
+
+def _panel_height(images: Sequence[Image.Image]) -> int:
+    """The same for all panels of a sheet."""
+    heights = [math.ceil(PANEL_WIDTH * image.height / image.width) for image in images]
     low, high = PANEL_HEIGHTS
-    panel_height = min(max([low, *heights]), high)
-    cells = [_cell(sample, class_names, score_threshold, panel_height) for sample in samples]
-    columns, rows = min(2, max(1, len(cells))), math.ceil(len(cells) / 2)
-    step_x, step_y = CELL_WIDTH + MARGIN, 2 * LINE_HEIGHT + panel_height + MARGIN
+    return min(max([low, *heights]), high)
+
+
+def _sheet(cells: Sequence[Image.Image], title: str, *, columns: int) -> Image.Image:
+    """Cells of equal size below a title."""
+    columns = min(columns, max(1, len(cells)))
+    rows = math.ceil(len(cells) / columns)
+    cell_width = cells[0].width if cells else CELL_WIDTH
+    cell_height = cells[0].height if cells else 0
+    step_x, step_y = cell_width + MARGIN, cell_height + MARGIN
     top = MARGIN + 2 * LINE_HEIGHT
     sheet = Image.new(
         "RGB", (MARGIN + columns * step_x, top + max(rows * step_y, LINE_HEIGHT + MARGIN)), PAPER
     )
-    _write(sheet, (MARGIN, MARGIN), title, size=TITLE_SIZE, color=INK)
+    write_line(sheet, (MARGIN, MARGIN), title, size=TITLE_SIZE, color=INK)
     if not cells:
-        _write(sheet, (MARGIN, top), "No samples.", size=CAPTION_SIZE, color=FAINT)
+        write_line(sheet, (MARGIN, top), "No samples.", size=CAPTION_SIZE, color=FAINT)
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
         sheet.paste(cell, (MARGIN + column * step_x, top + row * step_y))
     return sheet
 
 
-def _cell(
-    sample: SheetEntry, class_names: Sequence[str], score_threshold: float, panel_height: int
-) -> Image.Image:
-    """One sample with its captions; pictures are centred in panels of equal size."""
-    scale = min(PANEL_WIDTH / sample.image.width, panel_height / sample.image.height)
-    labels = sample.labels.tolist()
-    truth = draw_boxes(
-        sample.image,
-        sample.boxes_xyxy,
-        texts=[_name(class_names, label) for label in labels],
-        colors=[class_color(label) for label in labels],
-        scale=scale,
-    )
-    found = draw_detections(
-        sample.image,
-        sample.detections,
-        class_names=class_names,
-        score_threshold=score_threshold,
-        scale=scale,
-    )
-    num_found = int((sample.detections.scores >= score_threshold).sum())
-    cell = Image.new("RGB", (CELL_WIDTH, 2 * LINE_HEIGHT + panel_height), PAPER)
-    _write(cell, (0, 0), sample.caption, size=CAPTION_SIZE, color=INK)
-    for left, picture, caption in (
-        (0, truth, f"ground truth: {len(labels)}"),
-        (PANEL_WIDTH + GAP, found, f"predictions, score >= {score_threshold:.2f}: {num_found}"),
-    ):
-        _write(cell, (left, LINE_HEIGHT), caption, size=CAPTION_SIZE, color=FAINT)
+def _row_of_panels(caption: str, panels: Sequence[tuple[Image.Image, str]], panel_height: int) -> Image.Image:
+    """Pictures with their captions side by side, centred in panels of equal size, below a caption of all."""
+    width = len(panels) * (PANEL_WIDTH + GAP) - GAP
+    row = Image.new("RGB", (width, 2 * LINE_HEIGHT + panel_height), PAPER)
+    write_line(row, (0, 0), caption, size=CAPTION_SIZE, color=INK)
+    for index, (picture, own_caption) in enumerate(panels):
+        left = index * (PANEL_WIDTH + GAP)
+        # On an image of its own, which cuts what is too long for the panel.
+        line = Image.new("RGB", (PANEL_WIDTH, LINE_HEIGHT), PAPER)
+        write_line(line, (0, 0), own_caption, size=CAPTION_SIZE, color=FAINT)
+        row.paste(line, (left, LINE_HEIGHT))
         panel = Image.new("RGB", (PANEL_WIDTH, panel_height), EMPTY)
         panel.paste(picture, ((PANEL_WIDTH - picture.width) // 2, (panel_height - picture.height) // 2))
-        cell.paste(panel, (left, 2 * LINE_HEIGHT))
-    return cell
+        row.paste(panel, (left, 2 * LINE_HEIGHT))
+    return row
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -238,7 +302,14 @@ def _clip(box_xyxy: Sequence[float], image_wh: tuple[int, int]) -> Rectangle:
     return x1, y1, max(x1, x2), max(y1, y2)
 
 
-def _cut(text: str, font: Font, width: float) -> str:
+def fit_text(text: str, font: Font, width: float) -> str:
+    """Cut a text to a width, and replace what Pillow's bundled font lacks.
+
+    Args:
+        text: Accents are dropped, other characters beyond ASCII become question marks.
+        font: What it will be written in.
+        width: In pixels.
+    """
     folded = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
     ascii_text = "".join(one if one.isascii() else "?" for one in folded if not unicodedata.combining(one))
     text = " ".join(ascii_text.split())
@@ -249,11 +320,18 @@ def _cut(text: str, font: Font, width: float) -> str:
     return text + "…"
 
 
-def _name(class_names: Sequence[str], label: int) -> str:
+def short_name(class_names: Sequence[str], label: int, longest: int = LONGEST_NAME) -> str:
+    """Name of a class as pictures show it; `class 3` for one in a script that the font lacks.
+
+    Args:
+        class_names: Name of each class index.
+        label: 0-based class index.
+        longest: Characters; longer names are cut.
+    """
     name = class_names[label]
     if not any(one.isascii() for one in unicodedata.normalize("NFKD", name)):
-        return f"class {label}"  # in a script that the font lacks: it would be nothing but question marks
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+        return f"class {label}"  # it would be nothing but question marks
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _tag_size(text: str, font: Font) -> tuple[float, float]:
@@ -290,7 +368,16 @@ def _draw_tag(draw: ImageDraw.ImageDraw, tag: Rectangle, text: str, color: Color
     draw.text((tag[0] + 3, (tag[1] + tag[3]) / 2), text, font=font, fill=PAPER if dark else INK, anchor="lm")
 
 
-def _write(sheet: Image.Image, at_xy: tuple[int, int], text: str, *, size: int, color: Color) -> None:
+def write_line(sheet: Image.Image, at_xy: tuple[int, int], text: str, *, size: int, color: Color) -> None:
+    """Write one line on a picture, cut at its right edge.
+
+    Args:
+        sheet: Changed in place.
+        at_xy: Upper left corner of the line, in pixels.
+        text: As for `fit_text`.
+        size: Of the font, in pixels.
+        color: Of the letters.
+    """
     font = ImageFont.load_default(size=size)
-    shown = _cut(text, font, sheet.width - at_xy[0])
+    shown = fit_text(text, font, sheet.width - at_xy[0])
     ImageDraw.Draw(sheet).text(at_xy, shown, font=font, fill=color)

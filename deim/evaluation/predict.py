@@ -23,6 +23,8 @@ from deim.data.transforms import fit_to_input, image_to_tensor, normalize, read_
 from deim.engine.checkpoint import TrainedDetector, load_trained
 from deim.engine.device import select_device
 from deim.errors import DataError
+from deim.evaluation.operating_points import OperatingPoints, operating_points_from_dict
+from deim.evaluation.split_results import FoundBoxes
 from deim.model.detector import Detector
 from deim.model.postprocess import select_detections
 from deim.structures import Detections, Placement
@@ -178,14 +180,22 @@ class Predictor:
         """How an image becomes the network's input."""
         return input_format(self.trained.config)
 
+    @property
+    def operating_points(self) -> OperatingPoints | None:
+        """Threshold of each class, and suppression of duplicates, as chosen on the validation split."""
+        stored = self.trained.operating_points
+        return None if stored is None else operating_points_from_dict(stored)
+
     def predict(
-        self, images: ImageLike | Sequence[ImageLike], *, score_threshold: float = 0.0
+        self, images: ImageLike | Sequence[ImageLike], *, score_threshold: float | None = None
     ) -> list[Detections]:
         """Detect objects, exactly as evaluation does.
 
         Args:
             images: One image or several: paths, pictures, or uint8 arrays (H, W, 3) RGB or (H, W) grey.
-            score_threshold: Detections with a lower score are left out.
+            score_threshold: Detections with a lower score are left out, and nothing else; 0 gives the raw
+                detections. None takes those that count at the stored operating points, or, if the checkpoint
+                has none, all from `evaluation.draw_threshold`.
 
         Returns:
             Detections of each image, best score first, boxes in pixels of the image.
@@ -197,7 +207,12 @@ class Predictor:
         size = self.trained.config.data.eval_batch_size
         batches = [several[start : start + size] for start in range(0, len(several), size)]
         found = [detections for batch in batches for detections in self._predict_batch(batch)]
-        return [above(detections, score_threshold) for detections in found]
+        if score_threshold is not None:
+            return [above(detections, score_threshold) for detections in found]
+        points = self.operating_points
+        if points is None:
+            return [above(detections, self.trained.config.evaluation.draw_threshold) for detections in found]
+        return [counting(detections, points) for detections in found]
 
     def _predict_batch(self, images: Sequence[ImageLike]) -> list[Detections]:
         form = self.input_format
@@ -228,6 +243,26 @@ def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
 def above(detections: Detections, score_threshold: float) -> Detections:
     """The detections whose score is at least `score_threshold`."""
     return detections.take(detections.scores >= score_threshold)
+
+
+def counting(detections: Detections, points: OperatingPoints) -> Detections:
+    """The detections of one image that count at operating points.
+
+    Args:
+        detections: Raw.
+        points: Of the detector.
+    """
+    kept = points.keep(
+        FoundBoxes(
+            image=np.zeros(len(detections.scores), dtype=np.int64),
+            label=detections.labels.numpy(),
+            # The very numbers that results in COCO's form carry.
+            boxes_xywh=xyxy_to_xywh(detections.boxes_xyxy).double().numpy(),
+            scores=detections.scores.double().numpy(),
+            query=detections.queries.numpy(),
+        )
+    )
+    return detections.take(torch.from_numpy(kept))
 
 
 def max_detections(config: Config) -> int:

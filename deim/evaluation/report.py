@@ -1,155 +1,196 @@
-"""The report of one evaluation: a JSON file for machines, a table for the console."""
+"""The report of one evaluation, as a tree of JSON types: the one source of its page, table and charts.
 
-import hashlib
+`REPORT_KEYS` says what stands where; the data classes that the blocks come from describe their fields.
+"""
+
 import json
+import math
 import os
-import platform
-import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from deim.evaluation.coco_metrics import ClassMetrics, CocoMetrics, CocoSummary
+from deim.errors import DataError
+from deim.evaluation.bootstrap import LEVEL, METHOD, SampledScore, interval
+from deim.evaluation.coco_metrics import CocoMetrics
+from deim.evaluation.convergence import Convergence, Curve, describe_convergence
+from deim.evaluation.error_breakdown import ERROR_KINDS
+from deim.evaluation.provenance import Provenance
+from deim.evaluation.split_analysis import SplitAnalysis
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a key of the report changes its name or its meaning."""
 
-DASH = "\N{EN DASH}"
-MAX_NAME_WIDTH = 32
-COLUMNS = (
-    ("images", 7),
-    ("boxes", 7),
-    ("AP50", 7),
-    ("AP", 7),
-    ("AP75", 7),
-    ("AR100", 7),
-    ("AP small", 10),
-    ("AP medium", 11),
-    ("AP large", 10),
-)
-"""Heads of the number columns and their widths in characters, the gap on the left included."""
-DISTRIBUTIONS = {
-    "deim": "deim-defects",
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "faster_coco_eval": "faster-coco-eval",
+REPORT_KEYS = {
+    "schema_version": "this version of the report's keys",
+    "created": "time of the evaluation, ISO 8601 in UTC",
+    "split": "name of the split, such as `test`",
+    "dataset": "`DatasetInfo`, and the numbers of images and boxes of `CocoMetrics`",
+    "checkpoint": "`CheckpointInfo`: the weights that were scored",
+    "model": "`ModelInfo`",
+    "image_size_hw": "height and width of the network input, in pixels",
+    "resize": "how images were brought to that size",
+    "time_per_image_ms": "`TimePerImage`, in milliseconds",
+    "device": "the device in words",
+    "versions": "version of each package",
+    "max_detections": "raw detections kept an image",
+    "summary": "`CocoSummary`: the 12 COCO numbers, over all raw detections",
+    "intervals": "level, method, images, resamples; [low, high] or null of `ap` and `ap50` of the summary",
+    "classes": "for each class `ClassMetrics`, intervals of AP and AP50, `ClassThreshold` and `Counts`",
+    "operating_points": "`OperatingPoints` but for the classes, and `Counts` of all classes together",
+    "image_level": "`ImageLevel` at the operating points and at the threshold for escapes, and `EscapeCurve`",
+    "confusion": "`Confusion` at the operating points, IoU 0.5",
+    "errors": "for each kind of error of TIDE: count at the operating points, by class, and gain of AP50",
+    "duplicates": "`Duplicates` among the detections that count",
+    "precision_recall": "for each class `PrecisionRecall` at IoU 0.5, or null",
+    "convergence": "`Convergence` of the run and its curve; null if the run's log is not there",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DatasetInfo:
-    """Which annotations were scored; the counts come from the metrics."""
-
-    annotations_file: str
-    """Name of the annotation file, without its folder."""
-    sha256: str
-    """Hash of that file, see `sha256_of_file`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckpointInfo:
-    """Which weights were scored."""
-
-    path: str
-    """Where the checkpoint lay."""
-    sha256: str
-    """Hash of that file, see `sha256_of_file`."""
-    epoch: int | None
-    """0-based epoch it was written after; None if it holds weights only."""
-    weights: Literal["ema", "raw"]
-    """Averaged weights or those of the last step."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelInfo:
-    """Which model was scored."""
-
-    name: str
-    """Name of the model, such as `deimv2_s`."""
-    parameters: int
-    """Number of its parameters."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TimePerImage:
-    """Mean time for one image, in milliseconds; None where it was not measured."""
-
-    network: float | None
-    """Network and postprocess."""
-    total: float | None
-    """Reading and preparing the image included."""
+"""What each key of a report holds. A null always has a note beside it, or no ground truth to be about."""
 
 
 def build_report(
     metrics: CocoMetrics,
+    analysis: SplitAnalysis,
+    provenance: Provenance,
     *,
     created: datetime,
-    split: str,
-    dataset: DatasetInfo,
-    checkpoint: CheckpointInfo,
-    model: ModelInfo,
-    image_size_hw: tuple[int, int],
-    resize: str,
-    time_per_image_ms: TimePerImage,
-    device: str,
-    versions: Mapping[str, str | None],
-    max_detections: int,
-    score_threshold: float | None = None,
+    convergence: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put the numbers and all that is needed to get them again into one tree.
 
     Args:
         metrics: What `compute_coco_metrics` gave.
+        analysis: Of the same predictions.
+        provenance: What they came from.
         created: Time of the evaluation, with a time zone.
-        split: Name of the split, such as `val`.
-        dataset: The annotations.
-        checkpoint: The weights.
-        model: The model.
-        image_size_hw: Size of the network input, in pixels.
-        resize: How images were brought to that size, such as `stretch` or `letterbox`.
-        time_per_image_ms: Mean times for one image, in milliseconds.
-        device: The device in words, such as `cpu` or `NVIDIA RTX 3060`.
-        versions: Version of each package, see `installed_versions`.
-        max_detections: Detections kept per image.
-        score_threshold: Detections below it were dropped before scoring; None if none were.
+        convergence: Of the run, from `convergence_entry`; None if its log is not there.
 
     Returns:
-        The report, of JSON types only. Keys are described in this module's data classes and in
-        `coco_metrics.py`; `image_size_hw` is a list, `created` is ISO 8601 in UTC.
+        The report, of JSON types only; see `REPORT_KEYS`.
 
     Raises:
         ValueError: If `created` has no time zone.
     """
     if created.tzinfo is None:
         raise ValueError(f"build_report: created has no time zone, got {created}. Use datetime.now(UTC).")
+    made_from = provenance.to_dict()
+    points = analysis.points.to_dict()
+    del points["classes"]
     return {
         "schema_version": SCHEMA_VERSION,
         "created": created.astimezone(UTC).isoformat(timespec="seconds"),
-        "split": split,
-        "dataset": {
-            **asdict(dataset),
+        "split": made_from["split"],
+        "dataset": made_from["dataset"]
+        | {
             "num_images": metrics.num_images,
             "num_images_without_boxes": metrics.num_images_without_boxes,
             "num_boxes": metrics.num_boxes,
         },
-        "checkpoint": asdict(checkpoint),
-        "model": asdict(model),
-        "image_size_hw": list(image_size_hw),
-        "resize": resize,
-        "time_per_image_ms": asdict(time_per_image_ms),
-        "device": device,
-        "versions": dict(versions),
+        **{
+            key: made_from[key]
+            for key in (
+                "checkpoint",
+                "model",
+                "image_size_hw",
+                "resize",
+                "time_per_image_ms",
+                "device",
+                "versions",
+                "max_detections",
+            )
+        },
         "summary": asdict(metrics.summary),
-        "classes": [asdict(entry) for entry in metrics.classes],
-        "settings": {"max_detections": max_detections, "score_threshold": score_threshold},
+        "intervals": _summary_intervals(metrics, analysis),
+        "classes": [_class_entry(metrics, analysis, label) for label in range(len(metrics.classes))],
+        "operating_points": points | {"all_classes": asdict(analysis.total)},
+        "image_level": {
+            "at_operating_points": asdict(analysis.image_level),
+            "at_escape_threshold": None
+            if analysis.image_level_for_escapes is None
+            else asdict(analysis.image_level_for_escapes),
+            "curve": _plain(asdict(analysis.escape_curve)),
+        },
+        "confusion": _plain(asdict(analysis.confusion)),
+        "errors": {
+            kind.name.lower(): {
+                "count": int(analysis.error_counts[kind].sum()),
+                "by_class": analysis.error_counts[kind].tolist(),
+                "ap50_gain": analysis.gains.gains[kind],
+            }
+            for kind in ERROR_KINDS
+        },
+        "duplicates": asdict(analysis.duplicates),
+        "precision_recall": [
+            None if curve is None else _plain(asdict(curve)) for curve in analysis.precision_recall
+        ],
+        "convergence": None if convergence is None else dict(convergence),
     }
 
 
+def _class_entry(metrics: CocoMetrics, analysis: SplitAnalysis, label: int) -> dict[str, Any]:
+    point, counts = analysis.points.classes[label], analysis.counts[label]
+    numbers = asdict(metrics.classes[label])
+    samples = analysis.samples
+    return numbers | {
+        "ap_interval": None if samples is None else _ends(samples.ap[label]),
+        "ap50_interval": None if samples is None else _ends(samples.ap50[label]),
+        "threshold": point.threshold,
+        "threshold_origin": point.origin,
+        "threshold_note": point.note,
+        **{name: value for name, value in asdict(counts).items() if name != "num_truth"},
+    }
+
+
+def _summary_intervals(metrics: CocoMetrics, analysis: SplitAnalysis) -> dict[str, Any] | None:
+    samples = analysis.samples
+    if samples is None:
+        return None
+    return {
+        "level": LEVEL,
+        "method": METHOD,
+        "num_images": metrics.num_images,
+        "num_resamples": len(samples.mean_ap.resampled),
+        "seed": samples.seed,
+        "ap": _ends(samples.mean_ap),
+        "ap50": _ends(samples.mean_ap50),
+    }
+
+
+def _ends(score: SampledScore) -> list[float] | None:
+    found = interval(score)
+    return None if found is None else [found.low, found.high]
+
+
+def convergence_entry(convergence: Convergence, curve: Curve) -> dict[str, Any]:
+    """What a report says of the run behind it.
+
+    Args:
+        convergence: Of the run.
+        curve: What it was read from.
+    """
+    columns = {"epochs": curve.epochs, "ap": curve.ap, "ap50": curve.ap50, "hours": curve.hours}
+    return {
+        **_plain(asdict(convergence)),
+        "in_words": describe_convergence(convergence),
+        "curve": {name: [_finite(value) for value in column.tolist()] for name, column in columns.items()},
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that a report is the same before and after it is written."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
 def write_report(report: Mapping[str, Any], path: Path) -> None:
-    """Write a report as JSON; a reader sees the old file or the whole new one, never a part.
+    """Write a report as JSON.
 
     Args:
         report: What `build_report` gave.
@@ -159,7 +200,19 @@ def write_report(report: Mapping[str, Any], path: Path) -> None:
         ValueError: If the report holds NaN or infinity; nothing is written then.
         OSError: If the file cannot be written.
     """
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write a text file; a reader sees the old file or the whole new one, never a part.
+
+    Args:
+        text: Its content.
+        path: The file to write; its folder is made if it does not exist.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -169,93 +222,20 @@ def write_report(report: Mapping[str, Any], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def sha256_of_file(path: Path) -> str:
-    """Hash a file.
-
-    Args:
-        path: The file, of any size.
-
-    Returns:
-        64 hexadecimal digits.
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report of this version.
 
     Raises:
-        OSError: If the file cannot be read.
+        DataError: If it cannot be read, or is of another version.
     """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def installed_versions() -> dict[str, str | None]:
-    """Versions of what can change the numbers.
-
-    Returns:
-        Version by `deim`, `torch`, `torchvision`, `faster_coco_eval` and `python`; None for a package that
-        runs from a checkout without being installed.
-    """
-    versions = {key: _version(distribution) for key, distribution in DISTRIBUTIONS.items()}
-    return {**versions, "python": platform.python_version()}
-
-
-def _version(distribution: str) -> str | None:
     try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def format_class_table(metrics: CocoMetrics) -> str:
-    """Lay the numbers out for the console.
-
-    Args:
-        metrics: What `compute_coco_metrics` gave.
-
-    Returns:
-        Lines of equal width, at most 120 columns: the heads, a row per class and a row `all`. Under `images`,
-        a class has the images with a box of it and `all` has every image of the split. A dash stands for a
-        number without ground truth. Long names are cut.
-    """
-    names = [entry.name for entry in metrics.classes]
-    width = min(max(_width(name) for name in ["class", *names]), MAX_NAME_WIDTH)
-    rows = [_row("class", [head for head, _ in COLUMNS], name_width=width)]
-    for entry in metrics.classes:
-        cells = [str(entry.num_images), str(entry.num_boxes), *_number_cells(entry)]
-        rows.append(_row(entry.name, cells, name_width=width))
-    totals = [str(metrics.num_images), str(metrics.num_boxes), *_number_cells(metrics.summary)]
-    rows.append(_row("all", totals, name_width=width))
-    return "\n".join(rows)
-
-
-def _number_cells(values: ClassMetrics | CocoSummary) -> list[str]:
-    numbers = (
-        values.ap50,
-        values.ap,
-        values.ap75,
-        values.ar100,
-        values.ap_small,
-        values.ap_medium,
-        values.ap_large,
-    )
-    return [DASH if number is None else f"{number:.3f}" for number in numbers]
-
-
-def _row(name: str, cells: Sequence[str], *, name_width: int) -> str:
-    aligned = (cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True))
-    return _fit(name, name_width) + "".join(aligned)
-
-
-def _fit(text: str, width: int) -> str:
-    """Cut or pad a text to a width in console columns; control characters become blanks."""
-    text = "".join(" " if unicodedata.category(one) == "Cc" else one for one in text)
-    if _width(text) > width:
-        while _width(text) > width - 1:
-            text = text[:-1]
-        text += "…"
-    return text + " " * (width - _width(text))
-
-
-def _width(text: str) -> int:
-    # Chinese, Japanese and Korean characters take two columns, combining marks none.
-    return sum(
-        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1
-        for one in text
-    )
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable report ({error}).") from None
+    version = report.get("schema_version") if isinstance(report, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: has report version {version}, this version reads {SCHEMA_VERSION}. Evaluate the "
+            f"checkpoint again with tools/evaluate.py."
+        )
+    return dict(report)

@@ -35,7 +35,6 @@ def choose(results: SplitResults, goal: Goal = BestF1Goal(), *rules: Suppression
         split_name="val",
         default_threshold=0.4,
         max_escape_rate=0.01,
-        escape_threshold=None,
     )
 
 

@@ -8,11 +8,14 @@ from PIL import Image
 from deim.evaluation.plots import (
     MAX_SAMPLES,
     PALETTE,
+    Panel,
+    PanelRow,
     SheetEntry,
     class_color,
     contact_sheet,
     draw_boxes,
     draw_detections,
+    panel_sheet,
 )
 from deim.structures import Detections
 
@@ -155,24 +158,22 @@ def test_class_colors_are_fixed_and_repeat() -> None:
     assert [class_color(label) for label in range(8)] == [*PALETTE, PALETTE[0]]
 
 
-def test_detections_below_the_threshold_are_left_out() -> None:
+def test_each_detection_is_drawn_in_the_colour_of_its_class() -> None:
     detections = make_detections([[20, 40, 60, 80], [100, 100, 150, 140]], [0.5, 0.49], [0, 1])
-    picture = draw_detections(make_image(), detections, class_names=NAMES, score_threshold=0.5)
+    picture = draw_detections(make_image(), detections, class_names=NAMES)
     assert count(picture, class_color(0)) > 0
-    assert count(picture, class_color(1)) == 0
+    assert count(picture, class_color(1)) > 0
 
 
 def test_no_detections_is_the_image_itself() -> None:
-    picture = draw_detections(
-        make_image(), make_detections([], [], []), class_names=NAMES, score_threshold=0.0
-    )
+    picture = draw_detections(make_image(), make_detections([], [], []), class_names=NAMES)
     assert picture.tobytes() == make_image().tobytes()
 
 
 def test_names_beyond_the_font_are_replaced_by_the_class_index() -> None:
     detections = make_detections([[20, 40, 60, 80]], [0.5], [0])
     pictures = [
-        draw_detections(make_image(), detections, class_names=[name], score_threshold=0.0)
+        draw_detections(make_image(), detections, class_names=[name])
         for name in ("裂纹", "class 0", "Fläche", "Flache")
     ]
     assert pictures[0].tobytes() == pictures[1].tobytes()
@@ -181,13 +182,13 @@ def test_names_beyond_the_font_are_replaced_by_the_class_index() -> None:
 
 @pytest.mark.parametrize(("number", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (3, 2, 2), (12, 2, 6)])
 def test_contact_sheet_grid(number: int, columns: int, rows: int) -> None:
-    sheet = contact_sheet([make_sample()] * number, title="val", class_names=NAMES, score_threshold=0.5)
+    sheet = contact_sheet([make_sample()] * number, title="val", class_names=NAMES)
     assert sheet.mode == "RGB"
     assert sheet.size == (24 + columns * (726 + 24), 64 + rows * (40 + 360 + 24))
 
 
 def test_contact_sheet_shows_truth_left_and_predictions_right() -> None:
-    sheet = contact_sheet([make_sample()], title="val", class_names=NAMES, score_threshold=0.5)
+    sheet = contact_sheet([make_sample()], title="val", class_names=NAMES)
     truth, found = sheet.crop((24, 104, 384, 464)), sheet.crop((390, 104, 750, 464))
     for panel, own, other in (
         (truth, class_color(1), class_color(2)),
@@ -197,24 +198,43 @@ def test_contact_sheet_shows_truth_left_and_predictions_right() -> None:
         assert panel.getpixel((216, 270)) == own
         assert panel.getpixel((144, 200)) == GREY
         assert count(panel, other) == 0
-    assert count(found, class_color(0)) == 0  # below the threshold
     assert count(sheet.crop((0, 0, 774, 60)), (255, 255, 255)) < 774 * 60  # the title
 
 
 def test_contact_sheet_cells_are_equal_whatever_the_images() -> None:
     samples = [make_sample(2000, 300), make_sample(300, 2000), make_sample(160, 90, mode="L"), empty_sample()]
-    sheet = contact_sheet(samples, title="val " * 200, class_names=NAMES, score_threshold=0.5)
+    sheet = contact_sheet(samples, title="val " * 200, class_names=NAMES)
     assert sheet.size == (24 + 2 * 750, 64 + 2 * 424)
-    wide = contact_sheet([make_sample(400, 200)] * 2, title="val", class_names=NAMES, score_threshold=0.5)
+    wide = contact_sheet([make_sample(400, 200)] * 2, title="val", class_names=NAMES)
     assert wide.height == 64 + 40 + 180 + 24
 
 
 def test_contact_sheet_of_nothing() -> None:
-    sheet = contact_sheet([], title="val", class_names=NAMES, score_threshold=0.5)
+    sheet = contact_sheet([], title="val", class_names=NAMES)
     assert sheet.width == 774
     assert 0 < count(sheet, (255, 255, 255)) < sheet.width * sheet.height
 
 
 def test_contact_sheet_refuses_too_many_samples() -> None:
     with pytest.raises(ValueError, match=r"too many samples, got 13\. At most 12 fit\."):
-        contact_sheet([make_sample()] * (MAX_SAMPLES + 1), title="", class_names=NAMES, score_threshold=0.5)
+        contact_sheet([make_sample()] * (MAX_SAMPLES + 1), title="", class_names=NAMES)
+
+
+def test_panel_sheet_puts_every_panel_of_a_row_beside_the_other() -> None:
+    boxes = torch.tensor([[40.0, 60.0, 120.0, 150.0]])
+    panels = [
+        Panel(
+            caption="run " * 100,
+            boxes_xyxy=boxes[:number],
+            texts=["pit"][:number],
+            colors=[PALETTE[0]][:number],
+        )
+        for number in (1, 0, 1)
+    ]
+    rows = [PanelRow(image=make_image(200, 200), caption="image.png", panels=panels)] * 2
+    sheet = panel_sheet(rows, title="runs")
+    assert sheet.size == (24 + 3 * 366 - 6 + 24, 64 + 2 * (40 + 360 + 24))
+    first, second, third = (sheet.crop((24 + 366 * k, 104, 384 + 366 * k, 464)) for k in range(3))
+    assert count(first, PALETTE[0]) == count(third, PALETTE[0]) > 0
+    assert count(second, PALETTE[0]) == 0
+    assert panel_sheet([], title="nothing").width > 300

@@ -48,7 +48,8 @@ def test_no_images_give_no_detections(detector: Predictor) -> None:
 def test_predict_gives_exactly_what_evaluation_scored(resize: str, tiny_run: Path) -> None:
     split, evaluation = evaluate(tiny_run, f"data.resize={resize}")
     trained = load_trained(tiny_run / "best.pth", overrides=[f"data.resize={resize}"])
-    found = Predictor(trained).predict([split.image_path(index) for index in range(len(split))])
+    paths = [split.image_path(index) for index in range(len(split))]
+    found = Predictor(trained).predict(paths, score_threshold=0.0)
     assert len(found) == len(split) == len(evaluation.predictions.by_image)
     for image_id, detections in zip(split.image_ids, found, strict=True):
         scored = evaluation.predictions.by_image[int(image_id)]
@@ -107,7 +108,7 @@ def test_a_rotated_photograph_is_the_same_as_path_and_as_picture(
 
 
 def test_detections_are_sorted_and_inside_their_image(detector: Predictor, images: list[Path]) -> None:
-    for path, found in zip(images, detector.predict(images), strict=True):
+    for path, found in zip(images, detector.predict(images, score_threshold=0.0), strict=True):
         width, height = Image.open(path).size
         assert len(found.scores) == 20  # as many as there are queries
         assert (found.scores[:-1] >= found.scores[1:]).all()
@@ -118,7 +119,7 @@ def test_detections_are_sorted_and_inside_their_image(detector: Predictor, image
 
 
 def test_the_threshold_keeps_the_scores_at_and_above_it(detector: Predictor, images: list[Path]) -> None:
-    (everything,) = detector.predict(images[0])
+    (everything,) = detector.predict(images[0], score_threshold=0.0)
     threshold = float(everything.scores[4])
     (found,) = detector.predict(images[0], score_threshold=threshold)
     assert 5 <= len(found.scores) < 20

@@ -1,27 +1,21 @@
-"""The schema of the JSON report, its safe writing, and the table for the console."""
+"""The schema of the JSON report, what its numbers say together, and its safe writing."""
 
 import json
-import unicodedata
 from datetime import UTC, datetime, timedelta, timezone
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from deim.evaluation.coco_metrics import CocoMetrics, compute_coco_metrics
-from deim.evaluation.report import (
-    CheckpointInfo,
-    DatasetInfo,
-    ModelInfo,
-    TimePerImage,
-    build_report,
-    format_class_table,
-    installed_versions,
-    sha256_of_file,
-    write_report,
-)
+from deim.errors import DataError
+from deim.evaluation.coco_metrics import compute_coco_metrics
+from deim.evaluation.report import REPORT_KEYS, build_report, read_report, write_report
+from deim.evaluation.report_words import describe_report
+from deim.evaluation.split_analysis import analyse_split
+from deim.evaluation.split_results import split_results
+from tests.evaluation.random_reports import make_report, make_scored
 
-DASH = "\N{EN DASH}"
 SUMMARY_KEYS = [
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
     *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
@@ -29,84 +23,31 @@ SUMMARY_KEYS = [
 CLASS_KEYS = [
     *("category_id", "name", "num_images", "num_boxes", "num_predictions"),
     *("ap", "ap50", "ap75", "ar100", "ap_small", "ap_medium", "ap_large", "note"),
+    *("ap_interval", "ap50_interval", "threshold", "threshold_origin", "threshold_note"),
+    *("num_found", "num_right", "num_false", "num_missed", "precision", "recall", "f1"),
 ]
-TABLE = """\
-class   images  boxes   AP50     AP   AP75  AR100  AP small  AP medium  AP large
-pit          1      1  1.000  1.000  1.000  1.000         ~      1.000         ~
-scratch      1      1  0.000  0.000  0.000  0.000     0.000          ~         ~
-absent       0      0      ~      ~      ~      ~         ~          ~         ~
-all          3      2  0.500  0.500  0.500  0.500     0.000      1.000         ~""".replace("~", DASH)
 
 
-def make_metrics(names: tuple[str, ...] = ("pit", "scratch", "absent")) -> CocoMetrics:
-    """Three images, one empty; a box of the first two classes, found for the first only."""
-    boxes = [(1, 0, [10, 10, 50, 50]), (2, 1, [5, 5, 20, 20])]
-    return compute_coco_metrics(
-        {
-            "images": [{"id": 1}, {"id": 2}, {"id": 3}],
-            "annotations": [
-                {
-                    "id": i,
-                    "image_id": image_id,
-                    "category_id": category_id,
-                    "bbox": bbox,
-                    "area": bbox[2] * bbox[3],
-                }
-                for i, (image_id, category_id, bbox) in enumerate(boxes)
-            ],
-            "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
-        },
-        [{"image_id": 1, "category_id": 0, "bbox": [10, 10, 50, 50], "score": 0.9}],
-    )
+def numbers_of(value: Any) -> list[float]:
+    if isinstance(value, dict | list):
+        return [
+            n for item in (value.values() if isinstance(value, dict) else value) for n in numbers_of(item)
+        ]
+    return [value] if isinstance(value, int | float) else []
 
 
-def make_report(metrics: CocoMetrics, **changes: object) -> dict:
-    arguments = {
-        "created": datetime(2026, 11, 22, 7, 30, tzinfo=timezone(timedelta(hours=2))),
-        "split": "val",
-        "dataset": DatasetInfo(annotations_file="val.json", sha256="a" * 64),
-        "checkpoint": CheckpointInfo(path="outputs/best.pth", sha256="b" * 64, epoch=11, weights="ema"),
-        "model": ModelInfo(name="deimv2_s", parameters=9_700_000),
-        "image_size_hw": (1024, 768),
-        "resize": "stretch",
-        "time_per_image_ms": TimePerImage(network=12.5, total=None),
-        "device": "cpu",
-        "versions": installed_versions(),
-        "max_detections": 100,
-    }
-    return build_report(metrics, **(arguments | changes))
-
-
-def display_width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
-
-
-def test_schema() -> None:
-    report = make_report(make_metrics())
-    assert list(report) == [
-        "schema_version",
-        "created",
-        "split",
-        "dataset",
-        "checkpoint",
-        "model",
-        "image_size_hw",
-        "resize",
-        "time_per_image_ms",
-        "device",
-        "versions",
-        "summary",
-        "classes",
-        "settings",
-    ]
-    assert report["schema_version"] == 1
-    assert report["created"] == "2026-11-22T05:30:00+00:00"
+def test_schema(tmp_path: Path) -> None:
+    report = make_report(tmp_path)
+    assert list(report) == list(REPORT_KEYS)
+    assert report["schema_version"] == 2
     assert report["dataset"] == {
-        "annotations_file": "val.json",
+        "annotations_file": "test.json",
         "sha256": "a" * 64,
-        "num_images": 3,
-        "num_images_without_boxes": 1,
-        "num_boxes": 2,
+        "image_dir": str(tmp_path),
+        "normal_class": None,
+        "num_images": 24,
+        "num_images_without_boxes": report["dataset"]["num_images_without_boxes"],
+        "num_boxes": sum(entry["num_boxes"] for entry in report["classes"]),
     }
     assert report["checkpoint"] == {
         "path": "outputs/best.pth",
@@ -119,26 +60,108 @@ def test_schema() -> None:
     assert report["time_per_image_ms"] == {"network": 12.5, "total": None}
     assert set(report["versions"]) == {"deim", "torch", "torchvision", "faster_coco_eval", "python"}
     assert list(report["summary"]) == SUMMARY_KEYS
-    assert [list(entry) for entry in report["classes"]] == [CLASS_KEYS] * 3
-    assert report["settings"] == {"max_detections": 100, "score_threshold": None}
+    assert [list(entry) for entry in report["classes"]] == [CLASS_KEYS] * 7
+    assert set(report["intervals"]) == {
+        *("level", "method", "num_images", "num_resamples", "seed", "ap", "ap50"),
+    }
+    assert list(report["errors"]) == [
+        *("classification", "localisation", "both", "duplicate", "background", "missed"),
+    ]
+    assert report["convergence"] is None
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert -1 not in numbers_of(report)
 
 
-def test_a_time_without_zone_is_refused() -> None:
+@pytest.mark.parametrize("options", [{}, {"empty": True}, {"predictions": False}])
+def test_the_numbers_agree_with_one_another(tmp_path: Path, options: dict[str, Any]) -> None:
+    report = make_report(tmp_path, seed=1, **options)
+    counts = np.array(report["confusion"]["counts"])
+    for label, entry in enumerate(report["classes"]):
+        assert counts[label].sum() == entry["num_boxes"] == entry["num_right"] + entry["num_missed"]
+        assert counts[label, label] == entry["num_right"]
+        assert entry["num_found"] == entry["num_right"] + entry["num_false"]
+        for name in ("ap", "ap50"):
+            ends = entry[f"{name}_interval"]
+            assert ends is None or ends[0] <= entry[name] <= ends[1]
+    total = report["operating_points"]["all_classes"]
+    assert total["num_right"] == sum(entry["num_right"] for entry in report["classes"])
+    errors = {name: entry["count"] for name, entry in report["errors"].items()}
+    missed = errors.pop("missed")
+    assert sum(errors.values()) == total["num_false"]
+    assert missed <= total["num_missed"]
+    assert errors["duplicate"] == report["duplicates"]["num_after"] <= report["duplicates"]["num_before"]
+    level = report["image_level"]["at_operating_points"]
+    whole = level["num_defective"] + level["num_good"] + level["num_left_out"]
+    assert whole == report["dataset"]["num_images"]
+
+
+def test_no_intervals_without_resamples(tmp_path: Path) -> None:
+    report = make_report(tmp_path, num_resamples=0)
+    assert report["intervals"] is None
+    assert {entry["ap50_interval"] for entry in report["classes"]} == {None}
+
+
+def test_the_words_name_every_number_with_its_n(tmp_path: Path) -> None:
+    report = make_report(tmp_path)
+    text = "\n".join(describe_report(report))
+    total, level = report["operating_points"]["all_classes"], report["image_level"]["at_operating_points"]
+    for part in (
+        f"mAP50 {report['summary']['ap50']:.3f}, 95% interval ",
+        f"(n = 24 images, {report['dataset']['num_boxes']} boxes)",
+        f"best F1, chosen on val, 24 images): {total['num_right']} of {total['num_truth']} boxes found",
+        f"escape rate {level['escape_rate']:.1%} ({level['num_escaped']} of {level['num_defective']} def",
+        f"overkill rate {level['overkill_rate']:.1%} ({level['num_overkilled']} of {level['num_good']} good",
+        "with suppression (no box that overlaps a better one by IoU > 0.7); mAP50 with it 0.",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize("options", [{"empty": True}, {"predictions": False}])
+def test_the_words_say_what_cannot_be_told(tmp_path: Path, options: dict[str, Any]) -> None:
+    text = "\n".join(describe_report(make_report(tmp_path, **options)))
+    assert "None" not in text
+    assert "nan" not in text
+    if "empty" in options:
+        assert "No AP: the split has no ground-truth box (24 images)." in text
+        assert "no defective image, so no escape rate" in text
+    else:
+        assert "0 of " in text
+
+
+def test_a_time_without_zone_is_refused(tmp_path: Path) -> None:
+    scored = make_scored(tmp_path)
+    results = split_results(scored.ground_truth, scored.predictions)
+    metrics = compute_coco_metrics(scored.ground_truth, scored.predictions)
+    analysis = analyse_split(results, scored.points, num_resamples=0)
     with pytest.raises(ValueError, match="created has no time zone"):
-        make_report(make_metrics(), created=datetime(2026, 11, 22))
+        build_report(metrics, analysis, scored.provenance, created=datetime(2026, 11, 22))
+    two_hours_east = datetime(2026, 11, 22, 7, 30, tzinfo=timezone(timedelta(hours=2)))
+    report = build_report(metrics, analysis, scored.provenance, created=two_hours_east)
+    assert report["created"] == "2026-11-22T05:30:00+00:00"
+    assert build_report(metrics, analysis, scored.provenance, created=datetime.now(UTC))["created"].endswith(
+        "+00:00"
+    )
+
+
+def test_a_report_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    write_report({"schema_version": 1}, path)
+    with pytest.raises(DataError, match=r"report\.json: has report version 1, this version reads 2\."):
+        read_report(path)
+    path.write_text("no json")
+    with pytest.raises(DataError, match=r"report\.json: not a readable report"):
+        read_report(path)
 
 
 def test_written_report_is_read_back_unchanged(tmp_path: Path) -> None:
-    report = make_report(make_metrics(("Loch", "Kratzer ß", "裂纹")))
+    report = make_report(tmp_path) | {"split": "裂纹"}
     path = tmp_path / "new folder" / "report.json"
     write_report(report, path)
     write_report(report, path)
     text = path.read_text(encoding="utf-8")
-    assert json.loads(text) == report
-    assert "裂纹" in text
-    assert '\n  "split": "val",' in text
+    assert read_report(path) == report
+    assert '\n  "split": "裂纹",' in text
     assert text.endswith("}\n")
-    assert not any(word in text for word in ("NaN", "Infinity", ": -1"))
     assert [entry.name for entry in path.parent.iterdir()] == ["report.json"]
 
 
@@ -158,43 +181,3 @@ def test_a_failed_replacement_leaves_no_temporary_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"report\.json"):
         write_report({}, path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
-
-
-def test_sha256_of_file(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    path.write_bytes(bytes(range(256)) * 5000)
-    assert sha256_of_file(path) == sha256(path.read_bytes()).hexdigest()
-
-
-def test_installed_versions_are_texts() -> None:
-    versions = installed_versions()
-    assert versions["torch"]
-    assert versions["faster_coco_eval"]
-    assert versions["python"].startswith("3.")
-
-
-def test_table_shows_every_class_and_dashes() -> None:
-    assert format_class_table(make_metrics()).splitlines() == TABLE.splitlines()
-
-
-def test_table_stays_within_120_columns() -> None:
-    names = ("a name that no console has room for " * 5, "裂纹" * 30, "tab\tand\nnewline")
-    lines = format_class_table(make_metrics(names)).splitlines()
-    assert len(lines) == 5
-    assert {display_width(line) for line in lines} == {display_width(lines[0])}
-    assert display_width(lines[0]) <= 120
-    assert lines[1].startswith("a name that no console has room…")
-    assert lines[3].startswith("tab and newline ")
-
-
-def test_table_without_classes() -> None:
-    empty = compute_coco_metrics({"images": [], "annotations": [], "categories": []}, [])
-    lines = format_class_table(empty).splitlines()
-    assert len(lines) == 2
-    assert lines[1].split() == ["all", "0", "0", *[DASH] * 7]
-
-
-def test_now_is_accepted() -> None:
-    report = make_report(make_metrics(), created=datetime.now(UTC), score_threshold=0.01)
-    assert report["created"].endswith("+00:00")
-    assert report["settings"]["score_threshold"] == 0.01

@@ -1,0 +1,179 @@
+"""The charts of a comparison of runs."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from deim.evaluation.charts import (
+    GREY,
+    LINE_STYLES,
+    WIDTH,
+    Draw,
+    class_color,
+    draw_confusions,
+    save_chart,
+    say_nothing_to_show,
+    short,
+)
+from deim.evaluation.compare import ComparedRun
+from deim.evaluation.plots import PALETTE
+
+
+def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
+    """Draw the charts of a comparison as PNG and SVG.
+
+    Args:
+        runs: From `read_runs`.
+        folder: Where to put them; it must exist.
+
+    Returns:
+        Path of each chart's SVG by its title.
+    """
+    height_of_bars = 1.6 + len(runs[0].report["classes"]) * (0.2 + 0.2 * len(runs))
+    charts: list[tuple[str, str, Draw, float]] = [
+        ("mAP against epoch", "map_by_epoch", lambda f: _map_by_epoch(f, runs), 4.6),
+        ("AP50 of each class by run", "class_ap50_bars", lambda f: _class_bars(f, runs), height_of_bars),
+        ("Each class over the runs", "classes_over_runs", lambda f: _classes_over_runs(f, runs), 4.8),
+        ("Training time against mAP", "time_against_map", lambda f: _time_against_map(f, runs), 4.4),
+    ]
+    paths = {}
+    for title, name, draw, height in charts:
+        save_chart(draw, folder / name, height=height)
+        paths[title] = folder / f"{name}.svg"
+    return paths
+
+
+def draw_confusion_pairs(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
+    """Draw the confusion matrix of the first run beside that of each other; as `draw_comparison_charts`."""
+    height = 1.8 + 0.55 * (len(runs[0].report["classes"]) + 1)
+    paths = {}
+    for number, run in enumerate(runs[1:], start=1):
+        pair = [(short(one.name), one.report["confusion"]) for one in (runs[0], run)]
+        path = folder / f"confusion_{number}"
+        save_chart(partial(draw_confusions, confusions=pair), path, width=2 * WIDTH, height=height)
+        paths[f"Confusion of classes: {runs[0].name} and {run.name}"] = path.with_suffix(".svg")
+    return paths
+
+
+def _map_by_epoch(figure: Figure, runs: Sequence[ComparedRun]) -> None:
+    axes = figure.subplots()
+    drawn = False
+    for index, run in enumerate(runs):
+        if not run.report["convergence"]:
+            continue
+        curve = run.report["convergence"]["curve"]
+        points = [
+            (epoch + 1, value)
+            for epoch, value in zip(curve["epochs"], curve["ap50"], strict=True)
+            if value is not None
+        ]
+        if not points:
+            continue
+        drawn = True
+        epochs, values = zip(*points, strict=True)
+        best = int(np.argmax(values))
+        marker = "." if len(points) < 60 else None
+        axes.plot(epochs, values, color=class_color(index), label=short(run.name), marker=marker)
+        axes.plot(
+            epochs[best], values[best], "*", color=class_color(index), markersize=12, markeredgecolor="black"
+        )
+    axes.set_title("mAP50 on validation against epoch; stars: highest")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("mAP50")
+    axes.set_ylim(0, 1)
+    if drawn:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    else:
+        say_nothing_to_show(axes, "no run has its metrics.jsonl beside the checkpoint")
+
+
+def _class_bars(figure: Figure, runs: Sequence[ComparedRun]) -> None:
+    axes = figure.subplots()
+    rows = runs[0].report["classes"]
+    height = 0.8 / len(runs)
+    for index, run in enumerate(runs):
+        offset = (index - (len(runs) - 1) / 2) * height
+        for position, row in enumerate(run.report["classes"]):
+            label = short(run.name) if position == 0 else None
+            place = position + offset
+            axes.barh(place, row["ap50"] or 0.0, height=0.92 * height, color=class_color(index), label=label)
+            if row["ap50"] is None:
+                text, right = "no ground truth", 0.0
+            else:
+                text, right = f"{row['ap50']:.3f}", row["ap50"]
+            ends = row["ap50_interval"]
+            if ends:
+                axes.plot(ends, [place, place], color="black", linewidth=1)
+                right = max(right, ends[1])
+            axes.text(min(right + 0.012, 1.02), place, text, va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{short(row['name'])}\nn = {row['num_boxes']}" for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1.12)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("AP at IoU 0.50; lines: 95 % intervals")
+    axes.set_title("AP50 of each class by run")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _classes_over_runs(figure: Figure, runs: Sequence[ComparedRun]) -> None:
+    axes = figure.subplots()
+    positions = np.arange(len(runs))
+    for index, row in enumerate(runs[0].report["classes"]):
+        values = [run.report["classes"][index]["ap50"] for run in runs]
+        if None in values:
+            continue
+        axes.plot(
+            positions,
+            values,
+            marker="o",
+            color=class_color(index),
+            linestyle=LINE_STYLES[index // len(PALETTE) % len(LINE_STYLES)],
+            label=f"{short(row['name'])} (n = {row['num_boxes']})",
+        )
+    means = [run.report["summary"]["ap50"] for run in runs]
+    if None in means:
+        say_nothing_to_show(axes, "no class has ground truth")
+    else:
+        axes.plot(positions, means, marker="s", color="black", linewidth=2.5, label="mean (mAP50)")
+        axes.set_xticks(positions, [short(run.name) for run in runs], rotation=20, ha="right")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("run")
+    axes.set_ylabel("AP at IoU 0.50")
+    axes.set_title("AP50 of each class over the runs")
+
+
+def _time_against_map(figure: Figure, runs: Sequence[ComparedRun]) -> None:
+    axes = figure.subplots()
+    axes.set_title("Training time against mAP50")
+    axes.set_ylabel("mAP50; lines: 95 % intervals")
+    placed = [
+        (index, run, run.report["convergence"]["hours"])
+        for index, run in enumerate(runs)
+        if run.report["convergence"] and run.report["convergence"]["hours"] is not None
+    ]
+    placed = [entry for entry in placed if entry[1].report["summary"]["ap50"] is not None]
+    if not placed:
+        say_nothing_to_show(axes, "no run has both its metrics.jsonl and a score")
+        return
+    in_minutes = max(hours for _, _, hours in placed) < 1
+    unit = 60 if in_minutes else 1
+    for index, run, hours in placed:
+        ap50 = run.report["summary"]["ap50"]
+        ends = run.report["intervals"]["ap50"] if run.report["intervals"] else None
+        if ends:
+            axes.plot([hours * unit] * 2, ends, color=GREY, linewidth=1.4)
+        axes.plot(hours * unit, ap50, "o", color=class_color(index), markersize=10, markeredgecolor="black")
+        axes.annotate(
+            f"{short(run.name)}, {ap50:.3f}",
+            (hours * unit, ap50),
+            textcoords="offset points",
+            xytext=(10, 6 if index % 2 == 0 else -12),
+        )
+    axes.set_xlim(0, 1.35 * max(hours for _, _, hours in placed) * unit or 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel(f"training and validation, {'minutes' if in_minutes else 'hours'}")

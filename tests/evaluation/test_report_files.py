@@ -1,0 +1,144 @@
+"""All files of a report: written, made again without the model, opened in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from deim.errors import DataError
+from deim.evaluation.report import read_report
+from deim.evaluation.report_files import ReportFiles, read_scored, write_report_files
+from tests.evaluation.random_reports import make_scored
+
+CHARTS = {"class_ap50", "precision_recall", "confusion", "escapes", "errors"}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def write(folder: Path, **options: Any) -> ReportFiles:
+    path = folder / "run" / "report.json"
+    write_report_files(make_scored(folder / "images", **options), path)
+    return ReportFiles(report=path)
+
+
+def test_one_evaluation_writes_everything(tmp_path: Path) -> None:
+    files = write(tmp_path)
+    assert {path.name for path in files.report.parent.iterdir()} == {"report.json", "report.html", "report"}
+    assert {path.name for path in files.folder.iterdir()} == {
+        *("classes.csv", "predictions.json", "ground_truth.json", "predictions.png"),
+        *(f"{name}.{kind}" for name in CHARTS for kind in ("png", "svg")),
+    }
+    for name in CHARTS:
+        assert min(Image.open(files.folder / f"{name}.png").size) > 300
+        assert "<svg" in (files.folder / f"{name}.svg").read_text()
+
+
+def test_the_page_needs_no_other_file_and_escapes_texts(tmp_path: Path) -> None:
+    scored = make_scored(tmp_path / "images")
+    scored.ground_truth["categories"][0]["name"] = "<b>scratch & dent</b>"
+    path = tmp_path / "report.json"
+    write_report_files(scored, path)
+    page = path.with_suffix(".html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;scratch &amp; dent&lt;/b&gt;" in page
+    assert "<b>scratch" not in page
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert sources
+    assert all(source.startswith("data:image/") for source in sources)
+    assert "@import" not in page
+    assert "<script" not in page
+
+
+def test_the_report_is_made_again_from_its_files_without_the_model(tmp_path: Path) -> None:
+    files = write(tmp_path)
+    first = read_report(files.report)
+    again = tmp_path / "again.json"
+    write_report_files(read_scored(files.report), again)
+    second = read_report(again)
+    del first["created"], second["created"]
+    assert second == first
+    for name in ("classes.csv", "predictions.json", "ground_truth.json", "confusion.svg"):
+        assert (again.with_suffix("") / name).read_bytes() == (files.folder / name).read_bytes()
+
+
+def test_predictions_are_read_by_pycocotools_and_give_the_same_score(tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    files = write(tmp_path)
+    truth = coco.COCO(str(files.ground_truth))
+    scored = cocoeval.COCOeval(truth, truth.loadRes(str(files.predictions)), "bbox")
+    scored.evaluate()
+    scored.accumulate()
+    scored.summarize()
+    assert read_report(files.report)["summary"]["ap"] == pytest.approx(scored.stats[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"empty": True}, {"predictions": False}, {"num_classes": 1}])
+def test_sets_with_little_in_them(tmp_path: Path, options: dict[str, Any]) -> None:
+    files = write(tmp_path, **options)
+    assert files.page.stat().st_size > 10_000
+    report = read_report(files.report)
+    assert len(report["classes"]) == options.get("num_classes", 7)
+
+
+def test_images_that_are_gone_are_left_out_and_said_to_be(tmp_path: Path) -> None:
+    files = write(tmp_path)
+    shutil.rmtree(tmp_path / "images")
+    write_report_files(read_scored(files.report), files.report)
+    page = files.page.read_text(encoding="utf-8")
+    assert "pictures are left out: their images, such as" in page
+    assert "data:image/jpeg" not in page
+
+
+def test_bad_names_and_lost_files_are_refused(tmp_path: Path) -> None:
+    scored = make_scored(tmp_path / "images")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("folder.json", "report.txt"):
+        with pytest.raises(DataError, match="not the name of a JSON file"):
+            write_report_files(scored, tmp_path / name)
+    files = write(tmp_path)
+    files.predictions.unlink()
+    with pytest.raises(DataError, match=r"predictions\.json: cannot be read .* evaluate the checkpoint anew"):
+        read_scored(files.report)
+
+
+def browse(page: Path, *options: str) -> str:
+    assert CHROMIUM is not None
+    command = [
+        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *(f"--user-data-dir={page.parent / 'browser'}", *options, page.as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs one")
+def test_the_page_opens_in_a_browser_and_prints(tmp_path: Path) -> None:
+    files = write(tmp_path)
+    report = read_report(files.report)
+    # A script that is only here reports what a reader would see: pictures that loaded, and nothing cut off.
+    probe = """<script>addEventListener("load", () => { const pictures = [...document.images];
+      document.title = JSON.stringify({ loaded: pictures.filter(one => one.naturalWidth > 100).length,
+        all: pictures.length, tables: document.querySelectorAll("tbody tr").length,
+        width: document.documentElement.scrollWidth, window: innerWidth }); });</script>"""
+    probed = files.page.with_name("probed.html")
+    probed.write_text(files.page.read_text(encoding="utf-8") + probe, encoding="utf-8")
+    dom = browse(probed, "--window-size=1200,900", "--virtual-time-budget=10000", "--dump-dom")
+    found = json.loads(re.search(r"<title>(.*?)</title>", dom).group(1))
+    assert found["loaded"] == found["all"] >= len(CHARTS) + 4
+    assert found["tables"] >= 2 * (len(report["classes"]) + 1)
+    assert found["width"] <= found["window"]
+    printed = tmp_path / "report.pdf"
+    browse(files.page, f"--print-to-pdf={printed}", "--no-pdf-header-footer")
+    assert printed.read_bytes().startswith(b"%PDF")
+    assert printed.stat().st_size > 50_000
+    picture = tmp_path / "page.png"
+    browse(files.page, f"--screenshot={picture}", "--window-size=1200,1600")
+    colors = Image.open(picture).convert("RGB").getcolors(maxcolors=1 << 24)
+    assert len(colors) > 100
