@@ -15,9 +15,9 @@ from deim.errors import ConfigError, DeimError
 from deim.evaluation.assess import assess
 from deim.evaluation.coco_metrics import compute_coco_metrics
 from deim.evaluation.evaluator import evaluator_of
-from deim.evaluation.report_files import ReportFiles, read_scored, write_report_files
-from deim.evaluation.report_words import describe_report
-from deim.evaluation.tables import format_class_table, format_operating_table
+from deim.evaluation.report.files import ReportFiles, read_scored, write_report_files
+from deim.evaluation.report.tables import format_class_table, format_operating_table
+from deim.evaluation.report.words import describe_report
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 from deim.data.transforms import read_image
 from deim.engine.checkpoint import load_trained
 from deim.errors import DataError, DeimError
-from deim.evaluation.plots import draw_detections
 from deim.evaluation.predict import Predictor, above, to_coco_results
+from deim.evaluation.report.plots import draw_detections
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 

@@ -28,8 +28,8 @@ from deim.engine.run_state import Validation
 from deim.errors import DeimError, StopSignalError
 from deim.evaluation.assess import assess, to_validation, validation_sheet
 from deim.evaluation.evaluator import Evaluator
-from deim.evaluation.report_words import describe_report
-from deim.evaluation.tables import format_class_table, format_operating_table
+from deim.evaluation.report.tables import format_class_table, format_operating_table
+from deim.evaluation.report.words import describe_report
 from deim.model.detector import Detector
 
 

@@ -21,7 +21,15 @@ from deim.evaluation.operating_points import (
     describe_goal,
     operating_points_from_dict,
 )
-from deim.evaluation.provenance import (
+from deim.evaluation.report.files import (
+    ImageFolder,
+    ReportFiles,
+    Scored,
+    check_report_path,
+    prediction_sheet,
+    write_report_files,
+)
+from deim.evaluation.report.provenance import (
     CheckpointInfo,
     DatasetInfo,
     ModelInfo,
@@ -30,15 +38,7 @@ from deim.evaluation.provenance import (
     installed_versions,
     sha256_of_file,
 )
-from deim.evaluation.report import convergence_entry
-from deim.evaluation.report_files import (
-    ImageFolder,
-    ReportFiles,
-    Scored,
-    check_report_path,
-    prediction_sheet,
-    write_report_files,
-)
+from deim.evaluation.report.tree import convergence_entry
 from deim.evaluation.split_results import SplitResults, split_results
 from deim.evaluation.suppression import candidate_rules
 

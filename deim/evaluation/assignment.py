@@ -124,6 +124,25 @@ def assign(
     )
 
 
+def iou_with(boxes_xywh: NDArray[np.float64], box_xywh: NDArray[np.float64]) -> NDArray[np.float64]:
+    """IoU of boxes with one box.
+
+    Args:
+        boxes_xywh: (N, 4) or (4,), pixels.
+        box_xywh: (4,), pixels.
+
+    Returns:
+        (N,) in [0, 1].
+    """
+    overlap = coco_overlap(
+        torch.from_numpy(boxes_xywh.reshape(-1, 4)),
+        torch.from_numpy(box_xywh.reshape(1, 4)),
+        is_crowd=torch.zeros(1, dtype=torch.bool),
+    )
+    found: NDArray[np.float64] = overlap[:, 0].numpy()
+    return found
+
+
 def rank_in_class(found: FoundBoxes) -> NDArray[np.int64]:
     """(D,) how many detections of the same image and class come before each detection.
 

@@ -1,4 +1,4 @@
-"""COCO's average precision from an assignment, for analyses that change detections; equal to faster-coco-eval's."""
+"""COCO's average precision from an assignment, for analyses that change detections or ground truth."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -11,6 +11,7 @@ from deim.evaluation.assignment import (
     assign,
     compute_overlaps,
 )
+from deim.evaluation.average_precision import average_precisions, ranked
 from deim.evaluation.bootstrap import ScoreSamples, resample_scores
 from deim.evaluation.confusion import Confusion, compute_confusion
 from deim.evaluation.error_breakdown import (
@@ -21,11 +22,11 @@ from deim.evaluation.error_breakdown import (
     classify_errors,
     count_errors,
 )
-from deim.evaluation.gallery import GalleryEntry, choose_gallery
 from deim.evaluation.image_level import EscapeCurve, ImageLevel, count_images, trace_escapes
 from deim.evaluation.operating_points import Counts, OperatingPoints, count_all, count_classes
 from deim.evaluation.split_results import SplitResults
 from deim.evaluation.suppression import suppress
+from deim.evaluation.worst_errors import GalleryEntry, choose_gallery
 
 MAX_CURVE_POINTS = 400
 

@@ -10,7 +10,8 @@ from PIL import Image
 from deim.config.schema import BestF1Goal, SuppressionConfig
 from deim.evaluation.coco_metrics import compute_coco_metrics
 from deim.evaluation.operating_points import choose_operating_points
-from deim.evaluation.provenance import (
+from deim.evaluation.report.files import Scored
+from deim.evaluation.report.provenance import (
     CheckpointInfo,
     DatasetInfo,
     ModelInfo,
@@ -18,8 +19,7 @@ from deim.evaluation.provenance import (
     TimePerImage,
     installed_versions,
 )
-from deim.evaluation.report import build_report
-from deim.evaluation.report_files import Scored
+from deim.evaluation.report.tree import build_report
 from deim.evaluation.split_analysis import analyse_split
 from deim.evaluation.split_results import split_results
 from deim.evaluation.suppression import candidate_rules

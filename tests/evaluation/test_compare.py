@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from deim.errors import DataError
-from deim.evaluation.compare import (
+from deim.evaluation.compare.files import write_comparison
+from deim.evaluation.compare.runs import (
     COMPARISON_KEYS,
     compare_runs,
     describe_comparison,
     images_that_differ,
     read_runs,
 )
-from deim.evaluation.compare_files import write_comparison
-from deim.evaluation.report_files import Scored, write_report_files
+from deim.evaluation.report.files import Scored, write_report_files
 from tests.evaluation.random_reports import make_scored
 
 

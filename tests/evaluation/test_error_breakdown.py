@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deim.evaluation.assignment import assign, compute_overlaps, rank_in_class
+from deim.evaluation.average_precision import average_precision
 from deim.evaluation.coco_metrics import compute_coco_metrics
 from deim.evaluation.error_breakdown import (
     ERROR_KINDS,
@@ -13,7 +14,6 @@ from deim.evaluation.error_breakdown import (
     ErrorKind,
     ErrorKinds,
     ap50_gains,
-    average_precision,
     classify_errors,
     count_errors,
 )

@@ -8,7 +8,7 @@ from PIL import Image
 
 from deim.evaluation.assignment import assign, compute_overlaps
 from deim.evaluation.error_breakdown import ErrorKinds, classify_errors
-from deim.evaluation.gallery import (
+from deim.evaluation.report.gallery import (
     ENTRY_HEIGHT,
     ENTRY_WIDTH,
     GAP,
@@ -16,11 +16,10 @@ from deim.evaluation.gallery import (
     PICTURE_SIDE,
     RIGHT_COLOR,
     WRONG_COLOR,
-    GalleryEntry,
-    choose_gallery,
     draw_entry,
 )
 from deim.evaluation.split_results import SplitResults, split_results
+from deim.evaluation.worst_errors import GalleryEntry, choose_gallery
 from tests.evaluation.random_results import random_split
 
 FIRST = [100.0, 100.0, 40.0, 40.0]

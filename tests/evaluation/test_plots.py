@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.evaluation.plots import (
+from deim.evaluation.report.plots import (
     MAX_SAMPLES,
     PALETTE,
     Panel,

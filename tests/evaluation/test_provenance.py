@@ -3,7 +3,7 @@
 from hashlib import sha256
 from pathlib import Path
 
-from deim.evaluation.provenance import installed_versions, provenance_from_report, sha256_of_file
+from deim.evaluation.report.provenance import installed_versions, provenance_from_report, sha256_of_file
 from tests.evaluation.random_reports import make_provenance, make_report
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from deim.errors import DataError
 from deim.evaluation.coco_metrics import compute_coco_metrics
-from deim.evaluation.report import REPORT_KEYS, build_report, read_report, write_report
-from deim.evaluation.report_words import describe_report
+from deim.evaluation.report.tree import REPORT_KEYS, build_report, read_report, write_report
+from deim.evaluation.report.words import describe_report
 from deim.evaluation.split_analysis import analyse_split
 from deim.evaluation.split_results import split_results
 from tests.evaluation.random_reports import make_report, make_scored

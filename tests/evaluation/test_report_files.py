@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from deim.errors import DataError
-from deim.evaluation.report import read_report
-from deim.evaluation.report_files import ReportFiles, read_scored, write_report_files
+from deim.evaluation.report.files import ReportFiles, read_scored, write_report_files
+from deim.evaluation.report.tree import read_report
 from tests.evaluation.random_reports import make_scored
 
 CHARTS = {"class_ap50", "precision_recall", "confusion", "escapes", "errors"}

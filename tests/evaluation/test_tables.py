@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deim.evaluation.coco_metrics import CocoMetrics, compute_coco_metrics
-from deim.evaluation.tables import format_class_csv, format_class_table, format_operating_table
+from deim.evaluation.report.tables import format_class_csv, format_class_table, format_operating_table
 from tests.evaluation.random_reports import make_report
 
 DASH = "\N{EN DASH}"

@@ -18,8 +18,8 @@ from deim.evaluation.bootstrap import (
     compare_paired,
     resample_scores,
 )
-from deim.evaluation.report import read_report
-from deim.evaluation.report_files import read_scored
+from deim.evaluation.report.files import read_scored
+from deim.evaluation.report.tree import read_report
 from deim.evaluation.split_results import SplitResults, split_results
 
 SCHEMA_VERSION = 1

@@ -15,14 +15,14 @@ from PIL import Image
 
 from deim.boxes import xywh_to_xyxy
 from deim.evaluation.assignment import assign, compute_overlaps
-from deim.evaluation.compare import ComparedRun, compare_runs, describe_comparison, images_that_differ
-from deim.evaluation.compare_charts import draw_comparison_charts, draw_confusion_pairs
-from deim.evaluation.gallery import NEUTRAL_COLOR, RIGHT_COLOR, WRONG_COLOR
-from deim.evaluation.page import Cell, Section, Table, embed_image, embed_svg, render_page
-from deim.evaluation.plots import Panel, PanelRow, panel_sheet, short_name
-from deim.evaluation.report import write_whole
-from deim.evaluation.report_files import ImageFolder, check_report_path
-from deim.evaluation.tables import DASH
+from deim.evaluation.compare.charts import draw_comparison_charts, draw_confusion_pairs
+from deim.evaluation.compare.runs import ComparedRun, compare_runs, describe_comparison, images_that_differ
+from deim.evaluation.report.files import ImageFolder, check_report_path
+from deim.evaluation.report.gallery import NEUTRAL_COLOR, RIGHT_COLOR, WRONG_COLOR
+from deim.evaluation.report.page import Cell, Section, Table, embed_image, embed_svg, render_page
+from deim.evaluation.report.plots import Panel, PanelRow, panel_sheet, short_name
+from deim.evaluation.report.tables import DASH
+from deim.evaluation.report.tree import write_whole
 
 NUM_IMAGES = 8
 """Images that are shown with the detections of each run."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from deim.evaluation.charts import (
+from deim.evaluation.compare.runs import ComparedRun
+from deim.evaluation.report.charts import (
     GREY,
     LINE_STYLES,
     WIDTH,
@@ -18,8 +19,7 @@ from deim.evaluation.charts import (
     say_nothing_to_show,
     short,
 )
-from deim.evaluation.compare import ComparedRun
-from deim.evaluation.plots import PALETTE
+from deim.evaluation.report.plots import PALETTE
 
 
 def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:

@@ -17,7 +17,7 @@ from deim.evaluation.bootstrap import LEVEL, METHOD, SampledScore, interval
 from deim.evaluation.coco_metrics import CocoMetrics
 from deim.evaluation.convergence import Convergence, Curve, describe_convergence
 from deim.evaluation.error_breakdown import ERROR_KINDS
-from deim.evaluation.provenance import Provenance
+from deim.evaluation.report.provenance import Provenance
 from deim.evaluation.split_analysis import SplitAnalysis
 
 SCHEMA_VERSION = 2

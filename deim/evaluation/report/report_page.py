@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deim.evaluation.page import Cell, Picture, Section, Table, embed_svg, render_page
-from deim.evaluation.report_words import describe_report
-from deim.evaluation.tables import DASH
+from deim.evaluation.report.page import Cell, Picture, Section, Table, embed_svg, render_page
+from deim.evaluation.report.tables import DASH
+from deim.evaluation.report.words import describe_report
 
 READING_HELP = (
     "AP is COCO's average precision, the mean over the IoU thresholds 0.50 to 0.95; AP50 at IoU 0.50 alone. "

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from deim.evaluation.plots import PALETTE
+from deim.evaluation.report.plots import PALETTE
 
 BLUE, RED, GREY, FAINT = "#005ab5", "#dc3220", "#8a8a8a", "#d9d9d9"
 WIDTH = 8.0

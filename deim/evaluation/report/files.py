@@ -24,18 +24,18 @@ from PIL import Image
 from deim.boxes import xywh_to_xyxy
 from deim.data.transforms import read_image
 from deim.errors import DataError
-from deim.evaluation.charts import draw_report_charts
 from deim.evaluation.coco_metrics import compute_coco_metrics
-from deim.evaluation.gallery import draw_entry
 from deim.evaluation.operating_points import OperatingPoints, operating_points_from_dict
-from deim.evaluation.page import Picture, embed_image
-from deim.evaluation.plots import MAX_SAMPLES, SheetEntry, contact_sheet
-from deim.evaluation.provenance import Provenance, provenance_from_report
-from deim.evaluation.report import build_report, read_report, write_report, write_whole
-from deim.evaluation.report_page import render_report
+from deim.evaluation.report.charts import draw_report_charts
+from deim.evaluation.report.gallery import draw_entry
+from deim.evaluation.report.page import Picture, embed_image
+from deim.evaluation.report.plots import MAX_SAMPLES, SheetEntry, contact_sheet
+from deim.evaluation.report.provenance import Provenance, provenance_from_report
+from deim.evaluation.report.report_page import render_report
+from deim.evaluation.report.tables import format_class_csv
+from deim.evaluation.report.tree import build_report, read_report, write_report, write_whole
 from deim.evaluation.split_analysis import SplitAnalysis, analyse_split
 from deim.evaluation.split_results import SplitResults, split_results
-from deim.evaluation.tables import format_class_csv
 from deim.structures import Detections
 
 ReadImage = Callable[[int], Image.Image | None]
