@@ -125,7 +125,10 @@ def _check_normal_class(name: str | None, class_names: Sequence[str]) -> None:
         return
     close = get_close_matches(name, class_names, n=1)
     advice = f"Did you mean {close[0]!r}?" if close else f"The classes are {', '.join(class_names)}."
-    raise DataError(f"data.normal_class: got {name!r}, which is no class of the detector. {advice}")
+    raise DataError(
+        f"data.normal_class: got {name!r}, which is no class of the detector. {advice} Without such a class, "
+        f"set it to null."
+    )
 
 
 def _all_category_ids(class_index: Mapping[int, int], category_ids: Sequence[int]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deim.config.schema import BestF1Goal, FalseBoxesGoal, Goal, RecallGoal
 from deim.evaluation.assignment import Assignment, assign, compute_overlaps
-from deim.evaluation.image_level import threshold_for_escapes
+from deim.evaluation.image_level import count_images, threshold_for_escapes
 from deim.evaluation.split_results import FoundBoxes, SplitResults
 from deim.evaluation.suppression import Suppression, suppress
 
@@ -55,6 +55,8 @@ class OperatingPoints:
     """Limit of the share of defective images without a hit, in [0, 1]."""
     escape_threshold: float | None
     """Highest threshold, the same for all classes, that holds the limit; None if none does."""
+    lowest_escape_rate: float | None
+    """Escape rate with all detections, whatever their score; None without defective images."""
 
     @property
     def thresholds(self) -> NDArray[np.float64]:
@@ -159,6 +161,7 @@ def choose_operating_points(
             normal_class=None if results.normal_class is None else results.class_names[results.normal_class],
             max_escape_rate=max_escape_rate,
             escape_threshold=threshold_for_escapes(remaining, overlaps, max_escape_rate),
+            lowest_escape_rate=count_images(remaining, overlaps).escape_rate,
         )
         shipped = results.with_found(points.keep(results.found))
         f1 = mean_f1(count_classes(shipped, assign(shipped, compute_overlaps(shipped))))

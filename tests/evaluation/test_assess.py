@@ -200,6 +200,7 @@ def test_thresholds_are_chosen_on_validation_stored_and_used_by_predict(
     assert after["operating_points"] == points.to_dict()
 
 
+@pytest.mark.slow
 def test_another_split_is_reported_at_the_stored_thresholds(
     own_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,6 +221,7 @@ def test_another_split_is_reported_at_the_stored_thresholds(
     assert other.report["operating_points"]["goal"] == "recall at least 0.5"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_training_goes_on_from_is_not_changed(
     own_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -245,6 +247,7 @@ def test_a_normal_class_that_does_not_exist_is_refused_with_the_right_name(tiny_
         run_evaluate(tiny_run, "data.normal_class=scrach")
 
 
+@pytest.mark.slow
 def test_images_with_normal_boxes_only_count_as_good(own_run: Path, tmp_path: Path) -> None:
     for name, more in (("null", 0), ("pit", 1)):
         report = run_assess(own_run, tmp_path / f"{name}.json", f"data.normal_class={name}").report

@@ -21,12 +21,19 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 def write(folder: Path, **options: Any) -> ReportFiles:
     path = folder / "run" / "report.json"
-    write_report_files(make_scored(folder / "images", **options), path)
+    scored = make_scored(folder / "images", **options)
+    scored.ground_truth["categories"][0]["name"] = "<b>scratch & dent</b>"
+    write_report_files(scored, path)
     return ReportFiles(report=path)
 
 
-def test_one_evaluation_writes_everything(tmp_path: Path) -> None:
-    files = write(tmp_path)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
+    """A report that no test changes."""
+    return write(tmp_path_factory.mktemp("report"), num_images=12)
+
+
+def test_one_evaluation_writes_everything(files: ReportFiles) -> None:
     assert {path.name for path in files.report.parent.iterdir()} == {"report.json", "report.html", "report"}
     assert {path.name for path in files.folder.iterdir()} == {
         *("classes.csv", "predictions.json", "ground_truth.json", "predictions.png"),
@@ -37,12 +44,8 @@ def test_one_evaluation_writes_everything(tmp_path: Path) -> None:
         assert "<svg" in (files.folder / f"{name}.svg").read_text()
 
 
-def test_the_page_needs_no_other_file_and_escapes_texts(tmp_path: Path) -> None:
-    scored = make_scored(tmp_path / "images")
-    scored.ground_truth["categories"][0]["name"] = "<b>scratch & dent</b>"
-    path = tmp_path / "report.json"
-    write_report_files(scored, path)
-    page = path.with_suffix(".html").read_text(encoding="utf-8")
+def test_the_page_needs_no_other_file_and_escapes_texts(files: ReportFiles) -> None:
+    page = files.page.read_text(encoding="utf-8")
     assert "&lt;b&gt;scratch &amp; dent&lt;/b&gt;" in page
     assert "<b>scratch" not in page
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
@@ -52,8 +55,10 @@ def test_the_page_needs_no_other_file_and_escapes_texts(tmp_path: Path) -> None:
     assert "<script" not in page
 
 
-def test_the_report_is_made_again_from_its_files_without_the_model(tmp_path: Path) -> None:
-    files = write(tmp_path)
+@pytest.mark.slow
+def test_the_report_is_made_again_from_its_files_without_the_model(
+    files: ReportFiles, tmp_path: Path
+) -> None:
     first = read_report(files.report)
     again = tmp_path / "again.json"
     write_report_files(read_scored(files.report), again)
@@ -64,10 +69,9 @@ def test_the_report_is_made_again_from_its_files_without_the_model(tmp_path: Pat
         assert (again.with_suffix("") / name).read_bytes() == (files.folder / name).read_bytes()
 
 
-def test_predictions_are_read_by_pycocotools_and_give_the_same_score(tmp_path: Path) -> None:
+def test_predictions_are_read_by_pycocotools_and_give_the_same_score(files: ReportFiles) -> None:
     coco = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
-    files = write(tmp_path)
     truth = coco.COCO(str(files.ground_truth))
     scored = cocoeval.COCOeval(truth, truth.loadRes(str(files.predictions)), "bbox")
     scored.evaluate()
@@ -76,6 +80,7 @@ def test_predictions_are_read_by_pycocotools_and_give_the_same_score(tmp_path: P
     assert read_report(files.report)["summary"]["ap"] == pytest.approx(scored.stats[0], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"empty": True}, {"predictions": False}, {"num_classes": 1}])
 def test_sets_with_little_in_them(tmp_path: Path, options: dict[str, Any]) -> None:
     files = write(tmp_path, **options)
@@ -84,6 +89,7 @@ def test_sets_with_little_in_them(tmp_path: Path, options: dict[str, Any]) -> No
     assert len(report["classes"]) == options.get("num_classes", 7)
 
 
+@pytest.mark.slow
 def test_images_that_are_gone_are_left_out_and_said_to_be(tmp_path: Path) -> None:
     files = write(tmp_path)
     shutil.rmtree(tmp_path / "images")
@@ -93,16 +99,15 @@ def test_images_that_are_gone_are_left_out_and_said_to_be(tmp_path: Path) -> Non
     assert "data:image/jpeg" not in page
 
 
-def test_bad_names_and_lost_files_are_refused(tmp_path: Path) -> None:
-    scored = make_scored(tmp_path / "images")
+def test_bad_names_and_lost_files_are_refused(files: ReportFiles, tmp_path: Path) -> None:
+    scored = make_scored(tmp_path / "images", num_images=2)
     (tmp_path / "folder.json").mkdir()
     for name in ("folder.json", "report.txt"):
         with pytest.raises(DataError, match="not the name of a JSON file"):
             write_report_files(scored, tmp_path / name)
-    files = write(tmp_path)
-    files.predictions.unlink()
-    with pytest.raises(DataError, match=r"predictions\.json: cannot be read .* evaluate the checkpoint anew"):
-        read_scored(files.report)
+    copied = Path(shutil.copy(files.report, tmp_path))
+    with pytest.raises(DataError, match=r"truth\.json: cannot be read .* evaluate the checkpoint anew"):
+        read_scored(copied)
 
 
 def browse(page: Path, *options: str) -> str:
@@ -110,7 +115,7 @@ def browse(page: Path, *options: str) -> str:
     command = [
         *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"),
         *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-        *(f"--user-data-dir={page.parent / 'browser'}", *options, page.as_uri()),
+        *(f"--user-data-dir={page.parent / 'browser'}", *options, page.resolve().as_uri()),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -119,15 +124,14 @@ def browse(page: Path, *options: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs one")
-def test_the_page_opens_in_a_browser_and_prints(tmp_path: Path) -> None:
-    files = write(tmp_path)
+def test_the_page_opens_in_a_browser_and_prints(files: ReportFiles, tmp_path: Path) -> None:
     report = read_report(files.report)
     # A script that is only here reports what a reader would see: pictures that loaded, and nothing cut off.
     probe = """<script>addEventListener("load", () => { const pictures = [...document.images];
       document.title = JSON.stringify({ loaded: pictures.filter(one => one.naturalWidth > 100).length,
         all: pictures.length, tables: document.querySelectorAll("tbody tr").length,
         width: document.documentElement.scrollWidth, window: innerWidth }); });</script>"""
-    probed = files.page.with_name("probed.html")
+    probed = tmp_path / "probed.html"
     probed.write_text(files.page.read_text(encoding="utf-8") + probe, encoding="utf-8")
     dom = browse(probed, "--window-size=1200,900", "--virtual-time-budget=10000", "--dump-dom")
     found = json.loads(re.search(r"<title>(.*?)</title>", dom).group(1))

@@ -27,6 +27,7 @@ QUICK = [
     "image_size=64",
     "epochs=1",
     "data.synthetic=null",
+    "data.normal_class=null",
     "data.num_workers=0",
     "data.batch_size=3",
     "schedule.no_aug_epochs=0",
@@ -35,8 +36,7 @@ QUICK = [
     "runtime.tensorboard=false",
     "runtime.preflight=false",
 ]
-WRITTEN = {"best.pth", "last.pth", "report.json", "report_predictions.png", "metrics.jsonl", "config.yml"}
-DRAW_ALL = ["--set", "evaluation.draw_threshold=0"]
+WRITTEN = {"best.pth", "last.pth", "report", "report.html", "report.json", "metrics.jsonl", "config.yml"}
 
 
 def run_command(tool: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -82,23 +82,26 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == WRITTEN
-    for part in ("timeline:", "epoch 1/1", "weights      run/best.pth", "report       run/report.json"):
+    for part in ("timeline:", "epoch 1/1", "weights  run/best.pth", "report   run/report.html"):
         assert part in done.stdout
     assert "\nall" in done.stdout
 
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    before = contents(run)
     again = run_command("train", "-c", config_path("quickstart"), "--set", *options, cwd=tmp_path)
     assert again.returncode == 2
     assert again.stderr.startswith("run: already holds a run (last.pth, best.pth, report.json, ")
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert contents(run) == before
 
     scored = run_command("evaluate", "run/best.pth", "--split", "test", cwd=tmp_path)
     assert scored.returncode == 0, scored.stderr
     report = json.loads((run / "evaluation_test.json").read_text())
     assert report["dataset"]["num_images"] == 3
-    assert "report       run/evaluation_test.json" in scored.stdout
+    assert report["operating_points"]["chosen_on"] == "val"
+    assert "report  run/evaluation_test.html" in scored.stdout
+    assert "Parts: escape rate" in scored.stdout
 
-    found = run_command("predict", "run/best.pth", tiny_set / "images", "--output", "found", cwd=tmp_path)
+    everything = ("--score-threshold", "0", "--output", "found")
+    found = run_command("predict", "run/best.pth", tiny_set / "images", *everything, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     results = json.loads((tmp_path / "found" / "predictions.json").read_text())
     images = sorted(path.name for path in (tiny_set / "images").iterdir())
@@ -205,7 +208,7 @@ def test_predict_takes_image_ids_from_annotations(
     call: Callable, tiny_run: Path, tiny_set: Path, tmp_path: Path
 ) -> None:
     annotations = tiny_set / "annotations" / "val.json"
-    arguments = ["--annotations", annotations, "--output", "found", *DRAW_ALL]
+    arguments = ["--annotations", annotations, "--output", "found", "--score-threshold", "0"]
     code, out, err = call("predict", tiny_run / "best.pth", tiny_set / "images", *arguments)
     assert (code, err) == (0, "")
     assert out.startswith("80 detections in 4 images\n")
@@ -222,7 +225,7 @@ def test_predict_never_overwrites_an_image(call: Callable, tiny_run: Path, tmp_p
     path = tmp_path / "images" / "part.png"
     Image.new("RGB", (64, 48), (90, 90, 90)).save(path)
     before = path.read_bytes()
-    call("predict", tiny_run / "best.pth", "images", "--output", "images", *DRAW_ALL)
+    call("predict", tiny_run / "best.pth", "images", "--output", "images")
     assert path.read_bytes() == before
 
 
@@ -411,3 +414,30 @@ def test_a_step_of_run_five_on_a_cpu_is_finite() -> None:
     assert 0 < result.loss < 1000
     assert result.grad_norm > 0
     assert not torch.equal(model.decoder.dec_score_head[0].weight, before)
+
+
+@pytest.mark.slow
+def test_two_runs_are_compared_and_a_report_is_made_again(
+    call: Callable, tiny_run: Path, tmp_path: Path
+) -> None:
+    few = ["--set", "evaluation.bootstrap_resamples=20"]
+    for name in ("first", "second"):
+        shutil.copytree(tiny_run, tmp_path / name)
+        code, out, err = call("evaluate", f"{name}/best.pth", "--output", f"{name}/report.json", *few)
+        assert (code, err) == (0, "")
+        assert f"report  {name}/report.html" in out
+    code, out, err = call("compare", "first", "second", "--output", "comparison.json")
+    assert (code, err) == (0, "")
+    assert "second against first: mAP50 +0.000" in out
+    assert "not distinguishable" in out
+    assert (tmp_path / "comparison.html").is_file()
+    (tmp_path / "first" / "report.html").unlink()
+    code, out, err = call("evaluate", "first/report.json")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "first" / "report.html").is_file()
+    code, _, err = call("evaluate", "first/report.json", "--split", "test")
+    assert code == 2
+    assert "a report is made again as it is" in err
+    code, _, err = call("compare", "first", "lost")
+    assert code == 2
+    assert err.startswith("lost: has no report.json. Make it with tools/evaluate.py")

@@ -82,10 +82,13 @@ def _escape_line(report: Mapping[str, Any]) -> str:
     limit = f"{points['max_escape_rate']:.1%}"
     found = report["image_level"]["at_escape_threshold"]
     if found is None:
-        return (
-            f"No threshold keeps escapes to {limit} on {points['chosen_on']}: even with all detections more "
-            f"defective images have no hit, or there is none."
+        lowest = points["lowest_escape_rate"]
+        why = (
+            "there is no defective image"
+            if lowest is None
+            else f"even with all detections {lowest:.1%} escape"
         )
+        return f"No threshold keeps escapes to {limit} on {points['chosen_on']}: {why}."
     return (
         f"For escapes of at most {limit} on {points['chosen_on']}, the threshold of all classes is "
         f"{points['escape_threshold']:.3f}; here it gives {_parts(found)}."
