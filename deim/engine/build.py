@@ -201,8 +201,7 @@ def settle_folder(folder: Path, *, has_begun: bool) -> None:
     aside = folder / SET_ASIDE
     if not has_begun:
         _remove(folder)
-        for path in aside.iterdir() if aside.is_dir() else ():
-            path.replace(folder / path.name)
+        _put_back(folder)
     shutil.rmtree(aside, ignore_errors=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
@@ -210,9 +209,9 @@ def settle_folder(folder: Path, *, has_begun: bool) -> None:
 
 def _prepare_folder(trainer: Trainer) -> None:
     folder = trainer.folder
+    if not trainer.goes_on_here:
+        _set_aside(folder)
     try:
-        if not trainer.goes_on_here:
-            _set_aside(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yml").write_text(config_to_yaml(trainer.config), encoding="utf-8")
         trainer.adopt_best()
@@ -223,13 +222,36 @@ def _prepare_folder(trainer: Trainer) -> None:
 
 
 def _set_aside(folder: Path) -> None:
-    """Move the files of a run out of the way."""
-    if (folder / SET_ASIDE).is_dir():  # an overwriting run was killed here
+    """Move the files of a run out of the way; after an error all of them are back where they were.
+
+    Raises:
+        TrainingError: If a file stands where they would go.
+    """
+    aside = folder / SET_ASIDE
+    if aside.is_dir():  # an overwriting run was killed here
         settle_folder(folder, has_begun=(folder / "best.pth").is_file())
-    for path in [folder / name for name in RUN_FILES]:
-        if path.exists():
-            (folder / SET_ASIDE).mkdir(exist_ok=True)
-            path.replace(folder / SET_ASIDE / path.name)
+    elif aside.exists():
+        raise TrainingError(
+            f"{aside}: a file stands where --overwrite keeps the old run until the new one has made a step. "
+            f"Move it away, or choose another folder with --set output_dir=FOLDER."
+        )
+    try:
+        for path in [folder / name for name in RUN_FILES]:
+            if path.exists():
+                aside.mkdir(exist_ok=True)
+                path.replace(aside / path.name)
+    except BaseException:
+        _put_back(folder)
+        raise
+
+
+def _put_back(folder: Path) -> None:
+    """Move the files of a run that was set aside to where they were."""
+    aside = folder / SET_ASIDE
+    if aside.is_dir():
+        for path in aside.iterdir():
+            path.replace(folder / path.name)
+        aside.rmdir()
 
 
 def _remove(folder: Path) -> None:

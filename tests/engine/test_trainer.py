@@ -192,6 +192,70 @@ def test_an_existing_run_is_kept_unless_it_may_be_overwritten(
     assert [line["epoch"] for line in lines_of(tmp_path / "run")] == [0]
 
 
+@pytest.fixture
+def old_run(tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build) -> Path:
+    """Folder of a finished run of one epoch, with a file of the user's."""
+    build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=1")).run(show_progress=False)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    return tmp_path / "run"
+
+
+def break_mkdir(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path.mkdir
+
+    def mkdir(self: Path, *args: Any, **kwargs: Any) -> None:
+        if self.name == ".replaced":
+            raise OSError(28, "No space left on device", str(self))
+        own(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+
+
+def break_a_rename(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if self.name == "config.yml" and target.parent.name == ".replaced":
+            raise KeyboardInterrupt
+        return own(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [(break_mkdir, OSError), (break_a_rename, KeyboardInterrupt)],
+    ids=["full", "Ctrl-C"],
+)
+def test_a_failed_overwrite_leaves_the_old_run_as_it_was(
+    spoil: Callable[[pytest.MonkeyPatch], None],
+    error: type[BaseException],
+    old_run: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = {path.name: path.read_bytes() for path in old_run.iterdir()}
+    with monkeypatch.context() as patch:
+        spoil(patch)
+        with pytest.raises(error):
+            build_tiny(tiny_config(tiny_set, old_run, "epochs=1"), overwrite=True)
+    assert {path.name: path.read_bytes() for path in old_run.iterdir()} == before
+
+
+def test_a_file_where_the_old_run_would_be_kept_is_no_reason_to_delete_it(
+    old_run: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    (old_run / ".replaced").write_text("not a folder")
+    before = {path.name: path.read_bytes() for path in old_run.iterdir()}
+    with pytest.raises(
+        TrainingError, match=r"run/\.replaced: a file stands where --overwrite keeps the old run"
+    ):
+        build_tiny(tiny_config(tiny_set, old_run, "epochs=1"), overwrite=True)
+    assert {path.name: path.read_bytes() for path in old_run.iterdir()} == before
+
+
 def test_the_final_stage_starts_from_the_best_weights(
     tmp_path: Path,
     tiny_set: Path,
