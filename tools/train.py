@@ -25,6 +25,7 @@ from deim.engine.checkpoint import load_trained
 from deim.engine.device import select_device
 from deim.engine.distributed import World, join_world
 from deim.engine.run_state import Validation
+from deim.engine.signals import ignore_stop_signals
 from deim.errors import DeimError, StopSignalError
 from deim.evaluation.assess import assess, to_validation, validation_sheet
 from deim.evaluation.evaluator import Evaluator
@@ -82,7 +83,9 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
     )
     try:
         trainer.run()
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, StopSignalError):
+            ignore_stop_signals()
         if world.is_main:
             settle_folder(folder, has_begun=trainer.has_begun)
         raise

@@ -68,6 +68,9 @@ def save_checkpoint(tree: dict[str, Any], path: Path, *, keep_previous: bool = F
         tree: Tensors and plain values; see `state_tree` for the keys.
         path: Where to put it.
         keep_previous: Keep the checkpoint that was there, see `previous_path`.
+
+    Raises:
+        OSError: If it cannot be written, with the path.
     """
     temporary = path.with_name(f".{path.name}{UNFINISHED}")
     try:
@@ -79,8 +82,20 @@ def save_checkpoint(tree: dict[str, Any], path: Path, *, keep_previous: bool = F
             path.replace(previous_path(path))
         temporary.replace(path)
         _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The error of the system itself, which torch hides behind one of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def _sync_folder(folder: Path) -> None:

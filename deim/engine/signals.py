@@ -2,6 +2,9 @@
 
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -9,18 +12,24 @@ from deim.errors import StopSignalError
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
+SAME_REQUEST_SECONDS = 5.0
+"""Launchers and schedulers send several signals for one request to stop, all of them within this time."""
+
 
 class StopSignals:
-    """Notes that the run shall stop, so that the loop can save and end; a second signal ends it at once.
+    """Notes that the run shall stop, so that the loop can save and end.
 
+    More signals within `SAME_REQUEST_SECONDS` are the same request; a later one ends the run at once.
     Outside the main thread, where Python allows no handlers, nothing is changed.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        """Number of the signal; None if there was none."""
-        self.at_once = False
-        """Raise `StopSignalError` as soon as a signal comes: for long work whose start has been saved."""
+        """Number of the first signal; None if there was none."""
+        self._received_at = 0.0
+        self._where: str | None = None
+        self._is_held = False
+        self._ends_at_once = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -34,8 +43,56 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def broken_off(self, where: str) -> Iterator[None]:
+        """Let the first signal end what is done here at once: for long work whose start has been saved.
+
+        Args:
+            where: How far the run has come, for the message.
+
+        Raises:
+            StopSignalError: If a signal comes, or has come before.
+        """
+        self._where = where
+        try:
+            if self.received is not None:
+                raise StopSignalError(self.received, where)
+            yield
+        finally:
+            self._where = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no signal break off what is written here; one that would have, ends the run afterwards.
+
+        Raises:
+            StopSignalError: If such a signal has come.
+        """
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        self._end_if_asked()
+
     def _note(self, number: int, _: FrameType | None) -> None:
-        again = self.received is not None
-        self.received = number
-        if again or self.at_once:
-            raise StopSignalError(number)
+        now = time.monotonic()
+        is_first = self.received is None
+        if not is_first and now - self._received_at <= SAME_REQUEST_SECONDS:
+            return
+        self.received = self.received or number
+        self._received_at = now
+        self._ends_at_once = not is_first or self._where is not None
+        self._end_if_asked()
+
+    def _end_if_asked(self) -> None:
+        if self._ends_at_once and not self._is_held:
+            assert self.received is not None
+            self._ends_at_once = False
+            raise StopSignalError(self.received, self._where or "")
+
+
+def ignore_stop_signals() -> None:
+    """For the last moments of a process that was asked to stop: what still comes is the same request."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

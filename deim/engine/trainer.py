@@ -11,6 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from deim.engine.run_state import (
 from deim.engine.signals import StopSignals
 from deim.engine.step import StepResult, bare_model, train_step
 from deim.errors import CheckpointError, StopSignalError
+from deim.model.detector import Detector
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ class Trainer:
         is_main = self.parts.step.world.is_main
         folder = self.folder if is_main else None
         log = RunLog(folder, tensorboard=self.config.runtime.tensorboard, first_step=self.progress.step)
-        with log, StopSignals() as self._stop:
+        with StopSignals() as self._stop, log:
             self._log = log
             if is_main:
                 remove_unfinished(self.folder)
@@ -233,9 +235,10 @@ class Trainer:
                 weights="ema",
                 resumable=True,
             )
-            # A state between refused steps may be beyond help: the good one before it stays.
-            save_checkpoint(tree, self.last_path, keep_previous=self._last_is_good)
-            self._last_is_good = not self.progress.refused_in_a_row
+            with self._stop.held():
+                # A state between refused steps may be beyond help: the good one before it stays.
+                save_checkpoint(tree, self.last_path, keep_previous=self._last_is_good)
+                self._last_is_good = not self.progress.refused_in_a_row
         self.parts.step.world.wait()
 
     def _finish_epoch(self) -> None:
@@ -245,11 +248,9 @@ class Trainer:
         if self._is_validated(progress.epoch):
             # A run that is killed while it validates shall not train the epoch again.
             self._save()
-            self._stop.at_once = self.parts.step.world.size == 1
             started = time.perf_counter()
             values |= self._validate()
             values["validation_seconds"] = time.perf_counter() - started
-            self._stop.at_once = False
         seconds = progress.sums.seconds + values.get("validation_seconds", 0.0)
         values["seconds"] = seconds
         values["time_left_s"] = seconds * (self.config.epochs - progress.epoch - 1)
@@ -294,9 +295,9 @@ class Trainer:
     def _validate(self) -> dict[str, Any]:
         """Score the averaged weights, and the raw ones if asked; write best.pth on the highest score yet."""
         progress, parts = self.progress, self.parts
-        results: dict[WeightKind, Validation] = {"ema": parts.validate(parts.ema.model)}
+        results: dict[WeightKind, Validation] = {"ema": self._validation_of(parts.ema.model)}
         if self.config.evaluation.evaluate_raw:
-            results["raw"] = parts.validate(bare_model(parts.step.model).eval())
+            results["raw"] = self._validation_of(bare_model(parts.step.model).eval())
         weights, best = max(results.items(), key=lambda item: _score(item[1]))
         # Of equal scores the later counts: without any success yet, nothing learnt is thrown away.
         is_best = _score(best) >= progress.best.get("score", -math.inf)
@@ -324,11 +325,19 @@ class Trainer:
             "val_raw": results["raw"].summary if "raw" in results else None,
         }
 
+    def _validation_of(self, model: Detector) -> Validation:
+        """Score a model; in a single process a signal breaks that off, as all that comes before is saved."""
+        where = f" in epoch {self.progress.epoch + 1} while it was validated"
+        alone = self.parts.step.world.size == 1
+        with self._stop.broken_off(where) if alone else nullcontext():
+            return self.parts.validate(model)
+
     def _save_best(self, epoch: int, weights: WeightKind) -> None:
         tree = state_tree(
             self.config, self.parts, self.progress, epoch=epoch, weights=weights, resumable=False
         )
-        save_checkpoint(tree, self.best_path)
+        with self._stop.held():
+            save_checkpoint(tree, self.best_path)
 
     def _decide_stop(self, validation: Validation) -> None:
         config, progress = self.config.early_stopping, self.progress
@@ -397,7 +406,8 @@ class Trainer:
             )
             return
         if path == self.best_path and self.parts.step.world.is_main:
-            save_checkpoint(tree, self.stage_path)
+            with self._stop.held():
+                save_checkpoint(tree, self.stage_path)
         restore_model(self.parts, tree)
         self._save()
         logger.info("final stage: restored the weights of epoch %d", tree["epoch"] + 1)

@@ -1,6 +1,9 @@
 """Checkpoints: whole, self-describing, and refused with a reason where they do not fit."""
 
+import errno
 import hashlib
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +83,41 @@ def test_a_failing_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint({"format": FORMAT}, saved)
     assert saved.read_bytes() == before
+
+
+class FullDisk(io.BytesIO):
+    """A file with room for so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def write(self, content: bytes) -> int:
+        if self.tell() + len(content) > self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(content)
+
+
+@pytest.mark.parametrize("room", [0, 1, 100, 1_000, 100_000, 150_000])
+def test_a_full_disk_is_named_as_such_with_the_path(
+    room: int, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = saved.read_bytes()
+    assert len(before) > 150_000
+    tree = read_checkpoint(saved)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda *args: FullDisk(room))
+        with pytest.raises(OSError, match=r"No space left on device: '.*/best\.pth'$"):
+            save_checkpoint(tree, saved)
+    assert saved.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+def test_a_disk_that_is_full_at_the_last_byte_is_named_too(saved: Path) -> None:
+    saved.with_name(".best.pth.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/best\.pth'$"):
+        save_checkpoint({"format": FORMAT}, saved)
+    assert [path.name for path in saved.parent.iterdir()] == ["best.pth"]
 
 
 def test_a_save_leaves_no_other_file(saved: Path) -> None:

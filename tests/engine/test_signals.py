@@ -1,0 +1,79 @@
+"""Requests to stop, as they reach a process that works, saves or validates."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from deim.engine import signals as signals_module
+from deim.engine.signals import SAME_REQUEST_SECONDS, StopSignals
+from deim.errors import StopSignalError
+
+
+def send(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Seconds that go by when they are set."""
+    now = [100.0]
+    monkeypatch.setattr(signals_module.time, "monotonic", lambda: now[0])
+    yield now
+    monkeypatch.undo()
+
+
+def test_one_request_of_several_signals_is_noted_once(clock: list[float]) -> None:
+    with StopSignals() as stop:
+        send(signal.SIGINT)
+        clock[0] += SAME_REQUEST_SECONDS - 0.1
+        send(signal.SIGTERM)
+        assert stop.received == signal.SIGINT
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_later_signal_ends_the_run_at_once(clock: list[float]) -> None:
+    with StopSignals():
+        send()
+        clock[0] += SAME_REQUEST_SECONDS + 0.1
+        with pytest.raises(StopSignalError, match=r"^stopped by SIGTERM\. Go on with --resume auto\.$"):
+            send()
+        send()  # of the same request as the second
+
+
+def test_long_work_is_broken_off_by_the_first_signal_only(clock: list[float]) -> None:
+    def work(stop: StopSignals) -> None:
+        with stop.broken_off(" in epoch 3"):
+            try:
+                send()
+            finally:
+                send()  # while it ends
+
+    with StopSignals() as stop:
+        with pytest.raises(StopSignalError, match=r"^stopped by SIGTERM in epoch 3\."):
+            work(stop)
+        assert stop.received == signal.SIGTERM
+
+
+def test_long_work_is_not_begun_after_a_signal() -> None:
+    with StopSignals() as stop:
+        send()
+        with pytest.raises(StopSignalError, match="in epoch 3"), stop.broken_off(" in epoch 3"):
+            pytest.fail("begun all the same")
+
+
+def test_what_is_written_is_never_broken_off(clock: list[float]) -> None:
+    written = []
+
+    def write(stop: StopSignals) -> None:
+        with stop.held():
+            send()
+            written.append(clock[0])
+
+    with StopSignals() as stop:
+        write(stop)
+        clock[0] += SAME_REQUEST_SECONDS + 0.1
+        with pytest.raises(StopSignalError):
+            write(stop)
+    assert len(written) == 2
