@@ -55,9 +55,8 @@ class RunLog:
         if self._path is None:
             return
         line = json.dumps({"event": event} | {key: _plain(value) for key, value in values.items()})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
+        with self._path.open("ab", buffering=0) as file:
+            file.write(f"{line}\n".encode())  # in one piece
             os.fsync(file.fileno())
 
     def curves(self, values: Mapping[str, float | None], *, step: int) -> None:
@@ -85,7 +84,7 @@ class RunLog:
             self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def keep_until(self, *, epoch: int, step: int) -> None:
-        """Remove what a resumed run will write again, and a line that a kill has cut off.
+        """Remove what a resumed run will write again, a line that a kill has cut off, and foreign ones.
 
         Args:
             epoch: The first epoch whose line will be written again.
@@ -94,17 +93,27 @@ class RunLog:
         if self._path is None or not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that was being written when the run was killed
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            entry = _entry(line)
+            if entry is None:
+                continue
             is_epoch = entry["event"] == "epoch"
-            if entry["epoch"] < epoch if is_epoch else entry["step"] < step:
+            if entry["epoch"] < epoch if is_epoch else (entry["epoch"], entry["step"]) < (epoch, step):
                 kept.append(line)
         temporary = self._path.with_name(".metrics.jsonl.part")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self._path)
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """What a line of `metrics.jsonl` holds; None if the run has not written it, or not all of it."""
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(entry, dict) or "event" not in entry:
+        return None
+    return entry if all(isinstance(entry.get(name), int) for name in ("epoch", "step")) else None
 
 
 def epoch_line(values: Mapping[str, Any], *, epochs: int) -> str:

@@ -83,6 +83,29 @@ def test_a_resumed_run_drops_what_it_will_write_again_and_a_line_cut_off(tmp_pat
     ]
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        b"\x00" * 50,
+        b'{"a": 1}',
+        b"12",
+        b"null",
+        b"\xff\xfe",
+        b'{"event": "epoch", "epoch": "x", "step": 1}',
+        b'{"event": "epo',
+    ],
+    ids=str,
+)
+def test_lines_that_the_run_has_not_written_are_dropped(foreign: bytes, tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.write("epoch", {"epoch": 0, "step": 2})
+    path = tmp_path / "metrics.jsonl"
+    own = path.read_bytes()
+    path.write_bytes(foreign + b"\n" + own + foreign)
+    log.keep_until(epoch=1, step=2)
+    assert path.read_bytes() == own
+
+
 def test_a_log_without_a_folder_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with RunLog(None, tensorboard=True) as log:
