@@ -118,7 +118,7 @@ def resolve_schedule(config: ScheduleConfig, *, epochs: int, steps_per_epoch: in
         steps_per_epoch=steps_per_epoch,
         warmup_steps=_resolve(config.warmup_steps, min(WARMUP_STEPS, int(WARMUP_SHARE * total_steps))),
         augment_start_epoch=start,
-        flat_end_epoch=_resolve(config.flat_epochs, start + (augmented + 1) // 2),
+        flat_end_epoch=_resolve(config.flat_epochs, min(start + (augmented + 1) // 2, augmented)),
         matcher_change_epoch=_resolve(config.matcher_change_epoch, round(MATCHER_CHANGE_SHARE * augmented)),
         no_aug_epoch=augmented,
         final_lr_ratio=config.final_lr_ratio,

@@ -125,6 +125,11 @@ def test_a_contradiction_is_refused_with_the_timeline(options: dict[str, int], p
     assert any(line.endswith("10 epochs of 100 steps = 1000 steps") for line in lines)
 
 
+def test_what_follows_from_a_late_start_of_augmentation_fits_the_run() -> None:
+    run = resolve(8, 10, augment_start_epoch=5, no_aug_epochs=0)
+    assert (run.augment_start_epoch, run.flat_end_epoch, run.no_aug_epoch) == (5, 8, 8)
+
+
 def test_several_contradictions_are_listed_together() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(10, 100, flat_epochs=10, warmup_steps=5000, augment_start_epoch=11)
