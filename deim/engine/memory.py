@@ -2,14 +2,24 @@
 
 import re
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from deim.errors import TrainingError
 
 PROCESS_STATUS = Path("/proc/self/status")
 PROCESS_RESET = Path("/proc/self/clear_refs")
 MACHINE_STATUS = Path("/proc/meminfo")
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+STEP_ADVICE = (
+    "Lower data.batch_size, keep the step's size with data.effective_batch_size, or set "
+    "runtime.activation_checkpointing=true; then resume with --force."
+)
+VALIDATION_ADVICE = "Lower data.eval_batch_size, then go on with --resume auto."
 
 
 def reset_peak(device: torch.device) -> None:
@@ -42,6 +52,23 @@ def limit_bytes(device: torch.device) -> int | None:
     machine = 1024 * (available + held)
     container = CONTAINER_LIMIT.read_text(encoding="ascii").strip() if CONTAINER_LIMIT.exists() else "max"
     return min(machine, int(container)) if container.isdigit() else machine
+
+
+@contextmanager
+def ends_without_memory(where: str, advice: str) -> Iterator[None]:
+    """Run what cannot be tried again in smaller parts.
+
+    Args:
+        where: For the message, such as `in validation`.
+        advice: What to do, whole sentences.
+
+    Raises:
+        TrainingError: If memory runs out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise TrainingError(f"out of memory {where}. {advice}") from None
 
 
 def gigabytes(num_bytes: float) -> str:

@@ -10,6 +10,7 @@ from deim.config import Config
 from deim.data.collate import Batch
 from deim.engine.checkpoint import previous_path, read_checkpoint
 from deim.engine.log import RunLog
+from deim.engine.memory import STEP_ADVICE
 from deim.engine.run_state import Progress, RunParts, restore_weights
 from deim.engine.step import bare_model
 from deim.errors import CheckpointError, TrainingError
@@ -129,9 +130,7 @@ class Recovery:
         at_once = min(progress.micro_batch_size or num_images, num_images)
         if progress.halved or at_once == 1 or self.parts.step.world.size > 1:
             raise TrainingError(
-                f"out of memory in step {progress.step} with {at_once} images at once. Lower "
-                f"data.batch_size, keep the step's size with data.effective_batch_size, or set "
-                f"runtime.activation_checkpointing=true; then resume with --force."
+                f"out of memory in step {progress.step} with {at_once} images at once. {STEP_ADVICE}"
             )
         self.parts.step.optimizer.zero_grad(set_to_none=True)
         if self.parts.device.type == "cuda":

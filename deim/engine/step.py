@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deim.data.collate import Batch
 from deim.engine.distributed import World
+from deim.engine.memory import STEP_ADVICE, ends_without_memory
 from deim.errors import NonFiniteError
 from deim.loss.criterion import Criterion, LossCounts, Matched
 from deim.model.batch_norm import remember_batch_norm
@@ -79,6 +80,10 @@ def train_step(
         epoch: 0-based.
         seed: Of torch's global generator, set before each forward pass; None leaves it as it is.
         micro_batch_size: Images at once in memory; None for all.
+
+    Raises:
+        OutOfMemoryError: If memory runs out before the update; nothing has changed then.
+        TrainingError: If it runs out within the update, which cannot be repeated.
     """
     parts.optimizer.zero_grad(set_to_none=True)
     restore_statistics = remember_batch_norm(parts.model)
@@ -111,10 +116,11 @@ def train_step(
         restore_statistics()
         return StepResult(terms={}, loss=math.nan, grad_norm=math.nan, refused=str(error))
     values = dict(zip(names, torch.stack(totals).sum(dim=0).tolist(), strict=True))
-    grad_norm = _update(parts)
+    with ends_without_memory("in the update of the weights", STEP_ADVICE):
+        grad_norm = _update(parts)
     if not math.isfinite(grad_norm):
         restore_statistics()
-        return StepResult(terms=values, loss=math.nan, grad_norm=math.nan, refused="non-finite gradient")
+        return StepResult(terms=values, loss=math.nan, grad_norm=grad_norm, refused="non-finite gradient")
     return StepResult(terms=values, loss=sum(values.values()), grad_norm=grad_norm, refused=None)
 
 

@@ -32,7 +32,13 @@ from deim.engine.checkpoint import (
 )
 from deim.engine.early_stopping import note_gain, should_stop
 from deim.engine.log import RunLog, epoch_line
-from deim.engine.memory import peak_bytes, reset_peak
+from deim.engine.memory import (
+    STEP_ADVICE,
+    VALIDATION_ADVICE,
+    ends_without_memory,
+    peak_bytes,
+    reset_peak,
+)
 from deim.engine.optimizer import set_learning_rates
 from deim.engine.recovery import Recovery
 from deim.engine.run_state import (
@@ -110,7 +116,8 @@ class Trainer:
 
         Raises:
             StopSignalError: If a signal asked the run to stop; its state is saved.
-            TrainingError: If the loss stays without a finite value, or memory runs out twice.
+            TrainingError: If the loss stays without a finite value, or memory runs out twice, or where a
+                smaller micro-batch is of no use.
             DataError: If an image is damaged.
         """
         is_main = self.parts.step.world.is_main
@@ -170,7 +177,9 @@ class Trainer:
             self.progress.sums.seconds += waited
             if batch is None:
                 return
-            yield batch.to(self.parts.device)
+            with ends_without_memory("in copying a batch to the device", STEP_ADVICE):
+                on_device = batch.to(self.parts.device)
+            yield on_device
 
     def _step(self, batch: Batch) -> StepResult:
         progress, parts = self.progress, self.parts
@@ -329,7 +338,8 @@ class Trainer:
         """Score a model; in a single process a signal breaks that off, as all that comes before is saved."""
         where = f" in epoch {self.progress.epoch + 1} while it was validated"
         alone = self.parts.step.world.size == 1
-        with self._stop.broken_off(where) if alone else nullcontext():
+        breaking = self._stop.broken_off(where) if alone else nullcontext()
+        with breaking, ends_without_memory("in validation", VALIDATION_ADVICE):
             return self.parts.validate(model)
 
     def _save_best(self, epoch: int, weights: WeightKind) -> None:

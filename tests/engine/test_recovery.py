@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deim.config import Config
+from deim.data.collate import Batch
 from deim.engine import trainer as trainer_module
 from deim.engine.checkpoint import read_checkpoint
 from deim.engine.run_state import Validate, Validation
@@ -234,3 +235,40 @@ def test_memory_that_runs_out_twice_ends_the_run_with_advice(
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=2"))
     with pytest.raises(TrainingError, match=r"out of memory in step 2 with 2 images at once\. Lower data"):
         trainer.run(show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("update", r"^out of memory in the update of the weights\. Lower data\.batch_size, "),
+        ("copy", r"^out of memory in copying a batch to the device\. Lower data\.batch_size, "),
+        (
+            "validation",
+            r"^out of memory in validation\. Lower data\.eval_batch_size, then go on with --resume ",
+        ),
+    ],
+)
+def test_memory_that_runs_out_where_no_smaller_part_helps_ends_the_run_with_advice(
+    place: str,
+    message: str,
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def validate(own: Validate) -> Validate:
+        return fail if place == "validation" else own
+
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=2"), validate=validate)
+    if place == "update":
+        monkeypatch.setattr(trainer.parts.step.optimizer, "step", fail)
+    if place == "copy":
+        monkeypatch.setattr(Batch, "to", fail)
+    with pytest.raises(TrainingError, match=message):
+        trainer.run(show_progress=False)
+    assert trainer.progress.micro_batch_size == 3  # no other try
+    assert read_checkpoint(tmp_path / "run" / "last.pth")["step"] == (2 if place == "validation" else 0)

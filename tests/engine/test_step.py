@@ -18,6 +18,7 @@ from deim.engine.optimizer import build_optimizer
 from deim.engine.schedule import EmaSchedule
 from deim.engine.seeding import seed_everything
 from deim.engine.step import StepParts, StepResult, train_step
+from deim.errors import TrainingError
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
 from deim.model.detector import Detector
@@ -144,9 +145,23 @@ def test_an_infinite_gradient_is_refused(setup: Setup) -> None:
     parameters, moments = setup.state()
     result = setup.step(make_batch())
     assert result.refused == "non-finite gradient"
+    assert not math.isfinite(result.grad_norm)
     assert result.terms
     assert_same(setup.state()[0], parameters)
     assert_same(setup.state()[1], moments)
+
+
+def test_memory_that_runs_out_in_the_update_is_not_for_another_try(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(setup.optimizer, "step", fail)
+    with pytest.raises(
+        TrainingError, match=r"^out of memory in the update of the weights\. Lower data\.batch"
+    ):
+        setup.step(make_batch())
 
 
 def test_an_infinite_activation_is_refused(setup: Setup) -> None:
