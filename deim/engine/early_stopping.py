@@ -31,17 +31,24 @@ def note_gain(gains: Gains, score: float | None, *, epoch: int, min_delta: float
         gains.score, gains.epoch = score, epoch
 
 
-def should_stop(gains: Gains, config: EarlyStoppingConfig, *, epoch: int, final_stage_epoch: int) -> bool:
+def describe_gains(gains: Gains) -> str:
+    """Text such as `no gain since epoch 5`, in which epochs count from 1."""
+    if gains.score is None:
+        return "no validation has given a score; does the validation split have boxes?"
+    return f"no gain since epoch {gains.epoch + 1}"
+
+
+def should_stop(gains: Gains, config: EarlyStoppingConfig, *, epoch: int, last_stage_epoch: int) -> bool:
     """Whether the run has gone without a gain for longer than its patience.
 
     Args:
         gains: Up to and including `epoch`.
         config: The `early_stopping` block.
         epoch: 0-based, the epoch that has just been validated.
-        final_stage_epoch: First epoch of the final stage, which usually brings a gain of its own: unless
-            `before_final_stage` is set, patience begins to count there; 0 if there is no such stage.
+        last_stage_epoch: First epoch of the last stage of augmentation, which usually brings a gain of its
+            own: unless `before_final_stage` is set, patience begins to count there.
     """
     if config.patience is None:
         return False
-    since = gains.epoch if config.before_final_stage else max(gains.epoch, final_stage_epoch - 1)
+    since = gains.epoch if config.before_final_stage else max(gains.epoch, last_stage_epoch - 1)
     return epoch - since >= config.patience

@@ -30,7 +30,7 @@ from deim.engine.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from deim.engine.early_stopping import note_gain, should_stop
+from deim.engine.early_stopping import describe_gains, note_gain, should_stop
 from deim.engine.log import RunLog, epoch_line
 from deim.engine.memory import (
     STEP_ADVICE,
@@ -270,7 +270,7 @@ class Trainer:
         self._log.curves(validated, step=progress.step)
         logger.info(epoch_line(values, epochs=self.config.epochs))
         if progress.stopped_early:
-            logger.info("stopping early: no gain since epoch %d", progress.gains.epoch + 1)
+            logger.info("stopping early: %s", describe_gains(progress.gains))
         progress.epoch += 1
         progress.steps_of_epoch, progress.sums = 0, EpochSums()
         self._save()
@@ -353,12 +353,13 @@ class Trainer:
         config, progress = self.config.early_stopping, self.progress
         score = validation.ap if config.metric == "ap" else validation.ap50
         note_gain(progress.gains, score, epoch=progress.epoch, min_delta=config.min_delta)
-        stage = self.parts.timeline.no_aug_epoch
+        timeline = self.parts.timeline
+        stage = timeline.no_aug_epoch
         progress.stopped_early = should_stop(
             progress.gains,
             config,
             epoch=progress.epoch,
-            final_stage_epoch=stage if stage < self.config.epochs else 0,
+            last_stage_epoch=stage if stage < timeline.epochs else timeline.augment_start_epoch,
         )
 
     def resume(self, path: Path, *, force: bool = False) -> None:
@@ -406,9 +407,16 @@ class Trainer:
         if progress.steps_of_epoch or not progress.best:
             return
         # A stopped run may come here again when best.pth already holds an epoch of the final stage.
+        best_epoch = progress.best["epoch"]
         for path in (self.best_path, self.stage_path):
-            tree = read_checkpoint(path) if path.is_file() else {}
-            if tree.get("epoch") == progress.best["epoch"]:
+            try:
+                tree = read_checkpoint(path) if path.is_file() else {}
+            except CheckpointError as error:
+                logger.warning("%s", error)
+                tree = {}
+                if path == self.best_path:
+                    progress.best = {}  # the next validation writes another
+            if tree.get("epoch") == best_epoch:
                 break
         else:
             logger.warning(

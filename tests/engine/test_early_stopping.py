@@ -3,7 +3,7 @@
 import pytest
 
 from deim.config.schema import EarlyStoppingConfig
-from deim.engine.early_stopping import Gains, note_gain, should_stop
+from deim.engine.early_stopping import Gains, describe_gains, note_gain, should_stop
 
 NAN = float("nan")
 
@@ -21,7 +21,7 @@ def stops_after(
     gains = Gains()
     for epoch, score in enumerate(scores):
         note_gain(gains, score, epoch=epoch, min_delta=config.min_delta)
-        if should_stop(gains, config, epoch=epoch, final_stage_epoch=final):
+        if should_stop(gains, config, epoch=epoch, last_stage_epoch=final):
             return epoch
     return None
 
@@ -63,3 +63,11 @@ def test_patience_counts_from_the_final_stage_unless_told_otherwise() -> None:
     assert stops_after(scores, final=4, early=True) == 3
     assert stops_after(scores, final=99) is None
     assert stops_after(scores, final=0) == 3
+
+
+def test_gains_are_told_in_words() -> None:
+    gains = Gains()
+    note_gain(gains, NAN, epoch=0, min_delta=0.0)
+    assert describe_gains(gains) == "no validation has given a score; does the validation split have boxes?"
+    note_gain(gains, 0.3, epoch=4, min_delta=0.0)
+    assert describe_gains(gains) == "no gain since epoch 5"

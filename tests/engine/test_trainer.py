@@ -1,6 +1,7 @@
 """Whole runs: what they write, how they stop and go on, and that they can be repeated."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,39 @@ def test_best_is_the_last_of_the_highest_scores(
     tree = read_checkpoint(tmp_path / "run" / "best.pth")
     assert tree["epoch"] == tree["best"]["epoch"] == best
     assert [line["is_best"] for line in lines_of(tmp_path / "run")].count(True) >= 1
+
+
+def test_a_damaged_best_checkpoint_does_not_keep_the_final_stage_from_beginning(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = Trainer._begin_final_stage
+
+    def begin(self: Trainer) -> None:
+        self.best_path.write_bytes(self.best_path.read_bytes()[:1000])
+        own(self)
+
+    monkeypatch.setattr(Trainer, "_begin_final_stage", begin)
+    config = tiny_config(tiny_set, tmp_path / "run", *FOUR_EPOCHS)
+    trainer = build_tiny(config, validate=scores([0.4, 0.3, 0.2, 0.1]))
+    with caplog.at_level(logging.WARNING):
+        trainer.run(show_progress=False)
+    assert "best.pth: damaged, truncated or not a weights file" in caplog.text
+    assert "final stage: best.pth is not of this run's best epoch" in caplog.text
+    assert read_checkpoint(trainer.best_path)["epoch"] == 3
+
+
+def test_without_a_final_stage_patience_counts_from_the_start_of_augmentation(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    options = ("epochs=8", "schedule={no_aug_epochs: 0, augment_start_epoch: 3}", "early_stopping.patience=2")
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", *options), validate=scores([0.1] * 8))
+    trainer.run(show_progress=False)
+    assert [line["epoch"] for line in lines_of(tmp_path / "run")] == [0, 1, 2, 3, 4]
 
 
 def test_raw_weights_are_saved_as_best_where_they_score_higher(
