@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deim.config import Config, config_to_yaml
 from deim.data.build import Splits, build_augmentation, build_train_batches, build_train_loader
-from deim.engine.checkpoint import previous_path
+from deim.engine.checkpoint import UNFINISHED, previous_path, remove_unfinished
 from deim.engine.device import select_device, select_precision
 from deim.engine.distributed import World, exchange_gradients
 from deim.engine.ema import ModelEma
@@ -213,7 +213,9 @@ def _prepare_folder(trainer: Trainer) -> None:
         _set_aside(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yml").write_text(config_to_yaml(trainer.config), encoding="utf-8")
+        temporary = folder / f".config.yml{UNFINISHED}"
+        temporary.write_text(config_to_yaml(trainer.config), encoding="utf-8")
+        temporary.replace(folder / "config.yml")
         trainer.adopt_best()
     except BaseException:
         if not trainer.goes_on_here:
@@ -255,6 +257,7 @@ def _put_back(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
+    remove_unfinished(folder)
     for path in [folder / name for name in RUN_FILES]:
         if path.is_dir():
             shutil.rmtree(path)
