@@ -12,7 +12,7 @@ from deim.engine.checkpoint import previous_path, read_checkpoint
 from deim.engine.log import RunLog
 from deim.engine.memory import STEP_ADVICE
 from deim.engine.run_state import Progress, RunParts, restore_weights
-from deim.engine.step import bare_model
+from deim.engine.step import StepResult, bare_model
 from deim.errors import CheckpointError, TrainingError
 
 logger = logging.getLogger(__name__)
@@ -35,13 +35,13 @@ class Recovery:
         self.parts = parts
         self.last_path = last_path
 
-    def refuse(self, progress: Progress, batch: Batch, why: str, log: RunLog) -> None:
+    def refuse(self, progress: Progress, batch: Batch, result: StepResult, log: RunLog) -> None:
         """Log a step that changed nothing; after too many in a row restore the last good state.
 
         Args:
             progress: Of the run; brought up to date.
             batch: This process's images of the step.
-            why: From the step's result.
+            result: Of the step.
             log: Of the run.
 
         Raises:
@@ -49,17 +49,25 @@ class Recovery:
         """
         progress.refused_in_a_row += 1
         progress.sums.num_refused += 1
-        own = [target.get("file_name", "?") for target in batch.targets]
-        names = [name for part in self.parts.step.world.gather(own) for name in part]
+        own = [(target.get("file_name", "?"), target.get("image_id")) for target in batch.targets]
+        images = [image for part in self.parts.step.world.gather(own) for image in part]
+        names = [name for name, _ in images]
         progress.refused_images = list(dict.fromkeys([*progress.refused_images, *names]))
         learning_rate = self.parts.step.optimizer.param_groups[-1]["lr"]
         _write(
             log,
             progress,
             "refused_step",
-            {"why": why, "images": names, "lr": learning_rate} | self._weight_norms(),
+            {
+                "why": result.refused,
+                "images": names,
+                "image_ids": [image_id for _, image_id in images],
+                "lr": learning_rate,
+                "grad_norm": result.grad_norm,
+                **self._weight_norms(),
+            },
         )
-        logger.warning("step %d refused (%s): %s", progress.step, why, ", ".join(names))
+        logger.warning("step %d refused (%s): %s", progress.step, result.refused, ", ".join(names))
         if progress.refused_in_a_row >= self.config.recipe.max_refused_steps:
             self._restore_good_state(progress, log)
 
@@ -99,18 +107,26 @@ class Recovery:
         _write(log, progress, "restored", {"to_step": tree["step"], "lr_scale": progress.lr_scale})
 
     def good_checkpoint(self) -> tuple[dict[str, Any], Path]:
-        """The newest checkpoint that was saved after a good step, and where it is.
+        """The state in which the last epoch began that began after a good step, and where it is.
+
+        It does not depend on when else the run was saved or stopped. Where a run was continued from a
+        checkpoint within an epoch that lay alone, that one has to do.
 
         Raises:
             TrainingError: If there is none.
         """
+        within = None
         for path in (self.last_path, previous_path(self.last_path)):
             try:
                 tree = read_checkpoint(path)
             except CheckpointError:
                 continue
-            if not tree["progress"]["refused_in_a_row"]:
+            if is_good_start(tree["progress"]):
                 return tree, path
+            if not tree["progress"]["refused_in_a_row"]:
+                within = within or (tree, path)
+        if within is not None:
+            return within
         raise TrainingError(
             f"{self.last_path.parent}: there is no checkpoint from before the refused steps to go back to. "
             f"Lower recipe.lr, or set runtime.amp=off, and start again."
@@ -143,6 +159,15 @@ class Recovery:
             at_once,
         )
         _write(log, progress, "out_of_memory", {"micro_batch_size": progress.micro_batch_size})
+
+
+def is_good_start(progress: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds the start of an epoch after a good step.
+
+    Args:
+        progress: Of the checkpoint.
+    """
+    return not progress["steps_of_epoch"] and not progress["refused_in_a_row"]
 
 
 def _write(log: RunLog, progress: Progress, event: str, values: dict[str, Any]) -> None:

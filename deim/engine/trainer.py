@@ -40,7 +40,7 @@ from deim.engine.memory import (
     reset_peak,
 )
 from deim.engine.optimizer import set_learning_rates
-from deim.engine.recovery import Recovery
+from deim.engine.recovery import Recovery, is_good_start
 from deim.engine.run_state import (
     EpochSums,
     Progress,
@@ -78,7 +78,7 @@ class Trainer:
         self._log = RunLog(None)
         self._stop = StopSignals()
         self._saved_at = time.monotonic()
-        self._last_is_good = True
+        self._last_is_start = True
         self._resumed_from: Path | None = None
         self._is_saved = False
         self._first_step = 0
@@ -86,7 +86,8 @@ class Trainer:
     @property
     def goes_on_here(self) -> bool:
         """Whether this run was stopped in the folder that it now goes on in."""
-        return self._resumed_from is not None and self._resumed_from.resolve() == self.folder.resolve()
+        before = self._resumed_from
+        return before is not None and before.resolve().parent == self.folder.resolve()
 
     @property
     def has_begun(self) -> bool:
@@ -212,7 +213,7 @@ class Trainer:
             for name, value in {"loss": result.loss, "grad_norm": result.grad_norm, **result.terms}.items():
                 sums.values[name] = sums.values.get(name, 0.0) + value
         else:
-            self._recovery.refuse(progress, batch, result.refused, self._log)
+            self._recovery.refuse(progress, batch, result, self._log)
         progress.step += 1
         progress.steps_of_epoch += 1
         if result.refused is None:
@@ -233,7 +234,7 @@ class Trainer:
             raise StopSignalError(signal_number, f" in epoch {progress.epoch + 1} after step {progress.step}")
 
     def _save(self) -> None:
-        """Write last.pth and keep the one before it."""
+        """Write last.pth, and keep the one before it if that is a state to restore."""
         self._saved_at = time.monotonic()
         if self.parts.step.world.is_main:
             tree = state_tree(
@@ -245,9 +246,9 @@ class Trainer:
                 resumable=True,
             )
             with self._stop.held():
-                # A state between refused steps may be beyond help: the good one before it stays.
-                save_checkpoint(tree, self.last_path, keep_previous=self._last_is_good)
-                self._last_is_good = not self.progress.refused_in_a_row
+                # A restore goes back to the start of an epoch, whenever else was saved: that state stays.
+                save_checkpoint(tree, self.last_path, keep_previous=self._last_is_start)
+                self._last_is_start = is_good_start(tree["progress"])
         self.parts.step.world.wait()
 
     def _finish_epoch(self) -> None:
@@ -383,21 +384,41 @@ class Trainer:
         self.progress = restore_run(self.parts, tree, path=found)
         if force and differences:
             self.progress.stopped_early = False
-        self._resumed_from = path.parent
+            self._fit_to_changes(tree)
+        self._resumed_from = path
         self._first_step = self.progress.step
-        self._is_saved = self.goes_on_here and found == path
+        self._is_saved = found.resolve() == self.last_path.resolve()
         # A damaged file must not take the place of the one before it.
-        self._last_is_good = self._is_saved and not self.progress.refused_in_a_row
+        self._last_is_start = self._is_saved and is_good_start(tree["progress"])
         logger.info(
             "resuming in epoch %d after step %d from %s", self.progress.epoch + 1, self.progress.step, found
         )
 
+    def _fit_to_changes(self, tree: dict[str, Any]) -> None:
+        """After a forced resume: what was counted in other steps, or chosen for another batch size."""
+        progress = self.progress
+        now = len(self.parts.batches)
+        before = tree.get("batches", {}).get("steps of an epoch", now)
+        if before != now:
+            steps_of_epoch = round(progress.steps_of_epoch * now / before)
+            step = progress.epoch * now + steps_of_epoch
+            logger.warning(
+                "an epoch has %d steps instead of %d: step %d becomes %d", now, before, progress.step, step
+            )
+            progress.step, progress.steps_of_epoch = step, steps_of_epoch
+        if tree["config"]["data"]["batch_size"] != self.config.data.batch_size and not progress.halved:
+            progress.micro_batch_size = None
+
     def adopt_best(self) -> None:
-        """Bring the best weights along from the folder of a continued run; the main process does so."""
+        """Bring best weights and a state to restore along from a continued run; the main process does so."""
         if self._resumed_from is None or self.goes_on_here:
             return
-        for path in (self.best_path, self.stage_path):
-            source = self._resumed_from / path.name
+        before = previous_path(self.last_path)
+        paths = [self.best_path, self.stage_path]
+        if self._resumed_from.name in (self.last_path.name, before.name):
+            paths.append(before)
+        for path in paths:
+            source = self._resumed_from.with_name(path.name)
             if source.is_file():
                 shutil.copyfile(source, path)
 

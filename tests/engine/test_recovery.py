@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
+import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from deim.engine.checkpoint import read_checkpoint
 from deim.engine.run_state import Validate, Validation
 from deim.engine.step import StepParts, StepResult, bare_model, train_step
 from deim.engine.trainer import Trainer
-from deim.errors import TrainingError
+from deim.errors import StopSignalError, TrainingError
 
 MakeConfig = Callable[..., Config]
 Build = Callable[..., Trainer]
@@ -56,6 +59,11 @@ def test_bad_steps_are_logged_and_the_run_goes_on(
     assert all(
         line["why"] and len(line["images"]) == 3 and line["lr"] > 0 and line["weight_norm"] > 0
         for line in refused
+    )
+    # Not finite, so there is no number for it.
+    assert all("grad_norm" in line and line["grad_norm"] is None for line in refused)
+    assert all(
+        [f"train_{image_id - 10}.png" for image_id in line["image_ids"]] == line["images"] for line in refused
     )
     assert trainer.parts.ema.updates == 5
     assert all(torch.isfinite(value).all() for value in trainer.parts.step.model.state_dict().values())
@@ -141,6 +149,66 @@ def test_a_state_that_was_saved_between_bad_steps_is_not_gone_back_to(
     restored = [line for line in events_of(tmp_path / "run") if line["event"] == "restored"]
     # Saved after step 4 (one bad step) and after step 2.
     assert [line["to_step"] for line in restored] == [2]
+
+
+@pytest.mark.parametrize(
+    "stopped_in", [6, 7, pytest.param(8, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
+)
+def test_the_state_that_comes_back_does_not_depend_on_when_the_run_was_saved(
+    stopped_in: int,
+    tmp_path: Path,
+    write_coco: Callable[..., Path],
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = write_coco(tmp_path / "set", num_images={"train": 8, "val": 1, "test": 1})
+    current: list[Trainer] = []
+
+    def step(parts: StepParts, batch: Any, **options: Any) -> StepResult:
+        number = current[-1].progress.step
+        if number in (7, 8, 9):
+            batch.images.mul_(NAN)
+        if number == stopped_in and len(current) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(parts, batch, **options)
+
+    monkeypatch.setattr(trainer_module, "train_step", step)
+    options = ("epochs=3", "data.batch_size=2", "recipe.max_refused_steps=3", "evaluation.every_epochs=3")
+    for name, resume_from in (("whole", None), ("parts", None), ("parts", tmp_path / "parts" / "last.pth")):
+        config = tiny_config(root, tmp_path / name, *options)
+        current.append(build_tiny(config, resume_from=resume_from))
+        with pytest.raises(StopSignalError) if len(current) == 2 else nullcontext():
+            current[-1].run(show_progress=False)
+    for name in ("whole", "parts"):
+        restored = [line["to_step"] for line in events_of(tmp_path / name) if line["event"] == "restored"]
+        assert restored == [4], name
+    expected, found = (run.parts.step.model.state_dict() for run in (current[0], current[2]))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_run_resumed_elsewhere_brings_the_state_to_restore_along(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def step(parts: StepParts, batch: Any, **options: Any) -> StepResult:
+        if trainer.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(parts, batch, **options)
+
+    monkeypatch.setattr(trainer_module, "train_step", step)
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "first", "epochs=2"))
+    with pytest.raises(StopSignalError):
+        trainer.run(show_progress=False)
+    last = tmp_path / "first" / "last.pth"
+    assert read_checkpoint(last)["step"] == 3
+    second = build_tiny(tiny_config(tiny_set, tmp_path / "second", "epochs=2"), resume_from=last)
+    second._save()
+    tree, path = second._recovery.good_checkpoint()
+    assert (tree["step"], path) == (2, tmp_path / "second" / "last.previous.pth")
 
 
 @pytest.mark.slow

@@ -467,6 +467,37 @@ def test_another_size_of_a_step_is_named(
         build_tiny(config, resume_from=stopped_run / "last.pth")
 
 
+def test_another_number_of_steps_keeps_the_place_in_the_schedule(
+    stopped_run: Path,
+    ten_images: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = tiny_config(ten_images, stopped_run, *SIX_EPOCHS, "data.batch_size=5")
+    with caplog.at_level(logging.WARNING):
+        trainer = build_tiny(config, resume_from=stopped_run / "last.pth", force=True)
+    # Two of four steps of the second epoch are one of two.
+    progress = trainer.progress
+    assert (progress.epoch, progress.steps_of_epoch, progress.step) == (1, 1, 3)
+    assert "an epoch has 2 steps instead of 4: step 6 becomes 3" in caplog.text
+    trainer.run(show_progress=False)
+    lines = epochs_of(stopped_run)
+    assert [line["step"] for line in lines] == [4, 4, 6, 8, 10, 12]
+    new_rates = [trainer.parts.timeline.lr_factor(2 * epoch - 1) for epoch in range(2, 7)]
+    assert [line["lr"] for line in lines[1:]] == [config.recipe.lr * rate for rate in new_rates]
+
+
+def test_the_checkpoint_before_the_last_can_be_resumed_from_by_name(
+    stopped_run: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    before = previous_path(stopped_run / "last.pth")
+    trainer = build_tiny(tiny_config(ten_images, stopped_run, *SIX_EPOCHS), resume_from=before)
+    assert (trainer.progress.step, trainer._is_saved) == (4, False)
+    trainer._save()
+    assert [read_checkpoint(path)["step"] for path in (stopped_run / "last.pth", before)] == [4, 4]
+
+
 def test_a_killed_overwriting_run_can_be_overwritten(
     stopped_run: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
