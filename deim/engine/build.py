@@ -121,12 +121,9 @@ def build_trainer(
     trainer = Trainer(config, parts, folder=folder)
     if resume_from is not None:
         trainer.resume(resume_from, force=force)
-    micro_batch_size = plan.micro
-    if trainer.progress.halved:
-        limits = [trainer.progress.micro_batch_size, plan.micro]
-        micro_batch_size = min(limit for limit in limits if limit is not None)
+    micro_batch_size = _micro_batch_size(trainer, plan)
     _log_plan(config, parts, plan)
-    if config.runtime.preflight or micro_batch_size is None:
+    if config.runtime.preflight or plan.micro is None:
         micro_batch_size = preflight(
             config, parts, plan, train=splits.train, micro_batch_size=micro_batch_size
         )
@@ -140,6 +137,14 @@ def build_trainer(
             f"output_dir to a folder that all machines share."
         )
     return trainer
+
+
+def _micro_batch_size(trainer: Trainer, plan: BatchPlan) -> int | None:
+    """Images at once in memory: as planned, or as before in a continued run; None if yet to be found out."""
+    before = trainer.progress.micro_batch_size
+    if before is None or (plan.micro is not None and not trainer.progress.halved):
+        return plan.micro
+    return min(before, plan.micro or plan.share)
 
 
 def _build_parts(

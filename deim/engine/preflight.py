@@ -74,7 +74,8 @@ def preflight(
         parts: The run.
         plan: How many images are processed when.
         train: Training data, for the largest number of boxes.
-        micro_batch_size: Images at once in memory; None chooses the most that fit.
+        micro_batch_size: Images at once in memory; None chooses the most that fit, and so does `auto` if
+            the number of a continued run no longer fits.
 
     Returns:
         Images at once in memory.
@@ -87,6 +88,14 @@ def preflight(
     if chosen is None:
         chosen = _choose(config, parts, plan, most_boxes)
     peak = _try_step(config, parts, chosen, most_boxes)
+    if peak is None and micro_batch_size is not None and plan.micro is None:
+        logger.warning(
+            "data.batch_size: %d images at once, as before the stop, no longer fit into memory; with another "
+            "number the run does not end as if it had never been stopped",
+            chosen,
+        )
+        chosen = _choose(config, parts, plan, most_boxes)
+        peak = _try_step(config, parts, chosen, most_boxes)
     if peak is None:
         raise TrainingError(_advice(config, chosen, plan))
     peak = max(peak, _try_validation(config, parts))

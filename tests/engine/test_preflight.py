@@ -118,6 +118,47 @@ def test_auto_takes_the_most_images_that_fit_in_equal_parts(
     assert trainer.progress.micro_batch_size == expected
 
 
+def test_auto_goes_on_with_as_many_images_as_before_the_stop(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run", *AUTO, "epochs=2")
+    last = tmp_path / "run" / "last.pth"
+    pretend_memory(monkeypatch, model=1.0, image=1.4, total=7)
+    first = build_tiny(config)
+    assert first.progress.micro_batch_size == 3
+    first._save()
+    pretend_memory(monkeypatch, model=1.0, image=1.4, total=12)  # room for all 6
+    with caplog.at_level(logging.WARNING):
+        assert build_tiny(config, resume_from=last).progress.micro_batch_size == 3
+    assert caplog.text == ""
+    pretend_memory(monkeypatch, model=1.0, image=1.4, total=5)
+    with caplog.at_level(logging.WARNING):
+        assert build_tiny(config, resume_from=last).progress.micro_batch_size == 2
+    assert (
+        "3 images at once, as before the stop, no longer fit into memory; with another number" in caplog.text
+    )
+
+
+def test_auto_chooses_anew_where_a_number_was_given_before(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = ("data.batch_size=1", "data.effective_batch_size=6")
+    build_tiny(tiny_config(tiny_set, tmp_path / "run", *given))._save()
+    pretend_memory(monkeypatch, model=1.0, image=1.4, total=7)
+    config = tiny_config(tiny_set, tmp_path / "run", *AUTO)
+    resumed = build_tiny(config, resume_from=tmp_path / "run" / "last.pth", force=True)
+    assert resumed.progress.micro_batch_size == 3
+
+
 def test_auto_trains_on_this_machine(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
