@@ -195,10 +195,15 @@ def test_the_most_denoising_queries_do_not_belong_to_the_most_boxes(most_boxes: 
 
 def test_the_peak_of_this_process_is_measured() -> None:
     device = torch.device("cpu")
+    held = torch.ones(400 * 2**20, dtype=torch.uint8)
+    highest = peak_bytes(device)
+    limit = limit_bytes(device)
+    assert limit is None or limit > 400 * 2**20
+    del held
     reset_peak(device)
     before = peak_bytes(device)
-    held = torch.ones(100 * 2**20, dtype=torch.uint8)
-    assert peak_bytes(device) - before > 80 * 2**20
+    if before > highest - 200 * 2**20:
+        pytest.skip("this system does not forget the peak of a process")
+    held = torch.ones(400 * 2**20, dtype=torch.uint8)
+    assert peak_bytes(device) - before > 300 * 2**20
     del held
-    limit = limit_bytes(device)
-    assert limit is None or limit > before

@@ -223,10 +223,18 @@ def break_a_rename(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "replace", replace)
 
 
+def break_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_text(self: Path, text: str, **kwargs: Any) -> None:
+        self.write_bytes(text[:10].encode())
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+
+
 @pytest.mark.parametrize(
     ("spoil", "error"),
-    [(break_mkdir, OSError), (break_a_rename, KeyboardInterrupt)],
-    ids=["full", "Ctrl-C"],
+    [(break_mkdir, OSError), (break_config, OSError), (break_a_rename, KeyboardInterrupt)],
+    ids=["full disk", "full at config.yml", "Ctrl-C"],
 )
 def test_a_failed_overwrite_leaves_the_old_run_as_it_was(
     spoil: Callable[[pytest.MonkeyPatch], None],

@@ -93,9 +93,10 @@ def test_a_compiled_run_has_the_same_losses(
     assert states[0].keys() == states[1].keys()
 
 
-def resident_kilobytes(process: int) -> int:
+def resident_kilobytes(process: int) -> int | None:
+    """Memory that a process holds; None if it has ended."""
     status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
-    return int(status.split("VmRSS:")[1].split()[0])
+    return int(status.split("VmRSS:")[1].split()[0]) if "VmRSS:" in status else None
 
 
 @pytest.mark.slow
@@ -118,8 +119,12 @@ def test_memory_does_not_grow_from_epoch_to_epoch(
     assert process.stdout is not None
     held = [resident_kilobytes(process.pid) for line in process.stdout if line.startswith("epoch ")]
     assert process.wait() == 0
+    assert len(held) == 40
+    # After the last epoch the process may have ended already.
+    sizes = [size for size in held if size is not None]
+    assert len(sizes) >= 39
     # Warm-up: libraries load and pools fill in the first epochs.
-    growth_mb = (held[39] - held[19]) / 20 / 1024
+    growth_mb = (sizes[-1] - sizes[19]) / (len(sizes) - 20) / 1024
     with capsys.disabled():
         print(f" {growth_mb:.3f} MB an epoch")  # noqa: T201
     assert growth_mb < 1
