@@ -1,14 +1,23 @@
 """Requests to stop, as they reach a process that works, saves or validates."""
 
+import io
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from deim.config import Config
 from deim.engine import signals as signals_module
+from deim.engine.checkpoint import read_checkpoint
+from deim.engine.run_state import Validate, Validation
 from deim.engine.signals import SAME_REQUEST_SECONDS, StopSignals
+from deim.engine.trainer import Trainer
 from deim.errors import StopSignalError
+from deim.model.detector import Detector
 
 
 def send(number: int = signal.SIGTERM) -> None:
@@ -77,3 +86,45 @@ def test_what_is_written_is_never_broken_off(clock: list[float]) -> None:
         with pytest.raises(StopSignalError):
             write(stop)
     assert len(written) == 2
+
+
+@pytest.mark.parametrize("moment", ["in validation", "while best.pth is written"])
+def test_several_signals_in_an_epochs_end_stop_the_run_once_without_harm(
+    moment: str,
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: Callable[..., Config],
+    build_tiny: Callable[..., Trainer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def validate(own: Validate) -> Validate:
+        def interrupted(model: Detector) -> Validation:
+            if moment == "in validation":
+                send()
+                send()
+            return own(model)
+
+        return interrupted
+
+    class SignallingFile(io.BytesIO):
+        def write(self, content: bytes) -> int:
+            if self.tell() > 1000:
+                send()
+                send()
+            return super().write(content)
+
+    def save(tree: dict[str, Any], file: Any) -> None:
+        if ".best.pth" in file.name and moment != "in validation":
+            own_save(tree, SignallingFile())  # torch calls it back from C++, where an error would be lost
+        own_save(tree, file)
+
+    own_save = torch.save
+    monkeypatch.setattr(torch, "save", save)
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=3")
+    with pytest.raises(StopSignalError, match=r"^stopped by SIGTERM in epoch [12] .*Go on with"):
+        build_tiny(config, validate=validate).run(show_progress=False)
+    tree = read_checkpoint(tmp_path / "run" / "last.pth")
+    assert (tree["step"], tree["progress"]["epoch"]) == (2, int(moment != "in validation"))
+    if moment != "in validation":
+        assert read_checkpoint(tmp_path / "run" / "best.pth")["epoch"] == 0
+    assert not list((tmp_path / "run").glob(".*"))
