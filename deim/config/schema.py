@@ -278,7 +278,8 @@ class EarlyStoppingConfig:
     metric: Literal["ap", "ap50"] = "ap"
     """COCO AP, or AP at IoU 0.50, of the validation split."""
     before_final_stage: bool = False
-    """Let the run end before its final stage, whose gain is then lost; otherwise patience counts there."""
+    """Let the run end before its final stage, whose gain is then lost; otherwise patience counts there, or,
+    without a final stage, from `schedule.augment_start_epoch`."""
 
     def __post_init__(self) -> None:
         check([*below(1, patience=self.patience), *not_fraction(min_delta=self.min_delta)])

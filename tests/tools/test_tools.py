@@ -441,3 +441,12 @@ def test_two_runs_are_compared_and_a_report_is_made_again(
     code, _, err = call("compare", "first", "lost")
     assert code == 2
     assert err.startswith("lost: has no report.json. Make it with tools/evaluate.py")
+
+
+def test_the_benchmark_of_evaluation_finds_the_same_numbers_as_pycocotools(call: Callable) -> None:
+    pytest.importorskip("pycocotools")
+    code, out, err = call("benchmark_evaluation", "--images", "20", "--boxes", "30")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["largest_difference"] < 1e-9
+    assert min(found["coco_s"], found["pycocotools_s"], found["peak_mb"]) > 0
