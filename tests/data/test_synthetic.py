@@ -49,6 +49,7 @@ def flat_scene(size_hw: tuple[int, int] = (200, 240)) -> Scene:
     )
 
 
+@pytest.mark.slow
 def test_same_seed_gives_same_bytes_on_any_number_of_workers(tmp_path: Path) -> None:
     for workers in (1, 2):
         make_synthetic_dataset(

@@ -152,7 +152,7 @@ def test_a_state_that_was_saved_between_bad_steps_is_not_gone_back_to(
 
 
 @pytest.mark.parametrize(
-    "stopped_in", [6, 7, pytest.param(8, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
+    "stopped_in", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (6, 8, 9))]
 )
 def test_the_state_that_comes_back_does_not_depend_on_when_the_run_was_saved(
     stopped_in: int,

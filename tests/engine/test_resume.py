@@ -152,7 +152,7 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, signal_number: in
     [
         pytest.param(0, signal.SIGTERM, id="in the first step", marks=pytest.mark.slow),
         pytest.param(3, signal.SIGINT, id="in the last of an epoch"),
-        pytest.param(17, signal.SIGTERM, id="in the final stage"),
+        pytest.param(17, signal.SIGTERM, id="in the final stage", marks=pytest.mark.slow),
         pytest.param(23, signal.SIGINT, id="in the last of all", marks=pytest.mark.slow),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
     "left",
     [
         pytest.param(0, id="empty", marks=pytest.mark.slow),
-        pytest.param(0.5, id="half"),
+        pytest.param(0.5, id="half", marks=pytest.mark.slow),
         pytest.param(-3, id="without its end", marks=pytest.mark.slow),
     ],
 )

@@ -81,7 +81,11 @@ def make_scored(
 
 def make_report(image_dir: Path, **options: Any) -> dict[str, Any]:
     """The report of `make_scored`; arguments as there."""
-    scored = make_scored(image_dir, **options)
+    return report_of(make_scored(image_dir, **options))
+
+
+def report_of(scored: Scored) -> dict[str, Any]:
+    """The numbers alone, without any file."""
     results = split_results(scored.ground_truth, scored.predictions)
     return build_report(
         compute_coco_metrics(scored.ground_truth, scored.predictions),

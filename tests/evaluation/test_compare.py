@@ -17,8 +17,18 @@ from deim.evaluation.compare.runs import (
     images_that_differ,
     read_runs,
 )
-from deim.evaluation.report.files import write_report_files
-from tests.evaluation.random_reports import make_scored
+from deim.evaluation.report.files import ReportFiles, Scored
+from deim.evaluation.report.tree import write_report
+from tests.evaluation.random_reports import make_scored, report_of
+
+
+def write_numbers(scored: Scored, path: Path) -> None:
+    """The files of a report that a comparison reads."""
+    write_report(report_of(scored), path)
+    files = ReportFiles(report=path)
+    files.folder.mkdir()
+    files.ground_truth.write_text(json.dumps(scored.ground_truth))
+    files.predictions.write_text(json.dumps(scored.predictions))
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +36,15 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with run a, a copy of it, one with fewer detections, and one on other data."""
     folder = tmp_path_factory.mktemp("runs")
     scored = make_scored(folder / "images", num_images=40, num_resamples=20, decimals=6)
-    write_report_files(scored, folder / "a" / "report.json")
+    write_numbers(scored, folder / "a" / "report.json")
     shutil.copytree(folder / "a", folder / "copy")
     for suffix in (".json", ""):
         copy = shutil.copytree if not suffix else shutil.copy
         copy(folder / "a" / f"report{suffix}", folder / "a" / f"evaluation_test{suffix}")
     half = [one for k, one in enumerate(scored.predictions) if k % 2]
-    write_report_files(dataclasses.replace(scored, predictions=half), folder / "half" / "report.json")
+    write_numbers(dataclasses.replace(scored, predictions=half), folder / "half" / "report.json")
     other = make_scored(folder / "images", num_images=40, num_resamples=20, seed=1)
-    write_report_files(other, folder / "other" / "report.json")
+    write_numbers(other, folder / "other" / "report.json")
     return folder
 
 

@@ -76,6 +76,7 @@ def config_path(name: str) -> Path:
     return shipped_configs_dir() / f"{name}.yml"
 
 
+@pytest.mark.slow
 def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_path: Path) -> None:
     options = [*QUICK, f"data.root={tiny_set}", "output_dir=run"]
     done = run_command("train", "-c", config_path("quickstart"), "--set", *options, cwd=tmp_path)
