@@ -129,7 +129,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(
     ("num_workers", "stopped_in"),
     [
         pytest.param(0, 2, id="augmented", marks=pytest.mark.slow),
-        pytest.param(0, 4, id="final stage"),
+        pytest.param(0, 4, id="final stage", marks=pytest.mark.slow),
         pytest.param(1, 2, id="with a worker", marks=pytest.mark.slow),
     ],
 )

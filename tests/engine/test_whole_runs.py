@@ -39,6 +39,7 @@ def deterministic_afterwards() -> Any:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deterministic_afterwards")
 def test_deterministic_runs_are_identical_whatever_the_number_of_workers(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build

@@ -188,6 +188,7 @@ def test_bfloat16_autocast_gives_finite_scores_and_float32_boxes(kind):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_learnt_by_heart():
     images = torch.full((2, 3, 64, 64), -1.0)
     targets: list[Target] = [
