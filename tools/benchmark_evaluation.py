@@ -70,6 +70,7 @@ def time_evaluation(num_images: int, num_boxes: int) -> dict[str, Any]:
         goal=BestF1Goal(),
         rules=[Suppression()],
         split_name="val",
+        annotations_sha256="",
         default_threshold=0.4,
         max_escape_rate=0.01,
     )

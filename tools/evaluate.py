@@ -11,9 +11,8 @@ from pathlib import Path
 
 from deim.data.build import read_split
 from deim.engine.checkpoint import load_trained
-from deim.errors import ConfigError, DeimError
+from deim.errors import CheckpointError, ConfigError, DeimError
 from deim.evaluation.assess import assess
-from deim.evaluation.coco_metrics import compute_coco_metrics
 from deim.evaluation.evaluator import evaluator_of
 from deim.evaluation.report.files import ReportFiles, read_scored, write_report_files
 from deim.evaluation.report.tables import format_class_table, format_operating_table
@@ -28,8 +27,12 @@ def evaluate(args: argparse.Namespace) -> None:
         report_path = args.output or args.source
         scored = read_scored(args.source)
         report = write_report_files(scored, report_path)
-        metrics = compute_coco_metrics(scored.ground_truth, scored.predictions)
+        metrics = scored.metrics
     else:
+        if args.source.is_dir():
+            raise CheckpointError(
+                f"{args.source}: is a folder. Name a checkpoint, such as {args.source / 'best.pth'}"
+            )
         split = args.split or "val"
         report_path = args.output or args.source.parent / f"evaluation_{split}.json"
         trained = load_trained(args.source, overrides=args.set)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deim.data.transforms import read_image
 from deim.engine.checkpoint import load_trained
-from deim.errors import DataError, DeimError
+from deim.errors import ConfigError, DataError, DeimError
 from deim.evaluation.predict import Predictor, above, to_coco_results
 from deim.evaluation.report.plots import draw_detections
 
@@ -115,6 +115,8 @@ def main() -> int:
 
 def predict(args: argparse.Namespace) -> None:
     """Write `predictions.json` and a drawn copy of each image."""
+    if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
+        raise ConfigError(f"--score-threshold: got {args.score_threshold:g}, needs [0, 1]")
     paths = list_images(args.images)
     ids = number_images(paths, args.annotations)
     num_skipped = len(paths) - len(ids)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from deim.config import Config, config_from_dict
+from deim.config import Config, config_from_dict, config_to_dict
 from deim.engine.device import select_device
 from deim.engine.schedule import Timeline
 from deim.errors import CheckpointError
@@ -192,7 +192,7 @@ def load_trained(
 
 
 def store_operating_points(trained: TrainedDetector, operating_points: Mapping[str, Any]) -> str | None:
-    """Write the operating points of a detector into its checkpoint.
+    """Write the operating points of a detector, and the options they were chosen for, into its checkpoint.
 
     A checkpoint that training goes on from, and one replaced since it was loaded, are left alone.
 
@@ -211,8 +211,13 @@ def store_operating_points(trained: TrainedDetector, operating_points: Mapping[s
         return "training goes on from it; they belong into best.pth"
     if (tree["epoch"], tree.get("step", 0)) != (trained.epoch, trained.step):
         return "it has been replaced by a later one in the meantime"
+    # What they were chosen for is part of the config from now on.
+    config, used = dict(tree["config"]), config_to_dict(trained.config)
+    config["evaluation"] = used["evaluation"]
+    config["data"] = config["data"] | {"normal_class": trained.config.data.normal_class}
     try:
-        save_checkpoint(tree | {"operating_points": dict(operating_points)}, trained.path)
+        stored = {"config": config, "operating_points": dict(operating_points)}
+        save_checkpoint(tree | stored, trained.path)
     except OSError as error:
         return f"it cannot be written ({error.strerror})"
     return None

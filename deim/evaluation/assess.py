@@ -8,19 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deim.config.schema import Config
 from deim.data.build import read_split
 from deim.engine.checkpoint import TrainedDetector, store_operating_points
 from deim.engine.run_state import Validation
+from deim.errors import DataError
 from deim.evaluation.coco_metrics import CocoMetrics, worst_class
 from deim.evaluation.convergence import analyse_convergence, read_curve
 from deim.evaluation.evaluator import Evaluation, Evaluator, evaluator_of
-from deim.evaluation.operating_points import (
-    OperatingPoints,
-    choose_operating_points,
-    describe_goal,
-    operating_points_from_dict,
-)
+from deim.evaluation.operating_points import OperatingPoints, choose_operating_points
+from deim.evaluation.predict import is_asked_for, stored_points
 from deim.evaluation.report.files import (
     ImageFolder,
     ReportFiles,
@@ -65,7 +61,8 @@ def assess(
     """Score a trained detector on a split and write its report.
 
     On the validation split the operating points are chosen anew and stored in the checkpoint. On any other
-    the stored ones hold; if there are none for the goal of the config, they are chosen first.
+    the stored ones hold. If there are none, they are chosen first; if they were chosen for another goal or on
+    another annotation file than the config says, others are chosen for this report alone.
 
     Args:
         trained: The detector.
@@ -77,14 +74,13 @@ def assess(
         DataError: If an image is damaged, or `report_path` is a folder.
     """
     check_report_path(report_path)
-    points = None if split_name == VAL else stored_points(trained)
-    if points is None and split_name != VAL:
-        logger.info("%s holds no thresholds for this goal: choosing them on val first", trained.path)
-        val = evaluator_of(trained, read_split(trained.config.data, VAL))
-        points = _choose_and_store(trained, val.evaluate(trained.model))
+    points = None if split_name == VAL else _points_for(trained)
     evaluation = evaluator.evaluate(trained.model)
-    points = points or _choose_and_store(trained, evaluation)
+    if points is None:
+        points = _choose(trained, evaluator, evaluation)
+        _store(trained, points)
     scored = Scored(
+        metrics=evaluation.metrics,
         ground_truth=evaluation.ground_truth,
         predictions=evaluation.results,
         points=points,
@@ -94,44 +90,6 @@ def assess(
     )
     report = write_report_files(scored, report_path)
     return Assessment(evaluation=evaluation, report=report, files=ReportFiles(report=report_path))
-
-
-def stored_points(trained: TrainedDetector) -> OperatingPoints | None:
-    """The operating points in a checkpoint; None if there are none, or if the config now asks for others.
-
-    Args:
-        trained: The detector.
-    """
-    if trained.operating_points is None:
-        return None
-    points = operating_points_from_dict(trained.operating_points)
-    config = trained.config.evaluation
-    is_asked_for = (
-        points.goal == describe_goal(config.goal)
-        and points.max_escape_rate == config.max_escape_rate
-        and points.suppression in candidate_rules(config.suppression)
-        and points.normal_class == trained.config.data.normal_class
-    )
-    return points if is_asked_for else None
-
-
-def choose_points(config: Config, results: SplitResults, *, split_name: str) -> OperatingPoints:
-    """Choose the operating points that a config asks for.
-
-    Args:
-        config: The experiment.
-        results: Raw detections of the split to choose on.
-        split_name: Its name.
-    """
-    options = config.evaluation
-    return choose_operating_points(
-        results,
-        goal=options.goal,
-        rules=candidate_rules(options.suppression),
-        split_name=split_name,
-        default_threshold=options.draw_threshold,
-        max_escape_rate=options.max_escape_rate,
-    )
 
 
 def results_of(evaluation: Evaluation, *, normal_class: str | None) -> SplitResults:
@@ -144,16 +102,52 @@ def results_of(evaluation: Evaluation, *, normal_class: str | None) -> SplitResu
     return split_results(evaluation.ground_truth, evaluation.results, normal_class=normal_class)
 
 
-def _choose_and_store(trained: TrainedDetector, evaluation: Evaluation) -> OperatingPoints:
-    results = results_of(evaluation, normal_class=trained.config.data.normal_class)
-    points = choose_points(trained.config, results, split_name=VAL)
-    if points.to_dict() != trained.operating_points:
-        problem = store_operating_points(trained, points.to_dict())
-        if problem:
-            logger.warning("%s: thresholds not stored, %s", trained.path, problem)
-        else:
-            logger.info("%s: thresholds stored, chosen on val for %s", trained.path, points.goal)
+def _points_for(trained: TrainedDetector) -> OperatingPoints:
+    """Operating points for another split than the validation split."""
+    config = trained.config
+    stored = stored_points(trained)
+    val_path = Path(config.data.root) / config.data.val_annotations
+    if stored is not None and is_asked_for(stored, config):
+        if not val_path.is_file() or stored.annotations_sha256 == sha256_of_file(val_path):
+            return stored
+        logger.warning("%s: its thresholds were chosen on another file than %s", trained.path, val_path)
+    logger.info("%s: no thresholds for this goal and data, choosing them on val first", trained.path)
+    try:
+        split = read_split(config.data, VAL)
+    except DataError as error:
+        raise DataError(
+            f"{trained.path}: holds no thresholds for this goal and data, and there is no validation split "
+            f"to choose them on. Name the best.pth of a finished run, or mend this:\n{error}"
+        ) from None
+    evaluator = evaluator_of(trained, split)
+    points = _choose(trained, evaluator, evaluator.evaluate(trained.model))
+    if stored is None:
+        _store(trained, points)
     return points
+
+
+def _choose(trained: TrainedDetector, evaluator: Evaluator, evaluation: Evaluation) -> OperatingPoints:
+    """Choose the operating points that the config asks for, on the validation split."""
+    options = trained.config.evaluation
+    return choose_operating_points(
+        results_of(evaluation, normal_class=trained.config.data.normal_class),
+        goal=options.goal,
+        rules=candidate_rules(options.suppression),
+        split_name=VAL,
+        annotations_sha256=sha256_of_file(evaluator.split.annotations_path),
+        default_threshold=options.draw_threshold,
+        max_escape_rate=options.max_escape_rate,
+    )
+
+
+def _store(trained: TrainedDetector, points: OperatingPoints) -> None:
+    if points.to_dict() == trained.operating_points:
+        return
+    problem = store_operating_points(trained, points.to_dict())
+    if problem:
+        logger.warning("%s: thresholds not stored, %s", trained.path, problem)
+    else:
+        logger.info("%s: thresholds stored, chosen on val for %s", trained.path, points.goal)
 
 
 def _provenance(

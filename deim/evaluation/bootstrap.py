@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit, stdtrit
+from scipy.special import betaincinv, expit, logit, stdtrit
 
 from deim.evaluation.assignment import COCO_IOU_THRESHOLDS, Assignment, rank_in_class
 from deim.evaluation.coco_metrics import MAX_DETECTIONS, NUM_RECALL_THRESHOLDS
@@ -23,6 +23,8 @@ METHOD = (
 _RECALL_THRESHOLDS = np.linspace(0, 1, NUM_RECALL_THRESHOLDS)
 _PRIOR_BOXES = 0.25
 """Boxes with AP 0, and as many with AP 1, that count beside the real ones, so that log-odds are finite."""
+_FEW_BOXES = 5.0
+"""Boxes missed or found, below which resamples say too little about the tail."""
 _MAX_CELLS = 1_000_000
 """Detections times resamples that are held at once; about 70 bytes each at the most."""
 
@@ -187,22 +189,22 @@ def interval(score: SampledScore, *, level: float = LEVEL) -> Interval | None:
         level: Share of such intervals that hold the AP of the population, in (0, 1).
 
     Returns:
-        The interval, which always holds the score itself; without any width if the resamples all equal it, as
-        with a class that was never predicted. None without ground truth, or if only one image has a box.
+        The interval, which always holds the score itself. None without ground truth, or if only one image has
+        a box.
 
     Raises:
         ValueError: If `level` is not in (0, 1).
 
     Source:
         Efron & Tibshirani, An Introduction to the Bootstrap, 1993: ch. 10 (bias), 12 (Student's factor), 13
-        (intervals on a transformed scale); Hesterberg, The American Statistician 69, 2015 (√(n / (n - 1))).
+        (intervals on a transformed scale); Hesterberg, The American Statistician 69, 2015 (√(n / (n - 1)));
+        Brown, Cai &
+        DasGupta, Statistical Science 16, 2001 (Jeffreys' interval of a share).
     """
     factor = _spread_factor(score, level)
     resampled = score.resampled[~np.isnan(score.resampled)]
     if score.value is None or factor is None or len(resampled) < 2:
         return None
-    if (resampled == score.value).all():
-        return Interval(low=score.value, high=score.value)
     total = score.num_boxes + 2 * _PRIOR_BOXES
     centre = float(logit((score.value * score.num_boxes + _PRIOR_BOXES) / total))
     log_odds = logit((resampled * score.num_boxes + _PRIOR_BOXES) / total)
@@ -212,7 +214,26 @@ def interval(score: SampledScore, *, level: float = LEVEL) -> Interval | None:
         (float(expit(end)) * total - _PRIOR_BOXES) / score.num_boxes
         for end in (unbiased - reach, unbiased + reach)
     )
-    return Interval(low=max(0.0, min(low, score.value)), high=min(1.0, max(high, score.value)))
+    low_of_share, high_of_share = _interval_of_share(score, level)
+    return Interval(
+        low=max(0.0, min(low, low_of_share, score.value)),
+        high=min(1.0, max(high, high_of_share, score.value)),
+    )
+
+
+def _interval_of_share(score: SampledScore, level: float) -> tuple[float, float]:
+    """Ends of the interval of a share, where resamples cannot show the tail; otherwise the score itself.
+
+    A detector that finds 25 of 25 boxes gives 1 in every resample, and yet may miss one in ten. So where less
+    than `_FEW_BOXES` are missed, or found, AP is also taken for a share of the boxes.
+    """
+    assert score.value is not None
+    found, missed = score.value * score.num_boxes, (1 - score.value) * score.num_boxes
+    if min(found, missed) >= _FEW_BOXES:
+        return score.value, score.value
+    tail = (1 - level) / 2
+    low, high = betaincinv(found + 0.5, missed + 0.5, np.array([tail, 1 - tail])).tolist()
+    return low, high
 
 
 def compare_paired(a: ScoreSamples, b: ScoreSamples, *, level: float = LEVEL) -> PairedComparison:
@@ -388,6 +409,9 @@ def _difference(a: SampledScore, b: SampledScore, *, level: float) -> Difference
         return None
     value = b.value - a.value
     reach = factor * float(differences.std(ddof=1))
+    if value and not reach:
+        # So few images that each resample shows the same: nothing can be said against chance.
+        reach = abs(value)
     return Difference(
         value=value,
         interval=Interval(low=max(-1.0, value - reach), high=min(1.0, value + reach)),

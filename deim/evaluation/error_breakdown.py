@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.evaluation.assignment import IOU_50, MIN_IOU, Assignment, Overlaps, rank_in_class
-from deim.evaluation.average_precision import average_precision
+from deim.evaluation.average_precision import average_precision, ranked
 from deim.evaluation.coco_metrics import MAX_DETECTIONS
 from deim.evaluation.split_results import SplitResults
 
@@ -121,9 +121,7 @@ def ap50_gains(results: SplitResults, overlaps: Overlaps, assignment: Assignment
     found, truth = results.found, results.truth
     counted = rank_in_class(found) < MAX_DETECTIONS
     kinds = _classify(results, overlaps, assignment, counted)
-    # COCO's order: falling score, of equal scores by ascending id of the image.
-    image_ids = np.array(results.image_ids, dtype=np.int64)
-    order = np.lexsort((image_ids[found.image], -found.scores))
+    order = ranked(results, counted)
     is_hit = kinds.kind == ErrorKind.RIGHT
     stays = counted & (kinds.kind != ErrorKind.IGNORED)
     num_truth = np.bincount(truth.label[~truth.is_crowd], minlength=results.num_classes)

@@ -97,7 +97,7 @@ def trace_escapes(results: SplitResults, overlaps: Overlaps) -> EscapeCurve:
     """Follow escapes and overkill over all thresholds; of more than 200 points, 200 spread evenly are kept.
 
     Args:
-        results: A split with its raw detections, duplicates suppressed or not.
+        results: A split with its raw detections.
         overlaps: Of these, of IoU 0.5 and more at least.
     """
     images = _sort_images(results)
@@ -126,7 +126,7 @@ def threshold_for_escapes(results: SplitResults, overlaps: Overlaps, max_rate: f
     """The highest threshold, the same for all classes, at which few enough defective images escape.
 
     Args:
-        results: A split with its raw detections, duplicates suppressed or not.
+        results: A split with its raw detections.
         overlaps: Of these, of IoU 0.5 and more at least.
         max_rate: Limit of the escape rate, in [0, 1].
 
@@ -137,7 +137,9 @@ def threshold_for_escapes(results: SplitResults, overlaps: Overlaps, max_rate: f
     images = _sort_images(results)
     scores = np.sort(_best_scores(results, _hitting(results, overlaps))[images.defective])
     may_escape = int(np.floor(max_rate * len(scores) + 1e-9))
-    if may_escape >= len(scores) or scores[may_escape] < 0:
+    if len(scores) and may_escape >= len(scores):
+        return float(np.nextafter(results.found.scores.max(initial=0.0), np.inf))
+    if not len(scores) or scores[may_escape] < 0:
         return None
     lowest = float(scores[may_escape])
     return (lowest + float(results.found.scores[results.found.scores < lowest].max(initial=0.0))) / 2

@@ -6,7 +6,7 @@ between the lowest score that it keeps and the highest that it drops, so that ro
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,8 @@ from deim.evaluation.image_level import count_images, threshold_for_escapes
 from deim.evaluation.split_results import FoundBoxes, SplitResults
 from deim.evaluation.suppression import Suppression, suppress
 
+ROUNDING = 1e-9
+"""Goals are reached up to this, in boxes."""
 Origin = Literal["its own boxes", "all classes together", "default"]
 
 
@@ -43,6 +45,8 @@ class OperatingPoints:
     """What the thresholds were chosen for, in words."""
     chosen_on: str
     """Name of the split, such as `val`."""
+    annotations_sha256: str
+    """Hash of that split's annotation file."""
     num_images: int
     """Images of that split."""
     suppression: Suppression
@@ -54,7 +58,8 @@ class OperatingPoints:
     max_escape_rate: float
     """Limit of the share of defective images without a hit, in [0, 1]."""
     escape_threshold: float | None
-    """Highest threshold, the same for all classes, that holds the limit; None if none does."""
+    """Highest threshold, the same for all classes and without suppression, that holds the limit; None if none
+    does."""
     lowest_escape_rate: float | None
     """Escape rate with all detections, whatever their score; None without defective images."""
 
@@ -131,45 +136,82 @@ def choose_operating_points(
     goal: Goal,
     rules: Sequence[Suppression],
     split_name: str,
+    annotations_sha256: str,
     default_threshold: float,
     max_escape_rate: float,
 ) -> OperatingPoints:
     """Choose the thresholds of all classes and the suppression of duplicates.
 
-    Of several rules of suppression the one with the highest mean F1 of the classes wins; of equals the first.
+    Of several rules of suppression the one wins with which most classes reach the goal, then the one that
+    comes nearest to it, then the one with the highest mean F1 of the classes; of equals the first. Thresholds
+    are chosen among the detections that the rule leaves. As it is applied after them later, rules across
+    classes may then leave others: whether the goal is reached is judged by what counts in the end.
 
     Args:
         results: Raw detections of the split to choose on.
         goal: What each class's threshold shall reach.
         rules: At least one, the gentlest first.
         split_name: Name of the split, to be remembered.
+        annotations_sha256: Hash of its annotation file, to be remembered.
         default_threshold: For splits without any box, on which nothing can be chosen.
         max_escape_rate: Limit for the threshold that all classes share, see `OperatingPoints`.
     """
+    if not rules:
+        raise ValueError("choose_operating_points: no rule of suppression was given. Give at least one.")
+    raw_overlaps = compute_overlaps(results)
+    escape_threshold = threshold_for_escapes(results, raw_overlaps, max_escape_rate)
+    lowest_escape_rate = count_images(results, raw_overlaps).escape_rate
     best: OperatingPoints | None = None
-    best_f1 = -1.0
+    best_rank = (-1, -1.0, -1.0)
     for rule in rules:
         remaining = results.with_found(suppress(results.found, rule))
-        overlaps = compute_overlaps(remaining)
-        assignment = assign(remaining, overlaps)
+        assignment = assign(remaining, compute_overlaps(remaining))
         points = OperatingPoints(
             goal=describe_goal(goal),
             chosen_on=split_name,
+            annotations_sha256=annotations_sha256,
             num_images=results.num_images,
             suppression=rule,
             classes=_choose_classes(remaining, assignment, goal, default_threshold),
             normal_class=None if results.normal_class is None else results.class_names[results.normal_class],
             max_escape_rate=max_escape_rate,
-            escape_threshold=threshold_for_escapes(remaining, overlaps, max_escape_rate),
-            lowest_escape_rate=count_images(remaining, overlaps).escape_rate,
+            escape_threshold=escape_threshold,
+            lowest_escape_rate=lowest_escape_rate,
         )
         shipped = results.with_found(points.keep(results.found))
-        f1 = mean_f1(count_classes(shipped, assign(shipped, compute_overlaps(shipped))))
-        if best is None or f1 > best_f1:
-            best, best_f1 = points, f1
-    if best is None:
-        raise ValueError("choose_operating_points: no rule of suppression was given. Give at least one.")
+        counts = count_classes(shipped, assign(shipped, compute_overlaps(shipped)))
+        classes = tuple(
+            _judged(point, entry, goal, results.num_images)
+            for point, entry in zip(points.classes, counts, strict=True)
+        )
+        rank = (sum(point.note is None for point in classes), _nearness(counts, goal), mean_f1(counts))
+        if rank > best_rank:
+            best, best_rank = replace(points, classes=classes), rank
+    assert best is not None
     return best
+
+
+def _nearness(counts: Sequence[Counts], goal: Goal) -> float:
+    """How near the classes come to a recall, in [0, 1] each; 0 for other goals."""
+    if not isinstance(goal, RecallGoal):
+        return 0.0
+    return sum(min(entry.recall, goal.at_least) for entry in counts if entry.recall is not None)
+
+
+def _judged(point: ClassThreshold, counts: Counts, goal: Goal, num_images: int) -> ClassThreshold:
+    """The same threshold, with a note if what counts in the end does not reach the goal."""
+    if point.note is not None or point.origin != "its own boxes":
+        return point
+    note = None
+    match goal:
+        case RecallGoal() if counts.num_right < goal.at_least * counts.num_truth - ROUNDING:
+            note = f"with the suppression of duplicates, recall is {counts.num_right / counts.num_truth:.3f}"
+        case FalseBoxesGoal() if counts.num_false > goal.at_most_per_image * num_images + ROUNDING:
+            note = (
+                f"with the suppression of duplicates, {counts.num_false / num_images:.3g} false boxes an "
+                f"image remain"
+            )
+    return replace(point, note=note)
 
 
 def _choose_classes(
@@ -250,7 +292,7 @@ def choose_threshold(
             note = None if right[chosen] else "no detection is right at any threshold"
             return _between(levels, chosen), note
         case RecallGoal():
-            reached = np.flatnonzero(right >= goal.at_least * num_truth - 1e-9)
+            reached = np.flatnonzero(right >= goal.at_least * num_truth - ROUNDING)
             if len(reached):
                 return _between(levels, int(reached[0])), None
             # Nothing below the last hit helps.
@@ -260,13 +302,13 @@ def choose_threshold(
                 f"recall {goal.at_least:g} is out of reach, the highest is {right[-1] / num_truth:.3f}",
             )
         case FalseBoxesGoal():
-            allowed = np.flatnonzero(false <= goal.at_most_per_image * num_images + 1e-9)
+            allowed = np.flatnonzero(false <= goal.at_most_per_image * num_images + ROUNDING)
             if len(allowed):
                 return _between(levels, int(allowed[-1])), None
             highest = float(levels[0])
             return (
                 math.nextafter(highest, math.inf),
-                f"even the best score is false in more than {goal.at_most_per_image:g} images of one",
+                f"even the highest scores are false in more than {goal.at_most_per_image:g} boxes an image",
             )
 
 

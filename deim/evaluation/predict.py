@@ -22,9 +22,10 @@ from deim.data.dataset import InputFormat
 from deim.data.transforms import fit_to_input, image_to_tensor, normalize, read_image
 from deim.engine.checkpoint import TrainedDetector, load_trained
 from deim.engine.device import select_device
-from deim.errors import DataError
-from deim.evaluation.operating_points import OperatingPoints, operating_points_from_dict
+from deim.errors import ConfigError, DataError
+from deim.evaluation.operating_points import OperatingPoints, describe_goal, operating_points_from_dict
 from deim.evaluation.split_results import FoundBoxes
+from deim.evaluation.suppression import candidate_rules
 from deim.model.detector import Detector
 from deim.model.postprocess import select_detections
 from deim.structures import Detections, Placement
@@ -182,9 +183,20 @@ class Predictor:
 
     @property
     def operating_points(self) -> OperatingPoints | None:
-        """Threshold of each class, and suppression of duplicates, as chosen on the validation split."""
-        stored = self.trained.operating_points
-        return None if stored is None else operating_points_from_dict(stored)
+        """Threshold of each class, and suppression of duplicates, as chosen on the validation split.
+
+        Raises:
+            ConfigError: If the config was changed to ask for others than those stored.
+        """
+        stored = stored_points(self.trained)
+        if stored is not None and not is_asked_for(stored, self.trained.config):
+            raise ConfigError(
+                f"{self.trained.path}: its thresholds were chosen for {stored.goal}, suppression "
+                f"{stored.suppression.describe()}, normal class {stored.normal_class}; the config now asks "
+                f"for others. Choose them with tools/evaluate.py {self.trained.path} --split val and the "
+                f"same --set."
+            )
+        return stored
 
     def predict(
         self, images: ImageLike | Sequence[ImageLike], *, score_threshold: float | None = None
@@ -238,6 +250,31 @@ def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
         ConfigError: If there is no such device.
     """
     return Predictor(load_trained(Path(path), device=select_device(device)))
+
+
+def stored_points(trained: TrainedDetector) -> OperatingPoints | None:
+    """The operating points in a checkpoint; None if there are none.
+
+    Args:
+        trained: From `load_trained`.
+    """
+    return None if trained.operating_points is None else operating_points_from_dict(trained.operating_points)
+
+
+def is_asked_for(points: OperatingPoints, config: Config) -> bool:
+    """Whether operating points are those that a config asks for, as far as it says.
+
+    Args:
+        points: From a checkpoint.
+        config: Its config, with any changes.
+    """
+    options = config.evaluation
+    return (
+        points.goal == describe_goal(options.goal)
+        and points.max_escape_rate == options.max_escape_rate
+        and points.suppression in candidate_rules(options.suppression)
+        and points.normal_class == config.data.normal_class
+    )
 
 
 def above(detections: Detections, score_threshold: float) -> Detections:

@@ -35,7 +35,8 @@ MAX_CURVE_POINTS = 400
 class PrecisionRecall:
     """Precision against recall of one class at IoU 0.5, as the threshold falls. K counts the points.
 
-    Of the detections that the suppression of duplicates leaves, so that an operating point lies on it.
+    Of the detections that the suppression of duplicates leaves, so that the operating point lies on it, or
+    near it where suppression is across classes.
     """
 
     thresholds: tuple[float, ...]
@@ -115,18 +116,20 @@ def analyse_split(results: SplitResults, points: OperatingPoints, *, num_resampl
     kinds = classify_errors(shipped, overlaps, assignment)
     free_of_duplicates = results.with_found(suppress(results.found, points.suppression))
     free_overlaps = compute_overlaps(free_of_duplicates)
-    free_assignment = assign(free_of_duplicates, free_overlaps)
+    free_assignment = assign(free_of_duplicates, free_overlaps, iou_thresholds=COCO_IOU_THRESHOLDS)
     return SplitAnalysis(
         points=points,
         counts=count_classes(shipped, assignment),
         total=count_all(shipped, assignment),
         image_level=count_images(shipped, overlaps),
-        image_level_for_escapes=_images_for_escapes(free_of_duplicates, points),
-        escape_curve=trace_escapes(free_of_duplicates, free_overlaps),
+        image_level_for_escapes=_images_for_escapes(results, points),
+        escape_curve=trace_escapes(results, raw_overlaps),
         confusion=compute_confusion(shipped, overlaps, assignment),
         error_counts=count_errors(shipped, kinds),
         gains=ap50_gains(results, raw_overlaps, raw_assignment),
-        duplicates=_count_duplicates(results, points, kinds, free_of_duplicates),
+        duplicates=_count_duplicates(
+            results, points, kinds, average_precisions(free_of_duplicates, free_assignment)
+        ),
         precision_recall=tuple(
             _precision_recall(free_of_duplicates, free_assignment, label)
             for label in range(results.num_classes)
@@ -144,25 +147,21 @@ def analyse_split(results: SplitResults, points: OperatingPoints, *, num_resampl
     )
 
 
-def _images_for_escapes(free_of_duplicates: SplitResults, points: OperatingPoints) -> ImageLevel | None:
+def _images_for_escapes(results: SplitResults, points: OperatingPoints) -> ImageLevel | None:
     if points.escape_threshold is None:
         return None
-    # With one threshold for all classes, suppression before it and after it are the same.
-    kept = free_of_duplicates.with_found(free_of_duplicates.found.scores >= points.escape_threshold)
+    kept = results.with_found(results.found.scores >= points.escape_threshold)
     return count_images(kept, compute_overlaps(kept))
 
 
 def _count_duplicates(
-    results: SplitResults, points: OperatingPoints, kinds: ErrorKinds, free_of_duplicates: SplitResults
+    results: SplitResults, points: OperatingPoints, kinds: ErrorKinds, scores: NDArray[np.float64]
 ) -> Duplicates:
+    """Duplicates before and after suppression; `scores` (10, C) is AP after it, by IoU threshold."""
     above = results.with_found(results.found.scores >= points.thresholds[results.found.label])
     overlaps = compute_overlaps(above)
     before = classify_errors(above, overlaps, assign(above, overlaps)).kind == ErrorKind.DUPLICATE
     after = kinds.kind == ErrorKind.DUPLICATE
-    assignment = assign(
-        free_of_duplicates, compute_overlaps(free_of_duplicates), iou_thresholds=COCO_IOU_THRESHOLDS
-    )
-    scores = average_precisions(free_of_duplicates, assignment)
     scores = scores[:, ~np.isnan(scores[0])]
     return Duplicates(
         num_before=int(before.sum()),

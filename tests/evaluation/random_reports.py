@@ -67,6 +67,7 @@ def make_scored(
         goal=BestF1Goal(),
         rules=candidate_rules(SuppressionConfig(mode="agnostic", iou_threshold=0.7)),
         split_name="val",
+        annotations_sha256="c" * 64,
         default_threshold=0.4,
         max_escape_rate=0.2,
     )
@@ -75,6 +76,7 @@ def make_scored(
         predictions=found,
         points=points,
         provenance=make_provenance(image_dir),
+        metrics=compute_coco_metrics(ground_truth, found),
         num_resamples=num_resamples,
     )
 
@@ -88,7 +90,7 @@ def report_of(scored: Scored) -> dict[str, Any]:
     """The numbers alone, without any file."""
     results = split_results(scored.ground_truth, scored.predictions)
     return build_report(
-        compute_coco_metrics(scored.ground_truth, scored.predictions),
+        scored.metrics,
         analyse_split(results, scored.points, num_resamples=scored.num_resamples),
         scored.provenance,
         created=datetime(2026, 11, 22, tzinfo=UTC),

@@ -14,10 +14,10 @@ from PIL import Image
 
 from deim.data.build import read_split
 from deim.engine.checkpoint import load_trained, read_checkpoint
-from deim.errors import DataError
-from deim.evaluation.assess import Assessment, assess, stored_points, to_validation
+from deim.errors import ConfigError, DataError
+from deim.evaluation.assess import Assessment, assess, to_validation
 from deim.evaluation.evaluator import Evaluation, evaluator_of
-from deim.evaluation.predict import Predictor, to_coco_results
+from deim.evaluation.predict import Predictor, stored_points, to_coco_results
 
 PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 SUMMARY = (*PRECISIONS, "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
@@ -206,7 +206,7 @@ def test_another_split_is_reported_at_the_stored_thresholds(
 ) -> None:
     caplog.set_level(logging.INFO)
     first = run_assess(own_run, tmp_path / "test.json", split="test")
-    assert "holds no thresholds for this goal: choosing them on val first" in caplog.text
+    assert "no thresholds for this goal and data, choosing them on val first" in caplog.text
     caplog.clear()
     again = run_assess(own_run, tmp_path / "again.json", split="test")
     assert "choosing" not in caplog.text
@@ -255,3 +255,36 @@ def test_images_with_normal_boxes_only_count_as_good(own_run: Path, tmp_path: Pa
         assert report["dataset"]["normal_class"] == (None if name == "null" else name)
         assert level["num_good"] >= 1 + more
         assert level["num_good"] + level["num_defective"] == report["dataset"]["num_images"]
+
+
+@pytest.mark.slow
+def test_thresholds_of_other_data_or_for_another_goal_are_not_taken_for_ones_own(
+    own_run: Path, tmp_path: Path, write_coco: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    root = write_coco(tmp_path / "set", seed=5)
+    run_assess(own_run, tmp_path / "report.json", f"data.root={root}", VAL)
+    stored = read_checkpoint(own_run / "best.pth")["operating_points"]
+    report = run_assess(own_run, tmp_path / "test.json", split="test").report
+    assert "its thresholds were chosen on another file" in caplog.text
+    assert report["operating_points"]["annotations_sha256"] != stored["annotations_sha256"]
+    # A report alone changes nothing of what ships.
+    assert read_checkpoint(own_run / "best.pth")["operating_points"] == stored
+    trained = load_trained(own_run / "best.pth", overrides=["evaluation.suppression.mode=none"])
+    if trained.operating_points["suppression"]["mode"] != "none":
+        with pytest.raises(
+            ConfigError, match=r"the config now asks for others\. Choose them with tools/evaluate"
+        ):
+            Predictor(trained).predict(tmp_path / "set" / "images" / "val_0.png")
+
+
+@pytest.mark.slow
+def test_the_goal_that_thresholds_were_chosen_for_stays_with_them(own_run: Path, tmp_path: Path) -> None:
+    run_assess(own_run, tmp_path / "report.json", "evaluation.goal={type: recall, at_least: 0.5}")
+    trained = load_trained(own_run / "best.pth")
+    assert trained.config.evaluation.goal.type == "recall"
+    points = Predictor(trained).operating_points
+    assert points is not None
+    assert points.goal == "recall at least 0.5"
+    test = run_assess(own_run, tmp_path / "test.json", split="test").report
+    assert test["operating_points"]["goal"] == "recall at least 0.5"

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from deim.errors import DataError
+from deim.evaluation.coco_metrics import compute_coco_metrics
 from deim.evaluation.compare.files import write_comparison
 from deim.evaluation.compare.runs import (
     COMPARISON_KEYS,
@@ -18,17 +19,19 @@ from deim.evaluation.compare.runs import (
     read_runs,
 )
 from deim.evaluation.report.files import ReportFiles, Scored
+from deim.evaluation.report.provenance import sha256_of_file
 from deim.evaluation.report.tree import write_report
 from tests.evaluation.random_reports import make_scored, report_of
 
 
 def write_numbers(scored: Scored, path: Path) -> None:
     """The files of a report that a comparison reads."""
-    write_report(report_of(scored), path)
     files = ReportFiles(report=path)
-    files.folder.mkdir()
+    files.folder.mkdir(parents=True)
     files.ground_truth.write_text(json.dumps(scored.ground_truth))
     files.predictions.write_text(json.dumps(scored.predictions))
+    hashes = {one.name: sha256_of_file(one) for one in (files.ground_truth, files.predictions)}
+    write_report(report_of(scored) | {"files": hashes}, path)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,12 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy = shutil.copytree if not suffix else shutil.copy
         copy(folder / "a" / f"report{suffix}", folder / "a" / f"evaluation_test{suffix}")
     half = [one for k, one in enumerate(scored.predictions) if k % 2]
-    write_numbers(dataclasses.replace(scored, predictions=half), folder / "half" / "report.json")
+    write_numbers(
+        dataclasses.replace(
+            scored, predictions=half, metrics=compute_coco_metrics(scored.ground_truth, half)
+        ),
+        folder / "half" / "report.json",
+    )
     other = make_scored(folder / "images", num_images=40, num_resamples=20, seed=1)
     write_numbers(other, folder / "other" / "report.json")
     return folder

@@ -33,6 +33,7 @@ def choose(results: SplitResults, goal: Goal = BestF1Goal(), *rules: Suppression
         goal=goal,
         rules=rules or [Suppression()],
         split_name="val",
+        annotations_sha256="c" * 64,
         default_threshold=0.4,
         max_escape_rate=0.01,
     )
@@ -153,7 +154,7 @@ def test_goals_out_of_reach_are_said_to_be() -> None:
     assert scratch.note is not None
     assert scratch.note.startswith("recall 1 is out of reach, the highest is 0.")
     pit = choose(results, FalseBoxesGoal(type="false_boxes", at_most_per_image=0.0)).classes[1]
-    assert pit.note == "even the best score is false in more than 0 images of one"
+    assert pit.note == "even the highest scores are false in more than 0 boxes an image"
     assert pit.threshold > results.found.scores[results.found.label == 1].max()
 
 
@@ -214,3 +215,40 @@ def test_they_survive_a_checkpoint() -> None:
     assert operating_points_from_dict(tree) == points
     assert tree["suppression"] == asdict(points.suppression)
     np.testing.assert_array_equal(points.thresholds, [entry["threshold"] for entry in tree["classes"]])
+
+
+def test_a_recall_is_not_given_up_for_a_better_f1() -> None:
+    ground_truth, predictions = random_split(4, decimals=6)
+    doubled = [*predictions, *({**one, "score": one["score"] * 0.999} for one in predictions)]
+    # A second box of the class within the first: suppression would lose it.
+    first = ground_truth["annotations"][0]
+    x, y, width, height = first["bbox"]
+    inner = first | {"id": 9999, "bbox": [x, y, width, 0.8 * height], "iscrowd": 0}
+    ground_truth["annotations"].append(inner)
+    found = {"image_id": first["image_id"], "category_id": first["category_id"], "query": 7}
+    doubled += [found | {"bbox": box["bbox"], "score": 0.9 + k / 100} for k, box in enumerate((first, inner))]
+    rules = [Suppression(), Suppression(mode="agnostic", iou_threshold=0.5)]
+    results = split_results(ground_truth, doubled)
+    for at_least in (0.3, 0.6, 0.9, 1.0):
+        goal = RecallGoal(type="recall", at_least=at_least)
+        chosen = choose(results, goal, *rules)
+        reached = {
+            rule: sum(entry.note is None for entry in choose(results, goal, rule).classes) for rule in rules
+        }
+        assert sum(entry.note is None for entry in chosen.classes) == max(reached.values())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_goal_without_a_note_is_kept_by_what_counts_in_the_end(seed: int) -> None:
+    results = split_results(*random_split(seed, decimals=6))
+    rules = [
+        Suppression(mode="agnostic", iou_threshold=0.5),
+        Suppression(best_class_per_query=True, mode="agnostic", iou_threshold=0.3),
+    ]
+    for rule in rules:
+        points = choose(results, FalseBoxesGoal(type="false_boxes", at_most_per_image=0.1), rule)
+        shipped = keep(results, points)
+        counts = count_classes(shipped, assign(shipped, compute_overlaps(shipped)))
+        for point, entry in zip(points.classes, counts, strict=True):
+            if point.origin == "its own boxes":
+                assert (entry.num_false <= 0.1 * results.num_images + 1e-9) == (point.note is None)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from deim.errors import DataError
-from deim.evaluation.coco_metrics import compute_coco_metrics
 from deim.evaluation.report.tree import REPORT_KEYS, build_report, read_report, write_report
 from deim.evaluation.report.words import describe_report
 from deim.evaluation.split_analysis import analyse_split
@@ -131,7 +130,7 @@ def test_the_words_say_what_cannot_be_told(tmp_path: Path, options: dict[str, An
 def test_a_time_without_zone_is_refused(tmp_path: Path) -> None:
     scored = make_scored(tmp_path)
     results = split_results(scored.ground_truth, scored.predictions)
-    metrics = compute_coco_metrics(scored.ground_truth, scored.predictions)
+    metrics = scored.metrics
     analysis = analyse_split(results, scored.points, num_resamples=0)
     with pytest.raises(ValueError, match="created has no time zone"):
         build_report(metrics, analysis, scored.provenance, created=datetime(2026, 11, 22))

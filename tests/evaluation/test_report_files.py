@@ -63,7 +63,6 @@ def test_the_report_is_made_again_from_its_files_without_the_model(
     again = tmp_path / "again.json"
     write_report_files(read_scored(files.report), again)
     second = read_report(again)
-    del first["created"], second["created"]
     assert second == first
     for name in ("classes.csv", "predictions.json", "ground_truth.json", "confusion.svg"):
         assert (again.with_suffix("") / name).read_bytes() == (files.folder / name).read_bytes()
@@ -146,3 +145,12 @@ def test_the_page_opens_in_a_browser_and_prints(files: ReportFiles, tmp_path: Pa
     browse(files.page, f"--screenshot={picture}", "--window-size=1200,1600")
     colors = Image.open(picture).convert("RGB").getcolors(maxcolors=1 << 24)
     assert len(colors) > 100
+
+
+def test_predictions_of_another_report_are_refused(files: ReportFiles, tmp_path: Path) -> None:
+    copied = ReportFiles(report=Path(shutil.copy(files.report, tmp_path)))
+    shutil.copytree(files.folder, copied.folder)
+    read_scored(copied.report)
+    copied.predictions.write_text("[]")
+    with pytest.raises(DataError, match=r"predictions\.json: is not the file that the report was made from"):
+        read_scored(copied.report)

@@ -441,7 +441,10 @@ def test_two_runs_are_compared_and_a_report_is_made_again(
     assert "a report is made again as it is" in err
     code, _, err = call("compare", "first", "lost")
     assert code == 2
-    assert err.startswith("lost: has no report.json. Make it with tools/evaluate.py")
+    assert err.startswith("lost: no such run folder or report.")
+    code, _, err = call("evaluate", "first")
+    assert code == 2
+    assert err.startswith("first: is a folder. Name a checkpoint, such as first/best.pth")
 
 
 def test_the_benchmark_of_evaluation_finds_the_same_numbers_as_pycocotools(call: Callable) -> None:

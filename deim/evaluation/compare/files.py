@@ -49,6 +49,8 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> dict[str, Any]:
     check_report_path(path)
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("confusion_*"):  # of more runs than now
+        old.unlink()
     comparison = compare_runs(runs)
     charts = draw_comparison_charts(runs, folder)
     confusions = draw_confusion_pairs(runs, folder)

@@ -207,13 +207,16 @@ def _errors_per_image(shipped: SplitResults) -> NDArray[np.int64]:
 def _report_path(path: Path, split: str) -> Path:
     if path.suffix == ".json":
         return path
-    name = "report.json" if split == "val" else f"evaluation_{split}.json"
-    if not (path / name).is_file():
+    if not path.is_dir():
+        raise DataError(f"{path}: no such run folder or report. Name the folder that holds best.pth.")
+    # Training writes report.json on val; an evaluation since then has the newer thresholds.
+    names = [f"evaluation_{split}.json", *(["report.json"] if split == "val" else [])]
+    found = [path / name for name in names if (path / name).is_file()]
+    if not found:
         raise DataError(
-            f"{path}: has no {name}. Make it with tools/evaluate.py {path / 'best.pth'} --split {split}"
-            + (f" --output {path / name}." if split == "val" else ".")
+            f"{path}: has no {names[0]}. Make it with tools/evaluate.py {path / 'best.pth'} --split {split}."
         )
-    return path / name
+    return max(found, key=lambda place: place.stat().st_mtime)
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
@@ -233,7 +236,8 @@ def _differing(a: SplitResults, b: SplitResults) -> str:
         "classes": (a.class_names == b.class_names),
         "images": (a.image_ids == b.image_ids),
         "boxes": np.array_equal(a.truth.boxes_xywh, b.truth.boxes_xywh)
-        and np.array_equal(a.truth.label, b.truth.label),
+        and np.array_equal(a.truth.label, b.truth.label)
+        and np.array_equal(a.truth.is_crowd, b.truth.is_crowd),
         "normal class": a.normal_class == b.normal_class,
     }
     return " and ".join(name for name, is_same in pairs.items() if not is_same)

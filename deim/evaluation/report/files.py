@@ -24,13 +24,13 @@ from PIL import Image
 from deim.boxes import xywh_to_xyxy
 from deim.data.transforms import read_image
 from deim.errors import DataError
-from deim.evaluation.coco_metrics import compute_coco_metrics
+from deim.evaluation.coco_metrics import CocoMetrics, compute_coco_metrics
 from deim.evaluation.operating_points import OperatingPoints, operating_points_from_dict
 from deim.evaluation.report.charts import draw_report_charts
 from deim.evaluation.report.gallery import draw_entry
 from deim.evaluation.report.page import Picture, embed_image
 from deim.evaluation.report.plots import MAX_SAMPLES, SheetEntry, contact_sheet
-from deim.evaluation.report.provenance import Provenance, provenance_from_report
+from deim.evaluation.report.provenance import Provenance, provenance_from_report, sha256_of_file
 from deim.evaluation.report.report_page import render_report
 from deim.evaluation.report.tables import format_class_csv
 from deim.evaluation.report.tree import build_report, read_report, write_report, write_whole
@@ -85,10 +85,14 @@ class Scored:
     """COCO results, raw."""
     points: OperatingPoints
     provenance: Provenance
+    metrics: CocoMetrics
+    """The COCO numbers of the predictions."""
     num_resamples: int
     """Resamples behind intervals; 0 for none."""
     convergence: Mapping[str, Any] | None = None
     """Of the run, from `convergence_entry`; None if its log is not there."""
+    created: datetime.datetime | None = None
+    """Time of the evaluation; None for now."""
 
 
 def write_report_files(scored: Scored, report_path: Path) -> dict[str, Any]:
@@ -111,18 +115,18 @@ def write_report_files(scored: Scored, report_path: Path) -> dict[str, Any]:
     # First what cannot be computed again.
     _write_json(scored.ground_truth, files.ground_truth)
     _write_json(scored.predictions, files.predictions)
-    metrics = compute_coco_metrics(scored.ground_truth, scored.predictions)
     results = split_results(
         scored.ground_truth, scored.predictions, normal_class=scored.provenance.dataset.normal_class
     )
     analysis = analyse_split(results, scored.points, num_resamples=scored.num_resamples)
     report = build_report(
-        metrics,
+        scored.metrics,
         analysis,
         scored.provenance,
-        created=datetime.datetime.now(datetime.UTC),
+        created=scored.created or datetime.datetime.now(datetime.UTC),
         convergence=scored.convergence,
     )
+    report["files"] = {path.name: sha256_of_file(path) for path in (files.ground_truth, files.predictions)}
     write_whole(format_class_csv(report), files.folder / "classes.csv")
     charts = draw_report_charts(report, files.folder)
     images = ImageFolder(Path(scored.provenance.dataset.image_dir), results.file_names)
@@ -153,6 +157,7 @@ def read_scored(report_path: Path) -> Scored:
     """
     report = read_report(report_path)
     files = ReportFiles(report=report_path)
+    ground_truth, predictions = (_read_json(path, report) for path in (files.ground_truth, files.predictions))
     points = {key: value for key, value in report["operating_points"].items() if key != "all_classes"}
     points["classes"] = [
         {
@@ -164,12 +169,14 @@ def read_scored(report_path: Path) -> Scored:
         for entry in report["classes"]
     ]
     return Scored(
-        ground_truth=_read_json(files.ground_truth),
-        predictions=_read_json(files.predictions),
+        ground_truth=ground_truth,
+        predictions=predictions,
+        metrics=compute_coco_metrics(ground_truth, predictions),
         points=operating_points_from_dict(points),
         provenance=provenance_from_report(report),
         num_resamples=report["intervals"]["num_resamples"] if report["intervals"] else 0,
         convergence=report["convergence"],
+        created=datetime.datetime.fromisoformat(report["created"]),
     )
 
 
@@ -237,7 +244,7 @@ class ImageFolder:
             return ""
         first = next(iter(self._missing))
         return (
-            f"{len(self._missing)} pictures are left out: their images, such as {first}, are not in "
+            f"Pictures of {len(self._missing)} images are left out: the images, such as {first}, are not in "
             f"{self._folder}."
         )
 
@@ -262,11 +269,14 @@ def _write_json(content: Any, path: Path) -> None:
     write_whole(json.dumps(content, ensure_ascii=False, allow_nan=False), path)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, report: Mapping[str, Any]) -> Any:
+    advice = (
+        "A report is made again from the files in the folder beside it; evaluate the checkpoint anew with "
+        "tools/evaluate.py."
+    )
     try:
+        if sha256_of_file(path) != report["files"][path.name]:
+            raise DataError(f"{path}: is not the file that the report was made from. {advice}")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}). A report is made again from the files in the folder beside "
-            f"it; evaluate the checkpoint anew with tools/evaluate.py."
-        ) from None
+        raise DataError(f"{path}: cannot be read ({error}). {advice}") from None

@@ -46,6 +46,7 @@ REPORT_KEYS = {
     "duplicates": "`Duplicates` among the detections that count",
     "precision_recall": "for each class `PrecisionRecall` at IoU 0.5, or null",
     "convergence": "`Convergence` of the run and its curve; null if the run's log is not there",
+    "files": "SHA-256 of the ground truth and the predictions beside the report",
 }
 """What each key of a report holds. A null always has a note beside it, or no ground truth to be about."""
 
@@ -126,6 +127,7 @@ def build_report(
             None if curve is None else _plain(asdict(curve)) for curve in analysis.precision_recall
         ],
         "convergence": None if convergence is None else dict(convergence),
+        "files": {},
     }
 
 
@@ -231,11 +233,20 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable report ({error}).") from None
+        raise DataError(
+            f"{path}: not a readable report ({error}). Name the report.json of a run, or one that "
+            f"tools/evaluate.py has written."
+        ) from None
     version = report.get("schema_version") if isinstance(report, dict) else None
     if version != SCHEMA_VERSION:
         raise DataError(
             f"{path}: has report version {version}, this version reads {SCHEMA_VERSION}. Evaluate the "
             f"checkpoint again with tools/evaluate.py."
+        )
+    absent = [key for key in REPORT_KEYS if key not in report]
+    if absent:
+        raise DataError(
+            f"{path}: not a whole report, it lacks {', '.join(absent)}. Evaluate the checkpoint again with "
+            f"tools/evaluate.py."
         )
     return dict(report)
