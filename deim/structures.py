@@ -101,6 +101,10 @@ class ModelOutput(LayerOutput):
     """(R+1,) float, ascending: the distance that each bin of `pred_corners` stands for."""
     reg_scale: NotRequired[Tensor]
     """(1,) float: distances are in units of box side / reg_scale."""
+    query_features: NotRequired[Tensor]
+    """(B, Q, D) float: what the last class head reads; in evaluation mode, if asked for."""
+    quality_correction: NotRequired[Tensor]
+    """(B, Q, 1) float: added to the last class head's logits for sharp edges; with `query_features`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,7 +31,12 @@ class Detector(nn.Module):
         return self.decoder.num_classes
 
     def forward(
-        self, images: Tensor, targets: Sequence[Target] | None = None, *, max_boxes: int | None = None
+        self,
+        images: Tensor,
+        targets: Sequence[Target] | None = None,
+        *,
+        max_boxes: int | None = None,
+        with_queries: bool = False,
     ) -> ModelOutput:
         """Detect objects.
 
@@ -40,13 +45,15 @@ class Detector(nn.Module):
             targets: Ground truth, an image each; used in training mode for denoising queries.
             max_boxes: Boxes of the fullest image, where `images` are a part of a larger batch: with it, and a
                 `noise_seed` in each target, the parts get the denoising queries that the whole would.
+            with_queries: In evaluation mode, give what the last class head reads, `query_features` (B, Q, D),
+                and what is added to its logits, `quality_correction` (B, Q, 1), too.
 
         Returns:
             `pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4); in training mode all supervised outputs too.
 
         Raises:
-            ValueError: If the height or the width is not a multiple of 32, or the numbers of images and
-                targets differ.
+            ValueError: If the height or the width is not a multiple of 32, the numbers of images and targets
+                differ, or the queries are asked for in training mode.
         """
         height, width = images.shape[-2:]
         if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
@@ -56,4 +63,5 @@ class Detector(nn.Module):
             )
         if targets is not None and len(targets) != images.shape[0]:
             raise ValueError(f"targets: got {len(targets)} for {images.shape[0]} images. Give one an image.")
-        return self.decoder(self.encoder(self.backbone(images)), targets, max_boxes=max_boxes)
+        features = self.encoder(self.backbone(images))
+        return self.decoder(features, targets, max_boxes=max_boxes, with_queries=with_queries)

@@ -73,6 +73,27 @@ def test_evaluation_gives_scores_and_boxes_alone_and_training_all_that_is_superv
     assert set(with_boxes) - set(without) == {"dn_outputs", "dn_pre_outputs", "dn_meta"}
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_last_class_head_and_the_correction_give_the_scores(autocast):
+    model, images = tiny_detector(shake=0.1).eval(), random_images(2)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        plain, output = model(images), model(images, with_queries=True)
+        class_logits = model.decoder.dec_score_head[-1](output["query_features"])
+    assert set(output) - set(plain) == {"query_features", "quality_correction"}
+    assert output["query_features"].shape == (2, 20, 32)
+    assert output["quality_correction"].shape == (2, 20, 1)
+    assert output["quality_correction"].any()
+    assert torch.equal(class_logits + output["quality_correction"], output["pred_logits"])
+    for name, tensor in plain.items():
+        assert torch.equal(output[name], tensor)
+
+
+def test_queries_are_not_to_be_had_in_training_mode():
+    message = "with_queries: the detector is in training mode. Call detector.eval() first."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        tiny_detector().train()(random_images(1), with_queries=True)
+
+
 def test_an_image_is_detected_the_same_alone_and_in_a_batch():
     model, images = tiny_detector(shake=0.05).eval(), random_images(3)
     with torch.no_grad():

@@ -37,6 +37,10 @@ class Refinement:
     logits: list[Tensor]
     boxes: list[Tensor]
     corners: list[Tensor]
+    tokens: Tensor
+    """(B, Q, D): what the last class head reads."""
+    correction: Tensor
+    """(B, Q, 1): what the last location-quality head adds to its logits."""
     first_logits: Tensor
     first_boxes: Tensor
 
@@ -132,6 +136,7 @@ class Decoder(nn.Module):
         targets: Sequence[Target] | None = None,
         *,
         max_boxes: int | None = None,
+        with_queries: bool = False,
     ) -> ModelOutput:
         """Predict.
 
@@ -139,10 +144,16 @@ class Decoder(nn.Module):
             features: Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
             targets: Ground truth, an image each; needed for the denoising queries of training.
             max_boxes: Boxes of the fullest image, where the batch is a part of a larger one.
+            with_queries: Give `query_features` and `quality_correction` too; in evaluation mode only.
 
         Returns:
             The last layer's output and, in training, all supervised outputs.
+
+        Raises:
+            ValueError: If the queries are asked for in training mode.
         """
+        if with_queries and self.training:
+            raise ValueError("with_queries: the detector is in training mode. Call detector.eval() first.")
         content, ref_logits, enc_outputs = self._select_queries(features)
         denoising = self._denoising_queries(targets, content.shape[1], max_boxes)
         if denoising is not None:
@@ -155,9 +166,13 @@ class Decoder(nn.Module):
         bin_values = compute_bin_values(self.reg_max, self.up, self.reg_scale)
         blocked = None if denoising is None else denoising.blocked
         refined = self._refine(content, ref_logits, features, blocked, bin_values)
-        if not self.training:
-            return {"pred_logits": refined.logits[-1], "pred_boxes": refined.boxes[-1]}
-        return self._training_output(refined, enc_outputs, denoising, bin_values)
+        if self.training:
+            return self._training_output(refined, enc_outputs, denoising, bin_values)
+        output: ModelOutput = {"pred_logits": refined.logits[-1], "pred_boxes": refined.boxes[-1]}
+        if with_queries:
+            output["query_features"] = refined.tokens
+            output["quality_correction"] = refined.correction
+        return output
 
     def _select_queries(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, LayerOutput]:
         """Content (B, Q, D) and box logits (B, Q, 4) of the queries, detached, and the encoder's output."""
@@ -205,7 +220,7 @@ class Decoder(nn.Module):
         last = len(self.decoder.layers) - 1
         previous = torch.zeros_like(tokens)
         corners = torch.zeros((), device=tokens.device)
-        out = Refinement(logits=[], boxes=[], corners=[], first_logits=tokens, first_boxes=ref_boxes)
+        logits_of_layers, boxes_of_layers, corners_of_layers = [], [], []
         for index, layer in enumerate(self.decoder.layers):
             tokens = layer(tokens, positions, ref_boxes, features, blocked)
             if index == 0:
@@ -217,14 +232,17 @@ class Decoder(nn.Module):
             boxes = distances_to_boxes(anchor_boxes, distances, self.reg_scale)
             if self.training or index == last:
                 logits = first_logits if index == 0 else self.dec_score_head[index](tokens)
-                out.logits.append(self.decoder.lqe_layers[index](logits, corners))
-                out.boxes.append(boxes)
-                out.corners.append(corners)
+                correction = self.decoder.lqe_layers[index](corners)
+                logits_of_layers.append(logits + correction)
+                boxes_of_layers.append(boxes)
+                corners_of_layers.append(corners)
             ref_boxes, previous = boxes.detach(), tokens
         return Refinement(
-            logits=out.logits,
-            boxes=out.boxes,
-            corners=out.corners,
+            logits=logits_of_layers,
+            boxes=boxes_of_layers,
+            corners=corners_of_layers,
+            tokens=tokens,
+            correction=correction,
             first_logits=first_logits,
             first_boxes=first_boxes,
         )

@@ -49,7 +49,7 @@ def class_head(dim: int, num_classes: int) -> nn.Linear:
 
 
 class LocationQuality(nn.Module):
-    """Correct class logits by how sharp the edge distributions are.
+    """Correction of class logits by how sharp the edge distributions are.
 
     Args:
         reg_max: Bins of a distribution less one.
@@ -65,9 +65,9 @@ class LocationQuality(nn.Module):
         self.top_k = top_k
         self.reg_conf = Mlp(4 * (top_k + 1), 64, out_dim=1, num_layers=2, zero_last=True)
 
-    def forward(self, logits: Tensor, pred_corners: Tensor) -> Tensor:
-        """Return (B, Q, C) corrected logits of logits (B, Q, C) and pred_corners (B, Q, 4·(R+1))."""
+    def forward(self, pred_corners: Tensor) -> Tensor:
+        """Return (B, Q, 1), to be added to the logits of every class, of pred_corners (B, Q, 4·(R+1))."""
         probabilities = pred_corners.float().unflatten(-1, (4, self.num_bins)).softmax(dim=-1)
         largest = probabilities.topk(self.top_k, dim=-1).values
         evidence = torch.cat([largest, largest.mean(dim=-1, keepdim=True)], dim=-1).flatten(-2)
-        return logits + self.reg_conf(evidence)
+        return self.reg_conf(evidence)
