@@ -1,0 +1,1 @@
+"""Phase 2: text fusion on a frozen detector."""

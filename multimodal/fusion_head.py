@@ -1,0 +1,247 @@
+"""The fusion head: class logits moved by how near a query is to the text of each class.
+
+The text of class c is the embeddings text_ck of its prompts, less their common direction. All vectors that
+are compared have length 1:
+
+    v    = unit(projection(q))
+    u_c  = unit(Σ_k softmax(prompt_logits_c)_k · text_ck - centre)
+    t_c  = unit(u_c + adapter(u_c))
+    f_c  = scale · ⟨v, t_c⟩,                  scale = exp(log_scale) ≤ 100
+    z_bg = log mean_j exp(scale · ⟨v, unit(background_j - centre)⟩)
+    z'_c = z_c + tanh(gate_c) · (f_c - z_bg + bias_c)
+
+q are the features of a query and z_c the detector's logits. The gates start at 0, so that z' = z exactly.
+Features reach the logits through the products with text alone: whatever is gained came past the text.
+
+Source:
+    This project's own; the learned scale as in CLIP (arXiv:2103.00020), the residual text adapter after
+    CLIP-Adapter (arXiv:2110.04544).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+START_SCALE = 1 / 0.07
+MAX_SCALE = 100.0
+TEXT_LAYERS_FACTOR, BACKGROUND_FACTOR, SCALES_FACTOR, GATE_FACTOR = 10.0, 10.0, 20.0, 200.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextEvidence:
+    """What the text says of every query, and the text directions it was compared with."""
+
+    class_logits: Tensor
+    """(B, Q, C) float32 in [-100, 100]: f, scaled cosines with the text of each class."""
+    background_logits: Tensor
+    """(B, Q) float32 in [-100, 100]: z_bg."""
+    class_text: Tensor
+    """(C, D) float32 of length 1: t."""
+    plain_text: Tensor
+    """(C, D) float32 of length 1: u, the text without the adapter."""
+
+
+class FusionHead(nn.Module):
+    """Fusion of class logits with text; always in float32.
+
+    Args:
+        text: (C, K, D) float, embeddings of K prompts for each class; their lengths do not matter.
+        background: (J, D) float, embeddings of prompts for faultless surface, from which learning starts.
+        query_dim: Width of the query features.
+        hidden_dim: Hidden width of the projection.
+        adapter_dim: Hidden width of the adapter.
+
+    Raises:
+        ValueError: If the shapes do not fit each other, or an embedding is 0, NaN or infinite.
+    """
+
+    text: Tensor
+    centre: Tensor
+
+    def __init__(
+        self,
+        text: Tensor,
+        background: Tensor,
+        *,
+        query_dim: int,
+        hidden_dim: int = 1024,
+        adapter_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        _check_embeddings(text, background)
+        num_classes, num_prompts, text_dim = text.shape
+        text = F.normalize(text.detach().float(), dim=-1)
+        # A single class has nothing in common with others: less its own mean, nothing would be left of it.
+        centre = text.mean(dim=(0, 1)) if num_classes > 1 else torch.zeros_like(text[0, 0])
+        self.register_buffer("text", text)
+        self.register_buffer("centre", centre)
+        self.projection = nn.Sequential(
+            nn.LayerNorm(query_dim),
+            nn.Linear(query_dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, text_dim),
+        )
+        last = nn.Linear(adapter_dim, text_dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.adapter = nn.Sequential(nn.Linear(text_dim, adapter_dim), nn.GELU(), last)
+        # With one prompt there is nothing to weigh, and no gradient would ever come.
+        self.prompt_logits = nn.Parameter(
+            torch.zeros(num_classes, num_prompts), requires_grad=num_prompts > 1
+        )
+        self.background = nn.Parameter(F.normalize(background.detach().float(), dim=-1))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
+        self.gate = nn.Parameter(torch.zeros(num_classes))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    @property
+    def num_classes(self) -> int:
+        """C, the classes that have text."""
+        return self.text.shape[0]
+
+    @property
+    def query_dim(self) -> int:
+        """Width of the query features."""
+        norm = self.projection[0]
+        assert isinstance(norm, nn.LayerNorm)
+        return norm.normalized_shape[0]
+
+    def forward(self, logits: Tensor, queries: Tensor) -> Tensor:
+        """Fuse the detector's logits with the text.
+
+        Args:
+            logits: (B, Q, C) float, the detector's, before the sigmoid.
+            queries: (B, Q, query_dim) float, what its last class head reads.
+
+        Returns:
+            (B, Q, C+1) float32: the fused logits, and in the last column the background, which serves the
+            loss and is no class.
+        """
+        return self.fuse(logits, self.evidence(queries))
+
+    def evidence(self, queries: Tensor) -> TextEvidence:
+        """Compare queries with the text of the classes and of the background.
+
+        Args:
+            queries: (B, Q, query_dim) float.
+        """
+        with torch.autocast(queries.device.type, enabled=False):
+            directions = self._directions(queries)
+            plain = self.plain_text()
+            adapted = self._adapt(plain)
+            scale = self.scale()
+            background = F.normalize(self.background - self.centre, dim=-1)
+            background_logits = torch.logsumexp(scale * (directions @ background.T), dim=-1)
+            return TextEvidence(
+                class_logits=scale * (directions @ adapted.T),
+                background_logits=background_logits - math.log(len(background)),
+                class_text=adapted,
+                plain_text=plain,
+            )
+
+    def fuse(self, logits: Tensor, evidence: TextEvidence) -> Tensor:
+        """Move logits (B, Q, C) by the evidence for the same queries; see `forward`."""
+        with torch.autocast(logits.device.type, enabled=False):
+            background = evidence.background_logits[..., None]
+            shift = torch.tanh(self.gate) * (evidence.class_logits - background + self.bias)
+            return torch.cat([logits.float() + shift, background], dim=-1)
+
+    def cosines(self, features: Tensor) -> Tensor:
+        """Compare features with the text of the classes, for maps over images.
+
+        Args:
+            features: (..., query_dim) float, of queries or of encoder cells.
+
+        Returns:
+            (..., C) float32 in [-1, 1].
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            return self._directions(features) @ self.class_text().T
+
+    def class_text(self) -> Tensor:
+        """(C, D) float32 of length 1: t, the direction that stands for each class."""
+        with torch.autocast(self.text.device.type, enabled=False):
+            return self._adapt(self.plain_text())
+
+    def plain_text(self) -> Tensor:
+        """(C, D) float32 of length 1: u, the mean of each class's prompts less what all classes share."""
+        weights = self.prompt_logits.softmax(dim=-1)
+        return F.normalize((weights[..., None] * self.text).sum(dim=1) - self.centre, dim=-1)
+
+    def scale(self) -> Tensor:
+        """() float32 in (0, 100]: the factor of all cosines."""
+        value = self.log_scale.detach().exp().clamp(max=MAX_SCALE)
+        # The gradient goes past the limit, so that a scale that has reached it may come down again.
+        return value * (self.log_scale - self.log_scale.detach()).exp()
+
+    def _directions(self, queries: Tensor) -> Tensor:
+        return F.normalize(self.projection(queries.float()), dim=-1)
+
+    def _adapt(self, plain: Tensor) -> Tensor:
+        return F.normalize(plain + self.adapter(plain), dim=-1)
+
+
+def parameter_groups(
+    head: FusionHead, base_lr: float, *, weight_decay: float, class_head: nn.Linear | None = None
+) -> list[dict[str, Any]]:
+    """Sort the parameters for the optimiser; each group keeps its flat learning rate as `flat_lr`.
+
+    Gates move by about the learning rate in a step and start at 0: with the rate of the layers they would
+    not open within a run.
+
+    Args:
+        head: The fusion head.
+        base_lr: Learning rate of a class head that is trained on.
+        weight_decay: Of the weights of projection and adapter; nothing else decays.
+        class_head: The detector's last class head, where it is to be trained at some time.
+
+    Returns:
+        Groups with a `name` each: `text_layers` and `text_layers_undecayed` (10 times the base), `background`
+        (10 times), `scales` (20 times), `gate` (200 times) and, if it is given, `class_head` (once).
+    """
+    layers = [*head.projection.parameters(), *head.adapter.parameters()]
+    scales: list[nn.Parameter] = [head.log_scale, head.bias, head.prompt_logits]
+    groups: list[tuple[str, list[nn.Parameter], float, float]] = [
+        ("text_layers", [p for p in layers if p.ndim > 1], TEXT_LAYERS_FACTOR, weight_decay),
+        ("text_layers_undecayed", [p for p in layers if p.ndim == 1], TEXT_LAYERS_FACTOR, 0.0),
+        ("background", [head.background], BACKGROUND_FACTOR, 0.0),
+        ("scales", scales, SCALES_FACTOR, 0.0),
+        ("gate", [head.gate], GATE_FACTOR, 0.0),
+    ]
+    if class_head is not None:
+        groups.append(("class_head", list(class_head.parameters()), 1.0, 0.0))
+    return [
+        {
+            "name": name,
+            "params": parameters,
+            "lr": base_lr * factor,
+            "flat_lr": base_lr * factor,
+            "weight_decay": decay,
+        }
+        for name, parameters, factor, decay in groups
+    ]
+
+
+def _check_embeddings(text: Tensor, background: Tensor) -> None:
+    if text.ndim != 3 or 0 in text.shape:
+        raise ValueError(
+            f"text: got shape {tuple(text.shape)}. It must be (classes, prompts, width), none of them 0. "
+            f"Take it from a text bank."
+        )
+    if background.ndim != 2 or not len(background) or background.shape[1] != text.shape[2]:
+        raise ValueError(
+            f"background: got shape {tuple(background.shape)}. It must be (prompts, {text.shape[2]}), with "
+            f"the width of the text and at least 1 prompt. Take both from the same text bank."
+        )
+    for name, embeddings in (("text", text), ("background", background)):
+        lengths = embeddings.detach().float().norm(dim=-1)
+        bad = (~lengths.isfinite() | (lengths == 0)).nonzero().tolist()
+        if bad:
+            raise ValueError(
+                f"{name}: got {len(bad)} embeddings that are 0, NaN or infinite, the first at {bad[0]}. "
+                f"Each must have a direction. Build the text bank anew."
+            )
