@@ -1,0 +1,196 @@
+"""Prompts files: what the shipped one says, and what is said of wrong ones."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deim.config import shipped_configs_dir
+from deim.data.synthetic import CATEGORIES
+from deim.errors import ConfigError
+from multimodal.prompts import BackgroundPrompt, ClassPrompt, Contrast, Prompts, find_negations, load_prompts
+
+SHIPPED = shipped_configs_dir() / "prompts" / "industrial.yml"
+GOOD = """\
+classes:
+  - name: crack
+    es: grieta abierta
+    en: an open   crack
+    keywords: [fracture, gap]
+    contrast: {class: scratch, es: línea honda, en: a deep dark line}
+  - name: scratch
+    en: a fine line
+background:
+  - {es: reflejo, en: a reflection}
+templates:
+  - a photo of {}.
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes GOOD with replacements as p.yml in the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*replacements: tuple[str, str]) -> str:
+        text = GOOD
+        for old, new in replacements:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "p.yml").write_text(text, encoding="utf-8")
+        return "p.yml"
+
+    return run
+
+
+def test_a_file_is_read_as_it_stands(write: Callable[..., str]) -> None:
+    crack = ClassPrompt(
+        name="crack",
+        es="grieta abierta",
+        en="an open crack",
+        keywords=("fracture", "gap"),
+        contrast=Contrast(class_name="scratch", es="línea honda", en="a deep dark line"),
+    )
+    assert load_prompts(write()) == Prompts(
+        path=Path("p.yml"),
+        classes=(crack, ClassPrompt(name="scratch", en="a fine line")),
+        background=(BackgroundPrompt(es="reflejo", en="a reflection"),),
+        templates=("a photo of {}.",),
+    )
+
+
+def test_the_shipped_prompts_are_whole_and_affirmative(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="multimodal"):
+        prompts = load_prompts(SHIPPED)
+    assert caplog.text == ""
+    assert tuple(row.name for row in prompts.classes) == CATEGORIES
+    assert all(row.es and row.contrast is not None and row.contrast.es for row in prompts.classes)
+    assert all(len(row.keywords) >= 5 for row in prompts.classes)
+    assert all(entry.es for entry in prompts.background)
+    contrasts = {row.name: row.contrast.class_name for row in prompts.classes if row.contrast}
+    assert contrasts["ROTURA_FRACTURA"] == "RAYONES_ARANAZOS"
+    assert contrasts["RAYONES_ARANAZOS"] == "ROTURA_FRACTURA"
+    assert len(prompts.templates) >= 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("keywords:", "keyword:", "class 'crack': unknown key 'keyword'. Did you mean 'keywords'?"),
+        (
+            "background:",
+            "backgroud:",
+            "unknown key 'backgroud'. Did you mean 'background'?\n"
+            "p.yml: background: got nothing, needs a list with at least one entry.",
+        ),
+        (
+            "    en: a fine line\n",
+            "    es: una línea\n",
+            "class 'scratch': 'es' is there, 'en' is missing. English CLIP does not read Spanish; "
+            "multilingual encoders such as xlm-roberta-base-ViT-B-32 do, but are not supported here. "
+            "Write 'en'.",
+        ),
+        ("    en: a fine line\n", "", "class 'scratch': en: got nothing, needs text with at least one word."),
+        ("en: a fine line", "en: 5", "class 'scratch': en: got 5, needs text with at least one word."),
+        (
+            "en: a fine line",
+            "en: '...'",
+            "class 'scratch': en: got '...', needs text with at least one word.",
+        ),
+        ("name: scratch", "nam: scratch", "classes, entry 2: unknown key 'nam'. Did you mean 'name'?"),
+        (
+            "class: scratch",
+            "class: scratches",
+            "class 'crack': contrast: class 'scratches' is not in this file. Did you mean 'scratch'?",
+        ),
+        (
+            "class: scratch",
+            "class: crack",
+            "class 'crack': contrast: is with the class itself. Name the class that it is confused with.",
+        ),
+        ("name: scratch", "name: crack", "class 'crack': stands 2 times. Each class has one entry."),
+        (
+            "[fracture, gap]",
+            "fracture",
+            "class 'crack': keywords: got 'fracture', needs a list of English words.",
+        ),
+        (
+            "[fracture, gap]",
+            "[fracture, 7]",
+            "class 'crack': keywords: got 7, needs text with at least one word.",
+        ),
+        (
+            "{es: reflejo, en: a reflection}",
+            "glare",
+            "background, entry 1: got 'glare', needs a block with en and es.",
+        ),
+        (
+            "photo of {}.",
+            "photo.",
+            "templates, entry 1: got 'a photo.', needs '{}' once, where the text goes.",
+        ),
+        ("photo of {}.", "photo {0} {}", "templates, entry 1: got 'a photo {0} {}', needs '{}' once"),
+        (
+            "    en: an open   crack\n",
+            "    en: a\n    en: b\n",
+            "p.yml:5: not valid YAML: duplicate key 'en'",
+        ),
+        ("classes:", "classes: []\nbackgrounds:", "classes: got an empty list, needs a list"),
+    ],
+    ids=lambda value: value.strip()[:24] if isinstance(value, str) else "",
+)
+def test_what_is_wrong_is_named(old: str, new: str, message: str, write: Callable[..., str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_prompts(write((old, new)))
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("p.yml:")
+
+
+def test_all_problems_come_at_once(write: Callable[..., str]) -> None:
+    path = write(
+        ("keywords:", "keyword:"), ("en: a fine line", "en: null"), ("class: scratch", "class: dent")
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_prompts(path)
+    assert str(caught.value).splitlines() == [
+        "p.yml: class 'crack': unknown key 'keyword'. Did you mean 'keywords'?",
+        "p.yml: class 'scratch': en: got null, needs text with at least one word.",
+        "p.yml: class 'crack': contrast: class 'dent' is not in this file. Valid here: crack, scratch.",
+    ]
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lost\.yml: cannot be read"):
+        load_prompts(tmp_path / "lost.yml")
+
+
+def test_negations_draw_a_warning_with_class_and_word(
+    write: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(
+        ("a fine line", "a line without depth"), ("línea honda", "Ningún borde"), ("photo of", "no photo of")
+    )
+    with caplog.at_level(logging.WARNING, logger="multimodal"):
+        load_prompts(path)
+    advice = "CLIP reads over negations: say what is there instead."
+    assert [record.getMessage() for record in caplog.records] == [
+        f"p.yml: class 'crack': contrast: es: says 'Ningún'. {advice}",
+        f"p.yml: class 'scratch': en: says 'without'. {advice}",
+        f"p.yml: templates, entry 1: says 'no'. {advice}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ()),
+        ("a notch in the north note, single knot", ()),
+        ("superficie fina y sintética, nogal", ()),
+        ("does NOT break, isn't bent, can’t bend", ("NOT", "isn't", "can’t")),  # noqa: RUF001
+        ("sin grietas ni poros, nunca, jamás, sin más", ("sin", "ni", "nunca", "jamás")),
+        ("not a crack; not a hole", ("not",)),
+    ],
+)
+def test_negations_are_whole_words(text: str, words: tuple[str, ...]) -> None:
+    assert find_negations(text) == words
