@@ -1,4 +1,4 @@
-"""Nothing imports to the right of `errors structures boxes -> config -> model loss data -> engine -> …`."""
+"""Nothing imports to the right of `errors structures boxes -> config -> … -> multimodal -> tools`."""
 
 import ast
 from collections.abc import Iterator
@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "deim"
+MULTIMODAL = ROOT / "multimodal"
 FILES = sorted(PACKAGE.rglob("*.py"))
+MULTIMODAL_FILES = sorted(MULTIMODAL.rglob("*.py"))
 
 FOUNDATION = {"errors", "structures", "boxes"}
 NETWORK = FOUNDATION | {"config", "model"}
@@ -81,6 +83,33 @@ def test_in_model_loss_and_data_only_build_reads_configs(path):
     assert found == []
 
 
+def test_multimodal_is_found():
+    assert {"prompts.py", "text_encoder.py", "text_bank.py"} <= {file.name for file in MULTIMODAL_FILES}
+
+
+@pytest.mark.parametrize("path", MULTIMODAL_FILES, ids=names)
+def test_multimodal_imports_no_tool_and_no_test(path):
+    for line, module in imports(path):
+        assert module.split(".")[0] not in ("tools", "tests"), f"{names(path)}:{line}: imports {module}"
+
+
+@pytest.mark.parametrize("path", MULTIMODAL_FILES, ids=names)
+def test_multimodal_imports_clip_only_inside_functions(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inner = {
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+    }
+    outer = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and node not in inner
+    ]
+    modules = {getattr(node, "module", None) or node.names[0].name for node in outer}
+    assert {module.split(".")[0] for module in modules}.isdisjoint({"open_clip", "huggingface_hub"})
+
+
+@pytest.mark.parametrize("path", [*FILES, *MULTIMODAL_FILES], ids=names)
 def test_no_file_prints(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]

@@ -1,6 +1,5 @@
 """The commands: from a COCO folder to weights, a report and pictures, and what they say when they cannot."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -49,27 +48,6 @@ def run_command(tool: str, *arguments: object, cwd: Path) -> subprocess.Complete
         timeout=300,
         check=False,
     )
-
-
-@pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs a tool's `main` in this process, in an empty folder; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(tool: str, *arguments: object) -> tuple[int, str, str]:
-        spec = importlib.util.spec_from_file_location(f"tool_{tool}", TOOLS / f"{tool}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
-        code = module.main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def config_path(name: str) -> Path:
