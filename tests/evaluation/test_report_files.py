@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from deim.errors import DataError
+from deim.evaluation.coco_metrics import compute_coco_metrics
 from deim.evaluation.report.files import ReportFiles, read_scored, write_report_files
 from deim.evaluation.report.tree import read_report
 from tests.evaluation.random_reports import make_scored
@@ -23,7 +25,8 @@ def write(folder: Path, **options: Any) -> ReportFiles:
     path = folder / "run" / "report.json"
     scored = make_scored(folder / "images", **options)
     scored.ground_truth["categories"][0]["name"] = "<b>scratch & dent</b>"
-    write_report_files(scored, path)
+    metrics = compute_coco_metrics(scored.ground_truth, scored.predictions)
+    write_report_files(replace(scored, metrics=metrics), path)
     return ReportFiles(report=path)
 
 
@@ -94,7 +97,7 @@ def test_images_that_are_gone_are_left_out_and_said_to_be(tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "images")
     write_report_files(read_scored(files.report), files.report)
     page = files.page.read_text(encoding="utf-8")
-    assert "pictures are left out: their images, such as" in page
+    assert "images are left out: the images, such as" in page
     assert "data:image/jpeg" not in page
 
 
