@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from deim.evaluation.assignment import assign, compute_overlaps
 from deim.evaluation.error_breakdown import ErrorKinds, classify_errors
@@ -16,8 +16,11 @@ from deim.evaluation.report.gallery import (
     PICTURE_SIDE,
     RIGHT_COLOR,
     WRONG_COLOR,
+    _names_within,
+    _shown_caption,
     draw_entry,
 )
+from deim.evaluation.report.plots import fit_text, shown_names
 from deim.evaluation.split_results import SplitResults, split_results
 from deim.evaluation.worst_errors import GalleryEntry, choose_gallery
 from tests.evaluation.random_results import random_split
@@ -294,6 +297,17 @@ def test_words_that_all_long_names_share_are_left_out_of_pictures() -> None:
         pictures.append([picture_of(entry, shipped, kinds, grey()) for entry in entries])
     assert entries[0].caption.startswith("surface_line_3_pit_seen_from_above missed")
     assert pictures[0] == pictures[1]
+
+
+def test_long_names_differ_in_the_caption_and_beside_the_bars() -> None:
+    names = ("pit", *(f"dent of the outer wall of vessel {k}" for k in range(19)))
+    shown = shown_names(names)
+    caption = _shown_caption(f"{names[1]} missed: taken for {names[11]} and pit", names, shown)
+    assert caption == f"{shown[1]} missed: taken for {shown[11]} and pit"
+    font = ImageFont.load_default(size=12)
+    beside = _names_within(names, font, 124)
+    assert len(set(beside)) == len(names)
+    assert all(fit_text(name, font, 124) == fit_text(name, font, 999) for name in beside)
 
 
 def test_many_boxes_on_one_spot_get_frames_but_few_tags() -> None:

@@ -16,6 +16,8 @@ from deim.evaluation.report.plots import (
     draw_boxes,
     draw_detections,
     panel_sheet,
+    short_name,
+    shown_names,
 )
 from deim.structures import Detections
 
@@ -178,6 +180,44 @@ def test_names_beyond_the_font_are_replaced_by_the_class_index() -> None:
     ]
     assert pictures[0].tobytes() == pictures[1].tobytes()
     assert pictures[2].tobytes() == pictures[3].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ((), ()),
+        (("pit", "", " a\nb "), ("pit", "class 1", "a b")),
+        (("裂纹", "凹坑", "RAYÓN"), ("class 0", "class 1", "RAYÓN")),
+        # Equal once the letters that the font lacks are gone; a class that is called `class 1`.
+        (("a 裂", "a 凹"), ("class 0", "class 1")),
+        (("class 1", "裂纹"), ("class 0", "class 1")),
+        (("-", "...", "_"), ("-", "...", "_")),
+        (("surface defect of the vessel, pit", "surface defect of the vessel, crack"), ("pit", "crack")),
+        (("wall_7_pit_seen_from_above", "wall_7_crack_seen_from_above"), ("pit", "crack")),
+        (("a very long name that ends", "another"), ("a very long name that e…", "another")),
+        (
+            ("pit", "dent of the whole outer wall 1", "dent of the whole outer wall 2"),
+            ("pit", "dent of the…outer wall 1", "dent of the…outer wall 2"),
+        ),
+        (("pit", f"{'x' * 40}1{'y' * 40}", f"{'x' * 40}2{'y' * 40}"), ("pit", "class 1", "class 2")),
+        ((f"{'x' * 40}",), (f"{'x' * 23}…",)),
+    ],
+)
+def test_shown_names(names: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert shown_names(names) == expected
+    assert tuple(short_name(names, label) for label in range(len(names))) == expected
+
+
+def test_shown_names_are_short_and_differ_whatever_the_names() -> None:
+    rng = np.random.default_rng(0)
+    parts = ("a", "pit ", "class ", "1", "2", "裂", "_", "é", "a long part of a name ", "$", " ")
+    for _ in range(300):
+        names = {"".join(rng.choice(parts, size=rng.integers(0, 7))) for _ in range(rng.integers(1, 12))}
+        for longest in (10, 24):
+            shown = shown_names(tuple(names), longest=longest)
+            assert len(set(shown)) == len(shown) == len(names)
+            assert max(map(len, shown)) <= longest
+    assert shown_names(["运行", "Ж"], kind="run", has_glyph=lambda one: one == "Ж") == ("run 0", "Ж")
 
 
 @pytest.mark.parametrize(("number", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (3, 2, 2), (12, 2, 6)])

@@ -11,15 +11,19 @@ from deim.evaluation.compare.runs import ComparedRun
 from deim.evaluation.report.charts import (
     GREY,
     LINE_STYLES,
-    WIDTH,
-    Draw,
+    chart_names,
     class_color,
-    draw_confusions,
+    height_of_legend,
     save_chart,
+    save_confusions,
     say_nothing_to_show,
-    short,
 )
 from deim.evaluation.report.plots import PALETTE
+
+MANY_RUNS = 8
+"""The names of more runs stand upright below a chart."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""One more than there are colours, so that only run 57 looks like the first."""
 
 
 def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
@@ -32,35 +36,54 @@ def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[st
     Returns:
         Path of each chart's SVG by its title.
     """
-    height_of_bars = 1.6 + len(runs[0].report["classes"]) * (0.2 + 0.2 * len(runs))
-    charts: list[tuple[str, str, Draw, float]] = [
-        ("mAP against epoch", "map_by_epoch", lambda f: _map_by_epoch(f, runs), 4.6),
-        ("AP50 of each class by run", "class_ap50_bars", lambda f: _class_bars(f, runs), height_of_bars),
-        ("Each class over the runs", "classes_over_runs", lambda f: _classes_over_runs(f, runs), 4.8),
-        ("Training time against mAP", "time_against_map", lambda f: _time_against_map(f, runs), 4.4),
-    ]
-    paths = {}
-    for title, name, draw, height in charts:
-        save_chart(draw, folder / name, height=height)
-        paths[title] = folder / f"{name}.svg"
-    return paths
+    num_classes = len(runs[0].report["classes"])
+    height_of_bars = 1.6 + num_classes * (0.2 + 0.2 * len(runs))
+    beside_classes = max(4.8, 1.0 + height_of_legend(num_classes + 1))
+    beside_runs = max(4.6, height_of_legend(len(runs)))
+    return {
+        "mAP against epoch": save_chart(
+            partial(_map_by_epoch, runs=runs), folder / "map_by_epoch", height=beside_runs
+        ),
+        "AP50 of each class by run": save_chart(
+            partial(_class_bars, runs=runs), folder / "class_ap50_bars", height=height_of_bars
+        ),
+        "Each class over the runs": save_chart(
+            partial(_classes_over_runs, runs=runs), folder / "classes_over_runs", height=beside_classes
+        ),
+        "Training time against mAP": save_chart(
+            partial(_time_against_map, runs=runs), folder / "time_against_map", height=beside_runs
+        ),
+    }
 
 
 def draw_confusion_pairs(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
-    """Draw the confusion matrix of the first run beside that of each other; as `draw_comparison_charts`."""
-    height = 1.8 + 0.55 * (len(runs[0].report["classes"]) + 1)
+    """Draw the confusion matrix of the first run and that of each other; as `draw_comparison_charts`."""
+    names = _run_names(runs)
     paths = {}
     for number, run in enumerate(runs[1:], start=1):
-        pair = [(short(one.name), one.report["confusion"]) for one in (runs[0], run)]
-        path = folder / f"confusion_{number}"
-        save_chart(partial(draw_confusions, confusions=pair), path, width=2 * WIDTH, height=height)
-        paths[f"Confusion of classes: {runs[0].name} and {run.name}"] = path.with_suffix(".svg")
+        pair = [(names[0], runs[0].report["confusion"]), (names[number], run.report["confusion"])]
+        title = f"Confusion of classes: {runs[0].name} and {run.name}"
+        paths[title] = save_confusions(pair, folder / f"confusion_{number}")
     return paths
+
+
+def _run_names(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
+    return chart_names([run.name for run in runs], kind="run")
+
+
+def _class_names(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
+    return chart_names([row["name"] for row in runs[0].report["classes"]])
+
+
+def _line_style(index: int) -> str:
+    """Tells lines of the same colour apart."""
+    return LINE_STYLES[index // len(PALETTE) % len(LINE_STYLES)]
 
 
 def _map_by_epoch(figure: Figure, runs: Sequence[ComparedRun]) -> None:
     axes = figure.subplots()
     drawn = False
+    names = _run_names(runs)
     for index, run in enumerate(runs):
         if not run.report["convergence"]:
             continue
@@ -76,7 +99,14 @@ def _map_by_epoch(figure: Figure, runs: Sequence[ComparedRun]) -> None:
         epochs, values = zip(*points, strict=True)
         best = int(np.argmax(values))
         marker = "." if len(points) < 60 else None
-        axes.plot(epochs, values, color=class_color(index), label=short(run.name), marker=marker)
+        axes.plot(
+            epochs,
+            values,
+            color=class_color(index),
+            linestyle=_line_style(index),
+            label=names[index],
+            marker=marker,
+        )
         axes.plot(
             epochs[best], values[best], "*", color=class_color(index), markersize=12, markeredgecolor="black"
         )
@@ -93,11 +123,12 @@ def _map_by_epoch(figure: Figure, runs: Sequence[ComparedRun]) -> None:
 def _class_bars(figure: Figure, runs: Sequence[ComparedRun]) -> None:
     axes = figure.subplots()
     rows = runs[0].report["classes"]
+    names, class_names = _run_names(runs), _class_names(runs)
     height = 0.8 / len(runs)
     for index, run in enumerate(runs):
         offset = (index - (len(runs) - 1) / 2) * height
         for position, row in enumerate(run.report["classes"]):
-            label = short(run.name) if position == 0 else None
+            label = names[index] if position == 0 else None
             place = position + offset
             axes.barh(place, row["ap50"] or 0.0, height=0.92 * height, color=class_color(index), label=label)
             if row["ap50"] is None:
@@ -109,7 +140,8 @@ def _class_bars(figure: Figure, runs: Sequence[ComparedRun]) -> None:
                 axes.plot(ends, [place, place], color="black", linewidth=1)
                 right = max(right, ends[1])
             axes.text(min(right + 0.012, 1.02), place, text, va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [f"{short(row['name'])}\nn = {row['num_boxes']}" for row in rows])
+    labels = [f"{name}\nn = {row['num_boxes']}" for name, row in zip(class_names, rows, strict=True)]
+    axes.set_yticks(range(len(rows)), labels)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.12)
     axes.set_xticks(np.linspace(0, 1, 6))
@@ -122,6 +154,7 @@ def _class_bars(figure: Figure, runs: Sequence[ComparedRun]) -> None:
 def _classes_over_runs(figure: Figure, runs: Sequence[ComparedRun]) -> None:
     axes = figure.subplots()
     positions = np.arange(len(runs))
+    class_names = _class_names(runs)
     for index, row in enumerate(runs[0].report["classes"]):
         values = [run.report["classes"][index]["ap50"] for run in runs]
         if None in values:
@@ -131,15 +164,18 @@ def _classes_over_runs(figure: Figure, runs: Sequence[ComparedRun]) -> None:
             values,
             marker="o",
             color=class_color(index),
-            linestyle=LINE_STYLES[index // len(PALETTE) % len(LINE_STYLES)],
-            label=f"{short(row['name'])} (n = {row['num_boxes']})",
+            linestyle=_line_style(index),
+            label=f"{class_names[index]} (n = {row['num_boxes']})",
         )
     means = [run.report["summary"]["ap50"] for run in runs]
     if None in means:
         say_nothing_to_show(axes, "no class has ground truth")
     else:
         axes.plot(positions, means, marker="s", color="black", linewidth=2.5, label="mean (mAP50)")
-        axes.set_xticks(positions, [short(run.name) for run in runs], rotation=20, ha="right")
+        angle, align = (90, "center") if len(runs) > MANY_RUNS else (30, "top")
+        axes.set_xticks(
+            positions, _run_names(runs), rotation=angle, ha="right", va=align, rotation_mode="anchor"
+        )
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("run")
@@ -160,6 +196,7 @@ def _time_against_map(figure: Figure, runs: Sequence[ComparedRun]) -> None:
     if not placed:
         say_nothing_to_show(axes, "no run has both its metrics.jsonl and a score")
         return
+    names = _run_names(runs)
     in_minutes = max(hours for _, _, hours in placed) < 1
     unit = 60 if in_minutes else 1
     for index, run, hours in placed:
@@ -167,13 +204,18 @@ def _time_against_map(figure: Figure, runs: Sequence[ComparedRun]) -> None:
         ends = run.report["intervals"]["ap50"] if run.report["intervals"] else None
         if ends:
             axes.plot([hours * unit] * 2, ends, color=GREY, linewidth=1.4)
-        axes.plot(hours * unit, ap50, "o", color=class_color(index), markersize=10, markeredgecolor="black")
-        axes.annotate(
-            f"{short(run.name)}, {ap50:.3f}",
-            (hours * unit, ap50),
-            textcoords="offset points",
-            xytext=(10, 6 if index % 2 == 0 else -12),
+        axes.plot(
+            hours * unit,
+            ap50,
+            MARKERS[index % len(MARKERS)],
+            color=class_color(index),
+            markersize=8,
+            markeredgecolor="black",
+            linestyle="none",
+            clip_on=False,
+            label=f"{names[index]}: {ap50:.3f}",
         )
-    axes.set_xlim(0, 1.35 * max(hours for _, _, hours in placed) * unit or 1)
+    axes.set_xlim(0, 1.1 * max(hours for _, _, hours in placed) * unit or 1)
     axes.set_ylim(0, 1)
     axes.set_xlabel(f"training and validation, {'minutes' if in_minutes else 'hours'}")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -1,6 +1,7 @@
 """The charts of a report, drawn from its numbers alone, as PNG and SVG."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from deim.evaluation.report.plots import PALETTE
+from deim.evaluation.report.plots import PALETTE, shown_names
 
 BLUE, RED, GREY, FAINT = "#005ab5", "#dc3220", "#8a8a8a", "#d9d9d9"
 WIDTH = 8.0
 """Inches; a column of a printed page."""
 PNG_DPI = 150
-MAX_NAME = 24
+LEGEND_LINE = 0.22
+"""Height of one line of a legend, in inches."""
+MAX_WIDE_LABELS = 9
+"""Confusion matrices with more labels, `background` among them, are drawn with small cells."""
+SMALL_CELL, LEAST_CELL_WITH_COUNT = 0.42, 0.3
+"""Side of such a cell, in inches."""
+LONGEST_MATRIX = 40.0
+"""Inches; the cells of a matrix with very many classes shrink instead."""
 STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 12,
@@ -28,15 +37,19 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
+    # A `$` in a name is a dollar, not the start of a formula.
+    "text.parse_math": False,
     # The same picture gives the same file.
     "svg.hashsalt": "deim",
 }
+ON_WHITE: Any = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+"""The box around a text that lines run behind."""
 LINE_STYLES = ("-", "--", ":", "-.")
 
 Draw = Callable[[Figure], None]
 
 
-def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -> None:
+def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -> Path:
     """Draw a chart and write it as PNG and as SVG.
 
     Args:
@@ -44,6 +57,9 @@ def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -
         path: Without suffix.
         height: In inches.
         width: In inches.
+
+    Returns:
+        Path of the SVG; the PNG lies beside it.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -53,6 +69,7 @@ def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -
         figure.set_layout_engine("none")  # it is laid out now; each file would do so again
         figure.savefig(path.with_suffix(".png"), dpi=PNG_DPI)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    return path.with_suffix(".svg")
 
 
 def draw_report_charts(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
@@ -66,24 +83,24 @@ def draw_report_charts(report: Mapping[str, Any], folder: Path) -> dict[str, Pat
         Path of each chart's SVG by its title; the PNG lies beside it.
     """
     num_classes = len(report["classes"])
-    charts: list[tuple[str, str, Draw, float]] = [
-        ("AP50 of each class", "class_ap50", lambda f: _class_bars(f, report), 1.6 + 0.42 * num_classes),
-        ("Precision and recall", "precision_recall", lambda f: _precision_recall(f, report), 5.0),
-        (
-            "Confusion of classes",
-            "confusion",
-            lambda f: draw_confusions(f, [("", report["confusion"])]),
-            1.8 + 0.55 * (num_classes + 1),
+    beside_legend = max(5.0, height_of_legend(num_classes))
+    paths = {
+        "AP50 of each class": save_chart(
+            partial(_class_bars, report=report), folder / "class_ap50", height=1.6 + 0.42 * num_classes
         ),
-        ("Escapes against overkill", "escapes", lambda f: _escapes(f, report), 4.6),
-        ("Kinds of errors", "errors", lambda f: _errors(f, report), 3.6),
-    ]
+        "Precision and recall": save_chart(
+            partial(_precision_recall, report=report), folder / "precision_recall", height=beside_legend
+        ),
+        "Confusion of classes": save_confusions([("", report["confusion"])], folder / "confusion"),
+        "Escapes against overkill": save_chart(
+            partial(_escapes, report=report), folder / "escapes", height=4.6
+        ),
+        "Kinds of errors": save_chart(partial(_errors, report=report), folder / "errors", height=3.6),
+    }
     if report["convergence"] is not None:
-        charts.append(("Validation score by epoch", "convergence", lambda f: _convergence(f, report), 4.2))
-    paths = {}
-    for title, name, draw, height in charts:
-        save_chart(draw, folder / name, height=height)
-        paths[title] = folder / f"{name}.svg"
+        paths["Validation score by epoch"] = save_chart(
+            partial(_convergence, report=report), folder / "convergence", height=4.2
+        )
     return paths
 
 
@@ -102,9 +119,25 @@ def class_color(index: int) -> tuple[float, float, float]:
     return red * dim / 255, green * dim / 255, blue * dim / 255
 
 
-def short(name: str) -> str:
-    """A name cut to the length that charts have room for."""
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+def chart_names(names: Sequence[str], *, kind: str = "class") -> tuple[str, ...]:
+    """Names of all classes or all runs as charts show them, see `shown_names`.
+
+    Args:
+        names: In their order.
+        kind: What the names are of.
+    """
+    shown = shown_names(names, kind=kind, has_glyph=_has_glyph)
+    # Matplotlib leaves labels that begin with `_` out of legends; a space without width begins these.
+    return tuple(f"\u200b{name}" if name.startswith("_") else name for name in shown)
+
+
+def _has_glyph(character: str) -> bool:
+    return bool(get_font(findfont(FontProperties())).get_char_index(ord(character)))
+
+
+def height_of_legend(num_lines: int) -> float:
+    """Height of a chart, in inches, that a legend of so many lines fits into."""
+    return 0.6 + LEGEND_LINE * num_lines
 
 
 def say_nothing_to_show(axes: Axes, why: str) -> None:
@@ -114,45 +147,80 @@ def say_nothing_to_show(axes: Axes, why: str) -> None:
     axes.set_yticks([])
 
 
-def draw_confusions(figure: Figure, confusions: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Draw confusion matrices side by side: counts, coloured by their share of the row.
+def save_confusions(confusions: Sequence[tuple[str, Mapping[str, Any]]], path: Path) -> Path:
+    """Draw confusion matrices of the same classes: counts, coloured by their share of the row.
+
+    Up to eight classes have them side by side, with percentages; more one below the other, with counts alone.
 
     Args:
-        figure: Empty.
         confusions: Title and `Confusion` of each.
+        path: Without suffix.
+
+    Returns:
+        Path of the SVG; the PNG lies beside it.
     """
-    many = np.atleast_1d(np.array(figure.subplots(1, len(confusions)), dtype=object))
+    names = [*chart_names(confusions[0][1]["labels"][:-1]), confusions[0][1]["labels"][-1]]
+    size, number = len(names), len(confusions)
+    if size <= MAX_WIDE_LABELS:
+        width, height, rows = WIDTH * number, 1.8 + 0.55 * size, 1
+    else:
+        most = max(max(map(max, confusion["counts"])) for _, confusion in confusions)
+        # A digit of 8 points is 0.07 inches wide, a letter of 10 points 0.08.
+        cell = min(max(SMALL_CELL, 0.14 + 0.07 * len(str(most))), LONGEST_MATRIX / size)
+        beside = 0.4 + 0.08 * max(map(len, names))
+        width, height, rows = cell * size + beside + 1.2, (cell * size + beside + 0.5) * number, number
+    draw = partial(_draw_confusions, confusions=confusions, names=names, rows=rows)
+    return save_chart(draw, path, width=width, height=height)
+
+
+def _draw_confusions(
+    figure: Figure,
+    confusions: Sequence[tuple[str, Mapping[str, Any]]],
+    names: Sequence[str],
+    rows: int,
+) -> None:
+    many = np.atleast_1d(np.array(figure.subplots(rows, len(confusions) // rows), dtype=object))
+    is_wide = len(names) <= MAX_WIDE_LABELS
     for axes, (title, confusion) in zip(many, confusions, strict=True):
-        labels = [short(label) for label in confusion["labels"]]
-        counts = np.array(confusion["counts"], dtype=np.int64)
         percent = np.array(
             [[0.0 if value is None else value for value in row] for row in confusion["row_percent"]]
         )
         shown = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        positions = range(len(labels))
-        axes.set_xticks(positions, labels, rotation=35, ha="right", rotation_mode="anchor")
-        axes.set_yticks(positions, labels)
+        if is_wide:
+            axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
+        else:
+            axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("found as (last column: not found)")
-        axes.set_ylabel("ground truth (last row: nothing there)")
+        axes.set_ylabel("ground truth\n(last row: nothing there)")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        size = 9 if len(labels) <= 10 else 6
-        for row in positions:
-            for column in positions:
-                if counts[row, column] or row == column != len(labels) - 1:
-                    value = confusion["row_percent"][row][column]
-                    share = "" if value is None else f"\n{value:.0f} %"
-                    axes.text(
-                        column,
-                        row,
-                        f"{counts[row, column]}{share}",
-                        ha="center",
-                        va="center",
-                        fontsize=size,
-                        color="white" if percent[row, column] > 55 else "black",
-                    )
+        if len(names) * LEAST_CELL_WITH_COUNT <= LONGEST_MATRIX:
+            _write_counts(axes, confusion, with_percent=is_wide)
         axes.set_title(title or "Boxes by true and found class, IoU 0.5")
-    figure.colorbar(shown, ax=many.tolist(), label="% of the row", shrink=0.8)
+    slim = 20 if is_wide else 30 * rows
+    figure.colorbar(shown, ax=many.tolist(), label="% of the row", shrink=0.8, aspect=slim)
+
+
+def _write_counts(axes: Axes, confusion: Mapping[str, Any], *, with_percent: bool) -> None:
+    counts, percent = confusion["counts"], confusion["row_percent"]
+    for row, column in np.ndindex(len(counts), len(counts)):
+        if row == column == len(counts) - 1:
+            continue
+        share = percent[row][column]
+        text = str(counts[row][column])
+        if with_percent and share is not None:
+            text += f"\n{share:.0f} %"
+        is_dark = share is not None and share > 55
+        axes.text(
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            fontsize=9 if with_percent else 8,
+            color="white" if is_dark else "black" if counts[row][column] or with_percent else GREY,
+        )
 
 
 def _class_bars(figure: Figure, report: Mapping[str, Any]) -> None:
@@ -160,16 +228,23 @@ def _class_bars(figure: Figure, report: Mapping[str, Any]) -> None:
     rows = report["classes"]
     for position, row in enumerate(rows):
         if row["ap50"] is None:
-            axes.text(0.01, position, "no ground truth", va="center", color=GREY, backgroundcolor="white")
+            axes.text(0.01, position, "no ground truth", va="center", color=GREY, bbox=ON_WHITE, zorder=4)
             continue
         axes.barh(position, row["ap50"], color=BLUE, height=0.6)
         ends = row["ap50_interval"]
         if ends:
             axes.plot(ends, [position, position], color="black", linewidth=1.4, marker="|", markersize=9)
         right = max(row["ap50"], ends[1] if ends else 0.0)
-        axes.text(min(right + 0.015, 1.02), position, f"{row['ap50']:.3f}", va="center")
-    names = [f"{short(row['name'])}\nn = {row['num_boxes']} in {row['num_images']} images" for row in rows]
-    axes.set_yticks(range(len(rows)), names)
+        # Above the dashed line of the mean.
+        axes.text(
+            min(right + 0.015, 1.02), position, f"{row['ap50']:.3f}", va="center", bbox=ON_WHITE, zorder=4
+        )
+    names = chart_names([row["name"] for row in rows])
+    labels = [
+        f"{name}\nn = {row['num_boxes']} in {row['num_images']} images"
+        for name, row in zip(names, rows, strict=True)
+    ]
+    axes.set_yticks(range(len(rows)), labels)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.12)
     axes.set_xticks(np.linspace(0, 1, 6))
@@ -186,6 +261,7 @@ def _class_bars(figure: Figure, report: Mapping[str, Any]) -> None:
 def _precision_recall(figure: Figure, report: Mapping[str, Any]) -> None:
     axes = figure.subplots()
     drawn = False
+    names = chart_names([row["name"] for row in report["classes"]])
     for index, (row, curve) in enumerate(zip(report["classes"], report["precision_recall"], strict=True)):
         if curve is None:
             continue
@@ -196,7 +272,7 @@ def _precision_recall(figure: Figure, report: Mapping[str, Any]) -> None:
             [curve["precision"][0], *curve["precision"]],
             color=class_color(index),
             linestyle=style,
-            label=f"{short(row['name'])} (n = {row['num_boxes']})",
+            label=f"{names[index]} (n = {row['num_boxes']})",
         )
         if row["precision"] is not None and row["recall"] is not None:
             axes.plot(
@@ -270,7 +346,10 @@ def _errors(figure: Figure, report: Mapping[str, Any]) -> None:
         most = max([value for value in values if value is not None], default=0) or 1
         for position, value in enumerate(values):
             if value is None:
-                axes.text(0.02 * most, position, "no ground truth", va="center", color=GREY)
+                # With boxes to find, only mending the missed ones can leave none.
+                is_all_missed = names[position] == "missed" and counts[position]
+                why = "every box is missed" if is_all_missed else "no ground truth"
+                axes.text(0.02 * most, position, why, va="center", color=GREY)
                 continue
             axes.barh(position, value, color=RED if axes is left else BLUE, height=0.6)
             axes.text(max(value, 0) + 0.02 * most, position, form.format(value), va="center")

@@ -1,5 +1,6 @@
 """Pictures of the worst errors: what is there, what was found, how the classes scored."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,9 +17,10 @@ from deim.evaluation.report.plots import (
     LONGEST_NAME,
     PAPER,
     Color,
+    Font,
     draw_boxes,
     fit_text,
-    short_name,
+    shown_names,
     write_line,
 )
 from deim.evaluation.split_results import SplitResults
@@ -48,6 +50,8 @@ LEAST_PART = 32
 MAX_TAGS = 12
 """Further boxes of a panel get no tag."""
 MAX_BARS = 20
+LEAST_NAME = 10
+"""Letters that stay of a name beside its bar."""
 
 Rectangle = tuple[float, float, float, float]
 
@@ -77,7 +81,7 @@ def draw_entry(
     """
     part = _surroundings(entry.box_xywh, image.size)
     truth, found = shipped.truth, shipped.found
-    names = _shown_names(shipped.class_names)
+    names = shown_names(shipped.class_names)
     is_hit = np.zeros(len(truth), dtype=np.bool_)
     is_hit[kinds.truth[kinds.kind == ErrorKind.RIGHT]] = True
     boxes = _seen(truth.image, truth.boxes_xywh, entry, part, first="miss")
@@ -86,10 +90,7 @@ def draw_entry(
         part,
         entry,
         boxes_xywh=truth.boxes_xywh[boxes],
-        texts=[
-            short_name(names, int(truth.label[box])) + (" (crowd)" if truth.is_crowd[box] else "")
-            for box in boxes
-        ],
+        texts=[names[int(truth.label[box])] + (" (crowd)" if truth.is_crowd[box] else "") for box in boxes],
         colors=[
             NEUTRAL_COLOR if truth.is_crowd[box] else RIGHT_COLOR if is_hit[box] else WRONG_COLOR
             for box in boxes
@@ -101,7 +102,7 @@ def draw_entry(
         part,
         entry,
         boxes_xywh=found.boxes_xywh[ones],
-        texts=[f"{short_name(names, int(found.label[one]))} {found.scores[one]:.2f}" for one in ones],
+        texts=[f"{names[int(found.label[one])]} {found.scores[one]:.2f}" for one in ones],
         colors=[_color_of_kind(int(kinds.kind[one])) for one in ones],
     )
     x1, y1, x2, y2 = part
@@ -125,7 +126,7 @@ def draw_entry(
     for left, title, panel in (
         (0, truth_title, truth_picture),
         (PICTURE_SIDE + GAP, found_title, found_picture),
-        (2 * (PICTURE_SIDE + GAP), bars_title, _bars(entry, names, score_thresholds)),
+        (2 * (PICTURE_SIDE + GAP), bars_title, _bars(entry, shipped.class_names, score_thresholds)),
     ):
         write_line(canvas, (left, top), title, size=CAPTION_SIZE, color=INK)
         canvas.paste(panel, (left, top + CAPTION_HEIGHT))
@@ -226,6 +227,7 @@ def _bars(
     bar_left = 4 if is_stacked else 134
     bar_width = BARS_WIDTH - bar_left - number_width - 4
     name_width = BARS_WIDTH - 8 if is_stacked else bar_left - 10
+    names = _names_within(class_names, font, name_width)
     for row, label in enumerate(labels):
         score, threshold = entry.class_scores[label], float(score_thresholds[label])
         if label == entry.right_label:
@@ -233,7 +235,7 @@ def _bars(
         else:
             color = WRONG_COLOR if score > 0 and score >= threshold else NEUTRAL_COLOR
         top, bottom = row * row_height, (row + 1) * row_height - 4
-        name = fit_text(class_names[label], font, name_width)
+        name = fit_text(names[label], font, name_width)
         if is_stacked:
             draw.text((bar_left, top), name, font=font, fill=INK)
             top += 17
@@ -268,30 +270,18 @@ def _labels_of_bars(entry: GalleryEntry) -> list[int]:
     return sorted(ranked[:MAX_BARS])
 
 
-def _shown_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Names for the pictures: if some are too long for a tag, without the words that all have in common."""
-    names = tuple(short_name(class_names, label, longest=200) for label in range(len(class_names)))
-    if len(names) < 2 or max(map(len, names)) <= LONGEST_NAME:
-        return names
-    start = _common_words(names)
-    end = _common_words([name[start:][::-1] for name in names])
-    stripped = tuple(name[start : len(name) - end] for name in names)
-    return stripped if all(stripped) else names
+def _names_within(class_names: Sequence[str], font: Font, width: float) -> tuple[str, ...]:
+    """Names so short that all fit a width, and still differ; a few letters at least stay."""
+    longest = LONGEST_NAME
+    names = shown_names(class_names, longest=longest)
+    while longest > LEAST_NAME and max(map(font.getlength, names), default=0.0) > width:
+        longest -= 1
+        names = shown_names(class_names, longest=longest)
+    return names
 
 
-def _common_words(names: Sequence[str]) -> int:
-    """Number of characters that all names begin with, up to the end of a word."""
-    length = 0
-    for position, letters in enumerate(zip(*names, strict=False)):
-        if len(set(letters)) > 1:
-            break
-        if letters[0] in " _-./":
-            length = position + 1
-    return length
-
-
-def _shown_caption(caption: str, class_names: Sequence[str], shown_names: Sequence[str]) -> str:
+def _shown_caption(caption: str, class_names: Sequence[str], names: Sequence[str]) -> str:
+    shown = {name: short for name, short in zip(class_names, names, strict=True) if name}
     # The longest first: a name may be part of another one.
-    for name, shown in sorted(zip(class_names, shown_names, strict=True), key=lambda pair: -len(pair[0])):
-        caption = caption.replace(name, shown) if name else caption
-    return caption
+    pattern = "|".join(re.escape(name) for name in sorted(shown, key=len, reverse=True))
+    return re.sub(pattern, lambda match: shown[match[0]], caption) if shown else caption

@@ -2,7 +2,8 @@
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,13 +167,11 @@ def draw_detections(
         A new RGB image, `scale` times the size.
     """
     labels, scores = detections.labels.tolist(), detections.scores.tolist()
+    names = shown_names(class_names)
     return draw_boxes(
         image,
         detections.boxes_xyxy,
-        texts=[
-            f"{short_name(class_names, label)} {score:.2f}"
-            for label, score in zip(labels, scores, strict=True)
-        ],
+        texts=[f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)],
         colors=[class_color(label) for label in labels],
         scale=scale,
     )
@@ -197,6 +196,7 @@ def contact_sheet(samples: Sequence[SheetEntry], *, title: str, class_names: Seq
     if len(samples) > MAX_SAMPLES:
         raise ValueError(f"contact_sheet: too many samples, got {len(samples)}. At most {MAX_SAMPLES} fit.")
     panel_height = _panel_height([sample.image for sample in samples])
+    names = shown_names(class_names)
     cells = []
     for sample in samples:
         labels = sample.labels.tolist()
@@ -204,7 +204,7 @@ def contact_sheet(samples: Sequence[SheetEntry], *, title: str, class_names: Seq
         truth = draw_boxes(
             sample.image,
             sample.boxes_xyxy,
-            texts=[short_name(class_names, label) for label in labels],
+            texts=[names[label] for label in labels],
             colors=[class_color(label) for label in labels],
             scale=scale,
         )
@@ -310,9 +310,7 @@ def fit_text(text: str, font: Font, width: float) -> str:
         font: What it will be written in.
         width: In pixels.
     """
-    folded = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
-    ascii_text = "".join(one if one.isascii() else "?" for one in folded if not unicodedata.combining(one))
-    text = " ".join(ascii_text.split())
+    text = " ".join("".join(one if one.isascii() else "?" for one in _without_accents(text)).split())
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -320,18 +318,96 @@ def fit_text(text: str, font: Font, width: float) -> str:
     return text + "…"
 
 
+def shown_names(
+    names: Sequence[str],
+    *,
+    kind: str = "class",
+    longest: int = LONGEST_NAME,
+    has_glyph: Callable[[str], bool] | None = None,
+) -> tuple[str, ...]:
+    """Names as pictures and charts show them: short, in letters that the font has, and all different.
+
+    If some are too long, the words that all begin with or end with are left out of all. A name that is still
+    too long is cut at its end, or in its middle if another one would look the same. A name in a script that
+    the font lacks, and one that looks like another for all that, becomes its kind and index: `class 3`.
+
+    Args:
+        names: Of all classes, or of all runs, in their order.
+        kind: What the names are of.
+        longest: Characters, at least 10.
+        has_glyph: Whether the font has a character; others become question marks. None is Pillow's bundled
+            font, for which `fit_text` drops accents.
+
+    Returns:
+        As many names.
+    """
+    stand_ins = [f"{kind} {index}" for index in range(len(names))]
+    whole = [
+        _readable(name, stand_in, has_glyph or _is_ascii_without_accents)
+        for name, stand_in in zip(names, stand_ins, strict=True)
+    ]
+    if max(map(len, whole), default=0) > longest:
+        whole = _without_common_words(whole)
+    shown = [name if len(name) <= longest else name[: longest - 1] + "…" for name in whole]
+    times = Counter(shown)
+    head, tail = (longest - 1) // 2, longest // 2
+    shown = [
+        f"{name[:head]}…{name[-tail:]}" if len(name) > longest and times[cut] > 1 else cut
+        for name, cut in zip(whole, shown, strict=True)
+    ]
+    while len(times := Counter(shown)) < len(shown):
+        # Once more if a class is called `class 3`.
+        shown = [
+            stand_in if times[name] > 1 else name for name, stand_in in zip(shown, stand_ins, strict=True)
+        ]
+    return tuple(shown)
+
+
 def short_name(class_names: Sequence[str], label: int, longest: int = LONGEST_NAME) -> str:
-    """Name of a class as pictures show it; `class 3` for one in a script that the font lacks.
+    """Name of one class as `shown_names` has it.
 
     Args:
         class_names: Name of each class index.
         label: 0-based class index.
-        longest: Characters; longer names are cut.
+        longest: Characters, at least 10.
     """
-    name = class_names[label]
-    if not any(one.isascii() for one in unicodedata.normalize("NFKD", name)):
-        return f"class {label}"  # it would be nothing but question marks
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+    return shown_names(class_names, longest=longest)[label]
+
+
+def _readable(name: str, stand_in: str, has_glyph: Callable[[str], bool]) -> str:
+    name = " ".join(name.split())
+    if name.isascii() and name.isprintable():
+        return name or stand_in
+    shown = "".join(one if has_glyph(one) else "?" for one in name)
+    is_lost = shown != name and not any(one.isalnum() for one in shown)
+    return stand_in if is_lost else shown
+
+
+def _without_accents(text: str) -> str:
+    folded = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
+    return "".join(one for one in folded if not unicodedata.combining(one))
+
+
+def _is_ascii_without_accents(character: str) -> bool:
+    return _without_accents(character).isascii()
+
+
+def _without_common_words(names: Sequence[str]) -> list[str]:
+    start = _common_words(names)
+    end = _common_words([name[start:][::-1] for name in names])
+    stripped = [name[start : len(name) - end] for name in names]
+    return stripped if len(names) > 1 and all(stripped) else list(names)
+
+
+def _common_words(names: Sequence[str]) -> int:
+    """Number of characters that all names begin with, up to the end of a word."""
+    length = 0
+    for position, letters in enumerate(zip(*names, strict=False)):
+        if len(set(letters)) > 1:
+            break
+        if letters[0] in " _-./":
+            length = position + 1
+    return length
 
 
 def _tag_size(text: str, font: Font) -> tuple[float, float]:
