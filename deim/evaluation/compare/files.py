@@ -20,7 +20,7 @@ from deim.evaluation.compare.runs import ComparedRun, compare_runs, describe_com
 from deim.evaluation.report.files import ImageFolder, check_report_path
 from deim.evaluation.report.gallery import NEUTRAL_COLOR, RIGHT_COLOR, WRONG_COLOR
 from deim.evaluation.report.page import Cell, Section, Table, embed_image, embed_svg, render_page
-from deim.evaluation.report.plots import Panel, PanelRow, panel_sheet, short_name
+from deim.evaluation.report.plots import Panel, PanelRow, panel_sheet, shown_names
 from deim.evaluation.report.tables import DASH
 from deim.evaluation.report.tree import write_whole
 
@@ -171,7 +171,7 @@ def _number(value: float | None, *, digits: int = 3) -> str:
 
 def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Image:
     assignments = [assign(run.shipped, compute_overlaps(run.shipped)) for run in runs]
-    names = runs[0].results.class_names
+    names = shown_names(runs[0].results.class_names)
     rows = []
     for position in images_that_differ(runs, NUM_IMAGES):
         image = images.read(position)
@@ -183,7 +183,7 @@ def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Imag
             Panel(
                 caption=f"ground truth: {int(boxes.sum())}",
                 boxes_xyxy=xywh_to_xyxy(torch.from_numpy(truth.boxes_xywh[boxes])),
-                texts=[short_name(names, int(label)) for label in truth.label[boxes]],
+                texts=[names[label] for label in truth.label[boxes]],
                 colors=[RIGHT_COLOR] * int(boxes.sum()),
             )
         ]
@@ -197,8 +197,7 @@ def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Imag
                     caption=f"{run.name}: {int(is_right.sum())} right, {int(is_false.sum())} wrong",
                     boxes_xyxy=xywh_to_xyxy(torch.from_numpy(found.boxes_xywh[ones])),
                     texts=[
-                        f"{short_name(names, label)} {score:.2f}"
-                        for label, score in zip(labels, scores, strict=True)
+                        f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)
                     ],
                     colors=[
                         RIGHT_COLOR if right else WRONG_COLOR if false else NEUTRAL_COLOR
