@@ -151,7 +151,7 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, signal_number: in
     ("number", "signal_number"),
     [
         pytest.param(0, signal.SIGTERM, id="in the first step", marks=pytest.mark.slow),
-        pytest.param(3, signal.SIGINT, id="in the last of an epoch"),
+        pytest.param(3, signal.SIGINT, id="in the last of an epoch", marks=pytest.mark.slow),
         pytest.param(17, signal.SIGTERM, id="in the final stage", marks=pytest.mark.slow),
         pytest.param(23, signal.SIGINT, id="in the last of all", marks=pytest.mark.slow),
     ],

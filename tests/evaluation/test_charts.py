@@ -140,6 +140,7 @@ def test_long_names_differ_in_every_chart(drawn: dict[str, Figure]) -> None:
     assert len(set(classes)) == len(classes) == 21
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("class_names", "run_names"), [(HARD_NAMES[:1], LONG_RUNS * 4), (LONG_NAMES, LONG_RUNS)]
 )

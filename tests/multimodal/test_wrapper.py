@@ -255,6 +255,7 @@ def test_every_size_of_detector_is_exact_at_the_start_and_keeps_its_boxes(name):
     assert torch.equal(moved["pred_boxes"], expected["pred_boxes"])
 
 
+@pytest.mark.slow
 def test_inference_imports_no_text_encoder():
     program = """
 import sys, torch
