@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from deim.boxes import xywh_to_xyxy
-from deim.evaluation.assignment import assign, compute_overlaps
 from deim.evaluation.compare.charts import draw_comparison_charts, draw_confusion_pairs
 from deim.evaluation.compare.runs import ComparedRun, compare_runs, describe_comparison, images_that_differ
 from deim.evaluation.report.files import ImageFolder, check_report_path
@@ -170,7 +169,6 @@ def _number(value: float | None, *, digits: int = 3) -> str:
 
 
 def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Image:
-    assignments = [assign(run.shipped, compute_overlaps(run.shipped)) for run in runs]
     names = shown_names(runs[0].results.class_names)
     rows = []
     for position in images_that_differ(runs, NUM_IMAGES):
@@ -187,11 +185,11 @@ def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Imag
                 colors=[RIGHT_COLOR] * int(boxes.sum()),
             )
         ]
-        for run, assignment in zip(runs, assignments, strict=True):
+        for run in runs:
             found = run.shipped.found
             ones = (found.image == position).nonzero()[0]
             labels, scores = found.label[ones].tolist(), found.scores[ones].tolist()
-            is_right, is_false = assignment.is_hit[0, ones], assignment.is_false[0, ones]
+            is_right, is_false = run.assignment.is_hit[0, ones], run.assignment.is_false[0, ones]
             panels.append(
                 Panel(
                     caption=f"{run.name}: {int(is_right.sum())} right, {int(is_false.sum())} wrong",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.errors import DataError
-from deim.evaluation.assignment import COCO_IOU_THRESHOLDS, assign, compute_overlaps
+from deim.evaluation.assignment import COCO_IOU_THRESHOLDS, Assignment, assign, compute_overlaps
 from deim.evaluation.bootstrap import (
     LEVEL,
     Difference,
@@ -53,6 +53,8 @@ class ComparedRun:
     """Raw detections."""
     shipped: SplitResults
     """Those that count at the run's operating points."""
+    assignment: Assignment
+    """Of these, at IoU 0.5."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,13 +110,15 @@ def read_runs(paths: Sequence[Path], *, split: str) -> list[ComparedRun]:
         results = split_results(
             scored.ground_truth, scored.predictions, normal_class=scored.provenance.dataset.normal_class
         )
+        shipped = results.with_found(scored.points.keep(results.found))
         runs.append(
             ComparedRun(
                 name=name,
                 path=place,
                 report=read_report(place),
                 results=results,
-                shipped=results.with_found(scored.points.keep(results.found)),
+                shipped=shipped,
+                assignment=assign(shipped, compute_overlaps(shipped)),
             )
         )
     for run in runs[1:]:
@@ -189,13 +193,13 @@ def images_that_differ(runs: Sequence[ComparedRun], number: int) -> list[int]:
         Ascending positions; those with the largest difference in false and missed boxes between any two runs,
         of equals the first.
     """
-    errors = np.stack([_errors_per_image(run.shipped) for run in runs])
+    errors = np.stack([_errors_per_image(run) for run in runs])
     spread = errors.max(axis=0) - errors.min(axis=0)
     return sorted(np.argsort(-spread, kind="stable")[:number].tolist())
 
 
-def _errors_per_image(shipped: SplitResults) -> NDArray[np.int64]:
-    assignment = assign(shipped, compute_overlaps(shipped))
+def _errors_per_image(run: ComparedRun) -> NDArray[np.int64]:
+    shipped, assignment = run.shipped, run.assignment
     is_missed = ~shipped.truth.is_crowd
     is_missed[assignment.truth[0, assignment.is_hit[0]]] = False
     counts: NDArray[np.int64] = np.bincount(

@@ -15,7 +15,8 @@ READING_HELP = (
     "An escape is a defective image on which no detection overlaps a defect by IoU 0.50 or more, whatever "
     "their classes; overkill is a good image with any detection of a defect class.",
     "Intervals say how far a score would move with other images of the same kind. They leave out the chance "
-    "in training: another seed is another detector.",
+    "in training: another seed is another detector. In simulations nineteen of twenty held the truth, but of "
+    "those of mAP over IoU 0.50 to 0.95 only about nine of ten.",
 )
 
 
