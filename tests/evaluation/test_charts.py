@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from deim.evaluation.assignment import assign, compute_overlaps
 from deim.evaluation.compare import charts as comparison
 from deim.evaluation.compare.runs import ComparedRun
 from deim.evaluation.report import charts
@@ -57,6 +58,7 @@ def make_runs(run_names: tuple[str, ...], class_names: tuple[str, ...]) -> list[
             report=make_report(class_names, hours=2 + k / 100),
             results=results,
             shipped=results,
+            assignment=assign(results, compute_overlaps(results)),
         )
         for k, name in enumerate(run_names)
     ]
