@@ -103,8 +103,6 @@ class ModelOutput(LayerOutput):
     """(1,) float: distances are in units of box side / reg_scale."""
     query_features: NotRequired[Tensor]
     """(B, Q, D) float: what the last class head reads; in evaluation mode, if asked for."""
-    quality_correction: NotRequired[Tensor]
-    """(B, Q, 1) float: added to the last class head's logits for sharp edges; with `query_features`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

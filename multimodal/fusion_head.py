@@ -186,7 +186,12 @@ class FusionHead(nn.Module):
 
 
 def parameter_groups(
-    head: FusionHead, base_lr: float, *, weight_decay: float, class_head: nn.Linear | None = None
+    head: FusionHead,
+    base_lr: float,
+    *,
+    weight_decay: float,
+    class_head_change: nn.Linear | None = None,
+    class_head_from_epoch: int = 0,
 ) -> list[dict[str, Any]]:
     """Sort the parameters for the optimiser; each group keeps its flat learning rate as `flat_lr`.
 
@@ -197,7 +202,8 @@ def parameter_groups(
         head: The fusion head.
         base_lr: Learning rate of a class head that is trained on.
         weight_decay: Of the weights of projection and adapter; nothing else decays.
-        class_head: The detector's last class head, where it is to be trained at some time.
+        class_head_change: Of the wrapper, where the detector's last class head is trained at some time.
+        class_head_from_epoch: First epoch (0-based) in which it is; its rate is 0 before.
 
     Returns:
         Groups with a `name` each: `text_layers` and `text_layers_undecayed` (10 times the base), `background`
@@ -212,14 +218,15 @@ def parameter_groups(
         ("scales", scales, SCALES_FACTOR, 0.0),
         ("gate", [head.gate], GATE_FACTOR, 0.0),
     ]
-    if class_head is not None:
-        groups.append(("class_head", list(class_head.parameters()), 1.0, 0.0))
+    if class_head_change is not None:
+        groups.append(("class_head", list(class_head_change.parameters()), 1.0, 0.0))
     return [
         {
             "name": name,
             "params": parameters,
             "lr": base_lr * factor,
             "flat_lr": base_lr * factor,
+            "first_epoch": class_head_from_epoch if name == "class_head" else 0,
             "weight_decay": decay,
         }
         for name, parameters, factor, decay in groups

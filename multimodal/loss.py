@@ -16,7 +16,7 @@ from deim.loss.criterion import LossCounts, Matching
 from deim.loss.matcher import HungarianMatcher, PackedTargets, pack_targets
 from deim.loss.terms import matchability_aware_loss
 from deim.structures import LayerOutput, Target
-from multimodal.wrapper import FusedOutput
+from multimodal.wrapper import DetectorFindings, FusedOutput
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +133,6 @@ class FusionCriterion(nn.Module):
         matched = self.match(outputs, targets, epoch=epoch)
         return self.terms(outputs, matched, matched.counts)
 
-    @torch.no_grad()
     def match(self, outputs: FusedOutput, targets: Sequence[Target], *, epoch: int) -> FusionMatched:
         """Assign boxes to queries by the detector's own output, and choose the background queries.
 
@@ -145,7 +144,25 @@ class FusionCriterion(nn.Module):
         Raises:
             NonFiniteError: If the costs are NaN or infinite.
         """
-        logits, boxes = outputs["detector_logits"].float(), outputs["pred_boxes"].float()
+        return self._match(outputs["detector_logits"], outputs["pred_boxes"], targets, epoch=epoch)
+
+    def match_findings(self, found: DetectorFindings, targets: Sequence[Target]) -> FusionMatched:
+        """Do the same for what the detector found, with the cost of the first epoch.
+
+        Args:
+            found: Of a batch.
+            targets: Ground truth, an image each.
+
+        Raises:
+            NonFiniteError: If the costs are NaN or infinite.
+        """
+        return self._match(found.pred_logits, found.pred_boxes, targets, epoch=0)
+
+    @torch.no_grad()
+    def _match(
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], *, epoch: int
+    ) -> FusionMatched:
+        logits, boxes = logits.float(), boxes.float()
         device = logits.device
         with torch.autocast(device.type, enabled=False):
             packed = pack_targets(targets, device=device)

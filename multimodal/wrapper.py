@@ -1,7 +1,7 @@
-"""The detector of phase 1, frozen, with the fusion head on top."""
+"""The detector of phase 2, frozen, with the fusion head on top."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
@@ -22,8 +22,15 @@ class DetectorFindings:
     """(B, Q, C) float, before the sigmoid."""
     pred_boxes: Tensor
     """(B, Q, 4) float, cxcywh."""
-    quality_correction: Tensor
-    """(B, Q, 1) float: pred_logits less the last class head's logits; only its training needs it."""
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "DetectorFindings":
+        """Copy to a device."""
+        return DetectorFindings(
+            **{
+                part.name: getattr(self, part.name).to(device, non_blocking=non_blocking)
+                for part in fields(self)
+            }
+        )
 
 
 class FusedOutput(ModelOutput):
@@ -33,7 +40,7 @@ class FusedOutput(ModelOutput):
     """
 
     detector_logits: Tensor
-    """(B, Q, C) float, before the sigmoid: the detector's own, without gradient."""
+    """(B, Q, C) float, before the sigmoid: the detector's own."""
     evidence: TextEvidence
     """What the text says of every query."""
 
@@ -44,15 +51,20 @@ class TextFusedDetector(nn.Module):
     The detector stays in evaluation mode whatever `train` is told, makes no denoising queries, and no
     gradient enters it. Before the first step the output equals its own exactly; boxes always do.
 
+    Its last class head may be trained too. What changes is then not the head itself but a linear layer whose
+    logits are added to its own and which starts at 0: the same function, learned by the same steps, while
+    the detector's weights, and with them the matches and all that is cached of it, stay as they are.
+
     Args:
         detector: The trained detector; it is frozen in place.
         head: The fusion head.
+        train_class_head: Add the change of the last class head.
 
     Raises:
         ValueError: If the numbers of classes, or the widths of the queries, differ.
     """
 
-    def __init__(self, detector: Detector, head: FusionHead) -> None:
+    def __init__(self, detector: Detector, head: FusionHead, *, train_class_head: bool = False) -> None:
         super().__init__()
         self.detector = detector.requires_grad_(False).eval()
         self.head = head
@@ -61,38 +73,27 @@ class TextFusedDetector(nn.Module):
                 f"head: got text of {head.num_classes} classes for a detector of {detector.num_classes}. "
                 f"Each class needs its text. Build the text bank with the detector's classes, in their order."
             )
-        if head.query_dim != self.class_head.in_features:
+        width = query_dim(detector)
+        if head.query_dim != width:
             raise ValueError(
-                f"head: got query_dim {head.query_dim} for a detector whose queries have "
-                f"{self.class_head.in_features}. Both must be equal. Build the head with the detector's "
-                f"hidden_dim."
+                f"head: got query_dim {head.query_dim} for a detector whose queries have {width}. Both must "
+                f"be equal. Build the head with the detector's hidden_dim."
             )
+        self.class_head_change = nn.Linear(width, detector.num_classes) if train_class_head else None
+        if self.class_head_change is not None:
+            nn.init.zeros_(self.class_head_change.weight)
+            nn.init.zeros_(self.class_head_change.bias)
 
     @property
     def num_classes(self) -> int:
         """C, the classes that are told apart."""
         return self.detector.num_classes
 
-    @property
-    def class_head(self) -> nn.Linear:
-        """The detector's last class head."""
-        head = self.detector.decoder.dec_score_head[-1]
-        assert isinstance(head, nn.Linear)
-        return head
-
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the head; the detector stays in evaluation mode."""
         super().train(mode)
         self.detector.eval()
         return self
-
-    def unfreeze_class_head(self) -> None:
-        """Let the detector's last class head be trained too; its boxes do not depend on it.
-
-        Call it before the model is copied for averaging or spread over processes: both look once, at their
-        start, which parameters are trained.
-        """
-        self.class_head.requires_grad_(True)
 
     def forward(
         self,
@@ -118,14 +119,15 @@ class TextFusedDetector(nn.Module):
         found = images if isinstance(images, DetectorFindings) else self.find(images)
         evidence = self.head.evidence(found.query_features)
         logits = found.pred_logits
-        if self.class_head.weight.requires_grad:
-            logits = self.class_head(found.query_features.float()) + found.quality_correction
+        if self.class_head_change is not None:
+            with torch.autocast(logits.device.type, enabled=False):
+                logits = logits.float() + self.class_head_change(found.query_features.float())
         # Contiguous, because the sigmoid of a view rounds otherwise than that of the detector's own tensor.
         fused = self.head.fuse(logits, evidence)[..., : self.num_classes].contiguous()
         return {
             "pred_logits": fused,
             "pred_boxes": found.pred_boxes,
-            "detector_logits": logits.detach(),
+            "detector_logits": found.pred_logits,
             "evidence": evidence,
         }
 
@@ -147,5 +149,11 @@ class TextFusedDetector(nn.Module):
             query_features=output["query_features"],
             pred_logits=output["pred_logits"],
             pred_boxes=output["pred_boxes"],
-            quality_correction=output["quality_correction"],
         )
+
+
+def query_dim(detector: Detector) -> int:
+    """Width of what the detector's last class head reads."""
+    head = detector.decoder.dec_score_head[-1]
+    assert isinstance(head, nn.Linear)
+    return head.in_features

@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from deim.config import config_to_yaml, load_config
+from deim.config import config_to_yaml
+from deim.engine.experiment import load_experiment
 from deim.errors import DeimError
 
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        config = load_config(args.path or args.config, args.overrides)
+        config = load_experiment(args.path or args.config, args.overrides)
     except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -11,9 +11,10 @@ import logging
 import sys
 from pathlib import Path
 
+from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from deim.config import Config, load_config
+from deim.config import Config
 from deim.data.build import build_splits, prepare_root
 from deim.engine.build import (
     build_trainer,
@@ -21,9 +22,9 @@ from deim.engine.build import (
     refuse_existing_run,
     settle_folder,
 )
-from deim.engine.checkpoint import load_trained
 from deim.engine.device import select_device
 from deim.engine.distributed import World, join_world
+from deim.engine.experiment import load_experiment
 from deim.engine.run_state import Validation
 from deim.engine.signals import ignore_stop_signals
 from deim.errors import DeimError, StopSignalError
@@ -31,7 +32,7 @@ from deim.evaluation.assess import assess, to_validation, validation_sheet
 from deim.evaluation.evaluator import Evaluator
 from deim.evaluation.report.tables import format_class_table, format_operating_table
 from deim.evaluation.report.words import describe_report
-from deim.model.detector import Detector
+from multimodal.build import load_trained, subject_builder
 
 
 def train(config: Config, world: World, *, resume: str | None, overwrite: bool, force: bool) -> None:
@@ -63,7 +64,7 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
         world=world,
     )
 
-    def validate(model: Detector) -> Validation:
+    def validate(model: nn.Module) -> Validation:
         evaluation = evaluator.evaluate(model)
         if not (config.runtime.tensorboard and world.is_main):
             return to_validation(evaluation.metrics)
@@ -75,6 +76,7 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
         config,
         splits,
         validate=validate,
+        build_subject=subject_builder(config),
         overwrite=overwrite,
         resume_from=resume_from,
         force=force,
@@ -121,7 +123,7 @@ def main() -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is already there")
     args = parser.parse_args()
     try:
-        config = load_config(args.config, args.set)
+        config = load_experiment(args.config, args.set)
         with join_world(config.runtime.device) as world:
             level = logging.INFO if world.is_main else logging.ERROR
             logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)

@@ -5,7 +5,7 @@ knows a single option: names, types and defaults come from the dataclasses.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,12 +25,19 @@ EXPONENT: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 NAMES: Final = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    read_detector: Callable[[str], Mapping[str, object]] | None = None,
+) -> Config:
     """Read an experiment: its bases, its own file, then the overrides.
 
     Args:
         path: YAML file; its `_base_` files are relative to it.
         overrides: `key.path=value` each, value in YAML; together they are merged like one last file.
+        read_detector: Gives the options of the checkpoint that `multimodal.detector` names, as the lowest
+            base of an experiment of phase 2; see `deim.engine.experiment`.
 
     Returns:
         The valid config; it shares nothing with any other.
@@ -38,7 +45,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: If a file cannot be read or any option is wrong; one line for each problem.
     """
-    return _read_block(Config, merge(load_tree(Path(path)), override_tree(overrides)), "")
+    tree = merge(load_tree(Path(path)), override_tree(overrides))
+    detector = _child(_child(tree, "multimodal"), "detector")
+    if read_detector is not None and detector is not None and isinstance(detector.value, str):
+        base = to_tree(read_detector(detector.value), detector.value)
+        _refuse_another_model(base, tree)
+        tree = merge(base, tree)
+    return _read_block(Config, tree, "")
+
+
+def _child(node: Node | None, key: str) -> Node | None:
+    return node.value.get(key) if node is not None and isinstance(node.value, dict) else None
+
+
+def _refuse_another_model(base: Node, tree: Node) -> None:
+    """The model of phase 2 is the detector's; an experiment may repeat it, but not change it."""
+    own = _child(tree, "model")
+    if own is not None and _values(merge(base, tree).value["model"]) != _values(base.value["model"]):
+        raise ConfigError(
+            f"{own.where}: model: is not that of the detector {base.where}, which phase 2 keeps as it is. "
+            f"Leave the block out."
+        )
+
+
+def _values(node: Node) -> object:
+    if isinstance(node.value, dict):
+        return {key: _values(child) for key, child in node.value.items()}
+    return list(node.value) if isinstance(node.value, tuple) else node.value
 
 
 def load_block(path: str | Path, key: str, block_class: type[T]) -> T:

@@ -1,7 +1,8 @@
-"""Every option of the project, with its unit, range and default; those of the model are in `model_schema.py`.
+"""Every option of the project, with its unit, range and default.
 
-The defaults are those of the reference recipe where one exists. `loader.py` turns YAML into these classes and
-reports every problem at once; the ranges below are checked on construction, so a `Config` in hand is valid.
+Those of the model are in `model_schema.py`, those of phase 2 in `multimodal_schema.py`. The defaults are
+those of the reference recipe where one exists. `loader.py` turns YAML into these classes and reports every
+problem at once; the ranges below are checked on construction, so a `Config` in hand is valid.
 """
 
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Literal
 
 from deim.config.checks import below, check, not_fraction, not_positive
 from deim.config.model_schema import ModelConfig
+from deim.config.multimodal_schema import MultimodalConfig
 
 Auto = Literal["auto"]
 
@@ -424,6 +426,8 @@ class Config:
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    multimodal: MultimodalConfig | None = None
+    """Phase 2, text fusion on a frozen detector; null trains a detector."""
 
     def __post_init__(self) -> None:
         height, width = self.image_size_hw

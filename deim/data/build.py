@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -20,6 +20,8 @@ from deim.data.synthetic import make_synthetic_dataset
 from deim.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 WORKER_ERROR_MARK = "deim.errors.DataError: "
 
@@ -144,6 +146,26 @@ def build_train_batches(
     return EpochBatches(len(split), batch_size, seed=config.seed, rank=rank, num_ranks=num_ranks)
 
 
+def build_train_dataset(
+    config: Config, split: CocoSplit, *, augmentation: Augmentation | None
+) -> DetectionDataset:
+    """Build the training images with their targets.
+
+    Args:
+        config: The experiment.
+        split: Training data, whose classes are those of the detector.
+        augmentation: Random changes; None for none.
+    """
+    return DetectionDataset(
+        split,
+        {category_id: index for index, category_id in enumerate(split.category_ids)},
+        input_format=input_format(config),
+        augmentation=augmentation,
+        seed=config.seed,
+        cache_bytes=config.data.cache_mb * 2**20,
+    )
+
+
 def build_train_loader(
     config: Config, split: CocoSplit, *, augmentation: Augmentation, batches: EpochBatches
 ) -> DataLoader[Batch]:
@@ -155,15 +177,8 @@ def build_train_loader(
         augmentation: Random changes.
         batches: Which images make a batch.
     """
-    dataset = DetectionDataset(
-        split,
-        {category_id: index for index, category_id in enumerate(split.category_ids)},
-        input_format=input_format(config),
-        augmentation=augmentation,
-        seed=config.seed,
-        cache_bytes=config.data.cache_mb * 2**20,
-    )
-    return _loader(dataset, batches, num_workers=config.data.num_workers)
+    dataset = build_train_dataset(config, split, augmentation=augmentation)
+    return load_batches(dataset, batches, num_workers=config.data.num_workers)
 
 
 def build_eval_loader(
@@ -190,12 +205,19 @@ def build_eval_loader(
     own = range(rank, len(split), num_ranks)
     size = config.eval_batch_size
     batches = [list(own[start : start + size]) for start in range(0, len(own), size)]
-    return _loader(dataset, batches, num_workers=config.num_workers)
+    return load_batches(dataset, batches, num_workers=config.num_workers)
 
 
-def _loader(
+def load_batches(
     dataset: DetectionDataset, batches: Iterable[list[Any]], *, num_workers: int
 ) -> DataLoader[Batch]:
+    """Build a loader of given batches.
+
+    Args:
+        dataset: Images and targets.
+        batches: The items of each batch.
+        num_workers: Processes that load images; 0 loads in this one.
+    """
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         # A generator of its own: the workers' seeds must not draw from the one that training uses.
@@ -219,7 +241,7 @@ def _leave_process_group(worker: int) -> None:  # noqa: ARG001
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def iterate(loader: DataLoader[Batch]) -> Iterator[Batch]:
+def iterate(loader: Iterable[T]) -> Iterator[T]:
     """Batches of a loader; a DataError from a worker process arrives with its own message only.
 
     Raises:

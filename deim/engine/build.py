@@ -4,24 +4,24 @@ import logging
 import shutil
 from pathlib import Path
 
+from torch import nn
+
 from deim.config import Config, config_to_yaml
-from deim.data.build import Splits, build_augmentation, build_train_batches, build_train_loader
+from deim.data.build import Splits, build_train_batches
 from deim.engine.checkpoint import UNFINISHED, previous_path, remove_unfinished
 from deim.engine.device import select_device, select_precision
 from deim.engine.distributed import World, exchange_gradients
 from deim.engine.ema import ModelEma
-from deim.engine.optimizer import build_optimizer
 from deim.engine.preflight import BatchPlan, plan_batches, preflight
 from deim.engine.run_state import RunParts, Validate
 from deim.engine.schedule import resolve_ema, resolve_schedule
 from deim.engine.seeding import seed_everything, use_deterministic_operations
 from deim.engine.step import StepParts
+from deim.engine.subject import BuildSubject, Setting, build_detector_subject
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, TrainingError
-from deim.loss.build import build_criterion
-from deim.model.build import build_model
+from deim.model.detector import Detector
 from deim.model.recompute import recompute_activations
-from deim.model.weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ def build_trainer(
     splits: Splits,
     *,
     validate: Validate,
+    build_subject: BuildSubject = build_detector_subject,
     overwrite: bool = False,
     resume_from: Path | None = None,
     force: bool = False,
@@ -103,6 +104,7 @@ def build_trainer(
         config: The experiment.
         splits: Training and validation data.
         validate: Scores a model on the validation split.
+        build_subject: Builds what is trained; the default is a detector.
         overwrite: Replace a run that the folder already holds; without it that is refused.
         resume_from: Checkpoint to go on from; None for a new run.
         force: Go on though data or options have changed since.
@@ -117,7 +119,15 @@ def build_trainer(
     if not overwrite:
         refuse_existing_run(folder, resume_from=resume_from, may_begin_anew=may_begin_anew)
     plan = plan_batches(config, world)
-    parts = _build_parts(config, splits, validate=validate, plan=plan, world=world, fresh=resume_from is None)
+    parts = _build_parts(
+        config,
+        splits,
+        validate=validate,
+        build_subject=build_subject,
+        plan=plan,
+        world=world,
+        is_new=resume_from is None,
+    )
     trainer = Trainer(config, parts, folder=folder)
     if resume_from is not None:
         trainer.resume(resume_from, force=force)
@@ -148,7 +158,14 @@ def _micro_batch_size(trainer: Trainer, plan: BatchPlan) -> int | None:
 
 
 def _build_parts(
-    config: Config, splits: Splits, *, validate: Validate, plan: BatchPlan, world: World, fresh: bool
+    config: Config,
+    splits: Splits,
+    *,
+    validate: Validate,
+    build_subject: BuildSubject,
+    plan: BatchPlan,
+    world: World,
+    is_new: bool,
 ) -> RunParts:
     device = select_device(config.runtime.device, world=world)
     precision = select_precision(config.runtime.amp, device)
@@ -158,42 +175,63 @@ def _build_parts(
     batches = build_train_batches(
         config, splits.train, batch_size=plan.effective, rank=world.rank, num_ranks=world.size
     )
-    timeline = resolve_schedule(config.schedule, epochs=config.epochs, steps_per_epoch=len(batches))
-    averaging = resolve_ema(config.ema, total_steps=timeline.total_steps)
-    model = build_model(config.model, len(splits.train.class_names))
-    if config.model.init_from is not None and fresh:
-        load_initial_weights(model, Path(config.model.init_from), class_names=splits.train.class_names)
-    model.to(device)
-    ema = ModelEma(model, averaging)
-    augmentation = build_augmentation(
-        config.augment, start_epoch=timeline.augment_start_epoch, stop_epoch=timeline.no_aug_epoch
+    timeline = resolve_schedule(
+        config.schedule,
+        epochs=config.epochs,
+        steps_per_epoch=len(batches),
+        has_stages=config.multimodal is None,
     )
-    optimizer = build_optimizer(model, config.recipe)
+    averaging = resolve_ema(config.ema, total_steps=timeline.total_steps)
+    subject = build_subject(
+        Setting(
+            config=config,
+            splits=splits,
+            batches=batches,
+            timeline=timeline,
+            device=device,
+            precision=precision,
+            world=world,
+            is_new=is_new,
+        )
+    )
+    ema = ModelEma(subject.model, averaging)
     if config.runtime.activation_checkpointing:
-        recompute_activations(model)
+        for detector in _detectors(subject.model):
+            recompute_activations(detector)
     if config.runtime.compile:
-        for compiled in (model, ema.model):
-            compiled.backbone.compile()
-            compiled.encoder.compile()
+        for detector in [*_detectors(subject.model), *_detectors(ema.model)]:
+            detector.backbone.compile()
+            detector.encoder.compile()
     return RunParts(
         step=StepParts(
-            model=exchange_gradients(model, world),
-            criterion=build_criterion(config.loss, matcher_change_epoch=timeline.matcher_change_epoch),
-            optimizer=optimizer,
+            model=exchange_gradients(subject.model, world),
+            criterion=subject.criterion,
+            optimizer=subject.optimizer,
             precision=precision,
             clip_grad_norm=config.recipe.clip_grad_norm,
             world=world,
         ),
         ema=ema,
-        loader=build_train_loader(config, splits.train, augmentation=augmentation, batches=batches),
+        loader=subject.loader,
         batches=batches,
         timeline=timeline,
         device=device,
         validate=validate,
         class_names=splits.train.class_names,
         category_ids=splits.train.category_ids,
-        fingerprints={"training": splits.train.fingerprint(), "validation": splits.val.fingerprint()},
+        fingerprints={
+            "training": splits.train.fingerprint(),
+            "validation": splits.val.fingerprint(),
+            **subject.fingerprints,
+        },
+        stored=subject.stored,
+        must_beat_start=subject.must_beat_start,
     )
+
+
+def _detectors(model: nn.Module) -> list[Detector]:
+    """The detector itself, or that within the model."""
+    return [module for module in model.modules() if isinstance(module, Detector)]
 
 
 def settle_folder(folder: Path, *, has_begun: bool) -> None:
@@ -285,7 +323,7 @@ def _log_plan(config: Config, parts: RunParts, plan: BatchPlan) -> None:
         precision,
         parts.device if step.world.size == 1 else f"{step.world.size} processes",
     )
-    if config.model.init_from is None:
+    if config.model.init_from is None and config.multimodal is None:
         logger.info("starting from random weights; set model.init_from to start from trained ones")
     stage = config.epochs - parts.timeline.no_aug_epoch
     if stopping.patience is not None and not stopping.before_final_stage and 0 < stage <= stopping.patience:

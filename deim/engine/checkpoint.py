@@ -5,19 +5,19 @@ A checkpoint describes itself: with nothing else at hand, the detector can be bu
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from deim.config import Config, config_from_dict, config_to_dict
 from deim.engine.device import select_device
 from deim.engine.schedule import Timeline
 from deim.errors import CheckpointError
 from deim.model.build import build_model
-from deim.model.detector import Detector
 from deim.model.weights import inference_weights, read_weights_file
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,15 @@ REQUIRED_KEYS = ("format", "config", "class_names", "category_ids", "model", "we
 
 WeightKind = Literal["raw", "ema"]
 
+BuildFromTree = Callable[[Config, Mapping[str, Any], Path], nn.Module]
+"""Builds the model of a checkpoint, without its weights, from its config, its content and its path."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedDetector:
     """A detector with all that is needed to use it."""
 
-    model: Detector
+    model: nn.Module
     """In evaluation mode."""
     device: torch.device
     """Where it is."""
@@ -51,6 +54,8 @@ class TrainedDetector:
     """Optimiser steps before these weights."""
     timeline: Timeline | None
     """Phases of the run; None if the checkpoint does not say."""
+    fusion: Mapping[str, Any] | None
+    """What a checkpoint of phase 2 holds of its text and its detector; None for phase 1."""
     operating_points: Mapping[str, Any] | None
     """Thresholds chosen on the validation split, see `evaluation/operating_points.py`; None before that."""
     path: Path
@@ -154,8 +159,31 @@ def read_newest(path: Path) -> tuple[dict[str, Any], Path]:
         return read_checkpoint(previous_path(path)), previous_path(path)
 
 
+def build_detector(config: Config, tree: Mapping[str, Any], path: Path) -> nn.Module:
+    """Build the detector of a checkpoint of phase 1.
+
+    Args:
+        config: Of the checkpoint.
+        tree: The checkpoint.
+        path: Where it was.
+
+    Raises:
+        CheckpointError: If it is one of phase 2.
+    """
+    if config.multimodal is not None:
+        raise CheckpointError(
+            f"{path}: has a fusion head, of phase 2. Load it with multimodal.load_detector, "
+            f"or name the detector alone, {config.multimodal.detector}."
+        )
+    return build_model(config.model, len(tree["class_names"]))
+
+
 def load_trained(
-    path: Path, *, device: torch.device | None = None, overrides: Sequence[str] = ()
+    path: Path,
+    *,
+    device: torch.device | None = None,
+    overrides: Sequence[str] = (),
+    build: BuildFromTree = build_detector,
 ) -> TrainedDetector:
     """Build the detector that a checkpoint holds.
 
@@ -163,6 +191,7 @@ def load_trained(
         path: `best.pth` or `last.pth`.
         device: Where to put it; None for what the config says.
         overrides: `key.path=value` each, changes of the stored config, such as `data.root=…`.
+        build: Builds the model; the default knows checkpoints of phase 1 only.
 
     Raises:
         CheckpointError: If the checkpoint is missing, damaged, or its weights do not fit its config.
@@ -170,7 +199,7 @@ def load_trained(
     """
     tree = read_checkpoint(path)
     config = config_from_dict(tree["config"], where=str(path), overrides=overrides)
-    model = build_model(config.model, len(tree["class_names"]))
+    model = build(config, tree, path)
     try:
         model.load_state_dict(dict(inference_weights(tree)))
     except RuntimeError as error:
@@ -186,6 +215,7 @@ def load_trained(
         weights=tree["weights"],
         step=tree.get("step", 0),
         timeline=Timeline(**tree["timeline"]) if "timeline" in tree else None,
+        fusion=tree.get("fusion"),
         operating_points=tree.get("operating_points"),
         path=path,
     )

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deim.errors import ConfigError
-from deim.model.detector import Detector
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class World:
         self.gather(None)
 
 
-def exchange_gradients(model: Detector, world: World) -> Detector | DistributedDataParallel:
+def exchange_gradients(model: nn.Module, world: World) -> nn.Module:
     """Make all processes use the mean of their gradients; on GPUs, common batch-norm statistics too.
 
     Args:
@@ -88,9 +87,7 @@ def exchange_gradients(model: Detector, world: World) -> Detector | DistributedD
     if world.size == 1:
         return model
     if world.device.type == "cuda":
-        converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        assert isinstance(converted, Detector)
-        model = converted
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     else:
         logger.warning("on CPUs each process keeps batch-norm statistics of its own images")
     return DistributedDataParallel(model)

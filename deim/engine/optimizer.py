@@ -81,10 +81,11 @@ def parameter_groups(
     ]
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's learning rate to `factor` times its flat one."""
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float, *, epoch: int = 0) -> None:
+    """Set every group's learning rate to `factor` times its flat one; 0 before its `first_epoch`, if any."""
     for group in optimizer.param_groups:
-        group["lr"] = group["flat_lr"] * factor
+        has_begun = epoch >= group.get("first_epoch", 0)
+        group["lr"] = group["flat_lr"] * factor if has_begun else 0.0
 
 
 def _decayed_by_type(model: nn.Module) -> set[str]:

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 
 from deim.config import Config
-from deim.data.collate import Batch
 from deim.engine.checkpoint import previous_path, read_checkpoint
 from deim.engine.log import RunLog
 from deim.engine.memory import STEP_ADVICE
 from deim.engine.run_state import Progress, RunParts, restore_weights
-from deim.engine.step import StepResult, bare_model
+from deim.engine.step import StepBatch, StepResult, bare_model
 from deim.errors import CheckpointError, TrainingError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class Recovery:
         self.parts = parts
         self.last_path = last_path
 
-    def refuse(self, progress: Progress, batch: Batch, result: StepResult, log: RunLog) -> None:
+    def refuse(self, progress: Progress, batch: StepBatch, result: StepResult, log: RunLog) -> None:
         """Log a step that changed nothing; after too many in a row restore the last good state.
 
         Args:

@@ -1,25 +1,23 @@
 """What a run consists of, how far it has come, and how both are put into checkpoints and taken out again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
+from torch import nn
 
 from deim.config import Config, config_to_dict
-from deim.data.collate import Batch
 from deim.data.dataset import EpochBatches
 from deim.engine.checkpoint import FORMAT, WeightKind
 from deim.engine.early_stopping import Gains
 from deim.engine.ema import ModelEma
 from deim.engine.schedule import Timeline
 from deim.engine.seeding import random_states, restore_random_states
-from deim.engine.step import StepParts, bare_model
+from deim.engine.step import StepBatch, StepParts, bare_model
 from deim.errors import CheckpointError
-from deim.model.detector import Detector
 
 FREE_OPTIONS = (
     "output_dir",
@@ -41,6 +39,15 @@ FREE_OPTIONS = (
 """Options and blocks that may differ when a run goes on: they change neither its data nor its weights."""
 
 
+FINGERPRINTS = {
+    "training": "training data: other images or annotations",
+    "validation": "validation data: other images or annotations",
+    "detector": "multimodal.detector: other weights",
+    "text": "text bank: other texts or another encoder",
+}
+"""What a run began with and must go on with, and the line that says it does not."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Validation:
     """What a validation found."""
@@ -59,7 +66,7 @@ class Validation:
     """(H, W, 3) uint8: some images with their predictions, for TensorBoard."""
 
 
-Validate = Callable[[Detector], Validation]
+Validate = Callable[[nn.Module], Validation]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +74,8 @@ class RunParts:
     """Everything a run is made of."""
 
     step: StepParts
-    ema: ModelEma[Detector]
-    loader: DataLoader[Batch]
+    ema: ModelEma[nn.Module]
+    loader: Iterable[StepBatch]
     batches: EpochBatches
     """The order of the loader's images."""
     timeline: Timeline
@@ -77,7 +84,11 @@ class RunParts:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     fingerprints: dict[str, str]
-    """Of the training and validation data."""
+    """Of what the run began with, see `FINGERPRINTS`."""
+    stored: Mapping[str, Any]
+    """Entries that each checkpoint holds beside its own."""
+    must_beat_start: bool
+    """Whether best.pth must have a higher score than the model before its first step."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,6 +118,8 @@ class Progress:
     sums: EpochSums = field(default_factory=EpochSums)
     best: dict[str, Any] = field(default_factory=dict)
     """Metric, score, epoch and kind of weights of best.pth; empty before the first."""
+    start_score: float | None = None
+    """Score before the first step; None if it is not asked for, or not known yet."""
     gains: Gains = field(default_factory=Gains)
     stopped_early: bool = False
     refused_in_a_row: int = 0
@@ -152,6 +165,7 @@ def state_tree(
         "step": progress.step,
         "best": progress.best,
         "timeline": asdict(parts.timeline),
+        **parts.stored,
     }
     if resumable:
         tree["optimizer"] = parts.step.optimizer.state_dict()
@@ -229,7 +243,7 @@ def run_differences(config: Config, parts: RunParts, tree: dict[str, Any]) -> li
         lines.append(f"classes: {', '.join(tree['class_names'])} -> {', '.join(parts.class_names)}")
     for name, here in parts.fingerprints.items():
         if tree.get("fingerprints", {}).get(name, here) != here:
-            lines.append(f"{name} data: other images or annotations")
+            lines.append(FINGERPRINTS[name])
     for name, number in _batches(parts).items():
         there = tree.get("batches", {}).get(name, number)
         if there != number:

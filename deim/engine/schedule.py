@@ -93,17 +93,23 @@ class EmaSchedule:
     """Time constant of the decay's ramp, in steps; 0 for none."""
 
 
-def resolve_schedule(config: ScheduleConfig, *, epochs: int, steps_per_epoch: int) -> Timeline:
+def resolve_schedule(
+    config: ScheduleConfig, *, epochs: int, steps_per_epoch: int, has_stages: bool = True
+) -> Timeline:
     """Turn the schedule's options into epochs and steps; what is `auto` follows from `epochs`.
 
     Args:
         config: The `schedule` block.
         epochs: Length of the run.
         steps_per_epoch: Optimiser steps an epoch.
+        has_stages: Augmentation starts late and ends early, and the matching cost changes. Phase 2 has none
+            of that.
 
     Raises:
         ConfigError: If a phase given by hand does not fit the run; the message holds the timeline.
     """
+    if not has_stages:
+        return _resolve_without_stages(config, epochs=epochs, steps_per_epoch=steps_per_epoch)
     no_aug = _resolve(config.no_aug_epochs, round(NO_AUG_SHARE * epochs))
     if no_aug >= epochs > 1 or no_aug > epochs:
         raise ConfigError(
@@ -121,6 +127,31 @@ def resolve_schedule(config: ScheduleConfig, *, epochs: int, steps_per_epoch: in
         flat_end_epoch=_resolve(config.flat_epochs, min(start + (augmented + 1) // 2, augmented)),
         matcher_change_epoch=_resolve(config.matcher_change_epoch, round(MATCHER_CHANGE_SHARE * augmented)),
         no_aug_epoch=augmented,
+        final_lr_ratio=config.final_lr_ratio,
+    )
+    _refuse_contradictions(timeline)
+    return timeline
+
+
+def _resolve_without_stages(config: ScheduleConfig, *, epochs: int, steps_per_epoch: int) -> Timeline:
+    """The timeline of phase 2: the same augmentation and matching cost in all epochs."""
+    wanted = {"no_aug_epochs": 0, "augment_start_epoch": 0, "matcher_change_epoch": epochs}
+    wrong = [
+        f"schedule.{name}: got {getattr(config, name)}. Phase 2 has no such stage. Leave it 'auto'."
+        for name, value in wanted.items()
+        if getattr(config, name) not in ("auto", value)
+    ]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    total_steps = epochs * steps_per_epoch
+    timeline = Timeline(
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=_resolve(config.warmup_steps, min(WARMUP_STEPS, int(WARMUP_SHARE * total_steps))),
+        augment_start_epoch=0,
+        flat_end_epoch=_resolve(config.flat_epochs, (epochs + 1) // 2),
+        matcher_change_epoch=epochs,
+        no_aug_epoch=epochs,
         final_lr_ratio=config.final_lr_ratio,
     )
     _refuse_contradictions(timeline)

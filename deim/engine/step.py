@@ -1,22 +1,58 @@
 """One training step: micro-batches forward and backward, then one update, on all processes alike."""
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from deim.data.collate import Batch
 from deim.engine.distributed import World
 from deim.engine.memory import STEP_ADVICE, ends_without_memory
 from deim.errors import NonFiniteError
-from deim.loss.criterion import Criterion, LossCounts, Matched
+from deim.loss.criterion import LossCounts
 from deim.model.batch_norm import remember_batch_norm
-from deim.model.detector import Detector
 from deim.structures import ModelOutput, Target
+
+
+class StepBatch(Protocol):
+    """Inputs of one step with their targets, such as `deim.data.collate.Batch`."""
+
+    @property
+    def images(self) -> Any:
+        """What the model takes, B images."""
+
+    @property
+    def targets(self) -> list[Target]:
+        """Ground truth, an image each."""
+
+    def to(self, device: torch.device) -> Self:
+        """Copy the inputs, boxes and labels to a device."""
+
+    def split(self, size: int) -> Sequence[Self]:
+        """Micro-batches of at most `size` images."""
+
+
+class MatchedBatch(Protocol):
+    """What a loss found out about a batch before its terms."""
+
+    @property
+    def counts(self) -> LossCounts:
+        """Of this batch alone."""
+
+
+class BatchLoss(Protocol):
+    """A loss in two steps, such as `Criterion`: the terms of a batch's parts add up to its own."""
+
+    def match(self, outputs: Any, targets: Sequence[Target], *, epoch: int) -> Any:
+        """Assign boxes to queries; gives a `MatchedBatch`."""
+
+    def terms(self, outputs: Any, matched: Any, counts: LossCounts) -> dict[str, Tensor]:
+        """Weighted terms of what `match` gave, averaged over `counts`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +85,9 @@ class StepResult:
 class StepParts:
     """What every step of a run works with."""
 
-    model: Detector | DistributedDataParallel
-    """In training mode."""
-    criterion: Criterion
+    model: nn.Module
+    """Takes inputs and targets and gives a `ModelOutput`; in training mode."""
+    criterion: BatchLoss
     optimizer: torch.optim.Optimizer
     """Its learning rates are set."""
     precision: Precision
@@ -63,7 +99,7 @@ class StepParts:
 
 def train_step(
     parts: StepParts,
-    batch: Batch,
+    batch: StepBatch,
     *,
     epoch: int,
     seed: int | None = None,
@@ -124,7 +160,7 @@ def train_step(
     return StepResult(terms=values, loss=sum(values.values()), grad_norm=grad_norm, refused=None)
 
 
-def forward_and_backward(parts: StepParts, batch: Batch) -> None:
+def forward_and_backward(parts: StepParts, batch: StepBatch) -> None:
     """Do the work of a step in this process alone, without an update; it leaves gradients behind.
 
     Raises:
@@ -157,16 +193,13 @@ class _Forward:
         self.seed = seed
         self.max_boxes = max_boxes
 
-    def __call__(self, model: nn.Module, batch: Batch) -> ModelOutput:
+    def __call__(self, model: nn.Module, batch: StepBatch) -> ModelOutput:
         if self.seed is not None:
             torch.manual_seed(self.seed)
-        precision = self.parts.precision
-        with torch.autocast(
-            precision.device_type, dtype=precision.dtype, enabled=precision.dtype is not None
-        ):
+        with autocast(self.parts.precision):
             return model(batch.images, batch.targets, max_boxes=self.max_boxes)
 
-    def match(self, outputs: ModelOutput, targets: list[Target]) -> tuple[Matched, LossCounts]:
+    def match(self, outputs: ModelOutput, targets: list[Target]) -> tuple[MatchedBatch, LossCounts]:
         """The matching here, and the counts of all processes; all of them fail if one does."""
         error = None
         numbers = [0, 0, 0, 0]
@@ -185,7 +218,7 @@ class _Forward:
         return matched, LossCounts(images=images, boxes=boxes, pairs=pairs)
 
     @torch.no_grad()
-    def count(self, micro_batches: list[Batch]) -> LossCounts:
+    def count(self, micro_batches: Sequence[StepBatch]) -> LossCounts:
         """Counts of the whole batch; moves the batch-norm statistics."""
         model = bare_model(self.parts.model)
         found = [
@@ -198,20 +231,21 @@ class _Forward:
         )
 
 
-def bare_model(model: Detector | DistributedDataParallel) -> Detector:
-    """The detector inside the wrapper that exchanges gradients."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    assert isinstance(inner, Detector)
-    return inner
+def autocast(precision: Precision) -> torch.autocast:
+    """The context of a forward pass in mixed precision, or in float32."""
+    return torch.autocast(precision.device_type, dtype=precision.dtype, enabled=precision.dtype is not None)
 
 
-def _max_boxes(batch: Batch, world: World) -> int:
+def bare_model(model: nn.Module) -> nn.Module:
+    """The model inside the wrapper that exchanges gradients."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _max_boxes(batch: StepBatch, world: World) -> int:
     return world.max(max((len(target["labels"]) for target in batch.targets), default=0))
 
 
-def _exchanging_gradients(
-    model: Detector | DistributedDataParallel, is_last: bool
-) -> AbstractContextManager[None]:
+def _exchanging_gradients(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """Gradients are exchanged once, in the last backward pass of a step."""
     if is_last or not isinstance(model, DistributedDataParallel):
         return nullcontext()

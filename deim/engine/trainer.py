@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from deim.config import Config
 from deim.data.build import iterate
-from deim.data.collate import Batch
 from deim.engine.checkpoint import (
     WeightKind,
     previous_path,
@@ -53,9 +53,8 @@ from deim.engine.run_state import (
     state_tree,
 )
 from deim.engine.signals import StopSignals
-from deim.engine.step import StepResult, bare_model, train_step
+from deim.engine.step import StepBatch, StepResult, bare_model, train_step
 from deim.errors import CheckpointError, StopSignalError
-from deim.model.detector import Detector
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +130,8 @@ class Trainer:
             log.keep_until(epoch=self.progress.epoch, step=self.progress.step)
             if not self.best_path.is_file():
                 self.progress.best = {}
+            if self.parts.must_beat_start and self.progress.start_score is None:
+                self._validate_start()
             if not self._is_saved and self.progress.epoch < self.config.epochs:
                 self._save()  # what a restore goes back to if the first steps are refused
             while self.progress.epoch < self.config.epochs and not self.progress.stopped_early:
@@ -167,7 +168,7 @@ class Trainer:
                     bar.set_postfix(loss=f"{result.loss:.2f}")
                 self._save_if_due()
 
-    def _timed_batches(self) -> Iterator[Batch]:
+    def _timed_batches(self) -> Iterator[StepBatch]:
         """Batches on the device, with the time that they were waited for."""
         batches = iterate(self.parts.loader)
         while True:
@@ -182,10 +183,10 @@ class Trainer:
                 on_device = batch.to(self.parts.device)
             yield on_device
 
-    def _step(self, batch: Batch) -> StepResult:
+    def _step(self, batch: StepBatch) -> StepResult:
         progress, parts = self.progress, self.parts
         factor = parts.timeline.lr_factor(progress.step) * progress.lr_scale
-        set_learning_rates(parts.step.optimizer, factor)
+        set_learning_rates(parts.step.optimizer, factor, epoch=progress.epoch)
         # The same draws in every process and in every micro-batch, and after a resume.
         seeds = np.random.SeedSequence([self.config.seed, progress.step])
         seed = int(seeds.generate_state(1)[0])
@@ -202,7 +203,7 @@ class Trainer:
                 pass  # while it is handled, its traceback holds the memory of the step
             self._recovery.halve_micro_batch(progress, len(batch.targets), self._log)
 
-    def _account(self, batch: Batch, result: StepResult) -> None:
+    def _account(self, batch: StepBatch, result: StepResult) -> None:
         """Put the outcome of a step into the averaged weights, the sums and the log."""
         progress, sums, parts = self.progress, self.progress.sums, self.parts
         sums.num_images += len(batch.targets) * parts.step.world.size
@@ -302,6 +303,17 @@ class Trainer:
         is_due = epoch + 1 in (self.config.epochs, self.parts.timeline.no_aug_epoch)
         return is_due or (epoch + 1) % self.config.evaluation.every_epochs == 0
 
+    def _validate_start(self) -> None:
+        """Score the model before its first step: what the run has to beat."""
+        found = self._validation_of(self.parts.ema.model)
+        self.progress.start_score = _score(found)
+        values = {"ap": found.ap, "ap50": found.ap50, "class_ap50": found.class_ap50}
+        self._log.write("start", {"epoch": 0, "step": 0, **values})
+        logger.info(
+            "before training: mAP %s, mAP50 %s; best.pth is written on a higher mAP",
+            *("none" if value is None else f"{value:.3f}" for value in (found.ap, found.ap50)),
+        )
+
     def _validate(self) -> dict[str, Any]:
         """Score the averaged weights, and the raw ones if asked; write best.pth on the highest score yet."""
         progress, parts = self.progress, self.parts
@@ -311,6 +323,8 @@ class Trainer:
         weights, best = max(results.items(), key=lambda item: _score(item[1]))
         # Of equal scores the later counts: without any success yet, nothing learnt is thrown away.
         is_best = _score(best) >= progress.best.get("score", -math.inf)
+        if progress.start_score is not None:
+            is_best = is_best and _score(best) > progress.start_score
         if is_best:
             progress.best = {
                 "metric": "ap",
@@ -335,7 +349,7 @@ class Trainer:
             "val_raw": results["raw"].summary if "raw" in results else None,
         }
 
-    def _validation_of(self, model: Detector) -> Validation:
+    def _validation_of(self, model: nn.Module) -> Validation:
         """Score a model; in a single process a signal breaks that off, as all that comes before is saved."""
         where = f" in epoch {self.progress.epoch + 1} while it was validated"
         alone = self.parts.step.world.size == 1

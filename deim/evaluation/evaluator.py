@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from deim.config.schema import Config
@@ -18,7 +19,6 @@ from deim.engine.distributed import World
 from deim.errors import DataError
 from deim.evaluation.coco_metrics import CocoMetrics, compute_coco_metrics
 from deim.evaluation.predict import Predictions, join_predictions, max_detections, predict_split
-from deim.model.detector import Detector
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,7 @@ class Evaluator:
             num_ranks=self.world.size,
         )
 
-    def evaluate(self, model: Detector) -> Evaluation:
+    def evaluate(self, model: nn.Module) -> Evaluation:
         """Detect in every image and score; every process gets the result of the whole split.
 
         Raises:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from deim.boxes import clip_boxes, xyxy_to_xywh
@@ -26,7 +26,6 @@ from deim.errors import ConfigError, DataError
 from deim.evaluation.operating_points import OperatingPoints, describe_goal, operating_points_from_dict
 from deim.evaluation.split_results import FoundBoxes
 from deim.evaluation.suppression import candidate_rules
-from deim.model.detector import Detector
 from deim.model.postprocess import select_detections
 from deim.structures import Detections, Placement
 
@@ -84,7 +83,7 @@ def to_coco_results(
 
 @torch.no_grad()
 def detect(
-    model: Detector, images: Tensor, placements: Sequence[Placement], *, max_detections: int
+    model: nn.Module, images: Tensor, placements: Sequence[Placement], *, max_detections: int
 ) -> list[Detections]:
     """Detect objects in prepared inputs, in float32; boxes are clipped to their images.
 
@@ -110,7 +109,7 @@ def detect(
 
 
 def predict_split(
-    model: Detector, loader: DataLoader[Batch], *, device: torch.device, max_detections: int
+    model: nn.Module, loader: DataLoader[Batch], *, device: torch.device, max_detections: int
 ) -> Predictions:
     """Detect objects in every image of a loader.
 

@@ -1,6 +1,6 @@
 """From configuration to criterion."""
 
-from deim.config.schema import LossConfig
+from deim.config.schema import LossConfig, MatcherConfig
 from deim.loss.criterion import Criterion
 from deim.loss.matcher import HungarianMatcher
 
@@ -14,20 +14,28 @@ def build_criterion(config: LossConfig | None = None, *, matcher_change_epoch: i
             from its schedule; the default is that of the reference's M recipe.
     """
     config = config or LossConfig()
-    costs = config.matcher
-    matcher = HungarianMatcher(
-        cost_class=costs.cost_class,
-        cost_bbox=costs.cost_bbox,
-        cost_giou=costs.cost_giou,
-        alpha=costs.alpha,
-        gamma=costs.gamma,
-        iou_order=costs.iou_order,
-        late_epoch=matcher_change_epoch,
-    )
     return Criterion(
-        matcher,
+        build_matcher(config.matcher, change_epoch=matcher_change_epoch),
         {"mal": config.mal, "bbox": config.bbox, "giou": config.giou, "fgl": config.fgl, "ddf": config.ddf},
         mal_gamma=config.mal_gamma,
         ddf_temperature=config.ddf_temperature,
         union_ties=config.union_ties,
+    )
+
+
+def build_matcher(config: MatcherConfig, *, change_epoch: int) -> HungarianMatcher:
+    """Build the assignment of queries to boxes.
+
+    Args:
+        config: The `loss.matcher` block.
+        change_epoch: First epoch (0-based) with the second matching cost.
+    """
+    return HungarianMatcher(
+        cost_class=config.cost_class,
+        cost_bbox=config.cost_bbox,
+        cost_giou=config.cost_giou,
+        alpha=config.alpha,
+        gamma=config.gamma,
+        iou_order=config.iou_order,
+        late_epoch=change_epoch,
     )

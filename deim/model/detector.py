@@ -45,8 +45,8 @@ class Detector(nn.Module):
             targets: Ground truth, an image each; used in training mode for denoising queries.
             max_boxes: Boxes of the fullest image, where `images` are a part of a larger batch: with it, and a
                 `noise_seed` in each target, the parts get the denoising queries that the whole would.
-            with_queries: In evaluation mode, give what the last class head reads, `query_features` (B, Q, D),
-                and what is added to its logits, `quality_correction` (B, Q, 1), too.
+            with_queries: In evaluation mode, give `query_features` (B, Q, D), what the last class head reads,
+                too.
 
         Returns:
             `pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4); in training mode all supervised outputs too.

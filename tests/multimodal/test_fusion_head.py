@@ -186,7 +186,7 @@ def test_text_travels_with_the_weights():
 def test_every_parameter_is_in_one_group_with_its_rate():
     head = small_head()
     class_head = torch.nn.Linear(32, 3)
-    groups = parameter_groups(head, 5e-5, weight_decay=1e-4, class_head=class_head)
+    groups = parameter_groups(head, 5e-5, weight_decay=1e-4, class_head_change=class_head)
     rates = {group["name"]: (group["lr"], group["flat_lr"], group["weight_decay"]) for group in groups}
     expected = {
         "text_layers": (5e-4, 5e-4, 1e-4),

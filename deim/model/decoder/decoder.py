@@ -39,8 +39,6 @@ class Refinement:
     corners: list[Tensor]
     tokens: Tensor
     """(B, Q, D): what the last class head reads."""
-    correction: Tensor
-    """(B, Q, 1): what the last location-quality head adds to its logits."""
     first_logits: Tensor
     first_boxes: Tensor
 
@@ -144,7 +142,7 @@ class Decoder(nn.Module):
             features: Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
             targets: Ground truth, an image each; needed for the denoising queries of training.
             max_boxes: Boxes of the fullest image, where the batch is a part of a larger one.
-            with_queries: Give `query_features` and `quality_correction` too; in evaluation mode only.
+            with_queries: Give `query_features` too; in evaluation mode only.
 
         Returns:
             The last layer's output and, in training, all supervised outputs.
@@ -171,7 +169,6 @@ class Decoder(nn.Module):
         output: ModelOutput = {"pred_logits": refined.logits[-1], "pred_boxes": refined.boxes[-1]}
         if with_queries:
             output["query_features"] = refined.tokens
-            output["quality_correction"] = refined.correction
         return output
 
     def _select_queries(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, LayerOutput]:
@@ -232,8 +229,7 @@ class Decoder(nn.Module):
             boxes = distances_to_boxes(anchor_boxes, distances, self.reg_scale)
             if self.training or index == last:
                 logits = first_logits if index == 0 else self.dec_score_head[index](tokens)
-                correction = self.decoder.lqe_layers[index](corners)
-                logits_of_layers.append(logits + correction)
+                logits_of_layers.append(logits + self.decoder.lqe_layers[index](corners))
                 boxes_of_layers.append(boxes)
                 corners_of_layers.append(corners)
             ref_boxes, previous = boxes.detach(), tokens
@@ -242,7 +238,6 @@ class Decoder(nn.Module):
             boxes=boxes_of_layers,
             corners=corners_of_layers,
             tokens=tokens,
-            correction=correction,
             first_logits=first_logits,
             first_boxes=first_boxes,
         )
