@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deim.engine.checkpoint import TrainedDetector
 from deim.engine.distributed import World
 from deim.structures import Target
 from multimodal.feature_cache import FindingsBatch
 from multimodal.loss import FusionCriterion
+from multimodal.text_bank import class_cosines, text_bank_from_dict
 from multimodal.wrapper import DetectorFindings
 
 
@@ -72,3 +74,25 @@ def _matched_classes(
     truth = matched.packed.labels[matching.target_idx]
     given = found.pred_logits[matching.index].argmax(dim=-1)
     return truth.cpu(), given.cpu()
+
+
+def pair_of_interest(trained: TrainedDetector) -> tuple[int, int] | None:
+    """The two classes whose confusion is to be watched, by class index.
+
+    Args:
+        trained: Of phase 2.
+
+    Returns:
+        Those that the detector confused most in training; if it confused none in more than the set share,
+        the two whose texts are nearest. None for a single class.
+    """
+    assert trained.fusion is not None
+    if trained.fusion["confused"]:
+        most = trained.fusion["confused"][0]
+        return most["label"], most["taken_for"]
+    if len(trained.class_names) < 2:
+        return None
+    bank = text_bank_from_dict(trained.fusion["text_bank"], where=str(trained.path))
+    cosines = class_cosines(bank).centred.fill_diagonal_(-2.0)
+    first, second = divmod(int(cosines.argmax()), len(cosines))
+    return first, second

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 from deim.data.build import read_split
-from deim.engine.checkpoint import load_trained
 from deim.errors import CheckpointError, ConfigError, DeimError
-from deim.evaluation.assess import assess
 from deim.evaluation.evaluator import evaluator_of
 from deim.evaluation.report.files import ReportFiles, read_scored, write_report_files
 from deim.evaluation.report.tables import format_class_table, format_operating_table
 from deim.evaluation.report.words import describe_report
+from multimodal.assess import assess
+from multimodal.build import load_trained
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from deim.data.transforms import read_image
-from deim.engine.checkpoint import load_trained
 from deim.errors import ConfigError, DataError, DeimError
 from deim.evaluation.predict import Predictor, above, to_coco_results
 from deim.evaluation.report.plots import draw_detections
+from multimodal.build import load_trained
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 

@@ -28,10 +28,11 @@ from deim.engine.experiment import load_experiment
 from deim.engine.run_state import Validation
 from deim.engine.signals import ignore_stop_signals
 from deim.errors import DeimError, StopSignalError
-from deim.evaluation.assess import assess, to_validation, validation_sheet
+from deim.evaluation.assess import to_validation, validation_sheet
 from deim.evaluation.evaluator import Evaluator
 from deim.evaluation.report.tables import format_class_table, format_operating_table
 from deim.evaluation.report.words import describe_report
+from multimodal.assess import assess, take_part
 from multimodal.build import load_trained, subject_builder
 
 
@@ -93,18 +94,22 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
         raise
     if world.is_main:
         settle_folder(folder, has_begun=True)
-    best = load_trained(trainer.best_path, device=device)
+    has_best = trainer.best_path.is_file()
+    best = load_trained(trainer.best_path if has_best else trainer.last_path, device=device)
     if not world.is_main:
-        evaluator.evaluate(best.model)  # this process's share of the images
+        take_part(best, evaluator)
         return
     result = assess(best, evaluator, split_name="val", report_path=folder / "report.json")
-    print(f"\nbest epoch on val ({len(splits.val)} images):\n")
+    print(f"\n{'best' if has_best else 'last'} epoch on val ({len(splits.val)} images):\n")
     print(format_class_table(result.evaluation.metrics))
     print(f"\n{format_operating_table(result.report)}\n")
     print("\n".join(describe_report(result.report)))
     if result.report["convergence"]:
         print(result.report["convergence"]["in_words"])
-    print(f"\nweights  {trainer.best_path}\nreport   {result.files.page}\nnumbers  {result.files.report}")
+    if not has_best:
+        assert config.multimodal is not None  # else the first validation writes it
+        print(f"\nno epoch beat the detector alone: there is no best.pth. Use {config.multimodal.detector}\n")
+    print(f"\nweights  {best.path}\nreport   {result.files.page}\nnumbers  {result.files.report}")
 
 
 def main() -> int:

@@ -74,12 +74,32 @@ def assess(
         DataError: If an image is damaged, or `report_path` is a folder.
     """
     check_report_path(report_path)
-    points = None if split_name == VAL else _points_for(trained)
+    evaluation, scored = score(trained, evaluator, split_name=split_name)
+    report = write_report_files(scored, report_path)
+    return Assessment(evaluation=evaluation, report=report, files=ReportFiles(report=report_path))
+
+
+def score(
+    trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, store_points: bool = True
+) -> tuple[Evaluation, Scored]:
+    """Score a trained detector on a split, with operating points chosen as by `assess`; write no report.
+
+    Args:
+        trained: The detector.
+        evaluator: Of the split to score on.
+        split_name: `train`, `val` or `test`, for the report.
+        store_points: Write new operating points into the checkpoint.
+
+    Raises:
+        DataError: If an image is damaged.
+    """
+    points = None if split_name == VAL else _points_for(trained, store=store_points)
     evaluation = evaluator.evaluate(trained.model)
     if points is None:
         points = _choose(trained, evaluator, evaluation)
-        _store(trained, points)
-    scored = Scored(
+        if store_points:
+            _store(trained, points)
+    return evaluation, Scored(
         metrics=evaluation.metrics,
         ground_truth=evaluation.ground_truth,
         predictions=evaluation.results,
@@ -88,8 +108,6 @@ def assess(
         num_resamples=trained.config.evaluation.bootstrap_resamples,
         convergence=_convergence(trained),
     )
-    report = write_report_files(scored, report_path)
-    return Assessment(evaluation=evaluation, report=report, files=ReportFiles(report=report_path))
 
 
 def results_of(evaluation: Evaluation, *, normal_class: str | None) -> SplitResults:
@@ -102,7 +120,7 @@ def results_of(evaluation: Evaluation, *, normal_class: str | None) -> SplitResu
     return split_results(evaluation.ground_truth, evaluation.results, normal_class=normal_class)
 
 
-def _points_for(trained: TrainedDetector) -> OperatingPoints:
+def _points_for(trained: TrainedDetector, *, store: bool) -> OperatingPoints:
     """Operating points for another split than the validation split."""
     config = trained.config
     stored = stored_points(trained)
@@ -121,7 +139,7 @@ def _points_for(trained: TrainedDetector) -> OperatingPoints:
         ) from None
     evaluator = evaluator_of(trained, split)
     points = _choose(trained, evaluator, evaluator.evaluate(trained.model))
-    if stored is None:
+    if stored is None and store:
         _store(trained, points)
     return points
 
@@ -169,7 +187,7 @@ def _provenance(
             weights=trained.weights,
         ),
         model=ModelInfo(
-            name=config.model.name,
+            name=config.model.name if config.multimodal is None else f"{config.model.name} with text fusion",
             parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         ),
         image_size_hw=config.image_size_hw,

@@ -38,7 +38,7 @@ def numbers_of(value: Any) -> list[float]:
 def test_schema(tmp_path: Path) -> None:
     report = make_report(tmp_path)
     assert list(report) == list(REPORT_KEYS)
-    assert report["schema_version"] == 2
+    assert report["schema_version"] == 3
     assert report["dataset"] == {
         "annotations_file": "test.json",
         "sha256": "a" * 64,
@@ -145,7 +145,7 @@ def test_a_time_without_zone_is_refused(tmp_path: Path) -> None:
 def test_a_report_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     write_report({"schema_version": 1}, path)
-    with pytest.raises(DataError, match=r"report\.json: has report version 1, this version reads 2\."):
+    with pytest.raises(DataError, match=r"report\.json: has report version 1, this version reads 3\."):
         read_report(path)
     path.write_text("no json")
     with pytest.raises(DataError, match=r"report\.json: not a readable report"):

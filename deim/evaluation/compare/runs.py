@@ -160,6 +160,20 @@ def compare_runs(runs: Sequence[ComparedRun], *, num_resamples: int = NUM_RESAMP
     }
 
 
+def compare_results(
+    base: SplitResults, other: SplitResults, *, name: str, num_resamples: int = NUM_RESAMPLES
+) -> RunDifference:
+    """Compare the detections of two detectors on the same images.
+
+    Args:
+        base: Of the one to compare with.
+        other: Of the other.
+        name: Of the other.
+        num_resamples: Resamples of the images; at least 2.
+    """
+    return _run_difference(name, compare_paired(_sample(base, num_resamples), _sample(other, num_resamples)))
+
+
 def describe_comparison(comparison: Mapping[str, Any]) -> list[str]:
     """What a comparison says, in sentences.
 

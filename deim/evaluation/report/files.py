@@ -91,6 +91,8 @@ class Scored:
     """Resamples behind intervals; 0 for none."""
     convergence: Mapping[str, Any] | None = None
     """Of the run, from `convergence_entry`; None if its log is not there."""
+    fusion: Mapping[str, Any] | None = None
+    """How text fusion differs from its detector alone; None for a detector."""
     created: datetime.datetime | None = None
     """Time of the evaluation; None for now."""
 
@@ -125,6 +127,7 @@ def write_report_files(scored: Scored, report_path: Path) -> dict[str, Any]:
         scored.provenance,
         created=scored.created or datetime.datetime.now(datetime.UTC),
         convergence=scored.convergence,
+        fusion=scored.fusion,
     )
     report["files"] = {path.name: sha256_of_file(path) for path in (files.ground_truth, files.predictions)}
     write_whole(format_class_csv(report), files.folder / "classes.csv")
@@ -176,6 +179,7 @@ def read_scored(report_path: Path) -> Scored:
         provenance=provenance_from_report(report),
         num_resamples=report["intervals"]["num_resamples"] if report["intervals"] else 0,
         convergence=report["convergence"],
+        fusion=report["fusion"],
         created=datetime.datetime.fromisoformat(report["created"]),
     )
 

@@ -20,7 +20,7 @@ from deim.evaluation.error_breakdown import ERROR_KINDS
 from deim.evaluation.report.provenance import Provenance
 from deim.evaluation.split_analysis import SplitAnalysis
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever a key of the report changes its name or its meaning."""
 
 REPORT_KEYS = {
@@ -46,6 +46,7 @@ REPORT_KEYS = {
     "duplicates": "`Duplicates` among the detections that count",
     "precision_recall": "for each class `PrecisionRecall` at IoU 0.5, or null",
     "convergence": "`Convergence` of the run and its curve; null if the run's log is not there",
+    "fusion": "of phase 2, see `multimodal/assess.py`: text, the detector alone beside it; null in phase 1",
     "files": "SHA-256 of the ground truth and the predictions beside the report",
 }
 """What each key of a report holds. A null always has a note beside it, or no ground truth to be about."""
@@ -58,6 +59,7 @@ def build_report(
     *,
     created: datetime,
     convergence: Mapping[str, Any] | None = None,
+    fusion: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put the numbers and all that is needed to get them again into one tree.
 
@@ -67,6 +69,7 @@ def build_report(
         provenance: What they came from.
         created: Time of the evaluation, with a time zone.
         convergence: Of the run, from `convergence_entry`; None if its log is not there.
+        fusion: How text fusion differs from its detector alone; None for a detector.
 
     Returns:
         The report, of JSON types only; see `REPORT_KEYS`.
@@ -127,6 +130,7 @@ def build_report(
             None if curve is None else _plain(asdict(curve)) for curve in analysis.precision_recall
         ],
         "convergence": None if convergence is None else dict(convergence),
+        "fusion": None if fusion is None else dict(fusion),
         "files": {},
     }
 

@@ -21,6 +21,7 @@ def describe_report(report: Mapping[str, Any]) -> list[str]:
             _escape_line(report),
             _confusion_line(report),
             _duplicates_line(report),
+            *(report["fusion"] or {"in_words": []})["in_words"],
         )
         if line
     ]

@@ -1,0 +1,243 @@
+"""From a trained fusion and a split to a report on it, on its detector alone, and on how they differ.
+
+report.json              the fused detector; its block `fusion` says how it differs from the detector
+report_detector.json     the detector alone, on the same images
+report_comparison.json   both side by side: classes with intervals, confusion before and after
+report/text_map_*.png    where the text of a class answers
+
+Each JSON file has its page beside it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deim.engine.checkpoint import TrainedDetector
+from deim.evaluation.assess import Assessment, score
+from deim.evaluation.assess import assess as assess_detector
+from deim.evaluation.assignment import assign, compute_overlaps
+from deim.evaluation.compare.files import write_comparison
+from deim.evaluation.compare.runs import RunDifference, ScoreDifference, compare_results, read_runs
+from deim.evaluation.confusion import compute_confusion
+from deim.evaluation.evaluator import Evaluator
+from deim.evaluation.report.files import ReportFiles, Scored, check_report_path, write_report_files
+from deim.evaluation.split_results import SplitResults, split_results
+from multimodal.build import detector_alone
+from multimodal.confused import pair_of_interest
+from multimodal.text_bank import TextBank, text_bank_from_dict
+
+FUSION_KEYS = {
+    "text": "encoder, hash of its weights, and the texts of each class that were embedded",
+    "detector": "where the detector came from, its report here, and its `ap` and `ap50`",
+    "comparison": "name of the comparison's file",
+    "confusion": "for the pair to be watched: boxes of one taken for the other, before and with text",
+    "difference": "`RunDifference` of the fused detector from the detector alone",
+    "class_tolerance": "loss of AP of a class beyond which the detector alone is said to be better for it",
+    "losing_classes": "names of the classes that lose more",
+    "in_words": "what this says, in sentences",
+}
+"""What the block `fusion` of a report holds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusedAssessment:
+    """What `assess_fused` wrote."""
+
+    fused: Assessment
+    alone: ReportFiles
+    """Report on the detector alone."""
+    comparison: Path
+    """JSON file of the comparison."""
+
+
+def assess(
+    trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, report_path: Path
+) -> Assessment:
+    """Score a trained detector of either phase on a split and write its report.
+
+    Args:
+        trained: From `multimodal.build.load_trained`.
+        evaluator: Of the split to score on.
+        split_name: `train`, `val` or `test`, for the report.
+        report_path: The JSON report; the other files lie beside it.
+
+    Raises:
+        DataError: If an image is damaged, or `report_path` is a folder.
+    """
+    if trained.fusion is None:
+        return assess_detector(trained, evaluator, split_name=split_name, report_path=report_path)
+    return assess_fused(trained, evaluator, split_name=split_name, report_path=report_path).fused
+
+
+def take_part(trained: TrainedDetector, evaluator: Evaluator) -> None:
+    """Do a process's share of an assessment that the main process makes.
+
+    Args:
+        trained: The same as there.
+        evaluator: Of the same split.
+    """
+    if trained.fusion is not None:
+        evaluator.evaluate(detector_alone(trained).model)
+    evaluator.evaluate(trained.model)
+
+
+def assess_fused(
+    trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, report_path: Path
+) -> FusedAssessment:
+    """Score a fused detector, and its detector alone beside it; see `assess`.
+
+    Args:
+        trained: Of phase 2.
+        evaluator: Of the split to score on.
+        split_name: `train`, `val` or `test`, for the report.
+        report_path: The JSON report; the other files lie beside it.
+
+    Raises:
+        DataError: If an image is damaged, or `report_path` is a folder.
+    """
+    check_report_path(report_path)
+    assert trained.fusion is not None
+    alone_files = ReportFiles(report=report_path.with_name(f"{report_path.stem}_detector.json"))
+    comparison_path = report_path.with_name(f"{report_path.stem}_comparison.json")
+    # Its thresholds belong to the detector's own checkpoint, which stays as it is.
+    _, alone = score(detector_alone(trained), evaluator, split_name=split_name, store_points=False)
+    write_report_files(alone, alone_files.report)
+    evaluation, scored = score(trained, evaluator, split_name=split_name)
+    entry = _fusion_entry(
+        trained, alone, scored, alone_name=alone_files.report.name, comparison_name=comparison_path.name
+    )
+    report = write_report_files(replace(scored, fusion=entry), report_path)
+    write_comparison(read_runs([alone_files.report, report_path], split=split_name), comparison_path)
+    return FusedAssessment(
+        fused=Assessment(evaluation=evaluation, report=report, files=ReportFiles(report=report_path)),
+        alone=alone_files,
+        comparison=comparison_path,
+    )
+
+
+def _fusion_entry(
+    trained: TrainedDetector, alone: Scored, fused: Scored, *, alone_name: str, comparison_name: str
+) -> dict[str, Any]:
+    """The block `fusion` of the report; see `FUSION_KEYS`."""
+    fusion, options = trained.fusion, trained.config.multimodal
+    assert fusion is not None
+    assert options is not None
+    bank = text_bank_from_dict(fusion["text_bank"], where=str(trained.path))
+    before, after = _results(alone), _results(fused)
+    difference = compare_results(before, after, name="with text")
+    names = trained.class_names
+    losing = [
+        label
+        for label, one in enumerate(difference.class_ap)
+        if one.value is not None and one.value < -options.class_tolerance
+    ]
+    confusions = _confusions(trained, before, alone, after, fused)
+    return {
+        "text": {
+            "encoder": bank.encoder,
+            "weights_hash": bank.weights_hash,
+            "prompts": dict(zip(bank.class_names, map(list, bank.prompt_texts), strict=True)),
+            "background": list(bank.background_texts),
+        },
+        "detector": {
+            "path": fusion["detector"]["path"],
+            "report": alone_name,
+            "ap": alone.metrics.summary.ap,
+            "ap50": alone.metrics.summary.ap50,
+        },
+        "comparison": comparison_name,
+        "confusion": confusions,
+        "difference": _plain(asdict(difference)),
+        "class_tolerance": options.class_tolerance,
+        "losing_classes": [names[label] for label in losing],
+        "in_words": [
+            _mean_line(difference, bank),
+            *(_confusion_line(one) for one in confusions),
+            *_class_lines(alone, fused, difference, losing, tolerance=options.class_tolerance),
+            *([_advice(losing, names, fusion["detector"]["path"])] if losing else []),
+        ],
+    }
+
+
+def _results(scored: Scored) -> SplitResults:
+    normal_class = scored.provenance.dataset.normal_class
+    return split_results(scored.ground_truth, scored.predictions, normal_class=normal_class)
+
+
+def _confusions(
+    trained: TrainedDetector, before: SplitResults, alone: Scored, after: SplitResults, fused: Scored
+) -> list[dict[str, Any]]:
+    """Both directions of the pair to be watched, at the operating points of each."""
+    pair = pair_of_interest(trained)
+    if pair is None:
+        return []
+    old, new = (_confusion_counts(results, one) for results, one in ((before, alone), (after, fused)))
+    return [
+        {
+            "class": trained.class_names[label],
+            "taken_for": trained.class_names[other],
+            "num_boxes": int(old[label].sum()),
+            "before": int(old[label, other]),
+            "after": int(new[label, other]),
+        }
+        for label, other in (pair, pair[::-1])
+    ]
+
+
+def _confusion_counts(results: SplitResults, scored: Scored) -> NDArray[np.int64]:
+    shipped = results.with_found(scored.points.keep(results.found))
+    overlaps = compute_overlaps(shipped)
+    counts: NDArray[np.int64] = np.asarray(
+        compute_confusion(shipped, overlaps, assign(shipped, overlaps)).counts, dtype=np.int64
+    )
+    return counts
+
+
+def _mean_line(difference: RunDifference, bank: TextBank) -> str:
+    parts = [f"{name} {_in_words(one)}" for name, one in (("mAP", difference.ap), ("mAP50", difference.ap50))]
+    return f"With text ({bank.encoder}) against the detector alone: {'; '.join(parts)}."
+
+
+def _in_words(one: ScoreDifference) -> str:
+    if one.value is None:
+        return "cannot be compared"
+    return f"{one.value:+.3f} (95% interval {one.low:+.3f} to {one.high:+.3f}, {one.verdict})"
+
+
+def _confusion_line(entry: Mapping[str, Any]) -> str:
+    return (
+        f"{entry['class']} taken for {entry['taken_for']}: {entry['before']} of {entry['num_boxes']} boxes "
+        f"before, {entry['after']} with text."
+    )
+
+
+def _class_lines(
+    alone: Scored, fused: Scored, difference: RunDifference, losing: Sequence[int], *, tolerance: float
+) -> list[str]:
+    """A line for each class that loses too much."""
+    if not losing:
+        return [f"No class loses more than {100 * tolerance:g} points of AP by the text."]
+    lines = []
+    for label in losing:
+        old, new, one = alone.metrics.classes[label], fused.metrics.classes[label], difference.class_ap[label]
+        lines.append(
+            f"{old.name} loses {-100 * (one.value or 0.0):.1f} points of AP by the text: {old.ap:.3f} to "
+            f"{new.ap:.3f} (95% interval {one.low:+.3f} to {one.high:+.3f}, {one.verdict})."
+        )
+    return lines
+
+
+def _advice(losing: Sequence[int], names: Sequence[str], path: str) -> str:
+    listed = ", ".join(names[label] for label in losing)
+    return f"For {listed} the detector alone is better: {path}."
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
