@@ -228,7 +228,7 @@ def _encoder(options: MultimodalConfig) -> TextEncoder:
     match options.encoder:
         case HashedEncoderConfig():
             return HashedTextEncoder()
-        case OpenClipEncoderConfig(weights=weights, model=model):
+        case OpenClipEncoderConfig(weights=weights, clip_model=model):
             # Importing CLIP takes seconds and is needed here alone.
             from multimodal.open_clip_encoder import load_open_clip_encoder
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -110,7 +111,8 @@ class FindingsStore:
                 f"folder with multimodal.cache_dir, or go without by multimodal.cache=false."
             ) from None
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def read(self, view: View) -> dict[str, Tensor] | None:
         """The findings of one image; None if they are not there, or damaged."""

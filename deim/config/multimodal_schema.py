@@ -13,7 +13,7 @@ class OpenClipEncoderConfig:
     type: Literal["open_clip"] = "open_clip"
     weights: str = "laion2b_s34b_b79k"
     """Tag of pretrained weights, or path of a model folder or weights file."""
-    model: str | None = None
+    clip_model: str | None = None
     """Name of the model; null: ViT-B-32 for a tag, or what the folder says."""
 
 

@@ -139,7 +139,7 @@ class Trainer:
                     self._begin_final_stage()
                 self._train_epoch(show_progress=show_progress and is_main)
                 self._finish_epoch()
-        if is_main and not self.best_path.is_file():
+        if is_main and not self.best_path.is_file() and not self.parts.must_beat_start:
             self._save_best(self.config.epochs - 1, "ema")  # it was removed after the last validation
         if is_main:  # of no use to a finished run
             self.stage_path.unlink(missing_ok=True)

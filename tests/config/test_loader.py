@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -454,13 +455,15 @@ def full_trees() -> list[dict[str, Any]]:
     common = {"output_dir": "x", "image_size": 64, "epochs": 1, "data": data}
     backbones = [{"type": "vit_tiny", "dim": 64, "num_heads": 2}, {"type": "dinov3"}]
     goals = [{"type": "recall", "at_least": 0.9}, {"type": "false_boxes", "at_most_per_image": 0.1}]
+    encoders = [{"type": "hashed"}, {"type": "open_clip"}]
     trees = [
         {
             **common,
             "model": {"name": "x", "hidden_dim": 64, "backbone": backbone},
             "evaluation": {"goal": goal},
+            "multimodal": {"detector": "x", "encoder": encoder},
         }
-        for backbone, goal in zip(backbones, goals, strict=True)
+        for backbone, goal, encoder in zip(backbones, goals, encoders, strict=True)
     ]
     return [config_to_dict(config_from_dict(tree, where="test")) for tree in trees]
 
@@ -592,8 +595,34 @@ def test_shipped_model_loads(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yml")), ids=lambda path: path.stem)
 def test_shipped_config_loads(path):
-    config = load_config(path)
+    detector = config_to_dict(load_config(ROOT / "configs" / "quickstart.yml"))
+    read = []
+
+    def read_detector(place: str) -> dict[str, object]:
+        read.append(place)
+        return {name: detector[name] for name in ("model", "image_size", "data")}
+
+    config = load_config(path, read_detector=read_detector)
     assert config_from_dict(config_to_dict(config), where="test") == config
+    assert read == ([] if config.multimodal is None else [config.multimodal.detector])
+
+
+def test_an_experiment_of_phase_2_rests_on_its_detector(write):
+    path = write("output_dir: x\nepochs: 2\nmultimodal: {detector: d.pth}\ndata: {batch_size: 5}\n")
+    detector = config_to_dict(load_config(ROOT / "configs" / "quickstart.yml"))
+    base = {name: detector[name] for name in ("model", "image_size", "data")}
+    config = load_config(path, ["image_size=[64, 96]"], read_detector=lambda _: base)
+    assert config.model == load_config(ROOT / "configs" / "quickstart.yml").model
+    assert (config.image_size_hw, config.data.batch_size) == ((64, 96), 5)
+    assert config.data.root == "data/quickstart"
+    assert load_config(path, ["model.hidden_dim=128"], read_detector=lambda _: base) == load_config(
+        path, read_detector=lambda _: base
+    )
+    message = (
+        "--set: model: is not that of the detector d.pth, which phase 2 keeps as it is. Leave the block out."
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        load_config(path, ["model.hidden_dim=64"], read_detector=lambda _: base)
 
 
 def test_shipped_configs_dir(tmp_path, monkeypatch):

@@ -1,0 +1,185 @@
+"""The feature cache: filled once, read afterwards, the same weights, and never a stale number."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from deim.data.build import build_train_dataset, read_split
+from deim.data.collate import collate
+from deim.data.dataset import DetectionDataset
+from deim.data.stages import Augmentation
+from deim.engine.checkpoint import read_checkpoint
+from deim.engine.step import Precision
+from deim.errors import DataError
+from multimodal.build import load_trained
+from multimodal.feature_cache import FindingsBatch, FindingsLoader, FindingsStore, open_store
+from multimodal.wrapper import TextFusedDetector
+from tests.multimodal.fused import random_text, small_head
+
+FLOAT32 = Precision(device_type="cpu", dtype=None, scaler=torch.amp.GradScaler("cpu", enabled=False))
+BATCHES = [[(0, 4), (0, 1), (0, 0)], [(0, 2), (0, 5), (0, 3)]]
+
+
+@pytest.fixture
+def fused(tiny_run) -> TextFusedDetector:
+    return TextFusedDetector(load_trained(tiny_run / "best.pth").model, small_head(random_text(3)))
+
+
+@pytest.fixture
+def dataset_of(tiny_config, tmp_path):
+    def build(root: Path, *overrides: str, augmentation: Augmentation | None = None) -> DetectionDataset:
+        config = tiny_config(root, tmp_path / "run", *overrides)
+        return build_train_dataset(config, read_split(config.data, "train"), augmentation=augmentation)
+
+    return build
+
+
+def loader_of(fused, dataset, store, batches=BATCHES, *, num_views: int = 1) -> FindingsLoader:
+    return FindingsLoader(
+        fused,
+        dataset,
+        batches,
+        store=store,
+        num_views=num_views,
+        device=torch.device("cpu"),
+        precision=FLOAT32,
+        num_workers=0,
+    )
+
+
+def assert_equal(one: FindingsBatch, other: FindingsBatch) -> None:
+    for part in dataclasses.fields(one.images):
+        assert torch.equal(getattr(one.images, part.name), getattr(other.images, part.name))
+    for a, b in zip(one.targets, other.targets, strict=True):
+        assert torch.equal(a["boxes"], b["boxes"])
+        assert torch.equal(a["labels"], b["labels"])
+        assert (a["image_id"], a["file_name"], a["placement"]) == (
+            b["image_id"],
+            b["file_name"],
+            b["placement"],
+        )
+
+
+def test_what_is_read_is_what_was_found(fused, dataset_of, tiny_set, tmp_path, monkeypatch):
+    dataset = dataset_of(tiny_set, "data.resize=letterbox")
+    store = FindingsStore(tmp_path / "cache")
+    found = list(loader_of(fused, dataset, store))
+    for batch, items in zip(found, BATCHES, strict=True):
+        images = collate([dataset[item] for item in items])
+        direct = fused.find(images.images)
+        assert_equal(batch, FindingsBatch(images=direct, targets=images.targets))
+    monkeypatch.setattr(DetectionDataset, "__getitem__", lambda *_: pytest.fail("an image was loaded"))
+    for epoch in (1, 2):
+        batches = [[(epoch, index) for _, index in items] for items in BATCHES]
+        for one, other in zip(found, loader_of(fused, dataset, store, batches), strict=True):
+            assert_equal(one, other)
+
+
+def test_views_take_turns(fused, dataset_of, tiny_set, tmp_path):
+    augmentation = Augmentation(
+        horizontal_flip=0.5, vertical_flip=0.5, photometric=0.0, start_epoch=0, stop_epoch=9
+    )
+    dataset = dataset_of(tiny_set, augmentation=augmentation)
+    store = FindingsStore(tmp_path / "cache")
+    batches = [[(epoch, index) for index in (0, 1, 2)] for epoch in range(6)]
+    found = list(loader_of(fused, dataset, store, batches, num_views=3))
+    for epoch in range(3):
+        assert_equal(found[epoch], found[epoch + 3])
+    assert not torch.equal(found[0].images.query_features, found[1].images.query_features)
+    assert sorted(path.name for path in store.folder.iterdir()) == ["view0", "view1", "view2"]
+
+
+def test_a_part_that_is_missing_or_damaged_is_found_again(fused, dataset_of, tiny_set, tmp_path):
+    dataset, store = dataset_of(tiny_set), FindingsStore(tmp_path / "cache")
+    found = list(loader_of(fused, dataset, store))
+    store.path((0, 1)).unlink()
+    damaged = store.path((0, 5))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    for _ in range(2):
+        for one, other in zip(found, loader_of(fused, dataset, store), strict=True):
+            assert_equal(one, other)
+        assert store.read((0, 1)) is not None
+        assert store.read((0, 5)) is not None
+
+
+def test_a_batch_is_cut_into_its_images(fused, dataset_of, tiny_set, tmp_path):
+    batch, _ = loader_of(fused, dataset_of(tiny_set), FindingsStore(tmp_path / "cache"))
+    parts = batch.split(2)
+    assert [len(part.targets) for part in parts] == [2, 1]
+    for part in dataclasses.fields(batch.images):
+        joined = torch.cat([getattr(one.images, part.name) for one in parts])
+        assert torch.equal(joined, getattr(batch.images, part.name))
+    assert [target for part in parts for target in part.targets] == batch.targets
+
+
+def test_every_change_leads_to_another_store(fused, dataset_of, tiny_set, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(tiny_set, root)
+
+    def name(*overrides: str, **options) -> str:
+        dataset = dataset_of(root, *overrides, **options)
+        return open_store(tmp_path / "cache", dataset, fused, FLOAT32).folder.name
+
+    flips = Augmentation(horizontal_flip=0.5, vertical_flip=0, photometric=0, start_epoch=0, stop_epoch=9)
+    first = name()
+    names = {
+        first,
+        name("data.resize=letterbox"),
+        name("image_size=96"),
+        name("data.mean=[0.5, 0.5, 0.5]"),
+        name(augmentation=flips),
+        name("seed=1", augmentation=flips),
+    }
+    assert len(names) == 6
+    assert name("seed=1", "data.cache_mb=1") == first  # without augmentation the seed decides nothing
+    # Other pixels in a file of the same length; then back.
+    path = root / "images" / "train_0.png"
+    original = path.read_bytes()
+    picture = Image.open(path)
+    picture.putpixel((0, 0), (1, 2, 3))
+    picture.save(path.with_suffix(".bmp"))
+    bitmap = bytearray(path.with_suffix(".bmp").read_bytes())
+    path.write_bytes(bitmap)
+    before = name()
+    bitmap[-1] ^= 255
+    path.write_bytes(bitmap)
+    assert len({before, name(), first}) == 3
+    path.write_bytes(original)
+    assert name() == first
+    annotations = root / "annotations" / "train.json"
+    annotations.write_text(annotations.read_text().replace('"category_id": 3', '"category_id": 7', 1))
+    assert name() != first
+    shutil.copy(tiny_set / "annotations" / "train.json", annotations)
+    assert name() == first
+    with torch.no_grad():
+        fused.detector.decoder.dec_score_head[-1].bias += 1e-6
+    assert name() != first
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(fused, dataset_of, tiny_set, tmp_path):
+    (tmp_path / "cache").write_text("a file, not a folder")
+    loader = loader_of(fused, dataset_of(tiny_set), FindingsStore(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"cannot be stored .* go without by multimodal\.cache=false\.$"):
+        list(loader)
+
+
+def test_the_cache_does_not_change_the_weights(phase2_config, build_phase2, tmp_path):
+    options = ["epochs=4", "multimodal.class_head_from_epoch=2"]
+    runs = {
+        cache: build_phase2(
+            phase2_config(*options, f"multimodal.cache={cache}", f"output_dir={tmp_path / cache}")
+        )
+        for cache in ("true", "false")
+    }
+    for trainer in runs.values():
+        trainer.run(show_progress=False)
+    cached, plain = (read_checkpoint(trainer.last_path)["model"] for trainer in runs.values())
+    assert any(torch.count_nonzero(value) for name, value in cached.items() if "class_head_change" in name)
+    for name, value in cached.items():
+        torch.testing.assert_close(value, plain[name], rtol=0, atol=1e-5)
+    stored = list((tmp_path / "cache").rglob("*.safetensors"))
+    assert len(stored) == 6
