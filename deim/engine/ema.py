@@ -25,7 +25,11 @@ class ModelEma(Generic[M]):
         self.schedule = schedule
         self.updates = 0
         self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
-        self._averaged = _learned_tensors(self.model, model)
+        self._averaged = _learned_names(model)
+        self._counted = [name for name, _ in model.named_buffers() if name.endswith("num_batches_tracked")]
+        self._source: nn.Module | None = None
+        self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._counters: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -33,19 +37,26 @@ class ModelEma(Generic[M]):
         self.updates += 1
         ramp = self.schedule.warmup_steps
         decay = self.schedule.decay * (1 - math.exp(-self.updates / ramp) if ramp else 1.0)
-        current = model.state_dict()
-        averages = [tensor for _, tensor in self._averaged]
-        torch._foreach_lerp_(averages, [current[name] for name, _ in self._averaged], 1 - decay)
-        for name, buffer in self.model.named_buffers():
-            if name.endswith("num_batches_tracked"):
-                buffer.copy_(current[name])
+        self._look_up(model)
+        averages, current = self._pairs
+        torch._foreach_lerp_(averages, current, 1 - decay)
+        for counter, counted in self._counters:
+            counter.copy_(counted)
+
+    def _look_up(self, model: nn.Module) -> None:
+        """Find the tensors once: going through a model takes longer than averaging a small part of it."""
+        if model is self._source:
+            return
+        own, current = self.model.state_dict(), model.state_dict()
+        self._pairs = ([own[name] for name in self._averaged], [current[name] for name in self._averaged])
+        self._counters = [(own[name], current[name]) for name in self._counted]
+        self._source = model
 
 
-def _learned_tensors(average: nn.Module, model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Names and averaged tensors of trainable parameters and batch-norm statistics."""
-    state = average.state_dict()
+def _learned_names(model: nn.Module) -> list[str]:
+    """Names of trainable parameters and of batch-norm statistics that move with them."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for prefix, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             names += [f"{prefix}.running_mean", f"{prefix}.running_var"]
-    return [(name, state[name]) for name in names]
+    return names
