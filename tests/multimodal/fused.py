@@ -1,12 +1,19 @@
 """Small fused detectors and stand-ins for text, for the tests of phase 2."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deim.config import Config
+from deim.engine.checkpoint import TrainedDetector
 from deim.model.detector import Detector
 from multimodal.fusion_head import FusionHead, parameter_groups
+from multimodal.text_bank import TextBank, text_bank_to_dict
 from multimodal.wrapper import TextFusedDetector
 from tests.model.tiny import tiny_detector
 
@@ -51,3 +58,44 @@ def state_hash(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def text_bank_of(prompts: Tensor, class_names: Sequence[str]) -> TextBank:
+    """A bank of given embeddings (C, 3, width)."""
+    return TextBank(
+        class_names=tuple(class_names),
+        prompts=F.normalize(prompts, dim=-1),
+        background=F.normalize(random_text(1, 4, width=prompts.shape[-1], seed=1)[0], dim=-1),
+        encoder="random",
+        weights_hash=None,
+        prompt_texts=tuple(("description", "keywords", "contrast") for _ in class_names),
+        background_texts=("", "", "", ""),
+        templates=("{}",),
+    )
+
+
+def trained_fused(
+    config: Config,
+    *,
+    class_names: Sequence[str] = ("pit", "scratch", "crack"),
+    confused: Sequence[Mapping[str, Any]] = (),
+    bank: TextBank | None = None,
+) -> TrainedDetector:
+    """A detector of phase 2 as from a checkpoint; its model always has three classes and open gates."""
+    model = tiny_fused().eval()
+    open_gates(model.head)
+    bank = bank or text_bank_of(random_text(len(class_names)), class_names)
+    return TrainedDetector(
+        model=model,
+        device=torch.device("cpu"),
+        config=config,
+        class_names=tuple(class_names),
+        category_ids=tuple(range(1, len(class_names) + 1)),
+        epoch=0,
+        weights="ema",
+        step=0,
+        timeline=None,
+        fusion={"text_bank": text_bank_to_dict(bank), "detector": {}, "confused": list(confused)},
+        operating_points=None,
+        path=Path("best.pth"),
+    )

@@ -1,0 +1,118 @@
+"""Maps of where the text of a class fires in an image, beside the scores of the detector.
+
+They show queries, not the encoder's cells. The cells are as wide as the queries, so that the head would
+compare them with the text as well, but its projection was trained on what the decoder makes of queries: of a
+cell it gives a number that nothing was ever asked of. Of a query it gives the very cosine that moves the
+logits, and the query has a box to draw it in.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deim.boxes import clip_boxes, cxcywh_to_xyxy, to_original_pixels
+from deim.engine.checkpoint import TrainedDetector
+from deim.structures import Placement
+from multimodal.text_bank import class_cosines, text_bank_from_dict
+from multimodal.wrapper import TextFusedDetector
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TextMap:
+    """What text and detector say of every query of one image; on the CPU."""
+
+    orig_size_hw: tuple[int, int]
+    """Size of the original image, in pixels."""
+    boxes_cxcywh: Tensor
+    """(Q, 4) float32, fractions of the network input, as the detector gave them."""
+    boxes_xyxy: Tensor
+    """(Q, 4) float32, pixels of the original image, clipped to it."""
+    cosines: Tensor
+    """(Q, C) float32 in [-1, 1]: of the query with the text of each class."""
+    detector_scores: Tensor
+    """(Q, C) float32 in [0, 1]: the frozen detector's own."""
+    fused_scores: Tensor
+    """(Q, C) float32 in [0, 1]: after the fusion."""
+
+
+@torch.no_grad()
+def compute_text_map(model: TextFusedDetector, image_input: Tensor, placement: Placement) -> TextMap:
+    """Compare the queries of one image with the text of every class.
+
+    Args:
+        model: The fused detector, on any device.
+        image_input: (1, 3, H, W) float, normalised, on the same device; H and W multiples of 32.
+        placement: Where the input lies in the original image.
+
+    Raises:
+        ValueError: If `image_input` is not of one image, or its height or width is not a multiple of 32.
+    """
+    if image_input.ndim != 4 or image_input.shape[0] != 1:
+        raise ValueError(f"image_input: got {tuple(image_input.shape)}. It must be (1, 3, H, W), one image.")
+    found = model.find(image_input)
+    output = model(found)
+    boxes_cxcywh = found.pred_boxes[0].float().cpu()
+    boxes_xyxy = to_original_pixels(cxcywh_to_xyxy(boxes_cxcywh), placement)
+    return TextMap(
+        orig_size_hw=placement.orig_size_hw,
+        boxes_cxcywh=boxes_cxcywh,
+        boxes_xyxy=clip_boxes(boxes_xyxy, placement.orig_size_hw),
+        cosines=model.head.cosines(found.query_features)[0].cpu(),
+        detector_scores=output["detector_logits"][0].float().sigmoid().cpu(),
+        fused_scores=output["pred_logits"][0].float().sigmoid().cpu(),
+    )
+
+
+def compute_heat(boxes_xyxy: Tensor, values: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Spread the values of queries over their boxes: every pixel takes the highest of those that cover it.
+
+    Edges are rounded to whole pixels; a box thinner than a pixel keeps one, a box without area covers none.
+
+    Args:
+        boxes_xyxy: (Q, 4) float, in pixels, clipped to `size_hw`. Q may be 0.
+        values: (Q,) float, finite.
+        size_hw: Height and width of the map, in pixels.
+
+    Returns:
+        (*size_hw) float32; 0 where no box is.
+    """
+    heat = torch.full(size_hw, -math.inf)
+    low, high = boxes_xyxy[:, :2].round(), boxes_xyxy[:, 2:].round()
+    middle = ((boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2).floor()
+    is_thin = high <= low
+    low, high = torch.where(is_thin, middle, low), torch.where(is_thin, middle + 1, high)
+    corners = torch.cat([low, high], dim=1).long().tolist()
+    has_area = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1).tolist()
+    # The highest is painted last.
+    for query in values.argsort().tolist():
+        if has_area[query]:
+            left, top, right, bottom = corners[query]
+            heat[top:bottom, left:right] = values[query]
+    return heat.masked_fill(heat == -math.inf, 0.0)
+
+
+def default_classes(trained: TrainedDetector) -> tuple[int, ...]:
+    """The two classes whose maps tell most.
+
+    Args:
+        trained: Of phase 2.
+
+    Returns:
+        Class indices: of the pair that the detector confused most when the fusion was trained, the true class
+        first; without such a pair, of the two whose texts are nearest. A detector of one class has only that.
+    """
+    assert trained.fusion is not None
+    confused = trained.fusion["confused"]
+    if confused:
+        most = max(confused, key=lambda pair: pair["share"])
+        return most["label"], most["taken_for"]
+    num_classes = len(trained.class_names)
+    if num_classes <= 2:
+        return tuple(range(num_classes))
+    bank = text_bank_from_dict(trained.fusion["text_bank"], where=str(trained.path))
+    # Above the diagonal each pair stands once.
+    first, second = torch.triu_indices(num_classes, num_classes, offset=1)
+    nearest = int(class_cosines(bank).centred[first, second].argmax())
+    return int(first[nearest]), int(second[nearest])
