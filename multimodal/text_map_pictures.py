@@ -222,7 +222,7 @@ def _heat_picture(photograph: Image.Image, boxes_xyxy: Tensor, values: Tensor, t
     )
     grey = np.asarray(photograph.convert("L").convert("RGB"), dtype=np.float64)
     fits = iou(boxes_xyxy[:, None], truth.boxes_xyxy[None]) >= FITTING_IOU
-    texts = [f"{float(values[fit].max()):.2f}" if bool(fit.any()) else "no query" for fit in fits.T]
+    texts = [f"{float(values[fit].max()):.2f}" if bool(fit.any()) else "none" for fit in fits.T]
     return draw_boxes(
         Image.fromarray(_blend(grey, heat.numpy())),
         truth.boxes_xyxy * truth.scale,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from PIL import Image
 
 from deim.config import Config
-from deim.data.build import read_split
+from deim.data.build import input_format, read_split
 from deim.data.coco import CocoSplit
+from deim.data.transforms import fit_to_input, normalize, read_image
+from deim.evaluation.report.plots import draw_boxes
 from multimodal.text_map_pictures import FOOT_HEIGHT, HEAD_HEIGHT, MAP_WIDTH, draw_text_map, write_text_maps
-from multimodal.text_maps import TextMap
+from multimodal.text_maps import TextMap, compute_text_map
 from tests.multimodal.fused import trained_fused
 
 NAMES = ("pit", "scratch", "crack")
@@ -57,7 +60,7 @@ def panel(picture: Image.Image, column: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "panel_height"), [(100, 60, 240), (60, 100, 400), (600, 50, 140), (4000, 3000, 300)]
+    ("width", "height", "panel_height"), [(100, 60, 240), (60, 100, 400), (600, 50, 140), (1600, 1200, 300)]
 )
 def test_the_size_follows_the_image(width, height, panel_height):
     picture = draw(image=grey_image(width, height), text_map=small_map(height, width))
@@ -90,6 +93,33 @@ def test_frames_of_the_class_are_white_those_of_others_grey():
     assert other[120, 200].tolist() == [150, 150, 150]
 
 
+def test_the_number_at_a_frame_is_the_highest_of_the_queries_that_fit_it(monkeypatch):
+    tags = []
+
+    def note(image, boxes_xyxy, *, texts, **rest):
+        tags.append(list(texts))
+        return draw_boxes(image, boxes_xyxy, texts=texts, **rest)
+
+    monkeypatch.setattr("multimodal.text_map_pictures.draw_boxes", note)
+    one = small_map()
+    twice = replace(
+        one,
+        boxes_xyxy=torch.cat([one.boxes_xyxy, one.boxes_xyxy]),
+        cosines=torch.cat([one.cosines, one.cosines - 0.1]),
+        detector_scores=torch.cat([one.detector_scores, one.detector_scores / 2]),
+        fused_scores=torch.cat([one.fused_scores, one.fused_scores / 2]),
+    )
+    # The second box has an IoU of 0.42 with the query on the right, the third one of 0.67.
+    boxes = ((0, 0, 50, 50), (50, 5, 100, 53), (50, 20, 100, 65))
+    draw(1, text_map=twice, boxes=boxes, labels=(0, 2, 1))
+    assert tags == [
+        ["scratch", "pit", "crack"],
+        ["0.60", "0.00", "none"],
+        ["0.60", "-0.80", "none"],
+        ["0.65", "0.00", "none"],
+    ]
+
+
 def test_images_without_boxes_and_detectors_without_queries_are_drawn():
     nothing = TextMap(
         orig_size_hw=(60, 100),
@@ -120,15 +150,15 @@ def test_the_picture_of_another_image_is_refused():
 
 @pytest.fixture
 def captions(monkeypatch) -> list[tuple[str, int]]:
-    """File name and class of every row that is drawn."""
-    drawn = []
+    """File name and class of every row, which is not drawn."""
+    rows = []
 
     def note(image, text_map, label, *, caption, **rest):
-        drawn.append((caption, label))
-        return draw_text_map(image, text_map, label, caption=caption, **rest)
+        rows.append((caption, label))
+        return Image.new("RGB", (MAP_WIDTH, 10))
 
     monkeypatch.setattr("multimodal.text_map_pictures.draw_text_map", note)
-    return drawn
+    return rows
 
 
 def val_split(config: Config) -> CocoSplit:
@@ -136,23 +166,65 @@ def val_split(config: Config) -> CocoSplit:
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
-def test_files_are_written_for_each_class(
-    resize, tiny_set: Path, tiny_config: Callable[..., Config], tmp_path: Path, captions
+def test_a_file_shows_the_rows_of_its_images(
+    resize, tiny_set: Path, tiny_config: Callable[..., Config], tmp_path: Path
 ):
     config = tiny_config(tiny_set, tmp_path, f"data.resize={resize}")
     split, trained = val_split(config), trained_fused(config)
-    paths = write_text_maps(trained, split, (2, 0), tmp_path / "new" / "maps", num_images=1)
-    assert [path.name for path in paths] == ["text_map_2_crack.png", "text_map_0_pit.png"]
-    # The first val images are of one and two boxes, and the last one of none.
+    (path,) = write_text_maps(trained, split, (0,), tmp_path, num_images=0)
+    # Without boxes, so that only the photograph and what the detector finds in it are drawn.
+    form = input_format(config)
+    image = read_image(split.image_path(3))
+    fitted, placement = fit_to_input(image, form.size_hw, resize=resize)
+    row = draw_text_map(
+        Image.fromarray(image.permute(1, 2, 0).numpy()),
+        compute_text_map(trained.model, normalize(fitted, form.mean, form.std)[None], placement),
+        0,
+        class_names=NAMES,
+        boxes_xyxy=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+        caption="val_3.png",
+    )
+    with Image.open(path) as sheet:
+        shown = sheet.crop((ROWS_MARGIN, ROWS_TOP, ROWS_MARGIN + MAP_WIDTH, ROWS_TOP + row.height))
+        assert shown.tobytes() == row.tobytes()
+        assert sheet.width == MAP_WIDTH + 2 * ROWS_MARGIN
+
+
+def test_true_boxes_but_no_crowd_regions_are_framed(tiny_set: Path, tiny_config, tmp_path: Path, monkeypatch):
+    given = []
+
+    def note(image, text_map, label, *, boxes_xyxy, labels, **rest):
+        given.append((boxes_xyxy, labels))
+        return Image.new("RGB", (MAP_WIDTH, 10))
+
+    monkeypatch.setattr("multimodal.text_map_pictures.draw_text_map", note)
+    config = tiny_config(tiny_set, tmp_path)
+    split = val_split(config)
+    # The second image has two boxes, here one of them and a crowd region.
+    own, other = range(*split.first_box[1:3].tolist())
+    is_crowd = split.is_crowd.copy()
+    is_crowd[other] = True
+    label = NAMES.index(split.class_names[split.category_ids.index(split.box_category_ids[own])])
+    others = np.flatnonzero(np.arange(len(is_crowd)) != own)
+    split.box_category_ids[others] = split.category_ids[split.class_names.index(NAMES[label - 1])]
+    write_text_maps(trained_fused(config), replace(split, is_crowd=is_crowd), (label,), tmp_path)
+    x, y, width, height = split.boxes_xywh[own].tolist()
+    (boxes, labels), (no_boxes, _) = given
+    assert boxes.tolist() == [[x, y, x + width, y + height]]
+    assert labels.tolist() == [label]
+    assert len(no_boxes) == 0
+
+
+def test_each_class_has_a_file(tiny_set: Path, tiny_config, tmp_path: Path, captions):
+    config = tiny_config(tiny_set, tmp_path)
+    folder = tmp_path / "new" / "maps"
+    paths = write_text_maps(trained_fused(config), val_split(config), (2, 0), folder, num_images=1)
+    assert paths == [folder / "text_map_2_crack.png", folder / "text_map_0_pit.png"]
+    assert all(path.is_file() for path in paths)
+    # Of the four images the last one has no box.
     assert [label for _, label in captions] == [2, 2, 0, 0]
     assert captions[1][0] == captions[3][0] == "val_3.png"
-    for path in paths:
-        with Image.open(path) as sheet:
-            assert sheet.width == MAP_WIDTH + 2 * ROWS_MARGIN
-            assert sheet.height > ROWS_TOP + 2 * (HEAD_HEIGHT + FOOT_HEIGHT + 140)
-    assert paths[0].read_bytes() != paths[1].read_bytes()
-    again = write_text_maps(trained, split, (2,), tmp_path / "again", num_images=1)
-    assert again[0].read_bytes() == paths[0].read_bytes()
 
 
 def test_images_with_most_boxes_of_the_class_come_first(tiny_set, tiny_config, tmp_path: Path, captions):
@@ -167,6 +239,14 @@ def test_images_with_most_boxes_of_the_class_come_first(tiny_set, tiny_config, t
         }
         expected = sorted((name for name in counts if counts[name]), key=lambda name: -counts[name])
         assert [name for name, own in captions if own == label] == [*expected, "val_3.png"]
+
+
+def test_crowd_regions_do_not_count(tiny_set: Path, tiny_config, tmp_path: Path, captions):
+    config = tiny_config(tiny_set, tmp_path)
+    split = val_split(config)
+    crowds = replace(split, is_crowd=np.ones_like(split.is_crowd))
+    write_text_maps(trained_fused(config), crowds, (0,), tmp_path)
+    assert captions == [("val_3.png", 0)]
 
 
 def test_a_split_without_such_images_gives_a_page_that_says_so(
@@ -185,7 +265,9 @@ def test_a_split_without_such_images_gives_a_page_that_says_so(
         assert sheet.width == MAP_WIDTH + 2 * ROWS_MARGIN
 
 
-def test_file_names_are_safe_and_differ(write_coco: Callable[..., Path], tiny_config, tmp_path: Path):
+def test_file_names_are_safe_and_differ(
+    write_coco: Callable[..., Path], tiny_config, tmp_path: Path, captions
+):
     names = {"裂纹": 1, "../Größe a/b": 2, "x" * 300: 3}
     root = write_coco(tmp_path / "set", categories=names, num_images={"train": 1, "val": 1})
     config = tiny_config(root, tmp_path)
