@@ -27,8 +27,9 @@ from deim.evaluation.evaluator import Evaluator
 from deim.evaluation.report.files import ReportFiles, Scored, check_report_path, write_report_files
 from deim.evaluation.split_results import SplitResults, split_results
 from multimodal.build import detector_alone
-from multimodal.confused import pair_of_interest
+from multimodal.confused import watched_classes
 from multimodal.text_bank import TextBank, text_bank_from_dict
+from multimodal.text_map_pictures import write_text_maps
 
 FUSION_KEYS = {
     "text": "encoder, hash of its weights, and the texts of each class that were embedded",
@@ -38,6 +39,7 @@ FUSION_KEYS = {
     "difference": "`RunDifference` of the fused detector from the detector alone",
     "class_tolerance": "loss of AP of a class beyond which the detector alone is said to be better for it",
     "losing_classes": "names of the classes that lose more",
+    "text_maps": "names of the pictures of `text_map_pictures.py` in the report's folder",
     "in_words": "what this says, in sentences",
 }
 """What the block `fusion` of a report holds."""
@@ -107,13 +109,17 @@ def assess_fused(
     _, alone = score(detector_alone(trained), evaluator, split_name=split_name, store_points=False)
     write_report_files(alone, alone_files.report)
     evaluation, scored = score(trained, evaluator, split_name=split_name)
+    files = ReportFiles(report=report_path)
+    for old in files.folder.glob("text_map_*.png"):  # of other classes
+        old.unlink()
+    maps = write_text_maps(trained, evaluator.split, watched_classes(trained), files.folder)
     entry = _fusion_entry(
         trained, alone, scored, alone_name=alone_files.report.name, comparison_name=comparison_path.name
-    )
+    ) | {"text_maps": [path.name for path in maps]}
     report = write_report_files(replace(scored, fusion=entry), report_path)
     write_comparison(read_runs([alone_files.report, report_path], split=split_name), comparison_path)
     return FusedAssessment(
-        fused=Assessment(evaluation=evaluation, report=report, files=ReportFiles(report=report_path)),
+        fused=Assessment(evaluation=evaluation, report=report, files=files),
         alone=alone_files,
         comparison=comparison_path,
     )
@@ -172,8 +178,8 @@ def _confusions(
     trained: TrainedDetector, before: SplitResults, alone: Scored, after: SplitResults, fused: Scored
 ) -> list[dict[str, Any]]:
     """Both directions of the pair to be watched, at the operating points of each."""
-    pair = pair_of_interest(trained)
-    if pair is None:
+    pair = watched_classes(trained)
+    if len(pair) < 2:
         return []
     old, new = (_confusion_counts(results, one) for results, one in ((before, alone), (after, fused)))
     return [

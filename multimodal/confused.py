@@ -76,23 +76,26 @@ def _matched_classes(
     return truth.cpu(), given.cpu()
 
 
-def pair_of_interest(trained: TrainedDetector) -> tuple[int, int] | None:
-    """The two classes whose confusion is to be watched, by class index.
+def watched_classes(trained: TrainedDetector) -> tuple[int, ...]:
+    """The two classes whose confusion is to be watched.
 
     Args:
         trained: Of phase 2.
 
     Returns:
-        Those that the detector confused most in training; if it confused none in more than the set share,
-        the two whose texts are nearest. None for a single class.
+        Class indices: of the pair that the detector confused most when the fusion was trained, the true class
+        first; without such a pair, of the two whose texts are nearest. A detector of one class has only that.
     """
     assert trained.fusion is not None
-    if trained.fusion["confused"]:
-        most = trained.fusion["confused"][0]
+    confused = trained.fusion["confused"]
+    if confused:
+        most = max(confused, key=lambda pair: pair["share"])
         return most["label"], most["taken_for"]
-    if len(trained.class_names) < 2:
-        return None
+    num_classes = len(trained.class_names)
+    if num_classes <= 2:
+        return tuple(range(num_classes))
     bank = text_bank_from_dict(trained.fusion["text_bank"], where=str(trained.path))
-    cosines = class_cosines(bank).centred.fill_diagonal_(-2.0)
-    first, second = divmod(int(cosines.argmax()), len(cosines))
-    return first, second
+    # Above the diagonal each pair stands once.
+    first, second = torch.triu_indices(num_classes, num_classes, offset=1)
+    nearest = int(class_cosines(bank).centred[first, second].argmax())
+    return int(first[nearest]), int(second[nearest])

@@ -154,7 +154,7 @@ class FusionHead(nn.Module):
         """Compare features with the text of the classes, for maps over images.
 
         Args:
-            features: (..., query_dim) float, of queries or of encoder cells.
+            features: (..., query_dim) float, of queries.
 
         Returns:
             (..., C) float32 in [-1, 1].

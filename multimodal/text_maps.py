@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from deim.boxes import clip_boxes, cxcywh_to_xyxy, to_original_pixels
-from deim.engine.checkpoint import TrainedDetector
 from deim.structures import Placement
-from multimodal.text_bank import class_cosines, text_bank_from_dict
 from multimodal.wrapper import TextFusedDetector
 
 
@@ -91,28 +89,3 @@ def compute_heat(boxes_xyxy: Tensor, values: Tensor, size_hw: tuple[int, int]) -
             left, top, right, bottom = corners[query]
             heat[top:bottom, left:right] = values[query]
     return heat.masked_fill(heat == -math.inf, 0.0)
-
-
-def default_classes(trained: TrainedDetector) -> tuple[int, ...]:
-    """The two classes whose maps tell most.
-
-    Args:
-        trained: Of phase 2.
-
-    Returns:
-        Class indices: of the pair that the detector confused most when the fusion was trained, the true class
-        first; without such a pair, of the two whose texts are nearest. A detector of one class has only that.
-    """
-    assert trained.fusion is not None
-    confused = trained.fusion["confused"]
-    if confused:
-        most = max(confused, key=lambda pair: pair["share"])
-        return most["label"], most["taken_for"]
-    num_classes = len(trained.class_names)
-    if num_classes <= 2:
-        return tuple(range(num_classes))
-    bank = text_bank_from_dict(trained.fusion["text_bank"], where=str(trained.path))
-    # Above the diagonal each pair stands once.
-    first, second = torch.triu_indices(num_classes, num_classes, offset=1)
-    nearest = int(class_cosines(bank).centred[first, second].argmax())
-    return int(first[nearest]), int(second[nearest])

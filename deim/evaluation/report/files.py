@@ -136,7 +136,13 @@ def write_report_files(scored: Scored, report_path: Path) -> dict[str, Any]:
     title = f"{scored.provenance.model.name} on {scored.provenance.split}"
     prediction_sheet(analysis.shipped, images.read, title=title).save(files.sheet)
     gallery = _draw_gallery(analysis, images)
-    page = render_report(report, charts=charts, gallery=gallery, missing_images=images.describe_missing())
+    page = render_report(
+        report,
+        charts=charts,
+        gallery=gallery,
+        missing_images=images.describe_missing(),
+        text_maps=_text_maps(report, files.folder),
+    )
     write_whole(page, files.page)
     write_report(report, report_path)
     return report
@@ -267,6 +273,14 @@ def _draw_gallery(analysis: SplitAnalysis, images: ImageFolder) -> list[Picture]
             )
             pictures.append(embed_image(drawn, entry.caption))
     return pictures
+
+
+def _text_maps(report: Mapping[str, Any], folder: Path) -> list[Picture]:
+    """The pictures that phase 2 has put into the folder."""
+    names = report["fusion"]["text_maps"] if report["fusion"] else []
+    return [
+        embed_image(Image.open(folder / name), Path(name).stem) for name in names if (folder / name).is_file()
+    ]
 
 
 def _write_json(content: Any, path: Path) -> None:

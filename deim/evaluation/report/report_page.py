@@ -20,8 +20,19 @@ READING_HELP = (
 )
 
 
+TEXT_MAPS_HELP = (
+    "Each pixel shows the highest value of the queries whose boxes cover it: the detector's own score of the "
+    "class, the cosine of the query with the text of the class, and the score after the fusion."
+)
+
+
 def render_report(
-    report: Mapping[str, Any], *, charts: Mapping[str, Path], gallery: Sequence[Picture], missing_images: str
+    report: Mapping[str, Any],
+    *,
+    charts: Mapping[str, Path],
+    gallery: Sequence[Picture],
+    missing_images: str,
+    text_maps: Sequence[Picture] = (),
 ) -> str:
     """Lay a report out as one HTML page.
 
@@ -30,6 +41,7 @@ def render_report(
         charts: Path of each chart's SVG by its title.
         gallery: The worst errors.
         missing_images: Why the gallery lacks pictures; empty if it lacks none.
+        text_maps: Of phase 2: where the text of a class answers.
 
     Returns:
         HTML that needs no other file.
@@ -48,6 +60,8 @@ def render_report(
             pictures=gallery,
         ),
     ]
+    if text_maps:
+        sections.append(Section(title="Where the text answers", lines=[TEXT_MAPS_HELP], pictures=text_maps))
     if report["convergence"]:
         sections.append(Section(title="Convergence", lines=report["convergence"]["in_words"].splitlines()))
     sections += [
