@@ -16,10 +16,12 @@ from deim.data.build import build_augmentation, build_train_dataset, load_batche
 from deim.data.collate import Batch
 from deim.data.stages import Augmentation
 from deim.engine.checkpoint import TrainedDetector, build_detector
-from deim.engine.checkpoint import load_trained as load_trained_of_phase
+from deim.engine.checkpoint import load_trained as load_trained_of_phase_1
+from deim.engine.device import select_device
 from deim.engine.step import Precision, StepBatch, autocast
 from deim.engine.subject import BuildSubject, Setting, Subject, build_detector_subject
 from deim.errors import CheckpointError, ConfigError
+from deim.evaluation.predict import Predictor
 from deim.loss.build import build_matcher
 from deim.model.build import build_model
 from deim.model.detector import Detector
@@ -65,7 +67,21 @@ def load_trained(
         CheckpointError: If the checkpoint is missing, damaged, or its weights do not fit its config.
         ConfigError: If the config, with its changes, is not valid in this version.
     """
-    return load_trained_of_phase(path, device=device, overrides=overrides, build=_build_stored)
+    return load_trained_of_phase_1(path, device=device, overrides=overrides, build=_build_stored)
+
+
+def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
+    """Load a trained detector of either phase; nothing but the checkpoint is needed.
+
+    Args:
+        path: `best.pth` or `last.pth`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing or damaged.
+        ConfigError: If there is no such device.
+    """
+    return Predictor(load_trained(Path(path), device=select_device(device)))
 
 
 def detector_alone(trained: TrainedDetector) -> TrainedDetector:
@@ -99,7 +115,7 @@ def build_fusion_subject(setting: Setting) -> Subject:
     config, world = setting.config, setting.world
     options = _options(config)
     train = setting.splits.train
-    trained = load_trained_of_phase(Path(options.detector), device=setting.device)
+    trained = load_trained_of_phase_1(Path(options.detector), device=setting.device)
     _check_same_classes(trained, train.class_names, where=train.annotations_path.name)
     bank = _text_bank(options, train.class_names)
     assert isinstance(trained.model, Detector)

@@ -1,6 +1,8 @@
-"""A COCO folder of a few small pictures, an experiment that takes seconds, and one finished run of it."""
+"""A COCO folder of a few small pictures, an experiment of seconds, one finished run of it, and tools."""
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from deim.evaluation.evaluator import Evaluator
 
 # Tiny tensors gain nothing from threads, and on a shared machine waiting for them costs a hundredfold.
 torch.set_num_threads(1)
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 COLOURS = {"pit": (230, 40, 40), "scratch": (40, 60, 230), "crack": (40, 200, 60)}
 CATEGORIES = {"pit": 3, "scratch": 7, "crack": 90}
@@ -177,3 +181,24 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
     )
     _build(config).run(show_progress=False)
     return folder
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a tool's `main` in this process, in an empty folder; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(tool: str, *arguments: object) -> tuple[int, str, str]:
+        spec = importlib.util.spec_from_file_location(f"tool_{tool}", TOOLS / f"{tool}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
+        code = module.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -1,9 +1,11 @@
-"""Time a training step and one inference on random or given weights and inputs; prints one JSON line.
+"""Time a training step, one inference, or the fusion head on random or given weights; prints one JSON line.
 
     python tools/benchmark.py step --variant m --size 1024 --batch 4 --device cuda --amp bf16
+    python tools/benchmark.py fusion --variant m --size 640
 
-The columns are those of the comparison script of the reference: medians in milliseconds of forward, loss with
-matching, backward and optimiser, images/s, peak memory in MB, latency of one image.
+The columns of `step` are those of the comparison script of the reference: medians in milliseconds of forward,
+loss with matching, backward and optimiser, images/s, peak memory in MB, latency of one image. `fusion` times
+one image through the detector, and what it found through the fusion head of phase 2, in turns.
 """
 
 import argparse
@@ -28,8 +30,10 @@ from deim.model.build import VARIANTS
 from deim.model.detector import Detector
 from deim.model.postprocess import select_detections
 from deim.structures import Placement, Target
+from multimodal.fusion_head import FusionHead
+from multimodal.wrapper import TextFusedDetector, query_dim
 
-NUM_CLASSES = 6
+NUM_CLASSES, NUM_PROMPTS, NUM_BACKGROUND, TEXT_DIM = 6, 3, 4, 512
 WARMUP_STEPS = 3
 
 
@@ -38,7 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["step"], help="what to time")
+    parser.add_argument("what", choices=["step", "fusion"], help="what to time")
     parser.add_argument("--variant", default="m", choices=VARIANTS)
     parser.add_argument("--size", type=int, default=1024, help="side of the images, in pixels")
     parser.add_argument("--batch", type=int, default=4)
@@ -53,7 +57,7 @@ def main() -> int:
     if args.size < 64 or args.size % 32 or min(args.batch, args.steps) < 1 or args.boxes < 0:
         parser.error("--size is a multiple of 32 from 64; --batch and --steps are at least 1, --boxes 0")
     try:
-        print(json.dumps(time_steps(args)))
+        print(json.dumps(time_steps(args) if args.what == "step" else time_fusion(args)))
     except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -113,6 +117,40 @@ def time_steps(args: argparse.Namespace) -> dict[str, float | str]:
             f"deim {args.variant} {args.size}px batch {args.batch} boxes {args.boxes} {device} "
             f"amp {args.amp}, torch {torch.__version__}"
         ),
+    }
+
+
+def time_fusion(args: argparse.Namespace) -> dict[str, float | str]:
+    """Time one image through the frozen detector, and what it found through the fusion head, in turns."""
+    device = select_device(args.device)
+    torch.manual_seed(0)
+    detector = build_variant(args.variant, num_classes=NUM_CLASSES)
+    head = FusionHead(
+        torch.randn(NUM_CLASSES, NUM_PROMPTS, TEXT_DIM),
+        torch.randn(NUM_BACKGROUND, TEXT_DIM),
+        query_dim=query_dim(detector),
+    )
+    model = TextFusedDetector(detector, head).to(device).eval()
+    image = torch.randn(1, 3, args.size, args.size, device=device)
+    rows = []
+    with torch.no_grad():
+        for _ in range(args.steps + WARMUP_STEPS):
+            times = [now(device)]
+            found = model.find(image)
+            times.append(now(device))
+            model(found)
+            times.append(now(device))
+            rows.append([after - before for before, after in pairwise(times)])
+    detector_ms, head_ms = (
+        1000 * statistics.median(column) for column in zip(*rows[WARMUP_STEPS:], strict=True)
+    )
+    return {
+        "detector_ms": round(detector_ms, 2),
+        "head_ms": round(head_ms, 2),
+        "head_share": round(head_ms / (detector_ms + head_ms), 4),
+        "parameters_added": sum(parameter.numel() for parameter in head.parameters()),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "what": f"fusion on deim {args.variant} {args.size}px {device}, torch {torch.__version__}",
     }
 
 

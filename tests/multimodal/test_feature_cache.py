@@ -167,6 +167,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(fused, dataset
         list(loader)
 
 
+@pytest.mark.slow
 def test_the_cache_does_not_change_the_weights(phase2_config, build_phase2, tmp_path):
     options = ["epochs=4", "multimodal.class_head_from_epoch=2"]
     runs = {

@@ -71,6 +71,7 @@ def test_best_is_written_only_on_a_higher_score_than_the_detectors(
         assert read_checkpoint(trainer.best_path)["epoch"] == best_epoch
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(phase2_config, build_phase2, tmp_path):
     whole = build_phase2(phase2_config(f"output_dir={tmp_path / 'whole'}"), validate=scored(0.2, 0.1))
     whole.run(show_progress=False)
@@ -97,6 +98,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(phase2_config, build_p
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_the_class_head_learns_from_its_epoch_on(phase2_config, build_phase2):
     config = phase2_config("multimodal.class_head_from_epoch=2")
     changes = []
@@ -114,6 +116,7 @@ def test_the_class_head_learns_from_its_epoch_on(phase2_config, build_phase2):
     assert changes[3] > 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_gives_back_the_fused_detector_and_the_detector_within(
     phase2_config, build_phase2, tiny_run
 ):
@@ -134,6 +137,7 @@ def test_a_checkpoint_gives_back_the_fused_detector_and_the_detector_within(
     assert trained.fusion["detector"]["path"] == str(tiny_run / "best.pth")
 
 
+@pytest.mark.slow
 def test_phase_1_alone_refuses_checkpoints_of_phase_2(phase2_config, build_phase2, tiny_run):
     trainer = build_phase2(phase2_config("epochs=1"))
     trainer.run(show_progress=False)
@@ -145,6 +149,7 @@ def test_phase_1_alone_refuses_checkpoints_of_phase_2(phase2_config, build_phase
         deim.load_detector(trainer.last_path)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_refuses_another_detector_and_other_texts(phase2_config, build_phase2, tmp_path):
     config = phase2_config("epochs=1")
     build_phase2(config).run(show_progress=False)
@@ -199,6 +204,7 @@ def test_a_detector_that_is_not_there_is_named_with_the_remedy(phase2_file, tmp_
         load_experiment(phase2_file, ["multimodal.detector=outputs/x.pth"])
 
 
+@pytest.mark.slow
 def test_a_fused_detector_is_no_detector_to_begin_from(phase2_config, phase2_file, build_phase2, tiny_run):
     trainer = build_phase2(phase2_config("epochs=1"))
     trainer.run(show_progress=False)
@@ -210,6 +216,7 @@ def test_a_fused_detector_is_no_detector_to_begin_from(phase2_config, phase2_fil
         load_experiment(phase2_file, [f"multimodal.detector={trainer.last_path}"])
 
 
+@pytest.mark.slow
 def test_data_of_other_classes_are_refused(phase2_config, build_phase2, write_coco, tmp_path):
     root = write_coco(tmp_path / "other", categories={"pit": 3, "crack": 7, "scratch": 90})
     message = "train.json: has the classes pit, crack, scratch, the detector "
