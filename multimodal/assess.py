@@ -107,6 +107,7 @@ def assess_fused(
     comparison_path = report_path.with_name(f"{report_path.stem}_comparison.json")
     # Its thresholds belong to the detector's own checkpoint, which stays as it is.
     _, alone = score(detector_alone(trained), evaluator, split_name=split_name, store_points=False)
+    alone = replace(alone, convergence=None)  # the log in this folder is that of the fusion
     write_report_files(alone, alone_files.report)
     evaluation, scored = score(trained, evaluator, split_name=split_name)
     files = ReportFiles(report=report_path)

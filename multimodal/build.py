@@ -92,12 +92,16 @@ def detector_alone(trained: TrainedDetector) -> TrainedDetector:
     """
     assert isinstance(trained.model, TextFusedDetector)
     assert trained.fusion is not None
+    detector = trained.fusion["detector"]
     return replace(
         trained,
         model=trained.model.detector,
         config=replace(trained.config, multimodal=None),
+        epoch=detector["epoch"],
+        weights=detector["weights"],
+        timeline=None,
         fusion=None,
-        operating_points=trained.fusion["detector"]["operating_points"],
+        operating_points=detector["operating_points"],
     )
 
 

@@ -44,6 +44,8 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
     assert list(report) == list(REPORT_KEYS)
     assert set(report["fusion"]) == set(FUSION_KEYS)
     assert alone["fusion"] is None
+    assert alone["convergence"] is None
+    assert alone["checkpoint"]["epoch"] == read_checkpoint(tiny_run / "best.pth")["epoch"]
     fusion = report["fusion"]
     assert fusion["detector"]["ap"] == alone["summary"]["ap"]
     assert fusion["detector"]["path"] == str(tiny_run / "best.pth")
