@@ -31,6 +31,13 @@ FREE_OPTIONS = (
     "evaluation.goal",
     "evaluation.max_escape_rate",
     "evaluation.suppression",
+    # Detector and text are compared by their fingerprints.
+    "multimodal.cache_dir",
+    "multimodal.class_tolerance",
+    "multimodal.detector",
+    "multimodal.encoder",
+    "multimodal.prompts",
+    "multimodal.text_bank",
     "runtime.device",
     "runtime.tensorboard",
     "runtime.checkpoint_minutes",

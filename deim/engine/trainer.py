@@ -218,7 +218,8 @@ class Trainer:
         progress.step += 1
         progress.steps_of_epoch += 1
         if result.refused is None:
-            learning_rate = parts.step.optimizer.param_groups[-1]["lr"]
+            factor = parts.timeline.lr_factor(progress.step - 1) * progress.lr_scale
+            learning_rate = self.config.recipe.lr * factor
             curves = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": learning_rate}
             self._log.curves({f"train/{name}": value for name, value in curves.items()}, step=progress.step)
 
@@ -286,7 +287,7 @@ class Trainer:
             "epoch": progress.epoch,
             "step": progress.step,
             "lr": self.config.recipe.lr * factor,
-            "backbone_lr": self.config.recipe.backbone_lr * factor,
+            "backbone_lr": 0.0 if self.config.multimodal else self.config.recipe.backbone_lr * factor,
             "images_per_s": sums.num_images / max(sums.seconds, 1e-9),
             "waiting_share": sums.waiting_seconds / max(sums.seconds, 1e-9),
             "peak_memory_bytes": peak_bytes(self.parts.device),
