@@ -145,10 +145,7 @@ class FusionHead(nn.Module):
 
     def fuse(self, logits: Tensor, evidence: TextEvidence) -> Tensor:
         """Move logits (B, Q, C) by the evidence for the same queries; see `forward`."""
-        with torch.autocast(logits.device.type, enabled=False):
-            background = evidence.background_logits[..., None]
-            shift = torch.tanh(self.gate) * (evidence.class_logits - background + self.bias)
-            return torch.cat([logits.float() + shift, background], dim=-1)
+        return move_logits(logits, evidence, gate=self.gate, bias=self.bias)
 
     def cosines(self, features: Tensor) -> Tensor:
         """Compare features with the text of the classes, for maps over images.
@@ -185,6 +182,24 @@ class FusionHead(nn.Module):
         return F.normalize(plain + self.adapter(plain), dim=-1)
 
 
+def move_logits(logits: Tensor, evidence: TextEvidence, *, gate: Tensor, bias: Tensor) -> Tensor:
+    """Move class logits by evidence, in float32.
+
+    Args:
+        logits: (B, Q, C) float, the detector's.
+        evidence: For the same queries.
+        gate: (C,) float; 0 leaves the logits of a class as they are.
+        bias: (C,) float.
+
+    Returns:
+        (B, Q, C+1) float32; the last column is the background.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        background = evidence.background_logits[..., None]
+        shift = torch.tanh(gate) * (evidence.class_logits - background + bias)
+        return torch.cat([logits.float() + shift, background], dim=-1)
+
+
 def parameter_groups(
     head: FusionHead,
     base_lr: float,
@@ -210,27 +225,40 @@ def parameter_groups(
         (10 times), `scales` (20 times), `gate` (200 times) and, if it is given, `class_head` (once).
     """
     layers = [*head.projection.parameters(), *head.adapter.parameters()]
-    scales: list[nn.Parameter] = [head.log_scale, head.bias, head.prompt_logits]
-    groups: list[tuple[str, list[nn.Parameter], float, float]] = [
-        ("text_layers", [p for p in layers if p.ndim > 1], TEXT_LAYERS_FACTOR, weight_decay),
-        ("text_layers_undecayed", [p for p in layers if p.ndim == 1], TEXT_LAYERS_FACTOR, 0.0),
-        ("background", [head.background], BACKGROUND_FACTOR, 0.0),
-        ("scales", scales, SCALES_FACTOR, 0.0),
-        ("gate", [head.gate], GATE_FACTOR, 0.0),
+    text_lr = base_lr * TEXT_LAYERS_FACTOR
+    groups = [
+        parameter_group("text_layers", [p for p in layers if p.ndim > 1], text_lr, weight_decay=weight_decay),
+        parameter_group("text_layers_undecayed", [p for p in layers if p.ndim == 1], text_lr),
+        parameter_group("background", [head.background], base_lr * BACKGROUND_FACTOR),
+        parameter_group("scales", [head.log_scale, head.bias, head.prompt_logits], base_lr * SCALES_FACTOR),
+        parameter_group("gate", [head.gate], base_lr * GATE_FACTOR),
     ]
     if class_head_change is not None:
-        groups.append(("class_head", list(class_head_change.parameters()), 1.0, 0.0))
-    return [
-        {
-            "name": name,
-            "params": parameters,
-            "lr": base_lr * factor,
-            "flat_lr": base_lr * factor,
-            "first_epoch": class_head_from_epoch if name == "class_head" else 0,
-            "weight_decay": decay,
-        }
-        for name, parameters, factor, decay in groups
-    ]
+        change = list(class_head_change.parameters())
+        groups.append(parameter_group("class_head", change, base_lr, first_epoch=class_head_from_epoch))
+    return groups
+
+
+def parameter_group(
+    name: str, parameters: list[nn.Parameter], lr: float, *, weight_decay: float = 0.0, first_epoch: int = 0
+) -> dict[str, Any]:
+    """One group for the optimiser, with its flat learning rate as `flat_lr`.
+
+    Args:
+        name: Of the group.
+        parameters: Its members.
+        lr: Learning rate.
+        weight_decay: Of all of them.
+        first_epoch: First epoch (0-based) in which they are trained.
+    """
+    return {
+        "name": name,
+        "params": parameters,
+        "lr": lr,
+        "flat_lr": lr,
+        "first_epoch": first_epoch,
+        "weight_decay": weight_decay,
+    }
 
 
 def _check_embeddings(text: Tensor, background: Tensor) -> None:

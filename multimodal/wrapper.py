@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,51 @@ class FusedOutput(ModelOutput):
     """What the text says of every query."""
 
 
+class Fusing(Protocol):
+    """What moves class logits by the features of their queries, such as a `FusionHead`."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+
+    def evidence(self, queries: Tensor) -> TextEvidence:
+        """What is known of queries (B, Q, D)."""
+
+    def fuse(self, logits: Tensor, evidence: TextEvidence) -> Tensor:
+        """Move logits (B, Q, C) by the evidence for the same queries; gives (B, Q, C+1) float32."""
+
+
+def fuse_findings(found: DetectorFindings, head: Fusing, class_head_change: nn.Linear | None) -> FusedOutput:
+    """Fuse what the frozen detector found.
+
+    Args:
+        found: Of a batch.
+        head: Moves the logits.
+        class_head_change: Adds to the detector's logits first; None for no change.
+    """
+    evidence = head.evidence(found.query_features)
+    logits = found.pred_logits
+    if class_head_change is not None:
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits.float() + class_head_change(found.query_features.float())
+    # Contiguous, because the sigmoid of a view rounds otherwise than that of the detector's own tensor.
+    fused = head.fuse(logits, evidence)[..., : head.num_classes].contiguous()
+    return {
+        "pred_logits": fused,
+        "pred_boxes": found.pred_boxes,
+        "detector_logits": found.pred_logits,
+        "evidence": evidence,
+    }
+
+
+def new_class_head_change(query_dim: int, num_classes: int) -> nn.Linear:
+    """A change of the class head that changes nothing yet."""
+    change = nn.Linear(query_dim, num_classes)
+    nn.init.zeros_(change.weight)
+    nn.init.zeros_(change.bias)
+    return change
+
+
 class TextFusedDetector(nn.Module):
     """A frozen detector whose class logits are fused with text.
 
@@ -79,10 +124,9 @@ class TextFusedDetector(nn.Module):
                 f"head: got query_dim {head.query_dim} for a detector whose queries have {width}. Both must "
                 f"be equal. Build the head with the detector's hidden_dim."
             )
-        self.class_head_change = nn.Linear(width, detector.num_classes) if train_class_head else None
-        if self.class_head_change is not None:
-            nn.init.zeros_(self.class_head_change.weight)
-            nn.init.zeros_(self.class_head_change.bias)
+        self.class_head_change = (
+            new_class_head_change(width, detector.num_classes) if train_class_head else None
+        )
 
     @property
     def num_classes(self) -> int:
@@ -117,19 +161,7 @@ class TextFusedDetector(nn.Module):
             ValueError: If the height or the width is not a multiple of 32.
         """
         found = images if isinstance(images, DetectorFindings) else self.find(images)
-        evidence = self.head.evidence(found.query_features)
-        logits = found.pred_logits
-        if self.class_head_change is not None:
-            with torch.autocast(logits.device.type, enabled=False):
-                logits = logits.float() + self.class_head_change(found.query_features.float())
-        # Contiguous, because the sigmoid of a view rounds otherwise than that of the detector's own tensor.
-        fused = self.head.fuse(logits, evidence)[..., : self.num_classes].contiguous()
-        return {
-            "pred_logits": fused,
-            "pred_boxes": found.pred_boxes,
-            "detector_logits": found.pred_logits,
-            "evidence": evidence,
-        }
+        return fuse_findings(found, self.head, self.class_head_change)
 
     def find(self, images: Tensor) -> DetectorFindings:
         """Run the frozen detector alone.

@@ -4,7 +4,8 @@ Images are drawn with replacement, so a resample is a number of copies of each i
 beyond an image: it is done once, and resamples only count its outcome anew.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,8 +168,8 @@ def resample_scores(
         seed=seed,
         ap=tuple(_sampled_score(*pair) for pair in zip(ap, owners, strict=True)),
         ap50=tuple(_sampled_score(*pair) for pair in zip(ap50, owners, strict=True)),
-        mean_ap=_sampled_score(_mean_over_classes(ap), everything),
-        mean_ap50=_sampled_score(_mean_over_classes(ap50), everything),
+        mean_ap=_sampled_score(_mean_of_valid(ap), everything),
+        mean_ap50=_sampled_score(_mean_of_valid(ap50), everything),
     )
 
 
@@ -277,10 +278,93 @@ def compare_paired(a: ScoreSamples, b: ScoreSamples, *, level: float = LEVEL) ->
             )
     return PairedComparison(
         class_names=a.class_names,
-        ap=tuple(_difference(*pair, level=level) for pair in zip(a.ap, b.ap, strict=True)),
-        ap50=tuple(_difference(*pair, level=level) for pair in zip(a.ap50, b.ap50, strict=True)),
-        mean_ap=_difference(a.mean_ap, b.mean_ap, level=level),
-        mean_ap50=_difference(a.mean_ap50, b.mean_ap50, level=level),
+        ap=tuple(difference(*pair, level=level) for pair in zip(a.ap, b.ap, strict=True)),
+        ap50=tuple(difference(*pair, level=level) for pair in zip(a.ap50, b.ap50, strict=True)),
+        mean_ap=difference(a.mean_ap, b.mean_ap, level=level),
+        mean_ap50=difference(a.mean_ap50, b.mean_ap50, level=level),
+    )
+
+
+def difference(a: SampledScore, b: SampledScore, *, level: float = LEVEL) -> Difference | None:
+    """How far one score lies above another of the same images and draw; see `compare_paired`.
+
+    Args:
+        a: Of one run.
+        b: Of the other.
+        level: Share of such intervals that hold the difference, in (0, 1).
+
+    Returns:
+        b minus a; None without ground truth, or if only one image has a box.
+
+    Raises:
+        ValueError: If `level` is not in (0, 1).
+    """
+    factor = _spread_factor(a, level)
+    differences = b.resampled - a.resampled
+    differences = differences[~np.isnan(differences)]
+    if a.value is None or b.value is None or factor is None or len(differences) < 2:
+        return None
+    value = b.value - a.value
+    reach = factor * float(differences.std(ddof=1))
+    if value and not reach:
+        # So few images that each resample shows the same: nothing can be said against chance.
+        reach = abs(value)
+    return Difference(
+        value=value,
+        interval=Interval(low=max(-1.0, value - reach), high=min(1.0, value + reach)),
+        num_images=a.num_images,
+        num_boxes=a.num_boxes,
+    )
+
+
+def mean_over_runs(runs: Sequence[ScoreSamples]) -> ScoreSamples:
+    """The scores of several runs of the same kind, such as seeds: their mean, resample by resample.
+
+    Intervals of such means tell of the chance in the images. That in training shows in how far the runs lie
+    apart.
+
+    Args:
+        runs: Samples of the same split and draw; at least one.
+    """
+    return replace(
+        runs[0],
+        ap=tuple(_mean_score(scores) for scores in zip(*(run.ap for run in runs), strict=True)),
+        ap50=tuple(_mean_score(scores) for scores in zip(*(run.ap50 for run in runs), strict=True)),
+        mean_ap=_mean_score([run.mean_ap for run in runs]),
+        mean_ap50=_mean_score([run.mean_ap50 for run in runs]),
+    )
+
+
+def mean_over_classes(scores: Sequence[SampledScore]) -> SampledScore:
+    """The mean of some classes' scores, over those that have ground truth.
+
+    Args:
+        scores: Of different classes, from the same samples; at least one.
+
+    Returns:
+        The mean. Its images are those of the class with the most: how many have a box of any of the classes
+        is not known, and fewer make intervals longer.
+    """
+    values = [score.value for score in scores if score.value is not None]
+    return SampledScore(
+        value=float(np.mean(values)) if values else None,
+        resampled=_mean_of_valid(np.stack([score.resampled for score in scores])),
+        num_images=max(score.num_images for score in scores),
+        num_boxes=sum(score.num_boxes for score in scores),
+    )
+
+
+def _mean_score(scores: Sequence[SampledScore]) -> SampledScore:
+    """The mean of the same score over runs."""
+    first = scores[0]
+    # As the first and what the others have more: runs that are equal must not differ from their mean.
+    more = [
+        score.value - first.value for score in scores if score.value is not None and first.value is not None
+    ]
+    return replace(
+        first,
+        value=None if first.value is None else first.value + float(np.mean(more)),
+        resampled=first.resampled + np.mean([score.resampled - first.resampled for score in scores], axis=0),
     )
 
 
@@ -378,8 +462,8 @@ def _sampled_score(scores: NDArray[np.float64], owners: NDArray[np.int64]) -> Sa
     )
 
 
-def _mean_over_classes(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(S,) mean of (C, S) over the classes that are not NaN; NaN if all are."""
+def _mean_of_valid(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(S,) mean of (C, S) over the rows that are not NaN; NaN if all are."""
     num_valid = (~np.isnan(scores)).sum(axis=0)
     return np.where(num_valid > 0, np.nansum(scores, axis=0) / np.maximum(num_valid, 1), np.nan)
 
@@ -396,25 +480,6 @@ def _spread_factor(score: SampledScore, level: float) -> float | None:
         return None
     others = score.num_images - 1
     return float(stdtrit(others, (1 + level) / 2)) * (score.num_images / others) ** 0.5
-
-
-def _difference(a: SampledScore, b: SampledScore, *, level: float) -> Difference | None:
-    factor = _spread_factor(a, level)
-    differences = b.resampled - a.resampled
-    differences = differences[~np.isnan(differences)]
-    if a.value is None or b.value is None or factor is None or len(differences) < 2:
-        return None
-    value = b.value - a.value
-    reach = factor * float(differences.std(ddof=1))
-    if value and not reach:
-        # So few images that each resample shows the same: nothing can be said against chance.
-        reach = abs(value)
-    return Difference(
-        value=value,
-        interval=Interval(low=max(-1.0, value - reach), high=min(1.0, value + reach)),
-        num_images=a.num_images,
-        num_boxes=a.num_boxes,
-    )
 
 
 def _box_counts(samples: ScoreSamples) -> list[int]:

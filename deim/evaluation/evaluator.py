@@ -86,11 +86,7 @@ class Evaluator:
         self.world.copy_buffers(model)
         own = predict_split(model, self.loader, device=self.device, max_detections=self.max_detections)
         predictions = join_predictions(self.world.gather(own), self.split)
-        categories = [
-            {"id": category_id, "name": name}
-            for category_id, name in zip(self.category_ids, self.class_names, strict=True)
-        ]
-        ground_truth = self.split.to_coco() | {"categories": categories}
+        ground_truth = self.ground_truth()
         results = predictions.to_coco(self.category_ids)
         return Evaluation(
             metrics=compute_coco_metrics(ground_truth, results),
@@ -99,6 +95,14 @@ class Evaluator:
             ground_truth=ground_truth,
             results=results,
         )
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The split as a COCO dict; categories in the order of the class indices."""
+        categories = [
+            {"id": category_id, "name": name}
+            for category_id, name in zip(self.category_ids, self.class_names, strict=True)
+        ]
+        return self.split.to_coco() | {"categories": categories}
 
 
 def evaluator_of(trained: TrainedDetector, split: CocoSplit) -> Evaluator:

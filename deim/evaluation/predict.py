@@ -1,7 +1,7 @@
 """Running a detector over images: the one path that validation, evaluation and prediction share."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from deim.boxes import clip_boxes, xyxy_to_xywh
 from deim.config.schema import Config
 from deim.data.build import input_format, iterate
 from deim.data.coco import CocoSplit
-from deim.data.collate import Batch
 from deim.data.dataset import InputFormat
 from deim.data.transforms import fit_to_input, image_to_tensor, normalize, read_image
 from deim.engine.checkpoint import TrainedDetector, load_trained
 from deim.engine.device import select_device
+from deim.engine.step import StepBatch
 from deim.errors import ConfigError, DataError
 from deim.evaluation.operating_points import OperatingPoints, describe_goal, operating_points_from_dict
 from deim.evaluation.split_results import FoundBoxes
@@ -109,13 +108,13 @@ def detect(
 
 
 def predict_split(
-    model: nn.Module, loader: DataLoader[Batch], *, device: torch.device, max_detections: int
+    model: nn.Module, loader: Iterable[StepBatch], *, device: torch.device, max_detections: int
 ) -> Predictions:
     """Detect objects in every image of a loader.
 
     Args:
         model: On `device`; it is put into evaluation mode.
-        loader: From `build_eval_loader`.
+        loader: From `build_eval_loader`, or other batches that the model takes.
         device: Where to compute.
         max_detections: Detections kept an image.
 

@@ -13,7 +13,10 @@ from deim.evaluation.bootstrap import (
     SampledScore,
     ScoreSamples,
     compare_paired,
+    difference,
     interval,
+    mean_over_classes,
+    mean_over_runs,
     resample_scores,
 )
 from deim.evaluation.coco_metrics import compute_coco_metrics
@@ -253,12 +256,12 @@ def test_two_images_that_agree_do_not_tell_two_runs_apart() -> None:
 def test_a_run_never_differs_from_itself() -> None:
     samples = sampled(*random_split(5))
     comparison = compare_paired(samples, samples)
-    for difference, score in zip(comparison.ap + comparison.ap50, samples.ap + samples.ap50, strict=True):
-        assert (difference is None) == (score.value is None)
-        if difference is not None:
-            assert difference.value == 0
-            assert difference.interval == Interval(low=0.0, high=0.0)
-            assert not difference.is_distinguishable
+    for found, score in zip(comparison.ap + comparison.ap50, samples.ap + samples.ap50, strict=True):
+        assert (found is None) == (score.value is None)
+        if found is not None:
+            assert found.value == 0
+            assert found.interval == Interval(low=0.0, high=0.0)
+            assert not found.is_distinguishable
     assert comparison.mean_ap is not None
     assert comparison.mean_ap50 is not None
     assert not comparison.mean_ap.is_distinguishable
@@ -313,6 +316,40 @@ def test_unpaired_samples_are_refused(change: dict[str, int], named: str) -> Non
         b = sampled(ground_truth | {"annotations": fewer}, predictions)
     with pytest.raises(ValueError, match=f"samples of two runs: {named} differ, got .* same annotation file"):
         compare_paired(a, b)
+
+
+def test_the_mean_over_runs_is_that_of_each_resample() -> None:
+    ground_truth, predictions = random_split(2)
+    runs = [sampled(ground_truth, predictions[start:]) for start in (0, 40, 80)]
+    mean = mean_over_runs(runs)
+    label = next(label for label, score in enumerate(runs[0].ap) if score.value is not None)
+    for of_mean, *of_runs in (
+        (mean.mean_ap50, *(run.mean_ap50 for run in runs)),
+        (mean.ap[label], *(run.ap[label] for run in runs)),
+    ):
+        assert of_mean.value == pytest.approx(np.mean([one.value for one in of_runs]))
+        expected = np.mean([one.resampled for one in of_runs], axis=0)
+        np.testing.assert_allclose(of_mean.resampled, expected)
+        assert (of_mean.num_images, of_mean.num_boxes) == (of_runs[0].num_images, of_runs[0].num_boxes)
+    # Rounding must not tell a run from itself.
+    for number in (1, 3, 7):
+        same = mean_over_runs([runs[1]] * number)
+        assert compare_paired(same, runs[1]) == compare_paired(runs[1], runs[1])
+
+
+def test_the_mean_over_classes_is_over_those_with_ground_truth() -> None:
+    samples = sampled(*random_split(4), num_resamples=60)
+    every = mean_over_classes(samples.ap50)
+    assert every.value == pytest.approx(samples.mean_ap50.value)
+    np.testing.assert_allclose(every.resampled, samples.mean_ap50.resampled)
+    assert every.num_boxes == samples.mean_ap50.num_boxes
+    assert every.num_images <= samples.mean_ap50.num_images
+    no_truth = SampledScore(value=None, resampled=np.full(60, np.nan), num_images=0, num_boxes=0)
+    known = next(score for score in samples.ap50 if score.value is not None)
+    assert mean_over_classes([no_truth, known]).value == known.value
+    assert mean_over_classes([no_truth, no_truth]).value is None
+    assert difference(no_truth, mean_over_classes([no_truth])) is None
+    assert difference(known, mean_over_classes([no_truth, known])).value == 0
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -71,6 +71,25 @@ def test_the_report_is_made_again_from_its_files_without_the_model(
         assert (again.with_suffix("") / name).read_bytes() == (files.folder / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_a_verdict_on_the_text_stays_when_the_report_is_made_again(
+    files: ReportFiles, tmp_path: Path
+) -> None:
+    before = read_report(files.report)
+    assert before["text_evidence"] is None
+    again = ReportFiles(report=tmp_path / "again.json")
+    sentence = "Verdict: nothing helps (1 < 2 seeds)."
+    write_report_files(
+        replace(read_scored(files.report), text_evidence={"in_words": [sentence]}), again.report
+    )
+    write_report_files(read_scored(again.report), again.report)
+    assert read_report(again.report) == before | {"text_evidence": {"in_words": [sentence]}}
+    page = again.page.read_text(encoding="utf-8")
+    assert "Does the text help?" in page
+    assert "Verdict: nothing helps (1 &lt; 2 seeds)." in page
+    assert "Does the text help?" not in files.page.read_text(encoding="utf-8")
+
+
 def test_predictions_are_read_by_pycocotools_and_give_the_same_score(files: ReportFiles) -> None:
     coco = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")

@@ -269,14 +269,19 @@ def _sample(results: SplitResults, num_resamples: int) -> ScoreSamples:
 def _run_difference(name: str, paired: PairedComparison) -> RunDifference:
     return RunDifference(
         name=name,
-        ap=_score_difference(paired.mean_ap),
-        ap50=_score_difference(paired.mean_ap50),
-        class_ap=tuple(_score_difference(one) for one in paired.ap),
-        class_ap50=tuple(_score_difference(one) for one in paired.ap50),
+        ap=score_difference(paired.mean_ap),
+        ap50=score_difference(paired.mean_ap50),
+        class_ap=tuple(score_difference(one) for one in paired.ap),
+        class_ap50=tuple(score_difference(one) for one in paired.ap50),
     )
 
 
-def _score_difference(found: Difference | None) -> ScoreDifference:
+def score_difference(found: Difference | None) -> ScoreDifference:
+    """A difference with what it means.
+
+    Args:
+        found: Of the bootstrap; None where it has nothing to say.
+    """
     if found is None:
         return ScoreDifference(value=None, low=None, high=None, num_boxes=None, verdict="cannot be told")
     verdict: Verdict = "not distinguishable"

@@ -93,6 +93,8 @@ class Scored:
     """Of the run, from `convergence_entry`; None if its log is not there."""
     fusion: Mapping[str, Any] | None = None
     """How text fusion differs from its detector alone; None for a detector."""
+    text_evidence: Mapping[str, Any] | None = None
+    """Verdict on the run's text; None if there is none."""
     created: datetime.datetime | None = None
     """Time of the evaluation; None for now."""
 
@@ -128,6 +130,7 @@ def write_report_files(scored: Scored, report_path: Path) -> dict[str, Any]:
         created=scored.created or datetime.datetime.now(datetime.UTC),
         convergence=scored.convergence,
         fusion=scored.fusion,
+        text_evidence=scored.text_evidence,
     )
     report["files"] = {path.name: sha256_of_file(path) for path in (files.ground_truth, files.predictions)}
     write_whole(format_class_csv(report), files.folder / "classes.csv")
@@ -186,6 +189,7 @@ def read_scored(report_path: Path) -> Scored:
         num_resamples=report["intervals"]["num_resamples"] if report["intervals"] else 0,
         convergence=report["convergence"],
         fusion=report["fusion"],
+        text_evidence=report["text_evidence"],
         created=datetime.datetime.fromisoformat(report["created"]),
     )
 

@@ -64,6 +64,8 @@ def render_report(
         sections.append(Section(title="Where the text answers", lines=[TEXT_MAPS_HELP], pictures=text_maps))
     if report["convergence"]:
         sections.append(Section(title="Convergence", lines=report["convergence"]["in_words"].splitlines()))
+    if report["text_evidence"]:
+        sections.append(Section(title="Does the text help?", lines=report["text_evidence"]["in_words"]))
     sections += [
         Section(title="Made from", tables=[_provenance_table(report)]),
         Section(title="How to read this", lines=READING_HELP),

@@ -47,6 +47,7 @@ REPORT_KEYS = {
     "precision_recall": "for each class `PrecisionRecall` at IoU 0.5, or null",
     "convergence": "`Convergence` of the run and its curve; null if the run's log is not there",
     "fusion": "of phase 2, see `multimodal/assess.py`: text, the detector alone beside it; null in phase 1",
+    "text_evidence": "what tools/text_evidence.py found out about the run's text; null if it was not called",
     "files": "SHA-256 of the ground truth and the predictions beside the report",
 }
 """What each key of a report holds. A null always has a note beside it, or no ground truth to be about."""
@@ -60,6 +61,7 @@ def build_report(
     created: datetime,
     convergence: Mapping[str, Any] | None = None,
     fusion: Mapping[str, Any] | None = None,
+    text_evidence: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put the numbers and all that is needed to get them again into one tree.
 
@@ -70,6 +72,7 @@ def build_report(
         created: Time of the evaluation, with a time zone.
         convergence: Of the run, from `convergence_entry`; None if its log is not there.
         fusion: How text fusion differs from its detector alone; None for a detector.
+        text_evidence: Verdict on the run's text, of JSON types; None if there is none.
 
     Returns:
         The report, of JSON types only; see `REPORT_KEYS`.
@@ -131,6 +134,7 @@ def build_report(
         ],
         "convergence": None if convergence is None else dict(convergence),
         "fusion": None if fusion is None else dict(fusion),
+        "text_evidence": None if text_evidence is None else dict(text_evidence),
         "files": {},
     }
 
