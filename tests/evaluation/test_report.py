@@ -152,13 +152,6 @@ def test_a_report_of_another_version_is_refused(tmp_path: Path) -> None:
         read_report(path)
 
 
-def test_a_report_from_before_there_was_a_verdict_on_the_text_is_read(tmp_path: Path) -> None:
-    report = make_report(tmp_path)
-    assert report.pop("text_evidence") is None
-    write_report(report, tmp_path / "report.json")
-    assert read_report(tmp_path / "report.json") == report | {"text_evidence": None}
-
-
 def test_written_report_is_read_back_unchanged(tmp_path: Path) -> None:
     report = make_report(tmp_path) | {"split": "裂纹"}
     path = tmp_path / "new folder" / "report.json"
