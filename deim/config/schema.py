@@ -49,6 +49,9 @@ class DataConfig:
 
     root: str
     """Dataset folder, relative to where the command runs."""
+    format: Literal["coco", "yolo", "voc"] = "coco"
+    """Format of the annotations; `yolo` (a data.yaml) and `voc` (ImageSets/Main) find their files themselves,
+    so that `train_annotations`, `val_annotations`, `test_annotations` and `images` are for `coco` alone."""
     train_annotations: str = "annotations/train.json"
     """COCO file of the training split, relative to `root`."""
     val_annotations: str = "annotations/val.json"
@@ -93,6 +96,10 @@ class DataConfig:
                     "learning rate was chosen for",
                 ),
                 *below(0, num_workers=self.num_workers, cache_mb=self.cache_mb),
+                (
+                    self.format != "coco" and self.synthetic is not None,
+                    f"format: got {self.format!r}, but the synthetic set is COCO. Set synthetic to null.",
+                ),
                 (min(self.std) <= 0, f"std: got {list(self.std)}, each must be above 0"),
             ]
         )

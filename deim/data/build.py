@@ -3,8 +3,8 @@
 import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,9 +12,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from deim.config.schema import AugmentConfig, Config, DataConfig
-from deim.data.coco import CocoSplit, match_classes, read_coco
+from deim.data.check import CheckReport, check_dataset
+from deim.data.coco import CocoSplit, RawSplit, match_classes, read_raw_coco, to_split
 from deim.data.collate import Batch, collate
 from deim.data.dataset import DetectionDataset, EpochBatches, InputFormat, check_images
+from deim.data.formats import read_raw
 from deim.data.stages import Augmentation
 from deim.data.synthetic import make_synthetic_dataset
 from deim.errors import DataError
@@ -52,7 +54,7 @@ def prepare_root(config: DataConfig) -> None:
     if config.synthetic is None:
         raise DataError(
             f"data.root: there is no folder {str(root)!r} (looked in {Path.cwd()}). It must hold "
-            f"{config.train_annotations}, {config.val_annotations} and {config.images}/ in COCO format. "
+            f"{_contents(config)}. "
             f"Name your dataset with --set data.root=FOLDER, or make a synthetic one with "
             f"python tools/make_synthetic.py --root {root}"
         )
@@ -68,6 +70,18 @@ def prepare_root(config: DataConfig) -> None:
     )
 
 
+def _contents(config: DataConfig) -> str:
+    """What the dataset's folder must hold."""
+    match config.format:
+        case "coco":
+            files = f"{config.train_annotations}, {config.val_annotations} and {config.images}/"
+            return f"{files} in COCO format"
+        case "yolo":
+            return "a data.yaml in YOLO format"
+        case "voc":
+            return "JPEGImages/, Annotations/ and ImageSets/Main/ in Pascal VOC format"
+
+
 def read_split(config: DataConfig, name: str) -> CocoSplit:
     """Read one split.
 
@@ -78,17 +92,7 @@ def read_split(config: DataConfig, name: str) -> CocoSplit:
     Raises:
         DataError: If the config names no such split or anything in its file is wrong.
     """
-    files = {
-        "train": config.train_annotations,
-        "val": config.val_annotations,
-        "test": config.test_annotations,
-    }
-    file = files.get(name)
-    if file is None:
-        named = [split for split, path in files.items() if path is not None]
-        raise DataError(f"split {name!r}: the dataset has none. Choose one of {', '.join(named)}.")
-    root = Path(config.root)
-    split = read_coco(root / file, root / config.images)
+    split = to_split(read_raw_split(config, name))
     check_images(split)
     logger.info(
         "%s: %d images (%d without boxes), %d boxes, %d classes",
@@ -106,6 +110,52 @@ def read_split(config: DataConfig, name: str) -> CocoSplit:
             split.num_overhanging,
         )
     return split
+
+
+def read_raw_split(config: DataConfig, name: str) -> RawSplit:
+    """Read one split without judging it.
+
+    Args:
+        config: The `data` block.
+        name: `train`, `val` or `test`.
+
+    Raises:
+        DataError: If the config names no such split, or its files cannot be read at all.
+    """
+    root = Path(config.root)
+    if config.format != "coco":
+        return read_raw(root, config.format, name)
+    files = {
+        "train": config.train_annotations,
+        "val": config.val_annotations,
+        "test": config.test_annotations,
+    }
+    file = files.get(name)
+    if file is None:
+        named = [split for split, path in files.items() if path is not None]
+        raise DataError(f"split {name!r}: the dataset has none. Choose one of {', '.join(named)}.")
+    return read_raw_coco(root / file, root / config.images)
+
+
+def check_before_run(config: Config, names: Sequence[str] = ("train", "val")) -> CheckReport:
+    """Check the splits of a run in seconds: headers of images, boxes, classes, files that are there twice.
+
+    Nothing is decoded, so damage inside an image and images that were saved again are not found:
+    `tools/data.py check` finds them.
+
+    Args:
+        config: The experiment.
+        names: Splits that it uses.
+
+    Returns:
+        The findings; `raise_errors` refuses the data if there are errors.
+
+    Raises:
+        DataError: If a split's files cannot be read at all.
+    """
+    prepare_root(config.data)
+    raws = {name: replace(read_raw_split(config.data, name), name=name) for name in names}
+    return check_dataset(raws, input_size_hw=config.image_size_hw, resize=config.data.resize, full=False)
 
 
 def build_splits(config: DataConfig) -> Splits:

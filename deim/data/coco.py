@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from deim.data.findings import Finding
 from deim.errors import DataError
 
 MAX_LISTED_PROBLEMS = 20
@@ -50,6 +51,26 @@ TYPES: Final = {
     "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
 }
 """Test and description of each field's values, where the field is given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawSplit:
+    """What the files of a split say before any of it is trusted, whatever their format."""
+
+    name: str
+    """Such as `train`."""
+    annotations_path: Path
+    """The file that lists the images; messages name it."""
+    image_dir: Path
+    """Folder that the file names are relative to."""
+    images: Sequence[Mapping[str, Any]]
+    """Entries as in a COCO file, with `id`, `file_name`, `width` and `height`."""
+    annotations: Sequence[Mapping[str, Any]]
+    """Entries as in a COCO file, with `image_id`, `category_id` and `bbox`."""
+    categories: Sequence[Mapping[str, Any]]
+    """Entries as in a COCO file, with `id` and `name`."""
+    findings: tuple[Finding, ...] = ()
+    """What could not be read; it is not among the entries."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,22 +167,62 @@ def read_coco(annotations_path: Path, image_dir: Path) -> CocoSplit:
             but absent, unknown ids, duplicate ids, boxes without area or outside their image. All problems
             are listed, up to 20 of them.
     """
-    where = annotations_path.name
+    return to_split(read_raw_coco(annotations_path, image_dir))
+
+
+def read_raw_coco(annotations_path: Path, image_dir: Path) -> RawSplit:
+    """Read an annotation file, whatever boxes, ids and images it names.
+
+    Args:
+        annotations_path: COCO JSON with `images`, `annotations` and `categories`.
+        image_dir: Folder that the file names are relative to.
+
+    Raises:
+        DataError: If the file cannot be read or is not COCO.
+    """
     tree = _read_json(annotations_path)
-    images, annotations, categories = (tree[key] for key in ("images", "annotations", "categories"))
+    return RawSplit(
+        name=annotations_path.stem,
+        annotations_path=annotations_path,
+        image_dir=image_dir,
+        images=tree["images"],
+        annotations=tree["annotations"],
+        categories=tree["categories"],
+    )
+
+
+def to_split(raw: RawSplit) -> CocoSplit:
+    """Turn what was read into arrays.
+
+    Raises:
+        DataError: If `find_problems` finds any; the first 20 are listed.
+    """
+    raise_listed([finding.message for finding in find_problems(raw)])
+    return _to_arrays(raw)
+
+
+def find_problems(raw: RawSplit) -> list[Finding]:
+    """Everything for which a split is refused, but the insides of its images.
+
+    Args:
+        raw: What its files say.
+    """
+    where = raw.annotations_path.name
     problems = [
-        *_duplicates(where, "image id", [image["id"] for image in images]),
-        *_duplicates(where, "category id", [category["id"] for category in categories]),
-        *_duplicates(where, "category name", [category["name"] for category in categories]),
-        *_absent_images(where, image_dir, images),
-        *_annotation_problems(where, images, annotations, categories),
+        *raw.findings,
+        *_duplicates(raw, "image id", [image["id"] for image in raw.images]),
+        *_duplicates(raw, "category id", [category["id"] for category in raw.categories]),
+        *_duplicates(raw, "category name", [category["name"] for category in raw.categories]),
+        *_absent_images(raw),
+        *_annotation_problems(raw),
     ]
-    if not images:
-        problems.append(f"{where}: 'images' is empty. A split needs at least one image.")
-    if not categories:
-        problems.append(f"{where}: 'categories' is empty. List every class with an id and a name.")
-    raise_listed(problems)
-    return _to_arrays(annotations_path, image_dir, images, annotations, categories)
+    if not raw.images:
+        message = f"{where}: 'images' is empty. A split needs at least one image."
+        problems.append(Finding(rule="empty_list", split=raw.name, file=where, message=message))
+    if not raw.categories:
+        message = f"{where}: 'categories' is empty. List every class with an id and a name."
+        problems.append(Finding(rule="empty_list", split=raw.name, file=where, message=message))
+    return problems
 
 
 def raise_listed(problems: Sequence[str]) -> None:
@@ -212,78 +273,105 @@ def _wrong_types(where: str, key: str, tree: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _duplicates(where: str, what: str, values: Sequence[object]) -> list[str]:
+def _duplicates(raw: RawSplit, what: str, values: Sequence[object]) -> list[Finding]:
+    where = raw.annotations_path.name
     return [
-        f"{where}: {what} {value!r} is used {count} times. Each must be unique."
+        Finding(
+            rule="repeated_id",
+            split=raw.name,
+            file=where,
+            message=f"{where}: {what} {value!r} is used {count} times. Each must be unique.",
+        )
         for value, count in Counter(values).items()
         if count > 1
     ]
 
 
-def _absent_images(where: str, image_dir: Path, images: Sequence[Mapping[str, Any]]) -> list[str]:
+def _absent_images(raw: RawSplit) -> list[Finding]:
+    where, image_dir = raw.annotations_path.name, raw.image_dir
     if not image_dir.is_dir():
-        return [f"{where}: the image folder {image_dir} does not exist. Set data.images to the right one."]
+        message = f"{where}: the image folder {image_dir} does not exist. Set data.images to the right one."
+        return [Finding(rule="missing_image", split=raw.name, file=str(image_dir), message=message)]
     present = {path.name for path in image_dir.iterdir()}
     return [
-        f"{where}: image {image['file_name']!r} (id {image['id']}) is listed but not in {image_dir}."
-        for image in images
+        Finding(
+            rule="missing_image",
+            split=raw.name,
+            file=image["file_name"],
+            message=f"{where}: image {image['file_name']!r} (id {image['id']}) is listed but not in "
+            f"{image_dir}.",
+        )
+        for image in raw.images
         if image["file_name"] not in present and not (image_dir / image["file_name"]).is_file()
     ]
 
 
-def _annotation_problems(
-    where: str,
-    images: Sequence[Mapping[str, Any]],
-    annotations: Sequence[Mapping[str, Any]],
-    categories: Sequence[Mapping[str, Any]],
-) -> list[str]:
-    by_id = {image["id"]: image for image in images}
-    known = {category["id"] for category in categories}
+def _annotation_problems(raw: RawSplit) -> list[Finding]:
+    where = raw.annotations_path.name
+    by_id = {image["id"]: image for image in raw.images}
+    known = {category["id"] for category in raw.categories}
     problems = []
-    for number, annotation in enumerate(annotations):
-        label = f"{where}: annotation {annotation.get('id', f'number {number}')}"
+    for number, annotation in enumerate(raw.annotations):
+        name = annotation_name(annotation, number)
         image = by_id.get(annotation["image_id"])
         if image is None:
+            message = (
+                f"{where}: annotation {name} belongs to image id {annotation['image_id']}, which is not in "
+                f"'images'."
+            )
             problems.append(
-                f"{label} belongs to image id {annotation['image_id']}, which is not in 'images'."
+                Finding(rule="unknown_image", split=raw.name, file=where, annotation=name, message=message)
             )
             continue
-        label += f" (image {image['file_name']!r})"
+        file = image["file_name"]
+        found = _box_problems(annotation["bbox"], image)
         if annotation["category_id"] not in known:
-            problems.append(
-                f"{label} has category id {annotation['category_id']}, which is not in 'categories': "
-                f"{sorted(known)}."
+            unknown = (
+                f"has category id {annotation['category_id']}, which is not in 'categories': {sorted(known)}."
             )
-        problems += [f"{label} {problem}" for problem in _box_problems(annotation["bbox"], image)]
+            found.insert(0, ("unknown_category", unknown))
+        problems += [
+            Finding(
+                rule=rule,
+                split=raw.name,
+                file=file,
+                annotation=name,
+                message=f"{where}: annotation {name} (image {file!r}) {problem}",
+            )
+            for rule, problem in found
+        ]
     return problems
 
 
-def _box_problems(bbox: Any, image: Mapping[str, Any]) -> list[str]:
+def annotation_name(annotation: Mapping[str, Any], number: int) -> str:
+    """How messages name an annotation: by its id, or by its place in the file, from 0, if it has none."""
+    return str(annotation.get("id", f"number {number}"))
+
+
+def _box_problems(bbox: Any, image: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rule and description of what is wrong with a box."""
     is_box = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, (int, float)) for v in bbox)
     if not is_box or not np.isfinite(bbox).all():
-        return [f"has bbox {bbox!r}. A box is [left, top, width, height] in pixels."]
+        return [("bad_box", f"has bbox {bbox!r}. A box is [left, top, width, height] in pixels.")]
     left, top, width, height = (float(value) for value in bbox)
     for name, side in (("width", width), ("height", height)):
         if side <= 0:
-            return [
+            problem = (
                 f"has {name} {side:.1f} px. Boxes need width and height > 0. "
                 f"Correct the box, or remove the annotation."
-            ]
+            )
+            return [("negative_box" if side < 0 else "zero_box", problem)]
     if left >= image["width"] or top >= image["height"] or left + width <= 0 or top + height <= 0:
-        return [
+        problem = (
             f"lies outside its image: box {bbox}, image {image['width']}x{image['height']} px. "
             f"Correct the box, or remove the annotation."
-        ]
+        )
+        return [("outside_box", problem)]
     return []
 
 
-def _to_arrays(
-    annotations_path: Path,
-    image_dir: Path,
-    images: Sequence[Mapping[str, Any]],
-    annotations: Sequence[Mapping[str, Any]],
-    categories: Sequence[Mapping[str, Any]],
-) -> CocoSplit:
+def _to_arrays(raw: RawSplit) -> CocoSplit:
+    images, annotations = raw.images, raw.annotations
     position = {image["id"]: index for index, image in enumerate(images)}
     ordered = sorted(annotations, key=lambda annotation: position[annotation["image_id"]])
     counts = Counter(position[annotation["image_id"]] for annotation in annotations)
@@ -292,10 +380,10 @@ def _to_arrays(
         box[2] * box[3] if annotation.get("area") is None else annotation["area"]
         for annotation, box in zip(ordered, boxes, strict=True)
     ]
-    classes = sorted((int(category["id"]), str(category["name"])) for category in categories)
+    classes = sorted((int(category["id"]), str(category["name"])) for category in raw.categories)
     return CocoSplit(
-        annotations_path=annotations_path,
-        image_dir=image_dir,
+        annotations_path=raw.annotations_path,
+        image_dir=raw.image_dir,
         image_ids=np.array([image["id"] for image in images], dtype=np.int64),
         file_names=tuple(str(image["file_name"]) for image in images),
         sizes_hw=np.array([(image["height"], image["width"]) for image in images], dtype=np.int64),

@@ -1,6 +1,6 @@
 """Samples for the network, and the order in which an epoch visits them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,12 +128,18 @@ def check_images(split: CocoSplit) -> None:
             problems.append(str(error))
             continue
         if [height, width] != listed_hw:
-            problems.append(
-                f"{split.annotations_path.name}: image {split.file_names[index]!r} is listed as "
-                f"{listed_hw[1]}x{listed_hw[0]} px, the upright file has {width}x{height} px. Boxes would be "
-                f"misplaced: correct the size, and the boxes if they were drawn on a rotated view."
-            )
+            where, name = split.annotations_path.name, split.file_names[index]
+            problems.append(describe_size_difference(where, name, listed_hw, (height, width)))
     raise_listed(problems)
+
+
+def describe_size_difference(where: str, name: str, listed_hw: Sequence[int], found_hw: Sequence[int]) -> str:
+    """What to tell about an image whose file has another size than the annotations say; sizes in pixels."""
+    return (
+        f"{where}: image {name!r} is listed as {listed_hw[1]}x{listed_hw[0]} px, the upright file has "
+        f"{found_hw[1]}x{found_hw[0]} px. Boxes would be misplaced: correct the size, and the boxes if they "
+        f"were drawn on a rotated view."
+    )
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

@@ -1,0 +1,146 @@
+"""Which format a dataset folder has, which splits, and reading them all to the same arrays."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from deim.data.coco import CocoSplit, RawSplit, raise_listed, read_raw_coco, to_split
+from deim.data.dataset import check_images
+from deim.data.voc import is_voc, read_raw_voc, voc_splits
+from deim.data.yolo import find_yolo, read_raw_yolo, read_yolo_set
+from deim.errors import DataError
+
+Format = Literal["coco", "yolo", "voc"]
+FORMATS: tuple[Format, ...] = ("coco", "yolo", "voc")
+EXPORTED_NAME = "_annotations.coco.json"
+SPLIT_ORDER = ("train", "val", "test")
+
+
+def detect_format(root: Path) -> Format:
+    """Format of a dataset, by what lies where.
+
+    Args:
+        root: Folder, or a `data.yaml`.
+
+    Raises:
+        DataError: If there is no such folder, or it has no format or several.
+    """
+    if not root.exists():
+        raise DataError(f"{root}: no such folder (looked in {Path.cwd()}). Name the folder of a dataset.")
+    found: list[Format] = []
+    if find_yolo(root) is not None:
+        found.append("yolo")
+    if root.is_dir() and is_voc(root):
+        found.append("voc")
+    if root.is_dir() and coco_files(root):
+        found.append("coco")
+    if len(found) == 1:
+        return found[0]
+    what = f"looks like {' and '.join(found)}" if found else "no dataset there"
+    raise DataError(
+        f"{root}: {what}. COCO has annotations/*.json and images/, YOLO a data.yaml, VOC Annotations/*.xml "
+        f"and JPEGImages/. Name the folder of one dataset, or its format with --format."
+    )
+
+
+def coco_files(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Annotation file and image folder of each split of a COCO folder, train, val and test first.
+
+    The files are `annotations/*.json`, or `*.json` beside the images, or `<split>/_annotations.coco.json`.
+    """
+    found = {path.stem: path for path in sorted((root / "annotations").glob("*.json"))}
+    found = found or {path.stem: path for path in sorted(root.glob("*.json")) if _is_coco(path)}
+    if found:
+        images = root / "images"
+        files = {name: (path, images if images.is_dir() else root) for name, path in found.items()}
+    else:
+        files = {
+            "val" if path.parent.name == "valid" else path.parent.name: (path, path.parent)
+            for path in sorted(root.glob(f"*/{EXPORTED_NAME}"))
+        }
+    order = {name: place for place, name in enumerate(SPLIT_ORDER)}
+    return dict(sorted(files.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+
+
+def split_names(root: Path, data_format: Format) -> tuple[str, ...]:
+    """Names of the splits of a dataset.
+
+    Raises:
+        DataError: If it has none, or its description is wrong.
+    """
+    match data_format:
+        case "yolo":
+            return tuple(read_yolo_set(root).splits)
+        case "voc":
+            if not is_voc(root):
+                raise DataError(f"{root}: no VOC dataset there. It needs Annotations/*.xml and JPEGImages/.")
+            return voc_splits(root)
+        case "coco":
+            names = tuple(coco_files(root))
+            if not names:
+                raise DataError(
+                    f"{root}: no COCO dataset there. It needs annotations/train.json and images/."
+                )
+            return names
+
+
+def read_raw(root: Path, data_format: Format, split: str) -> RawSplit:
+    """Read one split without judging it.
+
+    Raises:
+        DataError: If there is no such split, or its files cannot be read at all.
+    """
+    match data_format:
+        case "yolo":
+            return read_raw_yolo(root, split)
+        case "voc":
+            return read_raw_voc(root, split)
+        case "coco":
+            files = coco_files(root)
+            if split not in files:
+                raise DataError(f"split {split!r}: {root} has none. Choose one of {', '.join(files)}.")
+            return replace(read_raw_coco(*files[split]), name=split)
+
+
+def read_all(root: Path, data_format: Format) -> dict[str, RawSplit]:
+    """Read all splits of a dataset without judging them.
+
+    Raises:
+        DataError: If the files of a split cannot be read at all.
+    """
+    return {name: read_raw(root, data_format, name) for name in split_names(root, data_format)}
+
+
+def to_splits(raws: Mapping[str, RawSplit]) -> dict[str, CocoSplit]:
+    """The splits of a dataset as arrays, with their images' headers checked.
+
+    Raises:
+        DataError: If anything is wrong for which training would refuse it.
+    """
+    splits = {name: to_split(raw) for name, raw in raws.items()}
+    for split in splits.values():
+        check_images(split)
+    first = next(iter(splits.values()))
+    raise_listed(
+        [
+            f"{split.annotations_path.name}: the classes are {_classes(split)}, in "
+            f"{first.annotations_path.name} they are {_classes(first)}. Give all splits the same list."
+            for split in splits.values()
+            if _classes(split) != _classes(first)
+        ]
+    )
+    return splits
+
+
+def _classes(split: CocoSplit) -> dict[int, str]:
+    return dict(zip(split.category_ids, split.class_names, strict=True))
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(tree, dict) and "images" in tree

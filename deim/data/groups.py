@@ -1,0 +1,102 @@
+"""Which images belong together, so that no two splits may share them: those of a part, a lot or a camera."""
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from deim.data.coco import RawSplit, raise_listed
+from deim.errors import DataError
+
+
+def find_groups(file_names: Sequence[str], *, pattern: str | None, table: Path | None) -> list[str] | None:
+    """Group of each image by a regular expression or a table; None if there is neither.
+
+    Raises:
+        DataError: If both are given, or an image has no group.
+    """
+    if pattern is not None and table is not None:
+        raise DataError("--group-regex and --group-csv: got both. Give the groups in one way.")
+    if pattern is not None:
+        return groups_by_pattern(file_names, pattern)
+    return None if table is None else groups_by_table(file_names, table)
+
+
+def find_groups_of_splits(
+    raws: Mapping[str, RawSplit], *, pattern: str | None, table: Path | None
+) -> dict[str, list[str]] | None:
+    """Group of each image of each split, as in `find_groups`; problems of all splits are listed together.
+
+    Raises:
+        DataError: If both are given, or an image has no group.
+    """
+    names = [image["file_name"] for raw in raws.values() for image in raw.images]
+    groups = find_groups(names, pattern=pattern, table=table)
+    if groups is None:
+        return None
+    rest = iter(groups)
+    return {name: [next(rest) for _ in raw.images] for name, raw in raws.items()}
+
+
+def groups_by_pattern(file_names: Sequence[str], pattern: str) -> list[str]:
+    """Group of each image by its file name.
+
+    Args:
+        file_names: Of all images.
+        pattern: Regular expression, searched in the name; the group is what its parentheses match, joined by
+            `|`, or the whole match if it has none.
+
+    Raises:
+        DataError: If the expression is wrong, or does not occur in a name.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise DataError(f"--group-regex: not a regular expression, got {pattern!r} ({error}).") from None
+    matches = [expression.search(name) for name in file_names]
+    raise_listed(
+        [
+            f"--group-regex: {pattern!r} does not occur in image {name!r}. Every image needs a group: "
+            f"mend the expression, or list the groups with --group-csv."
+            for name, match in zip(file_names, matches, strict=True)
+            if match is None
+        ]
+    )
+    return [
+        "|".join(part or "" for part in (match.groups() or (match.group(),))) for match in matches if match
+    ]
+
+
+def groups_by_table(file_names: Sequence[str], path: Path) -> list[str]:
+    """Group of each image by a table.
+
+    Args:
+        file_names: Of all images.
+        path: CSV with the columns `file_name` and `group`.
+
+    Raises:
+        DataError: If the file cannot be read, lacks a column or an image, or gives an image two groups.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a table ({error}).") from None
+    if not rows or not {"file_name", "group"} <= set(rows[0]):
+        found = ", ".join(map(str, rows[0])) if rows else "no rows"
+        raise DataError(f"{path}: got {found}. It needs the columns file_name and group, and rows.")
+    group_of: dict[str, str] = {}
+    problems = []
+    for row in rows:
+        name, group = str(row["file_name"]), str(row["group"])
+        if group_of.setdefault(name, group) != group:
+            problems.append(
+                f"{path}: image {name!r} is in group {group_of[name]!r} and in {group!r}. Keep one."
+            )
+    problems += [
+        f"{path}: image {name!r} has no row. Every image needs a group."
+        for name in file_names
+        if name not in group_of
+    ]
+    raise_listed(problems)
+    return [group_of[name] for name in file_names]

@@ -1,0 +1,258 @@
+"""Reading and writing Pascal VOC datasets: `JPEGImages/`, `Annotations/*.xml`, `ImageSets/Main/*.txt`.
+
+`xmin`, `ymin`, `xmax` and `ymax` are the edges of a box in pixels from 0, as today's drawing tools write
+them, whole or not. An object with `difficult` 1 becomes an annotation with iscrowd 1: never trained on,
+ignored in evaluation. The extra file `categories.json` holds ids and names as in a COCO file; without it the
+classes are all names of all annotations, numbered from 1 in alphabetical order.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.etree import ElementTree
+
+from deim.data.coco import CocoSplit, RawSplit
+from deim.data.findings import Finding
+from deim.data.transforms import read_size
+from deim.data.yolo import IMAGE_SUFFIXES
+from deim.errors import DataError
+
+ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
+CATEGORIES_NAME = "categories.json"
+CLASS_LIST_LINE = re.compile(r".*\s(-1|0|1)")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(kw_only=True, slots=True)
+class _Reading:
+    """The entries of a split while they are read."""
+
+    root: Path
+    split: str
+    ids: Mapping[str, int]
+    """Category id of each class name."""
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def note(self, rule: str, file: str, message: str, annotation: str | None = None) -> None:
+        found = Finding(rule=rule, split=self.split, file=file, annotation=annotation, message=message)
+        self.findings.append(found)
+
+
+def is_voc(root: Path) -> bool:
+    """Whether a folder holds XML annotations where the format puts them."""
+    return next((root / ANNOTATIONS).rglob("*.xml"), None) is not None
+
+
+def voc_splits(root: Path) -> tuple[str, ...]:
+    """Names of the lists in `ImageSets/Main`, train, val and test first; `all` if there is none."""
+    order = ["train", "val", "test"]
+    names = [path.stem for path in sorted((root / LISTS).glob("*.txt")) if not _is_class_list(root, path)]
+    return tuple(sorted(names, key=lambda name: (order.index(name) if name in order else 3, name))) or (
+        "all",
+    )
+
+
+def read_raw_voc(root: Path, split: str) -> RawSplit:
+    """Read a split, whatever boxes it holds.
+
+    Args:
+        root: Folder of the dataset.
+        split: One of `voc_splits`.
+
+    Returns:
+        The split, images in the order of its list. Ids of images are 1, 2, 3, …; an annotation's id is its
+        file and number in it, from 1.
+
+    Raises:
+        DataError: If there is no such split, or `categories.json` is wrong.
+    """
+    names = voc_splits(root)
+    if split not in names:
+        raise DataError(f"split {split!r}: {root / LISTS} has none. Choose one of {', '.join(names)}.")
+    list_path = root / LISTS / f"{split}.txt"
+    folder = root / ANNOTATIONS
+    if list_path.is_file():
+        stems = [line.strip() for line in _read_text(list_path).splitlines() if line.strip()]
+    else:
+        found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.xml"))
+        list_path, stems = folder, sorted(path.as_posix() for path in found)
+    categories = _categories(root)
+    reading = _Reading(root=root, split=split, ids={row["name"]: row["id"] for row in categories})
+    suffixes = _image_files(root / IMAGES)
+    for number, stem in enumerate(stems, start=1):
+        _read_image_entry(reading, number, stem, suffixes)
+    return RawSplit(
+        name=split,
+        annotations_path=list_path,
+        image_dir=root / IMAGES,
+        images=reading.images,
+        annotations=reading.annotations,
+        categories=categories,
+        findings=tuple(reading.findings),
+    )
+
+
+def write_voc(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]], root: Path) -> None:
+    """Write annotations, lists and categories; the images are put beside them by the caller.
+
+    Args:
+        splits: Of one set of classes.
+        names: New name of each image of a split, relative to `JPEGImages`.
+        root: Folder that exists.
+    """
+    lists = root / LISTS
+    lists.mkdir(parents=True)
+    for name, split in splits.items():
+        for image, new_name in enumerate(names[name]):
+            path = (root / ANNOTATIONS / new_name).with_suffix(".xml")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tree = _image_element(split, image, new_name)
+            ElementTree.indent(tree)
+            ElementTree.ElementTree(tree).write(path, encoding="utf-8", xml_declaration=True)
+        stems = [PurePosixPath(new_name).with_suffix("").as_posix() for new_name in names[name]]
+        (lists / f"{name}.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
+    first = next(iter(splits.values()))
+    categories = [
+        {"id": number, "name": name}
+        for number, name in zip(first.category_ids, first.class_names, strict=True)
+    ]
+    text = json.dumps(categories, indent=1, ensure_ascii=False)
+    (root / CATEGORIES_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _image_element(split: CocoSplit, image: int, new_name: str) -> ElementTree.Element:
+    """The annotation of one image."""
+    height, width = split.sizes_hw[image].tolist()
+    names = dict(zip(split.category_ids, split.class_names, strict=True))
+    root = ElementTree.Element("annotation")
+    _add(root, "folder", IMAGES)
+    _add(root, "filename", new_name)
+    size = ElementTree.SubElement(root, "size")
+    for key, value in (("width", width), ("height", height), ("depth", 3)):
+        _add(size, key, value)
+    for row in range(split.first_box[image], split.first_box[image + 1]):
+        left, top, box_width, box_height = split.boxes_xywh[row].tolist()
+        entry = ElementTree.SubElement(root, "object")
+        _add(entry, "name", names[int(split.box_category_ids[row])])
+        _add(entry, "difficult", int(split.is_crowd[row]))
+        box = ElementTree.SubElement(entry, "bndbox")
+        for key, value in zip(CORNERS, (left, top, left + box_width, top + box_height), strict=True):
+            _add(box, key, f"{value:.10g}")
+    return root
+
+
+def _add(parent: ElementTree.Element, key: str, value: object) -> None:
+    ElementTree.SubElement(parent, key).text = str(value)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error}).") from None
+
+
+def _is_class_list(root: Path, path: Path) -> bool:
+    """Whether a list is of one class, such as pit_train.txt: its lines end in -1, 0 or 1; it is no split."""
+    line = next(iter(_read_text(path).splitlines()), "").strip()
+    return bool(CLASS_LIST_LINE.fullmatch(line)) and not (root / ANNOTATIONS / f"{line}.xml").is_file()
+
+
+def _image_files(folder: Path) -> dict[str, str]:
+    """Name of the image of each stem, both relative to the folder."""
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    )
+    return {PurePosixPath(name).with_suffix("").as_posix(): name for name in names}
+
+
+def _categories(root: Path) -> list[dict[str, Any]]:
+    path = root / CATEGORIES_NAME
+    if not path.is_file():
+        names = set()
+        for xml_path in (root / ANNOTATIONS).rglob("*.xml"):
+            try:
+                tree = ElementTree.parse(xml_path)
+            except (ElementTree.ParseError, OSError):
+                continue  # named by the split that lists it
+            names |= {_text(entry, "name") for entry in tree.iter("object")}
+        return [{"id": number, "name": name} for number, name in enumerate(sorted(names - {""}), start=1)]
+    try:
+        categories = json.loads(_read_text(path))
+        return [{"id": int(row["id"]), "name": str(row["name"])} for row in categories]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path}: not a list of categories ({error!r}). It needs an id and a name for each class."
+        ) from None
+
+
+def _text(element: ElementTree.Element, key: str) -> str:
+    return (element.findtext(key) or "").strip()
+
+
+def _number(element: ElementTree.Element | None, key: str) -> float | None:
+    try:
+        value = math.nan if element is None else float(_text(element, key))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _read_image_entry(reading: _Reading, number: int, stem: str, files: Mapping[str, str]) -> None:
+    """Add an image of the list with its annotations, or what is wrong with it."""
+    path = reading.root / ANNOTATIONS / f"{stem}.xml"
+    where = f"{ANNOTATIONS}/{stem}.xml"
+    try:
+        root = ElementTree.parse(path).getroot()
+    except FileNotFoundError:
+        message = (
+            f"{where}: no such annotation file, but {reading.split}.txt lists it. Add it, even without boxes."
+        )
+        reading.note("unreadable", where, message)
+        return
+    except (ElementTree.ParseError, OSError, UnicodeDecodeError) as error:
+        reading.note("unreadable", where, f"{where}: not an XML file ({error}). Mend or replace it.")
+        return
+    file_name = files.get(stem) or _text(root, "filename") or stem
+    size = root.find("size")
+    width, height = _number(size, "width"), _number(size, "height")
+    if width is None or height is None or min(width, height) < 1:
+        try:
+            height, width = read_size(reading.root / IMAGES / file_name)
+        except DataError as error:
+            rule = "corrupt_image" if stem in files else "missing_image"
+            reading.note(rule, file_name, str(error))
+            return
+    entry = {"id": number, "file_name": file_name, "width": int(width), "height": int(height)}
+    reading.images.append(entry)
+    for place, element in enumerate(root.iter("object"), start=1):
+        annotation, name = f"{where}:{place}", _text(element, "name")
+        if name not in reading.ids:
+            message = (
+                f"{where}: object {place} has class {name!r}, {CATEGORIES_NAME} has "
+                f"{', '.join(reading.ids)}. Correct the name, or add the class."
+            )
+            reading.note("unknown_category", file_name, message, annotation)
+            continue
+        corners = [_number(element.find("bndbox"), key) for key in CORNERS]
+        bbox: list[Any] = corners
+        if None not in corners:
+            left, top, right, bottom = (value or 0.0 for value in corners)
+            bbox = [left, top, round(right - left, 6), round(bottom - top, 6)]
+        reading.annotations.append(
+            {
+                "id": annotation,
+                "image_id": number,
+                "category_id": reading.ids[name],
+                "bbox": bbox,
+                "iscrowd": int(_number(element, "difficult") == 1),
+            }
+        )

@@ -1,0 +1,398 @@
+"""The check of a dataset: one thing spoilt gives one finding, which names file and annotation."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from deim.config import Config
+from deim.data.build import check_before_run
+from deim.data.check import SHOWN_OF_A_RULE, CheckReport, check_dataset, describe_check, read_for_check
+from deim.data.findings import ERRORS, WARNINGS
+from deim.errors import DataError
+from tests.data.small_sets import HEIGHT, WIDTH, make_trees, noise, write_images, write_small_set, write_trees
+
+Trees = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    rule: str
+    change: Callable[[Trees, Path], object]
+    """Changes the trees before they are written, or the files in the folder of images."""
+    split: str
+    file: str
+    annotation: str | None
+    message: str
+    is_quick: bool = True
+    """Whether the form before training finds it as well."""
+
+
+def set_box(*box: object) -> Callable[[Trees, Path], object]:
+    return lambda trees, images: trees["train"]["annotations"][0].update(bbox=list(box))
+
+
+def cut_in_half(trees: Trees, images: Path) -> None:
+    content = (images / "t1.png").read_bytes()
+    (images / "t1.png").write_bytes(content[: len(content) // 2])
+
+
+def save_brighter(source: str, target: str) -> Callable[[Trees, Path], object]:
+    def change(trees: Trees, images: Path) -> None:
+        with Image.open(images / source) as image:
+            ImageEnhance.Brightness(image).enhance(1.1).save(images / target)
+
+    return change
+
+
+def turn_by_exif(trees: Trees, images: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    noise(99, HEIGHT, WIDTH).save(images / "t1.png", exif=exif)
+
+
+def drop_class(trees: Trees, images: Path) -> None:
+    kept = [row for row in trees["val"]["annotations"] if row["category_id"] != 40]
+    trees["val"]["annotations"] = kept
+
+
+def empty_split(trees: Trees, images: Path) -> None:
+    trees["val"].update(images=[], annotations=[])
+    for name in ("v0.png", "v1.png"):
+        (images / name).unlink()
+
+
+CASES = [
+    Spoilt(
+        "unreadable",
+        lambda trees, images: trees["val"].pop("images"),
+        "val",
+        "val",
+        None,
+        "val.json: not a COCO file, got annotations, categories.",
+    ),
+    Spoilt("empty_list", empty_split, "val", "val.json", None, "val.json: 'images' is empty."),
+    Spoilt(
+        "repeated_id",
+        lambda trees, images: trees["val"]["categories"].append({"id": 41, "name": "pit"}),
+        "val",
+        "val.json",
+        None,
+        "val.json: category name 'pit' is used 2 times.",
+    ),
+    Spoilt(
+        "missing_image",
+        lambda trees, images: (images / "t2.png").unlink(),
+        "train",
+        "t2.png",
+        None,
+        "train.json: image 't2.png' (id 52) is listed but not in ",
+    ),
+    Spoilt(
+        "corrupt_image",
+        lambda trees, images: (images / "t1.png").write_bytes(b"no image"),
+        "train",
+        "t1.png",
+        None,
+        "t1.png: the image is damaged or not an image (",
+    ),
+    Spoilt(
+        "truncated_image",
+        cut_in_half,
+        "train",
+        "t1.png",
+        None,
+        "train.json: image 't1.png' is cut short or damaged inside (",
+        is_quick=False,
+    ),
+    Spoilt(
+        "size_differs",
+        lambda trees, images: trees["val"]["images"][1].update(width=WIDTH + 5),
+        "val",
+        "v1.png",
+        None,
+        "val.json: image 'v1.png' is listed as 45x30 px, the upright file has 40x30 px.",
+    ),
+    Spoilt(
+        "bad_box",
+        set_box(1, 2, 3),
+        "train",
+        "t0.png",
+        "11",
+        "train.json: annotation 11 (image 't0.png') has bbox [1, 2, 3].",
+    ),
+    Spoilt(
+        "zero_box",
+        set_box(1, 2, 0, 9),
+        "train",
+        "t0.png",
+        "11",
+        "train.json: annotation 11 (image 't0.png') has width 0.0 px.",
+    ),
+    Spoilt(
+        "negative_box",
+        set_box(1, 2, 9, -3),
+        "train",
+        "t0.png",
+        "11",
+        "train.json: annotation 11 (image 't0.png') has height -3.0 px.",
+    ),
+    Spoilt(
+        "outside_box",
+        set_box(60, 2, 9, 9),
+        "train",
+        "t0.png",
+        "11",
+        "train.json: annotation 11 (image 't0.png') lies outside its image: box [60, 2, 9, 9]",
+    ),
+    Spoilt(
+        "unknown_category",
+        lambda trees, images: trees["train"]["annotations"][1].update(category_id=9),
+        "train",
+        "t0.png",
+        "12",
+        "train.json: annotation 12 (image 't0.png') has category id 9, which is not in 'categories'",
+    ),
+    Spoilt(
+        "unknown_image",
+        lambda trees, images: trees["train"]["annotations"][1].update(image_id=9),
+        "train",
+        "train.json",
+        "12",
+        "train.json: annotation 12 belongs to image id 9, which is not in 'images'.",
+    ),
+    Spoilt(
+        "class_not_trained",
+        lambda trees, images: trees["val"]["categories"].append({"id": 41, "name": "dent"}),
+        "val",
+        "val.json",
+        None,
+        "val.json: class 'dent' of split val is not known to train, which has scratch, pit, vein.",
+    ),
+    Spoilt(
+        "duplicate_across",
+        lambda trees, images: shutil.copy(images / "t1.png", images / "v1.png"),
+        "val",
+        "v1.png",
+        None,
+        "val.json: image 'v1.png' (val) has the bytes of 't1.png' (train).",
+    ),
+    Spoilt(
+        "near_duplicate_across",
+        save_brighter("t1.png", "v1.png"),
+        "val",
+        "v1.png",
+        None,
+        "val.json: image 'v1.png' (val) has the same content as 't1.png' (train).",
+        is_quick=False,
+    ),
+    Spoilt(
+        "unlisted_image",
+        lambda trees, images: noise(77).save(images / "w.png"),
+        "train, val",
+        "w.png",
+        None,
+        "images: image 'w.png' is in no split (train, val).",
+    ),
+    Spoilt(
+        "exif_rotation",
+        turn_by_exif,
+        "train",
+        "t1.png",
+        None,
+        "train.json: image 't1.png' is turned by its EXIF data (orientation 6).",
+    ),
+    Spoilt(
+        "overhanging_box",
+        set_box(1, 25, 10, 9),
+        "train",
+        "t0.png",
+        "11",
+        "train.json: annotation 11 (image 't0.png') reaches 4.0 px beyond its image: box [1, 25, 10, 9]",
+    ),
+    Spoilt(
+        "duplicate_box",
+        lambda trees, images: trees["train"]["annotations"].append(
+            {**trees["train"]["annotations"][0], "id": 90}
+        ),
+        "train",
+        "t0.png",
+        "90",
+        "train.json: annotation 90 (image 't0.png') is the box of annotation 11 again.",
+    ),
+    Spoilt(
+        "small_box",
+        set_box(1, 2, 9, 3.5),
+        "train",
+        "t0.png",
+        "11",
+        "train.json: annotation 11 (image 't0.png') is 9.0x3.5 px at the training size of 40x30.",
+    ),
+    Spoilt(
+        "class_without_boxes",
+        drop_class,
+        "val",
+        "val.json",
+        None,
+        "val.json: class 'vein' has no box in val, so it cannot be scored (2 in train, 0 in val).",
+    ),
+    Spoilt(
+        "duplicate_within",
+        lambda trees, images: shutil.copy(images / "t1.png", images / "t2.png"),
+        "train",
+        "t2.png",
+        None,
+        "train.json: image 't2.png' (train) has the bytes of 't1.png' (train).",
+    ),
+    Spoilt(
+        "near_duplicate_within",
+        save_brighter("t1.png", "t2.png"),
+        "train",
+        "t2.png",
+        None,
+        "train.json: image 't2.png' (train) has the same content as 't1.png' (train).",
+        is_quick=False,
+    ),
+]
+
+
+def check(root: Path, **options: Any) -> CheckReport:
+    raws, unread = read_for_check(root, "coco")
+    options = {"input_size_hw": (HEIGHT, WIDTH), "resize": "stretch", **options}
+    return check_dataset(raws, unread=unread, **options)
+
+
+def spoil(root: Path, change: Callable[[Trees, Path], object]) -> Path:
+    trees = make_trees()
+    write_images(root)
+    change(trees, root / "images")
+    write_trees(root, trees)
+    return root
+
+
+def test_a_clean_set_has_no_finding_and_counts_its_images_without_boxes(tmp_path: Path) -> None:
+    report = check(write_small_set(tmp_path))
+    assert report.findings == ()
+    assert report.num_errors == 0
+    assert set(report.counts().values()) == {0}
+    assert report.splits["train"] | {"annotations": ""} == {
+        "annotations": "",
+        "images": 3,
+        "without_boxes": 1,
+        "boxes": 6,
+        "crowds": 0,
+        "boxes_by_class": {"scratch": 2, "pit": 2, "vein": 2},
+    }
+    report.raise_errors()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.rule)
+def test_one_thing_spoilt_gives_the_one_finding_of_its_rule(case: Spoilt, tmp_path: Path) -> None:
+    root = spoil(tmp_path, case.change)
+    report = check(root)
+    assert [finding.rule for finding in report.findings] == [case.rule]
+    (finding,) = report.findings
+    assert (finding.split, finding.file, finding.annotation) == (case.split, case.file, case.annotation)
+    assert case.message in finding.message
+    assert report.num_errors == (case.rule in ERRORS)
+    quick = [found.rule for found in check(root, full=False).findings]
+    assert quick == [case.rule] * case.is_quick
+
+
+def test_a_group_in_two_splits_is_an_error_that_names_it(tmp_path: Path) -> None:
+    root = write_small_set(tmp_path)
+    groups = {"train": ["a", "b", "b"], "val": ["c", "b"]}
+    (finding,) = check(root, groups=groups).findings
+    assert (finding.rule, finding.split, finding.file) == ("group_across", "val", "v1.png")
+    assert "val.json: group 'b' is in split train (such as 't1.png') and in val (such as 'v1.png')" in (
+        finding.message
+    )
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {case.rule for case in CASES} | {"group_across"} == {*ERRORS, *WARNINGS}
+
+
+def test_all_that_is_wrong_is_found_at_once_counted_and_refused(tmp_path: Path) -> None:
+    def change(trees: Trees, images: Path) -> None:
+        set_box(1, 2, 0, 9)(trees, images)
+        cut_in_half(trees, images)
+        drop_class(trees, images)
+
+    report = check(spoil(tmp_path, change))
+    found = {rule: count for rule, count in report.counts().items() if count}
+    assert found == {"truncated_image": 1, "zero_box": 1, "class_without_boxes": 1}
+    with pytest.raises(DataError) as caught:
+        report.raise_errors()
+    assert len(str(caught.value).splitlines()) == report.num_errors == 2
+    content = json.loads(json.dumps(report.to_dict()))
+    assert (content["num_errors"], content["num_warnings"]) == (2, 1)
+    rules = [entry["rule"] for entry in content["findings"]]
+    assert sorted(rules) == ["class_without_boxes", "truncated_image", "zero_box"]
+    assert {entry["severity"] for entry in content["findings"]} == {"error", "warning"}
+
+
+def test_the_table_shows_a_few_of_each_rule_and_counts_the_rest(tmp_path: Path) -> None:
+    def change(trees: Trees, images: Path) -> None:
+        first = trees["train"]["annotations"][0]
+        trees["train"]["annotations"] += [{**first, "id": 100 + copy} for copy in range(9)]
+
+    lines = describe_check(check(spoil(tmp_path, change)))
+    assert "warning  duplicate_box  9: two boxes of a class at the same place" in lines
+    assert sum("is the box of annotation 11 again" in line for line in lines) == SHOWN_OF_A_RULE
+    assert f"  … and {9 - SHOWN_OF_A_RULE} more in the JSON file" in lines
+    assert lines[-1] == "0 errors, 9 warnings"
+
+
+def test_small_boxes_are_measured_at_the_training_size(tmp_path: Path) -> None:
+    root = spoil(tmp_path, set_box(1, 2, 9, 3.5))
+    twice = (2 * HEIGHT, 2 * WIDTH)
+    assert check(root, input_size_hw=twice).findings == ()
+    narrow = (2 * HEIGHT, WIDTH)
+    assert check(root, input_size_hw=narrow).findings == ()
+    (finding,) = check(root, input_size_hw=narrow, resize="letterbox").findings
+    assert "is 9.0x3.5 px at the training size of 40x60." in finding.message
+
+
+def test_plain_images_are_noted_and_not_taken_for_copies(tmp_path: Path) -> None:
+    def change(trees: Trees, images: Path) -> None:
+        for seed, name in enumerate(("t1.png", "v1.png")):
+            grey = np.random.default_rng(seed).integers(120, 123, size=(HEIGHT, WIDTH)).astype(np.uint8)
+            Image.fromarray(grey).save(images / name)
+
+    report = check(spoil(tmp_path, change))
+    assert report.findings == ()
+    assert report.notes == ("2 images are too plain to be compared with others but byte for byte",)
+
+
+def test_crowd_regions_are_counted_apart(tmp_path: Path) -> None:
+    def change(trees: Trees, images: Path) -> None:
+        trees["train"]["annotations"][0].update(iscrowd=1, bbox=[1, 2, 9, 2])
+
+    report = check(spoil(tmp_path, change))
+    assert report.findings == ()
+    assert (report.splits["train"]["boxes"], report.splits["train"]["crowds"]) == (5, 1)
+
+
+def test_a_config_s_data_is_checked_before_a_run(tmp_path: Path, tiny_config: Callable[..., Config]) -> None:
+    root = spoil(tmp_path / "set", lambda trees, images: shutil.copy(images / "t1.png", images / "v1.png"))
+    report = check_before_run(tiny_config(root, tmp_path / "run"))
+    assert [finding.rule for finding in report.findings] == ["duplicate_across"]
+    with pytest.raises(
+        DataError, match=r"has the bytes of 't1\.png' \(train\)\. Keep it in one split alone\."
+    ):
+        report.raise_errors()
+
+
+def test_a_config_s_data_that_cannot_be_read_is_refused(
+    tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    root = spoil(tmp_path / "set", lambda trees, images: trees["val"].pop("images"))
+    with pytest.raises(DataError, match=r"val\.json: not a COCO file"):
+        check_before_run(tiny_config(root, tmp_path / "run"))

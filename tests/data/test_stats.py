@@ -1,0 +1,128 @@
+"""Numbers of a dataset by hand, the advice they give, and charts for every kind of set."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deim.data.coco import CocoSplit
+from deim.data.formats import read_all, to_splits
+from deim.data.image_scan import ImageFacts, scan_images
+from deim.data.stats import DatasetStats, advise, compute_stats, describe_stats
+from deim.data.stats_charts import draw_stats
+from tests.data.small_sets import make_trees, write_images, write_trees
+
+CHARTS = ["classes", "box_sizes", "aspect_ratios", "boxes_per_image", "positions", "brightness", "samples"]
+
+
+def measured(
+    root: Path, change: Callable[[dict[str, Any]], object] = lambda trees: None, **options: Any
+) -> tuple[DatasetStats, dict[str, CocoSplit]]:
+    trees = make_trees()
+    change(trees)
+    write_images(root)
+    write_trees(root, trees)
+    splits = to_splits(read_all(root, "coco"))
+    facts: dict[str, list[ImageFacts]] = {
+        name: scan_images([split.image_path(index) for index in range(len(split))], decode=True)
+        for name, split in splits.items()
+    }
+    options = {"input_size_hw": (60, 40), "resize": "stretch", **options}
+    return compute_stats(splits, facts, **options), splits
+
+
+def without_boxes(trees: dict[str, Any]) -> None:
+    for tree in trees.values():
+        tree["annotations"] = []
+
+
+def test_numbers_are_those_of_the_hand(tmp_path: Path) -> None:
+    def change(trees: dict[str, Any]) -> None:
+        trees["train"]["annotations"] = trees["train"]["annotations"][:2]
+        trees["train"]["annotations"][0]["bbox"] = [30, 20, 20, 20]
+        trees["train"]["annotations"][1].update(bbox=[0, 0, 8, 4], iscrowd=0)
+        trees["val"]["annotations"] = [{**trees["val"]["annotations"][0], "iscrowd": 1}]
+
+    stats, splits = measured(tmp_path, change)
+    assert stats.class_names == ("pit", "scratch", "vein")
+    assert stats.counts().tolist() == [[1, 1, 0], [0, 0, 0]]
+    # Clipped to 10x10 px, and twice as high at 40x60; the second is 8x4 px.
+    assert stats.boxes.sides_wh.tolist() == [[10, 20], [8, 8]]
+    assert stats.box_sides().tolist() == pytest.approx([200**0.5, 8])
+    assert stats.boxes.aspect_ratios.tolist() == [1, 2]
+    assert stats.boxes.centres_xy.tolist() == [[35 / 40, 25 / 30], [4 / 40, 2 / 30]]
+    assert [of_split.tolist() for of_split in stats.boxes_per_image] == [[2, 0, 0], [0, 0]]
+    with Image.open(splits["val"].image_path(1)) as image:
+        mean = np.asarray(image.convert("L")).mean()
+    assert stats.brightness[1][1] == pytest.approx(mean, abs=0.5)
+    numbers = json.loads(json.dumps(stats.to_dict()))
+    assert numbers["images_without_boxes"] == {"train": 2, "val": 2}
+    assert numbers["boxes"]["train"] == {"pit": 1, "scratch": 1, "vein": 0}
+    assert numbers["box_side_px_by_class"]["vein"] is None
+    assert numbers["image_width_px"]["50"] == 40
+
+
+def test_letterboxing_keeps_the_shape_of_boxes(tmp_path: Path) -> None:
+    stats, _ = measured(tmp_path, resize="letterbox", input_size_hw=(60, 60))
+    assert stats.boxes.sides_wh[0].tolist() == pytest.approx([10.25 * 1.5, 12 * 1.5])
+
+
+def test_small_boxes_are_told_the_size_at_which_they_are_not(tmp_path: Path) -> None:
+    stats, _ = measured(tmp_path, input_size_hw=(15, 20))
+    (line, *_) = advise(stats)
+    side = float(np.median(stats.box_sides()))
+    assert side == pytest.approx(5.77, abs=0.01)
+    assert line.startswith(
+        "The median box has a side of 5.8 px at 20x15, under 8 px. Use a larger size, 32x32 or"
+    )
+    assert "tiles" in line
+
+
+def test_rare_classes_and_classes_of_one_split_are_named(tmp_path: Path) -> None:
+    def change(trees: dict[str, Any]) -> None:
+        trees["val"]["annotations"] = [row for row in trees["val"]["annotations"] if row["category_id"] != 3]
+        trees["train"]["annotations"] += [
+            {**trees["train"]["annotations"][1], "id": 100 + number} for number in range(30)
+        ]
+        rows = trees["train"]["annotations"]
+        trees["train"]["annotations"] = [row for row in rows if row["category_id"] != 40]
+
+    lines = advise(measured(tmp_path, change)[0])
+    assert lines[0].startswith("Class 'pit' has 2 boxes in all, under 30.")
+    assert lines[1].startswith("Class 'pit' has boxes in train only.")
+    assert lines[2].startswith("Class 'vein' has 2 boxes in all, under 30.")
+    assert lines[3].startswith("Class 'vein' has boxes in val only.")
+    assert not any("'scratch'" in line for line in lines)
+
+
+def test_a_split_of_another_brightness_is_named(tmp_path: Path) -> None:
+    stats, splits = measured(tmp_path)
+    dark = [ImageFacts(brightness=30.0, thumbnail=np.full((32, 32), 30, dtype=np.float32))] * 2
+    light = [ImageFacts(brightness=90.0, thumbnail=np.full((32, 32), 90, dtype=np.float32))] * 3
+    options: dict[str, Any] = {"input_size_hw": (60, 40), "resize": "stretch"}
+    told = advise(compute_stats(splits, {"train": light, "val": dark}, **options))
+    assert "differs between splits: train 90, val 30." in told[-1]
+    assert not any("brightness" in line for line in advise(stats))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(lambda trees: None, marks=pytest.mark.slow), without_boxes],
+    ids=["boxes", "no boxes"],
+)
+def test_all_charts_are_drawn_and_described(change: Callable[..., object], tmp_path: Path) -> None:
+    stats, splits = measured(tmp_path / "set", change)
+    paths = draw_stats(stats, splits, tmp_path / "charts")
+    assert [path.stem for path in paths] == CHARTS
+    for path in paths:
+        with Image.open(path) as chart:
+            pixels = np.asarray(chart.convert("L"))
+        assert min(pixels.shape) >= 350
+        assert pixels.std() > 2
+    lines = describe_stats(stats)
+    assert lines[0].split()[:3] == ["class", "train", "val"]
+    assert any(line.startswith("train: 3 images, ") for line in lines)

@@ -1,0 +1,106 @@
+"""VOC folders as others write them, and what every wrong file is told."""
+
+from pathlib import Path
+
+import pytest
+
+from deim.data.coco import find_problems, to_split
+from deim.data.voc import read_raw_voc, voc_splits
+from deim.errors import DataError
+from tests.data.small_sets import noise
+
+BOX = "<bndbox><xmin>4</xmin><ymin>6</ymin><xmax>14.5</xmax><ymax>18</ymax></bndbox>"
+OBJECT = f"<object><name>pit</name>{BOX}</object>"
+SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"
+
+
+def write_set(root: Path, body: str = SIZE + OBJECT) -> Path:
+    """An image of 40x30 px, a.png, in train.txt, and b.png without objects in val.txt."""
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for name, content in (("a", body), ("b", SIZE)):
+        noise(ord(name)).save(root / "JPEGImages" / f"{name}.png")
+        xml = f"<annotation><filename>{name}.png</filename>{content}</annotation>"
+        (root / "Annotations" / f"{name}.xml").write_text(xml)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    (root / "ImageSets" / "Main" / "val.txt").write_text("b\n")
+    return root
+
+
+def test_corners_become_left_top_width_height(tmp_path: Path) -> None:
+    split = to_split(read_raw_voc(write_set(tmp_path), "train"))
+    assert split.boxes_xywh.tolist() == [[4, 6, 10.5, 12]]
+    assert (split.category_ids, split.class_names) == ((1,), ("pit",))
+    assert split.file_names == ("a.png",)
+    assert split.is_crowd.tolist() == [False]
+    empty = to_split(read_raw_voc(tmp_path, "val"))
+    assert (empty.class_names, empty.num_empty) == (("pit",), 1)
+
+
+def test_what_is_difficult_is_neither_trained_on_nor_scored(tmp_path: Path) -> None:
+    body = SIZE + OBJECT.replace("<name>", "<difficult>1</difficult><name>")
+    assert to_split(read_raw_voc(write_set(tmp_path, body), "train")).is_crowd.tolist() == [True]
+
+
+def test_a_size_that_is_not_given_is_read_from_the_image(tmp_path: Path) -> None:
+    split = to_split(read_raw_voc(write_set(tmp_path, OBJECT), "train"))
+    assert split.sizes_hw.tolist() == [[30, 40]]
+
+
+def test_without_lists_all_annotations_are_one_split(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    for name in ("train", "val"):
+        (root / "ImageSets" / "Main" / f"{name}.txt").unlink()
+    assert voc_splits(root) == ("all",)
+    assert to_split(read_raw_voc(root, "all")).file_names == ("a.png", "b.png")
+
+
+def test_lists_of_one_class_are_no_splits(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    (root / "ImageSets" / "Main" / "pit_train.txt").write_text("a  1\nb -1\n")
+    assert voc_splits(root) == ("train", "val")
+
+
+@pytest.mark.parametrize(
+    ("body", "rule", "message"),
+    [
+        ("<size>", "unreadable", "Annotations/a.xml: not an XML file ("),
+        (
+            SIZE + f"<object><name>dent</name>{BOX}</object>",
+            "unknown_category",
+            "Annotations/a.xml: object 1 has class 'dent', categories.json has pit.",
+        ),
+        (
+            SIZE + OBJECT.replace("<xmin>4</xmin>", ""),
+            "bad_box",
+            "annotation Annotations/a.xml:1 (image 'a.png') has bbox [None, 6.0, 14.5, 18.0].",
+        ),
+        (
+            SIZE + OBJECT.replace("14.5", "4"),
+            "zero_box",
+            "Annotations/a.xml:1 (image 'a.png') has width 0.0 px",
+        ),
+    ],
+)
+def test_a_wrong_annotation_is_one_finding(body: str, rule: str, message: str, tmp_path: Path) -> None:
+    root = write_set(tmp_path, body)
+    (root / "categories.json").write_text('[{"id": 5, "name": "pit"}]')
+    problems = [found for found in find_problems(read_raw_voc(root, "train")) if found.rule != "empty_list"]
+    assert [found.rule for found in problems] == [rule]
+    assert message in problems[0].message
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nlost\n")
+    (root / "JPEGImages" / "a.png").unlink()
+    no_xml, no_image = find_problems(read_raw_voc(root, "train"))
+    assert (no_xml.rule, no_xml.file) == ("unreadable", "Annotations/lost.xml")
+    assert (no_image.rule, no_image.file) == ("missing_image", "a.png")
+
+
+def test_a_wrong_list_of_categories_is_refused(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    (root / "categories.json").write_text('[{"id": 5}]')
+    with pytest.raises(DataError, match=r"categories\.json: not a list of categories \(KeyError\('name'\)\)"):
+        read_raw_voc(root, "train")

@@ -1,0 +1,168 @@
+"""YOLO folders as others write them, and what every wrong line is told."""
+
+from pathlib import Path
+
+import pytest
+
+from deim.data.coco import to_split
+from deim.data.findings import Finding
+from deim.data.yolo import label_path, read_raw_yolo, read_yolo_set
+from deim.errors import DataError
+from tests.data.small_sets import noise
+
+YAML = "train: images/train\nval: images/val\nnames: {0: pit, 1: scratch}\n"
+
+
+def write_set(root: Path, *, yaml: str = YAML, lines: str = "1 0.5 0.5 0.25 0.2\n") -> Path:
+    """Images of 40x30 px: a.png with a line, b.png without a text file, and c.png in val."""
+    for split, names in (("train", ("a", "b")), ("val", ("c",))):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for name in names:
+            noise(ord(name)).save(root / "images" / split / f"{name}.png")
+    (root / "labels" / "train" / "a.txt").write_text(lines)
+    (root / "data.yaml").write_text(yaml)
+    return root
+
+
+def findings(root: Path, split: str = "train") -> tuple[Finding, ...]:
+    return read_raw_yolo(root, split).findings
+
+
+def test_fractions_become_pixels_and_numbers_ids(tmp_path: Path) -> None:
+    raw = read_raw_yolo(write_set(tmp_path), "train")
+    split = to_split(raw)
+    assert split.file_names == ("a.png", "b.png")
+    assert split.boxes_xywh.tolist() == [[15, 12, 10, 6]]
+    assert split.box_category_ids.tolist() == [1]
+    assert (split.category_ids, split.class_names) == ((0, 1), ("pit", "scratch"))
+    assert split.sizes_hw.tolist() == [[30, 40], [30, 40]]
+    assert raw.annotations[0]["id"] == "labels/train/a.txt:1"
+    assert split.num_empty == 1
+
+
+def test_the_extra_key_gives_ids_to_the_names(tmp_path: Path) -> None:
+    split = to_split(read_raw_yolo(write_set(tmp_path, yaml=YAML + "category_ids: [9, 4]\n"), "train"))
+    assert (split.category_ids, split.class_names) == ((4, 9), ("scratch", "pit"))
+    assert split.box_category_ids.tolist() == [4]
+
+
+def test_an_outline_stands_for_the_box_around_it(tmp_path: Path) -> None:
+    root = write_set(tmp_path, lines="0 0.25 0.2 0.5 0.1 0.5 0.6 0.3 0.5\n")
+    assert to_split(read_raw_yolo(root, "train")).boxes_xywh.tolist() == [[10, 3, 10, 15]]
+
+
+@pytest.mark.parametrize(
+    "train",
+    ["[images/train]", "train.txt", "[images/train, images/val]", "../images/train"],
+    ids=["list", "file", "folders", "beside"],
+)
+def test_splits_are_folders_or_lists_of_images(train: str, tmp_path: Path) -> None:
+    root = write_set(tmp_path, yaml=YAML.replace("images/train", train))
+    (root / "train.txt").write_text("./images/train/a.png\nimages/train/b.png\n\n")
+    split = to_split(read_raw_yolo(root, "train"))
+    assert [Path(name).name for name in split.file_names][:2] == ["a.png", "b.png"]
+    assert split.boxes_xywh.tolist() == [[15, 12, 10, 6]]
+    assert all(split.image_path(index).is_file() for index in range(len(split)))
+
+
+def test_a_folder_with_names_alone_is_enough(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    (root / "data.yaml").unlink()
+    (root / "classes.txt").write_text("pit\nscratch\n\n")
+    described = read_yolo_set(root)
+    assert (list(described.splits), described.names) == (["train", "val"], ("pit", "scratch"))
+    assert to_split(read_raw_yolo(root, "train")).boxes_xywh.tolist() == [[15, 12, 10, 6]]
+
+
+def test_boxes_stand_where_labels_take_the_place_of_images() -> None:
+    assert label_path(Path("images/set/images/a.b.png")) == Path("images/set/labels/a.b.txt")
+    assert label_path(Path("set/a.png")) == Path("set/a.txt")
+
+
+@pytest.mark.parametrize(
+    ("lines", "rule", "message"),
+    [
+        (
+            "0 0.5 0.5 0.2\n",
+            "unreadable",
+            "labels/train/a.txt: line 1 is no box, got '0 0.5 0.5 0.2'. A line is class, centre x, ",
+        ),
+        ("0 0.5 0.5 0.2 x\n", "unreadable", "line 1 is no box, got '0 0.5 0.5 0.2 x'."),
+        ("0 0.5 0.5 0.2 nan\n", "unreadable", "line 1 is no box, got '0 0.5 0.5 0.2 nan'."),
+        ("0.5 0.5 0.5 0.2 0.2\n", "unreadable", "line 1 is no box, got '0.5 0.5"),
+        ("\n2 0.5 0.5 0.2 0.2\n", "unknown_category", "line 2 has class 2, data.yaml names 2 classes"),
+        ("-1 0.5 0.5 0.2 0.2\n", "unknown_category", "line 1 has class -1, data.yaml names 2 classes"),
+    ],
+)
+def test_a_wrong_line_is_one_finding_and_stops_training(
+    lines: str, rule: str, message: str, tmp_path: Path
+) -> None:
+    root = write_set(tmp_path, lines=lines + "0 0.5 0.5 0.2 0.2\n")
+    raw = read_raw_yolo(root, "train")
+    (finding,) = raw.findings
+    assert finding.rule == rule
+    assert finding.annotation == f"labels/train/a.txt:{lines.count(chr(10))}"
+    assert message in finding.message
+    assert len(raw.annotations) == 1
+    with pytest.raises(DataError) as caught:
+        to_split(raw)
+    assert str(caught.value) == finding.message
+
+
+def test_bytes_that_are_no_text_are_one_finding(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    (root / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe0")
+    (finding,) = findings(root)
+    assert (finding.rule, finding.file) == ("unreadable", "labels/train/a.txt")
+
+
+def test_a_split_without_any_text_file_is_no_split_of_good_parts(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    (finding,) = findings(root, "val")
+    assert finding.rule == "unreadable"
+    assert "data.yaml: none of the 1 images of val has a text file of boxes, such as labels/val/c.txt." in (
+        finding.message
+    )
+    (root / "labels" / "val" / "c.txt").touch()
+    assert to_split(read_raw_yolo(root, "val")).num_empty == 1
+
+
+def test_boxes_without_an_image_and_damaged_images_are_named(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    (root / "labels" / "train" / "z.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (root / "images" / "train" / "b.png").write_bytes(b"no image")
+    damaged, lost = findings(root)
+    assert (damaged.rule, damaged.file) == ("corrupt_image", "b.png")
+    assert (lost.rule, lost.file) == ("missing_image", "labels/train/z.txt")
+    assert "there is no image for these boxes" in lost.message
+
+
+def test_an_image_that_a_list_names_and_is_not_there_is_named(tmp_path: Path) -> None:
+    root = write_set(tmp_path, yaml=YAML.replace("images/train", "train.txt"))
+    (root / "train.txt").write_text("images/train/a.png\nimages/train/lost.png\n")
+    (finding,) = findings(root)
+    assert (finding.rule, finding.file) == ("missing_image", "images/train/lost.png")
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("names: [a", r"data\.yaml: not a YAML file \("),
+        ("train: images/train\n", r"data\.yaml: not a YOLO description, got train\. It needs 'names'"),
+        ("names: {1: a, 2: b}\ntrain: images/train\n", r"data\.yaml: names: got \{1: 'a', 2: 'b'\}\."),
+        ("names: [yes, b]\ntrain: images/train\n", r"data\.yaml: names: got \[True, 'b'\]"),
+        ("names: [a]\nnc: 2\ntrain: images/train\n", r"data\.yaml: nc: got 2, 'names' has 1 names\."),
+        ("names: [a]\ncategory_ids: [1, 2]\ntrain: images/train\n", r"category_ids: got \[1, 2\]\."),
+        ("names: [a]\n", r"data\.yaml: names no split\."),
+        ("names: [a]\ntrain: images/lost\n", r"data\.yaml: train: there is no .*images/lost\."),
+    ],
+)
+def test_a_wrong_description_is_refused(yaml: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read_raw_yolo(write_set(tmp_path, yaml=yaml), "train")
+
+
+def test_a_folder_that_is_no_yolo_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no YOLO dataset there\. It needs a data\.yaml"):
+        read_yolo_set(tmp_path)
