@@ -9,13 +9,14 @@ torchrun --nproc_per_node=2 tools/train.py -c configs/deimv2_1024.yml
 import argparse
 import logging
 import sys
+from collections import Counter
 from pathlib import Path
 
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from deim.config import Config
-from deim.data.build import build_splits, prepare_root
+from deim.data.build import build_splits, check_before_run, prepare_root
 from deim.engine.build import (
     build_trainer,
     find_resume,
@@ -36,6 +37,16 @@ from multimodal.assess import assess, take_part
 from multimodal.build import load_trained, subject_builder
 
 
+def check_data(config: Config) -> None:
+    """Refuse data with errors that cost a run, and say what else is odd about them."""
+    report = check_before_run(config)
+    report.raise_errors()
+    odd = Counter(finding.rule for finding in report.findings)
+    if odd:
+        listed = ", ".join(f"{number} {rule.replace('_', ' ')}" for rule, number in odd.items())
+        print(f"data: {listed}; python tools/data.py check {config.data.root} lists them")
+
+
 def train(config: Config, world: World, *, resume: str | None, overwrite: bool, force: bool) -> None:
     """Train, then score the best weights on the validation split.
 
@@ -54,6 +65,7 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
     device = select_device(config.runtime.device, world=world)
     if world.is_main:
         prepare_root(config.data)
+        check_data(config)
     world.wait()
     splits = build_splits(config.data)
     evaluator = Evaluator(

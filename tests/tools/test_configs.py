@@ -5,11 +5,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from deim.config import config_from_dict, config_to_dict, load_config, shipped_configs_dir
+from deim.config import Config, config_from_dict, config_to_dict, load_config, shipped_configs_dir
+from deim.engine.experiment import SHARED_BLOCKS
 from deim.engine.schedule import resolve_ema, resolve_schedule
 from deim.model.build import build_model
 
 CONFIGS = sorted(shipped_configs_dir().glob("*.yml"))
+
+
+def load(path: Path) -> Config:
+    """An experiment; one of phase 2 on the experiment whose checkpoint it names."""
+
+    def read_detector(checkpoint: str) -> dict[str, object]:
+        options = config_to_dict(load_config(path.with_name(f"{Path(checkpoint).parent.name}.yml")))
+        return {name: options[name] for name in SHARED_BLOCKS}
+
+    return load_config(path, read_detector=read_detector)
 
 
 def test_there_are_shipped_configs() -> None:
@@ -25,20 +36,23 @@ class TestShippedConfig:
         assert lines[0].startswith("# ")
 
     def test_it_loads_and_survives_a_round_trip(self, path: Path) -> None:
-        config = load_config(path)
+        config = load(path)
         assert config_from_dict(config_to_dict(config), where="again") == config
         assert config.output_dir == f"outputs/{path.stem}"
 
     def test_its_model_builds(self, path: Path) -> None:
         with torch.device("meta"):
-            model = build_model(load_config(path).model, 6)
+            model = build_model(load(path).model, 6)
         assert model.num_classes == 6
         assert sum(parameter.numel() for parameter in model.parameters()) > 1_000_000
 
     def test_its_schedule_fits_a_thousand_images(self, path: Path) -> None:
-        config = load_config(path)
+        config = load(path)
         run = resolve_schedule(
-            config.schedule, epochs=config.epochs, steps_per_epoch=-(-1000 // config.data.batch_size)
+            config.schedule,
+            epochs=config.epochs,
+            steps_per_epoch=-(-1000 // config.data.batch_size),
+            has_stages=config.multimodal is None,
         )
         assert run.warmup_steps <= 0.2 * run.total_steps
         assert 0 < run.flat_end_epoch <= run.no_aug_epoch <= config.epochs
