@@ -39,12 +39,11 @@ def find_evidence(args: argparse.Namespace) -> None:
     evidence = build_evidence(plan, scores, seeds=seeds, minutes=minutes, created=datetime.now(UTC))
     run_folder = Path(config.output_dir)
     path = write_evidence(evidence, args.output or run_folder / "text_evidence")
-    report = run_folder / "report.json"
-    is_reported = add_to_report(evidence, report)
     print(f"\n{format_models(evidence)}\n\n{format_classes(evidence)}\n")
     print("\n".join(evidence["in_words"]))
     print(f"\npage     {path.with_suffix('.html')}\nnumbers  {path}")
-    if is_reported:
+    report = run_folder / "report.json"
+    if add_to_report(evidence, report):
         print(f"report   {report.with_suffix('.html')}")
 
 

@@ -79,6 +79,13 @@ def test_some_controls_give_a_hasty_verdict_and_no_report_is_made_up(
     assert evidence["verdict"] != "text helps"
     assert "Not tried: shuffled descriptions, one-hot vectors, free prototypes, the class head alone." in out
     assert not (tmp_path / "run").exists()
+    # A report that cannot be read costs no more than the verdict in it.
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.json").write_text("{}")
+    code, out, err = call("text_evidence", "-c", experiment, *options)
+    assert code == 2
+    assert err.startswith("run/report.json: has report version None")
+    assert out.endswith("\npage     hasty/evidence.html\nnumbers  hasty/evidence.json\n")
 
 
 @pytest.mark.parametrize(
