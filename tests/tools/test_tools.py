@@ -243,7 +243,7 @@ def spoil_annotation(field: str, value: object) -> Callable[[dict], None]:
         (
             "val",
             lambda tree: tree["categories"].append({"id": 99, "name": "dent"}),
-            "class 'dent' is not known to train.json",
+            "class 'dent' of split val is not known to train",
         ),
     ],
     ids=[
