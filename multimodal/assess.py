@@ -25,6 +25,7 @@ from deim.evaluation.compare.runs import RunDifference, ScoreDifference, compare
 from deim.evaluation.confusion import compute_confusion
 from deim.evaluation.evaluator import Evaluator
 from deim.evaluation.report.files import ReportFiles, Scored, check_report_path, write_report_files
+from deim.evaluation.report.provenance import CheckpointInfo, Provenance
 from deim.evaluation.split_results import SplitResults, split_results
 from multimodal.build import detector_alone
 from multimodal.confused import watched_classes
@@ -107,7 +108,8 @@ def assess_fused(
     comparison_path = report_path.with_name(f"{report_path.stem}_comparison.json")
     # Its thresholds belong to the detector's own checkpoint, which stays as it is.
     _, alone = score(detector_alone(trained), evaluator, split_name=split_name, store_points=False)
-    alone = replace(alone, convergence=None)  # the log in this folder is that of the fusion
+    # The log in this folder is that of the fusion, and the checkpoint holds the detector of another.
+    alone = replace(alone, convergence=None, provenance=_provenance_alone(alone, trained.fusion["detector"]))
     write_report_files(alone, alone_files.report)
     evaluation, scored = score(trained, evaluator, split_name=split_name)
     files = ReportFiles(report=report_path)
@@ -117,7 +119,7 @@ def assess_fused(
     entry = _fusion_entry(
         trained, alone, scored, alone_name=alone_files.report.name, comparison_name=comparison_path.name
     ) | {"text_maps": [path.name for path in maps]}
-    report = write_report_files(replace(scored, fusion=entry), report_path)
+    report = write_report_files(replace(scored, fusion=entry, text_maps=maps), report_path)
     write_comparison(read_runs([alone_files.report, report_path], split=split_name), comparison_path)
     return FusedAssessment(
         fused=Assessment(evaluation=evaluation, report=report, files=files),
@@ -137,10 +139,14 @@ def _fusion_entry(
     before, after = _results(alone), _results(fused)
     difference = compare_results(before, after, name="with text")
     names = trained.class_names
+    changes = [
+        None if new.ap is None or old.ap is None else new.ap - old.ap
+        for old, new in zip(alone.metrics.classes, fused.metrics.classes, strict=True)
+    ]
     losing = [
         label
-        for label, one in enumerate(difference.class_ap)
-        if one.value is not None and one.value < -options.class_tolerance
+        for label, change in enumerate(changes)
+        if change is not None and change < -options.class_tolerance
     ]
     confusions = _confusions(trained, before, alone, after, fused)
     return {
@@ -168,6 +174,16 @@ def _fusion_entry(
             *([_advice(losing, names, fusion["detector"]["path"])] if losing else []),
         ],
     }
+
+
+def _provenance_alone(alone: Scored, detector: Mapping[str, Any]) -> Provenance:
+    checkpoint = CheckpointInfo(
+        path=detector["path"],
+        sha256=detector["sha256"],
+        epoch=detector["epoch"],
+        weights=detector["weights"],
+    )
+    return replace(alone.provenance, checkpoint=checkpoint)
 
 
 def _results(scored: Scored) -> SplitResults:
@@ -226,14 +242,21 @@ def _class_lines(
     alone: Scored, fused: Scored, difference: RunDifference, losing: Sequence[int], *, tolerance: float
 ) -> list[str]:
     """A line for each class that loses too much."""
-    if not losing:
-        return [f"No class loses more than {100 * tolerance:g} points of AP by the text."]
-    lines = []
+    unknown = [row.name for row in alone.metrics.classes if row.ap is None]
+    lines = [f"Without boxes, and so not compared: {', '.join(unknown)}."] if unknown else []
+    if not losing and len(unknown) < len(alone.metrics.classes):
+        points = f"{100 * tolerance:g} {'point' if tolerance == 0.01 else 'points'}"
+        lines.append(f"No {'other ' if unknown else ''}class loses more than {points} of AP by the text.")
     for label in losing:
         old, new, one = alone.metrics.classes[label], fused.metrics.classes[label], difference.class_ap[label]
+        assert old.ap is not None
+        assert new.ap is not None
+        spread = (
+            "" if one.value is None else f" (95% interval {one.low:+.3f} to {one.high:+.3f}, {one.verdict})"
+        )
         lines.append(
-            f"{old.name} loses {-100 * (one.value or 0.0):.1f} points of AP by the text: {old.ap:.3f} to "
-            f"{new.ap:.3f} (95% interval {one.low:+.3f} to {one.high:+.3f}, {one.verdict})."
+            f"{old.name} loses {100 * (old.ap - new.ap):.1f} points of AP by the text: {old.ap:.3f} to "
+            f"{new.ap:.3f}{spread}."
         )
     return lines
 

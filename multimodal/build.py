@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from deim.config import Config
 from deim.config.multimodal_schema import HashedEncoderConfig, MultimodalConfig, OpenClipEncoderConfig
@@ -18,15 +19,16 @@ from deim.data.stages import Augmentation
 from deim.engine.checkpoint import TrainedDetector, build_detector
 from deim.engine.checkpoint import load_trained as load_trained_of_phase_1
 from deim.engine.device import select_device
-from deim.engine.step import Precision, StepBatch, autocast
+from deim.engine.step import Precision, StepBatch
 from deim.engine.subject import BuildSubject, Setting, Subject, build_detector_subject
 from deim.errors import CheckpointError, ConfigError
 from deim.evaluation.predict import Predictor
+from deim.evaluation.report.provenance import sha256_of_file
 from deim.loss.build import build_matcher
 from deim.model.build import build_model
 from deim.model.detector import Detector
 from multimodal.confused import ConfusedPair, confused_pairs, count_confusions
-from multimodal.feature_cache import FindingsBatch, FindingsLoader, open_store
+from multimodal.feature_cache import FindingsBatch, FindingsLoader, find_in_parts, open_store
 from multimodal.fusion_head import FusionHead, parameter_groups
 from multimodal.loss import FusionCriterion, FusionLossWeights
 from multimodal.prompts import load_prompts
@@ -121,19 +123,21 @@ def build_fusion_subject(setting: Setting) -> Subject:
     train = setting.splits.train
     trained = load_trained_of_phase_1(Path(options.detector), device=setting.device)
     _check_same_classes(trained, train.class_names, where=train.annotations_path.name)
+    _check_same_input(trained, config)
     bank = _text_bank(options, train.class_names)
     assert isinstance(trained.model, Detector)
     model = build_fused(trained.model, bank, options).to(setting.device)
     loader, prepared = _loaders(setting, model)
     matcher = build_matcher(config.loss.matcher, change_epoch=config.epochs)
     num_classes = len(train.class_names)
-    pairs: list[ConfusedPair] = []
-    if options.loss.margin > 0:
-        setting.batches.epoch = 0
-        blank = FusionCriterion(matcher, FusionLossWeights(), num_classes=num_classes)
-        counts = count_confusions(prepared, blank, num_classes=num_classes, world=world)
-        pairs = confused_pairs(counts, share=options.confusion_share)
-        _log_pairs(pairs, train.class_names, share=options.confusion_share)
+    setting.batches.epoch = 0
+    blank = FusionCriterion(matcher, FusionLossWeights(), num_classes=num_classes)
+    bar = tqdm(
+        prepared, desc="what the detector finds", total=len(setting.batches), leave=False, disable=None
+    )
+    counts = count_confusions(bar, blank, num_classes=num_classes, world=world)
+    pairs = confused_pairs(counts, share=options.confusion_share)
+    _log_pairs(pairs, train.class_names, share=options.confusion_share)
     groups = parameter_groups(
         model.head,
         config.recipe.lr,
@@ -235,6 +239,26 @@ def _check_same_classes(trained: TrainedDetector, class_names: Sequence[str], *,
         )
 
 
+def _check_same_input(trained: TrainedDetector, config: Config) -> None:
+    """Refuse images prepared otherwise than the detector has learned them; warn of another size."""
+    own = trained.config
+    wrong = [
+        f"data.{name}: got {getattr(config.data, name)}, the detector was trained with "
+        f"{getattr(own.data, name)}. Leave it out."
+        for name in ("resize", "mean", "std")
+        if getattr(config.data, name) != getattr(own.data, name)
+    ]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    if own.image_size_hw != config.image_size_hw:
+        logger.warning(
+            "image_size: %dx%d, the detector was trained at %dx%d; all that is said of the detector alone is "
+            "for the new size",
+            *config.image_size_hw,
+            *own.image_size_hw,
+        )
+
+
 def _text_bank(options: MultimodalConfig, class_names: Sequence[str]) -> TextBank:
     if options.text_bank is not None:
         return load_text_bank(Path(options.text_bank), class_names=class_names)
@@ -265,17 +289,23 @@ def _loaders(
     dataset = build_train_dataset(config, setting.splits.train, augmentation=augmentation)
     if not options.cache:
         images = load_batches(dataset, setting.batches, num_workers=config.data.num_workers)
-        return images, _Findings(model, images, setting.device, setting.precision)
+        at_once = config.data.eval_batch_size
+        return images, _Findings(model, images, setting.device, setting.precision, at_once)
     if augmentation is not None and options.cached_views == 1:
         logger.warning("multimodal.cached_views: 1 view an image, so that augmentation is drawn only once")
+    store = open_store(Path(options.cache_dir), dataset, model, setting.precision)
+    views = [(view, index) for view in range(options.cached_views) for index in range(len(dataset))]
+    num_there = sum(map(store.has, views))
+    logger.info("feature cache: %s holds %d of %d views of images", store.folder, num_there, len(views))
     cached = FindingsLoader(
         model,
         dataset,
         setting.batches,
-        store=open_store(Path(options.cache_dir), dataset, model, setting.precision),
+        store=store,
         num_views=options.cached_views,
         device=setting.device,
         precision=setting.precision,
+        images_at_once=config.data.eval_batch_size,
         num_workers=config.data.num_workers,
     )
     return cached, cached
@@ -285,8 +315,9 @@ def _augmentation(setting: Setting) -> Augmentation | None:
     config = setting.config
     if not _augments(config.augment):
         return None
-    # Of cached views the number stands for the epoch: all of them must lie between start and stop.
-    stop_epoch = max(config.epochs, _options(config).cached_views)
+    options = _options(config)
+    # Of cached views the number stands for the epoch.
+    stop_epoch = options.cached_views if options.cache else config.epochs
     return build_augmentation(config.augment, start_epoch=0, stop_epoch=stop_epoch)
 
 
@@ -294,18 +325,23 @@ class _Findings:
     """Batches of images as batches of what the detector finds in them."""
 
     def __init__(
-        self, model: TextFusedDetector, images: Iterable[Batch], device: torch.device, precision: Precision
+        self,
+        model: TextFusedDetector,
+        images: Iterable[Batch],
+        device: torch.device,
+        precision: Precision,
+        images_at_once: int,
     ) -> None:
         self.model = model
         self.images = images
         self.device = device
         self.precision = precision
+        self.images_at_once = images_at_once
 
     def __iter__(self) -> Iterator[FindingsBatch]:
         for batch in self.images:
             on_device = batch.to(self.device)
-            with autocast(self.precision):
-                found = self.model.find(on_device.images)
+            found = find_in_parts(self.model, on_device.images, self.images_at_once, self.precision)
             yield FindingsBatch(images=found, targets=on_device.targets)
 
 
@@ -315,6 +351,7 @@ def _fusion_entry(trained: TrainedDetector, bank: TextBank, pairs: Sequence[Conf
         "text_bank": text_bank_to_dict(bank),
         "detector": {
             "path": str(trained.path),
+            "sha256": sha256_of_file(trained.path),
             "epoch": trained.epoch,
             "weights": trained.weights,
             "operating_points": None if trained.operating_points is None else dict(trained.operating_points),

@@ -26,6 +26,7 @@ from deim.data.build import iterate, load_batches
 from deim.data.coco import CocoSplit
 from deim.data.collate import Batch, collate
 from deim.data.dataset import DetectionDataset
+from deim.engine.memory import VALIDATION_ADVICE, ends_without_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
 from deim.model.weights import UNREADABLE
@@ -134,6 +135,7 @@ class FindingsLoader:
         num_views: Views of each image, of which an epoch has one, in turn.
         device: Where the detector computes.
         precision: Of the detector.
+        images_at_once: Images that the detector gets at once, whatever the size of the batches.
         num_workers: Processes that load images.
     """
 
@@ -147,6 +149,7 @@ class FindingsLoader:
         num_views: int,
         device: torch.device,
         precision: Precision,
+        images_at_once: int,
         num_workers: int,
     ) -> None:
         self.model = model
@@ -156,6 +159,7 @@ class FindingsLoader:
         self.num_views = num_views
         self.device = device
         self.precision = precision
+        self.images_at_once = images_at_once
         self.num_workers = num_workers
 
     def __iter__(self) -> Iterator[FindingsBatch]:
@@ -174,8 +178,9 @@ class FindingsLoader:
             yield batch or self._find(views, collate([self.dataset[view] for view in views]))
 
     def _find(self, views: Sequence[View], batch: Batch) -> FindingsBatch:
-        with autocast(self.precision):
-            found = self.model.find(batch.images.to(self.device, non_blocking=True))
+        found = find_in_parts(
+            self.model, batch.images.to(self.device, non_blocking=True), self.images_at_once, self.precision
+        )
         for row, (view, target) in enumerate(zip(views, batch.targets, strict=True)):
             tensors = {name: getattr(found, name)[row].cpu().contiguous() for name in FINDINGS}
             self.store.write(view, tensors | _target_tensors(target))
@@ -190,6 +195,25 @@ class FindingsLoader:
         split = self.dataset.split
         targets = [_target(row, split, index) for row, (_, index) in zip(whole, views, strict=True)]
         return FindingsBatch(images=found, targets=targets)
+
+
+def find_in_parts(
+    model: TextFusedDetector, images: Tensor, images_at_once: int, precision: Precision
+) -> DetectorFindings:
+    """What the detector finds in a batch, a few images at a time.
+
+    Args:
+        model: Its detector finds.
+        images: (B, 3, H, W) float, normalised, on the device of the model.
+        images_at_once: Images in memory at once.
+        precision: Of the detector.
+
+    Raises:
+        TrainingError: If memory runs out.
+    """
+    with ends_without_memory("in what the detector finds", VALIDATION_ADVICE), autocast(precision):
+        parts = [model.find(part) for part in images.split(images_at_once)]
+    return DetectorFindings(**{name: torch.cat([getattr(part, name) for part in parts]) for name in FINDINGS})
 
 
 def _target_tensors(target: Target) -> dict[str, Tensor]:
@@ -242,9 +266,7 @@ def open_store(
         "seed": None if dataset.augmentation is None else dataset.seed,
     }
     content = json.dumps(key, sort_keys=True)
-    store = FindingsStore(folder / hashlib.sha256(content.encode("utf-8")).hexdigest()[:16])
-    logger.info("feature cache: %s, %d images", store.folder, len(dataset))
-    return store
+    return FindingsStore(folder / hashlib.sha256(content.encode("utf-8")).hexdigest()[:16])
 
 
 def _hash_images(split: CocoSplit) -> str:

@@ -120,7 +120,10 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
         print(result.report["convergence"]["in_words"])
     if not has_best:
         assert config.multimodal is not None  # else the first validation writes it
-        print(f"\nno epoch beat the detector alone: there is no best.pth. Use {config.multimodal.detector}\n")
+        print(
+            f"\nno epoch beat the detector alone, mAP {trainer.progress.start_score:.3f}: "
+            f"there is no best.pth. Use {config.multimodal.detector}\n"
+        )
     print(f"\nweights  {best.path}\nreport   {result.files.page}\nnumbers  {result.files.report}")
 
 

@@ -153,9 +153,13 @@ def check_before_run(config: Config, names: Sequence[str] = ("train", "val")) ->
     Raises:
         DataError: If a split's files cannot be read at all.
     """
-    prepare_root(config.data)
-    raws = {name: replace(read_raw_split(config.data, name), name=name) for name in names}
-    return check_dataset(raws, input_size_hw=config.image_size_hw, resize=config.data.resize, full=False)
+    data = config.data
+    prepare_root(data)
+    if data.format == "coco" and data.train_annotations == data.val_annotations and "val" in names:
+        logger.warning("data.val_annotations: validation is on the training images; its scores say nothing")
+        names = [name for name in names if name != "val"]
+    raws = {name: replace(read_raw_split(data, name), name=name) for name in names}
+    return check_dataset(raws, input_size_hw=config.image_size_hw, resize=data.resize, full=False)
 
 
 def build_splits(config: DataConfig) -> Splits:

@@ -33,11 +33,18 @@ RUN_FILES = (
     "report.json",
     "report.html",
     "report",
+    "report_detector.json",
+    "report_detector.html",
+    "report_detector",
+    "report_comparison.json",
+    "report_comparison.html",
+    "report_comparison",
+    "text_evidence",
     "metrics.jsonl",
     "config.yml",
     "tensorboard",
 )
-"""All that a run writes to its folder; a folder with one of these holds a run."""
+"""All that a run of either phase writes to its folder; a folder with one of these holds a run."""
 
 SET_ASIDE = ".replaced"
 """Folder within a run's, in which an overwritten run waits until the new one ends after at least a step."""
@@ -334,4 +341,7 @@ def _log_plan(config: Config, parts: RunParts, plan: BatchPlan) -> None:
         )
     averaging = parts.ema.schedule
     logger.info("timeline:\n%s", parts.timeline.describe())
+    if config.multimodal is not None:
+        start = config.multimodal.class_head_from_epoch
+        logger.info("  class head            %s", "never" if start is None else f"from epoch {start}")
     logger.info("  averaged weights      decay %.5f, ramp %d steps", averaging.decay, averaging.warmup_steps)

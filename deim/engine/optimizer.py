@@ -82,10 +82,22 @@ def parameter_groups(
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float, *, epoch: int = 0) -> None:
-    """Set every group's learning rate to `factor` times its flat one; 0 before its `first_epoch`, if any."""
+    """Set every group's learning rate to `factor` times its flat one.
+
+    A group with a `first_epoch` waits until then: its rate is 0 and its gradients are dropped, see
+    `drop_waiting_gradients`.
+    """
     for group in optimizer.param_groups:
-        has_begun = epoch >= group.get("first_epoch", 0)
-        group["lr"] = group["flat_lr"] * factor if has_begun else 0.0
+        group["waits"] = epoch < group.get("first_epoch", 0)
+        group["lr"] = 0.0 if group["waits"] else group["flat_lr"] * factor
+
+
+def drop_waiting_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Forget the gradients of groups that wait: they shall neither be clipped for nor fill moments."""
+    for group in optimizer.param_groups:
+        if group.get("waits", False):
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def _decayed_by_type(model: nn.Module) -> set[str]:

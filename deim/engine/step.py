@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deim.engine.distributed import World
 from deim.engine.memory import STEP_ADVICE, ends_without_memory
+from deim.engine.optimizer import drop_waiting_gradients
 from deim.errors import NonFiniteError
 from deim.loss.criterion import LossCounts
 from deim.model.batch_norm import remember_batch_norm
@@ -261,6 +262,7 @@ def _refuse_non_finite(names: list[str], values: Tensor) -> None:
 def _update(parts: StepParts) -> float:
     """Clip and update; return the norm of the gradient, not finite if nothing was updated."""
     scaler = parts.precision.scaler
+    drop_waiting_gradients(parts.optimizer)
     scaler.unscale_(parts.optimizer)
     parameters = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
     grad_norm = nn.utils.clip_grad_norm_(parameters, parts.clip_grad_norm).item()

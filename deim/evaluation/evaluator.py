@@ -130,7 +130,7 @@ def _check_normal_class(name: str | None, class_names: Sequence[str]) -> None:
     close = get_close_matches(name, class_names, n=1)
     advice = f"Did you mean {close[0]!r}?" if close else f"The classes are {', '.join(class_names)}."
     raise DataError(
-        f"data.normal_class: got {name!r}, which is no class of the detector. {advice} Without such a class, "
+        f"data.normal_class: got {name!r}, which is none of the classes. {advice} Without such a class, "
         f"set it to null."
     )
 

@@ -166,6 +166,7 @@ def _val_findings(config: Config, evaluator: Evaluator, train: FindingsLoader) -
         num_views=1,
         device=evaluator.device,
         precision=precision,
+        images_at_once=size,
         num_workers=config.data.num_workers,
     )
 

@@ -84,6 +84,7 @@ def _models(figure: Figure, evidence: Mapping[str, Any]) -> None:
     left.set_xlabel("mAP50")
     right.axvline(0, color="black", linewidth=1)
     right.set_xlabel("mAP50, real text less model; lines: 95 % intervals")
+    right.locator_params(axis="x", nbins=5)  # signed numbers are wide
     for axes in (left, right):
         axes.grid(visible=False, axis="y")
 

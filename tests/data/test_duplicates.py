@@ -73,6 +73,7 @@ def test_only_files_of_one_length_are_hashed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.slow
 def test_a_changed_copy_is_found_and_no_other(
     change: Callable[[Image.Image], Image.Image], tmp_path: Path
 ) -> None:

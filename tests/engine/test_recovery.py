@@ -139,6 +139,7 @@ def test_after_too_many_the_last_good_state_comes_back_with_half_the_rate(
     assert lines[-1]["lr"] == pytest.approx(0.5 * config.recipe.lr * timeline.lr_factor(7))
 
 
+@pytest.mark.slow
 def test_a_state_that_was_saved_between_bad_steps_is_not_gone_back_to(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, spoil: Callable[..., None]
 ) -> None:
@@ -185,6 +186,7 @@ def test_the_state_that_comes_back_does_not_depend_on_when_the_run_was_saved(
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 def test_a_run_resumed_elsewhere_brings_the_state_to_restore_along(
     tmp_path: Path,
     tiny_set: Path,
@@ -236,6 +238,7 @@ def test_a_refused_first_step_goes_back_to_the_beginning(
     assert trainer.parts.ema.updates == 2
 
 
+@pytest.mark.slow
 def test_a_restore_in_the_final_stage_goes_back_to_its_start(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, spoil: Callable[..., None]
 ) -> None:

@@ -369,6 +369,7 @@ def test_a_signal_to_the_whole_group_saves_the_step_and_leaves_the_workers_out(
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(
     stopped_run: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
@@ -420,6 +421,7 @@ def test_another_size_of_a_step_is_named(
         build_tiny(config, resume_from=stopped_run / "last.pth")
 
 
+@pytest.mark.slow
 def test_another_number_of_steps_keeps_the_place_in_the_schedule(
     stopped_run: Path,
     ten_images: Path,

@@ -89,6 +89,7 @@ def test_what_is_written_is_never_broken_off(clock: list[float]) -> None:
 
 
 @pytest.mark.parametrize("moment", ["in validation", "while best.pth is written"])
+@pytest.mark.slow
 def test_several_signals_in_an_epochs_end_stop_the_run_once_without_harm(
     moment: str,
     tmp_path: Path,

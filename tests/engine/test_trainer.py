@@ -310,6 +310,7 @@ def test_best_is_the_last_of_the_highest_scores(
     assert [line["is_best"] for line in lines_of(tmp_path / "run")].count(True) >= 1
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_does_not_keep_the_final_stage_from_beginning(
     tmp_path: Path,
     tiny_set: Path,
@@ -334,6 +335,7 @@ def test_a_damaged_best_checkpoint_does_not_keep_the_final_stage_from_beginning(
     assert read_checkpoint(trainer.best_path)["epoch"] == 3
 
 
+@pytest.mark.slow
 def test_without_a_final_stage_patience_counts_from_the_start_of_augmentation(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
@@ -424,6 +426,7 @@ def test_a_run_stopped_in_its_first_epoch_can_be_taken_up_by_resume_auto(
     build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).run(show_progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_resumed_into_another_folder_has_a_best_checkpoint(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
@@ -439,6 +442,7 @@ def test_a_run_resumed_into_another_folder_has_a_best_checkpoint(
 
 
 @pytest.mark.parametrize("value", [0.0, None], ids=["nothing found", "validation without boxes"])
+@pytest.mark.slow
 def test_the_final_stage_does_not_throw_training_away_where_scores_say_nothing(
     value: float | None, tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:

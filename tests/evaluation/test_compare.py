@@ -105,6 +105,7 @@ def test_the_images_shown_are_those_with_the_largest_difference(runs_folder: Pat
         assert kept[0] != kept[1]
 
 
+@pytest.mark.slow
 def test_all_files_of_a_comparison(runs_folder: Path, tmp_path: Path) -> None:
     runs = read_runs([runs_folder / "a", runs_folder / "half"], split="val")
     comparison = write_comparison(runs, tmp_path / "comparison.json")

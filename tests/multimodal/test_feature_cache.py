@@ -47,6 +47,7 @@ def loader_of(fused, dataset, store, batches=BATCHES, *, num_views: int = 1) -> 
         num_views=num_views,
         device=torch.device("cpu"),
         precision=FLOAT32,
+        images_at_once=8,
         num_workers=0,
     )
 

@@ -11,6 +11,7 @@ import multimodal
 from deim.data.build import read_split
 from deim.engine.checkpoint import read_checkpoint
 from deim.evaluation.evaluator import evaluator_of
+from deim.evaluation.report.provenance import sha256_of_file
 from deim.evaluation.report.tree import REPORT_KEYS
 from multimodal.assess import FUSION_KEYS, assess_fused
 from multimodal.build import detector_alone, load_trained
@@ -45,7 +46,12 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
     assert set(report["fusion"]) == set(FUSION_KEYS)
     assert alone["fusion"] is None
     assert alone["convergence"] is None
-    assert alone["checkpoint"]["epoch"] == read_checkpoint(tiny_run / "best.pth")["epoch"]
+    assert alone["checkpoint"] == {
+        "path": str(tiny_run / "best.pth"),
+        "sha256": sha256_of_file(tiny_run / "best.pth"),
+        "epoch": read_checkpoint(tiny_run / "best.pth")["epoch"],
+        "weights": "ema",
+    }
     fusion = report["fusion"]
     assert fusion["detector"]["ap"] == alone["summary"]["ap"]
     assert fusion["detector"]["path"] == str(tiny_run / "best.pth")
@@ -94,12 +100,14 @@ def test_evaluate_and_predict_take_checkpoints_of_phase_2(checkpoint, call, tiny
     root = Path(trained.config.data.root)
     code, out, err = call("evaluate", checkpoint, "--split", "test")
     assert (code, err) == (0, "")
-    assert "the detector alone is better" in out or "No class loses more" in out
+    assert "the detector alone is better" in out or "class loses more than" in out
     report = checkpoint.parent / "evaluation_test.json"
     first = json.loads(report.read_text())
     assert call("evaluate", report, "--output", report.with_name("again.json"))[0] == 0
     again = json.loads(report.with_name("again.json").read_text())
     assert first["fusion"] == again["fusion"]
+    assert first["fusion"]["text_maps"]
+    assert all((checkpoint.parent / "again" / name).is_file() for name in again["fusion"]["text_maps"])
     assert first["classes"] == again["classes"]
     code, out, err = call("predict", checkpoint, root / "images", "--output", "found", "--score-threshold", 0)
     assert (code, err) == (0, "")
@@ -122,6 +130,9 @@ def test_a_run_that_never_beats_its_detector_says_so(phase2_file, call, tmp_path
     monkeypatch.setattr("deim.engine.trainer._score", lambda _: 0.5)
     code, out, _ = call("train", "-c", phase2_file, "--set", "epochs=1")
     assert code == 0
-    assert f"no epoch beat the detector alone: there is no best.pth. Use {tiny_run / 'best.pth'}" in out
+    assert (
+        f"no epoch beat the detector alone, mAP 0.500: there is no best.pth. Use {tiny_run / 'best.pth'}"
+        in out
+    )
     assert not (tmp_path / "run" / "best.pth").exists()
     assert (tmp_path / "run" / "report.json").is_file()

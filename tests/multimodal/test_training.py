@@ -11,6 +11,7 @@ import deim
 from deim.engine.checkpoint import read_checkpoint
 from deim.engine.experiment import load_experiment
 from deim.engine.run_state import Validation
+from deim.engine.schedule import EmaSchedule
 from deim.errors import CheckpointError, ConfigError, StopSignalError
 from deim.model.weights import inference_weights
 from multimodal.build import detector_alone, load_trained
@@ -50,9 +51,10 @@ def test_a_run_scores_the_detector_first_trains_the_head_and_keeps_the_detector(
     lines = [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
     start, *epochs = lines
     assert start["event"] == "start"
-    original = json.loads((tiny_run / "metrics.jsonl").read_text().splitlines()[-1])
     assert set(start["class_ap50"]) == {"pit", "scratch", "crack"}
-    assert original["event"] == "epoch"
+    # Both were scored on the same images.
+    assert start["ap"] == pytest.approx(read_checkpoint(tiny_run / "best.pth")["best"]["score"], abs=1e-6)
+    assert start["ap"] > 0
     assert [line["epoch"] for line in epochs] == [0, 1, 2]
     assert set(epochs[0]["terms"]) == {"loss_mal", "loss_contrastive", "loss_margin", "loss_anchor"}
 
@@ -114,6 +116,63 @@ def test_the_class_head_learns_from_its_epoch_on(phase2_config, build_phase2):
     # Before the run, and after each of three epochs.
     assert changes[:3] == [0.0, 0.0, 0.0]
     assert changes[3] > 0
+
+
+@pytest.mark.slow
+def test_epochs_of_the_fusion_alone_do_not_depend_on_a_class_head_to_come(
+    phase2_config, build_phase2, tmp_path
+):
+    heads = []
+    for start in ("2", "null"):
+        config = phase2_config(
+            "epochs=2" if start == "null" else "epochs=3",
+            f"multimodal.class_head_from_epoch={start}",
+            "schedule={warmup_steps: 0, flat_epochs: 2}",
+            f"output_dir={tmp_path / start}",
+        )
+        states = []
+
+        def watch(own, states=states):
+            def validate(model):
+                states.append({name: value.clone() for name, value in model.head.state_dict().items()})
+                return own(model)
+
+            return validate
+
+        trainer = build_phase2(config, validate=watch)
+        # Averages depend on the length of the run: the weights themselves do not.
+        trainer.parts.ema.schedule = EmaSchedule(decay=0.0, warmup_steps=0)
+        trainer.run(show_progress=False)
+        heads.append(states[:3])
+    for one, other in zip(*heads, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not torch.equal(heads[0][0]["gate"], heads[0][2]["gate"])
+
+
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_the_detector_never_gets_more_images_at_once_than_evaluation(
+    phase2_config, build_phase2, monkeypatch, cache
+):
+    sizes = []
+    find = TextFusedDetector.find
+    monkeypatch.setattr(
+        TextFusedDetector, "find", lambda self, images: sizes.append(len(images)) or find(self, images)
+    )
+    options = ["data.batch_size=2", "data.effective_batch_size=6", "data.eval_batch_size=2", "epochs=1"]
+    build_phase2(phase2_config(*options, f"multimodal.cache={cache}")).run(show_progress=False)
+    assert set(sizes) == {2}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.resize=letterbox", "data.resize: got letterbox, the detector was trained with stretch."),
+        ("data.std=[1, 1, 1]", "data.std: got (1.0, 1.0, 1.0), the detector was trained with (0.229"),
+    ],
+)
+def test_images_prepared_otherwise_are_refused(phase2_config, build_phase2, override, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        build_phase2(phase2_config(override))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ predictions.png    some images with the detections that count
 import datetime
 import json
 import random
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,8 @@ class Scored:
     """How text fusion differs from its detector alone; None for a detector."""
     text_evidence: Mapping[str, Any] | None = None
     """Verdict on the run's text; None if there is none."""
+    text_maps: Sequence[Path] = ()
+    """Pictures of phase 2 to go along, by the names in `fusion`."""
     created: datetime.datetime | None = None
     """Time of the evaluation; None for now."""
 
@@ -144,7 +147,7 @@ def write_report_files(scored: Scored, report_path: Path) -> dict[str, Any]:
         charts=charts,
         gallery=gallery,
         missing_images=images.describe_missing(),
-        text_maps=_text_maps(report, files.folder),
+        text_maps=_take_along(scored.text_maps, files.folder),
     )
     write_whole(page, files.page)
     write_report(report, report_path)
@@ -189,6 +192,7 @@ def read_scored(report_path: Path) -> Scored:
         num_resamples=report["intervals"]["num_resamples"] if report["intervals"] else 0,
         convergence=report["convergence"],
         fusion=report["fusion"],
+        text_maps=_text_maps(report, files.folder),
         text_evidence=report["text_evidence"],
         created=datetime.datetime.fromisoformat(report["created"]),
     )
@@ -279,12 +283,18 @@ def _draw_gallery(analysis: SplitAnalysis, images: ImageFolder) -> list[Picture]
     return pictures
 
 
-def _text_maps(report: Mapping[str, Any], folder: Path) -> list[Picture]:
-    """The pictures that phase 2 has put into the folder."""
+def _text_maps(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """The pictures of phase 2 that still lie in a report's folder."""
     names = report["fusion"]["text_maps"] if report["fusion"] else []
-    return [
-        embed_image(Image.open(folder / name), Path(name).stem) for name in names if (folder / name).is_file()
-    ]
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _take_along(pictures: Sequence[Path], folder: Path) -> list[Picture]:
+    """Copy pictures into the folder, if they are not there, and take them into the page."""
+    for path in pictures:
+        if path.parent.resolve() != folder.resolve():
+            shutil.copyfile(path, folder / path.name)
+    return [embed_image(Image.open(path), path.stem) for path in pictures]
 
 
 def _write_json(content: Any, path: Path) -> None:
