@@ -196,7 +196,7 @@ class _Forward:
 
     def __call__(self, model: nn.Module, batch: StepBatch) -> ModelOutput:
         if self.seed is not None:
-            torch.manual_seed(self.seed)
+            _set_seed(self.seed)
         with autocast(self.parts.precision):
             return model(batch.images, batch.targets, max_boxes=self.max_boxes)
 
@@ -240,6 +240,13 @@ def autocast(precision: Precision) -> torch.autocast:
 def bare_model(model: nn.Module) -> nn.Module:
     """The model inside the wrapper that exchanges gradients."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _set_seed(seed: int) -> None:
+    """As `torch.manual_seed`, which on a machine without a GPU keeps a note of each call for ever."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
 
 
 def _max_boxes(batch: StepBatch, world: World) -> int:
