@@ -396,3 +396,19 @@ def test_a_config_s_data_that_cannot_be_read_is_refused(
     root = spoil(tmp_path / "set", lambda trees, images: trees["val"].pop("images"))
     with pytest.raises(DataError, match=r"val\.json: not a COCO file"):
         check_before_run(tiny_config(root, tmp_path / "run"))
+
+
+def test_images_of_a_split_that_a_run_does_not_use_are_nothing_odd(
+    tmp_path: Path, tiny_config: Callable[..., Config], write_coco: Callable[..., Path]
+) -> None:
+    root = write_coco(tmp_path / "set", num_images={"train": 3, "val": 2, "test": 2})
+    found = check_before_run(tiny_config(root, tmp_path / "run")).findings
+    raws, _ = read_for_check(root, "coco")
+    del raws["test"]
+    report = check_dataset(raws, input_size_hw=(64, 64), full=False)
+    assert report.counts()["unlisted_image"] == 2
+    assert {finding.rule for finding in report.findings} == {
+        "unlisted_image",
+        *(finding.rule for finding in found),
+    }
+    assert "unlisted_image" not in {finding.rule for finding in found}
