@@ -405,7 +405,7 @@ def test_images_of_a_split_that_a_run_does_not_use_are_nothing_odd(
     found = check_before_run(tiny_config(root, tmp_path / "run")).findings
     raws, _ = read_for_check(root, "coco")
     del raws["test"]
-    report = check_dataset(raws, input_size_hw=(64, 64), full=False)
+    report = check_dataset(raws, input_size_hw=(64, 64), resize="stretch", full=False)
     assert report.counts()["unlisted_image"] == 2
     assert {finding.rule for finding in report.findings} == {
         "unlisted_image",
