@@ -132,8 +132,10 @@ class Trainer:
                 self.progress.best = {}
             if self.parts.must_beat_start and self.progress.start_score is None:
                 self._validate_start()
-            if not self._is_saved and self.progress.epoch < self.config.epochs:
-                self._save()  # what a restore goes back to if the first steps are refused
+            # What a restore goes back to if the first steps are refused. And a run that was killed between
+            # the two renames of its last checkpoint has none under its name.
+            if not self._is_saved and (self.progress.epoch < self.config.epochs or self.goes_on_here):
+                self._save()
             while self.progress.epoch < self.config.epochs and not self.progress.stopped_early:
                 if self.progress.epoch == self.parts.timeline.no_aug_epoch:
                     self._begin_final_stage()

@@ -231,6 +231,20 @@ def test_a_kill_between_the_two_renames_of_a_checkpoint_loses_nothing(
     assert build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).progress.step == 6
 
 
+def test_a_kill_between_the_two_renames_of_the_very_last_checkpoint_loses_nothing(
+    tmp_path: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    config = tiny_config(ten_images, tmp_path / "run", "epochs=1")
+    build_tiny(config).run(show_progress=False)
+    last = tmp_path / "run" / "last.pth"
+    expected = read_checkpoint(last)["model"]
+    last.replace(previous_path(last))
+    build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).run(show_progress=False)
+    assert not previous_path(last).exists()
+    found = read_checkpoint(last)["model"]
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 @pytest.fixture
 def stopped_run(
     tmp_path: Path,
