@@ -26,6 +26,7 @@ from deim.evaluation.confusion import compute_confusion
 from deim.evaluation.evaluator import Evaluator
 from deim.evaluation.report.files import ReportFiles, Scored, check_report_path, write_report_files
 from deim.evaluation.report.provenance import CheckpointInfo, Provenance
+from deim.evaluation.report.tree import to_json_types
 from deim.evaluation.split_results import SplitResults, split_results
 from multimodal.build import detector_alone
 from multimodal.confused import watched_classes
@@ -164,7 +165,7 @@ def _fusion_entry(
         },
         "comparison": comparison_name,
         "confusion": confusions,
-        "difference": _plain(asdict(difference)),
+        "difference": to_json_types(asdict(difference)),
         "class_tolerance": options.class_tolerance,
         "losing_classes": [names[label] for label in losing],
         "in_words": [
@@ -264,10 +265,3 @@ def _class_lines(
 def _advice(losing: Sequence[int], names: Sequence[str], path: str) -> str:
     listed = ", ".join(names[label] for label in losing)
     return f"For {listed} the detector alone is better: {path}."
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON has them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -20,6 +20,7 @@ from deim.engine.run_state import Validate
 from deim.engine.trainer import Trainer
 from deim.evaluation.assess import to_validation
 from deim.evaluation.evaluator import Evaluator
+from multimodal.build import subject_builder
 
 # Tiny tensors gain nothing from threads, and on a shared machine waiting for them costs a hundredfold.
 torch.set_num_threads(1)
@@ -137,6 +138,7 @@ def _build(
         config,
         splits,
         validate=validate(lambda model: to_validation(evaluator.evaluate(model).metrics)),
+        build_subject=subject_builder(config),
         overwrite=overwrite,
         resume_from=resume_from,
         force=force,

@@ -6,15 +6,8 @@ from pathlib import Path
 import pytest
 
 from deim.config import Config
-from deim.data.build import build_splits
-from deim.engine.build import build_trainer
-from deim.engine.device import select_device
 from deim.engine.experiment import load_experiment
-from deim.engine.run_state import Validate
 from deim.engine.trainer import Trainer
-from deim.evaluation.assess import to_validation
-from deim.evaluation.evaluator import Evaluator
-from multimodal.build import subject_builder
 
 PROMPTS = """
 classes:
@@ -63,31 +56,6 @@ def phase2_config(phase2_file: Path) -> MakeConfig:
 
 
 @pytest.fixture(scope="session")
-def build_phase2() -> Callable[..., Trainer]:
+def build_phase2(build_tiny: Callable[..., Trainer]) -> Callable[..., Trainer]:
     """A trainer as `tools/train.py` builds it; `validate` may wrap the validation."""
-
-    def build(
-        config: Config,
-        *,
-        resume_from: Path | None = None,
-        force: bool = False,
-        validate: Callable[[Validate], Validate] = lambda own: own,
-    ) -> Trainer:
-        splits = build_splits(config.data)
-        evaluator = Evaluator(
-            config,
-            splits.val,
-            class_names=splits.train.class_names,
-            category_ids=splits.train.category_ids,
-            device=select_device(config.runtime.device),
-        )
-        return build_trainer(
-            config,
-            splits,
-            validate=validate(lambda model: to_validation(evaluator.evaluate(model).metrics)),
-            build_subject=subject_builder(config),
-            resume_from=resume_from,
-            force=force,
-        )
-
-    return build
+    return build_tiny

@@ -19,7 +19,7 @@ from deim.evaluation.bootstrap import (
     resample_scores,
 )
 from deim.evaluation.report.files import read_scored
-from deim.evaluation.report.tree import read_report
+from deim.evaluation.report.tree import read_report, to_json_types
 from deim.evaluation.split_results import SplitResults, split_results
 
 SCHEMA_VERSION = 1
@@ -153,10 +153,7 @@ def compare_runs(runs: Sequence[ComparedRun], *, num_resamples: int = NUM_RESAMP
         "level": LEVEL,
         "num_resamples": num_resamples,
         "runs": [_run_entry(run) for run in runs],
-        "differences": [
-            {key: list(value) if isinstance(value, tuple) else value for key, value in entry.items()}
-            for entry in differences
-        ],
+        "differences": to_json_types(differences),
     }
 
 

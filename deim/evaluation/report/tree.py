@@ -117,9 +117,9 @@ def build_report(
             "at_escape_threshold": None
             if analysis.image_level_for_escapes is None
             else asdict(analysis.image_level_for_escapes),
-            "curve": _plain(asdict(analysis.escape_curve)),
+            "curve": to_json_types(asdict(analysis.escape_curve)),
         },
-        "confusion": _plain(asdict(analysis.confusion)),
+        "confusion": to_json_types(asdict(analysis.confusion)),
         "errors": {
             kind.name.lower(): {
                 "count": int(analysis.error_counts[kind].sum()),
@@ -130,7 +130,7 @@ def build_report(
         },
         "duplicates": asdict(analysis.duplicates),
         "precision_recall": [
-            None if curve is None else _plain(asdict(curve)) for curve in analysis.precision_recall
+            None if curve is None else to_json_types(asdict(curve)) for curve in analysis.precision_recall
         ],
         "convergence": None if convergence is None else dict(convergence),
         "fusion": None if fusion is None else dict(fusion),
@@ -182,7 +182,7 @@ def convergence_entry(convergence: Convergence, curve: Curve) -> dict[str, Any]:
     """
     columns = {"epochs": curve.epochs, "ap": curve.ap, "ap50": curve.ap50, "hours": curve.hours}
     return {
-        **_plain(asdict(convergence)),
+        **to_json_types(asdict(convergence)),
         "in_words": describe_convergence(convergence),
         "curve": {name: [_finite(value) for value in column.tolist()] for name, column in columns.items()},
     }
@@ -192,11 +192,15 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that a report is the same before and after it is written."""
+def to_json_types(value: Any) -> Any:
+    """Tuples as lists, so that a report is the same before and after it is written.
+
+    Args:
+        value: Dicts, lists and tuples of plain values, such as `dataclasses.asdict` gives.
+    """
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+        return {key: to_json_types(item) for key, item in value.items()}
+    return [to_json_types(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def write_report(report: Mapping[str, Any], path: Path) -> None:
