@@ -124,8 +124,9 @@ def test_memory_does_not_grow_from_epoch_to_epoch(
     # After the last epoch the process may have ended already.
     sizes = [size for size in held if size is not None]
     assert len(sizes) >= 39
-    # Warm-up: libraries load and pools fill in the first epochs.
-    growth_mb = (sizes[-1] - sizes[19]) / (len(sizes) - 20) / 1024
+    # A buffer of some 25 MB is held or given back at the moment of reading, so peaks are compared: of the
+    # last 20 epochs against the 20 before them, less the first four, in which libraries load and pools fill.
+    growth_mb = (max(sizes[20:]) - max(sizes[4:20])) / 20 / 1024
     with capsys.disabled():
         print(f" {growth_mb:.3f} MB an epoch")  # noqa: T201
-    assert growth_mb < 1
+    assert growth_mb < 0.5
