@@ -220,6 +220,14 @@ def _options(config: Config) -> MultimodalConfig:
             f"an earlier one, or null.",
         ),
     ]
+    problems += [
+        (
+            getattr(config.augment, name) > 0,
+            f"augment.{name}: got {getattr(config.augment, name)}, but phase 2 keeps what the detector finds "
+            f"in single images. Set it to 0.",
+        )
+        for name in ("mix_up", "copy_blend", "multi_scale")
+    ]
     wrong = [message for is_wrong, message in problems if is_wrong]
     if wrong:
         raise ConfigError("\n".join(wrong))
@@ -227,7 +235,9 @@ def _options(config: Config) -> MultimodalConfig:
 
 
 def _augments(augment: AugmentConfig) -> bool:
-    return max(augment.horizontal_flip, augment.vertical_flip, augment.photometric) > 0
+    flips_and_colours = max(augment.horizontal_flip, augment.vertical_flip, augment.photometric)
+    parts = max(augment.mosaic, augment.zoom_out, augment.crop)
+    return max(flips_and_colours, parts) > 0 or augment.industrial is not None
 
 
 def _check_same_classes(trained: TrainedDetector, class_names: Sequence[str], *, where: str) -> None:

@@ -1,9 +1,10 @@
-"""Check, convert, split and describe a dataset in COCO, YOLO or Pascal VOC format.
+"""Check, convert, split and describe a dataset in COCO, YOLO or Pascal VOC format; preview its training.
 
 python tools/data.py check data/defects --image-size 1024
 python tools/data.py convert data/defects --to yolo --output data/defects_yolo
 python tools/data.py split data/all --group-regex '^(part[0-9]+)_' --output data/defects
 python tools/data.py stats data/defects --image-size 1024
+python tools/data.py preview -c configs/deimv2_1024.yml
 """
 
 import argparse
@@ -15,14 +16,29 @@ from typing import Any
 
 from tqdm import tqdm
 
+from deim.data.build import (
+    build_train_batches,
+    build_train_loader,
+    input_format,
+    iterate,
+    prepare_root,
+    read_split,
+)
 from deim.data.check import check_dataset, describe_check, read_for_check
 from deim.data.convert import describe_losses, refuse_existing, write_dataset
 from deim.data.formats import FORMATS, detect_format, read_all, to_splits
 from deim.data.groups import find_groups, find_groups_of_splits
 from deim.data.image_scan import ImageFacts, scan_images
+from deim.data.preview import draw_sheet
 from deim.data.split import describe_division, divide, pool_splits
+from deim.data.stages import find_stages
 from deim.data.stats import compute_stats, describe_stats
 from deim.data.stats_charts import draw_stats
+from deim.engine.distributed import World
+from deim.engine.experiment import load_experiment
+from deim.engine.preflight import plan_batches
+from deim.engine.schedule import resolve_schedule
+from deim.engine.subject import build_training_changes
 from deim.errors import DataError, DeimError
 
 
@@ -90,11 +106,42 @@ def stats(args: argparse.Namespace) -> int:
     return 0
 
 
+def preview(args: argparse.Namespace) -> int:
+    """Draw the first batches of each stage of a run as the network gets them."""
+    config = load_experiment(args.config, [*args.set, "data.num_workers=0"])
+    prepare_root(config.data)
+    train = read_split(config.data, "train")
+    batches = build_train_batches(config, train, batch_size=plan_batches(config, World()).effective)
+    timeline = resolve_schedule(
+        config.schedule,
+        epochs=config.epochs,
+        steps_per_epoch=len(batches),
+        has_stages=config.multimodal is None,
+    )
+    augmentation, changes = build_training_changes(config, timeline)
+    loader = build_train_loader(config, train, augmentation=augmentation, batches=batches, changes=changes)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for number, stage in enumerate(find_stages(augmentation, changes, epochs=config.epochs), start=1):
+        batches.epoch = stage.first_epoch
+        sheet = draw_sheet(
+            iterate(loader),
+            title=f"stage {number}, {stage.describe()}",
+            class_names=train.class_names,
+            input_format=input_format(config),
+            num_images=args.images,
+        )
+        path = args.output / f"stage_{number}.png"
+        sheet.save(path)
+        print(f"stage {number}  {stage.describe()}\n         {path}")
+    return 0
+
+
 COMMANDS = {
     "check": (check, "find what is wrong: files, sizes, boxes, classes, duplicates; exit code 1 on errors"),
     "convert": (convert, "write the dataset in another format; boxes and categories stay the same"),
     "split": (split, "divide all images anew, by class and by group"),
     "stats": (stats, "describe classes, sizes, positions and brightness, in numbers and pictures"),
+    "preview": (preview, "draw what the network sees in each stage of a training run"),
 }
 
 
@@ -110,7 +157,8 @@ def main() -> int:
         _add_options(command, name)
     args = parser.parse_args()
     try:
-        args.format = args.format or detect_format(args.root)
+        if args.command != "preview":
+            args.format = args.format or detect_format(args.root)
         return args.run(args)
     except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
@@ -119,6 +167,12 @@ def main() -> int:
 
 def _add_options(command: argparse.ArgumentParser, name: str) -> None:
     add = command.add_argument
+    if name == "preview":
+        add("-c", "--config", required=True, help="experiment (YAML)")
+        add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options")
+        add("--images", type=int, default=12, help="images of a sheet; default: 12")
+        add("--output", type=Path, default=Path("outputs/data_preview"), help="folder of the sheets")
+        return
     add("root", type=Path, help="folder of the dataset, or its data.yaml")
     add("--format", choices=FORMATS, help="of the dataset; default: by what lies in the folder")
     if name in ("check", "stats"):

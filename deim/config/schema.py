@@ -106,8 +106,58 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class IndustrialConfig:
+    """What cameras, lamps and fixtures change, by the extra `augment`; probabilities are in [0, 1]."""
+
+    rotation: float = 0.3
+    """A small rotation about the centre."""
+    max_degrees: float = 5.0
+    """Largest rotation to either side, in degrees, up to 45."""
+    perspective: float = 0.2
+    """A camera that stands askew."""
+    max_corner_shift: float = 0.05
+    """Largest standard deviation of the corners' shift, as a share of the side, in (0, 0.25]."""
+    lighting: float = 0.4
+    """Light that falls off to one side, to a corner or around a spot."""
+    exposure: float = 0.3
+    """Brightness and contrast of the whole image."""
+    blur: float = 0.2
+    """Out of focus, or moved along a line."""
+    noise: float = 0.3
+    """Noise of the sensor."""
+    jpeg: float = 0.2
+    """Traces of JPEG compression at a quality of 40 to 90."""
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                *not_fraction(
+                    rotation=self.rotation,
+                    perspective=self.perspective,
+                    lighting=self.lighting,
+                    exposure=self.exposure,
+                    blur=self.blur,
+                    noise=self.noise,
+                    jpeg=self.jpeg,
+                ),
+                (not 0 <= self.max_degrees <= 45, f"max_degrees: got {self.max_degrees}, needs [0, 45]"),
+                (
+                    not 0 < self.max_corner_shift <= 0.25,
+                    f"max_corner_shift: got {self.max_corner_shift}, needs (0, 0.25]",
+                ),
+            ]
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """Random changes of training images; each number is a probability in [0, 1]."""
+    """Random changes of training images; what is not said otherwise is a probability in [0, 1].
+
+    When they run: flips in all epochs; colours, zoom-out, crop, copy-blend and `industrial` from
+    `schedule.augment_start_epoch` to the final stage; mosaic and mix-up from there to
+    `schedule.mix_end_epoch`; several sizes until the final stage. `deim/data/stages.py` is the one place
+    that knows.
+    """
 
     horizontal_flip: float = 0.5
     """Mirror left and right; on for the whole run."""
@@ -115,14 +165,64 @@ class AugmentConfig:
     """Mirror top and bottom; on for the whole run."""
     photometric: float = 0.5
     """Brightness, contrast, saturation, hue and channel order, each drawn with this probability."""
+    mosaic: float = 0.0
+    """Four images in one, turned, shifted and scaled."""
+    mosaic_max_degrees: float = 10.0
+    """Largest rotation of a mosaic to either side, in degrees, up to 45."""
+    mosaic_max_shift: float = 0.1
+    """Largest shift of a mosaic, as a share of its side, in [0, 0.5]."""
+    mosaic_scales: tuple[float, float] = (0.5, 1.5)
+    """Smallest and largest scale of a mosaic, above 0."""
+    zoom_out: float = 0.0
+    """The image smaller on a black canvas; not for mosaics."""
+    zoom_out_max_scale: float = 4.0
+    """Largest side of that canvas, in sides of the image, at least 1."""
+    crop: float = 0.0
+    """A part of the image that keeps enough of a box, as in SSD; not for mosaics."""
+    mix_up: float = 0.0
+    """Share of the batches in which each image is blended with another of the batch."""
+    copy_blend: float = 0.0
+    """Share of the other batches in which defects of the batch are blended into its images."""
+    copy_blend_objects: int = 3
+    """Defects blended into an image, at most; at least 1."""
+    multi_scale: float = 0.0
+    """Largest change of the input's size, drawn for each batch, as a share in [0, 0.5]; 0 for one size."""
+    multi_scale_repeat: int = 6
+    """How often `image_size` counts among the sizes to draw from, at least 1."""
+    industrial: IndustrialConfig | None = None
+    """Light, lens, sensor and position; null for none."""
 
     def __post_init__(self) -> None:
+        low, high = self.mosaic_scales
         check(
-            not_fraction(
-                horizontal_flip=self.horizontal_flip,
-                vertical_flip=self.vertical_flip,
-                photometric=self.photometric,
-            )
+            [
+                *not_fraction(
+                    horizontal_flip=self.horizontal_flip,
+                    vertical_flip=self.vertical_flip,
+                    photometric=self.photometric,
+                    mosaic=self.mosaic,
+                    zoom_out=self.zoom_out,
+                    crop=self.crop,
+                    mix_up=self.mix_up,
+                    copy_blend=self.copy_blend,
+                ),
+                *below(1, zoom_out_max_scale=self.zoom_out_max_scale),
+                *below(1, copy_blend_objects=self.copy_blend_objects),
+                *below(1, multi_scale_repeat=self.multi_scale_repeat),
+                (
+                    not 0 <= self.mosaic_max_degrees <= 45,
+                    f"mosaic_max_degrees: got {self.mosaic_max_degrees}, needs [0, 45]",
+                ),
+                (
+                    not 0 <= self.mosaic_max_shift <= 0.5,
+                    f"mosaic_max_shift: got {self.mosaic_max_shift}, needs [0, 0.5]",
+                ),
+                (
+                    not 0 < low <= high,
+                    f"mosaic_scales: got {[low, high]}, needs two numbers above 0, the smaller first",
+                ),
+                (not 0 <= self.multi_scale <= 0.5, f"multi_scale: got {self.multi_scale}, needs [0, 0.5]"),
+            ]
         )
 
 
@@ -233,7 +333,9 @@ class ScheduleConfig:
     no_aug_epochs: int | Auto = "auto"
     """Final epochs without augmentation, at the lowest learning rate; auto: a tenth of `epochs`."""
     augment_start_epoch: int | Auto = "auto"
-    """First epoch with photometric augmentation; auto: 4 of 100 epochs."""
+    """First epoch with augmentation other than flips and sizes; auto: 4 of 100 epochs."""
+    mix_end_epoch: int | Auto = "auto"
+    """First epoch without mosaic and mix-up; auto: half of the augmented epochs after the start."""
     matcher_change_epoch: int | Auto = "auto"
     """First epoch with the second matching cost; auto: nine tenths of the augmented epochs."""
     final_lr_ratio: float = 0.5
@@ -248,6 +350,7 @@ class ScheduleConfig:
                     flat_epochs=self.flat_epochs,
                     no_aug_epochs=self.no_aug_epochs,
                     augment_start_epoch=self.augment_start_epoch,
+                    mix_end_epoch=self.mix_end_epoch,
                     matcher_change_epoch=self.matcher_change_epoch,
                 ),
                 *not_fraction(final_lr_ratio=self.final_lr_ratio),

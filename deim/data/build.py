@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
-from deim.config.schema import AugmentConfig, Config, DataConfig
+from deim.config.schema import AugmentConfig, Config, DataConfig, IndustrialConfig
 from deim.data.check import CheckReport, check_dataset
 from deim.data.coco import CocoSplit, RawSplit, match_classes, read_raw_coco, to_split
-from deim.data.collate import Batch, collate
+from deim.data.collate import Batch, BatchRequests, ChangedBatches, collate
 from deim.data.dataset import DetectionDataset, EpochBatches, InputFormat, check_images
 from deim.data.formats import read_raw
-from deim.data.stages import Augmentation
+from deim.data.industrial import IndustrialChanges, require_albumentations
+from deim.data.stages import Augmentation, BatchChanges, compute_sizes
 from deim.data.synthetic import make_synthetic_dataset
 from deim.errors import DataError
 
@@ -177,13 +178,75 @@ def build_splits(config: DataConfig) -> Splits:
     return Splits(train=train, val=val)
 
 
-def build_augmentation(config: AugmentConfig, *, start_epoch: int, stop_epoch: int) -> Augmentation:
-    """Build the random changes of training images; the epochs come from the resolved schedule."""
+def build_augmentation(
+    config: AugmentConfig, *, start_epoch: int, stop_epoch: int, mix_end_epoch: int | None = None
+) -> Augmentation:
+    """Build the random changes of training images; the epochs come from the resolved schedule.
+
+    Args:
+        config: The `augment` block.
+        start_epoch: First epoch with more than flips.
+        stop_epoch: First epoch of the final stage.
+        mix_end_epoch: First epoch without mosaic; None for `stop_epoch`.
+
+    Raises:
+        ConfigError: If a change needs a package that is not installed.
+    """
     return Augmentation(
         horizontal_flip=config.horizontal_flip,
         vertical_flip=config.vertical_flip,
         photometric=config.photometric,
         start_epoch=start_epoch,
+        stop_epoch=stop_epoch,
+        mix_end_epoch=stop_epoch if mix_end_epoch is None else mix_end_epoch,
+        mosaic=config.mosaic,
+        mosaic_max_degrees=config.mosaic_max_degrees,
+        mosaic_max_shift=config.mosaic_max_shift,
+        mosaic_scales=config.mosaic_scales,
+        zoom_out=config.zoom_out,
+        zoom_out_max_scale=config.zoom_out_max_scale,
+        crop=config.crop,
+        industrial=None if config.industrial is None else _industrial_changes(config.industrial),
+    )
+
+
+def _industrial_changes(config: IndustrialConfig) -> IndustrialChanges:
+    require_albumentations()
+    return IndustrialChanges(
+        rotation=config.rotation,
+        max_degrees=config.max_degrees,
+        perspective=config.perspective,
+        max_corner_shift=config.max_corner_shift,
+        lighting=config.lighting,
+        exposure=config.exposure,
+        blur=config.blur,
+        noise=config.noise,
+        jpeg=config.jpeg,
+    )
+
+
+def build_batch_changes(
+    config: Config, *, start_epoch: int, mix_end_epoch: int, stop_epoch: int
+) -> BatchChanges | None:
+    """Build the random changes of training batches; None if the config wants none of them.
+
+    Args:
+        config: The experiment.
+        start_epoch: First epoch with mix-up and copy-blend.
+        mix_end_epoch: First epoch without mix-up.
+        stop_epoch: First epoch of the final stage.
+    """
+    augment = config.augment
+    sizes = compute_sizes(config.image_size_hw, augment.multi_scale, repeat=augment.multi_scale_repeat)
+    if not sizes and max(augment.mix_up, augment.copy_blend) == 0:
+        return None
+    return BatchChanges(
+        mix_up=augment.mix_up,
+        copy_blend=augment.copy_blend,
+        copy_blend_objects=augment.copy_blend_objects,
+        sizes_hw=sizes,
+        start_epoch=start_epoch,
+        mix_end_epoch=mix_end_epoch,
         stop_epoch=stop_epoch,
     )
 
@@ -224,18 +287,36 @@ def build_train_dataset(
 
 
 def build_train_loader(
-    config: Config, split: CocoSplit, *, augmentation: Augmentation, batches: EpochBatches
+    config: Config,
+    split: CocoSplit,
+    *,
+    augmentation: Augmentation,
+    batches: EpochBatches,
+    changes: BatchChanges | None = None,
 ) -> DataLoader[Batch]:
     """Build the training loader.
 
     Args:
         config: The experiment.
         split: Training data.
-        augmentation: Random changes.
+        augmentation: Random changes of the images.
         batches: Which images make a batch.
+        changes: Random changes of the batches; None for none.
     """
     dataset = build_train_dataset(config, split, augmentation=augmentation)
-    return load_batches(dataset, batches, num_workers=config.data.num_workers)
+    if changes is None:
+        return load_batches(dataset, batches, num_workers=config.data.num_workers)
+    return DataLoader(
+        ChangedBatches(dataset, changes),
+        batch_size=None,
+        sampler=BatchRequests(batches),
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # without a batch size it gets an item
+        **_loading(config.data.num_workers),
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def build_eval_loader(
@@ -277,15 +358,22 @@ def load_batches(
     """
     return DataLoader(
         dataset,  # type: ignore[arg-type]
-        # A generator of its own: the workers' seeds must not draw from the one that training uses.
-        generator=torch.Generator(),
         batch_sampler=batches,
-        num_workers=num_workers,
         collate_fn=collate,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=_leave_process_group,
-        pin_memory=torch.cuda.is_available(),
+        **_loading(num_workers),
     )
+
+
+def _loading(num_workers: int) -> dict[str, Any]:
+    """What all loaders have in common."""
+    return {
+        # A generator of its own: the workers' seeds must not draw from the one that training uses.
+        "generator": torch.Generator(),
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "worker_init_fn": _leave_process_group,
+        "pin_memory": torch.cuda.is_available(),
+    }
 
 
 def _leave_process_group(worker: int) -> None:  # noqa: ARG001

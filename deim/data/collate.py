@@ -1,12 +1,18 @@
-"""From samples to a batch."""
+"""From samples to a batch, and the changes that a whole batch gets."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision.transforms.v2 import functional as TF
 
+from deim.data.dataset import BatchRequest, DetectionDataset, EpochBatches
+from deim.data.stages import BatchChanges
+from deim.data.transforms import normalize
 from deim.structures import Target
 
 
@@ -54,3 +60,74 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
     """
     images, targets = zip(*samples, strict=True)
     return Batch(images=torch.stack(images), targets=list(targets))
+
+
+class BatchRequests(Sampler[BatchRequest]):
+    """The batches of an epoch as requests, for `ChangedBatches`.
+
+    Args:
+        batches: The order of the images.
+    """
+
+    def __init__(self, batches: EpochBatches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        return self.batches.requests()
+
+
+class ChangedBatches(Dataset[Batch]):
+    """Batches whose images are blended with one another and get a size of their own.
+
+    What is drawn depends on nothing but the seed, the epoch and the number of the batch. A batch that is
+    blended is loaded whole by each process, which then keeps its part: however many processes share it, its
+    images are the same.
+
+    Args:
+        dataset: The images.
+        changes: What may happen to a batch.
+    """
+
+    def __init__(self, dataset: DetectionDataset, changes: BatchChanges) -> None:
+        self.dataset = dataset
+        self.changes = changes
+
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        """Load a batch.
+
+        Raises:
+            DataError: If an image is damaged.
+        """
+        # Four numbers, so that no image of the epoch has the same draws.
+        rng = np.random.default_rng([self.dataset.seed, request.epoch, request.number, 3])
+        size_hw = self.changes.draw_size(epoch=request.epoch, rng=rng)
+        kind = self.changes.draw_mix(epoch=request.epoch, rng=rng)
+        wanted = request.indices if kind else request.indices[request.own]
+        pairs = [self.dataset.read(request.epoch, index) for index in wanted]
+        images, targets = torch.stack([image for image, _ in pairs]), [target for _, target in pairs]
+        if kind:
+            images, targets = self.changes.mix(kind, images.float(), targets, rng=rng)
+            images, targets = images[request.own], targets[request.own]
+        if size_hw is not None:
+            images, targets = resize_batch(images, targets, size_hw)
+        form = self.dataset.input_format
+        return Batch(images=normalize(images, form.mean, form.std), targets=targets)
+
+
+def resize_batch(
+    images: Tensor, targets: Sequence[Target], size_hw: tuple[int, int]
+) -> tuple[Tensor, list[Target]]:
+    """Resize images, bilinear with antialiasing; areas follow, boxes are fractions and stay.
+
+    Args:
+        images: (B, 3, H, W).
+        targets: An image each, with `area`.
+        size_hw: In pixels.
+    """
+    height, width = images.shape[-2:]
+    factor = size_hw[0] * size_hw[1] / (height * width)
+    scaled: list[Target] = [{**target, "area": target["area"] * factor} for target in targets]
+    return TF.resize(images, list(size_hw), antialias=True), scaled

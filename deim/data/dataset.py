@@ -71,13 +71,32 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             DataError: If the image is damaged.
         """
         epoch, index = item if isinstance(item, tuple) else (0, item)
-        boxes, labels = self._boxes(index)
-        image, placement = self._fitted_image(index)
+        image, target = self.read(epoch, index)
+        return normalize(image, self.input_format.mean, self.input_format.std), target
+
+    def read(self, epoch: int, index: int) -> tuple[Tensor, Target]:
+        """Return the input (3, H, W) uint8, not yet normalised, and its target.
+
+        Raises:
+            DataError: If the image is damaged.
+        """
         size_hw = self.input_format.size_hw
         to_pixels = torch.tensor([size_hw[1], size_hw[0]] * 2)
-        sample = Sample(
-            image=image, boxes_xyxy=to_input_fractions(boxes, placement) * to_pixels, labels=labels
-        )
+        composed = self._compose(epoch, index)
+        if composed is not None:
+            sample = composed
+            listed_h, listed_w = (int(side) for side in self.split.sizes_hw[index])
+            placement = Placement(
+                orig_size_hw=(listed_h, listed_w),
+                span_hw=(float(listed_h), float(listed_w)),
+                shift_yx=(0.0, 0.0),
+            )
+        else:
+            boxes, labels = self._boxes(index)
+            image, placement = self._fitted_image(index)
+            sample = Sample(
+                image=image, boxes_xyxy=to_input_fractions(boxes, placement) * to_pixels, labels=labels
+            )
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, epoch, index])
             sample = self.augmentation(sample, epoch=epoch, rng=rng)
@@ -90,7 +109,27 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             "placement": placement,
             "noise_seed": int(np.random.SeedSequence([self.seed, epoch, index, 1]).generate_state(1)[0]),
         }
-        return normalize(sample.image, self.input_format.mean, self.input_format.std), target
+        return sample.image, target
+
+    def _compose(self, epoch: int, index: int) -> Sample | None:
+        """A mosaic or a part of the image at the size of the network input, if that is drawn."""
+        if self.augmentation is None:
+            return None
+        return self.augmentation.compose(
+            index,
+            self._read_sample,
+            num_images=len(self),
+            size_hw=self.input_format.size_hw,
+            resize=self.input_format.resize,
+            epoch=epoch,
+            # Draws of its own: with or without mosaic, an image is flipped in the same epochs.
+            rng=np.random.default_rng([self.seed, epoch, index, 2]),
+        )
+
+    def _read_sample(self, index: int) -> Sample:
+        """An image in its own size."""
+        boxes, labels = self._boxes(index)
+        return Sample(image=read_image(self.split.image_path(index)), boxes_xyxy=boxes, labels=labels)
 
     def _fitted_image(self, index: int) -> tuple[Tensor, Placement]:
         """The image at the size of the network input, uint8; nothing changes it in place."""
@@ -142,6 +181,19 @@ def describe_size_difference(where: str, name: str, listed_hw: Sequence[int], fo
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchRequest:
+    """A batch to be loaded."""
+
+    epoch: int
+    number: int
+    """Of the batch in its epoch, from 0."""
+    indices: tuple[int, ...]
+    """Images of the batch, all processes together."""
+    own: slice
+    """Positions in `indices` that are this process's part."""
+
+
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches that visit every image once an epoch, in a random order of the seed and the epoch alone.
 
@@ -175,8 +227,18 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for request in self.requests():
+            yield [(request.epoch, index) for index in request.indices[request.own]]
+
+    def requests(self) -> Iterator[BatchRequest]:
+        """The batches with what the other processes load of them."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.order_length)
         for number in range(self.first_batch, len(self)):
             start = number * self.batch_size
             batch = order[start : min(start + self.batch_size, self.num_images)]
-            yield [(self.epoch, int(index)) for index in batch[self.rank :: self.num_ranks]]
+            yield BatchRequest(
+                epoch=self.epoch,
+                number=number,
+                indices=tuple(batch.tolist()),
+                own=slice(self.rank, None, self.num_ranks),
+            )

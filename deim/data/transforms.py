@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from deim.boxes import box_area
+from deim.boxes import box_area, clip_boxes
 from deim.errors import DataError
 from deim.structures import Placement
 
@@ -129,8 +129,27 @@ def fit_to_input(
     )
 
 
+def keep_visible(
+    image: Tensor, boxes_xyxy: Tensor, labels: Tensor, *, whole_area: Tensor, least_share: float
+) -> Sample:
+    """Clip boxes to an image and drop those of which too little is left.
+
+    Args:
+        image: (3, H, W) uint8.
+        boxes_xyxy: (N, 4) float, pixels of `image`; may reach beyond it.
+        labels: (N,) int64.
+        whole_area: (N,) float, area of the boxes before anything was cut off, in square pixels of `image`.
+        least_share: Share of that area that must be left, in [0, 1]; sides need a pixel each anyway.
+    """
+    height, width = image.shape[-2:]
+    clipped = clip_boxes(boxes_xyxy, (height, width))
+    sides = clipped[:, 2:] - clipped[:, :2]
+    kept = (sides >= 1).all(dim=-1) & (box_area(clipped) >= least_share * whole_area)
+    return Sample(image=image, boxes_xyxy=clipped[kept], labels=labels[kept])
+
+
 def normalize(image: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
-    """Scale (3, H, W) uint8 to [0, 1], subtract `mean`, divide by `std`: float32."""
+    """Scale (..., 3, H, W) of 0 to 255 to [0, 1], subtract `mean`, divide by `std`: float32."""
     shift = torch.tensor(mean)[:, None, None]
     scale = torch.tensor(std)[:, None, None]
     return (image.float() / 255 - shift) / scale

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from deim.config import Config
+from deim.config.schema import AugmentConfig
 from deim.data.coco import CocoSplit
 from deim.data.collate import Batch
+from deim.data.stages import compute_sizes
 from deim.engine.distributed import World
 from deim.engine.memory import gigabytes, limit_bytes, peak_bytes, reset_peak
 from deim.engine.run_state import RunParts
@@ -83,7 +85,8 @@ def preflight(
     Raises:
         TrainingError: If not even that fits.
     """
-    most_boxes = _most_demanding_boxes(_most_boxes(train), config.model.decoder.num_denoising)
+    possible = _augmented_boxes(_most_boxes(train), config.augment)
+    most_boxes = _most_demanding_boxes(possible, config.model.decoder.num_denoising)
     chosen = micro_batch_size
     if chosen is None:
         chosen = _choose(config, parts, plan, most_boxes)
@@ -161,7 +164,7 @@ def _try_step(config: Config, parts: RunParts, number: int, most_boxes: int) -> 
 
 def _largest_batch(config: Config, parts: RunParts, number: int, most_boxes: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(number, 3, *config.image_size_hw, generator=generator)
+    images = torch.randn(number, 3, *_largest_size(config), generator=generator)
     target: Target = {
         "boxes": torch.rand(most_boxes, 4, generator=generator) * 0.3 + 0.3,
         "labels": torch.randint(len(parts.class_names), (most_boxes,), generator=generator),
@@ -203,8 +206,22 @@ def _most_boxes(split: CocoSplit) -> int:
     return int((split.first_box[1:] - split.first_box[:-1]).max(initial=0))
 
 
+def _augmented_boxes(most_boxes: int, augment: AugmentConfig) -> int:
+    """The most boxes that an image can have when several have been made one."""
+    images = (4 if augment.mosaic else 1) * (2 if augment.mix_up else 1)
+    copies = augment.copy_blend_objects if augment.copy_blend and most_boxes else 0
+    return images * most_boxes + copies
+
+
+def _largest_size(config: Config) -> tuple[int, int]:
+    """The largest input of a run, in pixels: height and width."""
+    augment = config.augment
+    sizes = compute_sizes(config.image_size_hw, augment.multi_scale, repeat=augment.multi_scale_repeat)
+    return max([config.image_size_hw, *sizes], key=lambda size_hw: size_hw[0] * size_hw[1])
+
+
 def _advice(config: Config, number: int, plan: BatchPlan) -> str:
-    height, width = config.image_size_hw
+    height, width = _largest_size(config)
     return (
         f"data.batch_size: a step of {number} images at {height}x{width} px does not fit into memory. Use "
         f"--set data.batch_size=auto data.effective_batch_size={plan.effective}, or "

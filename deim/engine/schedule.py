@@ -25,7 +25,7 @@ class Timeline:
     warmup_steps: int
     """Optimiser steps of quadratic warm-up."""
     augment_start_epoch: int
-    """Changes of colour begin."""
+    """Augmentation other than flips and sizes begins; see `deim/data/stages.py`."""
     flat_end_epoch: int
     """The learning rate begins to fall."""
     matcher_change_epoch: int
@@ -34,6 +34,8 @@ class Timeline:
     """The final stage begins: no changes of colour, lowest learning rate."""
     final_lr_ratio: float
     """Lowest learning rate as a share of the flat one."""
+    mix_end_epoch: int = 0
+    """Mosaic and mix-up end; 0 in checkpoints that are older than they are."""
 
     @property
     def total_steps(self) -> int:
@@ -119,12 +121,14 @@ def resolve_schedule(
     augmented = epochs - no_aug
     start = _resolve(config.augment_start_epoch, round(AUGMENT_START_SHARE * augmented))
     total_steps = epochs * steps_per_epoch
+    half = min(start + (augmented + 1) // 2, augmented)
     timeline = Timeline(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         warmup_steps=_resolve(config.warmup_steps, min(WARMUP_STEPS, int(WARMUP_SHARE * total_steps))),
         augment_start_epoch=start,
-        flat_end_epoch=_resolve(config.flat_epochs, min(start + (augmented + 1) // 2, augmented)),
+        mix_end_epoch=_resolve(config.mix_end_epoch, half),
+        flat_end_epoch=_resolve(config.flat_epochs, half),
         matcher_change_epoch=_resolve(config.matcher_change_epoch, round(MATCHER_CHANGE_SHARE * augmented)),
         no_aug_epoch=augmented,
         final_lr_ratio=config.final_lr_ratio,
@@ -135,7 +139,12 @@ def resolve_schedule(
 
 def _resolve_without_stages(config: ScheduleConfig, *, epochs: int, steps_per_epoch: int) -> Timeline:
     """The timeline of phase 2: the same augmentation and matching cost in all epochs."""
-    wanted = {"no_aug_epochs": 0, "augment_start_epoch": 0, "matcher_change_epoch": epochs}
+    wanted = {
+        "no_aug_epochs": 0,
+        "augment_start_epoch": 0,
+        "mix_end_epoch": epochs,
+        "matcher_change_epoch": epochs,
+    }
     wrong = [
         f"schedule.{name}: got {getattr(config, name)}. Phase 2 has no such stage. Leave it 'auto'."
         for name, value in wanted.items()
@@ -149,6 +158,7 @@ def _resolve_without_stages(config: ScheduleConfig, *, epochs: int, steps_per_ep
         steps_per_epoch=steps_per_epoch,
         warmup_steps=_resolve(config.warmup_steps, min(WARMUP_STEPS, int(WARMUP_SHARE * total_steps))),
         augment_start_epoch=0,
+        mix_end_epoch=epochs,
         flat_end_epoch=_resolve(config.flat_epochs, (epochs + 1) // 2),
         matcher_change_epoch=epochs,
         no_aug_epoch=epochs,
@@ -194,6 +204,11 @@ def _refuse_contradictions(timeline: Timeline) -> None:
             timeline.augment_start_epoch > timeline.no_aug_epoch,
             f"augment_start_epoch: {timeline.augment_start_epoch} lies in the final stage, which begins at "
             f"epoch {timeline.no_aug_epoch}",
+        ),
+        (
+            timeline.mix_end_epoch > timeline.no_aug_epoch,
+            f"mix_end_epoch: {timeline.mix_end_epoch} reaches into the final stage, which begins at epoch "
+            f"{timeline.no_aug_epoch}",
         ),
     ]
     wrong = [f"schedule.{message}." for is_wrong, message in problems if is_wrong]

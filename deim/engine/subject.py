@@ -4,6 +4,7 @@ The trainer is the same whatever is trained. This file builds the subject of pha
 `multimodal/build.py` builds that of phase 2.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 from torch import nn
 
 from deim.config import Config
-from deim.data.build import Splits, build_augmentation, build_train_loader
+from deim.data.build import Splits, build_augmentation, build_batch_changes, build_train_loader
 from deim.data.dataset import EpochBatches
+from deim.data.stages import Augmentation, BatchChanges, find_stages
 from deim.engine.distributed import World
 from deim.engine.optimizer import build_optimizer
 from deim.engine.schedule import Timeline
@@ -22,6 +24,8 @@ from deim.engine.step import BatchLoss, Precision, StepBatch
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
 from deim.model.weights import load_initial_weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,12 +80,32 @@ def build_detector_subject(setting: Setting) -> Subject:
     if config.model.init_from is not None and setting.is_new:
         load_initial_weights(model, Path(config.model.init_from), class_names=train.class_names)
     model.to(setting.device)
-    augmentation = build_augmentation(
-        config.augment, start_epoch=timeline.augment_start_epoch, stop_epoch=timeline.no_aug_epoch
-    )
+    augmentation, changes = build_training_changes(config, timeline)
+    stages = find_stages(augmentation, changes, epochs=config.epochs)
+    logger.info("augmentation:\n%s", "\n".join(f"  {stage.describe()}" for stage in stages))
     return Subject(
         model=model,
         criterion=build_criterion(config.loss, matcher_change_epoch=timeline.matcher_change_epoch),
         optimizer=build_optimizer(model, config.recipe),
-        loader=build_train_loader(config, train, augmentation=augmentation, batches=setting.batches),
+        loader=build_train_loader(
+            config, train, augmentation=augmentation, batches=setting.batches, changes=changes
+        ),
     )
+
+
+def build_training_changes(config: Config, timeline: Timeline) -> tuple[Augmentation, BatchChanges | None]:
+    """Build the random changes of images and of batches for the stages of a run.
+
+    Args:
+        config: The experiment.
+        timeline: Of the run.
+
+    Raises:
+        ConfigError: If a change needs a package that is not installed.
+    """
+    stages = {
+        "start_epoch": timeline.augment_start_epoch,
+        "mix_end_epoch": timeline.mix_end_epoch,
+        "stop_epoch": timeline.no_aug_epoch,
+    }
+    return build_augmentation(config.augment, **stages), build_batch_changes(config, **stages)

@@ -201,7 +201,7 @@ UNKNOWN = [
     ),
     (
         "augment: {rotation: 0.5}\n",
-        "unknown key 'augment.rotation'. Valid here: horizontal_flip, vertical_flip, photometric.",
+        "unknown key 'augment.rotation'. Did you mean 'augment.industrial.rotation'?",
     ),
     (
         "true: 3\n",
@@ -274,6 +274,22 @@ WRONG = [
     ("model.backbone.type=[vit]", "model.backbone.type: got ['vit'], needs 'vit_tiny' or 'dinov3'"),
     ("model.backbone=vit_tiny", "model.backbone: got 'vit_tiny', needs a block of options"),
     ("epochs=0", "epochs: got 0, needs at least 1"),
+    ("augment.mosaic=1.5", "augment.mosaic: got 1.5, needs [0, 1]"),
+    ("augment.zoom_out_max_scale=0.5", "augment.zoom_out_max_scale: got 0.5, needs at least 1"),
+    ("augment.copy_blend_objects=0", "augment.copy_blend_objects: got 0, needs at least 1"),
+    ("augment.multi_scale=0.6", "augment.multi_scale: got 0.6, needs [0, 0.5]"),
+    ("augment.mosaic_max_degrees=90", "augment.mosaic_max_degrees: got 90.0, needs [0, 45]"),
+    ("augment.mosaic_max_shift=-1", "augment.mosaic_max_shift: got -1.0, needs [0, 0.5]"),
+    (
+        "augment.mosaic_scales=[1.5, 0.5]",
+        "augment.mosaic_scales: got [1.5, 0.5], needs two numbers above 0, the smaller first",
+    ),
+    ("augment.industrial.blur=2", "augment.industrial.blur: got 2.0, needs [0, 1]"),
+    ("augment.industrial.max_degrees=60", "augment.industrial.max_degrees: got 60.0, needs [0, 45]"),
+    (
+        "augment.industrial.max_corner_shift=0",
+        "augment.industrial.max_corner_shift: got 0.0, needs (0, 0.25]",
+    ),
     ("data.std=[1, 1, 0]", "data.std: got [1.0, 1.0, 0.0], each must be above 0"),
 ]
 
@@ -459,6 +475,7 @@ def full_trees() -> list[dict[str, Any]]:
     trees = [
         {
             **common,
+            "augment": {"industrial": {}},
             "model": {"name": "x", "hidden_dim": 64, "backbone": backbone},
             "evaluation": {"goal": goal},
             "multimodal": {"detector": "x", "encoder": encoder},

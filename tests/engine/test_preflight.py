@@ -103,6 +103,23 @@ def pretend_memory(monkeypatch: pytest.MonkeyPatch, *, model: float, image: floa
     return tried
 
 
+def test_the_largest_step_has_the_largest_size_and_the_boxes_of_all_mixed_images(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+    monkeypatch.setattr(preflight_module, "forward_and_backward", lambda parts, batch: tried.append(batch))
+    augment = "augment={mosaic: 0.5, mix_up: 0.5, copy_blend: 0.5, multi_scale: 0.5}"
+    build_tiny(tiny_config(tiny_set, tmp_path / "run", PREFLIGHT, "image_size=128", augment))
+    # Two boxes in an image at most: in four images, in two such mosaics, and three copies.
+    assert [(*batch.images.shape, len(batch.targets[0]["labels"])) for batch in tried] == [
+        (3, 3, 192, 192, 19)
+    ]
+
+
 @pytest.mark.parametrize(("total", "expected"), [(12, 6), (7, 3), (5, 2), (3, 1)], ids="{} GB".format)
 def test_auto_takes_the_most_images_that_fit_in_equal_parts(
     total: float,

@@ -36,6 +36,7 @@ SIX_EPOCHS = (
     "augment.photometric=0.5",
     "augment.vertical_flip=0.5",
 )
+MIXED = "augment={mosaic: 0.5, zoom_out: 0.5, crop: 0.5, mix_up: 0.5, copy_blend: 0.5, multi_scale: 0.5}"
 EVERY_STEP = "runtime.checkpoint_minutes=1e-9"
 COMPARED = ("epoch", "step", "loss", "grad_norm", "lr", "terms", "ap", "is_best", "refused_steps")
 
@@ -106,8 +107,14 @@ def killed_run(build: Build, config: Config, folder: Path, *, delays: Iterator[f
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [(EVERY_STEP,), (), (EVERY_STEP, "data.num_workers=2"), (EVERY_STEP, "data.effective_batch_size=6")],
-    ids=["saved each step", "saved each epoch", "workers", "accumulation"],
+    [
+        (EVERY_STEP,),
+        (),
+        (EVERY_STEP, "data.num_workers=2"),
+        (EVERY_STEP, "data.effective_batch_size=6"),
+        (EVERY_STEP, "data.effective_batch_size=6", MIXED),
+    ],
+    ids=["saved each step", "saved each epoch", "workers", "accumulation", "mixed batches"],
 )
 def test_a_run_killed_at_random_ends_as_one_that_was_never_stopped(
     options: tuple[str, ...],
@@ -178,6 +185,24 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
     assert (resumed.progress.epoch, resumed.progress.steps_of_epoch) == (number // 4, number % 4 + 1)
     resumed.run(show_progress=False)
     assert_equal_runs(stopped, whole_run)
+
+
+@pytest.mark.slow
+def test_mixed_batches_in_other_micro_batches_are_the_same_after_a_stop(
+    tmp_path: Path,
+    ten_images: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = (*SIX_EPOCHS, MIXED, "data.effective_batch_size=4", "data.batch_size=2")
+    build_tiny(tiny_config(ten_images, tmp_path / "whole", *options)).run(show_progress=False)
+    config = tiny_config(ten_images, tmp_path / "stopped", *options, "data.num_workers=1")
+    stop_in_step(monkeypatch, 4)
+    with pytest.raises(StopSignalError):
+        build_tiny(config).run(show_progress=False)
+    build_tiny(config, resume_from=tmp_path / "stopped" / "last.pth").run(show_progress=False)
+    assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

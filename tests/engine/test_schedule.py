@@ -24,6 +24,7 @@ def test_every_phase_lies_inside_the_run(steps_per_epoch: int) -> None:
         averaging = resolve_ema(EmaConfig(), total_steps=run.total_steps)
         at = f"{epochs} epochs of {steps_per_epoch} steps"
         assert 0 <= run.augment_start_epoch <= run.flat_end_epoch <= run.no_aug_epoch <= epochs, at
+        assert run.augment_start_epoch <= run.mix_end_epoch <= run.no_aug_epoch, at
         assert 0 < run.matcher_change_epoch <= run.no_aug_epoch, at
         assert 0 <= run.warmup_steps <= 0.05 * run.total_steps, at
         assert run.warmup_steps <= run.flat_end_epoch * steps_per_epoch, at

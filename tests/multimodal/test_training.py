@@ -240,6 +240,13 @@ def test_a_resumed_run_refuses_another_detector_and_other_texts(phase2_config, b
             "multimodal.class_head_from_epoch: got 3, but the run has 3 epochs. Use an earlier one, or null.",
         ),
         (
+            ["augment.mix_up=0.5", "augment.multi_scale=0.25"],
+            "augment.mix_up: got 0.5, but phase 2 keeps what the detector finds in single images. "
+            "Set it to 0.\n"
+            "augment.multi_scale: got 0.25, but phase 2 keeps what the detector finds in single images. "
+            "Set it to 0.",
+        ),
+        (
             ["schedule.no_aug_epochs=1", "schedule.matcher_change_epoch=2"],
             "schedule.no_aug_epochs: got 1. Phase 2 has no such stage. Leave it 'auto'.\n"
             "schedule.matcher_change_epoch: got 2. Phase 2 has no such stage. Leave it 'auto'.",

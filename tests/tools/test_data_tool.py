@@ -5,8 +5,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from deim.config import config_to_yaml
 from tests.data.small_sets import write_small_set
 
 
@@ -66,3 +69,40 @@ def test_what_cannot_be_done_ends_with_2_and_one_line(call: Callable, tmp_path: 
     code, _, err = call("data", "stats", root, "--image-size", 1, 2, 3)
     assert (code, err) == (2, "--image-size: got 1 2 3. Give one side, or height and width.\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+def test_a_preview_has_a_sheet_for_each_stage(
+    call: Callable, tmp_path: Path, tiny_set: Path, tiny_config: Callable
+) -> None:
+    options = ("epochs=10", "augment={mosaic: 1.0, photometric: 0.5, multi_scale: 0.5}")
+    path = tmp_path / "config.yml"
+    path.write_text(config_to_yaml(tiny_config(tiny_set, tmp_path / "run", *options)), encoding="utf-8")
+    code, out, _ = call("data", "preview", "-c", path, "--set", "schedule.no_aug_epochs=2", "--images", 5)
+    assert code == 0
+    lines = [
+        "stage 1  epochs 0 to 3: mosaic, colours, flips, several sizes",
+        "stage 2  epochs 4 to 7: colours, flips, several sizes",
+        "stage 3  epochs 8 to 9: flips",
+    ]
+    assert [line for line in out.splitlines() if line.startswith("stage")] == lines
+    for number in (1, 2, 3):
+        with Image.open(tmp_path / "outputs" / "data_preview" / f"stage_{number}.png") as sheet:
+            assert sheet.width > 4 * 360
+    code, _, err = call("data", "preview", "-c", tmp_path / "lost.yml")
+    assert code == 2
+    assert "lost.yml" in err
+
+
+def test_a_preview_shows_pixels_and_boxes_as_the_network_gets_them(
+    call: Callable, tmp_path: Path, tiny_set: Path, tiny_config: Callable
+) -> None:
+    path = tmp_path / "config.yml"
+    config = tiny_config(
+        tiny_set, tmp_path / "run", "epochs=1", "augment={horizontal_flip: 0, photometric: 0}"
+    )
+    path.write_text(config_to_yaml(config), encoding="utf-8")
+    assert call("data", "preview", "-c", path, "--images", 1)[0] == 0
+    sheet = Image.open(tmp_path / "outputs" / "data_preview" / "stage_1.png").convert("RGB")
+    assert sheet.size == (4 * 368 + 8, 34 + 388)
+    tile = np.asarray(sheet)[54 + 40 : 54 + 320, 48:328]
+    assert 60 < tile.mean() < 200

@@ -1,0 +1,131 @@
+"""Mix-up and copy-blend: what is blended brings its box along."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from deim.data.batch_mix import LEAST_AREA, copy_blend, mix_up
+from deim.data.transforms import Sample
+from deim.structures import Target
+from tests.data.coloured import COLOURS, coloured_sample, some
+
+SIZE_HW = (60, 80)
+
+
+def as_batch(samples: list[Sample]) -> tuple[Tensor, list[Target]]:
+    scale = torch.tensor([SIZE_HW[1], SIZE_HW[0]] * 2)
+    targets: list[Target] = [
+        {
+            "boxes": xyxy_to_cxcywh(sample.boxes_xyxy / scale),
+            "labels": sample.labels,
+            "area": sample.area,
+            "image_id": number,
+        }
+        for number, sample in enumerate(samples)
+    ]
+    return torch.stack([sample.image for sample in samples]).float(), targets
+
+
+def pixels(target: Target) -> Tensor:
+    return (cxcywh_to_xyxy(target["boxes"]) * torch.tensor([SIZE_HW[1], SIZE_HW[0]] * 2)).round()
+
+
+def make_batch() -> tuple[Tensor, list[Target]]:
+    return as_batch(
+        [
+            coloured_sample([(10, 10, 30, 25), (50, 5, 60, 50)], SIZE_HW),
+            coloured_sample([], SIZE_HW),
+            coloured_sample([(40, 20, 80, 60)], SIZE_HW, first=2),
+        ]
+    )
+
+
+def test_images_without_boxes_are_mixed() -> None:
+    images, targets = as_batch([coloured_sample([], SIZE_HW)] * 2)
+    _, mixed = mix_up(images, targets, ratio=0.5)
+    assert [target["boxes"].shape for target in mixed] == [(0, 4), (0, 4)]
+    blended, found = copy_blend(images, targets, max_objects=3, ratio=0.5, rng=np.random.default_rng(0))
+    assert torch.equal(blended, images)
+    assert [target["labels"].shape for target in found] == [(0,), (0,)]
+
+
+def test_a_single_image_is_not_mixed_with_itself() -> None:
+    images, targets = as_batch([coloured_sample([(0, 0, 20, 20)], SIZE_HW)])
+    mixed, found = mix_up(images, targets, ratio=0.45)
+    assert torch.equal(mixed, images)
+    assert found[0]["labels"].tolist() == [0]
+
+
+def test_mix_up_blends_each_image_with_the_one_before() -> None:
+    images, targets = make_batch()
+    kept = images.clone()
+    mixed, found = mix_up(images, targets, ratio=0.55)
+    assert torch.equal(images, kept)
+    assert [target["labels"].tolist() for target in found] == [[0, 1, 2], [0, 1], [2]]
+    assert [target["area"].tolist() for target in found] == [[300, 450, 1600], [300, 450], [1600]]
+    assert [target["image_id"] for target in found] == [0, 1, 2]
+    torch.testing.assert_close(mixed[1], 0.55 * images[1] + 0.45 * images[0])
+    torch.testing.assert_close(mixed[0], 0.55 * images[0] + 0.45 * images[2])
+    for index, target in enumerate(found):
+        for box, label in zip(pixels(target).int().tolist(), target["labels"].tolist(), strict=True):
+            part = mixed[index, :, box[1] : box[3], box[0] : box[2]]
+            strongest = int(COLOURS[label].argmax())
+            assert (part[strongest] >= part.amax(dim=0) - 0.11 * 255).all()
+
+
+@pytest.mark.parametrize("seed", some(5, of=40))
+def test_copies_lie_inside_with_their_label_and_size(seed: int) -> None:
+    images, targets = make_batch()
+    kept = images.clone()
+    blended, found = copy_blend(images, targets, max_objects=3, ratio=0.5, rng=np.random.default_rng(seed))
+    assert torch.equal(images, kept)
+    sizes = {0: (20, 15), 1: (10, 45), 2: (40, 40)}
+    for index, (own, target) in enumerate(zip(targets, found, strict=True)):
+        count = len(own["labels"])
+        assert torch.equal(target["boxes"][:count], own["boxes"])
+        assert sorted(target["labels"][count:].tolist()) == [0, 1, 2]
+        boxes = pixels(target)
+        assert (boxes >= 0).all()
+        assert (boxes <= torch.tensor([80, 60, 80, 60])).all()
+        for box, label, area in zip(boxes, target["labels"].tolist(), target["area"], strict=True):
+            size = (box[2:] - box[:2]).tolist()
+            assert tuple(size) == sizes[label]
+            assert area == size[0] * size[1]
+        # The copy that came last lies on top: half of its pixels' colour at least.
+        left, top, right, bottom = boxes[-1].int().tolist()
+        part = blended[index, :, top:bottom, left:right]
+        assert (part[int(COLOURS[int(target["labels"][-1])].argmax())] >= 127).all()
+
+
+def test_what_no_object_came_to_is_as_it_was() -> None:
+    images, targets = make_batch()
+    blended, found = copy_blend(images, targets, max_objects=1, ratio=0.5, rng=np.random.default_rng(1))
+    changed = (blended != images).any(dim=1)
+    for index, target in enumerate(found):
+        left, top, right, bottom = pixels(target)[-1].tolist()
+        margin_x, margin_y = int(0.25 * (right - left)), int(0.25 * (bottom - top))
+        rows, columns = changed[index].nonzero().unbind(-1)
+        if len(rows):
+            assert columns.min() >= left - margin_x
+            assert columns.max() < right + margin_x
+            assert rows.min() >= top - margin_y
+            assert rows.max() < bottom + margin_y
+
+
+def test_small_objects_are_not_copied() -> None:
+    images, targets = as_batch([coloured_sample([(0, 0, 9, 11), (20, 20, 30, 30)], SIZE_HW)] * 2)
+    assert LEAST_AREA == 100
+    _, found = copy_blend(images, targets, max_objects=5, ratio=0.5, rng=np.random.default_rng(0))
+    assert [target["labels"].tolist() for target in found] == [[0, 1, 1, 1]] * 2
+
+
+def test_the_same_seed_gives_the_same_batch() -> None:
+    images, targets = make_batch()
+    first, second, other = (
+        copy_blend(images, targets, max_objects=3, ratio=0.5, rng=np.random.default_rng(seed))
+        for seed in (4, 4, 5)
+    )
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[0], other[0])

@@ -1,0 +1,97 @@
+"""Changes of light, lens, sensor and position: boxes stay on what they frame."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from deim.config.schema import AugmentConfig, IndustrialConfig
+from deim.data import industrial
+from deim.data.build import build_augmentation
+from deim.data.industrial import IndustrialChanges, change_industrially
+from deim.errors import ConfigError
+from tests.data.coloured import (
+    assert_boxes_frame_their_colour,
+    assert_boxes_inside,
+    coloured_sample,
+    random_coloured_sample,
+    same,
+    some,
+)
+
+STILL = IndustrialChanges(
+    rotation=0.0,
+    max_degrees=8.0,
+    perspective=0.0,
+    max_corner_shift=0.05,
+    lighting=0.0,
+    exposure=0.0,
+    blur=0.0,
+    noise=0.0,
+    jpeg=0.0,
+)
+ALL = replace(STILL, rotation=1.0, perspective=1.0, lighting=1.0, exposure=1.0, blur=1.0, noise=1.0, jpeg=1.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _albumentations() -> None:
+    pytest.importorskip("albumentations")
+
+
+def test_an_image_without_boxes_goes_through() -> None:
+    found = change_industrially(coloured_sample([], (60, 90)), ALL, rng=np.random.default_rng(0))
+    assert_boxes_inside(found)
+    assert found.boxes_xyxy.shape == (0, 4)
+    assert found.image.shape == (3, 60, 90)
+
+
+def test_without_any_change_nothing_changes() -> None:
+    sample = random_coloured_sample(2)
+    found = change_industrially(sample, STILL, rng=np.random.default_rng(0))
+    assert torch.equal(found.image, sample.image)
+    assert torch.equal(found.labels, sample.labels)
+    torch.testing.assert_close(found.boxes_xyxy, sample.boxes_xyxy)
+
+
+@pytest.mark.parametrize("seed", some(4, of=30))
+@pytest.mark.parametrize("change", ["rotation", "perspective"])
+def test_turned_and_tilted_boxes_frame_their_pixels(change: str, seed: int) -> None:
+    sample = coloured_sample([(40, 40, 70, 60), (80, 70, 95, 100)], (140, 130), first=seed)
+    changes = replace(STILL, **{change: 1.0})
+    found = change_industrially(sample, changes, rng=np.random.default_rng(seed))
+    assert not torch.equal(found.image, sample.image)
+    assert_boxes_inside(found)
+    assert torch.equal(found.labels, sample.labels)
+    assert_boxes_frame_their_colour(found, tolerance=3)
+
+
+@pytest.mark.parametrize("change", ["lighting", "exposure", "blur", "noise", "jpeg"])
+def test_what_changes_pixels_alone_leaves_boxes_alone(change: str) -> None:
+    sample = random_coloured_sample(5)
+    found = change_industrially(sample, replace(STILL, **{change: 1.0}), rng=np.random.default_rng(1))
+    assert not torch.equal(found.image, sample.image)
+    assert torch.equal(found.labels, sample.labels)
+    torch.testing.assert_close(found.boxes_xyxy, sample.boxes_xyxy)
+
+
+@pytest.mark.parametrize("seed", some(2, of=20))
+def test_the_same_seed_gives_the_same_sample(seed: int) -> None:
+    sample = random_coloured_sample(seed)
+    first, second, other = (
+        change_industrially(sample, ALL, rng=np.random.default_rng([seed, number])) for number in (0, 0, 1)
+    )
+    assert_boxes_inside(first)
+    assert same(first, second)
+    assert not same(first, other)
+
+
+def test_the_missing_package_is_named_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(industrial.importlib.util, "find_spec", lambda name: None)
+    config = AugmentConfig(industrial=IndustrialConfig())
+    with pytest.raises(ConfigError) as caught:
+        build_augmentation(config, start_epoch=0, stop_epoch=1)
+    assert str(caught.value) == (
+        "augment.industrial: needs albumentations, which is not installed. Install it with "
+        "pip install 'deim-defects[augment]', or set augment.industrial=null."
+    )

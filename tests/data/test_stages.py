@@ -1,0 +1,233 @@
+"""Stages, and what a batch gets in them, whatever loads it: workers, processes, a run that goes on."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deim.config import Config, config_from_dict, load_config, shipped_configs_dir
+from deim.config.loader import load_block
+from deim.config.schema import AugmentConfig
+from deim.data.build import (
+    build_augmentation,
+    build_batch_changes,
+    build_train_batches,
+    build_train_loader,
+    iterate,
+)
+from deim.data.coco import CocoSplit, read_coco
+from deim.data.collate import Batch, resize_batch
+from deim.data.stages import compute_sizes, find_stages
+from deim.engine.schedule import resolve_schedule
+from deim.engine.subject import build_training_changes
+from deim.errors import ConfigError
+
+FULL = (
+    "augment={mosaic: 0.5, zoom_out: 0.5, crop: 0.8, photometric: 0.5, mix_up: 0.5, copy_blend: 0.5, "
+    "multi_scale: 0.5, multi_scale_repeat: 1, vertical_flip: 0.5}"
+)
+
+
+def read(root: Path) -> CocoSplit:
+    return read_coco(root / "annotations" / "train.json", root / "images")
+
+
+def epoch_of(
+    config: Config, split: CocoSplit, *, epoch: int, rank: int = 0, num_ranks: int = 1, first_batch: int = 0
+) -> list[Batch]:
+    stages = {"start_epoch": 1, "mix_end_epoch": 5, "stop_epoch": 9}
+    batches = build_train_batches(config, split, batch_size=2, rank=rank, num_ranks=num_ranks)
+    loader = build_train_loader(
+        config,
+        split,
+        augmentation=build_augmentation(config.augment, **stages),
+        batches=batches,
+        changes=build_batch_changes(config, **stages),
+    )
+    batches.epoch, batches.first_batch = epoch, first_batch
+    return list(iterate(loader))
+
+
+def equal(first: Batch, second: Batch) -> bool:
+    return torch.equal(first.images, second.images) and all(
+        one["image_id"] == other["image_id"]
+        and one["noise_seed"] == other["noise_seed"]
+        and all(torch.equal(one[name], other[name]) for name in ("boxes", "labels", "area"))
+        for one, other in zip(first.targets, second.targets, strict=True)
+    )
+
+
+@pytest.mark.parametrize("preset", ["full", "conservative", "none", "industrial"])
+def test_presets_load(preset: str) -> None:
+    augment = load_block(shipped_configs_dir() / f"_base_/augment_{preset}.yml", "augment", AugmentConfig)
+    mixes = max(augment.mosaic, augment.zoom_out, augment.crop, augment.mix_up, augment.copy_blend) > 0
+    assert mixes == (preset == "full")
+    assert (augment.industrial is not None) == (preset == "industrial")
+    assert (augment.horizontal_flip == 0) == (preset == "none")
+
+
+def test_the_preset_none_switches_everything_of_the_others_off(tmp_path: Path) -> None:
+    bases = [
+        shipped_configs_dir() / "_base_" / f"augment_{name}.yml" for name in ("full", "industrial", "none")
+    ]
+    path = tmp_path / "x.yml"
+    path.write_text(f"_base_: [{', '.join(map(str, bases))}]\n", encoding="utf-8")
+    found = load_block(path, "augment", AugmentConfig)
+    config = {"output_dir": "x", "image_size": 64, "epochs": 30, "data": {"root": "x"}}
+    model = {"name": "x", "hidden_dim": 64, "backbone": {"type": "dinov3"}}
+    whole = replace(config_from_dict({**config, "model": model}, where="test"), augment=found)
+    timeline = resolve_schedule(whole.schedule, epochs=30, steps_per_epoch=10)
+    augmentation, changes = build_training_changes(whole, timeline)
+    assert changes is None
+    assert [stage.names for stage in find_stages(augmentation, changes, epochs=30)] == [()]
+
+
+def test_the_full_preset_has_the_stages_of_the_reference() -> None:
+    path = shipped_configs_dir() / "deimv2_1024.yml"
+    full = load_block(shipped_configs_dir() / "_base_/augment_full.yml", "augment", AugmentConfig)
+    config = replace(load_config(path), augment=full)
+    # The reference's M: 102 epochs, 12 of them without augmentation, policy [4, 49, 90].
+    schedule = replace(config.schedule, no_aug_epochs=12, warmup_steps="auto", flat_epochs="auto")
+    timeline = resolve_schedule(schedule, epochs=102, steps_per_epoch=100)
+    augmentation, changes = build_training_changes(config, timeline)
+    stages = find_stages(augmentation, changes, epochs=102)
+    assert [stage.describe() for stage in stages] == [
+        "epochs 0 to 3: flips, several sizes",
+        "epochs 4 to 48: mosaic, zoom-out, crop, colours, flips, mix-up, copy-blend, several sizes",
+        "epochs 49 to 89: zoom-out, crop, colours, flips, copy-blend, several sizes",
+        "epochs 90 to 101: flips",
+    ]
+    assert changes is not None
+    assert changes.sizes_hw.count((1024, 1024)) == 6
+    assert len(changes.sizes_hw) == 22
+
+
+def test_mixing_cannot_reach_into_the_final_stage() -> None:
+    schedule = load_config(shipped_configs_dir() / "deimv2_640.yml").schedule
+    with pytest.raises(ConfigError, match="mix_end_epoch: 95 reaches into the final stage, which begins at"):
+        resolve_schedule(replace(schedule, mix_end_epoch=95), epochs=100, steps_per_epoch=100)
+
+
+@pytest.mark.parametrize(
+    ("side", "repeat", "expected"),
+    [
+        (640, 3, [480, 512, 544, 576, 608, 640, 640, 640, 672, 704, 736, 768, 800]),
+        (1024, 6, [*range(768, 1024, 32), *[1024] * 6, *range(1056, 1281, 32)]),
+        (64, 1, [64]),
+    ],
+)
+def test_sizes(side: int, repeat: int, expected: list[int]) -> None:
+    found = compute_sizes((side, side), 0.25, repeat=repeat)
+    assert sorted(found) == [(value, value) for value in expected]
+
+
+def test_sizes_keep_the_shape_of_the_input() -> None:
+    for height, width in compute_sizes((640, 320), 0.25, repeat=2):
+        assert height % 32 == width % 32 == 0
+        assert abs(width - height / 2) <= 16
+    assert compute_sizes((640, 320), 0.0, repeat=2) == ()
+
+
+def test_areas_follow_a_new_size() -> None:
+    target = {"boxes": torch.rand(2, 4), "labels": torch.tensor([0, 1]), "area": torch.tensor([10.0, 20.0])}
+    images, (found,) = resize_batch(torch.zeros(1, 3, 32, 64), [target], (64, 96))
+    assert images.shape == (1, 3, 64, 96)
+    assert found["area"].tolist() == [30, 60]
+    assert torch.equal(found["boxes"], target["boxes"])
+    assert target["area"].tolist() == [10, 20]
+
+
+def test_batches_change_by_stage(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    split = read(tiny_set)
+    full = tiny_config(tiny_set, tiny_set / "run", FULL, "image_size=128")
+    plain = tiny_config(
+        tiny_set, tiny_set / "run", "augment={photometric: 0, vertical_flip: 0.5}", "image_size=128"
+    )
+    sizes = set()
+    for epoch in range(9):
+        sizes |= {batch.images.shape[-1] for batch in epoch_of(full, split, epoch=epoch)}
+    assert sizes == {64, 96, 128, 160, 192}
+    before = epoch_of(replace(full, augment=replace(full.augment, multi_scale=0.0)), split, epoch=0)
+    pairs = list(zip(before, epoch_of(plain, split, epoch=0), strict=True))
+    assert all(equal(one, other) for one, other in pairs)  # flips alone, the same as without the others
+    final = zip(epoch_of(full, split, epoch=9), epoch_of(plain, split, epoch=9), strict=True)
+    assert all(torch.allclose(one.images, other.images) for one, other in final)
+
+
+def test_boxes_of_changed_batches_lie_inside(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(tiny_set, tiny_set / "run", FULL)
+    for epoch in (1, 2, 6):
+        for batch in epoch_of(config, read(tiny_set), epoch=epoch):
+            assert torch.isfinite(batch.images).all()
+            height, width = batch.images.shape[-2:]
+            for target in batch.targets:
+                low, high = target["boxes"][:, :2] - target["boxes"][:, 2:] / 2, target["boxes"][:, 2:]
+                assert (low >= -1e-5).all()
+                assert (low + high <= 1 + 1e-5).all()
+                assert len(target["labels"]) == len(target["area"]) == len(target["boxes"])
+                area = target["boxes"][:, 2] * target["boxes"][:, 3] * height * width
+                torch.testing.assert_close(area, target["area"], rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_the_number_of_workers_changes_no_batch(
+    num_workers: int, tiny_set: Path, tiny_config: Callable[..., Config]
+) -> None:
+    pytest.importorskip("albumentations")
+    options = (FULL, "augment.industrial={noise: 1.0, rotation: 1.0}")
+    split = read(tiny_set)
+    alone = tiny_config(tiny_set, tiny_set / "run", *options)
+    several = tiny_config(tiny_set, tiny_set / "run", *options, f"data.num_workers={num_workers}")
+    pairs = zip(epoch_of(alone, split, epoch=2), epoch_of(several, split, epoch=2), strict=True)
+    assert all(equal(one, other) for one, other in pairs)
+
+
+def test_processes_share_the_same_batches(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    config, split = tiny_config(tiny_set, tiny_set / "run", FULL), read(tiny_set)
+    for epoch in (1, 3, 6):
+        whole = epoch_of(config, split, epoch=epoch)
+        parts = [epoch_of(config, split, epoch=epoch, rank=rank, num_ranks=2) for rank in (0, 1)]
+        for batch, first, second in zip(whole, *parts, strict=True):
+            both = Batch(
+                images=torch.cat([first.images, second.images]), targets=[*first.targets, *second.targets]
+            )
+            assert equal(batch, both)
+
+
+def test_an_epoch_goes_on_with_the_same_batches(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    config, split = tiny_config(tiny_set, tiny_set / "run", FULL), read(tiny_set)
+    whole = epoch_of(config, split, epoch=3)
+    rest = epoch_of(config, split, epoch=3, first_batch=1)
+    assert len(rest) == len(whole) - 1
+    assert all(equal(one, other) for one, other in zip(whole[1:], rest, strict=True))
+
+
+def test_epochs_and_seeds_differ(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    split = read(tiny_set)
+    config = tiny_config(tiny_set, tiny_set / "run", FULL)
+    other = tiny_config(tiny_set, tiny_set / "run", FULL, "seed=1")
+    first, next_epoch, seeded = (
+        epoch_of(config, split, epoch=2),
+        epoch_of(config, split, epoch=3),
+        epoch_of(other, split, epoch=2),
+    )
+    assert not all(map(equal_or_shaped, first, next_epoch))
+    assert not all(map(equal_or_shaped, first, seeded))
+
+
+def equal_or_shaped(first: Batch, second: Batch) -> bool:
+    return first.images.shape == second.images.shape and torch.equal(first.images, second.images)
+
+
+def test_mixes_are_as_frequent_as_asked_for(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(tiny_set, tiny_set / "run", "augment={mix_up: 0.5, copy_blend: 0.5}")
+    changes = build_batch_changes(config, start_epoch=4, mix_end_epoch=9, stop_epoch=20)
+    assert changes is not None
+    rng = np.random.default_rng(0)
+    for epoch, expected in ((3, (0, 0)), (4, (0.5, 0.25)), (9, (0, 0.5)), (20, (0, 0))):
+        kinds = [changes.draw_mix(epoch=epoch, rng=rng) for _ in range(2000)]
+        shares = (kinds.count("mix_up") / 2000, kinds.count("copy_blend") / 2000)
+        assert shares == pytest.approx(expected, abs=0.05)
