@@ -195,7 +195,8 @@ def _build_stored(config: Config, tree: Mapping[str, Any], path: Path) -> nn.Mod
     if "fusion" not in tree:
         raise CheckpointError(f"{path}: damaged, its config is of phase 2, but it holds no text.")
     bank = text_bank_from_dict(tree["fusion"]["text_bank"], where=str(path))
-    return build_fused(build_model(config.model, len(tree["class_names"])), bank, config.multimodal)
+    detector = build_model(config.model, len(tree["class_names"]), channels=config.data.channels)
+    return build_fused(detector, bank, config.multimodal)
 
 
 def _options(config: Config) -> MultimodalConfig:

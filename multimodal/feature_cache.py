@@ -128,7 +128,7 @@ class FindingsLoader:
     Args:
         model: Its detector finds what is not stored yet.
         dataset: Images and targets; asked for by (view, index).
-        batches: Lists of (epoch, index), such as `EpochBatches`.
+        batches: Lists of (epoch, index), such as `EpochBatches`; copies of an image have the same view.
         store: Where findings are kept.
         num_views: Views of each image, of which an epoch has one, in turn.
         device: Where the detector computes.
@@ -141,7 +141,7 @@ class FindingsLoader:
         self,
         model: TextFusedDetector,
         dataset: DetectionDataset,
-        batches: Iterable[Sequence[View]],
+        batches: Iterable[Sequence[tuple[int, ...]]],
         *,
         store: FindingsStore,
         num_views: int,
@@ -166,7 +166,7 @@ class FindingsLoader:
         Raises:
             DataError: If an image is damaged, or findings cannot be stored.
         """
-        plan = [[(epoch % self.num_views, index) for epoch, index in batch] for batch in self.batches]
+        plan = [[(epoch % self.num_views, index) for epoch, index, *_ in batch] for batch in self.batches]
         is_there = [all(self.store.has(view) for view in views) for views in plan]
         absent = [views for views, there in zip(plan, is_there, strict=True) if not there]
         loaded = iterate(load_batches(self.dataset, absent, num_workers=self.num_workers))

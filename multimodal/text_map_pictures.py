@@ -16,6 +16,7 @@ from torch import Tensor
 from deim.boxes import clip_boxes, iou, xywh_to_xyxy
 from deim.data.build import input_format
 from deim.data.coco import CocoSplit, match_classes
+from deim.data.sensors import read_picture
 from deim.data.transforms import fit_to_input, normalize, read_image
 from deim.engine.checkpoint import TrainedDetector
 from deim.evaluation.report.plots import (
@@ -305,14 +306,14 @@ def _draw_image(
 ) -> Image.Image:
     assert isinstance(trained.model, TextFusedDetector)
     form = input_format(trained.config)
-    image = read_image(split.image_path(index))
+    image = read_image(split.image_path(index), form.pixels)
     fitted, placement = fit_to_input(image, form.size_hw, resize=form.resize)
     network_input = normalize(fitted, form.mean, form.std)[None].to(trained.device)
     rows = np.arange(split.first_box[index], split.first_box[index + 1])
     rows = rows[~split.is_crowd[rows]]
     boxes_xyxy = xywh_to_xyxy(torch.from_numpy(split.boxes_xywh[rows]).float())
     return draw_text_map(
-        Image.fromarray(image.permute(1, 2, 0).numpy()),
+        read_picture(split.image_path(index)),
         compute_text_map(trained.model, network_input, placement),
         label,
         class_names=trained.class_names,

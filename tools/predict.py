@@ -8,9 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from PIL import Image
-
-from deim.data.transforms import read_image
+from deim.data.sensors import read_picture
 from deim.errors import ConfigError, DataError, DeimError
 from deim.evaluation.predict import Predictor, above, to_coco_results
 from deim.evaluation.report.plots import draw_detections
@@ -135,7 +133,7 @@ def predict(args: argparse.Namespace) -> None:
     # Raw detections are hundreds: with --score-threshold 0 they would cover the picture.
     draw_from = 0.0 if args.score_threshold is None else detector.trained.config.evaluation.draw_threshold
     for path, detections in zip(paths, found, strict=True):
-        picture = Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
+        picture = read_picture(path)
         shown = above(detections, draw_from)
         drawn = draw_detections(picture, shown, class_names=detector.class_names)
         name = path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png"

@@ -217,7 +217,7 @@ def _range_problems(block_class: Any, values: dict[str, object], hints: dict[str
     found: list[list[str]] = []
     for number in (1, 1 << 20):
         stand_ins = {
-            name: (number,) * len(get_args(hint)) if get_origin(hint) is tuple else number
+            name: (number,) * len(_item_hints(hint, 1)) if get_origin(hint) is tuple else number
             for name, hint in hints.items()
         }
         block = _partial(block_class, stand_ins | values)
@@ -243,8 +243,10 @@ def _match(hint: object, value: Any) -> object:
         is_choice = any(type(value) is type(choice) and value == choice for choice in get_args(hint))
         return value if is_choice else MISSING
     if get_origin(hint) is tuple:
-        hints = get_args(hint)
-        if not isinstance(value, list | tuple) or len(value) != len(hints):
+        if not isinstance(value, list | tuple) or not value:
+            return MISSING
+        hints = _item_hints(hint, len(value))
+        if len(value) != len(hints):
             return MISSING
         items = tuple(_match(item_hint, item) for item_hint, item in zip(hints, value, strict=True))
         return MISSING if MISSING in items else items
@@ -254,6 +256,12 @@ def _match(hint: object, value: Any) -> object:
         is_finite = isinstance(number, int | float) and abs(number) <= float_info.max
         return float(number) if is_finite and not isinstance(number, bool) else MISSING
     return value if type(value) is hint else MISSING
+
+
+def _item_hints(hint: object, length: int) -> tuple[Any, ...]:
+    """The types of a tuple's items; of one of any length, `tuple[float, ...]`, for `length` items."""
+    hints = get_args(hint)
+    return hints[:1] * length if hints[-1] is Ellipsis else hints
 
 
 def _options(hint: object) -> tuple[Any, ...]:
@@ -298,6 +306,8 @@ def _describe(hint: Any) -> str:
         return _one_of([repr(choice) for choice in get_args(hint)])
     if get_origin(hint) is tuple:
         items = get_args(hint)
+        if items[-1] is Ellipsis:
+            return f"a list, each {_describe(items[0])}"
         return f"a list of {len(items)}, each {_one_of([_describe(item) for item in items])}"
     if len(_options(hint)) > 1:
         return _one_of([_describe(option) for option in _options(hint)])

@@ -44,6 +44,77 @@ class SyntheticConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BytesScaling:
+    """Images have 8 bits a channel and stay as they are; deeper files are refused."""
+
+    type: Literal["bytes"] = "bytes"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowScaling:
+    """The same window of sensor values in all images becomes [0, 1]; what lies beyond is clipped."""
+
+    type: Literal["window"]
+    low: float
+    """Sensor value that becomes 0."""
+    high: float
+    """Sensor value that becomes 1, above `low`, at most 65535."""
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                *below(0, low=self.low),
+                (
+                    not self.low < self.high <= 65535,
+                    f"high: got {self.high:g}, needs to be above low, {self.low:g}, and at most 65535",
+                ),
+            ]
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PercentileScaling:
+    """Each channel of each image is stretched between two of its own percentiles to [0, 1]."""
+
+    type: Literal["percentile"]
+    low: float = 0.5
+    """Percent of the pixels that become 0, at least."""
+    high: float = 99.5
+    """Percent of the pixels that lie below 1, about; above `low`, at most 100."""
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                *below(0, low=self.low),
+                (
+                    not self.low < self.high <= 100,
+                    f"high: got {self.high:g}, needs to be above low, {self.low:g}, and at most 100",
+                ),
+            ]
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UniformSampling:
+    """Every training image comes once an epoch."""
+
+    type: Literal["uniform"] = "uniform"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepeatFactorSampling:
+    """Images of a rare class come sqrt(threshold / share of the images that show it) times an epoch."""
+
+    type: Literal["repeat_factor"]
+    threshold: float
+    """Classes on a smaller share of the training images are repeated, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        is_wrong = not 0 < self.threshold <= 1
+        check([(is_wrong, f"threshold: got {self.threshold:g}, needs (0, 1]")])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Where the images are and how they reach the network."""
 
@@ -66,10 +137,16 @@ class DataConfig:
     """Makes the synthetic defect set at `root` if nothing is there; null never makes one."""
     resize: Literal["stretch", "letterbox"] = "stretch"
     """How an image becomes `image_size`: `stretch` ignores the aspect ratio, `letterbox` pads."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of red, green, blue in [0, 1], subtracted from the input."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of red, green, blue, dividing the input."""
+    channels: int = 3
+    """Channels of the image files, 1 to 4; 3 is RGB, and grey files, whose one channel is repeated."""
+    scaling: BytesScaling | WindowScaling | PercentileScaling = field(default_factory=BytesScaling)
+    """How the values of the files become [0, 1]; files of 16 bits need a `window` or a `percentile`."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean of each channel in [0, 1], subtracted from the input; the default is of red, green, blue."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel, dividing the input."""
+    sampling: UniformSampling | RepeatFactorSampling = field(default_factory=UniformSampling)
+    """How often an epoch shows each training image; `repeat_factor` makes epochs longer."""
     batch_size: int | Auto = 8
     """Images that a process has in memory at once in training; auto: as many as fit."""
     effective_batch_size: int | None = None
@@ -99,6 +176,18 @@ class DataConfig:
                 (
                     self.format != "coco" and self.synthetic is not None,
                     f"format: got {self.format!r}, but the synthetic set is COCO. Set synthetic to null.",
+                ),
+                (
+                    not 1 <= self.channels <= 4,
+                    f"channels: got {self.channels}, files of 1 to 4 channels can be read",
+                ),
+                *(
+                    (
+                        len(values) != self.channels and 1 <= self.channels <= 4,
+                        f"{name}: got {list(values)}, needs one number for each of {self.channels} channels, "
+                        f"such as {[usual] * self.channels}",
+                    )
+                    for name, values, usual in (("mean", self.mean, 0.449), ("std", self.std, 0.226))
                 ),
                 (min(self.std) <= 0, f"std: got {list(self.std)}, each must be above 0"),
             ]

@@ -1,6 +1,6 @@
 """Mix-up and copy-blend: images of a batch blended with one another.
 
-Images are (B, 3, H, W) float32, 0 to 255, not yet normalised. Both functions return new images and targets
+Images are (B, C, H, W) float32 in [0, 1], not yet normalised. Both functions return new images and targets
 and leave those that they are given as they are.
 """
 
@@ -31,7 +31,7 @@ def mix_up(images: Tensor, targets: Sequence[Target], *, ratio: float) -> tuple[
     """Blend each image with the one before it in the batch, the first with the last; both keep their boxes.
 
     Args:
-        images: (B, 3, H, W) float32.
+        images: (B, C, H, W) float32.
         targets: An image each, with `area`.
         ratio: Share of the own pixels, in [0, 1].
 
@@ -62,7 +62,7 @@ def copy_blend(
     those of the images as given. Copies keep size and label and lie inside the image; no box is dropped.
 
     Args:
-        images: (B, 3, H, W) float32.
+        images: (B, C, H, W) float32.
         targets: An image each, with `area`.
         max_objects: Objects an image, at least 1.
         ratio: Share of the own pixels where an object is blended in, in [0, 1].

@@ -8,16 +8,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from deim.config.schema import AugmentConfig, Config, DataConfig, IndustrialConfig
+from deim.config.schema import (
+    AugmentConfig,
+    BytesScaling,
+    Config,
+    DataConfig,
+    IndustrialConfig,
+    PercentileScaling,
+    RepeatFactorSampling,
+    WindowScaling,
+)
 from deim.data.check import CheckReport, check_dataset
 from deim.data.coco import CocoSplit, RawSplit, match_classes, read_raw_coco, to_split
 from deim.data.collate import Batch, BatchRequests, ChangedBatches, collate
 from deim.data.dataset import DetectionDataset, EpochBatches, InputFormat, check_images
 from deim.data.formats import read_raw
 from deim.data.industrial import IndustrialChanges, require_albumentations
+from deim.data.sampling import compute_repeat_factors, epoch_length
+from deim.data.sensors import PixelFormat, Scaling
 from deim.data.stages import Augmentation, BatchChanges, compute_sizes
 from deim.data.synthetic import make_synthetic_dataset
 from deim.errors import DataError
@@ -40,7 +53,25 @@ class Splits:
 def input_format(config: Config) -> InputFormat:
     """How the config turns images into inputs."""
     data = config.data
-    return InputFormat(size_hw=config.image_size_hw, resize=data.resize, mean=data.mean, std=data.std)
+    return InputFormat(
+        size_hw=config.image_size_hw,
+        resize=data.resize,
+        mean=data.mean,
+        std=data.std,
+        pixels=pixel_format(data),
+    )
+
+
+def pixel_format(config: DataConfig) -> PixelFormat:
+    """What the config says of the files' channels and of their scaling."""
+    match config.scaling:
+        case BytesScaling():
+            scaling = Scaling()
+        case WindowScaling(low=low, high=high):
+            scaling = Scaling(type="window", low=low, high=high)
+        case PercentileScaling(low=low, high=high):
+            scaling = Scaling(type="percentile", low=low, high=high)
+    return PixelFormat(channels=config.channels, scaling=scaling)
 
 
 def prepare_root(config: DataConfig) -> None:
@@ -94,7 +125,7 @@ def read_split(config: DataConfig, name: str) -> CocoSplit:
         DataError: If the config names no such split or anything in its file is wrong.
     """
     split = to_split(read_raw_split(config, name))
-    check_images(split)
+    check_images(split, pixel_format(config))
     logger.info(
         "%s: %d images (%d without boxes), %d boxes, %d classes",
         name,
@@ -263,7 +294,33 @@ def build_train_batches(
         rank: Number of this process.
         num_ranks: Processes.
     """
-    return EpochBatches(len(split), batch_size, seed=config.seed, rank=rank, num_ranks=num_ranks)
+    return EpochBatches(
+        len(split),
+        batch_size,
+        seed=config.seed,
+        rank=rank,
+        num_ranks=num_ranks,
+        repeat_factors=_repeat_factors(config.data, split),
+    )
+
+
+def _repeat_factors(config: DataConfig, split: CocoSplit) -> NDArray[np.float64] | None:
+    """Of the images, reported; None if each comes once an epoch."""
+    if not isinstance(config.sampling, RepeatFactorSampling):
+        return None
+    factors = compute_repeat_factors(split, config.sampling.threshold)
+    repeated = [
+        f"{name} {factor:.2f}"
+        for name, factor in zip(split.class_names, factors.of_classes, strict=True)
+        if factor > 1
+    ]
+    logger.info(
+        "data.sampling: repeat factors %s; an epoch has %d images instead of %d",
+        ", ".join(repeated) or "of all classes are 1: no class is rarer than the threshold",
+        epoch_length(factors.of_images),
+        len(split),
+    )
+    return factors.of_images
 
 
 def build_train_dataset(

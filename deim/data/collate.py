@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as TF
 
-from deim.data.dataset import BatchRequest, DetectionDataset, EpochBatches
+from deim.data.dataset import BATCH, BatchRequest, DetectionDataset, EpochBatches
 from deim.data.stages import BatchChanges
-from deim.data.transforms import normalize
+from deim.data.transforms import normalize, to_unit
 from deim.structures import Target
 
 
@@ -21,7 +21,7 @@ class Batch:
     """Inputs of one step with their targets."""
 
     images: Tensor
-    """(B, 3, H, W) float32, normalised."""
+    """(B, C, H, W) float32, normalised."""
     targets: list[Target]
     """Ground truth, an image each."""
 
@@ -56,7 +56,7 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
     """Stack samples of one size.
 
     Args:
-        samples: Inputs (3, H, W) with their targets.
+        samples: Inputs (C, H, W) with their targets.
     """
     images, targets = zip(*samples, strict=True)
     return Batch(images=torch.stack(images), targets=list(targets))
@@ -101,15 +101,14 @@ class ChangedBatches(Dataset[Batch]):
         Raises:
             DataError: If an image is damaged.
         """
-        # Four numbers, so that no image of the epoch has the same draws.
-        rng = np.random.default_rng([self.dataset.seed, request.epoch, request.number, 3])
+        rng = np.random.default_rng([self.dataset.seed, request.epoch, request.number, BATCH])
         size_hw = self.changes.draw_size(epoch=request.epoch, rng=rng)
         kind = self.changes.draw_mix(epoch=request.epoch, rng=rng)
-        wanted = request.indices if kind else request.indices[request.own]
-        pairs = [self.dataset.read(request.epoch, index) for index in wanted]
+        wanted = request.items if kind else request.items[request.own]
+        pairs = [self.dataset.read(item) for item in wanted]
         images, targets = torch.stack([image for image, _ in pairs]), [target for _, target in pairs]
         if kind:
-            images, targets = self.changes.mix(kind, images.float(), targets, rng=rng)
+            images, targets = self.changes.mix(kind, to_unit(images), targets, rng=rng)
             images, targets = images[request.own], targets[request.own]
         if size_hw is not None:
             images, targets = resize_batch(images, targets, size_hw)
@@ -123,7 +122,7 @@ def resize_batch(
     """Resize images, bilinear with antialiasing; areas follow, boxes are fractions and stay.
 
     Args:
-        images: (B, 3, H, W).
+        images: (B, C, H, W).
         targets: An image each, with `area`.
         size_hw: In pixels.
     """

@@ -6,15 +6,25 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from deim.boxes import clip_boxes, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.coco import CocoSplit, raise_listed
+from deim.data.image_files import read_header
+from deim.data.sampling import count_copies, draw_copies, epoch_length
+from deim.data.sensors import PHOTOGRAPH, PixelFormat, check_pixels
 from deim.data.stages import Augmentation
-from deim.data.transforms import Sample, fit_to_input, normalize, read_image, read_size
+from deim.data.transforms import Sample, fit_to_input, normalize, read_image
 from deim.errors import DataError
 from deim.structures import Placement, Target
+
+Item = tuple[int, ...]
+"""(epoch, index) of an image to load; (epoch, index, copy), with copy from 1, where it comes again."""
+
+AUGMENTATION, NOISE, COMPOSITION, BATCH = 0, 1, 2, 3
+"""What draws are for: each purpose has numbers of its own, whatever the others draw."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,15 +34,19 @@ class InputFormat:
     size_hw: tuple[int, int]
     """Size of the network input, in pixels."""
     resize: Literal["stretch", "letterbox"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    """C numbers, in [0, 1] of the scaled image."""
+    std: tuple[float, ...]
+    """C numbers, above 0."""
+    pixels: PixelFormat = PHOTOGRAPH
+    """Channels and scaling of the files."""
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """Images of a split as network inputs with targets.
 
-    Items are asked for by (epoch, index), so that augmentation depends on nothing but the seed, the epoch and
-    the image, whatever the number of workers. A plain index stands for epoch 0.
+    Augmentation depends on nothing but the seed and the item (epoch, image and copy), whatever the number of
+    workers. A plain index stands for epoch 0.
 
     Args:
         split: The annotations.
@@ -64,25 +78,25 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, Target]:
-        """Return the input (3, H, W) float32 and its target.
+    def __getitem__(self, item: int | Item) -> tuple[Tensor, Target]:
+        """Return the input (C, H, W) float32 and its target.
 
         Raises:
             DataError: If the image is damaged.
         """
-        epoch, index = item if isinstance(item, tuple) else (0, item)
-        image, target = self.read(epoch, index)
+        image, target = self.read(item if isinstance(item, tuple) else (0, item))
         return normalize(image, self.input_format.mean, self.input_format.std), target
 
-    def read(self, epoch: int, index: int) -> tuple[Tensor, Target]:
-        """Return the input (3, H, W) uint8, not yet normalised, and its target.
+    def read(self, item: Item) -> tuple[Tensor, Target]:
+        """Return the input (C, H, W), uint8 or float32 in [0, 1], not yet normalised, and its target.
 
         Raises:
             DataError: If the image is damaged.
         """
+        index = item[1]
         size_hw = self.input_format.size_hw
         to_pixels = torch.tensor([size_hw[1], size_hw[0]] * 2)
-        composed = self._compose(epoch, index)
+        composed = self._compose(item)
         if composed is not None:
             sample = composed
             listed_h, listed_w = (int(side) for side in self.split.sizes_hw[index])
@@ -98,8 +112,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
                 image=image, boxes_xyxy=to_input_fractions(boxes, placement) * to_pixels, labels=labels
             )
         if self.augmentation is not None:
-            rng = np.random.default_rng([self.seed, epoch, index])
-            sample = self.augmentation(sample, epoch=epoch, rng=rng)
+            rng = np.random.default_rng(self._seed_of(item, AUGMENTATION))
+            sample = self.augmentation(sample, epoch=item[0], rng=rng)
         target: Target = {
             "boxes": xyxy_to_cxcywh(sample.boxes_xyxy / to_pixels),
             "labels": sample.labels,
@@ -107,35 +121,41 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             "image_id": int(self.split.image_ids[index]),
             "file_name": self.split.file_names[index],
             "placement": placement,
-            "noise_seed": int(np.random.SeedSequence([self.seed, epoch, index, 1]).generate_state(1)[0]),
+            "noise_seed": int(np.random.SeedSequence(self._seed_of(item, NOISE)).generate_state(1)[0]),
         }
         return sample.image, target
 
-    def _compose(self, epoch: int, index: int) -> Sample | None:
+    def _seed_of(self, item: Item, purpose: int) -> list[int]:
+        """What the draws of an item depend on; copies of an image have draws of their own."""
+        epoch, index, *copy = item
+        return [self.seed, epoch, index, purpose, *copy]
+
+    def _compose(self, item: Item) -> Sample | None:
         """A mosaic or a part of the image at the size of the network input, if that is drawn."""
         if self.augmentation is None:
             return None
         return self.augmentation.compose(
-            index,
+            item[1],
             self._read_sample,
             num_images=len(self),
             size_hw=self.input_format.size_hw,
             resize=self.input_format.resize,
-            epoch=epoch,
+            epoch=item[0],
             # Draws of its own: with or without mosaic, an image is flipped in the same epochs.
-            rng=np.random.default_rng([self.seed, epoch, index, 2]),
+            rng=np.random.default_rng(self._seed_of(item, COMPOSITION)),
         )
 
     def _read_sample(self, index: int) -> Sample:
         """An image in its own size."""
         boxes, labels = self._boxes(index)
-        return Sample(image=read_image(self.split.image_path(index)), boxes_xyxy=boxes, labels=labels)
+        image = read_image(self.split.image_path(index), self.input_format.pixels)
+        return Sample(image=image, boxes_xyxy=boxes, labels=labels)
 
     def _fitted_image(self, index: int) -> tuple[Tensor, Placement]:
-        """The image at the size of the network input, uint8; nothing changes it in place."""
+        """The image at the size of the network input; nothing changes it in place."""
         if index in self._cache:
             return self._cache[index]
-        image = read_image(self.split.image_path(index))
+        image = read_image(self.split.image_path(index), self.input_format.pixels)
         fitted = fit_to_input(image, self.input_format.size_hw, resize=self.input_format.resize)
         num_bytes = fitted[0].nbytes
         if num_bytes <= self._free_cache_bytes:
@@ -153,22 +173,28 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return clip_boxes(boxes, (height, width)), torch.tensor(labels, dtype=torch.int64)
 
 
-def check_images(split: CocoSplit) -> None:
+def check_images(split: CocoSplit, pixels: PixelFormat = PHOTOGRAPH) -> None:
     """Look at the header of every image of a split; damage further inside shows only when it is decoded.
 
+    Args:
+        split: Any split.
+        pixels: What its images are to be.
+
     Raises:
-        DataError: If a file is not an image or has another size than the annotations say; all are listed.
+        DataError: If a file is not an image, has another size than the annotations say, or another depth or
+            other channels than asked for; all are listed.
     """
     problems = []
     for index, listed_hw in enumerate(split.sizes_hw.tolist()):
         try:
-            height, width = read_size(split.image_path(index))
+            header = read_header(split.image_path(index))
+            check_pixels(header, pixels, where=split.image_path(index))
         except DataError as error:
             problems.append(str(error))
             continue
-        if [height, width] != listed_hw:
+        if list(header.size_hw) != listed_hw:
             where, name = split.annotations_path.name, split.file_names[index]
-            problems.append(describe_size_difference(where, name, listed_hw, (height, width)))
+            problems.append(describe_size_difference(where, name, listed_hw, header.size_hw))
     raise_listed(problems)
 
 
@@ -188,14 +214,17 @@ class BatchRequest:
     epoch: int
     number: int
     """Of the batch in its epoch, from 0."""
-    indices: tuple[int, ...]
-    """Images of the batch, all processes together."""
+    items: tuple[Item, ...]
+    """Of the batch, all processes together."""
     own: slice
-    """Positions in `indices` that are this process's part."""
+    """Positions in `items` that are this process's part."""
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
+class EpochBatches(Sampler[list[Item]]):
     """Batches that visit every image once an epoch, in a random order of the seed and the epoch alone.
+
+    With repeat factors an image comes more than once, by them, the seed and the epoch alone; the length of an
+    epoch is always the same.
 
     With several processes each batch is shared out among them in equal parts. The last batch of an epoch may
     be smaller; if it cannot be shared out equally, fewer images than there are processes are left out, others
@@ -207,13 +236,22 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         seed: Seed of the order.
         rank: Number of this process.
         num_ranks: Processes.
+        repeat_factors: (num_images,), at least 1, of `compute_repeat_factors`; None for once each.
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, *, seed: int, rank: int = 0, num_ranks: int = 1
+        self,
+        num_images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        repeat_factors: NDArray[np.float64] | None = None,
     ) -> None:
-        self.num_images = num_images - num_images % batch_size % num_ranks
-        self.order_length = num_images
+        self.order_length = num_images if repeat_factors is None else epoch_length(repeat_factors)
+        self.num_images = self.order_length - self.order_length % batch_size % num_ranks
+        self.repeat_factors = repeat_factors
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -226,19 +264,31 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         """Batches of a whole epoch."""
         return -(-self.num_images // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Item]]:
         for request in self.requests():
-            yield [(request.epoch, index) for index in request.indices[request.own]]
+            yield list(request.items[request.own])
 
     def requests(self) -> Iterator[BatchRequest]:
         """The batches with what the other processes load of them."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.order_length)
+        order = self._order()
+        copies = np.zeros_like(order) if self.repeat_factors is None else count_copies(order)
         for number in range(self.first_batch, len(self)):
             start = number * self.batch_size
-            batch = order[start : min(start + self.batch_size, self.num_images)]
+            part = slice(start, min(start + self.batch_size, self.num_images))
             yield BatchRequest(
                 epoch=self.epoch,
                 number=number,
-                indices=tuple(batch.tolist()),
+                items=tuple(
+                    (self.epoch, index, copy) if copy else (self.epoch, index)
+                    for index, copy in zip(order[part].tolist(), copies[part].tolist(), strict=True)
+                ),
                 own=slice(self.rank, None, self.num_ranks),
             )
+
+    def _order(self) -> NDArray[np.int64]:
+        """Indices of the images in the order of the epoch."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.repeat_factors is None:
+            return rng.permutation(self.order_length)
+        copies = draw_copies(self.repeat_factors, rng=rng)
+        return rng.permutation(np.repeat(np.arange(len(copies)), copies))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from deim.data.image_files import stored_size_wh
 from deim.data.transforms import read_size
 from deim.errors import DataError
 
@@ -80,7 +81,7 @@ def scan_image(path: Path, *, decode: bool) -> ImageFacts:
         return ImageFacts(header_problem=_describe_damage(path, error))
     sha256 = hashlib.sha256(content).hexdigest() if decode else ""
     with opened:
-        width, height = opened.size
+        width, height = stored_size_wh(opened)
         orientation, problem, thumbnail = NOT_TURNED, "", NO_THUMBNAIL
         try:
             # A PNG without EXIF data ahead of its pixels would be decoded by a look for it.
@@ -88,7 +89,9 @@ def scan_image(path: Path, *, decode: bool) -> ImageFacts:
                 orientation = _read_orientation(opened)
             if decode:
                 opened.load()
-                orientation = _read_orientation(opened)
+                # Of a decoded TIFF, which Pillow has turned by then, it is no longer known.
+                if opened.format != "TIFF":
+                    orientation = _read_orientation(opened)
                 thumbnail = _make_thumbnail(ImageOps.exif_transpose(opened))
         except DAMAGE as error:
             problem = str(error)

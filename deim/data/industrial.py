@@ -54,6 +54,7 @@ def change_industrially(sample: Sample, changes: IndustrialChanges, *, rng: np.r
 
     What comes into the image from outside is black. Boxes become upright boxes around the changed ones, are
     clipped, and are dropped if less than a tenth of one (`LEAST_SHARE`), or a side under a pixel, is left.
+    Noise of colours and JPEG are for 8-bit RGB alone: JPEG would cut a deeper image to 8 bits.
 
     Args:
         sample: Any sample.
@@ -63,19 +64,23 @@ def change_industrially(sample: Sample, changes: IndustrialChanges, *, rng: np.r
     Raises:
         ConfigError: If albumentations is not installed.
     """
-    pipeline = _build_pipeline(changes, seed=int(rng.integers(2**31)))
+    channels = sample.image.shape[0]
+    # Grey goes through three times and comes back once: albumentations lights no image of one channel.
+    given = sample.image.expand(3, -1, -1) if channels == 1 else sample.image
+    is_photograph = channels == 3 and sample.image.dtype == torch.uint8
+    pipeline = _build_pipeline(changes, is_photograph=is_photograph, seed=int(rng.integers(2**31)))
     found = pipeline(
-        image=np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy()),
+        image=np.ascontiguousarray(given.permute(1, 2, 0).numpy()),
         bboxes=sample.boxes_xyxy.numpy(),
         labels=sample.labels.numpy(),
     )
     boxes = torch.as_tensor(np.asarray(found["bboxes"], dtype=np.float32)).reshape(-1, 4)
     labels = torch.as_tensor(np.asarray(found["labels"], dtype=np.int64)).reshape(-1)
-    image = torch.from_numpy(np.ascontiguousarray(found["image"])).permute(2, 0, 1).contiguous()
+    image = torch.from_numpy(np.ascontiguousarray(found["image"])).permute(2, 0, 1)[:channels].contiguous()
     return replace(sample, image=image, boxes_xyxy=boxes, labels=labels)
 
 
-def _build_pipeline(changes: IndustrialChanges, *, seed: int) -> Any:
+def _build_pipeline(changes: IndustrialChanges, *, is_photograph: bool, seed: int) -> Any:
     require_albumentations()
     # It asks the network for a newer version of itself otherwise, in each process that loads.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -85,6 +90,10 @@ def _build_pipeline(changes: IndustrialChanges, *, seed: int) -> Any:
     cv2.setNumThreads(0)  # the processes that load share the cores already
 
     degrees, shift = changes.max_degrees, changes.max_corner_shift
+    noises = [albu.GaussNoise(std_range=(0.01, 0.05), p=1)]
+    if is_photograph:
+        noises.append(albu.ISONoise(color_shift=(0.01, 0.03), intensity=(0.1, 0.3), p=1))
+    jpeg = changes.jpeg if is_photograph else 0.0
     lights = [albu.Illumination(mode=mode, intensity_range=(0.05, 0.2), p=1) for mode in LIGHT_MODES]
     return albu.Compose(
         [
@@ -99,14 +108,8 @@ def _build_pipeline(changes: IndustrialChanges, *, seed: int) -> Any:
                 ],
                 p=changes.blur,
             ),
-            albu.OneOf(
-                [
-                    albu.GaussNoise(std_range=(0.01, 0.05), p=1),
-                    albu.ISONoise(color_shift=(0.01, 0.03), intensity=(0.1, 0.3), p=1),
-                ],
-                p=changes.noise,
-            ),
-            albu.ImageCompression(compression_type="jpeg", quality_range=(40, 90), p=changes.jpeg),
+            albu.OneOf(noises, p=changes.noise),
+            albu.ImageCompression(compression_type="jpeg", quality_range=(40, 90), p=jpeg),
         ],
         bbox_params=albu.BboxParams(
             format="pascal_voc",

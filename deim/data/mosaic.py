@@ -49,7 +49,7 @@ def make_mosaic(
     fitted = [_with_short_side(sample, short_side) for sample in samples]
     height = max(sample.image.shape[-2] for sample in fitted)
     width = max(sample.image.shape[-1] for sample in fitted)
-    canvas = torch.zeros(3, 2 * height, 2 * width, dtype=torch.uint8)
+    canvas = fitted[0].image.new_zeros(fitted[0].image.shape[0], 2 * height, 2 * width)
     boxes = []
     for number, sample in enumerate(fitted):
         top, left = number // 2 * height, number % 2 * width

@@ -64,7 +64,9 @@ def _draw_tile(
 ) -> Image.Image:
     """An image under a line that says where it comes from."""
     pixels = image.permute(1, 2, 0).numpy() * np.array(input_format.std) + np.array(input_format.mean)
-    picture = Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8))
+    # As in `sensors.read_picture`: a second channel of two is left out, and so is a fourth.
+    shown = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
+    picture = Image.fromarray((shown * 255).round().clip(0, 255).astype(np.uint8))
     width, height = picture.size
     scale = TILE_SIDE / max(picture.size)
     picture = picture.resize((max(1, round(width * scale)), max(1, round(height * scale))))

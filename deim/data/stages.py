@@ -171,7 +171,7 @@ class BatchChanges:
 
         Args:
             kind: From `draw_mix`.
-            images: (B, 3, H, W) float32, 0 to 255.
+            images: (B, C, H, W) float32 in [0, 1].
             targets: An image each.
             rng: Source of all draws.
         """

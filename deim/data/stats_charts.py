@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
-from PIL import Image, ImageOps
 
 from deim.data.coco import CocoSplit
+from deim.data.sensors import read_picture
 from deim.data.stats import SMALL_SIDE_PX, DatasetStats
 
 WIDTH = 8.0
@@ -233,8 +233,7 @@ def _samples(figure: Figure, splits: Mapping[str, CocoSplit], seed: int) -> None
 
 
 def _draw_sample(axes: Axes, split: CocoSplit, index: int) -> None:
-    with Image.open(split.image_path(index)) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
+    picture = read_picture(split.image_path(index))
     picture.thumbnail((SAMPLE_SIDE_PX, SAMPLE_SIDE_PX))
     scale = picture.width / int(split.sizes_hw[index, 1])
     axes.imshow(np.asarray(picture))

@@ -1,23 +1,30 @@
 """Images and boxes on their way to the network: reading, resizing, random changes, normalising.
 
 Training, evaluation and prediction share `read_image` and `fit_to_input`, so that they see the same pixels.
-Images are (3, H, W) uint8 RGB until `normalize`.
+Images are (C, H, W) until `normalize`: uint8, RGB where C is 3, or float32 in [0, 1] where the values of a
+sensor are scaled; see `sensors.py`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from deim.boxes import box_area, clip_boxes
-from deim.errors import DataError
+from deim.data.image_files import (
+    ImageHeader,
+    bits_per_channel,
+    named_errors,
+    picture_to_rgb,
+    read_header,
+    read_values,
+)
+from deim.data.sensors import PHOTOGRAPH, PixelFormat, check_pixels, scale_values
 from deim.structures import Placement
 
 PADDING_GREY = 114
@@ -29,7 +36,7 @@ class Sample:
     """An image with its boxes."""
 
     image: Tensor
-    """(3, H, W) uint8, RGB."""
+    """(C, H, W) uint8, RGB where C is 3, or float32 in [0, 1]."""
     boxes_xyxy: Tensor
     """(N, 4) float32, pixels of `image`."""
     labels: Tensor
@@ -41,25 +48,24 @@ class Sample:
         return box_area(self.boxes_xyxy)
 
 
-def read_image(path: Path) -> Tensor:
-    """Read a photograph upright, as its EXIF orientation says.
+def read_image(path: Path, pixels: PixelFormat = PHOTOGRAPH) -> Tensor:
+    """Read an image upright, as its EXIF orientation says.
 
     Args:
-        path: Any format that Pillow reads, 8 bits a channel; grey and palette images become RGB.
+        path: For photographs any format that Pillow reads, 8 bits a channel, of which grey and palette images
+            become RGB; otherwise see `image_files.read_values`.
+        pixels: What the config says of channels and scaling.
 
     Returns:
-        (3, H, W) uint8.
+        (C, H, W) uint8, or float32 in [0, 1] if the values are scaled.
 
     Raises:
-        DataError: If the file is missing, not an image, damaged, or has more than 8 bits a channel.
+        DataError: If the file is missing, not an image, damaged, or has another depth or other channels.
     """
-    with _named_errors(path), Image.open(path) as opened:
-        if opened.mode.startswith(("I", "F")):
-            raise DataError(
-                f"{path}: has more than 8 bits a channel (mode {opened.mode}), which would be cut to black "
-                f"and white. Convert it to 8 bits with a scaling that suits your camera."
-            )
-        return image_to_tensor(opened)
+    if not pixels.is_plain:
+        return scale_values(read_values(path), pixels, where=path)
+    with named_errors(path), Image.open(path) as opened:
+        return image_to_tensor(opened, where=path)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -68,29 +74,23 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: If the file is missing or not an image.
     """
-    with _named_errors(path), Image.open(path) as opened:
-        width, height = opened.size
-        is_turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return (width, height) if is_turned else (height, width)
+    return read_header(path).size_hw
 
 
-@contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Turn Pillow's errors into one that names the file."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image.") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"{path}: the image is damaged or not an image ({error}). Replace or remove it."
-        ) from None
+def image_to_tensor(image: Image.Image, *, where: object = "image") -> Tensor:
+    """Turn a picture upright, as its EXIF orientation says, and into a (3, H, W) uint8 RGB tensor.
 
+    Args:
+        image: 8 bits a channel.
+        where: Where it came from, for the message.
 
-def image_to_tensor(image: Image.Image) -> Tensor:
-    """Turn a picture upright, as its EXIF orientation says, and into a (3, H, W) uint8 RGB tensor."""
-    upright = ImageOps.exif_transpose(image).convert("RGB")
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
+    Raises:
+        DataError: If it has more than 8 bits a channel.
+    """
+    bits = bits_per_channel(image)
+    header = ImageHeader(size_hw=(image.height, image.width), channels=len(image.getbands()), bits=bits)
+    check_pixels(header, PHOTOGRAPH, where=where)
+    return torch.from_numpy(np.array(picture_to_rgb(image))).permute(2, 0, 1).contiguous()
 
 
 def fit_to_input(
@@ -99,13 +99,13 @@ def fit_to_input(
     """Resize an image to the network input, bilinear with antialiasing.
 
     Args:
-        image: (3, H, W) uint8.
+        image: (C, H, W) uint8, or float32 in [0, 1], which keeps its precision.
         size_hw: Size of the network input, in pixels.
         resize: `stretch` ignores the aspect ratio; `letterbox` keeps it and pads right and left, or top and
             bottom, with grey.
 
     Returns:
-        The (3, *size_hw) uint8 input, and where it lies in the image.
+        The (C, *size_hw) input of the same type, and where it lies in the image.
     """
     height, width = image.shape[-2:]
     if resize == "stretch":
@@ -116,7 +116,7 @@ def fit_to_input(
     scale = min(size_hw[0] / height, size_hw[1] / width)
     inner_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
     top, left = (size_hw[0] - inner_hw[0]) // 2, (size_hw[1] - inner_hw[1]) // 2
-    canvas = torch.full((image.shape[0], *size_hw), PADDING_GREY, dtype=image.dtype)
+    canvas = grey_canvas(image, size_hw)
     canvas[:, top : top + inner_hw[0], left : left + inner_hw[1]] = TF.resize(
         image, list(inner_hw), antialias=True
     )
@@ -129,13 +129,19 @@ def fit_to_input(
     )
 
 
+def grey_canvas(like: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """(C, *size_hw) of the grey that pads, with the channels and the type of the image `like`."""
+    grey = PADDING_GREY / 255 if like.is_floating_point() else PADDING_GREY
+    return torch.full((like.shape[0], *size_hw), grey, dtype=like.dtype)
+
+
 def keep_visible(
     image: Tensor, boxes_xyxy: Tensor, labels: Tensor, *, whole_area: Tensor, least_share: float
 ) -> Sample:
     """Clip boxes to an image and drop those of which too little is left.
 
     Args:
-        image: (3, H, W) uint8.
+        image: (C, H, W) uint8 or float32.
         boxes_xyxy: (N, 4) float, pixels of `image`; may reach beyond it.
         labels: (N,) int64.
         whole_area: (N,) float, area of the boxes before anything was cut off, in square pixels of `image`.
@@ -148,11 +154,22 @@ def keep_visible(
     return Sample(image=image, boxes_xyxy=clipped[kept], labels=labels[kept])
 
 
-def normalize(image: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
-    """Scale (..., 3, H, W) of 0 to 255 to [0, 1], subtract `mean`, divide by `std`: float32."""
+def to_unit(images: Tensor) -> Tensor:
+    """Images as float32 in [0, 1]: uint8 is divided by 255, float32 is so already."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Bring images to [0, 1], subtract `mean`, divide by `std`: float32.
+
+    Args:
+        images: (..., C, H, W) uint8, or float32 in [0, 1].
+        mean: C numbers.
+        std: C numbers above 0.
+    """
     shift = torch.tensor(mean)[:, None, None]
     scale = torch.tensor(std)[:, None, None]
-    return (image.float() / 255 - shift) / scale
+    return (to_unit(images) - shift) / scale
 
 
 def flip_horizontal(sample: Sample) -> Sample:
@@ -174,6 +191,8 @@ def flip_vertical(sample: Sample) -> Sample:
 def distort_colours(sample: Sample, probability: float, *, rng: np.random.Generator) -> Sample:
     """Change brightness, contrast, saturation, hue and channel order, each with the same probability.
 
+    Images of other than three channels have no colours: of them brightness and contrast change.
+
     Args:
         sample: Any sample.
         probability: Of each change, in [0, 1].
@@ -186,23 +205,34 @@ def distort_colours(sample: Sample, probability: float, *, rng: np.random.Genera
         The ranges of SSD's photometric distortion (arXiv:1512.02325), as in torchvision.
     """
     image = sample.image
+    has_colours = image.shape[0] == 3
     contrast_first = rng.random() < 0.5
 
     def contrast(picture: Tensor) -> Tensor:
         if rng.random() >= probability:
             return picture
-        return TF.adjust_contrast(picture, rng.uniform(0.5, 1.5))
+        factor = rng.uniform(0.5, 1.5)
+        if has_colours:
+            return TF.adjust_contrast(picture, factor)
+        return _blend(picture, factor, towards=float(picture.float().mean()))
 
     if rng.random() < probability:
-        image = TF.adjust_brightness(image, rng.uniform(0.875, 1.125))
+        factor = rng.uniform(0.875, 1.125)
+        image = TF.adjust_brightness(image, factor) if has_colours else _blend(image, factor, towards=0.0)
     if contrast_first:
         image = contrast(image)
-    if rng.random() < probability:
+    if has_colours and rng.random() < probability:
         image = TF.adjust_saturation(image, rng.uniform(0.5, 1.5))
-    if rng.random() < probability:
+    if has_colours and rng.random() < probability:
         image = TF.adjust_hue(image, rng.uniform(-0.05, 0.05))
     if not contrast_first:
         image = contrast(image)
-    if rng.random() < probability:
+    if has_colours and rng.random() < probability:
         image = image[torch.from_numpy(rng.permutation(3))]
     return replace(sample, image=image)
+
+
+def _blend(image: Tensor, factor: float, *, towards: float) -> Tensor:
+    """An image's differences to a value, multiplied; as torchvision does it for one and three channels."""
+    changed = (image * factor + (1 - factor) * towards).clamp(0, 1 if image.is_floating_point() else 255)
+    return changed.to(image.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from deim.boxes import box_area, iou
-from deim.data.transforms import PADDING_GREY, Sample, keep_visible
+from deim.data.transforms import Sample, grey_canvas, keep_visible
 
 LEAST_SHARE = 0.25
 """Share of a box that a window must hold; with less of it, the box is dropped. What has its centre in the
@@ -128,7 +128,7 @@ def show_window(
         scale = min(size_hw[0] / window.height, size_hw[1] / window.width)
         canvas_hw = (max(1, round(window.height * scale)), max(1, round(window.width * scale)))
         offset_yx = ((size_hw[0] - canvas_hw[0]) // 2, (size_hw[1] - canvas_hw[1]) // 2)
-    canvas = torch.zeros(3, *canvas_hw, dtype=torch.uint8)
+    canvas = sample.image.new_zeros(sample.image.shape[0], *canvas_hw)
     height, width = sample.image.shape[-2:]
     rows = _placed_span(window.top, window.height, height, canvas_hw[0])
     columns = _placed_span(window.left, window.width, width, canvas_hw[1])
@@ -143,7 +143,7 @@ def show_window(
     shown = keep_visible(canvas, boxes, sample.labels, whole_area=box_area(boxes), least_share=LEAST_SHARE)
     if canvas_hw == size_hw:
         return shown
-    padded = torch.full((3, *size_hw), PADDING_GREY, dtype=torch.uint8)
+    padded = grey_canvas(canvas, size_hw)
     top, left = offset_yx
     padded[:, top : top + canvas_hw[0], left : left + canvas_hw[1]] = shown.image
     return Sample(

@@ -175,7 +175,7 @@ def build_detector(config: Config, tree: Mapping[str, Any], path: Path) -> nn.Mo
             f"{path}: has a fusion head, of phase 2. Load it with multimodal.load_detector, "
             f"or name the detector alone, {config.multimodal.detector}."
         )
-    return build_model(config.model, len(tree["class_names"]))
+    return build_model(config.model, len(tree["class_names"]), channels=config.data.channels)
 
 
 def load_trained(

@@ -164,7 +164,7 @@ def _try_step(config: Config, parts: RunParts, number: int, most_boxes: int) -> 
 
 def _largest_batch(config: Config, parts: RunParts, number: int, most_boxes: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(number, 3, *_largest_size(config), generator=generator)
+    images = torch.randn(number, config.data.channels, *_largest_size(config), generator=generator)
     target: Target = {
         "boxes": torch.rand(most_boxes, 4, generator=generator) * 0.3 + 0.3,
         "labels": torch.randint(len(parts.class_names), (most_boxes,), generator=generator),
@@ -175,7 +175,8 @@ def _largest_batch(config: Config, parts: RunParts, number: int, most_boxes: int
 
 def _try_validation(config: Config, parts: RunParts) -> int:
     """Peak memory in bytes of a validation batch."""
-    images = torch.zeros(config.data.eval_batch_size, 3, *config.image_size_hw, device=parts.device)
+    data = config.data
+    images = torch.zeros(data.eval_batch_size, data.channels, *config.image_size_hw, device=parts.device)
     reset_peak(parts.device)
     try:
         with torch.no_grad():

@@ -76,7 +76,7 @@ def build_detector_subject(setting: Setting) -> Subject:
     """
     config, timeline = setting.config, setting.timeline
     train = setting.splits.train
-    model = build_model(config.model, len(train.class_names))
+    model = build_model(config.model, len(train.class_names), channels=config.data.channels)
     if config.model.init_from is not None and setting.is_new:
         load_initial_weights(model, Path(config.model.init_from), class_names=train.class_names)
     model.to(setting.device)

@@ -17,6 +17,8 @@ from deim.config.schema import Config
 from deim.data.build import input_format, iterate
 from deim.data.coco import CocoSplit
 from deim.data.dataset import InputFormat
+from deim.data.image_files import image_orientation, plain_values, turn_upright
+from deim.data.sensors import PixelFormat, scale_values
 from deim.data.transforms import fit_to_input, image_to_tensor, normalize, read_image
 from deim.engine.checkpoint import TrainedDetector, load_trained
 from deim.engine.device import select_device
@@ -28,8 +30,8 @@ from deim.evaluation.suppression import candidate_rules
 from deim.model.postprocess import select_detections
 from deim.structures import Detections, Placement
 
-ImageLike = str | Path | Image.Image | NDArray[np.uint8]
-"""A file, a picture, or an (H, W, 3) RGB or (H, W) grey array."""
+ImageLike = str | Path | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]
+"""A file, a picture, or an (H, W, C) or (H, W) array with the depth and channels of the training images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +90,7 @@ def detect(
 
     Args:
         model: In evaluation mode, on the device of `images`.
-        images: (B, 3, H, W) float, normalised.
+        images: (B, C, H, W) float, normalised.
         placements: Where each input lies in its original image.
         max_detections: Detections kept an image.
 
@@ -202,7 +204,8 @@ class Predictor:
         """Detect objects, exactly as evaluation does.
 
         Args:
-            images: One image or several: paths, pictures, or uint8 arrays (H, W, 3) RGB or (H, W) grey.
+            images: One image or several: paths, pictures, or arrays: uint8 (H, W, 3) RGB or (H, W) grey, and
+                for a detector of other channels or with a scaling, (H, W, C) uint8 or uint16 as it says.
             score_threshold: Detections with a lower score are left out, and nothing else; 0 gives the raw
                 detections. None takes those that count at the stored operating points, or, if the checkpoint
                 has none, all from `evaluation.draw_threshold`.
@@ -211,7 +214,8 @@ class Predictor:
             Detections of each image, best score first, boxes in pixels of the image.
 
         Raises:
-            DataError: If a file is missing or not an image, or an array is not of bytes.
+            DataError: If a file is missing or not an image, or an image has not the depth and the channels
+                that the detector was trained for.
         """
         several = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images
         size = self.trained.config.data.eval_batch_size
@@ -226,7 +230,8 @@ class Predictor:
 
     def _predict_batch(self, images: Sequence[ImageLike]) -> list[Detections]:
         form = self.input_format
-        fitted = [fit_to_input(_to_tensor(image), form.size_hw, resize=form.resize) for image in images]
+        read = (_to_tensor(image, form.pixels) for image in images)
+        fitted = [fit_to_input(image, form.size_hw, resize=form.resize) for image in read]
         inputs = torch.stack([normalize(image, form.mean, form.std) for image, _ in fitted])
         return detect(
             self.trained.model,
@@ -305,15 +310,22 @@ def max_detections(config: Config) -> int:
     return config.model.decoder.num_queries
 
 
-def _to_tensor(image: ImageLike) -> Tensor:
+def _to_tensor(image: ImageLike, pixels: PixelFormat) -> Tensor:
     if isinstance(image, (str, Path)):
-        return read_image(Path(image))
+        return read_image(Path(image), pixels)
     if isinstance(image, Image.Image):
-        return image_to_tensor(image)
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3):
+        if pixels.is_plain:
+            return image_to_tensor(image, where="predict")
+        values = turn_upright(plain_values(image, where="predict"), image_orientation(image))
+        return scale_values(values, pixels, where="predict")
+    is_array = isinstance(image, np.ndarray) and image.dtype in (np.uint8, np.uint16)
+    if not is_array or image.ndim not in (2, 3):
         kind = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise DataError(
             f"predict: got a {kind}. Give a path, a Pillow image, or a uint8 array (H, W, 3) RGB or (H, W) "
-            f"grey."
+            f"grey; a detector with data.scaling takes uint16 too, one with data.channels C takes (H, W, C)."
         )
-    return image_to_tensor(Image.fromarray(image))
+    if pixels.is_plain and image.dtype == np.uint8:
+        return image_to_tensor(Image.fromarray(image))
+    values = np.moveaxis(image if image.ndim == 3 else image[..., None], -1, 0)
+    return scale_values(values, pixels, where="predict")

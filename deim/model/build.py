@@ -12,16 +12,17 @@ from deim.model.encoder.hybrid import HybridEncoder
 VARIANTS = ("nano", "s", "m", "l", "x")
 
 
-def build_model(config: ModelConfig, num_classes: int) -> Detector:
+def build_model(config: ModelConfig, num_classes: int, *, channels: int = 3) -> Detector:
     """Build the detector with random weights; see `weights.py` for loading some.
 
     Args:
         config: The `model` block.
         num_classes: Classes to tell apart, at least 1.
+        channels: Of the images, at least 1.
     """
     decoder = config.decoder
     return Detector(
-        _build_backbone(config.backbone, config.hidden_dim),
+        _build_backbone(config.backbone, config.hidden_dim, channels),
         HybridEncoder(
             config.hidden_dim,
             config.encoder.num_heads,
@@ -63,7 +64,9 @@ def build_variant(name: str, *, num_classes: int) -> Detector:
     return build_model(load_block(path, "model", ModelConfig), num_classes)
 
 
-def _build_backbone(config: VitTinyConfig | DinoV3Config, hidden_dim: int) -> SpatialAdapterBackbone:
+def _build_backbone(
+    config: VitTinyConfig | DinoV3Config, hidden_dim: int, channels: int
+) -> SpatialAdapterBackbone:
     dinov3 = isinstance(config, DinoV3Config)
     vit = VisionTransformer(
         config.dim,
@@ -72,6 +75,7 @@ def _build_backbone(config: VitTinyConfig | DinoV3Config, hidden_dim: int) -> Sp
         return_blocks=config.return_blocks,
         dinov3=dinov3,
         ffn=config.ffn if isinstance(config, DinoV3Config) else "mlp",
+        channels=channels,
     )
     return SpatialAdapterBackbone(
         vit,
@@ -79,4 +83,5 @@ def _build_backbone(config: VitTinyConfig | DinoV3Config, hidden_dim: int) -> Sp
         adapter_width=config.adapter_width,
         hidden_dim=hidden_dim,
         nested=not dinov3,
+        channels=channels,
     )

@@ -26,6 +26,11 @@ class Detector(nn.Module):
         self.decoder = decoder
 
     @property
+    def channels(self) -> int:
+        """Of the images."""
+        return self.backbone.vit.patch_embed.proj.in_channels
+
+    @property
     def num_classes(self) -> int:
         """C, the classes that are told apart."""
         return self.decoder.num_classes
@@ -41,7 +46,7 @@ class Detector(nn.Module):
         """Detect objects.
 
         Args:
-            images: (B, 3, H, W) float, normalised; H and W multiples of 32.
+            images: (B, channels, H, W) float, normalised; H and W multiples of 32.
             targets: Ground truth, an image each; used in training mode for denoising queries.
             max_boxes: Boxes of the fullest image, where `images` are a part of a larger batch: with it, and a
                 `noise_seed` in each target, the parts get the denoising queries that the whole would.
@@ -52,9 +57,14 @@ class Detector(nn.Module):
             `pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4); in training mode all supervised outputs too.
 
         Raises:
-            ValueError: If the height or the width is not a multiple of 32, the numbers of images and targets
-                differ, or the queries are asked for in training mode.
+            ValueError: If the images have other channels, the height or the width is not a multiple of 32,
+                the numbers of images and targets differ, or the queries are asked for in training mode.
         """
+        if images.shape[-3] != self.channels:
+            raise ValueError(
+                f"images: got {images.shape[-3]} channels, the detector is built for {self.channels}. Give "
+                f"it images as data.channels says."
+            )
         height, width = images.shape[-2:]
         if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
             raise ValueError(

@@ -31,6 +31,9 @@ COMPUTED_KEYS: Final = ("decoder.anchors", "decoder.valid_mask")
 CLASS_KEYS: Final = re.compile(r"decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.")
 """Tensors whose shape follows from the number of classes."""
 
+PIXEL_KEYS: Final = re.compile(r"(.*\.)?(patch_embed\.proj|sta\.stem\.0)\.weight")
+"""The two convolutions that see the image: filters (out, channels, height, width)."""
+
 VIT_TINY_SOURCE: Final = "linked in the README of github.com/Intellindust-AI-Lab/DEIMv2"
 DINOV3_SOURCE: Final = "on Meta's DINOv3 download page, under the DINOv3 licence"
 SOURCES: Final = {
@@ -76,6 +79,8 @@ class LoadReport:
     """Loaded elements as a share of the part's, class-dependent tensors of another shape left out."""
     replaced: tuple[str, ...]
     """Class-dependent tensors that keep their random start, because the file has other classes."""
+    adapted: tuple[str, ...] = ()
+    """Convolutions of the image that were fitted to another number of channels; see `adapt_filters`."""
 
 
 def load_initial_weights(
@@ -104,6 +109,7 @@ def load_initial_weights(
     if part == "detector":
         state = {key: value for key, value in state.items() if key not in COMPUTED_KEYS}
     _refuse_non_finite(state, path)
+    adapted = _adapt_pixel_filters(state, current)
     fitting = {
         key: value
         for key, value in state.items()
@@ -121,9 +127,43 @@ def load_initial_weights(
             f"probably of another model size. First tensors without a match: {', '.join(missing[:3])}."
         )
     module.load_state_dict(fitting, strict=False)
-    report = LoadReport(part=part, share=share, replaced=replaced)
+    report = LoadReport(part=part, share=share, replaced=replaced, adapted=adapted)
     _log(report, path, missing=missing, unexpected=unexpected)
     return report
+
+
+def adapt_filters(filters: Tensor, channels: int) -> Tensor:
+    """Fit the filters of a convolution to images of another number of channels.
+
+    The answer to images whose channels are all the same stays, so that of three channels become one: their
+    sum; two: half their sum, twice; four: the three and their mean, times 3/4. In general the first channels
+    keep their own filters if none is lost, all others get the mean, and the whole is scaled by old / new.
+
+    Args:
+        filters: (out, C, height, width).
+        channels: C of the result, at least 1.
+
+    Returns:
+        (out, channels, height, width).
+    """
+    before = filters.shape[1]
+    if channels == before:
+        return filters
+    kept = filters if channels > before else filters[:, :0]
+    mean = filters.mean(dim=1, keepdim=True).expand(-1, channels - kept.shape[1], -1, -1)
+    return torch.cat([kept, mean], dim=1) * (before / channels)
+
+
+def _adapt_pixel_filters(state: dict[str, Tensor], current: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Fit the first convolutions of a file to the model's channels, in place; the names of those changed."""
+    adapted = []
+    for key in [key for key in state if PIXEL_KEYS.fullmatch(key) and key in current]:
+        theirs, ours = state[key], current[key]
+        others = (theirs.shape[:1] + theirs.shape[2:], ours.shape[:1] + ours.shape[2:])
+        if theirs.ndim == 4 and others[0] == others[1] and theirs.shape != ours.shape:
+            state[key] = adapt_filters(theirs, ours.shape[1])
+            adapted.append(f"{key} ({theirs.shape[1]} to {ours.shape[1]} channels)")
+    return tuple(adapted)
 
 
 def read_weights_file(path: Path, *, advice: str = "") -> dict[str, Any]:
@@ -230,6 +270,11 @@ def _log(report: LoadReport, path: Path, *, missing: list[str], unexpected: list
     logger.info("%s: loaded %.1f %% of the %s", path, 100 * report.share, report.part)
     if report.replaced:
         logger.info("new for your classes, from random weights: %s", ", ".join(report.replaced))
+    if report.adapted:
+        logger.info(
+            "fitted to the channels of the images, with the same answer to grey: %s",
+            ", ".join(report.adapted),
+        )
     constant = ("num_points_scale", "bias_mask", "periods", "rope_embed.periods")
     lost = [key for key in missing if not key.endswith(constant)]
     if lost:

@@ -120,7 +120,7 @@ def build_trials(
         averaging=resolve_ema(config.ema, total_steps=timeline.total_steps),
         device=device,
         precision=precision,
-        train=_TrainBatches(loader, batch_size=batches.batch_size),
+        train=_TrainBatches(loader, batches),
         val=_val_findings(config, evaluator, loader),
         ground_truth=evaluator.ground_truth(),
         max_detections=evaluator.max_detections,
@@ -139,12 +139,17 @@ def build_trials(
 class _TrainBatches:
     """Training batches of a seed and an epoch, in an order that follows from both alone."""
 
-    def __init__(self, loader: FindingsLoader, *, batch_size: int) -> None:
+    def __init__(self, loader: FindingsLoader, like: EpochBatches) -> None:
         self.loader = loader
-        self.batch_size = batch_size
+        self.like = like
 
     def __call__(self, seed: int, epoch: int) -> Iterable[FindingsBatch]:
-        order = EpochBatches(len(self.loader.dataset), self.batch_size, seed=seed)
+        order = EpochBatches(
+            len(self.loader.dataset),
+            self.like.batch_size,
+            seed=seed,
+            repeat_factors=self.like.repeat_factors,
+        )
         order.epoch = epoch
         self.loader.batches = order
         return self.loader

@@ -472,15 +472,17 @@ def full_trees() -> list[dict[str, Any]]:
     backbones = [{"type": "vit_tiny", "dim": 64, "num_heads": 2}, {"type": "dinov3"}]
     goals = [{"type": "recall", "at_least": 0.9}, {"type": "false_boxes", "at_most_per_image": 0.1}]
     encoders = [{"type": "hashed"}, {"type": "open_clip"}]
+    scalings = [{"type": "window", "low": 0, "high": 1}, {"type": "percentile"}]
     trees = [
         {
             **common,
             "augment": {"industrial": {}},
+            "data": data | {"scaling": scaling, "sampling": {"type": "repeat_factor", "threshold": 0.1}},
             "model": {"name": "x", "hidden_dim": 64, "backbone": backbone},
             "evaluation": {"goal": goal},
             "multimodal": {"detector": "x", "encoder": encoder},
         }
-        for backbone, goal, encoder in zip(backbones, goals, encoders, strict=True)
+        for backbone, goal, encoder, scaling in zip(backbones, goals, encoders, scalings, strict=True)
     ]
     return [config_to_dict(config_from_dict(tree, where="test")) for tree in trees]
 

@@ -25,6 +25,7 @@ def tiny_detector(
     hidden_dim: int = 32,
     seed: int = 0,
     shake: float = 0.0,
+    channels: int = 3,
 ) -> Detector:
     """Build a detector of about 0.1 million parameters.
 
@@ -39,6 +40,7 @@ def tiny_detector(
         seed: Of the weights.
         shake: Standard deviation of noise on all trainable weights. Several heads start at zero, and would
             hide errors behind them.
+        channels: Of the images.
     """
     return_blocks = (0, 1, 2)
     backbone: VitTinyConfig | DinoV3Config
@@ -71,7 +73,7 @@ def tiny_detector(
         ),
     )
     torch.manual_seed(seed)
-    model = build_model(config, num_classes)
+    model = build_model(config, num_classes, channels=channels)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad and shake:

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from deim.boxes import xywh_to_xyxy
-from deim.data.transforms import read_image
+from deim.data.sensors import read_picture
 from deim.errors import DataError
 from deim.evaluation.coco_metrics import CocoMetrics, compute_coco_metrics
 from deim.evaluation.operating_points import OperatingPoints, operating_points_from_dict
@@ -245,7 +245,7 @@ class ImageFolder:
         self._missing: dict[str, None] = {}
 
     def read(self, position: int) -> Image.Image | None:
-        """The image upright, in RGB; None if it is not there.
+        """The image upright, in RGB with 8 bits; None if it is not there.
 
         Raises:
             DataError: If it is there but damaged.
@@ -254,7 +254,7 @@ class ImageFolder:
         if not path.is_file():
             self._missing[self._file_names[position]] = None
             return None
-        return Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
+        return read_picture(path)
 
     def describe_missing(self) -> str:
         """What was asked for and not there, in a sentence; empty if nothing was."""

@@ -21,12 +21,13 @@ class SpatialPrior(nn.Module):
 
     Args:
         width: Channels of the stem; the outputs have 2, 4 and 4 times as many.
+        channels: Of the images.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, channels: int = 3) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            *_down(3, width), nn.GELU(), nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+            *_down(channels, width), nn.GELU(), nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         )
         # Each output is taken before its activation; the next step begins with it.
         self.conv2 = nn.Sequential(*_down(width, 2 * width))
@@ -34,7 +35,7 @@ class SpatialPrior(nn.Module):
         self.conv4 = nn.Sequential(nn.GELU(), *_down(4 * width, 4 * width))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return maps at strides 8, 16, 32 of images (B, 3, H, W)."""
+        """Return maps at strides 8, 16, 32 of images (B, channels, H, W)."""
         stride_8 = self.conv2(self.stem(images))
         stride_16 = self.conv3(stride_8)
         return stride_8, stride_16, self.conv4(stride_16)
@@ -50,14 +51,22 @@ class SpatialAdapterBackbone(nn.Module):
         hidden_dim: Channels of the outputs.
         nested: True if the official weights hold the transformer one level deeper (`dinov3._model.…`), as
             those of the ViT-Tiny family do.
+        channels: Of the images, the same as of the transformer.
     """
 
     def __init__(
-        self, vit: VisionTransformer, vit_dim: int, *, adapter_width: int, hidden_dim: int, nested: bool
+        self,
+        vit: VisionTransformer,
+        vit_dim: int,
+        *,
+        adapter_width: int,
+        hidden_dim: int,
+        nested: bool,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         self.dinov3: nn.Module = nn.ModuleDict({"_model": vit}) if nested else vit
-        self.sta = SpatialPrior(adapter_width)
+        self.sta = SpatialPrior(adapter_width, channels=channels)
         self.convs = nn.ModuleList(
             nn.Conv2d(vit_dim + factor * adapter_width, hidden_dim, kernel_size=1, bias=False)
             for factor in (2, 4, 4)
@@ -75,7 +84,7 @@ class SpatialAdapterBackbone(nn.Module):
         """Compute the feature pyramid.
 
         Args:
-            images: (B, 3, H, W) float, normalised; H and W multiples of 32.
+            images: (B, channels, H, W) float, normalised; H and W multiples of 32.
 
         Returns:
             Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.

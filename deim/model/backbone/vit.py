@@ -24,12 +24,12 @@ COORDINATE_RESCALE = 2.0
 class PatchEmbed(nn.Module):
     """Cut the image into 16 x 16 patches and project each to a token."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, channels: int = 3) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
+        self.proj = nn.Conv2d(channels, dim, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return tokens (B, H/16 · W/16, D) of images (B, 3, H, W), and the grid (H/16, W/16)."""
+        """Return tokens (B, H/16 · W/16, D) of images (B, channels, H, W), and the grid (H/16, W/16)."""
         patches = self.proj(images)
         return patches.flatten(2).transpose(1, 2), (patches.shape[2], patches.shape[3])
 
@@ -141,6 +141,7 @@ class VisionTransformer(nn.Module):
             returned map, and random rescaling of the coordinates in training. False for ViT-Tiny: none of
             these.
         ffn: Feed-forward of the blocks.
+        channels: Of the images.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class VisionTransformer(nn.Module):
         return_blocks: Sequence[int],
         dinov3: bool,
         ffn: Literal["mlp", "swiglu"] = "mlp",
+        channels: int = 3,
     ) -> None:
         super().__init__()
         self.return_blocks = tuple(return_blocks)
@@ -163,7 +165,7 @@ class VisionTransformer(nn.Module):
             self.storage_tokens = nn.Parameter(torch.zeros(1, 4, dim))
             self.mask_token = nn.Parameter(torch.zeros(1, dim))
             self.norm = nn.LayerNorm(dim, eps=norm_eps)
-        self.patch_embed = PatchEmbed(dim)
+        self.patch_embed = PatchEmbed(dim, channels=channels)
         self.rope_embed = AxialRope(dim // num_heads)
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, ffn=ffn, dinov3=dinov3, norm_eps=norm_eps) for _ in range(depth)
@@ -178,7 +180,7 @@ class VisionTransformer(nn.Module):
         if self.rescale_coordinates:
             nn.init.normal_(self.cls_token, std=0.02)
             nn.init.normal_(self.storage_tokens, std=0.02)
-            bound = math.sqrt(1 / (3 * PATCH_SIZE**2))
+            bound = math.sqrt(1 / (self.patch_embed.proj.in_channels * PATCH_SIZE**2))
             nn.init.uniform_(self.patch_embed.proj.weight, -bound, bound)
             assert self.patch_embed.proj.bias is not None
             nn.init.uniform_(self.patch_embed.proj.bias, -bound, bound)
@@ -189,7 +191,7 @@ class VisionTransformer(nn.Module):
         """Compute the feature maps.
 
         Args:
-            images: (B, 3, H, W) float, normalised; H and W multiples of 16.
+            images: (B, channels, H, W) float, normalised; H and W multiples of 16.
 
         Returns:
             A map (B, D, H/16, W/16) for each of `return_blocks`.

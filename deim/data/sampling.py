@@ -1,0 +1,83 @@
+"""How often an epoch shows each image: rare classes more often than others, if asked for."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deim.data.coco import CocoSplit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepeatFactors:
+    """How often classes and images come, in units of once an epoch."""
+
+    of_classes: NDArray[np.float64]
+    """(C,), at least 1, in the order of the split's categories."""
+    of_images: NDArray[np.float64]
+    """(N,), at least 1: the largest of the image's classes."""
+
+
+def compute_repeat_factors(split: CocoSplit, threshold: float) -> RepeatFactors:
+    """Repeat factors of a split: max(1, sqrt(threshold / share of the images that show the class)).
+
+    Crowd regions do not count: training does not see them.
+
+    Args:
+        split: Training data.
+        threshold: Classes on a smaller share of the images are repeated; in (0, 1].
+
+    Source:
+        Gupta et al., LVIS, CVPR 2019, appendix on repeat factor sampling (arXiv:1908.03195).
+    """
+    images = np.repeat(np.arange(len(split)), np.diff(split.first_box))[~split.is_crowd]
+    categories = split.box_category_ids[~split.is_crowd]
+    of_classes = np.ones(len(split.category_ids))
+    of_images = np.ones(len(split))
+    for index, category_id in enumerate(split.category_ids):
+        shows = np.unique(images[categories == category_id])
+        if len(shows):
+            of_classes[index] = max(1.0, (threshold * len(split) / len(shows)) ** 0.5)
+            of_images[shows] = np.maximum(of_images[shows], of_classes[index])
+    return RepeatFactors(of_classes=of_classes, of_images=of_images)
+
+
+def epoch_length(repeat_factors: NDArray[np.float64]) -> int:
+    """Images of an epoch, copies counted: the sum of the factors, rounded up."""
+    return math.ceil(math.fsum(repeat_factors.tolist()))
+
+
+def draw_copies(repeat_factors: NDArray[np.float64], *, rng: np.random.Generator) -> NDArray[np.int64]:
+    """How often each image comes in an epoch: its factor, rounded up or down by lot.
+
+    Every epoch has the same number of images, `epoch_length`, so that the schedule of a run is known ahead:
+    the factors are stretched to that sum, by less than 1 / length, and laid end to end in a random order; as
+    many whole numbers as fall into an image's part, from a random start, are its copies.
+
+    Args:
+        repeat_factors: (N,), at least 1.
+        rng: Source of all draws.
+
+    Returns:
+        (N,), at least 1, of sum `epoch_length`.
+    """
+    length = epoch_length(repeat_factors)
+    order = rng.permutation(len(repeat_factors))
+    ends = np.cumsum(repeat_factors[order])
+    ends *= length / ends[-1]
+    marks = np.floor(ends + rng.random())
+    marks[-1] = length
+    copies = np.empty(len(order), dtype=np.int64)
+    copies[order] = np.diff(marks, prepend=0.0)
+    return copies
+
+
+def count_copies(drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(L,) how often each of (L,) entries has come before."""
+    by_value = np.argsort(drawn, kind="stable")
+    starts = np.flatnonzero(np.diff(drawn[by_value], prepend=-1))
+    lengths = np.diff(starts, append=len(drawn))
+    found = np.empty(len(drawn), dtype=np.int64)
+    found[by_value] = np.arange(len(drawn)) - np.repeat(starts, lengths)
+    return found

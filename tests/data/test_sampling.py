@@ -1,0 +1,176 @@
+"""Repeat-factor sampling: frequencies are those of the formula, orders those of the seed and the epoch."""
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deim.config import Config
+from deim.data.build import build_train_batches, build_train_dataset
+from deim.data.coco import CocoSplit, read_coco
+from deim.data.dataset import EpochBatches
+from deim.data.sampling import compute_repeat_factors, count_copies, draw_copies, epoch_length
+from deim.data.stages import Augmentation
+from deim.errors import ConfigError
+
+FACTORS = np.array([1.0, 2.5, 1.0, 1.25, 4.0, 1.0, 1.7, 1.0, 3.3, 1.0])
+
+
+def write_split(root: Path, classes: list[list[int]], *, crowds: tuple[int, ...] = ()) -> CocoSplit:
+    """An annotation file with the classes of each image; the images are empty files."""
+    images = [
+        {"id": number, "file_name": f"{number}.png", "width": 40, "height": 30}
+        for number in range(len(classes))
+    ]
+    for image in images:
+        (root / str(image["file_name"])).touch()
+    boxes = [(number, category) for number, of_image in enumerate(classes) for category in of_image]
+    annotations = [
+        {
+            "id": number + 1,
+            "image_id": image,
+            "category_id": category,
+            "bbox": [1, 2, 10, 10],
+            "area": 100,
+            "iscrowd": int(image in crowds),
+        }
+        for number, (image, category) in enumerate(boxes)
+    ]
+    categories = [{"id": number, "name": f"class {number}"} for number in (5, 2, 9)]
+    tree = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "train.json").write_text(json.dumps(tree), encoding="utf-8")
+    return read_coco(root / "train.json", root)
+
+
+def test_factors_follow_the_formula(tmp_path: Path) -> None:
+    # 16 images: class 5 on 8, class 2 on 2 (twice on the first), class 9 on 1 of these; 6 empty.
+    split = write_split(tmp_path, [[5]] * 7 + [[5, 2, 2], [2, 9]] + [[9]] + [[]] * 6, crowds=(9,))
+    factors = compute_repeat_factors(split, 0.25)
+    by_category = dict(zip(split.category_ids, factors.of_classes, strict=True))
+    assert by_category == {5: 1.0, 2: math.sqrt(0.25 * 16 / 2), 9: math.sqrt(0.25 * 16 / 1)}
+    # An image follows its rarest class; crowds and empty images are not repeated.
+    expected = [1.0] * 7 + [by_category[2], by_category[9]] + [1.0] * 7
+    assert factors.of_images.tolist() == expected
+
+
+def test_without_boxes_nothing_is_repeated(tmp_path: Path) -> None:
+    factors = compute_repeat_factors(write_split(tmp_path, [[], []]), 1.0)
+    assert factors.of_images.tolist() == [1, 1]
+    assert factors.of_classes.tolist() == [1, 1, 1]
+
+
+def test_copies_are_the_factor_rounded_up_or_down_and_its_mean() -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.stack([draw_copies(FACTORS, rng=rng) for _ in range(4000)])
+    length = epoch_length(FACTORS)
+    assert length == math.ceil(FACTORS.sum()) == 18
+    assert (drawn.sum(axis=1) == length).all()
+    stretched = FACTORS * length / FACTORS.sum()
+    assert (drawn >= np.floor(stretched)).all()
+    assert (drawn <= np.ceil(stretched)).all()
+    # Four standard deviations of a mean of 4000 that differ by 1 at most.
+    np.testing.assert_allclose(drawn.mean(axis=0), stretched, atol=4 * 0.5 / 4000**0.5)
+    np.testing.assert_allclose(stretched, FACTORS, rtol=1 / FACTORS.sum())
+
+
+@pytest.mark.parametrize("number", [1, 7, 1000])
+def test_factors_of_one_are_every_image_once(number: int) -> None:
+    assert (draw_copies(np.ones(number), rng=np.random.default_rng(1)) == 1).all()
+
+
+def test_copies_of_a_list_are_numbered() -> None:
+    assert count_copies(np.array([3, 1, 3, 3, 0, 1])).tolist() == [0, 0, 1, 2, 0, 1]
+    assert count_copies(np.zeros(0, dtype=np.int64)).tolist() == []
+
+
+def test_frequencies_of_the_sampler_match_the_formula(tmp_path: Path) -> None:
+    split = write_split(tmp_path, [[5]] * 30 + [[2]] * 5 + [[9]] * 2 + [[]] * 3)
+    factors = compute_repeat_factors(split, 0.5).of_images
+    batches = EpochBatches(len(split), 8, seed=0, repeat_factors=factors)
+    seen: Counter[int] = Counter()
+    for batches.epoch in range(400):
+        items = [item for batch in batches for item in batch]
+        assert len(items) == epoch_length(factors)
+        assert len(set(items)) == len(items)
+        assert {item[1] for item in items} == set(range(len(split)))
+        seen.update(item[1] for item in items)
+    frequencies = np.array([seen[index] for index in range(len(split))]) / 400
+    # Within the stretch to a whole length, and four standard deviations of 400 epochs.
+    np.testing.assert_allclose(frequencies, factors, atol=4 * 0.5 / 400**0.5, rtol=1 / factors.sum())
+    by_class = [frequencies[30:35].mean(), frequencies[35:37].mean(), frequencies[37:].mean()]
+    assert by_class == pytest.approx([math.sqrt(0.5 * 40 / 5), math.sqrt(0.5 * 40 / 2), 1.0], rel=0.03)
+
+
+def test_an_order_follows_from_seed_and_epoch_and_goes_on_after_a_stop() -> None:
+    batches = EpochBatches(10, 4, seed=3, repeat_factors=FACTORS)
+    batches.epoch = 2
+    whole = list(batches)
+    assert [len(batch) for batch in whole] == [4, 4, 4, 4, 2]
+    assert len(batches) == 5
+    batches.first_batch = 2
+    assert list(batches) == whole[2:]
+    batches.first_batch, batches.epoch = 0, 3
+    assert list(batches) != whole
+    for other_seed, is_same in ((3, True), (4, False)):
+        again = EpochBatches(10, 4, seed=other_seed, repeat_factors=FACTORS)
+        again.epoch = 2
+        assert (list(again) == whole) is is_same
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_processes_share_each_batch_equally(num_ranks: int) -> None:
+    alone = list(EpochBatches(10, 8, seed=0, repeat_factors=FACTORS))
+    shares = [
+        list(EpochBatches(10, 8, seed=0, rank=rank, num_ranks=num_ranks, repeat_factors=FACTORS))
+        for rank in range(num_ranks)
+    ]
+    for together in zip(*shares, strict=True):
+        assert len({len(share) for share in together}) == 1
+    whole = [sorted(item for share in together for item in share) for together in zip(*shares, strict=True)]
+    assert whole[:2] == [sorted(batch) for batch in alone[:2]]
+    assert sum(map(len, whole)) == 18 - 18 % 8 % num_ranks
+
+
+def test_copies_of_an_epoch_are_changed_in_different_ways(
+    tiny_set: Path, tiny_config: Callable[..., Config]
+) -> None:
+    config = tiny_config(tiny_set, tiny_set / "run")
+    split = read_coco(tiny_set / "annotations" / "train.json", tiny_set / "images")
+    augmentation = Augmentation(
+        horizontal_flip=0.0, vertical_flip=0.0, photometric=1.0, start_epoch=0, stop_epoch=9
+    )
+    dataset = build_train_dataset(config, split, augmentation=augmentation)
+    items = [dataset[item] for item in ((1, 0), (1, 0, 1), (1, 0, 2), (1, 0, 1))]
+    images = [image for image, _ in items]
+    assert torch.equal(images[1], images[3])
+    assert not any(torch.equal(images[a], images[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+    assert len({target["noise_seed"] for _, target in items}) == 3
+
+
+def test_it_is_off_unless_asked_for_and_reported_when_on(
+    tmp_path: Path, tiny_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    split = write_split(tmp_path, [[5]] * 8 + [[2]])
+    with caplog.at_level(logging.INFO, logger="deim"):
+        plain = build_train_batches(tiny_config(tmp_path, tmp_path), split, batch_size=3)
+        assert plain.repeat_factors is None
+        assert caplog.text == ""
+        config = tiny_config(tmp_path, tmp_path, "data.sampling={type: repeat_factor, threshold: 0.5}")
+        batches = build_train_batches(config, split, batch_size=3)
+    assert len(batches) == 4
+    assert "data.sampling: repeat factors class 2 2.12; an epoch has 11 images instead of 9" in caplog.text
+
+
+def test_a_threshold_that_is_no_share_is_refused(tmp_path: Path, tiny_config: Callable[..., Config]) -> None:
+    for threshold in (0, 1.5):
+        option = f"data.sampling={{type: repeat_factor, threshold: {threshold}}}"
+        with pytest.raises(
+            ConfigError, match=rf"data\.sampling\.threshold: got {threshold:g}, needs \(0, 1\]"
+        ):
+            tiny_config(tmp_path, tmp_path, option)
