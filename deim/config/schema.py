@@ -274,6 +274,8 @@ class AugmentConfig:
     """Share of the other batches in which defects of the batch are blended into its images."""
     copy_blend_objects: int = 3
     """Defects blended into an image, at most; at least 1."""
+    copy_blend_balanced: bool = False
+    """Defects are drawn class by class, each as likely, from the whole training split, not from the batch."""
     multi_scale: float = 0.0
     """Largest change of the input's size, drawn for each batch, as a share in [0, 0.5]; 0 for one size."""
     multi_scale_repeat: int = 6
@@ -297,6 +299,11 @@ class AugmentConfig:
                 ),
                 *below(1, zoom_out_max_scale=self.zoom_out_max_scale),
                 *below(1, copy_blend_objects=self.copy_blend_objects),
+                (
+                    self.copy_blend_balanced and self.copy_blend == 0,
+                    "copy_blend_balanced: got true, but copy_blend is 0, so nothing is blended in. Set "
+                    "copy_blend above 0.",
+                ),
                 *below(1, multi_scale_repeat=self.multi_scale_repeat),
                 (
                     not 0 <= self.mosaic_max_degrees <= 45,

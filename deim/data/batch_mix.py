@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
@@ -55,6 +56,7 @@ def copy_blend(
     max_objects: int,
     ratio: float,
     rng: np.random.Generator,
+    donors: tuple[Tensor, Sequence[Target]] | None = None,
 ) -> tuple[Tensor, list[Target]]:
     """Blend objects of the batch, each with some of its surroundings, into all images at random places.
 
@@ -67,21 +69,25 @@ def copy_blend(
         max_objects: Objects an image, at least 1.
         ratio: Share of the own pixels where an object is blended in, in [0, 1].
         rng: Source of all draws.
+        donors: Other images, (D, C, H, W), to take all objects from, with the objects that may be taken, each
+            image as likely as any other; None takes them from the batch, each object as likely.
 
     Returns:
-        The batch as it is if none of its objects has an area of 100 (`LEAST_AREA`).
+        The batch as it is if no object has an area of 100 (`LEAST_AREA`).
 
     Source:
-        Copy-blend of DEIMv2 (arXiv:2509.20787).
+        Copy-blend of DEIMv2 (arXiv:2509.20787); the donors are ours.
     """
-    pool = _objects(targets, (images.shape[-2], images.shape[-1]))
+    source_images, source_targets = (images, targets) if donors is None else donors
+    pool = _objects(source_targets, (images.shape[-2], images.shape[-1]))
     if not pool:
         return images, list(targets)
+    chances = None if donors is None else _chances([source.image for source in pool])
     blended = images.clone()
     found: list[Target] = []
     for number, target in enumerate(targets):
-        chosen = rng.choice(len(pool), size=min(max_objects, len(pool)), replace=False)
-        copies = [_blend_in(images, blended, number, pool[index], ratio, rng) for index in chosen]
+        chosen = rng.choice(len(pool), size=min(max_objects, len(pool)), replace=False, p=chances)
+        copies = [_blend_in(source_images, blended, number, pool[index], ratio, rng) for index in chosen]
         found.append(_joined(target, _as_target(copies, [pool[index] for index in chosen], images)))
     return blended, found
 
@@ -91,12 +97,19 @@ class _Object:
     """An object to copy; its corners are whole pixels."""
 
     image: int
-    """Position of its image in the batch."""
+    """Position of its image in the batch, or among the donors."""
     left: int
     top: int
     width: int
     height: int
     label: int
+
+
+def _chances(images: Sequence[int]) -> NDArray[np.float64]:
+    """(N,) chances of the objects of (N,) images, of sum 1, of which each image has the same part."""
+    _, image_of, counts = np.unique(images, return_inverse=True, return_counts=True)
+    chances: NDArray[np.float64] = 1 / counts[image_of]
+    return chances / chances.sum()
 
 
 def _objects(targets: Sequence[Target], size_hw: tuple[int, int]) -> list[_Object]:

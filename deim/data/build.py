@@ -275,6 +275,7 @@ def build_batch_changes(
         mix_up=augment.mix_up,
         copy_blend=augment.copy_blend,
         copy_blend_objects=augment.copy_blend_objects,
+        copy_blend_balanced=augment.copy_blend_balanced,
         sizes_hw=sizes,
         start_epoch=start_epoch,
         mix_end_epoch=mix_end_epoch,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as TF
 
-from deim.data.dataset import BATCH, BatchRequest, DetectionDataset, EpochBatches
+from deim.data.dataset import BATCH, BatchRequest, DetectionDataset, EpochBatches, Item
 from deim.data.stages import BatchChanges
 from deim.data.transforms import normalize, to_unit
 from deim.structures import Target
@@ -94,6 +94,8 @@ class ChangedBatches(Dataset[Batch]):
     def __init__(self, dataset: DetectionDataset, changes: BatchChanges) -> None:
         self.dataset = dataset
         self.changes = changes
+        # Here and not when the first batch is made: processes that load share it.
+        self._items_of_classes = dataset.find_items_of_classes() if changes.copy_blend_balanced else {}
 
     def __getitem__(self, request: BatchRequest) -> Batch:
         """Load a batch.
@@ -105,15 +107,30 @@ class ChangedBatches(Dataset[Batch]):
         size_hw = self.changes.draw_size(epoch=request.epoch, rng=rng)
         kind = self.changes.draw_mix(epoch=request.epoch, rng=rng)
         wanted = request.items if kind else request.items[request.own]
-        pairs = [self.dataset.read(item) for item in wanted]
-        images, targets = torch.stack([image for image, _ in pairs]), [target for _, target in pairs]
+        images, targets = self._read(wanted)
         if kind:
-            images, targets = self.changes.mix(kind, to_unit(images), targets, rng=rng)
+            drawn = self.changes.draw_donors(kind, self._items_of_classes, rng=rng)
+            donors = self._read_donors(request.epoch, drawn) if drawn else None
+            images, targets = self.changes.mix(kind, to_unit(images), targets, donors=donors, rng=rng)
             images, targets = images[request.own], targets[request.own]
         if size_hw is not None:
             images, targets = resize_batch(images, targets, size_hw)
         form = self.dataset.input_format
         return Batch(images=normalize(images, form.mean, form.std), targets=targets)
+
+    def _read(self, items: Sequence[Item]) -> tuple[Tensor, list[Target]]:
+        """Inputs (B, C, H, W), not yet normalised."""
+        images, targets = zip(*(self.dataset.read(item) for item in items), strict=True)
+        return torch.stack(images), list(targets)
+
+    def _read_donors(self, epoch: int, drawn: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Target]]:
+        """Inputs (D, C, H, W) in [0, 1], with their objects of the drawn class alone."""
+        images, targets = self._read([(epoch, index) for _, index in drawn])
+        for (label, _), target in zip(drawn, targets, strict=True):
+            is_drawn = target["labels"] == label
+            for name in ("boxes", "labels", "area"):
+                target[name] = target[name][is_drawn]
+        return to_unit(images), targets
 
 
 def resize_batch(

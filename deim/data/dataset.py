@@ -125,6 +125,14 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         }
         return sample.image, target
 
+    def find_items_of_classes(self) -> dict[int, list[int]]:
+        """Indices of the images that show each class, by its index; classes that none shows are left out."""
+        found: dict[int, list[int]] = {}
+        for index in range(len(self)):
+            for label in self._boxes(index)[1].unique().tolist():
+                found.setdefault(label, []).append(index)
+        return found
+
     def _seed_of(self, item: Item, purpose: int) -> list[int]:
         """What the draws of an item depend on; copies of an image have draws of their own."""
         epoch, index, *copy = item

@@ -10,7 +10,7 @@ from stop           –        –         –                 yes     –      
 * zoom-out and crop for the images that did not become a mosaic.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -148,6 +148,8 @@ class BatchChanges:
     """Of the batches without mix-up."""
     copy_blend_objects: int
     """Defects blended into an image, at most."""
+    copy_blend_balanced: bool
+    """Whether each class is as likely, of the whole split instead of the batch."""
     sizes_hw: tuple[tuple[int, int], ...]
     """Sizes of the input to draw from, in pixels; a size may stand there several times."""
     start_epoch: int
@@ -164,8 +166,33 @@ class BatchChanges:
             return "mix_up"
         return "copy_blend" if copies and self.start_epoch <= epoch < self.stop_epoch else None
 
+    def draw_donors(
+        self, kind: Mix, items_of_classes: Mapping[int, Sequence[int]], *, rng: np.random.Generator
+    ) -> list[tuple[int, int]]:
+        """Draw objects to copy into a batch by class: a class first, then an image that shows it.
+
+        Args:
+            kind: From `draw_mix`.
+            items_of_classes: Images that show each class, by its index; none of them empty.
+            rng: Source of all draws.
+
+        Returns:
+            Class index and image, as many as objects may be blended into one image; none unless copies are
+            balanced.
+        """
+        if kind != "copy_blend" or not self.copy_blend_balanced or not items_of_classes:
+            return []
+        labels = rng.choice(sorted(items_of_classes), size=self.copy_blend_objects).tolist()
+        return [(label, int(rng.choice(items_of_classes[label]))) for label in labels]
+
     def mix(
-        self, kind: Mix, images: Tensor, targets: Sequence[Target], *, rng: np.random.Generator
+        self,
+        kind: Mix,
+        images: Tensor,
+        targets: Sequence[Target],
+        *,
+        donors: tuple[Tensor, Sequence[Target]] | None = None,
+        rng: np.random.Generator,
     ) -> tuple[Tensor, list[Target]]:
         """Blend the images of a whole batch.
 
@@ -173,6 +200,7 @@ class BatchChanges:
             kind: From `draw_mix`.
             images: (B, C, H, W) float32 in [0, 1].
             targets: An image each.
+            donors: Images drawn by `draw_donors`, with their objects of the drawn class; None for none.
             rng: Source of all draws.
         """
         ratio = draw_ratio(rng)
@@ -180,7 +208,14 @@ class BatchChanges:
             case "mix_up":
                 return mix_up(images, targets, ratio=ratio)
             case "copy_blend":
-                return copy_blend(images, targets, max_objects=self.copy_blend_objects, ratio=ratio, rng=rng)
+                return copy_blend(
+                    images,
+                    targets,
+                    max_objects=self.copy_blend_objects,
+                    ratio=ratio,
+                    rng=rng,
+                    donors=donors,
+                )
 
     def draw_size(self, *, epoch: int, rng: np.random.Generator) -> tuple[int, int] | None:
         """Draw the size of a batch's input, in pixels; None for the usual one."""
@@ -190,9 +225,10 @@ class BatchChanges:
 
     def names(self, epoch: int) -> list[str]:
         """What may happen to a batch in an epoch (0-based), in words."""
+        copies = "balanced copy-blend" if self.copy_blend_balanced else "copy-blend"
         active = {
             "mix-up": self.mix_up > 0 and self.start_epoch <= epoch < self.mix_end_epoch,
-            "copy-blend": self.copy_blend > 0 and self.start_epoch <= epoch < self.stop_epoch,
+            copies: self.copy_blend > 0 and self.start_epoch <= epoch < self.stop_epoch,
             "several sizes": bool(self.sizes_hw) and epoch < self.stop_epoch,
         }
         return [name for name, is_active in active.items() if is_active]

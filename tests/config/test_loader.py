@@ -276,6 +276,11 @@ WRONG = [
     ("epochs=0", "epochs: got 0, needs at least 1"),
     ("augment.mosaic=1.5", "augment.mosaic: got 1.5, needs [0, 1]"),
     ("augment.zoom_out_max_scale=0.5", "augment.zoom_out_max_scale: got 0.5, needs at least 1"),
+    (
+        "augment.copy_blend_balanced=true",
+        "augment.copy_blend_balanced: got true, but copy_blend is 0, so nothing is blended in. Set "
+        "copy_blend above 0.",
+    ),
     ("augment.copy_blend_objects=0", "augment.copy_blend_objects: got 0, needs at least 1"),
     ("augment.multi_scale=0.6", "augment.multi_scale: got 0.6, needs [0, 0.5]"),
     ("augment.mosaic_max_degrees=90", "augment.mosaic_max_degrees: got 90.0, needs [0, 45]"),

@@ -114,6 +114,24 @@ def test_what_no_object_came_to_is_as_it_was() -> None:
             assert rows.max() < bottom + margin_y
 
 
+def test_objects_come_from_each_donor_as_often() -> None:
+    images, targets = as_batch([coloured_sample([(0, 0, 30, 30)], SIZE_HW)])
+    one, nine = [(0, 0, 12, 12)], [(20, 20, 32, 32)] * 9
+    donors = as_batch([coloured_sample(one, SIZE_HW, first=1), coloured_sample(nine, SIZE_HW, first=2)])
+    donors[1][1]["labels"] = torch.full((9,), 2)
+    rng = np.random.default_rng(0)
+    labels = []
+    for _ in range(400):
+        blended, found = copy_blend(images, targets, max_objects=1, ratio=0.5, rng=rng, donors=donors)
+        assert found[0]["labels"][0] == 0
+        left, top, right, bottom = pixels(found[0])[1].int().tolist()
+        assert (right - left, bottom - top) == (12, 12)
+        assert (blended[0, :, top:bottom, left:right] != images[0, :, top:bottom, left:right]).any()
+        labels += found[0]["labels"][1:].tolist()
+    assert len(labels) == 400
+    assert labels.count(1) / 400 == pytest.approx(0.5, abs=0.07)
+
+
 def test_small_objects_are_not_copied() -> None:
     images, targets = as_batch([coloured_sample([(0, 0, 9, 11), (20, 20, 30, 30)], SIZE_HW)] * 2)
     assert LEAST_AREA == 100

@@ -10,7 +10,7 @@ import torch
 
 from deim.config import Config, config_from_dict, load_config, shipped_configs_dir
 from deim.config.loader import load_block
-from deim.config.schema import AugmentConfig
+from deim.config.schema import AugmentConfig, IndustrialConfig
 from deim.data.build import (
     build_augmentation,
     build_batch_changes,
@@ -21,6 +21,7 @@ from deim.data.build import (
 from deim.data.coco import CocoSplit, read_coco
 from deim.data.collate import Batch, resize_batch
 from deim.data.stages import compute_sizes, find_stages
+from deim.data.transforms import Sample
 from deim.engine.schedule import resolve_schedule
 from deim.engine.subject import build_training_changes
 from deim.errors import ConfigError
@@ -231,3 +232,64 @@ def test_mixes_are_as_frequent_as_asked_for(tiny_set: Path, tiny_config: Callabl
         kinds = [changes.draw_mix(epoch=epoch, rng=rng) for _ in range(2000)]
         shares = (kinds.count("mix_up") / 2000, kinds.count("copy_blend") / 2000)
         assert shares == pytest.approx(expected, abs=0.05)
+
+
+def test_balanced_copies_come_from_the_whole_split(
+    tmp_path: Path, write_coco: Callable[..., Path], tiny_config: Callable[..., Config]
+) -> None:
+    root = write_coco(tmp_path / "set", num_images={"train": 12, "val": 1, "test": 1})
+    split = read(root)
+    # One image alone shows another class.
+    largest = int(split.boxes_xywh[:, 2:].min(axis=1).argmax())
+    categories = np.full_like(split.box_category_ids, split.category_ids[0])
+    categories[largest] = split.category_ids[1]
+    split = replace(split, box_category_ids=categories)
+    shares = []
+    for balanced in (False, True):
+        options = f"augment={{copy_blend: 1, copy_blend_objects: 1, copy_blend_balanced: {balanced}}}"
+        config = tiny_config(root, tmp_path / "run", options)
+        plain = tiny_config(root, tmp_path / "run")
+        copies: list[int] = []
+        for epoch in range(1, 9):
+            both = zip(epoch_of(config, split, epoch=epoch), epoch_of(plain, split, epoch=epoch), strict=True)
+            for batch, own in both:
+                for target, alone in zip(batch.targets, own.targets, strict=True):
+                    copies += target["labels"][len(alone["labels"]) :].tolist()
+        shares.append(copies.count(1) / len(copies))
+    assert shares[0] < 0.2
+    assert 0.35 < shares[1] < 0.65
+
+
+def test_a_split_without_boxes_has_nothing_to_copy(
+    tiny_set: Path, tiny_config: Callable[..., Config]
+) -> None:
+    split = read(tiny_set)
+    split = replace(split, is_crowd=np.ones_like(split.is_crowd))
+    options = "augment={copy_blend: 1, copy_blend_balanced: true}"
+    for batch in epoch_of(tiny_config(tiny_set, tiny_set / "run", options), split, epoch=2):
+        assert all(len(target["labels"]) == 0 for target in batch.targets)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["bytes", "fractions"])
+def test_every_change_takes_every_kind_of_image(channels: int, kind: str) -> None:
+    pytest.importorskip("albumentations")
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(channels, 70, 90, generator=generator)
+    image = pixels if kind == "fractions" else (pixels * 255).to(torch.uint8)
+    sample = Sample(image=image, boxes_xyxy=torch.tensor([[20.0, 20, 60, 50]]), labels=torch.tensor([1]))
+    every = dict.fromkeys(("rotation", "perspective", "lighting", "exposure", "blur", "noise", "jpeg"), 1.0)
+    for first in ({"mosaic": 1.0}, {"zoom_out": 1.0, "crop": 1.0}):
+        config = AugmentConfig(photometric=1.0, industrial=IndustrialConfig(**every), **first)
+        augmentation = build_augmentation(config, start_epoch=0, stop_epoch=1)
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            made = augmentation.compose(
+                0, lambda _: sample, num_images=4, size_hw=(64, 96), resize="letterbox", epoch=0, rng=rng
+            )
+            assert made is not None
+            changed = augmentation(made, epoch=0, rng=rng)
+            assert changed.image.shape == (channels, 64, 96)
+            assert changed.image.dtype == image.dtype
+            if kind == "fractions":
+                assert 0 <= changed.image.min() < changed.image.max() <= 1
