@@ -11,7 +11,8 @@ from deim.data.dataset import describe_size_difference
 from deim.data.duplicates import Duplicate, count_plain, find_exact, find_near, hash_equal_lengths
 from deim.data.findings import ERRORS, WARNINGS, Finding
 from deim.data.formats import Format, read_raw, split_names
-from deim.data.image_scan import NOT_TURNED, ImageFacts, scan_images
+from deim.data.image_files import UPRIGHT
+from deim.data.image_scan import ImageFacts, scan_images
 from deim.data.yolo import IMAGE_SUFFIXES
 from deim.errors import DataError
 
@@ -291,7 +292,7 @@ def _image_findings(listed: Sequence[_Listed], facts: Sequence[ImageFacts]) -> I
         if fact.size_hw is not None and fact.size_hw != image.size_hw:
             message = describe_size_difference(where, image.name, image.size_hw, fact.size_hw)
             yield Finding(rule="size_differs", split=split, file=image.name, message=message)
-        elif fact.orientation != NOT_TURNED:
+        elif fact.orientation != UPRIGHT:
             message = (
                 f"{where}: image {image.name!r} is turned by its EXIF data (orientation {fact.orientation}). "
                 f"Training turns it upright: its boxes must have been drawn on the upright view."

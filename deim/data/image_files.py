@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,11 @@ DAMAGE: Final = (
 """What is raised for files that are damaged or no images."""
 PLAIN_MODES: Final = ("L", "LA", "RGB", "RGBA")
 """Pillow's modes whose bands are what the file holds, 8 bits each."""
-FIRST_QUARTER_TURN: Final = 5
-"""First of the EXIF orientations that swap height and width."""
+UPRIGHT, FIRST_QUARTER_TURN = 1, 5
+"""EXIF orientations: as it should be, and the first of those that swap height and width."""
+PNG_MARK: Final = b"\x89PNG\r\n\x1a\n"
+PNG_NOTES: Final = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+"""Parts of a PNG that may hold EXIF data."""
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR = 256, 257, 258, 259, 262, 277, 284
 PREDICTOR, TILE_WIDTH, SAMPLE_FORMAT = 317, 322, 339
@@ -166,8 +169,28 @@ def plain_values(image: Image.Image, *, where: object) -> Values:
 
 
 def image_orientation(image: Image.Image) -> int:
-    """EXIF orientation of a picture, 1 to 8; 1 is upright."""
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    """EXIF orientation of a picture, 1 to 8; 1 is upright. Decodes only if it may stand behind the pixels."""
+    file: Any = getattr(image, "fp", None)
+    if image.format == "PNG" and file is not None and not _has_late_notes(file):
+        # A PNG's own look for EXIF data decodes its pixels, since some may stand behind them.
+        exif = Image.Image.getexif(image)
+    else:
+        exif = image.getexif()
+    return int(exif.get(ExifTags.Base.Orientation, UPRIGHT))
+
+
+def _has_late_notes(file: BinaryIO) -> bool:
+    """Whether a PNG says anything behind its pixels that may be EXIF data; the file stays where it is."""
+    place = file.tell()
+    file.seek(len(PNG_MARK))
+    has_pixels = found = False
+    while not found and len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        has_pixels = has_pixels or kind == b"IDAT"
+        found = has_pixels and kind in PNG_NOTES
+        file.seek(length + 4, io.SEEK_CUR)
+    file.seek(place)
+    return found
 
 
 def turn_upright(values: Values, orientation: int) -> Values:

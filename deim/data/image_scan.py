@@ -11,16 +11,14 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
-from deim.data.image_files import stored_size_wh
+from deim.data.image_files import FIRST_QUARTER_TURN, UPRIGHT, image_orientation, stored_size_wh
 from deim.data.transforms import read_size
 from deim.errors import DataError
 
 THUMBNAIL_SIDE = 32
 """Pixels; every thumbnail is square, whatever the shape of its image."""
-NOT_TURNED, FIRST_QUARTER_TURN = 1, 5
-"""EXIF orientations: upright, and the first of those that swap width and height."""
 DAMAGE: Final = (OSError, SyntaxError, ValueError, IndexError, EOFError, Image.DecompressionBombError)
 """What Pillow's decoders raise for damaged files; OSError for one that is cut short."""
 NO_THUMBNAIL: Final = np.zeros((0, 0), dtype=np.float32)
@@ -32,7 +30,7 @@ class ImageFacts:
 
     size_hw: tuple[int, int] | None = None
     """Of the upright image, in pixels; None if the file is absent or not an image."""
-    orientation: int = NOT_TURNED
+    orientation: int = UPRIGHT
     """EXIF orientation, 1 to 8; 1 is upright."""
     header_problem: str = ""
     """Why the file is not an image; empty if it is one."""
@@ -82,16 +80,11 @@ def scan_image(path: Path, *, decode: bool) -> ImageFacts:
     sha256 = hashlib.sha256(content).hexdigest() if decode else ""
     with opened:
         width, height = stored_size_wh(opened)
-        orientation, problem, thumbnail = NOT_TURNED, "", NO_THUMBNAIL
+        orientation, problem, thumbnail = UPRIGHT, "", NO_THUMBNAIL
         try:
-            # A PNG without EXIF data ahead of its pixels would be decoded by a look for it.
-            if opened.format != "PNG" or "exif" in opened.info:
-                orientation = _read_orientation(opened)
+            orientation = image_orientation(opened)
             if decode:
                 opened.load()
-                # Of a decoded TIFF, which Pillow has turned by then, it is no longer known.
-                if opened.format != "TIFF":
-                    orientation = _read_orientation(opened)
                 thumbnail = _make_thumbnail(ImageOps.exif_transpose(opened))
         except DAMAGE as error:
             problem = str(error)
@@ -121,10 +114,6 @@ def _describe_damage(path: Path, error: Exception) -> str:
     except DataError as named:
         return str(named)
     return f"{path}: the image cannot be read ({error}). Replace or remove it."
-
-
-def _read_orientation(image: Image.Image) -> int:
-    return int(image.getexif().get(ExifTags.Base.Orientation, NOT_TURNED))
 
 
 def _make_thumbnail(image: Image.Image) -> NDArray[np.float32]:

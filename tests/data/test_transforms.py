@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from deim.boxes import to_input_fractions, to_original_pixels
 from deim.data.transforms import (
@@ -44,6 +44,33 @@ def save_photograph(path: Path, *, orientation: int | None = None) -> np.ndarray
         exif[0x0112] = orientation
     Image.fromarray(pixels).save(path, exif=exif)
     return pixels
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_exif_data_of_a_png_counts_wherever_it_stands(
+    is_behind: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "turned.png"
+    save_photograph(path, orientation=6)
+    if is_behind:
+        content = path.read_bytes()
+        start = content.index(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        last = content.index(b"IEND") - 4
+        path.write_bytes(content[:start] + content[end:last] + content[start:end] + content[last:])
+    assert read_image(path).shape == (3, 40, 24)
+    if not is_behind:
+        monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert read_size(path) == (40, 24)
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "plain.png"
+    save_photograph(path)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert read_size(path) == (24, 40)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
