@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deim.config import Config, config_to_dict
+from deim.config import Config, config_from_dict, config_to_dict
 from deim.data.dataset import EpochBatches
 from deim.engine.checkpoint import FORMAT, WeightKind
 from deim.engine.early_stopping import Gains
@@ -17,7 +17,7 @@ from deim.engine.ema import ModelEma
 from deim.engine.schedule import Timeline
 from deim.engine.seeding import random_states, restore_random_states
 from deim.engine.step import StepBatch, StepParts, bare_model
-from deim.errors import CheckpointError
+from deim.errors import CheckpointError, ConfigError
 
 FREE_OPTIONS = (
     "output_dir",
@@ -255,7 +255,15 @@ def run_differences(config: Config, parts: RunParts, tree: dict[str, Any]) -> li
         there = tree.get("batches", {}).get(name, number)
         if there != number:
             lines.append(f"{name}: {there} -> {number} (with {parts.step.world.size} processes)")
-    return lines + _changed_options(tree["config"], config_to_dict(config))
+    return lines + _changed_options(_with_new_options(tree["config"]), config_to_dict(config))
+
+
+def _with_new_options(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored config with the defaults of options that came after it; as it is if some of its own are gone."""
+    try:
+        return config_to_dict(config_from_dict(stored, where="the checkpoint"))
+    except ConfigError:
+        return stored
 
 
 def _batches(parts: RunParts) -> dict[str, int]:

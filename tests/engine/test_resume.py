@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 
 from deim.config import Config
 from deim.engine.build import find_resume, settle_folder
-from deim.engine.checkpoint import previous_path, read_checkpoint
+from deim.engine.checkpoint import previous_path, read_checkpoint, save_checkpoint
 from deim.engine.seeding import random_states, restore_random_states, seed_everything
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, StopSignalError
@@ -339,6 +339,19 @@ def test_options_of_the_machine_may_change(
     free = ("data.num_workers=1", "data.cache_mb=7", "runtime.checkpoint_minutes=3", "data.eval_batch_size=1")
     config = tiny_config(ten_images, stopped_run, *SIX_EPOCHS, *free)
     assert build_tiny(config, resume_from=stopped_run / "last.pth").progress.step == 6
+
+
+def test_options_that_came_after_the_checkpoint_have_their_defaults_there(
+    stopped_run: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    path = stopped_run / "last.pth"
+    tree = read_checkpoint(path)
+    del tree["config"]["augment"]["mosaic"], tree["config"]["data"]["sampling"]
+    save_checkpoint(tree, path)
+    config = tiny_config(ten_images, stopped_run, *SIX_EPOCHS)
+    assert build_tiny(config, resume_from=path).progress.step == 6
+    with pytest.raises(CheckpointError, match=r"\n  augment\.mosaic: 0\.0 -> 0\.5\n"):
+        build_tiny(replace(config, augment=replace(config.augment, mosaic=0.5)), resume_from=path)
 
 
 def test_a_checkpoint_holds_all_that_a_run_needs(stopped_run: Path) -> None:
