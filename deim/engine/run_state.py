@@ -259,7 +259,7 @@ def run_differences(config: Config, parts: RunParts, tree: dict[str, Any]) -> li
 
 
 def _with_new_options(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored config with the defaults of options that came after it; as it is if some of its own are gone."""
+    """A stored config with the defaults of options that came later; as it is if some of its own are gone."""
     try:
         return config_to_dict(config_from_dict(stored, where="the checkpoint"))
     except ConfigError:
