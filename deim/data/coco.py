@@ -119,6 +119,16 @@ class CocoSplit:
         """Path of the image at a position."""
         return self.image_dir / self.file_names[index]
 
+    def annotations_sha256(self) -> str:
+        """SHA-256 of the COCO file; of formats with a file an image, of all that was read from them.
+
+        Raises:
+            OSError: If the COCO file cannot be read.
+        """
+        if self.annotations_path.suffix == ".json":
+            return hashlib.sha256(self.annotations_path.read_bytes()).hexdigest()
+        return hashlib.sha256(json.dumps(self.to_coco()).encode("utf-8")).hexdigest()
+
     def fingerprint(self) -> str:
         """SHA-256 of all annotations and of the images' names and lengths in bytes; the folder may move."""
         lengths = [self.image_path(index).stat().st_size for index in range(len(self))]

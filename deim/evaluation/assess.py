@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deim.data.build import read_split
+from deim.config.schema import DataConfig
+from deim.data.build import read_raw_split, read_split
+from deim.data.coco import to_split
 from deim.engine.checkpoint import TrainedDetector, store_operating_points
 from deim.engine.run_state import Validation
 from deim.errors import DataError
@@ -124,11 +126,10 @@ def _points_for(trained: TrainedDetector, *, store: bool) -> OperatingPoints:
     """Operating points for another split than the validation split."""
     config = trained.config
     stored = stored_points(trained)
-    val_path = Path(config.data.root) / config.data.val_annotations
     if stored is not None and is_asked_for(stored, config):
-        if not val_path.is_file() or stored.annotations_sha256 == sha256_of_file(val_path):
+        if _sha256_of_val(config.data) in (None, stored.annotations_sha256):
             return stored
-        logger.warning("%s: its thresholds were chosen on another file than %s", trained.path, val_path)
+        logger.warning("%s: its thresholds were chosen on other annotations of val", trained.path)
     logger.info("%s: no thresholds for this goal and data, choosing them on val first", trained.path)
     try:
         split = read_split(config.data, VAL)
@@ -144,6 +145,16 @@ def _points_for(trained: TrainedDetector, *, store: bool) -> OperatingPoints:
     return points
 
 
+def _sha256_of_val(config: DataConfig) -> str | None:
+    """Of the validation split's annotations; None if it is not here."""
+    try:
+        if config.format == "coco":
+            return sha256_of_file(Path(config.root) / config.val_annotations)
+        return to_split(read_raw_split(config, VAL)).annotations_sha256()
+    except (DataError, OSError):
+        return None
+
+
 def _choose(trained: TrainedDetector, evaluator: Evaluator, evaluation: Evaluation) -> OperatingPoints:
     """Choose the operating points that the config asks for, on the validation split."""
     options = trained.config.evaluation
@@ -152,7 +163,7 @@ def _choose(trained: TrainedDetector, evaluator: Evaluator, evaluation: Evaluati
         goal=options.goal,
         rules=candidate_rules(options.suppression),
         split_name=VAL,
-        annotations_sha256=sha256_of_file(evaluator.split.annotations_path),
+        annotations_sha256=evaluator.split.annotations_sha256(),
         default_threshold=options.draw_threshold,
         max_escape_rate=options.max_escape_rate,
     )
@@ -176,7 +187,7 @@ def _provenance(
         split=split_name,
         dataset=DatasetInfo(
             annotations_file=split.annotations_path.name,
-            sha256=sha256_of_file(split.annotations_path),
+            sha256=split.annotations_sha256(),
             image_dir=str(split.image_dir),
             normal_class=config.data.normal_class,
         ),

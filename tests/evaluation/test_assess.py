@@ -266,7 +266,7 @@ def test_thresholds_of_other_data_or_for_another_goal_are_not_taken_for_ones_own
     run_assess(own_run, tmp_path / "report.json", f"data.root={root}", VAL)
     stored = read_checkpoint(own_run / "best.pth")["operating_points"]
     report = run_assess(own_run, tmp_path / "test.json", split="test").report
-    assert "its thresholds were chosen on another file" in caplog.text
+    assert "its thresholds were chosen on other annotations" in caplog.text
     assert report["operating_points"]["annotations_sha256"] != stored["annotations_sha256"]
     # A report alone changes nothing of what ships.
     assert read_checkpoint(own_run / "best.pth")["operating_points"] == stored

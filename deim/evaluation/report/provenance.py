@@ -23,7 +23,7 @@ class DatasetInfo:
     annotations_file: str
     """Name of the annotation file, without its folder."""
     sha256: str
-    """Hash of that file, see `sha256_of_file`."""
+    """Hash of the annotations, see `CocoSplit.annotations_sha256`."""
     image_dir: str
     """Where the images lay, for the pictures."""
     normal_class: str | None
