@@ -109,7 +109,9 @@ def random_set(num_images: int, num_boxes: int) -> tuple[dict[str, Any], list[di
     """Images with 0 to 8 boxes; of the predictions three in ten lie near a box."""
     rng = np.random.default_rng(0)
     categories = [{"id": number, "name": f"class {number}"} for number in range(1, NUM_CLASSES + 1)]
-    images, annotations, predictions = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
     for image_id in range(1, num_images + 1):
         images.append({"id": image_id, "file_name": f"{image_id}.png", "width": SIDE, "height": SIDE})
         number = int(rng.integers(0, 9))

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from deim.engine.checkpoint import read_checkpoint
 from deim.errors import ConfigError, DeimError
-from multimodal.open_clip_encoder import DEFAULT_MODEL, DEFAULT_WEIGHTS, load_open_clip_encoder
+from multimodal.open_clip_encoder import load_open_clip_encoder
+from multimodal.open_clip_files import DEFAULT_MODEL, DEFAULT_WEIGHTS
 from multimodal.prompts import load_prompts
 from multimodal.text_bank import CLOSE_COSINE, TextBank, build_text_bank, class_cosines, save_text_bank
 from multimodal.text_encoder import HashedTextEncoder, TextEncoder

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from deim.config import Config
+from deim.data.collate import Batch
 from deim.engine import preflight as preflight_module
 from deim.engine.distributed import World
 from deim.engine.memory import limit_bytes, peak_bytes, reset_peak
@@ -92,7 +93,7 @@ def pretend_memory(monkeypatch: pytest.MonkeyPatch, *, model: float, image: floa
     """A device that holds `total` GB, of which a step takes `model` and so much an image; sizes tried."""
     tried: list[int] = []
 
-    def work(parts: StepParts, batch: preflight_module.Batch) -> None:
+    def work(parts: StepParts, batch: Batch) -> None:
         tried.append(len(batch.targets))
         if model + image * tried[-1] > total:
             raise torch.OutOfMemoryError

@@ -69,7 +69,7 @@ def test_predict_gives_exactly_what_evaluation_scored(resize: str, tiny_run: Pat
 )
 def test_what_is_no_picture_is_refused(detector: Predictor, image: object, problem: str) -> None:
     with pytest.raises(DataError, match=rf"predict: got a {problem}\. Give a path, a Pillow image, or"):
-        detector.predict([image])  # type: ignore[list-item]
+        detector.predict([image])
 
 
 def test_the_batch_size_changes_nothing(tiny_run: Path) -> None:

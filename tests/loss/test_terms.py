@@ -129,6 +129,8 @@ def test_fgl_is_least_for_the_distribution_of_the_two_weights():
 
 # DDF
 
+Layers = tuple[Tensor, Tensor, Tensor]
+
 
 def plain_ddf(
     student: Tensor, teacher: Tensor, scores: Tensor, quality: dict[tuple[int, int], float], num_images: int
@@ -170,7 +172,7 @@ def ddf(
 
 
 @pytest.fixture
-def layers():
+def layers() -> Layers:
     """Student, teacher and the teacher's scores."""
     return (
         4 * torch.randn(BATCH, QUERIES, 4, BINS),
@@ -180,7 +182,7 @@ def layers():
 
 
 @pytest.mark.parametrize("index", [NOTHING, PAIRS, EVERYTHING], ids=["none", "some", "all"])
-def test_ddf_equals_the_loops_with_no_some_and_all_queries_matched(layers, index):
+def test_ddf_equals_the_loops_with_no_some_and_all_queries_matched(layers: Layers, index: Index) -> None:
     quality = torch.rand(len(index[0]))
     pairs = zip(index[0].tolist(), index[1].tolist(), strict=True)
     by_pair = dict(zip(pairs, quality.tolist(), strict=True))
@@ -194,7 +196,7 @@ def test_ddf_of_the_teacher_with_itself_is_zero(layers):
     assert ddf(teacher, teacher, scores, PAIRS, torch.ones(3), (3, 7)).item() == 0
 
 
-def test_ddf_balances_the_two_groups_by_the_square_roots_of_the_counts(layers):
+def test_ddf_balances_the_two_groups_by_the_square_roots_of_the_counts(layers: Layers) -> None:
     def loss(counts: tuple[int, int]) -> float:
         return ddf(*layers, PAIRS, torch.ones(3), counts).item()
 
