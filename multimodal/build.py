@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from deim.config import Config
+from deim.config import Config, config_to_dict
 from deim.config.multimodal_schema import HashedEncoderConfig, MultimodalConfig, OpenClipEncoderConfig
 from deim.config.schema import AugmentConfig
 from deim.data.build import build_augmentation, build_train_dataset, load_batches
@@ -253,11 +253,12 @@ def _check_same_classes(trained: TrainedDetector, class_names: Sequence[str], *,
 def _check_same_input(trained: TrainedDetector, config: Config) -> None:
     """Refuse images prepared otherwise than the detector has learned them; warn of another size."""
     own = trained.config
+    here: Any = config_to_dict(config)["data"]
+    there: Any = config_to_dict(own)["data"]
     wrong = [
-        f"data.{name}: got {getattr(config.data, name)}, the detector was trained with "
-        f"{getattr(own.data, name)}. Leave it out."
-        for name in ("resize", "mean", "std")
-        if getattr(config.data, name) != getattr(own.data, name)
+        f"data.{name}: got {here[name]}, the detector was trained with {there[name]}. Leave it out."
+        for name in ("resize", "channels", "scaling", "mean", "std")
+        if here[name] != there[name]
     ]
     if wrong:
         raise ConfigError("\n".join(wrong))

@@ -202,7 +202,7 @@ def find_in_parts(
 
     Args:
         model: Its detector finds.
-        images: (B, 3, H, W) float, normalised, on the device of the model.
+        images: (B, C, H, W) float, normalised, on the device of the model.
         images_at_once: Images in memory at once.
         precision: Of the detector.
 

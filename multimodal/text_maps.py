@@ -41,14 +41,14 @@ def compute_text_map(model: TextFusedDetector, image_input: Tensor, placement: P
 
     Args:
         model: The fused detector, on any device.
-        image_input: (1, 3, H, W) float, normalised, on the same device; H and W multiples of 32.
+        image_input: (1, C, H, W) float, normalised, on the same device; H and W multiples of 32.
         placement: Where the input lies in the original image.
 
     Raises:
         ValueError: If `image_input` is not of one image, or its height or width is not a multiple of 32.
     """
     if image_input.ndim != 4 or image_input.shape[0] != 1:
-        raise ValueError(f"image_input: got {tuple(image_input.shape)}. It must be (1, 3, H, W), one image.")
+        raise ValueError(f"image_input: got {tuple(image_input.shape)}. It must be (1, C, H, W), one image.")
     found = model.find(image_input)
     output = model(found)
     boxes_cxcywh = found.pred_boxes[0].float().cpu()

@@ -149,7 +149,7 @@ class TextFusedDetector(nn.Module):
         """Detect objects.
 
         Args:
-            images: (B, 3, H, W) float, normalised; H and W multiples of 32. Or what `find` gave for them.
+            images: (B, C, H, W) float, normalised; H and W multiples of 32. Or what `find` gave for them.
             targets: Not used; a detector in training takes them for denoising queries, which a frozen one
                 does not make.
             max_boxes: Not used, for the same reason.
@@ -167,7 +167,7 @@ class TextFusedDetector(nn.Module):
         """Run the frozen detector alone.
 
         Args:
-            images: (B, 3, H, W) float, normalised; H and W multiples of 32.
+            images: (B, C, H, W) float, normalised; H and W multiples of 32.
 
         Raises:
             ValueError: If the height or the width is not a multiple of 32.

@@ -121,6 +121,8 @@ def preview(args: argparse.Namespace) -> int:
     augmentation, changes = build_training_changes(config, timeline)
     loader = build_train_loader(config, train, augmentation=augmentation, batches=batches, changes=changes)
     args.output.mkdir(parents=True, exist_ok=True)
+    for old in args.output.glob("stage_*.png"):
+        old.unlink()
     for number, stage in enumerate(find_stages(augmentation, changes, epochs=config.epochs), start=1):
         batches.epoch = stage.first_epoch
         sheet = draw_sheet(

@@ -215,7 +215,7 @@ class IndustrialConfig:
     noise: float = 0.3
     """Noise of the sensor."""
     jpeg: float = 0.2
-    """Traces of JPEG compression at a quality of 40 to 90."""
+    """Traces of JPEG compression at a quality of 40 to 90; for 8-bit grey and RGB alone."""
 
     def __post_init__(self) -> None:
         check(

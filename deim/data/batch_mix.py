@@ -69,8 +69,9 @@ def copy_blend(
         max_objects: Objects an image, at least 1.
         ratio: Share of the own pixels where an object is blended in, in [0, 1].
         rng: Source of all draws.
-        donors: Other images, (D, C, H, W), to take all objects from, with the objects that may be taken, each
-            image as likely as any other; None takes them from the batch, each object as likely.
+        donors: Other images, (D, C, H, W), to take all objects from, with the objects that may be taken. Each
+            image is as likely as any other for every copy, so that an object may come twice. None takes
+            objects from the batch, each as likely.
 
     Returns:
         The batch as it is if no object has an area of 100 (`LEAST_AREA`).
@@ -82,11 +83,14 @@ def copy_blend(
     pool = _objects(source_targets, (images.shape[-2], images.shape[-1]))
     if not pool:
         return images, list(targets)
-    chances = None if donors is None else _chances([source.image for source in pool])
     blended = images.clone()
     found: list[Target] = []
     for number, target in enumerate(targets):
-        chosen = rng.choice(len(pool), size=min(max_objects, len(pool)), replace=False, p=chances)
+        if donors is None:
+            chosen = rng.choice(len(pool), size=min(max_objects, len(pool)), replace=False)
+        else:
+            chances = _chances([source.image for source in pool])
+            chosen = rng.choice(len(pool), size=max_objects, p=chances)
         copies = [_blend_in(source_images, blended, number, pool[index], ratio, rng) for index in chosen]
         found.append(_joined(target, _as_target(copies, [pool[index] for index in chosen], images)))
     return blended, found

@@ -24,7 +24,7 @@ Item = tuple[int, ...]
 """(epoch, index) of an image to load; (epoch, index, copy), with copy from 1, where it comes again."""
 
 AUGMENTATION, NOISE, COMPOSITION, BATCH = 0, 1, 2, 3
-"""What draws are for: each purpose has numbers of its own, whatever the others draw."""
+"""What draws of an item or a batch are for: each purpose has numbers of its own, whatever the others draw."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,12 +181,12 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return clip_boxes(boxes, (height, width)), torch.tensor(labels, dtype=torch.int64)
 
 
-def check_images(split: CocoSplit, pixels: PixelFormat = PHOTOGRAPH) -> None:
+def check_images(split: CocoSplit, pixels: PixelFormat | None = PHOTOGRAPH) -> None:
     """Look at the header of every image of a split; damage further inside shows only when it is decoded.
 
     Args:
         split: Any split.
-        pixels: What its images are to be.
+        pixels: What its images are to be; None for anything.
 
     Raises:
         DataError: If a file is not an image, has another size than the annotations say, or another depth or
@@ -196,7 +196,8 @@ def check_images(split: CocoSplit, pixels: PixelFormat = PHOTOGRAPH) -> None:
     for index, listed_hw in enumerate(split.sizes_hw.tolist()):
         try:
             header = read_header(split.image_path(index))
-            check_pixels(header, pixels, where=split.image_path(index))
+            if pixels is not None:
+                check_pixels(header, pixels, where=split.image_path(index))
         except DataError as error:
             problems.append(str(error))
             continue

@@ -73,9 +73,17 @@ def named_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such image.") from None
     except DAMAGE as error:
+        unknown = isinstance(error, UnidentifiedImageError) and _is_tiff(path)
+        hint = ", or a TIFF of a kind that cannot be read, such as 2 channels of 16 bits" if unknown else ""
         raise DataError(
-            f"{path}: the image is damaged or not an image ({error}). Replace or remove it."
+            f"{path}: the image is damaged or not an image{hint} ({error}). Replace or remove it."
         ) from None
+
+
+def _is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF does, even one of a kind that cannot be read."""
+    with path.open("rb") as file:
+        return file.read(4) in (b"II*\0", b"MM\0*")
 
 
 def read_header(path: Path) -> ImageHeader:
@@ -115,8 +123,9 @@ def bits_per_channel(image: Image.Image) -> int:
 def read_values(path: Path) -> Values:
     """Read what the file holds, upright as its EXIF orientation says, neither scaled nor cut.
 
-    Works for PNG of 8 and 16 bits with 1 to 4 channels; TIFF of the same, without loss, channels of a pixel
-    side by side; and any other format that Pillow reads as grey or RGB of 8 bits, such as BMP and JPEG.
+    Works for PNG of 8 and 16 bits with 1 to 4 channels; TIFF of the same but 16 bits with 2 channels, without
+    loss, channels of a pixel side by side; and any other format that Pillow reads as grey or RGB of 8 bits,
+    such as BMP and JPEG.
 
     Args:
         path: The file.
@@ -239,7 +248,7 @@ def _decoder_options(image: Image.Image) -> tuple[Any, ...]:
 def _unknown_kind(where: object, found: str) -> str:
     return (
         f"{where}: cannot be read as it is, got {found}. Known are PNG and TIFF of 8 or 16 bits with 1 to 4 "
-        f"channels, and grey or RGB images of 8 bits. Save it as one of them."
+        f"channels (TIFF not with 2 of 16 bits), and grey or RGB images of 8 bits. Save it as one of them."
     )
 
 

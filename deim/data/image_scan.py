@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from deim.data.image_files import FIRST_QUARTER_TURN, UPRIGHT, image_orientation, stored_size_wh
+from deim.data.image_files import (
+    FIRST_QUARTER_TURN,
+    UPRIGHT,
+    bits_per_channel,
+    image_orientation,
+    read_values,
+    stored_size_wh,
+)
 from deim.data.transforms import read_size
 from deim.errors import DataError
 
@@ -82,11 +89,14 @@ def scan_image(path: Path, *, decode: bool) -> ImageFacts:
         width, height = stored_size_wh(opened)
         orientation, problem, thumbnail = UPRIGHT, "", NO_THUMBNAIL
         try:
+            # Ahead of decoding, after which Pillow no longer knows how deep the file is.
+            bits = bits_per_channel(opened)
             orientation = image_orientation(opened)
             if decode:
                 opened.load()
-                thumbnail = _make_thumbnail(ImageOps.exif_transpose(opened))
-        except DAMAGE as error:
+                is_deep = bits > 8 and len(opened.getbands()) > 1
+                thumbnail = _make_thumbnail(_deep_grey(path) if is_deep else ImageOps.exif_transpose(opened))
+        except (*DAMAGE, DataError) as error:
             problem = str(error)
     return ImageFacts(
         size_hw=(width, height) if orientation >= FIRST_QUARTER_TURN else (height, width),
@@ -114,6 +124,11 @@ def _describe_damage(path: Path, error: Exception) -> str:
     except DataError as named:
         return str(named)
     return f"{path}: the image cannot be read ({error}). Replace or remove it."
+
+
+def _deep_grey(path: Path) -> Image.Image:
+    """Mean of the channels, of which Pillow itself would keep the high bytes alone; upright."""
+    return Image.fromarray(read_values(path).mean(axis=0, dtype=np.float32))
 
 
 def _make_thumbnail(image: Image.Image) -> NDArray[np.float32]:

@@ -54,7 +54,7 @@ def change_industrially(sample: Sample, changes: IndustrialChanges, *, rng: np.r
 
     What comes into the image from outside is black. Boxes become upright boxes around the changed ones, are
     clipped, and are dropped if less than a tenth of one (`LEAST_SHARE`), or a side under a pixel, is left.
-    Noise of colours and JPEG are for 8-bit RGB alone: JPEG would cut a deeper image to 8 bits.
+    JPEG is for 8-bit grey and RGB alone, since it would cut deeper images to 8 bits.
 
     Args:
         sample: Any sample.
@@ -67,8 +67,10 @@ def change_industrially(sample: Sample, changes: IndustrialChanges, *, rng: np.r
     channels = sample.image.shape[0]
     # Grey goes through three times and comes back once: albumentations lights no image of one channel.
     given = sample.image.expand(3, -1, -1) if channels == 1 else sample.image
-    is_photograph = channels == 3 and sample.image.dtype == torch.uint8
-    pipeline = _build_pipeline(changes, is_photograph=is_photograph, seed=int(rng.integers(2**31)))
+    is_plain = channels in (1, 3) and sample.image.dtype == torch.uint8
+    pipeline = _build_pipeline(
+        changes, has_colours=is_plain and channels == 3, jpeg=is_plain, seed=int(rng.integers(2**31))
+    )
     found = pipeline(
         image=np.ascontiguousarray(given.permute(1, 2, 0).numpy()),
         bboxes=sample.boxes_xyxy.numpy(),
@@ -80,7 +82,7 @@ def change_industrially(sample: Sample, changes: IndustrialChanges, *, rng: np.r
     return replace(sample, image=image, boxes_xyxy=boxes, labels=labels)
 
 
-def _build_pipeline(changes: IndustrialChanges, *, is_photograph: bool, seed: int) -> Any:
+def _build_pipeline(changes: IndustrialChanges, *, has_colours: bool, jpeg: bool, seed: int) -> Any:
     require_albumentations()
     # It asks the network for a newer version of itself otherwise, in each process that loads.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -91,9 +93,8 @@ def _build_pipeline(changes: IndustrialChanges, *, is_photograph: bool, seed: in
 
     degrees, shift = changes.max_degrees, changes.max_corner_shift
     noises = [albu.GaussNoise(std_range=(0.01, 0.05), p=1)]
-    if is_photograph:
+    if has_colours:
         noises.append(albu.ISONoise(color_shift=(0.01, 0.03), intensity=(0.1, 0.3), p=1))
-    jpeg = changes.jpeg if is_photograph else 0.0
     lights = [albu.Illumination(mode=mode, intensity_range=(0.05, 0.2), p=1) for mode in LIGHT_MODES]
     return albu.Compose(
         [
@@ -109,7 +110,9 @@ def _build_pipeline(changes: IndustrialChanges, *, is_photograph: bool, seed: in
                 p=changes.blur,
             ),
             albu.OneOf(noises, p=changes.noise),
-            albu.ImageCompression(compression_type="jpeg", quality_range=(40, 90), p=jpeg),
+            albu.ImageCompression(
+                compression_type="jpeg", quality_range=(40, 90), p=changes.jpeg if jpeg else 0
+            ),
         ],
         bbox_params=albu.BboxParams(
             format="pascal_voc",

@@ -114,7 +114,8 @@ def scale_values(values: Values, pixels: PixelFormat, *, where: object) -> Tenso
             low, high = scaling.low, scaling.high
             if scaling.type == "percentile":
                 low, high = compute_percentiles(channel, (scaling.low, scaling.high))
-            span = max(high - low, float(np.finfo(np.float32).tiny))
+                high = max(high, low + 1)  # an image of one value is black, what sticks out of it white
+            span = high - low
             channels.append(np.clip((channel.astype(np.float32) - np.float32(low)) / np.float32(span), 0, 1))
         scaled = torch.from_numpy(np.stack(channels))
     is_grey_for_three = len(values) == 1 and pixels.channels == 3

@@ -274,7 +274,7 @@ def compute_sizes(
 
     Args:
         size_hw: The usual size, multiples of 32, in pixels.
-        largest_change: As a share of the height, in [0, 0.5]; 0 gives no sizes.
+        largest_change: As a share of the height, in [0, 0.5]; if it allows no other size, there are none.
         repeat: How often the usual size stands in the list.
 
     Returns:
@@ -292,6 +292,8 @@ def compute_sizes(
     highest = int(round((1 + largest_change) * height, 6) // 32) * 32
     below = list(range(lowest, height, 32))
     above = [highest - 32 * number for number in range(len(below)) if highest - 32 * number > height]
+    if not below and not above:
+        return ()
     heights = [*below, *[height] * repeat, *above]
     return tuple((side, max(64, round(side * width / height / 32) * 32)) for side in heights)
 

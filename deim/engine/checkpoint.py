@@ -26,6 +26,16 @@ FORMAT = 1
 UNFINISHED = ".part"
 REQUIRED_KEYS = ("format", "config", "class_names", "category_ids", "model", "weights", "epoch")
 
+INPUT_OPTIONS = (
+    "image_size",
+    "data.resize",
+    "data.channels",
+    "data.scaling",
+    "data.mean",
+    "data.std",
+)
+"""What images look like to the network: thresholds hold for that alone."""
+
 WeightKind = Literal["raw", "ema"]
 
 BuildFromTree = Callable[[Config, Mapping[str, Any], Path], nn.Module]
@@ -221,6 +231,12 @@ def load_trained(
     )
 
 
+def _option(tree: Mapping[str, Any], name: str) -> object:
+    for part in name.split("."):
+        tree = tree[part]
+    return tree
+
+
 def store_operating_points(trained: TrainedDetector, operating_points: Mapping[str, Any]) -> str | None:
     """Write the operating points of a detector, and the options they were chosen for, into its checkpoint.
 
@@ -241,8 +257,12 @@ def store_operating_points(trained: TrainedDetector, operating_points: Mapping[s
         return "training goes on from it; they belong into best.pth"
     if (tree["epoch"], tree.get("step", 0)) != (trained.epoch, trained.step):
         return "it has been replaced by a later one in the meantime"
-    # What they were chosen for is part of the config from now on.
     config, used = dict(tree["config"]), config_to_dict(trained.config)
+    own = config_to_dict(config_from_dict(config, where=str(trained.path)))
+    changed = [name for name in INPUT_OPTIONS if _option(own, name) != _option(used, name)]
+    if changed:
+        return f"they were chosen with another {' and '.join(changed)} than prediction will use"
+    # What they were chosen for is part of the config from now on.
     config["evaluation"] = used["evaluation"]
     config["data"] = config["data"] | {"normal_class": trained.config.data.normal_class}
     try:

@@ -121,7 +121,7 @@ def resolve_schedule(
     augmented = epochs - no_aug
     start = _resolve(config.augment_start_epoch, round(AUGMENT_START_SHARE * augmented))
     total_steps = epochs * steps_per_epoch
-    half = min(start + (augmented + 1) // 2, augmented)
+    half = min(start + max(1, augmented // 2), augmented)
     timeline = Timeline(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
@@ -209,6 +209,11 @@ def _refuse_contradictions(timeline: Timeline) -> None:
             timeline.mix_end_epoch > timeline.no_aug_epoch,
             f"mix_end_epoch: {timeline.mix_end_epoch} reaches into the final stage, which begins at epoch "
             f"{timeline.no_aug_epoch}",
+        ),
+        (
+            timeline.mix_end_epoch < min(timeline.augment_start_epoch, timeline.no_aug_epoch),
+            f"mix_end_epoch: {timeline.mix_end_epoch} comes before epoch {timeline.augment_start_epoch}, in "
+            f"which mosaic and mix-up begin",
         ),
     ]
     wrong = [f"schedule.{message}." for is_wrong, message in problems if is_wrong]

@@ -319,7 +319,7 @@ def _to_tensor(image: ImageLike, pixels: PixelFormat) -> Tensor:
         values = turn_upright(plain_values(image, where="predict"), image_orientation(image))
         return scale_values(values, pixels, where="predict")
     is_array = isinstance(image, np.ndarray) and image.dtype in (np.uint8, np.uint16)
-    if not is_array or image.ndim not in (2, 3):
+    if not is_array or image.ndim not in (2, 3) or not image.size:
         kind = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise DataError(
             f"predict: got a {kind}. Give a path, a Pillow image, or a uint8 array (H, W, 3) RGB or (H, W) "

@@ -132,6 +132,20 @@ def test_objects_come_from_each_donor_as_often() -> None:
     assert labels.count(1) / 400 == pytest.approx(0.5, abs=0.07)
 
 
+def test_a_donor_with_few_objects_gives_as_many_copies() -> None:
+    images, targets = as_batch([coloured_sample([], SIZE_HW)])
+    donors = as_batch([coloured_sample([(20, 20, 32, 32)] * number, SIZE_HW) for number in (1, 10, 10)])
+    for label, target in enumerate(donors[1]):
+        target["labels"] = torch.full_like(target["labels"], label)
+    rng = np.random.default_rng(0)
+    labels = []
+    for _ in range(300):
+        _, found = copy_blend(images, targets, max_objects=3, ratio=0.5, rng=rng, donors=donors)
+        labels += found[0]["labels"].tolist()
+    assert len(labels) == 900
+    assert np.bincount(labels) / 900 == pytest.approx(np.full(3, 1 / 3), abs=0.05)
+
+
 def test_small_objects_are_not_copied() -> None:
     images, targets = as_batch([coloured_sample([(0, 0, 9, 11), (20, 20, 30, 30)], SIZE_HW)] * 2)
     assert LEAST_AREA == 100

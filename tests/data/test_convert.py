@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from deim.config import Config
 from deim.data.build import build_splits, check_before_run, read_split
@@ -16,6 +17,7 @@ from deim.data.dataset import DetectionDataset, InputFormat
 from deim.data.formats import Format, detect_format, read_all, split_names, to_splits
 from deim.data.image_scan import hash_file
 from deim.errors import ConfigError, DataError
+from tests.data.sensor_files import write_png
 from tests.data.small_sets import make_trees, noise, write_images, write_small_set, write_trees
 
 FORM = InputFormat(size_hw=(64, 64), resize="stretch", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -55,6 +57,14 @@ def by_name(split: CocoSplit) -> dict[str, tuple[Any, ...]]:
             split.boxes_xywh[rows],
         )
     return found
+
+
+def test_sets_of_deep_images_are_read_for_tools(tmp_path: Path) -> None:
+    write_small_set(tmp_path)
+    for number, path in enumerate(sorted((tmp_path / "images").iterdir())):
+        pixels = np.asarray(Image.open(path)).astype(np.uint16)
+        write_png(path, pixels * 256 + number)
+    assert set(read(tmp_path, "coco")) == {"train", "val"}
 
 
 def assert_same(first: dict[str, CocoSplit], second: dict[str, CocoSplit], *, atol: float) -> None:

@@ -17,6 +17,7 @@ from deim.data.duplicates import (
     hash_equal_lengths,
 )
 from deim.data.image_scan import ImageFacts, hash_file, scan_image, scan_images
+from tests.data.sensor_files import write_png
 from tests.data.small_sets import noise
 
 
@@ -117,6 +118,18 @@ def test_a_turned_image_has_the_thumbnail_of_the_upright_one(tmp_path: Path) -> 
     np.testing.assert_array_equal(upright.thumbnail, turned.thumbnail)
     quick = scan_image(tmp_path / "turned.png", decode=False)
     assert (quick.size_hw, quick.orientation, quick.thumbnail.size, quick.sha256) == ((30, 40), 6, 0, "")
+
+
+def test_copies_of_deep_images_with_channels_are_found(tmp_path: Path) -> None:
+    """Values of 12 bits, of which the high bytes are all but the same everywhere."""
+    values = np.stack([np.asarray(noise(seed).convert("L")) for seed in (1, 2, 3)], axis=-1).astype(np.uint16)
+    write_png(tmp_path / "first.png", values * 16)
+    write_png(tmp_path / "copy.png", values * 16 + 1)
+    write_png(tmp_path / "other.png", values[::-1] * 16)
+    facts = [scan_image(tmp_path / f"{name}.png", decode=True) for name in ("first", "copy", "other")]
+    assert count_plain(facts) == 0
+    (found,) = find_near(facts, ["train", "val", "val"])
+    assert (found.index, found.earlier, found.is_exact) == (1, 0, False)
 
 
 def test_sixteen_bits_are_stretched_to_what_they_hold(tmp_path: Path) -> None:

@@ -75,6 +75,18 @@ def test_what_changes_pixels_alone_leaves_boxes_alone(change: str) -> None:
     torch.testing.assert_close(found.boxes_xyxy, sample.boxes_xyxy)
 
 
+def test_jpeg_is_for_eight_bits_alone() -> None:
+    sample = random_coloured_sample(5)
+    grey = replace(sample, image=sample.image[:1])
+    deep = replace(sample, image=sample.image.float() / 255)
+    jpeg = replace(STILL, jpeg=1.0)
+    changed = [
+        not torch.equal(change_industrially(one, jpeg, rng=np.random.default_rng(1)).image, one.image)
+        for one in (sample, grey, deep)
+    ]
+    assert changed == [True, True, False]
+
+
 @pytest.mark.parametrize("seed", some(2, of=20))
 def test_the_same_seed_gives_the_same_sample(seed: int) -> None:
     sample = random_coloured_sample(seed)

@@ -85,6 +85,14 @@ def test_tiff_gives_its_values_back(
     np.testing.assert_array_equal(found, np.moveaxis(values, -1, 0))
 
 
+def test_a_tiff_that_cannot_be_read_is_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "part.tif"
+    write_tiff(path, random_values(2, 16))
+    for read in (read_header, read_values):
+        with pytest.raises(DataError, match=r"part\.tif: .* a TIFF of a kind that cannot be read"):
+            read(path)
+
+
 @pytest.mark.parametrize("suffix", ["bmp", "png", "tif"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_what_pillow_writes_is_read_back(mode: str, suffix: str, tmp_path: Path) -> None:

@@ -114,6 +114,10 @@ def test_run_five_keeps_its_own_numbers() -> None:
             {"augment_start_epoch": 11},
             "schedule.augment_start_epoch: 11 lies in the final stage, which begins at epoch 9.",
         ),
+        (
+            {"augment_start_epoch": 6, "mix_end_epoch": 3},
+            "schedule.mix_end_epoch: 3 comes before epoch 6, in which mosaic and mix-up begin.",
+        ),
     ],
     ids=str,
 )
@@ -129,6 +133,14 @@ def test_a_contradiction_is_refused_with_the_timeline(options: dict[str, int], p
 def test_what_follows_from_a_late_start_of_augmentation_fits_the_run() -> None:
     run = resolve(8, 10, augment_start_epoch=5, no_aug_epochs=0)
     assert (run.augment_start_epoch, run.flat_end_epoch, run.no_aug_epoch) == (5, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "final", "half"), [(132, 12, 64), (102, 12, 49), (101, 10, 49), (68, 8, 34), (58, 8, 29)]
+)
+def test_mixing_ends_where_the_reference_ends_it(epochs: int, final: int, half: int) -> None:
+    run = resolve(epochs, 100, no_aug_epochs=final, augment_start_epoch=4)
+    assert (run.mix_end_epoch, run.flat_end_epoch) == (half, half)
 
 
 def test_several_contradictions_are_listed_together() -> None:

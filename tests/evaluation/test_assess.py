@@ -288,3 +288,12 @@ def test_the_goal_that_thresholds_were_chosen_for_stays_with_them(own_run: Path,
     assert points.goal == "recall at least 0.5"
     test = run_assess(own_run, tmp_path / "test.json", split="test").report
     assert test["operating_points"]["goal"] == "recall at least 0.5"
+
+
+def test_thresholds_of_other_inputs_are_not_stored(
+    own_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = (own_run / "best.pth").read_bytes()
+    run_assess(own_run, tmp_path / "report.json", "data.mean=[0.1, 0.1, 0.1]")
+    assert "they were chosen with another data.mean than prediction will use" in caplog.text
+    assert (own_run / "best.pth").read_bytes() == before

@@ -167,7 +167,11 @@ def test_the_detector_never_gets_more_images_at_once_than_evaluation(
     ("override", "message"),
     [
         ("data.resize=letterbox", "data.resize: got letterbox, the detector was trained with stretch."),
-        ("data.std=[1, 1, 1]", "data.std: got (1.0, 1.0, 1.0), the detector was trained with (0.229"),
+        (
+            "data.scaling={type: percentile}",
+            "data.scaling: got {'type': 'percentile', 'low': 0.5, 'high': 99.5}, the detector was",
+        ),
+        ("data.std=[1, 1, 1]", "data.std: got [1.0, 1.0, 1.0], the detector was trained with [0.229"),
     ],
 )
 def test_images_prepared_otherwise_are_refused(phase2_config, build_phase2, override, message):
