@@ -257,7 +257,7 @@ def _check_same_input(trained: TrainedDetector, config: Config) -> None:
     there: Any = config_to_dict(own)["data"]
     wrong = [
         f"data.{name}: got {here[name]}, the detector was trained with {there[name]}. Leave it out."
-        for name in ("resize", "channels", "scaling", "mean", "std")
+        for name in ("resize", "reduced_decode", "channels", "scaling", "mean", "std")
         if here[name] != there[name]
     ]
     if wrong:

@@ -17,7 +17,7 @@ from deim.boxes import clip_boxes, iou, xywh_to_xyxy
 from deim.data.build import input_format
 from deim.data.coco import CocoSplit, match_classes
 from deim.data.sensors import read_picture
-from deim.data.transforms import fit_to_input, normalize, read_image
+from deim.data.transforms import normalize, read_input
 from deim.engine.checkpoint import TrainedDetector
 from deim.evaluation.report.plots import (
     EMPTY,
@@ -306,8 +306,13 @@ def _draw_image(
 ) -> Image.Image:
     assert isinstance(trained.model, TextFusedDetector)
     form = input_format(trained.config)
-    image = read_image(split.image_path(index), form.pixels)
-    fitted, placement = fit_to_input(image, form.size_hw, resize=form.resize)
+    fitted, placement = read_input(
+        split.image_path(index),
+        form.size_hw,
+        resize=form.resize,
+        pixels=form.pixels,
+        reduced=form.reduced_decode,
+    )
     network_input = normalize(fitted, form.mean, form.std)[None].to(trained.device)
     rows = np.arange(split.first_box[index], split.first_box[index + 1])
     rows = rows[~split.is_crowd[rows]]

@@ -1,11 +1,15 @@
-"""Time a training step, one inference, or the fusion head on random or given weights; prints one JSON line.
+"""Time a training step, one inference, the fusion head, or the loading of images; prints one JSON line.
 
     python tools/benchmark.py step --variant m --size 1024 --batch 4 --device cuda --amp bf16
     python tools/benchmark.py fusion --variant m --size 640
+    python tools/benchmark.py data --size 1024 --images 24 --steps 36
 
 The columns of `step` are those of the comparison script of the reference: medians in milliseconds of forward,
 loss with matching, backward and optimiser, images/s, peak memory in MB, latency of one image. `fusion` times
-one image through the detector, and what it found through the fusion head of phase 2, in turns.
+one image through the detector, and what it found through the fusion head of phase 2, in turns. `data` times
+one process that loads photographs of 1650x1350 pixels it has made, by stages, without a cache and with each,
+and in turns with it the plain pipeline of torchvision's transforms with the same operations; the table before
+the JSON line has images/s of processor time, a thread.
 """
 
 import argparse
@@ -14,7 +18,9 @@ import json
 import resource
 import statistics
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +28,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from deim.config import load_config, shipped_configs_dir
+from deim.data.build import build_augmentation, build_train_dataset, input_format
+from deim.data.speed import Batches, Way, make_photographs, plain_ways, stages_of, time_in_turns, whole_way
 from deim.engine.device import select_device, select_precision
 from deim.errors import DeimError
 from deim.loss import build_criterion
@@ -35,6 +44,10 @@ from multimodal.wrapper import TextFusedDetector, query_dim
 
 NUM_CLASSES, NUM_PROMPTS, NUM_BACKGROUND, TEXT_DIM = 6, 3, 4, 512
 WARMUP_STEPS = 3
+PHOTOGRAPH_HW = (1350, 1650)
+"""Of `data`: the photographs of the industrial set."""
+OWN_WAYS = {"ours": "", "ours, memory cache": "cache_mb", "ours, disk cache": "disk_cache_mb"}
+"""Of `data`: what is timed, and the option of the cache."""
 
 
 def main() -> int:
@@ -42,22 +55,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["step", "fusion"], help="what to time")
+    parser.add_argument("what", choices=["step", "fusion", "data"], help="what to time")
     parser.add_argument("--variant", default="m", choices=VARIANTS)
     parser.add_argument("--size", type=int, default=1024, help="side of the images, in pixels")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--boxes", type=int, default=10, help="boxes an image")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("-c", "--config", help="experiment of `data`; deimv2_1024.yml if not given")
+    parser.add_argument("--images", type=int, default=24, help="photographs of `data`")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", default="off", choices=["auto", "bf16", "fp16", "off"])
     parser.add_argument(
         "--recipe", type=Path, help="recipe.py of the parity fixtures: its weights and inputs"
     )
     args = parser.parse_args()
-    if args.size < 64 or args.size % 32 or min(args.batch, args.steps) < 1 or args.boxes < 0:
-        parser.error("--size is a multiple of 32 from 64; --batch and --steps are at least 1, --boxes 0")
+    if args.size < 64 or args.size % 32 or min(args.batch, args.steps, args.images) < 1 or args.boxes < 0:
+        parser.error(
+            "--size is a multiple of 32 from 64; --batch, --steps, --images are at least 1, --boxes 0"
+        )
     try:
-        print(json.dumps(time_steps(args) if args.what == "step" else time_fusion(args)))
+        timers = {"step": time_steps, "fusion": time_fusion, "data": time_data}
+        print(json.dumps(timers[args.what](args)))
     except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -151,6 +169,51 @@ def time_fusion(args: argparse.Namespace) -> dict[str, float | str]:
         "parameters_added": sum(parameter.numel() for parameter in head.parameters()),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "what": f"fusion on deim {args.variant} {args.size}px {device}, torch {torch.__version__}",
+    }
+
+
+def time_data(args: argparse.Namespace) -> dict[str, float | str]:
+    """Time the loading of photographs in this process, beside the plain pipeline."""
+    with tempfile.TemporaryDirectory(prefix="benchmark_data.") as scratch:
+        root = Path(scratch)
+        config = load_config(
+            args.config or shipped_configs_dir() / "deimv2_1024.yml",
+            [f"image_size={args.size}", f"data.root={root}", f"data.disk_cache_dir={root / 'cache'}"],
+        )
+        split = make_photographs(root, args.images, size_hw=PHOTOGRAPH_HW)
+        num_loaded = args.steps * args.batch
+        # Never more epochs than images are loaded: colours change in all of them.
+        augmentation = build_augmentation(config.augment, start_epoch=0, stop_epoch=num_loaded)
+        batches = Batches(len(split), args.batch)
+        stages: dict[str, Way] = {}
+        ways: dict[str, Way] = {}
+        for name, option in OWN_WAYS.items():
+            # Room for all images, on disk with their records.
+            room = {option: len(split) * (3 * args.size**2 + 2**13) // 2**20 + 1} if option else {}
+            data = replace(config.data, **{"cache_mb": 0, "disk_cache_mb": 0, **room})
+            dataset = build_train_dataset(replace(config, data=data), split, augmentation=augmentation)
+            for index in range(len(split) if option else 0):
+                dataset.read((0, index))
+            stages = stages or stages_of(dataset, batches)
+            ways[name] = whole_way(dataset, batches)
+        plain = plain_ways(split, batches, input_format=input_format(config), augmentation=augmentation)
+        seconds = time_in_turns({**stages, **ways, **plain}, steps=args.steps)
+    speeds = {name: num_loaded / value for name, value in seconds.items()}
+    for name, speed in speeds.items():
+        ratio = f"{speed / speeds['plain']:7.2f} times plain" if name not in stages else ""
+        print(f"{name:24} {speed:8.1f} images/s {ratio}")
+    keys = {name: name.replace(",", "").replace(" ", "_") for name in speeds}
+    return {
+        **{f"{keys[name]}_images_per_s": round(speed, 2) for name, speed in speeds.items()},
+        **{
+            f"{keys[own]}_to_{keys[other]}": round(speeds[own] / speeds[other], 2)
+            for own in ways
+            for other in plain
+        },
+        "what": (
+            f"data {PHOTOGRAPH_HW[1]}x{PHOTOGRAPH_HW[0]} JPEG to {args.size}px, {args.images} images, batch "
+            f"{args.batch}, {args.steps} steps, torch {torch.__version__}"
+        ),
     }
 
 

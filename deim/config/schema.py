@@ -137,6 +137,9 @@ class DataConfig:
     """Makes the synthetic defect set at `root` if nothing is there; null never makes one."""
     resize: Literal["stretch", "letterbox"] = "stretch"
     """How an image becomes `image_size`: `stretch` ignores the aspect ratio, `letterbox` pads."""
+    reduced_decode: bool = False
+    """Decodes JPEG photographs at 1/2, 1/4 or 1/8 of their size, the smallest that is not below `image_size`:
+    faster, with slightly other pixels; training, evaluation and prediction of image files do the same."""
     channels: int = 3
     """Channels of the image files, 1 to 4; 3 is RGB, and grey files, whose one channel is repeated."""
     scaling: BytesScaling | WindowScaling | PercentileScaling = field(default_factory=BytesScaling)
@@ -157,6 +160,10 @@ class DataConfig:
     """Processes that load images; 0 loads in the main process."""
     cache_mb: int = 0
     """Memory for resized images in each loading process and split, in MiB; 0 decodes them anew each time."""
+    disk_cache_mb: int = 0
+    """Disk for resized images of each split, in MiB, shared by all processes and later runs; 0 uses none."""
+    disk_cache_dir: str = "outputs/image_cache"
+    """Folder of these images; it may be deleted between runs."""
 
     def __post_init__(self) -> None:
         check(
@@ -172,7 +179,12 @@ class DataConfig:
                     "batch_size: 'auto' needs effective_batch_size, the images of an optimiser step that the "
                     "learning rate was chosen for",
                 ),
-                *below(0, num_workers=self.num_workers, cache_mb=self.cache_mb),
+                *below(
+                    0,
+                    num_workers=self.num_workers,
+                    cache_mb=self.cache_mb,
+                    disk_cache_mb=self.disk_cache_mb,
+                ),
                 (
                     self.format != "coco" and self.synthetic is not None,
                     f"format: got {self.format!r}, but the synthetic set is COCO. Set synthetic to null.",

@@ -4,13 +4,16 @@ import logging
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import PIL
 import torch
+import torchvision
 from numpy.typing import NDArray
+from PIL import features
 from torch.utils.data import DataLoader
 
 from deim.config.schema import (
@@ -28,6 +31,7 @@ from deim.data.coco import CocoSplit, RawSplit, match_classes, read_raw_coco, to
 from deim.data.collate import Batch, BatchRequests, ChangedBatches, collate
 from deim.data.dataset import DetectionDataset, EpochBatches, InputFormat, check_images
 from deim.data.formats import read_raw
+from deim.data.image_cache import DiskCache
 from deim.data.industrial import IndustrialChanges, require_albumentations
 from deim.data.sampling import compute_repeat_factors, epoch_length
 from deim.data.sensors import PixelFormat, Scaling
@@ -59,7 +63,50 @@ def input_format(config: Config) -> InputFormat:
         mean=data.mean,
         std=data.std,
         pixels=pixel_format(data),
+        reduced_decode=data.reduced_decode,
     )
+
+
+def build_disk_cache(config: DataConfig, split: CocoSplit, input_format: InputFormat) -> DiskCache | None:
+    """Open the cache of a split's resized images on disk; None if the config asks for none.
+
+    Args:
+        config: The `data` block.
+        split: Any split.
+        input_format: How an image becomes an input.
+
+    Raises:
+        DataError: If the cache cannot be written.
+    """
+    if config.disk_cache_mb == 0:
+        return None
+    pixels = input_format.pixels
+    cache = DiskCache(
+        Path(config.disk_cache_dir),
+        [split.image_path(index).absolute() for index in range(len(split))],
+        name=str(split.annotations_path.absolute()),
+        made_how={
+            "resize": input_format.resize,
+            "pixels": asdict(pixels),
+            "reduced_decode": input_format.reduced_decode,
+            # Other versions decode and resize to slightly other numbers.
+            "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
+            "jpeg": features.version("libjpeg_turbo"),
+            "processor": torch.backends.cpu.get_cpu_capability(),
+        },
+        image_shape=(pixels.channels, *input_format.size_hw),
+        dtype=torch.uint8 if pixels.scaling.type == "bytes" else torch.float32,
+        max_bytes=config.disk_cache_mb * 2**20,
+    )
+    if cache.capacity < len(split):
+        logger.warning(
+            "data.disk_cache_mb: %d of %d images of %s fit; each takes %.1f MiB",
+            cache.capacity,
+            len(split),
+            split.annotations_path,
+            cache.image_bytes / 2**20,
+        )
+    return cache
 
 
 def pixel_format(config: DataConfig) -> PixelFormat:
@@ -334,13 +381,15 @@ def build_train_dataset(
         split: Training data, whose classes are those of the detector.
         augmentation: Random changes; None for none.
     """
+    form = input_format(config)
     return DetectionDataset(
         split,
         {category_id: index for index, category_id in enumerate(split.category_ids)},
-        input_format=input_format(config),
+        input_format=form,
         augmentation=augmentation,
         seed=config.seed,
         cache_bytes=config.data.cache_mb * 2**20,
+        disk_cache=build_disk_cache(config.data, split, form),
     )
 
 
@@ -396,8 +445,13 @@ def build_eval_loader(
         rank: Number of this process.
         num_ranks: Processes that share the images, each of which is in one's part alone.
     """
-    cache_bytes = config.cache_mb * 2**20
-    dataset = DetectionDataset(split, class_index, input_format=input_format, cache_bytes=cache_bytes)
+    dataset = DetectionDataset(
+        split,
+        class_index,
+        input_format=input_format,
+        cache_bytes=config.cache_mb * 2**20,
+        disk_cache=build_disk_cache(config, split, input_format),
+    )
     own = range(rank, len(split), num_ranks)
     size = config.eval_batch_size
     batches = [list(own[start : start + size]) for start in range(0, len(own), size)]

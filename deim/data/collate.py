@@ -1,16 +1,25 @@
 """From samples to a batch, and the changes that a whole batch gets."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 from torchvision.transforms.v2 import functional as TF
 
-from deim.data.dataset import BATCH, BatchRequest, DetectionDataset, EpochBatches, Item
+from deim.data.dataset import (
+    BATCH,
+    BatchRequest,
+    DetectionDataset,
+    EpochBatches,
+    InputFormat,
+    Item,
+    RawBatch,
+)
 from deim.data.stages import BatchChanges
 from deim.data.transforms import normalize, to_unit
 from deim.structures import Target
@@ -52,14 +61,37 @@ class Batch:
         return Batch(images=self.images.pin_memory(), targets=self.targets)
 
 
-def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Stack samples of one size.
+def collate(samples: RawBatch | Sequence[tuple[Tensor, Target]]) -> Batch:
+    """Make a batch of images of one size.
 
     Args:
-        samples: Inputs (C, H, W) with their targets.
+        samples: Images to be normalised, or inputs (C, H, W) with their targets.
     """
+    if isinstance(samples, RawBatch):
+        return normalize_batch(samples.images, samples.targets, samples.input_format)
     images, targets = zip(*samples, strict=True)
     return Batch(images=torch.stack(images), targets=list(targets))
+
+
+def normalize_batch(images: Sequence[Tensor], targets: list[Target], input_format: InputFormat) -> Batch:
+    """Normalise images of one size into the memory of a batch.
+
+    In a process of a loader that is memory shared with the main process, which gets no copy of it then.
+
+    Args:
+        images: (C, H, W) each, uint8 or float32 in [0, 1].
+        targets: An image each.
+        input_format: Says how.
+    """
+    shape = (len(images), *images[0].shape)
+    if get_worker_info() is None:
+        inputs = torch.empty(shape)
+    else:
+        storage = torch.UntypedStorage._new_shared(math.prod(shape) * torch.float32.itemsize)
+        inputs = torch.empty(0).set_(storage).view(shape)
+    for image, place in zip(images, inputs, strict=True):
+        normalize(image, input_format.mean, input_format.std, out=place)
+    return Batch(images=inputs, targets=targets)
 
 
 class BatchRequests(Sampler[BatchRequest]):
@@ -115,8 +147,7 @@ class ChangedBatches(Dataset[Batch]):
             images, targets = images[request.own], targets[request.own]
         if size_hw is not None:
             images, targets = resize_batch(images, targets, size_hw)
-        form = self.dataset.input_format
-        return Batch(images=normalize(images, form.mean, form.std), targets=targets)
+        return normalize_batch(images.unbind(), targets, self.dataset.input_format)
 
     def _read(self, items: Sequence[Item]) -> tuple[Tensor, list[Target]]:
         """Inputs (B, C, H, W), not yet normalised."""

@@ -12,11 +12,12 @@ from torch.utils.data import Dataset, Sampler
 
 from deim.boxes import clip_boxes, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.coco import CocoSplit, raise_listed
+from deim.data.image_cache import DiskCache, MemoryCache
 from deim.data.image_files import read_header
 from deim.data.sampling import count_copies, draw_copies, epoch_length
 from deim.data.sensors import PHOTOGRAPH, PixelFormat, check_pixels
 from deim.data.stages import Augmentation
-from deim.data.transforms import Sample, fit_to_input, normalize, read_image
+from deim.data.transforms import Sample, normalize, read_image, read_input
 from deim.errors import DataError
 from deim.structures import Placement, Target
 
@@ -40,6 +41,20 @@ class InputFormat:
     """C numbers, above 0."""
     pixels: PixelFormat = PHOTOGRAPH
     """Channels and scaling of the files."""
+    reduced_decode: bool = False
+    """Whether JPEG photographs are decoded at a part of their size where that is large enough."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawBatch:
+    """Images of a batch that are not normalised yet, with their targets."""
+
+    images: list[Tensor]
+    """(C, H, W) each, uint8 or float32 in [0, 1]."""
+    targets: list[Target]
+    """An image each."""
+    input_format: InputFormat
+    """Says how to normalise."""
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
@@ -55,6 +70,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         augmentation: Random changes of training images; None for evaluation.
         seed: Seed of the augmentation.
         cache_bytes: Memory for resized images, in each process that loads; the first to come are kept.
+        disk_cache: Resized images that all processes share; what it keeps is not kept in memory as well.
     """
 
     def __init__(
@@ -66,14 +82,15 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         cache_bytes: int = 0,
+        disk_cache: DiskCache | None = None,
     ) -> None:
         self.split = split
         self.class_index = dict(class_index)
         self.input_format = input_format
         self.augmentation = augmentation
         self.seed = seed
-        self._free_cache_bytes = cache_bytes
-        self._cache: dict[int, tuple[Tensor, Placement]] = {}
+        self._memory_cache = MemoryCache(cache_bytes)
+        self._disk_cache = disk_cache
 
     def __len__(self) -> int:
         return len(self.split)
@@ -86,6 +103,21 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         """
         image, target = self.read(item if isinstance(item, tuple) else (0, item))
         return normalize(image, self.input_format.mean, self.input_format.std), target
+
+    def __getitems__(self, items: Sequence[int | Item]) -> "RawBatch":
+        """Return the items of a batch, not yet normalised: `collate` does that in the memory of the batch.
+
+        Torch's loader asks for batches by this name.
+
+        Raises:
+            DataError: If an image is damaged.
+        """
+        pairs = [self.read(item if isinstance(item, tuple) else (0, item)) for item in items]
+        return RawBatch(
+            images=[image for image, _ in pairs],
+            targets=[target for _, target in pairs],
+            input_format=self.input_format,
+        )
 
     def read(self, item: Item) -> tuple[Tensor, Target]:
         """Return the input (C, H, W), uint8 or float32 in [0, 1], not yet normalised, and its target.
@@ -161,14 +193,20 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def _fitted_image(self, index: int) -> tuple[Tensor, Placement]:
         """The image at the size of the network input; nothing changes it in place."""
-        if index in self._cache:
-            return self._cache[index]
-        image = read_image(self.split.image_path(index), self.input_format.pixels)
-        fitted = fit_to_input(image, self.input_format.size_hw, resize=self.input_format.resize)
-        num_bytes = fitted[0].nbytes
-        if num_bytes <= self._free_cache_bytes:
-            self._free_cache_bytes -= num_bytes
-            self._cache[index] = fitted
+        cache: MemoryCache | DiskCache = self._memory_cache
+        if self._disk_cache is not None and self._disk_cache.has_place(index):
+            cache = self._disk_cache
+        fitted = cache.get(index)
+        if fitted is None:
+            form = self.input_format
+            fitted = read_input(
+                self.split.image_path(index),
+                form.size_hw,
+                resize=form.resize,
+                pixels=form.pixels,
+                reduced=form.reduced_decode,
+            )
+            cache.put(index, fitted)
         return fitted
 
     def _boxes(self, index: int) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,8 @@ UPRIGHT, FIRST_QUARTER_TURN = 1, 5
 PNG_MARK: Final = b"\x89PNG\r\n\x1a\n"
 PNG_NOTES: Final = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 """Parts of a PNG that may hold EXIF data."""
+MIRRORED_AXES: Final[dict[int, tuple[int, ...]]] = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
+"""Axes of (C, H, W), once height and width are swapped, that an EXIF orientation has mirrored."""
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR = 256, 257, 258, 259, 262, 277, 284
 PREDICTOR, TILE_WIDTH, SAMPLE_FORMAT = 317, 322, 339
@@ -59,6 +61,19 @@ class ImageHeader:
     channels: int
     bits: int
     """A channel."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reduction:
+    """How an image is decoded at a part of its size."""
+
+    step: int
+    """Pixels of the file, along each axis, that become one: 1, 2, 4 or 8."""
+    size_hw: tuple[int, int]
+    """Of the upright image in full, in pixels."""
+    before_yx: tuple[int, int]
+    """Pixels of the file that are missing in the first row and in the first column, less than `step` each;
+    they are missing in the last ones otherwise."""
 
 
 @contextmanager
@@ -95,11 +110,7 @@ def read_header(path: Path) -> ImageHeader:
     with named_errors(path), Image.open(path) as opened:
         # Before the orientation: a look for it may decode a PNG, which forgets how deep it was.
         bits, channels = bits_per_channel(opened), _channels(opened)
-        width, height = stored_size_wh(opened)
-        is_turned = image_orientation(opened) >= FIRST_QUARTER_TURN
-        return ImageHeader(
-            size_hw=(width, height) if is_turned else (height, width), channels=channels, bits=bits
-        )
+        return ImageHeader(size_hw=upright_size_hw(opened), channels=channels, bits=bits)
 
 
 def bits_per_channel(image: Image.Image) -> int:
@@ -214,13 +225,40 @@ def turn_upright(values: Values, orientation: int) -> Values:
     """
     if 5 <= orientation <= 8:
         values = values.swapaxes(1, 2)
-    flips: dict[int, tuple[int, ...]] = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
-    return np.ascontiguousarray(np.flip(values, flips.get(orientation, ())))
+    return np.ascontiguousarray(np.flip(values, MIRRORED_AXES.get(orientation, ())))
 
 
 def picture_to_rgb(image: Image.Image) -> Image.Image:
-    """A picture upright, as its EXIF orientation says, in RGB."""
-    return ImageOps.exif_transpose(image).convert("RGB")
+    """A picture upright, as its EXIF orientation says, in RGB: itself, decoded, if it is so already."""
+    # Decoded first: a look for the orientation of a PNG may do so as well.
+    image.load()
+    upright = image if image_orientation(image) == 1 else ImageOps.exif_transpose(image)
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def reduce_decoding(image: Image.Image, least_hw: tuple[int, int]) -> Reduction:
+    """Make Pillow decode a JPEG at 1/2, 1/4 or 1/8 of its size, the smallest that is large enough.
+
+    Args:
+        image: A JPEG, opened and not decoded yet.
+        least_hw: Least size of the upright image, in pixels.
+
+    Returns:
+        What becomes of the image.
+    """
+    (width, height), orientation = image.size, image_orientation(image)
+    is_turned = orientation >= FIRST_QUARTER_TURN
+    size_hw = (width, height) if is_turned else (height, width)
+    least_h, least_w = reversed(least_hw) if is_turned else least_hw
+    image.draft(None, (least_w, least_h))
+    step = round(width / image.width)
+    missing_yx = (-size_hw[0] % step, -size_hw[1] % step)
+    mirrored = MIRRORED_AXES.get(orientation, ())
+    return Reduction(
+        step=step,
+        size_hw=size_hw,
+        before_yx=(missing_yx[0] if 1 in mirrored else 0, missing_yx[1] if 2 in mirrored else 0),
+    )
 
 
 def _channels(image: Image.Image) -> int:
@@ -236,6 +274,13 @@ def stored_size_wh(image: Image.Image) -> tuple[int, int]:
     if image.format == "TIFF" and hasattr(image, "tag_v2"):
         return int(image.tag_v2[WIDTH]), int(image.tag_v2[HEIGHT])
     return image.size
+
+
+def upright_size_hw(image: Image.Image) -> tuple[int, int]:
+    """Size of an opened picture once it is turned as its EXIF orientation says, in pixels."""
+    width, height = stored_size_wh(image)
+    is_turned = image_orientation(image) >= FIRST_QUARTER_TURN
+    return (width, height) if is_turned else (height, width)
 
 
 def _decoder_options(image: Image.Image) -> tuple[Any, ...]:

@@ -149,7 +149,7 @@ def read_picture(path: Path) -> Image.Image:
     """
     with named_errors(path), Image.open(path) as opened:
         if bits_per_channel(opened) <= 8:
-            return picture_to_rgb(opened)
+            return picture_to_rgb(opened).copy()
     values = read_values(path)
     shown = values[:3] if len(values) >= 3 else values[:1]
     low, high = PICTURE_PERCENTILES

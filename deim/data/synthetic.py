@@ -122,7 +122,7 @@ def make_synthetic_dataset(
             for split, count in counts.items():
                 make = partial(_make_file, draft / "images", split, max_size_wh=max_size_wh, seed=seed)
                 images = list(pool.map(make, range(count)))
-                _write_annotations(draft / "annotations" / f"{split}.json", images)
+                write_annotations(draft / "annotations" / f"{split}.json", images)
                 _logger.info("%s: %d images made", split, count)
         try:
             draft.rename(root)
@@ -289,7 +289,7 @@ def _make_file(
     return replace(image, jpeg=b"")
 
 
-def _write_annotations(path: Path, images: list[LabelledImage]) -> None:
+def write_annotations(path: Path, images: list[LabelledImage]) -> None:
     """Write one COCO file; ids count from 1 in the order of the images."""
     image_rows: list[dict[str, Any]] = []
     annotation_rows: list[dict[str, Any]] = []

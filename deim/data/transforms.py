@@ -1,10 +1,11 @@
 """Images and boxes on their way to the network: reading, resizing, random changes, normalising.
 
-Training, evaluation and prediction share `read_image` and `fit_to_input`, so that they see the same pixels.
+Training, evaluation and prediction share `read_input` and `fit_to_input`, so that they see the same pixels.
 Images are (C, H, W) until `normalize`: uint8, RGB where C is 3, or float32 in [0, 1] where the values of a
 sensor are scaled; see `sensors.py`.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,13 +17,17 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from deim.boxes import box_area, clip_boxes
+from deim.data.colours import ColourChanges, change_colours
 from deim.data.image_files import (
     ImageHeader,
+    Reduction,
     bits_per_channel,
     named_errors,
     picture_to_rgb,
     read_header,
     read_values,
+    reduce_decoding,
+    upright_size_hw,
 )
 from deim.data.sensors import PHOTOGRAPH, PixelFormat, check_pixels, scale_values
 from deim.structures import Placement
@@ -68,6 +73,63 @@ def read_image(path: Path, pixels: PixelFormat = PHOTOGRAPH) -> Tensor:
         return image_to_tensor(opened, where=path)
 
 
+def read_input(
+    path: Path,
+    size_hw: tuple[int, int],
+    *,
+    resize: Literal["stretch", "letterbox"],
+    pixels: PixelFormat = PHOTOGRAPH,
+    reduced: bool = False,
+) -> tuple[Tensor, Placement]:
+    """Read an image at the size of the network input.
+
+    Args:
+        path: As in `read_image`.
+        size_hw: Size of the network input, in pixels.
+        resize: As in `fit_to_input`.
+        pixels: What the config says of channels and scaling.
+        reduced: Decode JPEG photographs at 1/2, 1/4 or 1/8 of their size, the smallest that is not below that
+            of the input: faster, with slightly other pixels.
+
+    Returns:
+        The (C, *size_hw) input, uint8, or float32 if the values are scaled, and where it lies in the image.
+
+    Raises:
+        DataError: As `read_image`.
+    """
+    if not pixels.is_plain:
+        return fit_to_input(read_image(path, pixels), size_hw, resize=resize)
+    reduction = None
+    with named_errors(path), Image.open(path) as opened:
+        _check_photograph(opened, where=path)
+        if reduced and opened.format == "JPEG":
+            reduction = reduce_decoding(opened, _inner_size(upright_size_hw(opened), size_hw, resize=resize))
+        image = _view_picture(picture_to_rgb(opened))
+    fitted, placement = fit_to_input(image, size_hw, resize=resize)
+    if reduction is not None and reduction.step > 1:
+        placement = _place_in_full(placement, reduction)
+    return fitted, placement
+
+
+def _view_picture(picture: Image.Image) -> Tensor:
+    """(3, H, W) uint8 of an RGB picture, only to be read; channels last in memory, as resizing likes it."""
+    pixels = np.asarray(picture)
+    with warnings.catch_warnings():
+        # That the tensor must not be written to is known; a copy takes as long as half of the decoding.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _place_in_full(placement: Placement, reduction: Reduction) -> Placement:
+    """Where an input lies in an image in full, given where it lies in the reduced one."""
+    step, (before_y, before_x) = reduction.step, reduction.before_yx
+    return Placement(
+        orig_size_hw=reduction.size_hw,
+        span_hw=(placement.span_hw[0] * step, placement.span_hw[1] * step),
+        shift_yx=(placement.shift_yx[0] * step - before_y, placement.shift_yx[1] * step - before_x),
+    )
+
+
 def read_size(path: Path) -> tuple[int, int]:
     """Height and width of a photograph upright, in pixels, from its header alone.
 
@@ -87,10 +149,15 @@ def image_to_tensor(image: Image.Image, *, where: object = "image") -> Tensor:
     Raises:
         DataError: If it has more than 8 bits a channel.
     """
+    _check_photograph(image, where=where)
+    return torch.from_numpy(np.array(picture_to_rgb(image))).permute(2, 0, 1).contiguous()
+
+
+def _check_photograph(image: Image.Image, *, where: object) -> None:
+    """Refuse a picture with more than 8 bits a channel; not decoded yet, if that is to be found."""
     bits = bits_per_channel(image)
     header = ImageHeader(size_hw=(image.height, image.width), channels=len(image.getbands()), bits=bits)
     check_pixels(header, PHOTOGRAPH, where=where)
-    return torch.from_numpy(np.array(picture_to_rgb(image))).permute(2, 0, 1).contiguous()
 
 
 def fit_to_input(
@@ -105,16 +172,15 @@ def fit_to_input(
             bottom, with grey.
 
     Returns:
-        The (C, *size_hw) input of the same type, and where it lies in the image.
+        The (C, *size_hw) input of the same type, contiguous, and where it lies in the image.
     """
     height, width = image.shape[-2:]
+    inner_hw = _inner_size((height, width), size_hw, resize=resize)
     if resize == "stretch":
         resized = TF.resize(image, list(size_hw), antialias=True)
-        return resized, Placement(
+        return resized.contiguous(), Placement(
             orig_size_hw=(height, width), span_hw=(float(height), float(width)), shift_yx=(0.0, 0.0)
         )
-    scale = min(size_hw[0] / height, size_hw[1] / width)
-    inner_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
     top, left = (size_hw[0] - inner_hw[0]) // 2, (size_hw[1] - inner_hw[1]) // 2
     canvas = grey_canvas(image, size_hw)
     canvas[:, top : top + inner_hw[0], left : left + inner_hw[1]] = TF.resize(
@@ -127,6 +193,17 @@ def fit_to_input(
         span_hw=(size_hw[0] / scale_y, size_hw[1] / scale_x),
         shift_yx=(-top / scale_y, -left / scale_x),
     )
+
+
+def _inner_size(
+    image_hw: tuple[int, int], size_hw: tuple[int, int], *, resize: Literal["stretch", "letterbox"]
+) -> tuple[int, int]:
+    """What an image is resized to, in pixels, before it is padded."""
+    if resize == "stretch":
+        return size_hw
+    height, width = image_hw
+    scale = min(size_hw[0] / height, size_hw[1] / width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def grey_canvas(like: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -159,17 +236,26 @@ def to_unit(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float() / 255
 
 
-def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalize(
+    images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], *, out: Tensor | None = None
+) -> Tensor:
     """Bring images to [0, 1], subtract `mean`, divide by `std`: float32.
 
     Args:
-        images: (..., C, H, W) uint8, or float32 in [0, 1].
+        images: (..., C, H, W) uint8, or float32 in [0, 1]; not changed.
         mean: C numbers.
         std: C numbers above 0.
+        out: Where to write the result, of the same shape; None for memory of its own.
     """
     shift = torch.tensor(mean)[:, None, None]
     scale = torch.tensor(std)[:, None, None]
-    return (to_unit(images) - shift) / scale
+    if out is None:
+        out = torch.empty(images.shape)
+    # In the memory of the result: other memory for each step costs more than the arithmetic.
+    out.copy_(images)
+    if not images.is_floating_point():
+        out.div_(255)
+    return out.sub_(shift).div_(scale)
 
 
 def flip_horizontal(sample: Sample) -> Sample:
@@ -204,35 +290,26 @@ def distort_colours(sample: Sample, probability: float, *, rng: np.random.Genera
     Source:
         The ranges of SSD's photometric distortion (arXiv:1512.02325), as in torchvision.
     """
-    image = sample.image
-    has_colours = image.shape[0] == 3
+    has_colours = sample.image.shape[0] == 3
+
+    def draw(low: float, high: float) -> float | None:
+        return rng.uniform(low, high) if rng.random() < probability else None
+
     contrast_first = rng.random() < 0.5
-
-    def contrast(picture: Tensor) -> Tensor:
-        if rng.random() >= probability:
-            return picture
-        factor = rng.uniform(0.5, 1.5)
-        if has_colours:
-            return TF.adjust_contrast(picture, factor)
-        return _blend(picture, factor, towards=float(picture.float().mean()))
-
-    if rng.random() < probability:
-        factor = rng.uniform(0.875, 1.125)
-        image = TF.adjust_brightness(image, factor) if has_colours else _blend(image, factor, towards=0.0)
-    if contrast_first:
-        image = contrast(image)
-    if has_colours and rng.random() < probability:
-        image = TF.adjust_saturation(image, rng.uniform(0.5, 1.5))
-    if has_colours and rng.random() < probability:
-        image = TF.adjust_hue(image, rng.uniform(-0.05, 0.05))
+    brightness = draw(0.875, 1.125)
+    contrast = draw(0.5, 1.5) if contrast_first else None
+    saturation = draw(0.5, 1.5) if has_colours else None
+    hue = draw(-0.05, 0.05) if has_colours else None
     if not contrast_first:
-        image = contrast(image)
+        contrast = draw(0.5, 1.5)
+    changes = ColourChanges(
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue,
+        contrast_first=contrast_first,
+    )
+    image = change_colours(sample.image, changes)
     if has_colours and rng.random() < probability:
-        image = image[torch.from_numpy(rng.permutation(3))]
+        image = image.index_select(0, torch.from_numpy(rng.permutation(3)))
     return replace(sample, image=image)
-
-
-def _blend(image: Tensor, factor: float, *, towards: float) -> Tensor:
-    """An image's differences to a value, multiplied; as torchvision does it for one and three channels."""
-    changed = (image * factor + (1 - factor) * towards).clamp(0, 1 if image.is_floating_point() else 255)
-    return changed.to(image.dtype)

@@ -29,6 +29,7 @@ REQUIRED_KEYS = ("format", "config", "class_names", "category_ids", "model", "we
 INPUT_OPTIONS = (
     "image_size",
     "data.resize",
+    "data.reduced_decode",
     "data.channels",
     "data.scaling",
     "data.mean",

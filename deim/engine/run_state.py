@@ -25,6 +25,8 @@ FREE_OPTIONS = (
     "data.eval_batch_size",
     "data.num_workers",
     "data.cache_mb",
+    "data.disk_cache_mb",
+    "data.disk_cache_dir",
     "data.normal_class",
     "evaluation.bootstrap_resamples",
     "evaluation.draw_threshold",

@@ -19,7 +19,7 @@ from deim.data.coco import CocoSplit
 from deim.data.dataset import InputFormat
 from deim.data.image_files import image_orientation, plain_values, turn_upright
 from deim.data.sensors import PixelFormat, scale_values
-from deim.data.transforms import fit_to_input, image_to_tensor, normalize, read_image
+from deim.data.transforms import fit_to_input, image_to_tensor, normalize, read_input
 from deim.engine.checkpoint import TrainedDetector, load_trained
 from deim.engine.device import select_device
 from deim.engine.step import StepBatch
@@ -230,8 +230,7 @@ class Predictor:
 
     def _predict_batch(self, images: Sequence[ImageLike]) -> list[Detections]:
         form = self.input_format
-        read = (_to_tensor(image, form.pixels) for image in images)
-        fitted = [fit_to_input(image, form.size_hw, resize=form.resize) for image in read]
+        fitted = [_fit(image, form) for image in images]
         inputs = torch.stack([normalize(image, form.mean, form.std) for image, _ in fitted])
         return detect(
             self.trained.model,
@@ -310,9 +309,16 @@ def max_detections(config: Config) -> int:
     return config.model.decoder.num_queries
 
 
-def _to_tensor(image: ImageLike, pixels: PixelFormat) -> Tensor:
+def _fit(image: ImageLike, form: InputFormat) -> tuple[Tensor, Placement]:
+    """An image at the size of the network input, and where that lies in it."""
     if isinstance(image, (str, Path)):
-        return read_image(Path(image), pixels)
+        return read_input(
+            Path(image), form.size_hw, resize=form.resize, pixels=form.pixels, reduced=form.reduced_decode
+        )
+    return fit_to_input(_to_tensor(image, form.pixels), form.size_hw, resize=form.resize)
+
+
+def _to_tensor(image: Image.Image | NDArray[Any], pixels: PixelFormat) -> Tensor:
     if isinstance(image, Image.Image):
         if pixels.is_plain:
             return image_to_tensor(image, where="predict")

@@ -222,7 +222,7 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deim.data.synthetic._write_annotations", fail)
+    monkeypatch.setattr("deim.data.synthetic.write_annotations", fail)
     with pytest.raises(KeyboardInterrupt):
         make_synthetic_dataset(tmp_path / "new", train_images=1, val_images=0, test_images=0, **SMALL)
     assert list(tmp_path.iterdir()) == []

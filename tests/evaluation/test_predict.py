@@ -1,5 +1,6 @@
 """Prediction from Python gives what evaluation scored."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,34 @@ def test_no_images_give_no_detections(detector: Predictor) -> None:
     assert detector.predict([]) == []
 
 
+def enlarged_photographs(tiny_set: Path, root: Path) -> Path:
+    """What the run was validated on, its training images, four times as wide and high, as JPEG, boxes too."""
+    (root / "images").mkdir()
+    (root / "annotations").mkdir()
+    tree = json.loads((tiny_set / "annotations" / "train.json").read_text())
+    for image in tree["images"]:
+        image["width"], image["height"] = 4 * image["width"], 4 * image["height"]
+        with Image.open(tiny_set / "images" / image["file_name"]) as small:
+            # The names end in .png as before: Pillow goes by the content.
+            large = small.convert("RGB").resize((image["width"], image["height"]))
+            large.save(root / "images" / image["file_name"], format="JPEG")
+    for annotation in tree["annotations"]:
+        annotation["bbox"] = [4 * number for number in annotation["bbox"]]
+    (root / "annotations" / "train.json").write_text(json.dumps(tree))
+    return root
+
+
+@pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
-def test_predict_gives_exactly_what_evaluation_scored(resize: str, tiny_run: Path) -> None:
-    split, evaluation = evaluate(tiny_run, f"data.resize={resize}")
-    trained = load_trained(tiny_run / "best.pth", overrides=[f"data.resize={resize}"])
+def test_predict_gives_exactly_what_evaluation_scored(
+    resize: str, reduced: bool, tiny_run: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    options = [f"data.resize={resize}"]
+    if reduced:
+        root = enlarged_photographs(tiny_set, tmp_path)
+        options += ["data.reduced_decode=true", f"data.root={root}"]
+    split, evaluation = evaluate(tiny_run, *options)
+    trained = load_trained(tiny_run / "best.pth", overrides=options)
     paths = [split.image_path(index) for index in range(len(split))]
     found = Predictor(trained).predict(paths, score_threshold=0.0)
     assert len(found) == len(split) == len(evaluation.predictions.by_image)

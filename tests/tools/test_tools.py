@@ -432,3 +432,15 @@ def test_the_benchmark_of_evaluation_finds_the_same_numbers_as_pycocotools(call:
     found = json.loads(out)
     assert found["largest_difference"] < 1e-9
     assert min(found["coco_s"], found["pycocotools_s"], found["peak_mb"]) > 0
+
+
+def test_the_benchmark_of_loading_prints_stages_and_ratios(call: Callable) -> None:
+    sizes = ("--size", "64", "--images", "1", "--steps", "1", "--batch", "2")
+    code, out, err = call("benchmark", "data", *sizes)
+    assert (code, err) == (0, "")
+    *table, line = out.splitlines()
+    stages = ["decode and resize", "augment", "normalise and collate"]
+    assert [row.split("  ")[0] for row in table[:3]] == stages
+    found = json.loads(line)
+    assert found["ours_images_per_s"] > 0
+    assert found["ours_disk_cache_to_plain"] > 0

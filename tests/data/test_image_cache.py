@@ -1,0 +1,300 @@
+"""Images kept between epochs: the same bits, within the bound, whatever happens to processes and files."""
+
+import errno
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deim.config import Config
+from deim.data import image_cache
+from deim.data.build import build_disk_cache, build_eval_loader, input_format, iterate
+from deim.data.coco import CocoSplit, read_coco
+from deim.data.dataset import DetectionDataset
+from deim.data.image_cache import DiskCache, Fitted, MemoryCache
+from deim.errors import DataError
+from deim.structures import Placement
+
+CLASSES = {3: 0, 7: 1, 90: 2}
+SHAPE = (3, 64, 96)
+PAGE = 4096
+STEP = 5 * PAGE
+"""Bytes of an image of SHAPE in a file, in whole pages."""
+
+
+def make_fitted(seed: int, *, is_float: bool = False) -> Fitted:
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, SHAPE, dtype=torch.uint8, generator=generator)
+    placement = Placement(orig_size_hw=(100 + seed, 37), span_hw=(100.125, 1 / 3), shift_yx=(-0.1, 0.0))
+    return (image.float() / 255 if is_float else image), placement
+
+
+def is_same(found: Fitted | None, expected: Fitted) -> bool:
+    return found is not None and torch.equal(found[0], expected[0]) and found[1] == expected[1]
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    found = [tmp_path / f"image_{index}.jpg" for index in range(4)]
+    for index, path in enumerate(found):
+        path.write_bytes(bytes(10 + index))
+    return found
+
+
+def open_cache(paths: list[Path], *, images: float = 4, name: str = "train", **changes) -> DiskCache:
+    options = {
+        "made_how": {"resize": "stretch"},
+        "image_shape": SHAPE,
+        "dtype": torch.uint8,
+        "max_bytes": int(PAGE + images * STEP),
+        **changes,
+    }
+    return DiskCache(paths[0].parent / "cache", paths, name=name, **options)
+
+
+def test_memory_holds_no_more_than_its_bound() -> None:
+    cache = MemoryCache(2 * 3 * 64 * 96 + 1)
+    fitted = [make_fitted(seed) for seed in range(3)]
+    for index in (0, 0, 1, 2):
+        cache.put(index, fitted[index])
+    assert [cache.get(index) is not None for index in range(3)] == [True, True, False]
+    assert is_same(cache.get(1), fitted[1])
+    assert cache.free_bytes == 1
+    empty = MemoryCache(0)
+    empty.put(0, fitted[0])
+    assert empty.get(0) is None
+
+
+@pytest.mark.parametrize("is_float", [False, True])
+def test_what_comes_back_is_what_was_put_in(paths: list[Path], is_float: bool) -> None:
+    kind = {"dtype": torch.float32 if is_float else torch.uint8, "max_bytes": 10**6}
+    cache = open_cache(paths, **kind)
+    fitted = [make_fitted(seed, is_float=is_float) for seed in range(4)]
+    assert [cache.get(index) for index in range(4)] == [None] * 4
+    for index in (2, 0):
+        cache.put(index, fitted[index])
+    again = open_cache(paths, **kind)
+    copied = pickle.loads(pickle.dumps(again))
+    for one in (cache, again, copied):
+        assert is_same(one.get(0), fitted[0])
+        assert is_same(one.get(2), fitted[2])
+        assert one.get(1) is one.get(3) is None
+
+
+def test_changes_of_what_came_back_do_not_reach_the_file(paths: list[Path]) -> None:
+    cache, fitted = open_cache(paths), make_fitted(0)
+    cache.put(0, fitted)
+    cache.get(0)[0].zero_()
+    assert is_same(cache.get(0), fitted)
+
+
+@pytest.mark.parametrize(("images", "capacity"), [(0, 0), (0.9, 0), (1, 1), (2.5, 2), (4, 4), (99, 4)])
+def test_a_file_holds_no_more_than_its_bound(paths: list[Path], images: float, capacity: int) -> None:
+    cache = open_cache(paths, images=images)
+    for index in range(4):
+        cache.put(index, make_fitted(index))
+    assert [cache.get(index) is not None for index in range(4)] == [index < capacity for index in range(4)]
+    files = list(paths[0].parent.glob("cache/*"))
+    assert len(files) == (capacity > 0)
+    assert sum(path.stat().st_size for path in files) <= PAGE + images * STEP
+    assert all(path.stat().st_blocks * 512 <= PAGE + images * STEP for path in files)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"made_how": {"resize": "letterbox"}},
+        {"image_shape": (3, 96, 64)},
+        {"dtype": torch.float32, "max_bytes": 10**6},
+        {"name": "val"},
+        {"images": 3},
+    ],
+    ids=str,
+)
+def test_what_was_made_otherwise_is_never_found(paths: list[Path], change: dict[str, object]) -> None:
+    open_cache(paths).put(0, make_fitted(0))
+    assert open_cache(paths).get(0) is not None
+    assert open_cache(paths, **change).get(0) is None
+
+
+def test_other_or_changed_files_are_never_found(paths: list[Path]) -> None:
+    cache = open_cache(paths)
+    for index in range(4):
+        cache.put(index, make_fitted(index))
+    assert open_cache(paths[::-1]).get(0) is None
+    os.utime(paths[1], ns=(0, 12345))
+    paths[2].write_bytes(b"another length")
+    paths[3].unlink()
+    # In the middle of a run, and for the next one; there is nothing to be kept of a file that has changed.
+    cache.put(1, make_fitted(7))
+    assert [cache.get(index) is not None for index in range(4)] == [True, False, False, False]
+    assert [open_cache(paths).get(index) for index in range(4)] == [None] * 4
+
+
+def test_files_that_were_made_otherwise_make_room_the_oldest_first(paths: list[Path]) -> None:
+    for number in range(3):
+        cache = open_cache(paths, images=9, made_how={"number": number})
+        os.utime(cache.path, (number, number))
+    other = open_cache(paths, images=9, name="val")
+    assert len(list(other.path.parent.iterdir())) == 3  # of nine images' room two files of four, and val's
+    kept = [open_cache(paths, images=9, made_how={"number": number}).path for number in (1, 2)]
+    assert {other.path, *kept} == set(other.path.parent.iterdir())
+
+
+@pytest.mark.parametrize("spoilt", ["pixels", "record", "length"])
+def test_half_an_image_is_never_given(paths: list[Path], spoilt: str) -> None:
+    cache, fitted = open_cache(paths), make_fitted(0)
+    cache.put(0, fitted)
+    content = bytearray(cache.path.read_bytes())
+    match spoilt:
+        case "pixels":
+            content[PAGE + 9000 : PAGE + 3 * 64 * 96] = bytes(3 * 64 * 96 - 9000)
+        case "record":
+            content[17] ^= 1
+        case "length":
+            content = content[:16]
+    cache.path.write_bytes(content)
+    again = open_cache(paths)
+    assert again.get(0) is None
+    again.put(0, fitted)
+    assert is_same(again.get(0), fitted)
+
+
+def _fill_for_ever(paths: list[Path], first: int) -> None:
+    cache = open_cache(paths)
+    number = first
+    while True:
+        cache.put(number % 4, make_fitted(number % 4))
+        number += 1
+
+
+def test_writers_that_are_killed_leave_whole_images_or_none(paths: list[Path]) -> None:
+    expected = [make_fitted(index) for index in range(4)]
+    context = multiprocessing.get_context("fork")
+    for attempt in range(3):
+        # Two at a time, at the same images.
+        writers = [context.Process(target=_fill_for_ever, args=(paths, first)) for first in (0, 0)]
+        for writer in writers:
+            writer.start()
+        until = time.monotonic() + 0.03 * (attempt + 1)
+        while time.monotonic() < until:
+            reader = open_cache(paths)
+            found = [reader.get(index) for index in range(4)]
+            assert all(one is None or is_same(one, expected[index]) for index, one in enumerate(found))
+        for writer in writers:
+            os.kill(writer.pid, signal.SIGKILL)
+            writer.join()
+    reader = open_cache(paths)
+    assert all(is_same(reader.get(index), expected[index]) for index in range(4))
+
+
+def test_a_full_disk_is_told_at_the_start(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: int, start: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(image_cache.os, "posix_fallocate", refuse)
+    with pytest.raises(
+        DataError, match=r"\.images: the disk is full; the cache of the split needs 1 MiB\. Free"
+    ):
+        open_cache(paths)
+    assert list((paths[0].parent / "cache").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(paths: list[Path]) -> None:
+    (paths[0].parent / "cache").write_text("a file")
+    with pytest.raises(
+        DataError, match=r"cannot be written \(.*\)\. Name a folder .* data\.disk_cache_mb=0\."
+    ):
+        open_cache(paths)
+
+
+def test_a_write_that_fails_is_told(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = open_cache(paths)
+
+    def refuse(file: int, content: bytes, place: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(image_cache.os, "pwrite", refuse)
+    with pytest.raises(DataError, match="the disk is full"):
+        cache.put(0, make_fitted(0))
+    monkeypatch.undo()
+    assert cache.get(0) is None
+
+
+def read(root: Path, name: str = "train") -> CocoSplit:
+    return read_coco(root / "annotations" / f"{name}.json", root / "images")
+
+
+@pytest.mark.parametrize(
+    "extra", [(), ("data.scaling={type: window, low: 0, high: 255}",)], ids=["bytes", "window"]
+)
+def test_batches_are_the_same_with_and_without_caches(
+    tiny_set: Path, tmp_path: Path, tiny_config: Callable[..., Config], extra: tuple[str, ...]
+) -> None:
+    found = []
+    cache_dir = f"data.disk_cache_dir={tmp_path / 'cache'}"
+    for workers, caches in (
+        (0, ()),
+        (0, ("cache_mb=1",)),
+        (2, ("disk_cache_mb=1",)),
+        (0, ("disk_cache_mb=1",)),
+    ):
+        options = [f"data.{option}" for option in caches]
+        config = tiny_config(
+            tiny_set, tmp_path / "run", *options, cache_dir, *extra, f"data.num_workers={workers}"
+        )
+        loader = build_eval_loader(
+            read(tiny_set), CLASSES, input_format=input_format(config), config=config.data
+        )
+        for _ in range(2):
+            found.append(torch.cat([batch.images.clone() for batch in iterate(loader)]))
+    assert all(torch.equal(one, found[0]) for one in found)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    plain = DetectionDataset(read(tiny_set), CLASSES, input_format=input_format(config))
+    assert torch.equal(torch.stack([plain[index][0] for index in range(len(plain))]), found[0])
+
+
+def test_the_second_run_decodes_nothing(
+    tiny_set: Path, tmp_path: Path, tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(
+        tiny_set, tmp_path / "run", "data.disk_cache_mb=4", f"data.disk_cache_dir={tmp_path / 'cache'}"
+    )
+    split, form = read(tiny_set), input_format(config)
+    for is_first in (True, False):
+        cache = build_disk_cache(config.data, split, form)
+        dataset = DetectionDataset(split, CLASSES, input_format=form, disk_cache=cache)
+        for index in range(len(split)):
+            dataset[index]
+        if is_first:
+            monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an image was decoded"))
+
+
+def test_the_name_of_the_file_follows_from_the_options(
+    tiny_set: Path, tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    def name(*options: str) -> str:
+        config = tiny_config(
+            tiny_set, tmp_path / "run", "data.disk_cache_mb=4", f"data.disk_cache_dir={tmp_path}", *options
+        )
+        cache = build_disk_cache(config.data, read(tiny_set), input_format(config))
+        assert cache is not None
+        return cache.path.name
+
+    other = [
+        "image_size=[64,96]",
+        "data.resize=letterbox",
+        "data.reduced_decode=true",
+        "data.scaling={type: window, low: 0, high: 250}",
+    ]
+    assert len({name(), *(name(option) for option in other)}) == len(other) + 1
+    assert name() == name("data.mean=[0.5,0.5,0.5]", "data.num_workers=3")
+    assert np.unique([name(option).split("-")[0] for option in other]).size == 1
