@@ -115,6 +115,21 @@ def clip_boxes(boxes_xyxy: Tensor, size_hw: tuple[float, float]) -> Tensor:
     return torch.minimum(boxes_xyxy.clamp(min=0), limit)
 
 
+def clip_to_window(boxes_xyxy: Tensor, window_xyxy: tuple[float, float, float, float]) -> Tensor:
+    """Clip corner boxes to a part of an image.
+
+    Args:
+        boxes_xyxy: (..., 4) float, pixels.
+        window_xyxy: The part, in the same pixels.
+
+    Returns:
+        (..., 4) xyxy; a box beyond the window has no area.
+    """
+    left, top, right, bottom = window_xyxy
+    low, high = boxes_xyxy.new_tensor([left, top] * 2), boxes_xyxy.new_tensor([right, bottom] * 2)
+    return torch.minimum(torch.maximum(boxes_xyxy, low), high)
+
+
 def iou(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> Tensor:
     """Intersection over union, element by element with broadcasting.
 

@@ -33,7 +33,10 @@ class Placement:
     span_hw: tuple[float, float]
     """Size of the whole network input, padding included, in pixels of the original."""
     shift_yx: tuple[float, float]
-    """Position of the input's top left corner in the original, in pixels; 0 or negative with padding."""
+    """Position of the input's top left corner in the original, in pixels; of a whole image 0 or, with
+    padding, negative."""
+    tile_xyxy: tuple[int, int, int, int] | None = None
+    """The part of the original that the input shows, in pixels; None if it shows all of it."""
 
 
 class Target(TypedDict):
@@ -116,7 +119,8 @@ class Detections:
     labels: Tensor
     """(K,) int64, 0-based class index."""
     queries: Tensor
-    """(K,) int64, the query that each comes from; one query may give several, with different labels."""
+    """(K,) int64, the query that each comes from; one query may give several, with different labels. Those of
+    an image in tiles are numbered through its tiles."""
 
     def take(self, kept: Tensor) -> "Detections":
         """The detections that a mask or a list of positions keeps.

@@ -256,8 +256,9 @@ def _check_same_input(trained: TrainedDetector, config: Config) -> None:
     here: Any = config_to_dict(config)["data"]
     there: Any = config_to_dict(own)["data"]
     wrong = [
-        f"data.{name}: got {here[name]}, the detector was trained with {there[name]}. Leave it out."
-        for name in ("resize", "reduced_decode", "channels", "scaling", "mean", "std")
+        f"data.{name}: got {_in_words(here[name])}, the detector was trained with {_in_words(there[name])}. "
+        f"Leave it out."
+        for name in ("resize", "reduced_decode", "tiles", "channels", "scaling", "mean", "std")
         if here[name] != there[name]
     ]
     if wrong:
@@ -269,6 +270,10 @@ def _check_same_input(trained: TrainedDetector, config: Config) -> None:
             *config.image_size_hw,
             *own.image_size_hw,
         )
+
+
+def _in_words(value: object) -> str:
+    return "null" if value is None else str(value)
 
 
 def _text_bank(options: MultimodalConfig, class_names: Sequence[str]) -> TextBank:

@@ -24,7 +24,7 @@ from torch import Tensor
 from deim.data.build import iterate, load_batches
 from deim.data.coco import CocoSplit
 from deim.data.collate import Batch, collate
-from deim.data.dataset import DetectionDataset
+from deim.data.dataset import DetectionDataset, InputFormat
 from deim.engine.memory import VALIDATION_ADVICE, ends_without_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
@@ -41,7 +41,7 @@ FORMAT = 1
 FINDINGS = tuple(part.name for part in fields(DetectorFindings))
 
 View = tuple[int, int]
-"""Number of the augmented view, and index of the image in its split."""
+"""Number of the augmented view, and index of the image, or tile, in its dataset."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,8 +190,7 @@ class FindingsLoader:
         if len(whole) < len(rows):
             return None
         found = DetectorFindings(**{name: torch.stack([row[name] for row in whole]) for name in FINDINGS})
-        split = self.dataset.split
-        targets = [_target(row, split, index) for row, (_, index) in zip(whole, views, strict=True)]
+        targets = [_target(row, self.dataset, index) for row, (_, index) in zip(whole, views, strict=True)]
         return FindingsBatch(images=found, targets=targets)
 
 
@@ -224,15 +223,19 @@ def _target_tensors(target: Target) -> dict[str, Tensor]:
     }
 
 
-def _target(row: Mapping[str, Tensor], split: CocoSplit, index: int) -> Target:
+def _target(row: Mapping[str, Tensor], dataset: DetectionDataset, index: int) -> Target:
+    split, image_index = dataset.split, dataset.image_index(index)
     height, width, span_h, span_w, shift_y, shift_x = row["placement"].tolist()
     return {
         "boxes": row["boxes"],
         "labels": row["labels"],
-        "image_id": int(split.image_ids[index]),
-        "file_name": split.file_names[index],
+        "image_id": int(split.image_ids[image_index]),
+        "file_name": split.file_names[image_index],
         "placement": Placement(
-            orig_size_hw=(int(height), int(width)), span_hw=(span_h, span_w), shift_yx=(shift_y, shift_x)
+            orig_size_hw=(int(height), int(width)),
+            span_hw=(span_h, span_w),
+            shift_yx=(shift_y, shift_x),
+            tile_xyxy=dataset.tiles.window(index),
         ),
     }
 
@@ -258,13 +261,18 @@ def open_store(
         "precision": [precision.device_type, str(precision.dtype)],
         "annotations": dataset.split.fingerprint(),
         "images": _hash_images(dataset.split),
-        "input": asdict(dataset.input_format),
+        "input": _input_key(dataset.input_format),
         "classes": dataset.class_index,
         "augmentation": None if dataset.augmentation is None else asdict(dataset.augmentation),
         "seed": None if dataset.augmentation is None else dataset.seed,
     }
     content = json.dumps(key, sort_keys=True)
     return FindingsStore(folder / hashlib.sha256(content.encode("utf-8")).hexdigest()[:16])
+
+
+def _input_key(form: InputFormat) -> dict[str, object]:
+    """The options of an input; what is off is left out, so that a store outlives options to come."""
+    return {name: value for name, value in asdict(form).items() if value is not None}
 
 
 def _hash_images(split: CocoSplit) -> str:

@@ -17,7 +17,8 @@ from deim.boxes import clip_boxes, iou, xywh_to_xyxy
 from deim.data.build import input_format
 from deim.data.coco import CocoSplit, match_classes
 from deim.data.sensors import read_picture
-from deim.data.transforms import normalize, read_input
+from deim.data.tiles import read_tiles
+from deim.data.transforms import normalize
 from deim.engine.checkpoint import TrainedDetector
 from deim.evaluation.report.plots import (
     EMPTY,
@@ -31,7 +32,7 @@ from deim.evaluation.report.plots import (
     shown_names,
     write_line,
 )
-from multimodal.text_maps import TextMap, compute_heat, compute_text_map
+from multimodal.text_maps import TextMap, compute_heat, compute_text_map, join_text_maps
 from multimodal.wrapper import TextFusedDetector
 
 FITTING_IOU: Final = 0.5
@@ -306,23 +307,31 @@ def _draw_image(
 ) -> Image.Image:
     assert isinstance(trained.model, TextFusedDetector)
     form = input_format(trained.config)
-    fitted, placement = read_input(
+    inputs = read_tiles(
         split.image_path(index),
         form.size_hw,
         resize=form.resize,
         pixels=form.pixels,
         reduced=form.reduced_decode,
+        tiling=form.tiling,
     )
-    network_input = normalize(fitted, form.mean, form.std)[None].to(trained.device)
+    text_map = join_text_maps(
+        [
+            compute_text_map(
+                trained.model, normalize(fitted, form.mean, form.std)[None].to(trained.device), placement
+            )
+            for fitted, placement in inputs
+        ]
+    )
     rows = np.arange(split.first_box[index], split.first_box[index + 1])
     rows = rows[~split.is_crowd[rows]]
     boxes_xyxy = xywh_to_xyxy(torch.from_numpy(split.boxes_xywh[rows]).float())
     return draw_text_map(
         read_picture(split.image_path(index)),
-        compute_text_map(trained.model, network_input, placement),
+        text_map,
         label,
         class_names=trained.class_names,
-        boxes_xyxy=clip_boxes(boxes_xyxy, placement.orig_size_hw),
+        boxes_xyxy=clip_boxes(boxes_xyxy, text_map.orig_size_hw),
         labels=torch.from_numpy(labels[rows]),
         caption=split.file_names[index],
     )

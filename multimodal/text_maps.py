@@ -7,12 +7,13 @@ logits, and the query has a box to draw it in.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deim.boxes import clip_boxes, cxcywh_to_xyxy, to_original_pixels
+from deim.boxes import clip_boxes, clip_to_window, cxcywh_to_xyxy, to_original_pixels
 from deim.structures import Placement
 from multimodal.wrapper import TextFusedDetector
 
@@ -24,7 +25,7 @@ class TextMap:
     orig_size_hw: tuple[int, int]
     """Size of the original image, in pixels."""
     boxes_cxcywh: Tensor
-    """(Q, 4) float32, fractions of the network input, as the detector gave them."""
+    """(Q, 4) float32, fractions of the network input that each comes from, as the detector gave them."""
     boxes_xyxy: Tensor
     """(Q, 4) float32, pixels of the original image, clipped to it."""
     cosines: Tensor
@@ -53,6 +54,8 @@ def compute_text_map(model: TextFusedDetector, image_input: Tensor, placement: P
     output = model(found)
     boxes_cxcywh = found.pred_boxes[0].float().cpu()
     boxes_xyxy = to_original_pixels(cxcywh_to_xyxy(boxes_cxcywh), placement)
+    if placement.tile_xyxy is not None:
+        boxes_xyxy = clip_to_window(boxes_xyxy, placement.tile_xyxy)
     return TextMap(
         orig_size_hw=placement.orig_size_hw,
         boxes_cxcywh=boxes_cxcywh,
@@ -61,6 +64,17 @@ def compute_text_map(model: TextFusedDetector, image_input: Tensor, placement: P
         detector_scores=output["detector_logits"][0].float().sigmoid().cpu(),
         fused_scores=output["pred_logits"][0].float().sigmoid().cpu(),
     )
+
+
+def join_text_maps(maps: Sequence[TextMap]) -> TextMap:
+    """One map of all queries of the tiles of an image.
+
+    Args:
+        maps: Of each tile, at least one.
+    """
+    names = ("boxes_cxcywh", "boxes_xyxy", "cosines", "detector_scores", "fused_scores")
+    tensors = {name: torch.cat([getattr(one, name) for one in maps]) for name in names}
+    return TextMap(orig_size_hw=maps[0].orig_size_hw, **tensors)
 
 
 def compute_heat(boxes_xyxy: Tensor, values: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -52,6 +52,7 @@ def check(args: argparse.Namespace) -> int:
             raws,
             input_size_hw=_size_hw(args.image_size),
             resize=args.resize,
+            tile_size=args.tile_size,
             full=not args.quick,
             groups=groups,
             unread=unread,
@@ -98,7 +99,13 @@ def stats(args: argparse.Namespace) -> int:
         name: _scan((part.image_path(index) for index in range(len(part))), args.workers)
         for name, part in splits.items()
     }
-    found = compute_stats(splits, facts, input_size_hw=_size_hw(args.image_size), resize=args.resize)
+    found = compute_stats(
+        splits,
+        facts,
+        input_size_hw=_size_hw(args.image_size),
+        resize=args.resize,
+        tile_size=args.tile_size,
+    )
     paths = draw_stats(found, splits, args.output, seed=args.seed)
     _write_json(args.output / "stats.json", found.to_dict())
     print("\n".join(describe_stats(found)))
@@ -179,6 +186,7 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
     add("--format", choices=FORMATS, help="of the dataset; default: by what lies in the folder")
     if name in ("check", "stats"):
         add("--image-size", type=int, nargs="+", default=[1024], metavar="PX", help="height, or height width")
+        add("--tile-size", type=_tile_size, metavar="PX", help="data.tiles.size; default: whole images")
         add("--resize", choices=["stretch", "letterbox"], default="stretch", help="default: stretch")
     if name in ("check", "split"):
         add("--group-regex", help="group of an image: what the parentheses match in its file name")
@@ -200,6 +208,13 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
             add("--output", type=Path, required=True, help="folder to make; it must not exist yet")
         case "stats":
             add("--output", type=Path, default=Path("outputs/data_stats"), help="folder of the charts")
+
+
+def _tile_size(text: str) -> int:
+    size = int(text)
+    if size < 32:
+        raise argparse.ArgumentTypeError(f"got {size}, needs at least 32")
+    return size
 
 
 def _size_hw(image_size: list[int]) -> tuple[int, int]:

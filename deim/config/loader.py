@@ -195,9 +195,17 @@ def _build(block_class: Any, node: Node, path: str, problems: list[str]) -> obje
         if value is not MISSING:
             values[option.name] = value
     for line in _range_problems(block_class, values, hints):
-        place = node.value.get(line.partition(":")[0], node)
-        problems.append(f"{place.where}: {_join(path, line)}")
+        problems.append(f"{_place(node, line.partition(':')[0])}: {_join(path, line)}")
     return _partial(block_class, values) if problems else block_class(**values)
+
+
+def _place(node: Node, name: str) -> str:
+    """Where the option of a dotted name was set, or else the innermost block around it."""
+    for part in name.split("."):
+        if not isinstance(node.value, dict) or part not in node.value:
+            break
+        node = node.value[part]
+    return node.where
 
 
 def _convert_key(key: str, hint: object, default: object, node: Node, problems: list[str]) -> Any:

@@ -115,6 +115,31 @@ class RepeatFactorSampling:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TilesConfig:
+    """Square tiles of the images, each an input of its own, in training, validation and prediction alike."""
+
+    size: int
+    """Side of a tile in pixels of the original image, at least 32; a shorter side of an image stays whole."""
+    overlap: float = 0.2
+    """Share of a tile that it has in common with the next, at least, in [0, 0.9]; as wide as most objects."""
+    keep_fraction: float = 0.5
+    """Share of a box that a tile must hold to be trained on it, in (0, 1]; of a box that is larger than a
+    tile, the share of what a tile can hold."""
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                *below(32, size=self.size),
+                (not 0 <= self.overlap <= 0.9, f"overlap: got {self.overlap:g}, needs [0, 0.9]"),
+                (
+                    not 0 < self.keep_fraction <= 1,
+                    f"keep_fraction: got {self.keep_fraction:g}, needs (0, 1]",
+                ),
+            ]
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Where the images are and how they reach the network."""
 
@@ -140,6 +165,9 @@ class DataConfig:
     reduced_decode: bool = False
     """Decodes JPEG photographs at 1/2, 1/4 or 1/8 of their size, the smallest that is not below `image_size`:
     faster, with slightly other pixels; training, evaluation and prediction of image files do the same."""
+    tiles: TilesConfig | None = None
+    """Cuts images into tiles, which count as images in batches and epochs; scores, reports and predictions
+    are of whole images. null takes images whole."""
     channels: int = 3
     """Channels of the image files, 1 to 4; 3 is RGB, and grey files, whose one channel is repeated."""
     scaling: BytesScaling | WindowScaling | PercentileScaling = field(default_factory=BytesScaling)
@@ -184,6 +212,10 @@ class DataConfig:
                     num_workers=self.num_workers,
                     cache_mb=self.cache_mb,
                     disk_cache_mb=self.disk_cache_mb,
+                ),
+                (
+                    self.reduced_decode and self.tiles is not None,
+                    "reduced_decode: got true, but tiles are cut from the image in full. Set one of the two.",
                 ),
                 (
                     self.format != "coco" and self.synthetic is not None,
@@ -658,6 +690,12 @@ class Config:
                 ),
                 *below(1, epochs=self.epochs),
                 *below(0, seed=self.seed),
+                (
+                    height == 64 and 0 < self.augment.multi_scale <= 0.5,
+                    f"augment.multi_scale: got {self.augment.multi_scale}, but sizes start at a height of "
+                    f"64, so image_size {height}x{width} has none below it, nor as many above it. Raise "
+                    "image_size, or set augment.multi_scale to 0.",
+                ),
             ]
         )
 

@@ -56,6 +56,7 @@ def copy_blend(
     max_objects: int,
     ratio: float,
     rng: np.random.Generator,
+    left_out: int | None = None,
     donors: tuple[Tensor, Sequence[Target]] | None = None,
 ) -> tuple[Tensor, list[Target]]:
     """Blend objects of the batch, each with some of its surroundings, into all images at random places.
@@ -69,6 +70,7 @@ def copy_blend(
         max_objects: Objects an image, at least 1.
         ratio: Share of the own pixels where an object is blended in, in [0, 1].
         rng: Source of all draws.
+        left_out: Class index of objects that are never copied; None for none.
         donors: Other images, (D, C, H, W), to take all objects from, with the objects that may be taken. Each
             image is as likely as any other for every copy, so that an object may come twice. None takes
             objects from the batch, each as likely.
@@ -80,7 +82,8 @@ def copy_blend(
         Copy-blend of DEIMv2 (arXiv:2509.20787); the donors are ours.
     """
     source_images, source_targets = (images, targets) if donors is None else donors
-    pool = _objects(source_targets, (images.shape[-2], images.shape[-1]))
+    found_objects = _objects(source_targets, (images.shape[-2], images.shape[-1]))
+    pool = [source for source in found_objects if source.label != left_out]
     if not pool:
         return images, list(targets)
     blended = images.clone()

@@ -37,6 +37,7 @@ from deim.data.sampling import compute_repeat_factors, epoch_length
 from deim.data.sensors import PixelFormat, Scaling
 from deim.data.stages import Augmentation, BatchChanges, compute_sizes
 from deim.data.synthetic import make_synthetic_dataset
+from deim.data.tiles import TiledSplit, Tiling, describe_tiles, tile_split
 from deim.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def input_format(config: Config) -> InputFormat:
         std=data.std,
         pixels=pixel_format(data),
         reduced_decode=data.reduced_decode,
+        tiling=tiling(data),
     )
 
 
@@ -81,14 +83,16 @@ def build_disk_cache(config: DataConfig, split: CocoSplit, input_format: InputFo
     if config.disk_cache_mb == 0:
         return None
     pixels = input_format.pixels
+    tiles = tile_split(split, input_format.tiling)
     cache = DiskCache(
         Path(config.disk_cache_dir),
-        [split.image_path(index).absolute() for index in range(len(split))],
+        [split.image_path(index).absolute() for index in tiles.image.tolist()],
         name=str(split.annotations_path.absolute()),
         made_how={
             "resize": input_format.resize,
             "pixels": asdict(pixels),
             "reduced_decode": input_format.reduced_decode,
+            "windows": None if input_format.tiling is None else tiles.windows_xyxy.tolist(),
             # Other versions decode and resize to slightly other numbers.
             "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
             "jpeg": features.version("libjpeg_turbo"),
@@ -98,15 +102,23 @@ def build_disk_cache(config: DataConfig, split: CocoSplit, input_format: InputFo
         dtype=torch.uint8 if pixels.scaling.type == "bytes" else torch.float32,
         max_bytes=config.disk_cache_mb * 2**20,
     )
-    if cache.capacity < len(split):
+    if cache.capacity < len(tiles):
         logger.warning(
-            "data.disk_cache_mb: %d of %d images of %s fit; each takes %.1f MiB",
+            "data.disk_cache_mb: %d of %d inputs of %s fit; each takes %.1f MiB",
             cache.capacity,
-            len(split),
+            len(tiles),
             split.annotations_path,
             cache.image_bytes / 2**20,
         )
     return cache
+
+
+def tiling(config: DataConfig) -> Tiling | None:
+    """How the config cuts images; None if it leaves them whole."""
+    tiles = config.tiles
+    if tiles is None:
+        return None
+    return Tiling(size=tiles.size, overlap=tiles.overlap, keep_fraction=tiles.keep_fraction)
 
 
 def pixel_format(config: DataConfig) -> PixelFormat:
@@ -238,7 +250,13 @@ def check_before_run(config: Config, names: Sequence[str] = ("train", "val")) ->
         logger.warning("data.val_annotations: validation is on the training images; its scores say nothing")
         names = [name for name in names if name != "val"]
     raws = {name: replace(read_raw_split(data, name), name=name) for name in names}
-    report = check_dataset(raws, input_size_hw=config.image_size_hw, resize=data.resize, full=False)
+    report = check_dataset(
+        raws,
+        input_size_hw=config.image_size_hw,
+        resize=data.resize,
+        tile_size=None if data.tiles is None else data.tiles.size,
+        full=False,
+    )
     # An image that these splits do not list may be one of the test split.
     found = tuple(finding for finding in report.findings if finding.rule != "unlisted_image")
     return replace(report, findings=found)
@@ -333,7 +351,7 @@ def build_batch_changes(
 def build_train_batches(
     config: Config, split: CocoSplit, *, batch_size: int, rank: int = 0, num_ranks: int = 1
 ) -> EpochBatches:
-    """Build the order of the training images; set its `epoch` before each pass of the loader.
+    """Build the order of the training images, or tiles; set its `epoch` before each pass of the loader.
 
     Args:
         config: The experiment.
@@ -342,37 +360,60 @@ def build_train_batches(
         rank: Number of this process.
         num_ranks: Processes.
     """
+    tiles = tile_split(split, tiling(config.data))
+    _report_tiles(config, tiles)
     return EpochBatches(
-        len(split),
+        len(tiles),
         batch_size,
         seed=config.seed,
         rank=rank,
         num_ranks=num_ranks,
-        repeat_factors=_repeat_factors(config.data, split),
+        repeat_factors=_repeat_factors(config.data, split, tiles),
     )
 
 
-def _repeat_factors(config: DataConfig, split: CocoSplit) -> NDArray[np.float64] | None:
-    """Of the images, reported; None if each comes once an epoch."""
+def _report_tiles(config: Config, tiles: TiledSplit) -> None:
+    """Say what becomes of the training images, if they are to be cut."""
+    options = config.data.tiles
+    if options is None:
+        return
+    logger.info("tiles: %s", describe_tiles(tiles, size=options.size, input_size_hw=config.image_size_hw))
+    if not tiles.is_part.any():
+        logger.warning("data.tiles: no training image is larger than a tile of %d px", options.size)
+    if tiles.num_lost:
+        logger.warning(
+            "data.tiles: %d boxes are on no tile and are not learnt, since none holds the share "
+            "data.tiles.keep_fraction of them; lower it, or raise data.tiles.overlap",
+            tiles.num_lost,
+        )
+
+
+def _repeat_factors(config: DataConfig, split: CocoSplit, tiles: TiledSplit) -> NDArray[np.float64] | None:
+    """Of the images, or tiles, reported; None if each comes once an epoch."""
     if not isinstance(config.sampling, RepeatFactorSampling):
         return None
-    factors = compute_repeat_factors(split, config.sampling.threshold)
+    factors = compute_repeat_factors(split, config.sampling.threshold, tiles=tiles)
     repeated = [
         f"{name} {factor:.2f}"
         for name, factor in zip(split.class_names, factors.of_classes, strict=True)
         if factor > 1
     ]
     logger.info(
-        "data.sampling: repeat factors %s; an epoch has %d images instead of %d",
+        "data.sampling: repeat factors %s; an epoch has %d %s instead of %d",
         ", ".join(repeated) or "of all classes are 1: no class is rarer than the threshold",
         epoch_length(factors.of_images),
-        len(split),
+        "images" if config.tiles is None else "tiles",
+        len(tiles),
     )
     return factors.of_images
 
 
 def build_train_dataset(
-    config: Config, split: CocoSplit, *, augmentation: Augmentation | None
+    config: Config,
+    split: CocoSplit,
+    *,
+    augmentation: Augmentation | None,
+    repeat_factors: NDArray[np.float64] | None = None,
 ) -> DetectionDataset:
     """Build the training images with their targets.
 
@@ -380,6 +421,7 @@ def build_train_dataset(
         config: The experiment.
         split: Training data, whose classes are those of the detector.
         augmentation: Random changes; None for none.
+        repeat_factors: Of the sampler; None if it shows all alike.
     """
     form = input_format(config)
     return DetectionDataset(
@@ -390,6 +432,7 @@ def build_train_dataset(
         seed=config.seed,
         cache_bytes=config.data.cache_mb * 2**20,
         disk_cache=build_disk_cache(config.data, split, form),
+        repeat_factors=repeat_factors,
     )
 
 
@@ -410,11 +453,15 @@ def build_train_loader(
         batches: Which images make a batch.
         changes: Random changes of the batches; None for none.
     """
-    dataset = build_train_dataset(config, split, augmentation=augmentation)
+    dataset = build_train_dataset(
+        config, split, augmentation=augmentation, repeat_factors=batches.repeat_factors
+    )
     if changes is None:
         return load_batches(dataset, batches, num_workers=config.data.num_workers)
+    good, names = config.data.normal_class, split.class_names
     return DataLoader(
-        ChangedBatches(dataset, changes),
+        # Copies are of defects: not of what marks a good surface.
+        ChangedBatches(dataset, changes, left_out=names.index(good) if good in names else None),
         batch_size=None,
         sampler=BatchRequests(batches),
         collate_fn=_as_it_is,  # type: ignore[arg-type]  # without a batch size it gets an item
@@ -435,7 +482,7 @@ def build_eval_loader(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> DataLoader[Batch]:
-    """Build a loader that visits every image of a split in the order of its file.
+    """Build a loader that visits every image of a split, tile by tile, in the order of its file.
 
     Args:
         split: Any split.
@@ -443,7 +490,7 @@ def build_eval_loader(
         input_format: How an image becomes an input.
         config: The `data` block, for batch size and workers.
         rank: Number of this process.
-        num_ranks: Processes that share the images, each of which is in one's part alone.
+        num_ranks: Processes that share the images, each of which is in one's part alone with all its tiles.
     """
     dataset = DetectionDataset(
         split,
@@ -452,9 +499,12 @@ def build_eval_loader(
         cache_bytes=config.cache_mb * 2**20,
         disk_cache=build_disk_cache(config, split, input_format),
     )
-    own = range(rank, len(split), num_ranks)
+    first = dataset.tiles.first_tile.tolist()
+    own = [
+        tile for index in range(rank, len(split), num_ranks) for tile in range(first[index], first[index + 1])
+    ]
     size = config.eval_batch_size
-    batches = [list(own[start : start + size]) for start in range(0, len(own), size)]
+    batches = [own[start : start + size] for start in range(0, len(own), size)]
     return load_batches(dataset, batches, num_workers=config.num_workers)
 
 

@@ -94,6 +94,7 @@ def check_dataset(
     *,
     input_size_hw: tuple[int, int],
     resize: Literal["stretch", "letterbox"],
+    tile_size: int | None = None,
     full: bool = True,
     groups: Mapping[str, Sequence[str]] | None = None,
     unread: Sequence[Finding] = (),
@@ -106,6 +107,7 @@ def check_dataset(
         raws: What the files say, by the name of the split.
         input_size_hw: Training size, in pixels.
         resize: How an image becomes that size.
+        tile_size: Side of the tiles that become that size instead, in pixels; None for whole images.
         full: Decode every image, which finds damage inside and images that were saved again. Else only
             headers are read, and only files of equal length compared: the form that runs before training.
         groups: Group of each image of each split, in its order; None if there are no groups.
@@ -132,7 +134,7 @@ def check_dataset(
     for raw in raws.values():
         problems = find_problems(raw)
         refused = {finding.annotation for finding in problems}
-        findings += [*problems, *_box_warnings(raw, refused, input_size_hw, resize)]
+        findings += [*problems, *_box_warnings(raw, refused, input_size_hw, resize, tile_size)]
     findings += _image_findings(listed, facts)
     findings += [_duplicate_finding(listed, duplicate) for duplicate in duplicates]
     findings += _class_findings(raws)
@@ -203,6 +205,7 @@ def _box_warnings(
     refused: set[str | None],
     input_size_hw: tuple[int, int],
     resize: Literal["stretch", "letterbox"],
+    tile_size: int | None,
 ) -> Iterator[Finding]:
     """What is worth knowing of the boxes that are not refused."""
     images = {image["id"]: image for image in raw.images}
@@ -212,7 +215,8 @@ def _box_warnings(
         if name in refused:
             continue
         image, bbox = images[annotation["image_id"]], annotation["bbox"]
-        remarks = list(_remarks(annotation, (image["height"], image["width"]), input_size_hw, resize))
+        size_hw = (image["height"], image["width"])
+        remarks = list(_remarks(annotation, size_hw, input_size_hw, resize, tile_size))
         same = seen.setdefault((annotation["image_id"], annotation["category_id"]), [])
         twin = next((other for other, box in same if _is_same_box(box, bbox)), None)
         if twin is not None:
@@ -234,6 +238,7 @@ def _remarks(
     size_hw: tuple[int, int],
     input_size_hw: tuple[int, int],
     resize: Literal["stretch", "letterbox"],
+    tile_size: int | None,
 ) -> Iterator[tuple[str, str]]:
     """Rule and description of what is worth knowing of one box."""
     left, top, width, height = annotation["bbox"]
@@ -245,12 +250,14 @@ def _remarks(
             f"{size_hw[1]}x{size_hw[0]} px. Training clips it.",
         )
     visible_wh = _visible_side(left, width, size_hw[1]), _visible_side(top, height, size_hw[0])
-    width_px, height_px = at_input_size(visible_wh, size_hw, input_size_hw, resize)
+    shown_hw = size_hw if tile_size is None else (min(size_hw[0], tile_size), min(size_hw[1], tile_size))
+    width_px, height_px = at_input_size(visible_wh, shown_hw, input_size_hw, resize)
+    tiles = "data.tiles" if tile_size is None else f"smaller tiles than of {tile_size} px"
     if min(width_px, height_px) < SMALLEST_SIDE_PX and not annotation.get("iscrowd", 0):
         yield (
             "small_box",
             f"is {width_px:.1f}x{height_px:.1f} px at the training size of "
-            f"{input_size_hw[1]}x{input_size_hw[0]}. Train at a larger size, or with tiles.",
+            f"{input_size_hw[1]}x{input_size_hw[0]}. Train at a larger size, or with {tiles}.",
         )
 
 

@@ -121,13 +121,18 @@ class ChangedBatches(Dataset[Batch]):
     Args:
         dataset: The images.
         changes: What may happen to a batch.
+        left_out: Class index of objects that are never copied, such as good surfaces; None for none.
     """
 
-    def __init__(self, dataset: DetectionDataset, changes: BatchChanges) -> None:
+    def __init__(
+        self, dataset: DetectionDataset, changes: BatchChanges, *, left_out: int | None = None
+    ) -> None:
         self.dataset = dataset
         self.changes = changes
+        self.left_out = left_out
         # Here and not when the first batch is made: processes that load share it.
-        self._items_of_classes = dataset.find_items_of_classes() if changes.copy_blend_balanced else {}
+        found = dataset.find_items_of_classes() if changes.copy_blend_balanced else {}
+        self._items_of_classes = {label: items for label, items in found.items() if label != left_out}
 
     def __getitem__(self, request: BatchRequest) -> Batch:
         """Load a batch.
@@ -143,7 +148,9 @@ class ChangedBatches(Dataset[Batch]):
         if kind:
             drawn = self.changes.draw_donors(kind, self._items_of_classes, rng=rng)
             donors = self._read_donors(request.epoch, drawn) if drawn else None
-            images, targets = self.changes.mix(kind, to_unit(images), targets, donors=donors, rng=rng)
+            images, targets = self.changes.mix(
+                kind, to_unit(images), targets, donors=donors, left_out=self.left_out, rng=rng
+            )
             images, targets = images[request.own], targets[request.own]
         if size_hw is not None:
             images, targets = resize_batch(images, targets, size_hw)

@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from deim.boxes import clip_boxes, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
+from deim.boxes import clip_boxes, clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.coco import CocoSplit, raise_listed
 from deim.data.image_cache import DiskCache, MemoryCache
 from deim.data.image_files import read_header
 from deim.data.sampling import count_copies, draw_copies, epoch_length
 from deim.data.sensors import PHOTOGRAPH, PixelFormat, check_pixels
-from deim.data.stages import Augmentation
-from deim.data.transforms import Sample, normalize, read_image, read_input
+from deim.data.stages import Augmentation, Composition
+from deim.data.tiles import Tiling, place_tile, tile_split
+from deim.data.transforms import Sample, fit_to_input, normalize, read_image, read_input
 from deim.errors import DataError
 from deim.structures import Placement, Target
 
 Item = tuple[int, ...]
-"""(epoch, index) of an image to load; (epoch, index, copy), with copy from 1, where it comes again."""
+"""(epoch, index) of an image, or tile, to load; with a copy, from 1, at the end where it comes again."""
 
 AUGMENTATION, NOISE, COMPOSITION, BATCH = 0, 1, 2, 3
 """What draws of an item or a batch are for: each purpose has numbers of its own, whatever the others draw."""
@@ -43,6 +44,8 @@ class InputFormat:
     """Channels and scaling of the files."""
     reduced_decode: bool = False
     """Whether JPEG photographs are decoded at a part of their size where that is large enough."""
+    tiling: Tiling | None = None
+    """How images are cut into tiles, each of which becomes an input; None for none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,10 +61,11 @@ class RawBatch:
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
-    """Images of a split as network inputs with targets.
+    """Images of a split as network inputs with targets; with tiles, each tile is an item like an image.
 
-    Augmentation depends on nothing but the seed and the item (epoch, image and copy), whatever the number of
-    workers. A plain index stands for epoch 0.
+    The tiles of an image follow one another, and an image is decoded once for tiles in a row. Augmentation
+    depends on nothing but the seed and the item (epoch, index and copy), whatever the number of workers. A
+    plain index stands for epoch 0.
 
     Args:
         split: The annotations.
@@ -70,6 +74,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         augmentation: Random changes of training images; None for evaluation.
         seed: Seed of the augmentation.
         cache_bytes: Memory for resized images, in each process that loads; the first to come are kept.
+        repeat_factors: (N,) how often the sampler shows each item, which mosaics keep to; None for all alike.
         disk_cache: Resized images that all processes share; what it keeps is not kept in memory as well.
     """
 
@@ -83,6 +88,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         seed: int = 0,
         cache_bytes: int = 0,
         disk_cache: DiskCache | None = None,
+        repeat_factors: NDArray[np.float64] | None = None,
     ) -> None:
         self.split = split
         self.class_index = dict(class_index)
@@ -91,9 +97,16 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self.seed = seed
         self._memory_cache = MemoryCache(cache_bytes)
         self._disk_cache = disk_cache
+        self._chances = None if repeat_factors is None else repeat_factors / repeat_factors.sum()
+        self.tiles = tile_split(split, input_format.tiling)
+        self._decoded: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self.tiles)
+
+    def image_index(self, index: int) -> int:
+        """Position in the split of the image that an item shows."""
+        return int(self.tiles.image[index])
 
     def __getitem__(self, item: int | Item) -> tuple[Tensor, Target]:
         """Return the input (C, H, W) float32 and its target.
@@ -125,18 +138,20 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         Raises:
             DataError: If the image is damaged.
         """
-        index = item[1]
+        index, image_index = item[1], self.image_index(item[1])
         size_hw = self.input_format.size_hw
         to_pixels = torch.tensor([size_hw[1], size_hw[0]] * 2)
         composed = self._compose(item)
+        has_colours = composed is not None and composed.has_colours
         if composed is not None:
-            sample = composed
-            listed_h, listed_w = (int(side) for side in self.split.sizes_hw[index])
-            placement = Placement(
-                orig_size_hw=(listed_h, listed_w),
-                span_hw=(float(listed_h), float(listed_w)),
+            sample = composed.sample
+            left, top, right, bottom = (int(edge) for edge in self.tiles.windows_xyxy[index])
+            whole = Placement(
+                orig_size_hw=(bottom - top, right - left),
+                span_hw=(float(bottom - top), float(right - left)),
                 shift_yx=(0.0, 0.0),
             )
+            placement = self._place(whole, index)
         else:
             boxes, labels = self._boxes(index)
             image, placement = self._fitted_image(index)
@@ -145,13 +160,13 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             )
         if self.augmentation is not None:
             rng = np.random.default_rng(self._seed_of(item, AUGMENTATION))
-            sample = self.augmentation(sample, epoch=item[0], rng=rng)
+            sample = self.augmentation(sample, epoch=item[0], rng=rng, has_colours=has_colours)
         target: Target = {
             "boxes": xyxy_to_cxcywh(sample.boxes_xyxy / to_pixels),
             "labels": sample.labels,
             "area": sample.area,
-            "image_id": int(self.split.image_ids[index]),
-            "file_name": self.split.file_names[index],
+            "image_id": int(self.split.image_ids[image_index]),
+            "file_name": self.split.file_names[image_index],
             "placement": placement,
             "noise_seed": int(np.random.SeedSequence(self._seed_of(item, NOISE)).generate_state(1)[0]),
         }
@@ -170,7 +185,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         epoch, index, *copy = item
         return [self.seed, epoch, index, purpose, *copy]
 
-    def _compose(self, item: Item) -> Sample | None:
+    def _compose(self, item: Item) -> Composition | None:
         """A mosaic or a part of the image at the size of the network input, if that is drawn."""
         if self.augmentation is None:
             return None
@@ -181,42 +196,71 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             size_hw=self.input_format.size_hw,
             resize=self.input_format.resize,
             epoch=item[0],
+            chances=self._chances,
             # Draws of its own: with or without mosaic, an image is flipped in the same epochs.
             rng=np.random.default_rng(self._seed_of(item, COMPOSITION)),
         )
 
     def _read_sample(self, index: int) -> Sample:
-        """An image in its own size."""
+        """An image, or a tile, in its own size."""
         boxes, labels = self._boxes(index)
-        image = read_image(self.split.image_path(index), self.input_format.pixels)
-        return Sample(image=image, boxes_xyxy=boxes, labels=labels)
+        if self.tiles.is_part[index]:
+            left, top, _, _ = self.tiles.windows_xyxy[index].tolist()
+            boxes = boxes - boxes.new_tensor([left, top, left, top])
+        return Sample(image=self._read_image(index), boxes_xyxy=boxes, labels=labels)
 
     def _fitted_image(self, index: int) -> tuple[Tensor, Placement]:
-        """The image at the size of the network input; nothing changes it in place."""
+        """The image, or tile, at the size of the network input; nothing changes it in place."""
         cache: MemoryCache | DiskCache = self._memory_cache
         if self._disk_cache is not None and self._disk_cache.has_place(index):
             cache = self._disk_cache
         fitted = cache.get(index)
         if fitted is None:
-            form = self.input_format
-            fitted = read_input(
-                self.split.image_path(index),
-                form.size_hw,
-                resize=form.resize,
-                pixels=form.pixels,
-                reduced=form.reduced_decode,
-            )
+            fitted = self._fit(index)
             cache.put(index, fitted)
-        return fitted
+        image, placement = fitted
+        return image, self._place(placement, index)
+
+    def _fit(self, index: int) -> tuple[Tensor, Placement]:
+        """An image, or a tile as if it were one, at the size of the network input."""
+        form = self.input_format
+        if self.tiles.is_part[index]:
+            return fit_to_input(self._read_image(index), form.size_hw, resize=form.resize)
+        path = self.split.image_path(self.image_index(index))
+        return read_input(
+            path, form.size_hw, resize=form.resize, pixels=form.pixels, reduced=form.reduced_decode
+        )
+
+    def _read_image(self, index: int) -> Tensor:
+        """The pixels of an image, or of a tile, whose image is kept for the next tile."""
+        image_index, window = self.image_index(index), self.tiles.window(index)
+        path = self.split.image_path(image_index)
+        if window is None:
+            return read_image(path, self.input_format.pixels)
+        if self._decoded is None or self._decoded[0] != image_index:
+            self._decoded = image_index, read_image(path, self.input_format.pixels)
+        left, top, right, bottom = window
+        # A copy: a view in a cache would keep the whole image.
+        return self._decoded[1][:, top:bottom, left:right].clone()
+
+    def _place(self, placement: Placement, index: int) -> Placement:
+        """The placement in the whole image of an input that was made of an image, or of a tile."""
+        window = self.tiles.window(index)
+        if window is None:
+            return placement
+        height, width = self.split.sizes_hw[self.image_index(index)].tolist()
+        return place_tile(placement, window, (height, width))
 
     def _boxes(self, index: int) -> tuple[Tensor, Tensor]:
-        """Boxes (N, 4) xyxy clipped to the image, in pixels of the original, and labels (N,); no crowds."""
-        rows = np.arange(self.split.first_box[index], self.split.first_box[index + 1])
-        rows = rows[~self.split.is_crowd[rows]]
+        """Boxes (N, 4) xyxy clipped to what is shown, in original pixels, and labels (N,); no crowds."""
+        rows = self.tiles.rows_of(index)
         boxes = xywh_to_xyxy(torch.from_numpy(self.split.boxes_xywh[rows]).float())
         labels = [self.class_index[int(category)] for category in self.split.box_category_ids[rows]]
-        height, width = self.split.sizes_hw[index]
-        return clip_boxes(boxes, (height, width)), torch.tensor(labels, dtype=torch.int64)
+        height, width = self.split.sizes_hw[self.image_index(index)]
+        boxes, window = clip_boxes(boxes, (height, width)), self.tiles.window(index)
+        if window is not None:
+            boxes = clip_to_window(boxes, window)
+        return boxes, torch.tensor(labels, dtype=torch.int64)
 
 
 def check_images(split: CocoSplit, pixels: PixelFormat | None = PHOTOGRAPH) -> None:
@@ -278,7 +322,7 @@ class EpochBatches(Sampler[list[Item]]):
     in each epoch.
 
     Args:
-        num_images: Images of the split.
+        num_images: Images of the split, or tiles; in all that follows a tile is an image.
         batch_size: Images of a batch, all processes together; a multiple of `num_ranks`.
         seed: Seed of the order.
         rank: Number of this process.

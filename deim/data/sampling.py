@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.data.coco import CocoSplit
+from deim.data.tiles import TiledSplit, tile_split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,10 +17,12 @@ class RepeatFactors:
     of_classes: NDArray[np.float64]
     """(C,), at least 1, in the order of the split's categories."""
     of_images: NDArray[np.float64]
-    """(N,), at least 1: the largest of the image's classes."""
+    """(N,), at least 1, of each image or tile: the largest of its classes."""
 
 
-def compute_repeat_factors(split: CocoSplit, threshold: float) -> RepeatFactors:
+def compute_repeat_factors(
+    split: CocoSplit, threshold: float, *, tiles: TiledSplit | None = None
+) -> RepeatFactors:
     """Repeat factors of a split: max(1, sqrt(threshold / share of the images that show the class)).
 
     Crowd regions do not count: training does not see them.
@@ -27,18 +30,19 @@ def compute_repeat_factors(split: CocoSplit, threshold: float) -> RepeatFactors:
     Args:
         split: Training data.
         threshold: Classes on a smaller share of the images are repeated; in (0, 1].
+        tiles: Of the split: each counts as an image; None for whole images.
 
     Source:
         Gupta et al., LVIS, CVPR 2019, appendix on repeat factor sampling (arXiv:1908.03195).
     """
-    images = np.repeat(np.arange(len(split)), np.diff(split.first_box))[~split.is_crowd]
-    categories = split.box_category_ids[~split.is_crowd]
+    tiles = tiles or tile_split(split, None)
+    images, categories = tiles.owners(), split.box_category_ids[tiles.rows]
     of_classes = np.ones(len(split.category_ids))
-    of_images = np.ones(len(split))
+    of_images = np.ones(len(tiles))
     for index, category_id in enumerate(split.category_ids):
         shows = np.unique(images[categories == category_id])
         if len(shows):
-            of_classes[index] = max(1.0, (threshold * len(split) / len(shows)) ** 0.5)
+            of_classes[index] = max(1.0, (threshold * len(tiles) / len(shows)) ** 0.5)
             of_images[shows] = np.maximum(of_images[shows], of_classes[index])
     return RepeatFactors(of_classes=of_classes, of_images=of_images)
 

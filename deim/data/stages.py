@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deim.data.batch_mix import copy_blend, draw_ratio, mix_up
@@ -25,6 +26,16 @@ from deim.data.window import Window, draw_crop, draw_zoom_out, show_window
 from deim.structures import Target
 
 Mix = Literal["mix_up", "copy_blend"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Composition:
+    """A network input made of other images, or of a part of one."""
+
+    sample: Sample
+    """At the size of the network input."""
+    has_colours: bool
+    """Whether its colours are changed already."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +72,8 @@ class Augmentation:
         resize: Literal["stretch", "letterbox"],
         epoch: int,
         rng: np.random.Generator,
-    ) -> Sample | None:
+        chances: NDArray[np.float64] | None = None,
+    ) -> Composition | None:
         """Make the network input out of other images, or of a part of the image, if that is drawn.
 
         Args:
@@ -72,12 +84,16 @@ class Augmentation:
             resize: As in `fit_to_input`.
             epoch: 0-based.
             rng: Source of all draws.
+            chances: (num_images,) of sum 1, how likely each image comes into a mosaic; None for all alike.
 
         Returns:
-            A sample of the size of the network input; None for the whole image as it is.
+            None for the whole image as it is.
         """
         if self._runs_mosaic(epoch) and rng.random() < self.mosaic:
-            others = rng.integers(num_images, size=3).tolist()
+            if chances is None:
+                others = rng.integers(num_images, size=3).tolist()
+            else:
+                others = rng.choice(num_images, size=3, p=chances).tolist()
             made = make_mosaic(
                 [read(number) for number in (index, *others)],
                 short_side=min(size_hw) // 2,
@@ -86,7 +102,8 @@ class Augmentation:
                 scales=self.mosaic_scales,
                 rng=rng,
             )
-            return show_window(made, _whole(made), size_hw, resize=resize)
+            shown = show_window(made, _whole(made), size_hw, resize=resize)
+            return Composition(sample=shown, has_colours=False)
         if not self._runs(epoch):
             return None
         zooms, crops = rng.random() < self.zoom_out, rng.random() < self.crop
@@ -97,19 +114,25 @@ class Augmentation:
         window = _whole(sample)
         if zooms:
             window = draw_zoom_out(image_hw, self.zoom_out_max_scale, rng=rng)
+            # Ahead of the canvas, which stays black.
+            sample = distort_colours(sample, self.photometric, rng=rng)
         if crops:
             window = draw_crop(window, sample.boxes_xyxy, image_hw, rng=rng)
-        return show_window(sample, window, size_hw, resize=resize)
+        shown = show_window(sample, window, size_hw, resize=resize)
+        return Composition(sample=shown, has_colours=zooms)
 
-    def __call__(self, sample: Sample, *, epoch: int, rng: np.random.Generator) -> Sample:
+    def __call__(
+        self, sample: Sample, *, epoch: int, rng: np.random.Generator, has_colours: bool = False
+    ) -> Sample:
         """Change a sample.
 
         Args:
             sample: The image at the size of the network input.
             epoch: 0-based.
             rng: Source of all draws.
+            has_colours: Whether its colours are changed already.
         """
-        if self._runs(epoch):
+        if self._runs(epoch) and not has_colours:
             sample = distort_colours(sample, self.photometric, rng=rng)
         if rng.random() < self.horizontal_flip:
             sample = flip_horizontal(sample)
@@ -192,6 +215,7 @@ class BatchChanges:
         targets: Sequence[Target],
         *,
         donors: tuple[Tensor, Sequence[Target]] | None = None,
+        left_out: int | None = None,
         rng: np.random.Generator,
     ) -> tuple[Tensor, list[Target]]:
         """Blend the images of a whole batch.
@@ -200,6 +224,7 @@ class BatchChanges:
             kind: From `draw_mix`.
             images: (B, C, H, W) float32 in [0, 1].
             targets: An image each.
+            left_out: As in `copy_blend`.
             donors: Images drawn by `draw_donors`, with their objects of the drawn class; None for none.
             rng: Source of all draws.
         """
@@ -214,6 +239,7 @@ class BatchChanges:
                     max_objects=self.copy_blend_objects,
                     ratio=ratio,
                     rng=rng,
+                    left_out=left_out,
                     donors=donors,
                 )
 

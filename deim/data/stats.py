@@ -31,7 +31,9 @@ class BoxTable:
     class_index: NDArray[np.int64]
     """(A,) position in the list of classes."""
     sides_wh: NDArray[np.float64]
-    """(A, 2) width and height in pixels at the training size."""
+    """(A, 2) width and height in pixels at the training size, even of boxes that are larger than a tile."""
+    original_sides: NDArray[np.float64]
+    """(A,) square root of the area in the original image, in pixels."""
     centres_xy: NDArray[np.float64]
     """(A, 2) centre as fractions of the image."""
     aspect_ratios: NDArray[np.float64]
@@ -45,6 +47,8 @@ class DatasetStats:
     class_names: tuple[str, ...]
     split_names: tuple[str, ...]
     input_size_hw: tuple[int, int]
+    tile_size: int | None
+    """Side of the tiles that become that size, in pixels; None for whole images."""
     boxes: BoxTable
     boxes_per_image: tuple[NDArray[np.int64], ...]
     """Number of boxes of each image, a split each."""
@@ -68,6 +72,7 @@ class DatasetStats:
         counts, sides = self.counts(), self.box_sides()
         return {
             "input_size_hw": list(self.input_size_hw),
+            "tile_size": self.tile_size,
             "images": {
                 name: len(of_split)
                 for name, of_split in zip(self.split_names, self.boxes_per_image, strict=True)
@@ -106,6 +111,7 @@ def compute_stats(
     *,
     input_size_hw: tuple[int, int],
     resize: Literal["stretch", "letterbox"],
+    tile_size: int | None = None,
 ) -> DatasetStats:
     """Measure a dataset.
 
@@ -114,15 +120,18 @@ def compute_stats(
         facts: Of each image of each split, decoded.
         input_size_hw: Training size, in pixels.
         resize: How an image becomes that size.
+        tile_size: Side of the tiles that become that size instead, in pixels; None for whole images.
     """
     tables = [
-        _boxes_of(split, position, input_size_hw, resize) for position, split in enumerate(splits.values())
+        _boxes_of(split, position, input_size_hw, resize, tile_size)
+        for position, split in enumerate(splits.values())
     ]
     first = next(iter(splits.values()))
     return DatasetStats(
         class_names=first.class_names,
         split_names=tuple(splits),
         input_size_hw=input_size_hw,
+        tile_size=tile_size,
         boxes=BoxTable(
             **{
                 name: np.concatenate([getattr(table, name) for table in tables])
@@ -153,9 +162,11 @@ def advise(stats: DatasetStats) -> list[str]:
         height, width = stats.input_size_hw
         factor = SMALL_SIDE_PX / median
         larger = [int(-(-side * factor // SIZE_STEP) * SIZE_STEP) for side in (width, height)]
+        of_tiles = "" if stats.tile_size is None else f" in tiles of {stats.tile_size} px"
         lines.append(
-            f"The median box has a side of {median:.1f} px at {width}x{height}, under {SMALL_SIDE_PX:g} px. "
-            f"Use a larger size, {larger[0]}x{larger[1]} or more, or cut the images into tiles."
+            f"The median box has a side of {median:.1f} px at {width}x{height}{of_tiles}, under "
+            f"{SMALL_SIDE_PX:g} px. Use a larger size, {larger[0]}x{larger[1]} or more, or "
+            f"{_tile_advice(stats)}."
         )
     in_train = stats.split_names.index("train") if "train" in stats.split_names else None
     for index, name in enumerate(stats.class_names):
@@ -181,6 +192,16 @@ def advise(stats: DatasetStats) -> list[str]:
         shown = ", ".join(f"{name} {value:.0f}" for name, value in medians.items())
         lines.append(f"The median brightness differs between splits: {shown}. Are they of one camera?")
     return lines
+
+
+def _tile_advice(stats: DatasetStats) -> str:
+    """The tiles in which the median box is large enough."""
+    side = float(np.median(stats.boxes.original_sides))
+    size = int(min(stats.input_size_hw) * side / SMALL_SIDE_PX // SIZE_STEP * SIZE_STEP)
+    if size < SIZE_STEP:
+        return "photographs from nearer by, since no tiles are small enough"
+    which = "cut the images into tiles" if stats.tile_size is None else "smaller tiles"
+    return f"{which}, data.tiles.size={size} or less"
 
 
 def describe_stats(stats: DatasetStats) -> list[str]:
@@ -229,13 +250,18 @@ def _percentiles(values: NDArray[Any]) -> dict[str, float] | None:
 
 
 def _boxes_of(
-    split: CocoSplit, position: int, input_size_hw: tuple[int, int], resize: Literal["stretch", "letterbox"]
+    split: CocoSplit,
+    position: int,
+    input_size_hw: tuple[int, int],
+    resize: Literal["stretch", "letterbox"],
+    tile_size: int | None,
 ) -> BoxTable:
     image_index = np.repeat(np.arange(len(split)), np.diff(split.first_box))
     sizes_wh = split.sizes_hw[image_index][:, ::-1].astype(np.float64)
     low = np.clip(split.boxes_xywh[:, :2], 0, sizes_wh)
     high = np.clip(split.boxes_xywh[:, :2] + split.boxes_xywh[:, 2:], 0, sizes_wh)
-    scale = np.array(input_size_hw[::-1]) / sizes_wh
+    shown_wh = sizes_wh if tile_size is None else np.minimum(sizes_wh, tile_size)
+    scale = np.array(input_size_hw[::-1]) / shown_wh
     if resize == "letterbox":
         scale = scale.min(axis=1, keepdims=True)
     sides = high - low
@@ -246,6 +272,7 @@ def _boxes_of(
         image_index=image_index[kept],
         class_index=column[kept],
         sides_wh=(sides * scale)[kept],
+        original_sides=np.sqrt(sides.prod(axis=1))[kept],
         centres_xy=((low + high) / 2 / sizes_wh)[kept],
         aspect_ratios=(sides[:, 0] / np.maximum(sides[:, 1], 1e-9))[kept],
     )

@@ -30,6 +30,7 @@ INPUT_OPTIONS = (
     "image_size",
     "data.resize",
     "data.reduced_decode",
+    "data.tiles",
     "data.channels",
     "data.scaling",
     "data.mean",

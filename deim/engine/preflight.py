@@ -7,9 +7,11 @@ import torch
 
 from deim.config import Config
 from deim.config.schema import AugmentConfig
+from deim.data.build import tiling
 from deim.data.coco import CocoSplit
 from deim.data.collate import Batch
 from deim.data.stages import compute_sizes
+from deim.data.tiles import tile_split
 from deim.engine.distributed import World
 from deim.engine.memory import gigabytes, limit_bytes, peak_bytes, reset_peak
 from deim.engine.run_state import RunParts
@@ -85,7 +87,7 @@ def preflight(
     Raises:
         TrainingError: If not even that fits.
     """
-    possible = _augmented_boxes(_most_boxes(train), config.augment)
+    possible = _augmented_boxes(_most_boxes(config, train), config.augment)
     most_boxes = _most_demanding_boxes(possible, config.model.decoder.num_denoising)
     chosen = micro_batch_size
     if chosen is None:
@@ -202,8 +204,10 @@ def _most_demanding_boxes(most_boxes: int, num_denoising: int) -> int:
     return max(numbers, key=lambda boxes: (boxes * max(1, num_denoising // boxes), boxes), default=0)
 
 
-def _most_boxes(split: CocoSplit) -> int:
-    """Boxes of the fullest image."""
+def _most_boxes(config: Config, split: CocoSplit) -> int:
+    """Boxes of the fullest image, or tile."""
+    if config.data.tiles is not None:
+        return tile_split(split, tiling(config.data)).most_boxes
     return int((split.first_box[1:] - split.first_box[:-1]).max(initial=0))
 
 

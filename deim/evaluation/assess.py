@@ -1,7 +1,7 @@
 """From a trained detector and a split to operating points and a report."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,7 @@ def _provenance(
         ),
         image_size_hw=config.image_size_hw,
         resize=config.data.resize,
+        tiles=None if config.data.tiles is None else asdict(config.data.tiles),
         time_per_image_ms=TimePerImage(
             network=1000 * seconds.network_seconds / len(split),
             total=1000 * seconds.total_seconds / len(split),

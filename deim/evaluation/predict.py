@@ -1,8 +1,9 @@
 """Running a detector over images: the one path that validation, evaluation and prediction share."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from deim.boxes import clip_boxes, xyxy_to_xywh
+from deim.boxes import clip_boxes, clip_to_window, xyxy_to_xywh
 from deim.config.schema import Config
 from deim.data.build import input_format, iterate
 from deim.data.coco import CocoSplit
 from deim.data.dataset import InputFormat
 from deim.data.image_files import image_orientation, plain_values, turn_upright
 from deim.data.sensors import PixelFormat, scale_values
-from deim.data.transforms import fit_to_input, image_to_tensor, normalize, read_input
+from deim.data.tiles import fit_tiles, read_tiles
+from deim.data.transforms import image_to_tensor, normalize
 from deim.engine.checkpoint import TrainedDetector, load_trained
 from deim.engine.device import select_device
 from deim.engine.step import StepBatch
@@ -27,6 +29,7 @@ from deim.errors import ConfigError, DataError
 from deim.evaluation.operating_points import OperatingPoints, describe_goal, operating_points_from_dict
 from deim.evaluation.split_results import FoundBoxes
 from deim.evaluation.suppression import candidate_rules
+from deim.evaluation.tile_merge import TileMerger
 from deim.model.postprocess import select_detections
 from deim.structures import Detections, Placement
 
@@ -41,7 +44,7 @@ class Predictions:
     by_image: dict[int, Detections]
     """Detections of each image id, clipped to the image."""
     network_seconds: float
-    """Time in the network and its post-processing, all images together."""
+    """Time in the network and its post-processing, the merging of tiles too, all images together."""
     total_seconds: float
     """The same with loading and preparing the images."""
 
@@ -86,21 +89,21 @@ def to_coco_results(
 def detect(
     model: nn.Module, images: Tensor, placements: Sequence[Placement], *, max_detections: int
 ) -> list[Detections]:
-    """Detect objects in prepared inputs, in float32; boxes are clipped to their images.
+    """Detect objects in prepared inputs, in float32; boxes are clipped to their images, or tiles.
 
     Args:
         model: In evaluation mode, on the device of `images`.
         images: (B, C, H, W) float, normalised.
         placements: Where each input lies in its original image.
-        max_detections: Detections kept an image.
+        max_detections: Detections kept an input.
 
     Returns:
-        Detections on the CPU, an image each, boxes in pixels of the original.
+        Detections on the CPU, an input each, boxes in pixels of the original.
     """
     found = select_detections(model(images), placements, max_detections=max_detections)
     return [
         Detections(
-            boxes_xyxy=clip_boxes(item.boxes_xyxy, placement.orig_size_hw).cpu(),
+            boxes_xyxy=_clip(item.boxes_xyxy, placement).cpu(),
             scores=item.scores.cpu(),
             labels=item.labels.cpu(),
             queries=item.queries.cpu(),
@@ -109,14 +112,22 @@ def detect(
     ]
 
 
+def _clip(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
+    """Boxes clipped to what their input shows of the original."""
+    if placement.tile_xyxy is None:
+        return clip_boxes(boxes_xyxy, placement.orig_size_hw)
+    return clip_to_window(boxes_xyxy, placement.tile_xyxy)
+
+
 def predict_split(
     model: nn.Module, loader: Iterable[StepBatch], *, device: torch.device, max_detections: int
 ) -> Predictions:
-    """Detect objects in every image of a loader.
+    """Detect objects in every image of a loader; what tiles show is merged once for each image.
 
     Args:
         model: On `device`; it is put into evaluation mode.
-        loader: From `build_eval_loader`, or other batches that the model takes.
+        loader: From `build_eval_loader`, or other batches that the model takes; the tiles of an image come in
+            a row, in one batch or several.
         device: Where to compute.
         max_detections: Detections kept an image.
 
@@ -125,6 +136,7 @@ def predict_split(
     """
     model.eval()
     by_image: dict[int, Detections] = {}
+    merger = TileMerger(max_detections=max_detections)
     network_seconds = 0.0
     started = time.perf_counter()
     for batch in iterate(loader):
@@ -132,8 +144,9 @@ def predict_split(
         network_started = time.perf_counter()
         placements = [target["placement"] for target in batch.targets]
         found = detect(model, images, placements, max_detections=max_detections)
+        by_image.update(merger.add([target["image_id"] for target in batch.targets], placements, found))
         network_seconds += time.perf_counter() - network_started
-        by_image |= {target["image_id"]: item for target, item in zip(batch.targets, found, strict=True)}
+    by_image.update(merger.finish())
     return Predictions(
         by_image=by_image,
         network_seconds=network_seconds,
@@ -218,9 +231,7 @@ class Predictor:
                 that the detector was trained for.
         """
         several = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images
-        size = self.trained.config.data.eval_batch_size
-        batches = [several[start : start + size] for start in range(0, len(several), size)]
-        found = [detections for batch in batches for detections in self._predict_batch(batch)]
+        found = list(self._predict_whole(several))
         if score_threshold is not None:
             return [above(detections, score_threshold) for detections in found]
         points = self.operating_points
@@ -228,16 +239,28 @@ class Predictor:
             return [above(detections, self.trained.config.evaluation.draw_threshold) for detections in found]
         return [counting(detections, points) for detections in found]
 
-    def _predict_batch(self, images: Sequence[ImageLike]) -> list[Detections]:
+    def _predict_whole(self, images: Sequence[ImageLike]) -> Iterator[Detections]:
+        """Raw detections of each image, whose tiles, if any, make batches as in evaluation."""
+        config = self.trained.config
+        merger = TileMerger(max_detections=max_detections(config))
+        inputs = self._inputs(images)
+        while batch := list(islice(inputs, config.data.eval_batch_size)):
+            numbers, tensors, placements = zip(*batch, strict=True)
+            found = detect(
+                self.trained.model,
+                torch.stack(tensors).to(self.trained.device),
+                placements,
+                max_detections=max_detections(config),
+            )
+            yield from (item for _, item in merger.add(numbers, placements, found))
+        yield from (item for _, item in merger.finish())
+
+    def _inputs(self, images: Sequence[ImageLike]) -> Iterator[tuple[int, Tensor, Placement]]:
+        """Inputs, read when they are asked for, with the number of their image."""
         form = self.input_format
-        fitted = [_fit(image, form) for image in images]
-        inputs = torch.stack([normalize(image, form.mean, form.std) for image, _ in fitted])
-        return detect(
-            self.trained.model,
-            inputs.to(self.trained.device),
-            [placement for _, placement in fitted],
-            max_detections=max_detections(self.trained.config),
-        )
+        for number, image in enumerate(images):
+            for fitted, placement in _fit(image, form):
+                yield number, normalize(fitted, form.mean, form.std), placement
 
 
 def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
@@ -309,13 +332,18 @@ def max_detections(config: Config) -> int:
     return config.model.decoder.num_queries
 
 
-def _fit(image: ImageLike, form: InputFormat) -> tuple[Tensor, Placement]:
-    """An image at the size of the network input, and where that lies in it."""
+def _fit(image: ImageLike, form: InputFormat) -> Iterator[tuple[Tensor, Placement]]:
+    """An image, or its tiles, at the size of the network input, and where each lies in it."""
     if isinstance(image, (str, Path)):
-        return read_input(
-            Path(image), form.size_hw, resize=form.resize, pixels=form.pixels, reduced=form.reduced_decode
+        return read_tiles(
+            Path(image),
+            form.size_hw,
+            resize=form.resize,
+            pixels=form.pixels,
+            reduced=form.reduced_decode,
+            tiling=form.tiling,
         )
-    return fit_to_input(_to_tensor(image, form.pixels), form.size_hw, resize=form.resize)
+    return fit_tiles(_to_tensor(image, form.pixels), form.size_hw, resize=form.resize, tiling=form.tiling)
 
 
 def _to_tensor(image: Image.Image | NDArray[Any], pixels: PixelFormat) -> Tensor:

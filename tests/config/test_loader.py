@@ -316,6 +316,16 @@ def test_size_that_is_no_multiple_of_32(write):
     assert line.endswith("the nearest are 96x96")
 
 
+def test_size_that_leaves_no_other_for_multi_scale(write):
+    assert problems_of(write(MINIMAL), "augment.multi_scale=0.5") == [
+        "--set: augment.multi_scale: got 0.5, but sizes start at a height of 64, so image_size 64x64 has "
+        "none below it, nor as many above it. Raise image_size, or set augment.multi_scale to 0."
+    ]
+    assert (
+        load_config(write(MINIMAL), ["augment.multi_scale=0.5", "image_size=96"]).augment.multi_scale == 0.5
+    )
+
+
 def test_range_problem_names_the_base(write):
     write("data: {batch_size: 0}\n", "base.yml")
     lines = problems_of(write("_base_: base.yml\n" + MINIMAL), "data.num_workers=-1")
@@ -482,7 +492,12 @@ def full_trees() -> list[dict[str, Any]]:
         {
             **common,
             "augment": {"industrial": {}},
-            "data": data | {"scaling": scaling, "sampling": {"type": "repeat_factor", "threshold": 0.1}},
+            "data": data
+            | {
+                "scaling": scaling,
+                "sampling": {"type": "repeat_factor", "threshold": 0.1},
+                "tiles": {"size": 64},
+            },
             "model": {"name": "x", "hidden_dim": 64, "backbone": backbone},
             "evaluation": {"goal": goal},
             "multimodal": {"detector": "x", "encoder": encoder},

@@ -357,7 +357,15 @@ def test_small_boxes_are_measured_at_the_training_size(tmp_path: Path) -> None:
     narrow = (2 * HEIGHT, WIDTH)
     assert check(root, input_size_hw=narrow).findings == ()
     (finding,) = check(root, input_size_hw=narrow, resize="letterbox").findings
-    assert "is 9.0x3.5 px at the training size of 40x60." in finding.message
+    assert (
+        "is 9.0x3.5 px at the training size of 40x60. Train at a larger size, or with data."
+        in finding.message
+    )
+    # Tiles of 15 px grow twice as much as the image of 30 px height.
+    options = {"input_size_hw": (HEIGHT, WIDTH), "resize": "letterbox"}
+    assert check(root, **options, tile_size=15).findings == ()
+    (finding,) = check(root, **options, tile_size=35).findings
+    assert finding.message.endswith("larger size, or with smaller tiles than of 35 px.")
 
 
 def test_plain_images_are_noted_and_not_taken_for_copies(tmp_path: Path) -> None:

@@ -16,7 +16,13 @@ from PIL import Image
 
 from deim.config import Config
 from deim.data import image_cache
-from deim.data.build import build_disk_cache, build_eval_loader, input_format, iterate
+from deim.data.build import (
+    build_disk_cache,
+    build_eval_loader,
+    build_train_dataset,
+    input_format,
+    iterate,
+)
 from deim.data.coco import CocoSplit, read_coco
 from deim.data.dataset import DetectionDataset
 from deim.data.image_cache import DiskCache, Fitted, MemoryCache
@@ -298,3 +304,28 @@ def test_the_name_of_the_file_follows_from_the_options(
     assert len({name(), *(name(option) for option in other)}) == len(other) + 1
     assert name() == name("data.mean=[0.5,0.5,0.5]", "data.num_workers=3")
     assert np.unique([name(option).split("-")[0] for option in other]).size == 1
+
+
+def test_tiles_are_kept_as_tiles(tiny_set: Path, tmp_path: Path, tiny_config: Callable[..., Config]) -> None:
+    split = read(tiny_set)
+    tiles = "data.tiles={size: 48}"
+    plain = tiny_config(tiny_set, tmp_path / "run", tiles)
+    cached = tiny_config(tiny_set, tmp_path / "run", tiles, *cached_options(tmp_path))
+    own, kept = (build_train_dataset(config, split, augmentation=None) for config in (plain, cached))
+    assert len(own) > len(split)
+    for _ in range(2):
+        for index in range(len(own)):
+            (image, target), (kept_image, kept_target) = own.read((0, index)), kept.read((0, index))
+            assert torch.equal(image, kept_image)
+            assert target["placement"] == kept_target["placement"]
+    whole = tiny_config(tiny_set, tmp_path / "run", *cached_options(tmp_path))
+    assert torch.equal(
+        build_train_dataset(whole, split, augmentation=None).read((0, 0))[0],
+        build_train_dataset(tiny_config(tiny_set, tmp_path / "run"), split, augmentation=None).read((0, 0))[
+            0
+        ],
+    )
+
+
+def cached_options(folder: Path) -> tuple[str, str]:
+    return "data.disk_cache_mb=50", f"data.disk_cache_dir={folder / 'cache'}"

@@ -159,7 +159,7 @@ def test_batches_change_by_stage(tiny_set: Path, tiny_config: Callable[..., Conf
 
 
 def test_boxes_of_changed_batches_lie_inside(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
-    config = tiny_config(tiny_set, tiny_set / "run", FULL)
+    config = tiny_config(tiny_set, tiny_set / "run", FULL, "image_size=96")
     for epoch in (1, 2, 6):
         for batch in epoch_of(config, read(tiny_set), epoch=epoch):
             assert torch.isfinite(batch.images).all()
@@ -178,7 +178,7 @@ def test_the_number_of_workers_changes_no_batch(
     num_workers: int, tiny_set: Path, tiny_config: Callable[..., Config]
 ) -> None:
     pytest.importorskip("albumentations")
-    options = (FULL, "augment.industrial={noise: 1.0, rotation: 1.0}")
+    options = (FULL, "image_size=96", "augment.industrial={noise: 1.0, rotation: 1.0}")
     split = read(tiny_set)
     alone = tiny_config(tiny_set, tiny_set / "run", *options)
     several = tiny_config(tiny_set, tiny_set / "run", *options, f"data.num_workers={num_workers}")
@@ -187,7 +187,7 @@ def test_the_number_of_workers_changes_no_batch(
 
 
 def test_processes_share_the_same_batches(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
-    config, split = tiny_config(tiny_set, tiny_set / "run", FULL), read(tiny_set)
+    config, split = tiny_config(tiny_set, tiny_set / "run", FULL, "image_size=96"), read(tiny_set)
     for epoch in (1, 3, 6):
         whole = epoch_of(config, split, epoch=epoch)
         parts = [epoch_of(config, split, epoch=epoch, rank=rank, num_ranks=2) for rank in (0, 1)]
@@ -199,7 +199,7 @@ def test_processes_share_the_same_batches(tiny_set: Path, tiny_config: Callable[
 
 
 def test_an_epoch_goes_on_with_the_same_batches(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
-    config, split = tiny_config(tiny_set, tiny_set / "run", FULL), read(tiny_set)
+    config, split = tiny_config(tiny_set, tiny_set / "run", FULL, "image_size=96"), read(tiny_set)
     whole = epoch_of(config, split, epoch=3)
     rest = epoch_of(config, split, epoch=3, first_batch=1)
     assert len(rest) == len(whole) - 1
@@ -208,8 +208,8 @@ def test_an_epoch_goes_on_with_the_same_batches(tiny_set: Path, tiny_config: Cal
 
 def test_epochs_and_seeds_differ(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
     split = read(tiny_set)
-    config = tiny_config(tiny_set, tiny_set / "run", FULL)
-    other = tiny_config(tiny_set, tiny_set / "run", FULL, "seed=1")
+    config = tiny_config(tiny_set, tiny_set / "run", FULL, "image_size=96")
+    other = tiny_config(tiny_set, tiny_set / "run", FULL, "image_size=96", "seed=1")
     first, next_epoch, seeded = (
         epoch_of(config, split, epoch=2),
         epoch_of(config, split, epoch=3),
@@ -288,8 +288,84 @@ def test_every_change_takes_every_kind_of_image(channels: int, kind: str) -> Non
                 0, lambda _: sample, num_images=4, size_hw=(64, 96), resize="letterbox", epoch=0, rng=rng
             )
             assert made is not None
-            changed = augmentation(made, epoch=0, rng=rng)
+            changed = augmentation(made.sample, epoch=0, rng=rng, has_colours=made.has_colours)
             assert changed.image.shape == (channels, 64, 96)
             assert changed.image.dtype == image.dtype
             if kind == "fractions":
                 assert 0 <= changed.image.min() < changed.image.max() <= 1
+
+
+def test_a_zoomed_out_image_changes_colours_and_its_canvas_stays_black() -> None:
+    white = Sample(
+        image=torch.full((3, 64, 64), 200, dtype=torch.uint8),
+        boxes_xyxy=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+    )
+    config = AugmentConfig(photometric=1.0, zoom_out=1.0, zoom_out_max_scale=4.0, horizontal_flip=0.0)
+    augmentation = build_augmentation(config, start_epoch=0, stop_epoch=1)
+    changed = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        made = augmentation.compose(
+            0, lambda _: white, num_images=1, size_hw=(64, 64), resize="stretch", epoch=0, rng=rng
+        )
+        assert made is not None
+        image = augmentation(made.sample, epoch=0, rng=rng, has_colours=made.has_colours).image
+        canvas = image.amax(dim=0) < 30
+        assert (image[:, canvas] == 0).all()
+        changed += int(((image[:, ~canvas] < 195) | (image[:, ~canvas] > 205)).any())
+    assert changed > 10
+
+
+def test_mosaics_keep_to_the_sampler() -> None:
+    sample = Sample(
+        image=torch.zeros(3, 8, 8, dtype=torch.uint8),
+        boxes_xyxy=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+    )
+    augmentation = build_augmentation(AugmentConfig(mosaic=1.0), start_epoch=0, stop_epoch=1)
+    chances = np.array([0.1, 0.6, 0.3, 0.0])
+    read_ones: list[int] = []
+
+    def read_one(index: int) -> Sample:
+        read_ones.append(index)
+        return sample
+
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        first = len(read_ones)
+        augmentation.compose(
+            3,
+            read_one,
+            num_images=4,
+            size_hw=(64, 64),
+            resize="stretch",
+            epoch=0,
+            rng=rng,
+            chances=chances,
+        )
+        assert read_ones[first] == 3
+        del read_ones[first]
+    assert np.bincount(read_ones, minlength=4) / len(read_ones) == pytest.approx(chances, abs=0.05)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_good_surfaces_are_never_copied(
+    balanced: bool, tmp_path: Path, write_coco: Callable[..., Path], tiny_config: Callable[..., Config]
+) -> None:
+    root = write_coco(tmp_path / "set", num_images={"train": 8, "val": 1, "test": 1})
+    split = read(root)
+    good = split.class_names[0]
+    options = (
+        f"augment={{copy_blend: 1, copy_blend_balanced: {balanced}}}",
+        f"data.normal_class={good}",
+    )
+    config, plain = tiny_config(root, tmp_path / "run", *options), tiny_config(root, tmp_path / "run")
+    copies: list[int] = []
+    for epoch in range(1, 5):
+        both = zip(epoch_of(config, split, epoch=epoch), epoch_of(plain, split, epoch=epoch), strict=True)
+        for batch, own in both:
+            for target, alone in zip(batch.targets, own.targets, strict=True):
+                copies += target["labels"][len(alone["labels"]) :].tolist()
+    assert len(copies) > 20
+    assert 0 not in copies

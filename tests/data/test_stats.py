@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,31 @@ def test_small_boxes_are_told_the_size_at_which_they_are_not(tmp_path: Path) -> 
         "The median box has a side of 5.8 px at 20x15, under 8 px. Use a larger size, 32x32 or"
     )
     assert "tiles" in line
+
+
+def test_sizes_in_tiles_are_those_at_the_scale_of_the_tiles(tmp_path: Path) -> None:
+    whole, _ = measured(tmp_path / "whole", input_size_hw=(64, 64), resize="letterbox")
+    tiled, _ = measured(tmp_path / "tiled", input_size_hw=(64, 64), resize="letterbox", tile_size=32)
+    # Images of 40x30 px: whole they grow by 64 / 40, tiles of 32x30 px by 64 / 32.
+    assert tiled.boxes.sides_wh == pytest.approx(whole.boxes.sides_wh * 2 / 1.6)
+    assert tiled.to_dict()["tile_size"] == 32
+
+
+def test_small_boxes_are_told_the_tiles_in_which_they_are_not(tmp_path: Path) -> None:
+    stats, _ = measured(tmp_path)
+    sides = np.full_like(stats.boxes.original_sides, 5.0)
+    table = replace(stats.boxes, original_sides=sides, sides_wh=np.full_like(stats.boxes.sides_wh, 2.5))
+    stats = replace(stats, boxes=table, input_size_hw=(640, 640), tile_size=None)
+    assert advise(stats)[0] == (
+        "The median box has a side of 2.5 px at 640x640, under 8 px. Use a larger size, 2048x2048 or more, "
+        "or cut the images into tiles, data.tiles.size=384 or less."
+    )
+    assert advise(replace(stats, tile_size=1280))[0] == (
+        "The median box has a side of 2.5 px at 640x640 in tiles of 1280 px, under 8 px. Use a larger size, "
+        "2048x2048 or more, or smaller tiles, data.tiles.size=384 or less."
+    )
+    # In tiles of that size the box of 5 px has 8.3 px.
+    assert 5 * 640 / 384 > 8
 
 
 def test_rare_classes_and_classes_of_one_split_are_named(tmp_path: Path) -> None:

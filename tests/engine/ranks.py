@@ -95,7 +95,7 @@ def main() -> None:
                 world=world,
             )
             evaluation = evaluator.evaluate(build(request["tree"]).eval())
-            own = sum(len(batch.targets) for batch in evaluator.loader)
+            own = len({target["image_id"] for batch in evaluator.loader for target in batch.targets})
             result = {
                 "shares": world.gather(own),
                 "entries": evaluation.predictions.to_coco(evaluation.category_ids),

@@ -85,9 +85,12 @@ def test_two_processes_give_the_gradients_of_one_with_the_whole_batch(tmp_path: 
 
 
 @pytest.mark.slow
-def test_each_image_is_scored_once(tmp_path: Path, write_coco: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("tiles", [None, {"size": 48}], ids=["whole", "tiled"])
+def test_each_image_is_scored_once(
+    tiles: dict[str, Any] | None, tmp_path: Path, write_coco: Callable[..., Path]
+) -> None:
     root = write_coco(tmp_path / "set", num_images={"train": 7, "val": 1, "test": 1})
-    request = {"what": "evaluation", "tree": tree_of(root, tmp_path / "run")}
+    request = {"what": "evaluation", "tree": tree_of(root, tmp_path / "run", data__tiles=tiles)}
     two = run_ranks(tmp_path, request)
     assert two["shares"] == [4, 3]
     torch.save(request, tmp_path / "request.pth")

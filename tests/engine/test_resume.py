@@ -112,7 +112,7 @@ def killed_run(build: Build, config: Config, folder: Path, *, delays: Iterator[f
         (),
         (EVERY_STEP, "data.num_workers=2"),
         (EVERY_STEP, "data.effective_batch_size=6"),
-        (EVERY_STEP, "data.effective_batch_size=6", MIXED),
+        (EVERY_STEP, "data.effective_batch_size=6", "image_size=96", MIXED),
     ],
     ids=["saved each step", "saved each epoch", "workers", "accumulation", "mixed batches"],
 )
@@ -195,7 +195,7 @@ def test_mixed_batches_in_other_micro_batches_are_the_same_after_a_stop(
     build_tiny: Build,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = (*SIX_EPOCHS, MIXED, "data.effective_batch_size=4", "data.batch_size=2")
+    options = (*SIX_EPOCHS, "image_size=96", MIXED, "data.effective_batch_size=4", "data.batch_size=2")
     build_tiny(tiny_config(ten_images, tmp_path / "whole", *options)).run(show_progress=False)
     config = tiny_config(ten_images, tmp_path / "stopped", *options, "data.num_workers=1")
     stop_in_step(monkeypatch, 4)

@@ -80,6 +80,18 @@ def test_what_is_read_is_what_was_found(fused, dataset_of, tiny_set, tmp_path, m
             assert_equal(one, other)
 
 
+def test_tiles_are_found_and_read_like_images(fused, dataset_of, tiny_set, tmp_path):
+    dataset = dataset_of(tiny_set, "data.tiles={size: 48}", "data.resize=letterbox")
+    last = len(dataset) - 1
+    assert dataset.image_index(last) == 5 < last
+    store = FindingsStore(tmp_path / "cache")
+    batches = [[(0, 1), (0, last)], [(0, 6), (0, 0)]]
+    found, again = (list(loader_of(fused, dataset, store, batches)) for _ in range(2))
+    assert {target["placement"].tile_xyxy is None for batch in found for target in batch.targets} == {False}
+    for one, other in zip(found, again, strict=True):
+        assert_equal(one, other)
+
+
 def test_views_take_turns(fused, dataset_of, tiny_set, tmp_path):
     augmentation = Augmentation(
         horizontal_flip=0.5, vertical_flip=0.5, photometric=0.0, start_epoch=0, stop_epoch=9
@@ -132,10 +144,11 @@ def test_every_change_leads_to_another_store(fused, dataset_of, tiny_set, tmp_pa
         name("data.resize=letterbox"),
         name("image_size=96"),
         name("data.mean=[0.5, 0.5, 0.5]"),
+        name("data.tiles={size: 48}"),
         name(augmentation=flips),
         name("seed=1", augmentation=flips),
     }
-    assert len(names) == 6
+    assert len(names) == 7
     assert name("seed=1", "data.cache_mb=1") == first  # without augmentation the seed decides nothing
     # Other pixels in a file of the same length; then back.
     path = root / "images" / "train_0.png"

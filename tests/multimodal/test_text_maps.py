@@ -75,7 +75,7 @@ def test_values_are_those_of_head_and_detector(training):
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (3, 64, 64)])
 def test_several_images_at_once_are_refused(shape):
-    message = f"image_input: got {shape}. It must be (1, 3, H, W), one image."
+    message = f"image_input: got {shape}. It must be (1, C, H, W), one image."
     with pytest.raises(ValueError, match=re.escape(message)):
         compute_text_map(tiny_fused(), torch.zeros(shape), placement_of((64, 64), "stretch"))
 

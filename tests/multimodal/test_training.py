@@ -172,6 +172,11 @@ def test_the_detector_never_gets_more_images_at_once_than_evaluation(
             "data.scaling: got {'type': 'percentile', 'low': 0.5, 'high': 99.5}, the detector was",
         ),
         ("data.std=[1, 1, 1]", "data.std: got [1.0, 1.0, 1.0], the detector was trained with [0.229"),
+        (
+            "data.tiles={size: 64}",
+            "data.tiles: got {'size': 64, 'overlap': 0.2, 'keep_fraction': 0.5}, the detector was trained "
+            "with null. Leave it out.",
+        ),
     ],
 )
 def test_images_prepared_otherwise_are_refused(phase2_config, build_phase2, override, message):
@@ -244,7 +249,7 @@ def test_a_resumed_run_refuses_another_detector_and_other_texts(phase2_config, b
             "multimodal.class_head_from_epoch: got 3, but the run has 3 epochs. Use an earlier one, or null.",
         ),
         (
-            ["augment.mix_up=0.5", "augment.multi_scale=0.25"],
+            ["image_size=96", "augment.mix_up=0.5", "augment.multi_scale=0.25"],
             "augment.mix_up: got 0.5, but phase 2 keeps what the detector finds in single images. "
             "Set it to 0.\n"
             "augment.multi_scale: got 0.25, but phase 2 keeps what the detector finds in single images. "

@@ -54,6 +54,9 @@ def test_a_set_is_converted_and_the_new_one_is_checked(call: Callable, tmp_path:
 @pytest.mark.slow
 def test_a_set_is_described_in_numbers_and_pictures(call: Callable, tmp_path: Path) -> None:
     root = write_small_set(tmp_path / "set")
+    tiles = ("--tile-size", 32)
+    assert call("data", "stats", root, "--image-size", 60, *tiles, "--output", "tiled")[0] == 0
+    assert json.loads((tmp_path / "tiled" / "stats.json").read_text())["tile_size"] == 32
     code, out, _ = call("data", "stats", root, "--image-size", 60, "--output", "charts")
     assert code == 0
     assert "Class 'pit' has 4 boxes in all, under 30." in out
@@ -74,7 +77,7 @@ def test_what_cannot_be_done_ends_with_2_and_one_line(call: Callable, tmp_path: 
 def test_a_preview_has_a_sheet_for_each_stage(
     call: Callable, tmp_path: Path, tiny_set: Path, tiny_config: Callable
 ) -> None:
-    options = ("epochs=10", "augment={mosaic: 1.0, photometric: 0.5, multi_scale: 0.5}")
+    options = ("epochs=10", "image_size=96", "augment={mosaic: 1.0, photometric: 0.5, multi_scale: 0.5}")
     path = tmp_path / "config.yml"
     path.write_text(config_to_yaml(tiny_config(tiny_set, tmp_path / "run", *options)), encoding="utf-8")
     code, out, _ = call("data", "preview", "-c", path, "--set", "schedule.no_aug_epochs=2", "--images", 5)

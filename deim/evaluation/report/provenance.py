@@ -77,6 +77,8 @@ class Provenance:
     """Size of the network input, in pixels."""
     resize: str
     """How images were brought to that size, such as `stretch` or `letterbox`."""
+    tiles: Mapping[str, Any] | None = None
+    """`TilesConfig`, by which images were cut first; None if they were not."""
     time_per_image_ms: TimePerImage
     device: str
     """The device in words, such as `cpu` or `NVIDIA RTX 3060`."""
@@ -105,6 +107,7 @@ def provenance_from_report(report: Mapping[str, Any]) -> Provenance:
         model=ModelInfo(**report["model"]),
         image_size_hw=(height, width),
         resize=report["resize"],
+        tiles=report.get("tiles"),  # reports of before have none
         time_per_image_ms=TimePerImage(**report["time_per_image_ms"]),
         device=report["device"],
         versions=report["versions"],

@@ -159,7 +159,8 @@ def _gallery_lines(gallery: Sequence[Picture], missing_images: str) -> list[str]
 def _provenance_table(report: Mapping[str, Any]) -> Table:
     checkpoint, dataset = report["checkpoint"], report["dataset"]
     height, width = report["image_size_hw"]
-    time = report["time_per_image_ms"]
+    time, tiles = report["time_per_image_ms"], report["tiles"]
+    of_tiles = f", of tiles of {tiles['size']} px, overlap {tiles['overlap']:g}" if tiles else ""
     epoch = "" if checkpoint["epoch"] is None else f", epoch {checkpoint['epoch'] + 1}"
     pairs = {
         "checkpoint": f"{checkpoint['path']} ({checkpoint['weights']} weights{epoch})",
@@ -169,7 +170,7 @@ def _provenance_table(report: Mapping[str, Any]) -> Table:
         "images without boxes": str(dataset["num_images_without_boxes"]),
         "normal class": dataset["normal_class"] or "none",
         "model": f"{report['model']['name']}, {report['model']['parameters'] / 1e6:.1f} M parameters",
-        "network input": f"{height} x {width} px (height x width), {report['resize']}",
+        "network input": f"{height} x {width} px (height x width), {report['resize']}{of_tiles}",
         "raw detections an image": str(report["max_detections"]),
         "time an image": "; ".join(
             f"{key} {value:.1f} ms" for key, value in time.items() if value is not None

@@ -1,0 +1,64 @@
+"""Phase 2 on a detector that was trained on tiles: its fusion sees tiles, its scores are of whole images."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from deim.data.build import input_format, read_split
+from deim.data.tiles import tile_split
+from deim.engine.checkpoint import read_checkpoint
+from deim.evaluation.evaluator import evaluator_of
+from deim.evaluation.predict import Predictor
+from multimodal.assess import assess_fused
+from multimodal.build import load_trained
+
+TILES = {"size": 48, "overlap": 0.25, "keep_fraction": 0.5}
+
+
+@pytest.fixture
+def tiled_detector(tiny_run, tmp_path):
+    """The detector of the tiny run, as if it had been trained on tiles."""
+    tree = read_checkpoint(tiny_run / "best.pth")
+    tree["config"] = tree["config"] | {"data": tree["config"]["data"] | {"tiles": TILES}}
+    torch.save(tree, tmp_path / "tiled.pth")
+    return tmp_path / "tiled.pth"
+
+
+@pytest.mark.slow
+def test_a_fusion_on_tiles_is_trained_and_scored(
+    phase2_config, build_phase2, tiled_detector, tmp_path, monkeypatch
+):
+    config = phase2_config(
+        f"multimodal.detector={tiled_detector}", "epochs=1", "evaluation.bootstrap_resamples=2"
+    )
+    assert config.data.tiles.size == 48
+    trainer = build_phase2(config)
+    trainer.run(show_progress=False)
+    num_tiles = len(tile_split(read_split(config.data, "train"), input_format(config).tiling))
+    stored = list((tmp_path / "cache").rglob("*.safetensors"))
+    assert len(stored) == num_tiles > 20
+    maps = []
+
+    def note(image, text_map, label, **rest):
+        maps.append(text_map)
+        return Image.new("RGB", (1500, 10))
+
+    monkeypatch.setattr("multimodal.text_map_pictures.draw_text_map", note)
+    trained = load_trained(trainer.last_path)
+    split = read_split(config.data, "val")
+    evaluator = evaluator_of(trained, split)
+    found = assess_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["dataset"]["num_images"] == len(split) == 6
+    # A text map has the queries of all tiles, 20 each, over the whole image.
+    assert maps
+    for text_map in maps:
+        assert len(text_map.boxes_xyxy) == len(text_map.fused_scores) > 20
+        assert len(text_map.boxes_xyxy) % 20 == 0
+        assert (text_map.boxes_xyxy[:, 2:] <= torch.tensor(text_map.orig_size_hw[::-1])).all()
+    paths = [split.image_path(index) for index in range(len(split))]
+    predicted = Predictor(trained).predict(paths, score_threshold=0.0)
+    for one, other in zip(predicted, found.fused.evaluation.predictions.by_image.values(), strict=True):
+        assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
