@@ -292,7 +292,11 @@ def test_the_final_stage_starts_from_the_best_weights(
 
 @pytest.mark.parametrize(
     ("values", "best"),
-    [([0.1, 0.2, 0.3], 2), ([0.3, 0.3, 0.1], 1), ([None, 0.2, 0.1], 1)],
+    [
+        pytest.param([0.1, 0.2, 0.3], 2, marks=pytest.mark.slow),
+        ([0.3, 0.3, 0.1], 1),
+        pytest.param([None, 0.2, 0.1], 1, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_best_is_the_last_of_the_highest_scores(

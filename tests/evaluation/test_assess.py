@@ -15,7 +15,7 @@ from PIL import Image
 from deim.data.build import read_split
 from deim.engine.checkpoint import load_trained, read_checkpoint
 from deim.errors import ConfigError, DataError
-from deim.evaluation.assess import Assessment, assess, to_validation
+from deim.evaluation.assess import Assessment, assess, score, to_validation
 from deim.evaluation.evaluator import Evaluation, evaluator_of
 from deim.evaluation.predict import Predictor, stored_points, to_coco_results
 
@@ -290,10 +290,9 @@ def test_the_goal_that_thresholds_were_chosen_for_stays_with_them(own_run: Path,
     assert test["operating_points"]["goal"] == "recall at least 0.5"
 
 
-def test_thresholds_of_other_inputs_are_not_stored(
-    own_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_thresholds_of_other_inputs_are_not_stored(own_run: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = (own_run / "best.pth").read_bytes()
-    run_assess(own_run, tmp_path / "report.json", "data.mean=[0.1, 0.1, 0.1]")
+    trained = load_trained(own_run / "best.pth", overrides=["data.mean=[0.1, 0.1, 0.1]"])
+    score(trained, evaluator_of(trained, read_split(trained.config.data, "val")), split_name="val")
     assert "they were chosen with another data.mean than prediction will use" in caplog.text
     assert (own_run / "best.pth").read_bytes() == before

@@ -61,7 +61,11 @@ def test_a_run_scores_the_detector_first_trains_the_head_and_keeps_the_detector(
 
 @pytest.mark.parametrize(
     ("scores", "best_epoch"),
-    [((0.5, 0.4, 0.5, 0.3), None), ((0.5, 0.4, 0.6, 0.55), 1), ((0.5, 0.51, 0.52, 0.52), 2)],
+    [
+        pytest.param((0.5, 0.4, 0.5, 0.3), None, marks=pytest.mark.slow),
+        ((0.5, 0.4, 0.6, 0.55), 1),
+        pytest.param((0.5, 0.51, 0.52, 0.52), 2, marks=pytest.mark.slow),
+    ],
 )
 def test_best_is_written_only_on_a_higher_score_than_the_detectors(
     phase2_config, build_phase2, scores, best_epoch
