@@ -22,9 +22,9 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from deim.data.build import iterate, load_batches
-from deim.data.coco import CocoSplit
 from deim.data.collate import Batch, collate
 from deim.data.dataset import DetectionDataset, InputFormat
+from deim.data.formats.coco import CocoSplit
 from deim.engine.memory import VALIDATION_ADVICE, ends_without_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from deim.boxes import clip_boxes, iou, xywh_to_xyxy
 from deim.data.build import input_format
-from deim.data.coco import CocoSplit, match_classes
-from deim.data.sensors import read_picture
+from deim.data.formats.coco import CocoSplit, match_classes
+from deim.data.images.sensors import read_picture
 from deim.data.tiles import read_tiles
 from deim.data.transforms import normalize
 from deim.engine.checkpoint import TrainedDetector

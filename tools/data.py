@@ -24,16 +24,16 @@ from deim.data.build import (
     prepare_root,
     read_split,
 )
-from deim.data.check import check_dataset, describe_check, read_for_check
-from deim.data.convert import describe_losses, refuse_existing, write_dataset
-from deim.data.formats import FORMATS, detect_format, read_all, to_splits
-from deim.data.groups import find_groups, find_groups_of_splits
-from deim.data.image_scan import ImageFacts, scan_images
-from deim.data.preview import draw_sheet
-from deim.data.split import describe_division, divide, pool_splits
+from deim.data.curation.charts import draw_stats
+from deim.data.curation.check import check_dataset, describe_check, read_for_check
+from deim.data.curation.groups import find_groups, find_groups_of_splits
+from deim.data.curation.preview import draw_sheet
+from deim.data.curation.split import describe_division, divide, pool_splits
+from deim.data.curation.stats import compute_stats, describe_stats
+from deim.data.formats.convert import describe_losses, refuse_existing, write_dataset
+from deim.data.formats.reading import FORMATS, detect_format, read_all, to_splits
+from deim.data.images.scan import ImageFacts, scan_images
 from deim.data.stages import find_stages
-from deim.data.stats import compute_stats, describe_stats
-from deim.data.stats_charts import draw_stats
 from deim.engine.distributed import World
 from deim.engine.experiment import load_experiment
 from deim.engine.preflight import plan_batches

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from deim.data.synthetic import make_synthetic_dataset
+from deim.data.synthetic.make import make_synthetic_dataset
 from deim.errors import DeimError
 
 

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from deim.data.sensors import read_picture
+from deim.data.images.sensors import read_picture
 from deim.errors import ConfigError, DataError, DeimError
 from deim.evaluation.predict import Predictor, above, to_coco_results
 from deim.evaluation.report.plots import draw_detections

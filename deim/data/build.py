@@ -26,17 +26,17 @@ from deim.config.schema import (
     RepeatFactorSampling,
     WindowScaling,
 )
-from deim.data.check import CheckReport, check_dataset
-from deim.data.coco import CocoSplit, RawSplit, match_classes, read_raw_coco, to_split
+from deim.data.augment.industrial import IndustrialChanges, require_albumentations
 from deim.data.collate import Batch, BatchRequests, ChangedBatches, collate
+from deim.data.curation.check import CheckReport, check_dataset
 from deim.data.dataset import DetectionDataset, EpochBatches, InputFormat, check_images
-from deim.data.formats import read_raw
-from deim.data.image_cache import DiskCache
-from deim.data.industrial import IndustrialChanges, require_albumentations
+from deim.data.formats.coco import CocoSplit, RawSplit, match_classes, read_raw_coco, to_split
+from deim.data.formats.reading import read_raw
+from deim.data.images.cache import DiskCache
+from deim.data.images.sensors import PixelFormat, Scaling
 from deim.data.sampling import compute_repeat_factors, epoch_length
-from deim.data.sensors import PixelFormat, Scaling
 from deim.data.stages import Augmentation, BatchChanges, compute_sizes
-from deim.data.synthetic import make_synthetic_dataset
+from deim.data.synthetic.make import make_synthetic_dataset
 from deim.data.tiles import TiledSplit, Tiling, describe_tiles, tile_split
 from deim.errors import DataError
 

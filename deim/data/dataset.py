@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from deim.boxes import clip_boxes, clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
-from deim.data.coco import CocoSplit, raise_listed
-from deim.data.image_cache import DiskCache, MemoryCache
-from deim.data.image_files import read_header
+from deim.data.formats.coco import CocoSplit, raise_listed
+from deim.data.images.cache import DiskCache, MemoryCache
+from deim.data.images.files import read_header
+from deim.data.images.sensors import PHOTOGRAPH, PixelFormat, check_pixels
 from deim.data.sampling import count_copies, draw_copies, epoch_length
-from deim.data.sensors import PHOTOGRAPH, PixelFormat, check_pixels
 from deim.data.stages import Augmentation, Composition
 from deim.data.tiles import Tiling, place_tile, tile_split
 from deim.data.transforms import Sample, fit_to_input, normalize, read_image, read_input

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.data.coco import CocoSplit
+from deim.data.formats.coco import CocoSplit
 from deim.data.tiles import TiledSplit, tile_split
 
 

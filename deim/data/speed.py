@@ -13,11 +13,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from deim.data.coco import CocoSplit, read_coco
 from deim.data.collate import Batch, collate, normalize_batch
 from deim.data.dataset import DetectionDataset, InputFormat
+from deim.data.formats.coco import CocoSplit, read_coco
 from deim.data.stages import Augmentation
-from deim.data.synthetic import LabelledImage, render_image, write_annotations
+from deim.data.synthetic.make import LabelledImage, render_image, write_annotations
 from deim.data.transforms import Sample, read_input
 from deim.errors import DataError
 from deim.structures import Target

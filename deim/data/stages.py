@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deim.data.batch_mix import copy_blend, draw_ratio, mix_up
-from deim.data.industrial import IndustrialChanges, change_industrially
-from deim.data.mosaic import make_mosaic
+from deim.data.augment.batch_mix import copy_blend, draw_ratio, mix_up
+from deim.data.augment.industrial import IndustrialChanges, change_industrially
+from deim.data.augment.mosaic import make_mosaic
+from deim.data.augment.window import Window, draw_crop, draw_zoom_out, show_window
 from deim.data.transforms import Sample, distort_colours, flip_horizontal, flip_vertical
-from deim.data.window import Window, draw_crop, draw_zoom_out, show_window
 from deim.structures import Target
 
 Mix = Literal["mix_up", "copy_blend"]

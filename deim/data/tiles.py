@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deim.data.coco import CocoSplit
-from deim.data.sensors import PixelFormat
+from deim.data.formats.coco import CocoSplit
+from deim.data.images.sensors import PixelFormat
 from deim.data.transforms import fit_to_input, read_image, read_input
 from deim.structures import Placement
 

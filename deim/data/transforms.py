@@ -2,7 +2,7 @@
 
 Training, evaluation and prediction share `read_input` and `fit_to_input`, so that they see the same pixels.
 Images are (C, H, W) until `normalize`: uint8, RGB where C is 3, or float32 in [0, 1] where the values of a
-sensor are scaled; see `sensors.py`.
+sensor are scaled; see `images/sensors.py`.
 """
 
 import warnings
@@ -17,8 +17,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from deim.boxes import box_area, clip_boxes
-from deim.data.colours import ColourChanges, change_colours
-from deim.data.image_files import (
+from deim.data.augment.colours import ColourChanges, change_colours
+from deim.data.images.files import (
     ImageHeader,
     Reduction,
     bits_per_channel,
@@ -29,7 +29,7 @@ from deim.data.image_files import (
     reduce_decoding,
     upright_size_hw,
 )
-from deim.data.sensors import PHOTOGRAPH, PixelFormat, check_pixels, scale_values
+from deim.data.images.sensors import PHOTOGRAPH, PixelFormat, check_pixels, scale_values
 from deim.structures import Placement
 
 PADDING_GREY = 114

@@ -8,8 +8,8 @@ import torch
 from deim.config import Config
 from deim.config.schema import AugmentConfig
 from deim.data.build import tiling
-from deim.data.coco import CocoSplit
 from deim.data.collate import Batch
+from deim.data.formats.coco import CocoSplit
 from deim.data.stages import compute_sizes
 from deim.data.tiles import tile_split
 from deim.engine.distributed import World

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from deim.config.schema import Config
 from deim.data.build import build_eval_loader, input_format
-from deim.data.coco import CocoSplit, match_classes
 from deim.data.collate import Batch
+from deim.data.formats.coco import CocoSplit, match_classes
 from deim.engine.checkpoint import TrainedDetector
 from deim.engine.distributed import World
 from deim.errors import DataError

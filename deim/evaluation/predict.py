@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from deim.boxes import clip_boxes, clip_to_window, xyxy_to_xywh
 from deim.config.schema import Config
 from deim.data.build import input_format, iterate
-from deim.data.coco import CocoSplit
 from deim.data.dataset import InputFormat
-from deim.data.image_files import image_orientation, plain_values, turn_upright
-from deim.data.sensors import PixelFormat, scale_values
+from deim.data.formats.coco import CocoSplit
+from deim.data.images.files import image_orientation, plain_values, turn_upright
+from deim.data.images.sensors import PixelFormat, scale_values
 from deim.data.tiles import fit_tiles, read_tiles
 from deim.data.transforms import image_to_tensor, normalize
 from deim.engine.checkpoint import TrainedDetector, load_trained

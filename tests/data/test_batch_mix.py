@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from deim.data.batch_mix import LEAST_AREA, copy_blend, mix_up
+from deim.data.augment.batch_mix import LEAST_AREA, copy_blend, mix_up
 from deim.data.transforms import Sample
 from deim.structures import Target
 from tests.data.coloured import COLOURS, coloured_sample, some

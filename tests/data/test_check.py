@@ -13,8 +13,14 @@ from PIL import Image, ImageEnhance
 
 from deim.config import Config
 from deim.data.build import check_before_run
-from deim.data.check import SHOWN_OF_A_RULE, CheckReport, check_dataset, describe_check, read_for_check
-from deim.data.findings import ERRORS, WARNINGS
+from deim.data.curation.check import (
+    SHOWN_OF_A_RULE,
+    CheckReport,
+    check_dataset,
+    describe_check,
+    read_for_check,
+)
+from deim.data.formats.findings import ERRORS, WARNINGS
 from deim.errors import DataError
 from tests.data.small_sets import HEIGHT, WIDTH, make_trees, noise, write_images, write_small_set, write_trees
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from deim.config import Config
 from deim.data.build import build_splits
-from deim.data.coco import MAX_LISTED_PROBLEMS, match_classes, raise_listed, read_coco
 from deim.data.dataset import DetectionDataset, InputFormat
+from deim.data.formats.coco import MAX_LISTED_PROBLEMS, match_classes, raise_listed, read_coco
 from deim.errors import DataError
 
 FORM = InputFormat(size_hw=(64, 64), resize="stretch", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

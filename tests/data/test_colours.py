@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from deim.data import colours
-from deim.data.colours import ColourChanges, change_colours
+from deim.data.augment import colours
+from deim.data.augment.colours import ColourChanges, change_colours
 from deim.data.transforms import Sample, distort_colours
 
 KINDS = ["noise", "grid", "grey", "black"]

@@ -11,11 +11,11 @@ from PIL import Image
 
 from deim.config import Config
 from deim.data.build import build_splits, check_before_run, read_split
-from deim.data.coco import CocoSplit
-from deim.data.convert import describe_losses, place_names, write_dataset
 from deim.data.dataset import DetectionDataset, InputFormat
-from deim.data.formats import Format, detect_format, read_all, split_names, to_splits
-from deim.data.image_scan import hash_file
+from deim.data.formats.coco import CocoSplit
+from deim.data.formats.convert import describe_losses, place_names, write_dataset
+from deim.data.formats.reading import Format, detect_format, read_all, split_names, to_splits
+from deim.data.images.scan import hash_file
 from deim.errors import ConfigError, DataError
 from tests.data.sensor_files import write_png
 from tests.data.small_sets import make_trees, noise, write_images, write_small_set, write_trees

@@ -18,9 +18,9 @@ from deim.data.build import (
     input_format,
     iterate,
 )
-from deim.data.coco import CocoSplit, read_coco
 from deim.data.collate import Batch, collate
 from deim.data.dataset import DetectionDataset, EpochBatches, check_images
+from deim.data.formats.coco import CocoSplit, read_coco
 from deim.data.stages import Augmentation
 from deim.data.transforms import Sample
 from deim.errors import DataError

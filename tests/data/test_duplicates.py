@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from deim.data.duplicates import (
+from deim.data.curation.duplicates import (
     Duplicate,
     count_plain,
     find_copies,
@@ -16,7 +16,7 @@ from deim.data.duplicates import (
     find_near,
     hash_equal_lengths,
 )
-from deim.data.image_scan import ImageFacts, hash_file, scan_image, scan_images
+from deim.data.images.scan import ImageFacts, hash_file, scan_image, scan_images
 from tests.data.sensor_files import write_png
 from tests.data.small_sets import noise
 

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from deim.config import Config
-from deim.data import image_cache
 from deim.data.build import (
     build_disk_cache,
     build_eval_loader,
@@ -23,9 +22,10 @@ from deim.data.build import (
     input_format,
     iterate,
 )
-from deim.data.coco import CocoSplit, read_coco
 from deim.data.dataset import DetectionDataset
-from deim.data.image_cache import DiskCache, Fitted, MemoryCache
+from deim.data.formats.coco import CocoSplit, read_coco
+from deim.data.images import cache as image_cache
+from deim.data.images.cache import DiskCache, Fitted, MemoryCache
 from deim.errors import DataError
 from deim.structures import Placement
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from deim.config.schema import AugmentConfig, IndustrialConfig
-from deim.data import industrial
+from deim.data.augment import industrial
+from deim.data.augment.industrial import IndustrialChanges, change_industrially
 from deim.data.build import build_augmentation
-from deim.data.industrial import IndustrialChanges, change_industrially
 from deim.errors import ConfigError
 from tests.data.coloured import (
     assert_boxes_frame_their_colour,

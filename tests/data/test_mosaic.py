@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from deim.data.mosaic import LEAST_SHARE, make_mosaic, turn
+from deim.data.augment.mosaic import LEAST_SHARE, make_mosaic, turn
 from deim.data.transforms import Sample
 from tests.data.coloured import (
     COLOURS,

@@ -13,8 +13,8 @@ import torch
 
 from deim.config import Config
 from deim.data.build import build_train_batches, build_train_dataset
-from deim.data.coco import CocoSplit, read_coco
 from deim.data.dataset import EpochBatches
+from deim.data.formats.coco import CocoSplit, read_coco
 from deim.data.sampling import compute_repeat_factors, count_copies, draw_copies, epoch_length
 from deim.data.stages import Augmentation
 from deim.errors import ConfigError

@@ -13,9 +13,9 @@ from PIL import Image
 from deim.config import Config
 from deim.data.build import input_format, read_split
 from deim.data.dataset import DetectionDataset
-from deim.data.image_files import read_header, read_values, turn_upright
-from deim.data.image_scan import scan_image
-from deim.data.sensors import (
+from deim.data.images.files import read_header, read_values, turn_upright
+from deim.data.images.scan import scan_image
+from deim.data.images.sensors import (
     PHOTOGRAPH,
     PixelFormat,
     Scaling,

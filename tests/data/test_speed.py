@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from deim.data.coco import CocoSplit
 from deim.data.dataset import DetectionDataset, InputFormat
+from deim.data.formats.coco import CocoSplit
 from deim.data.speed import Batches, make_photographs, plain_ways, stages_of, time_in_turns, whole_way
 from deim.data.stages import Augmentation
 from deim.errors import DataError

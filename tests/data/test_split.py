@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import ImageEnhance
 
-from deim.data.check import check_dataset, read_for_check
-from deim.data.convert import write_dataset
-from deim.data.formats import Format, read_all, to_splits
-from deim.data.groups import find_groups, groups_by_pattern, groups_by_table
-from deim.data.image_scan import ImageFacts, scan_images
-from deim.data.split import Division, assign_groups, describe_division, divide, pool_splits
+from deim.data.curation.check import check_dataset, read_for_check
+from deim.data.curation.groups import find_groups, groups_by_pattern, groups_by_table
+from deim.data.curation.split import Division, assign_groups, describe_division, divide, pool_splits
+from deim.data.formats.convert import write_dataset
+from deim.data.formats.reading import Format, read_all, to_splits
+from deim.data.images.scan import ImageFacts, scan_images
 from deim.errors import DataError
 from tests.data.small_sets import make_trees, noise, write_small_set, write_trees
 

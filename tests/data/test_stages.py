@@ -18,8 +18,8 @@ from deim.data.build import (
     build_train_loader,
     iterate,
 )
-from deim.data.coco import CocoSplit, read_coco
 from deim.data.collate import Batch, resize_batch
+from deim.data.formats.coco import CocoSplit, read_coco
 from deim.data.stages import compute_sizes, find_stages
 from deim.data.transforms import Sample
 from deim.engine.schedule import resolve_schedule

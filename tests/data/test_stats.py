@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deim.data.coco import CocoSplit
-from deim.data.formats import read_all, to_splits
-from deim.data.image_scan import ImageFacts, scan_images
-from deim.data.stats import DatasetStats, advise, compute_stats, describe_stats
-from deim.data.stats_charts import draw_stats
+from deim.data.curation.charts import draw_stats
+from deim.data.curation.stats import DatasetStats, advise, compute_stats, describe_stats
+from deim.data.formats.coco import CocoSplit
+from deim.data.formats.reading import read_all, to_splits
+from deim.data.images.scan import ImageFacts, scan_images
 from tests.data.small_sets import make_trees, write_images, write_trees
 
 CHARTS = ["classes", "box_sizes", "aspect_ratios", "boxes_per_image", "positions", "brightness", "samples"]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deim.data.synthetic import (
+from deim.data.synthetic.defects import DefectKind, Stroke, draw_defect, stroke_cover
+from deim.data.synthetic.make import (
     CATEGORIES,
     VISIBLE_CHANGE,
     add_defects,
@@ -19,8 +20,7 @@ from deim.data.synthetic import (
     make_synthetic_dataset,
     render_image,
 )
-from deim.data.synthetic_defects import DefectKind, Stroke, draw_defect, stroke_cover
-from deim.data.synthetic_surface import Scene, make_scene, mean_side_unit
+from deim.data.synthetic.surface import Scene, make_scene, mean_side_unit
 from deim.errors import DataError
 
 KINDS: tuple[DefectKind, ...] = ("dent", "crack", "scratch", "hole", "stain")
@@ -222,7 +222,7 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deim.data.synthetic.write_annotations", fail)
+    monkeypatch.setattr("deim.data.synthetic.make.write_annotations", fail)
     with pytest.raises(KeyboardInterrupt):
         make_synthetic_dataset(tmp_path / "new", train_images=1, val_images=0, test_images=0, **SMALL)
     assert list(tmp_path.iterdir()) == []

@@ -23,10 +23,10 @@ from deim.data.build import (
     input_format,
     iterate,
 )
-from deim.data.coco import CocoSplit, read_coco
 from deim.data.dataset import DetectionDataset, InputFormat
+from deim.data.formats.coco import CocoSplit, read_coco
+from deim.data.images.sensors import PixelFormat, Scaling
 from deim.data.sampling import compute_repeat_factors
-from deim.data.sensors import PixelFormat, Scaling
 from deim.data.stages import Augmentation
 from deim.data.tiles import Tiling, compute_windows, fit_tiles, tile_split
 from deim.data.transforms import read_image

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deim.data.coco import find_problems, to_split
-from deim.data.voc import read_raw_voc, voc_splits
+from deim.data.formats.coco import find_problems, to_split
+from deim.data.formats.voc import read_raw_voc, voc_splits
 from deim.errors import DataError
 from tests.data.small_sets import noise
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from deim.boxes import iou
+from deim.data.augment.window import LEAST_SHARE, Window, draw_crop, draw_zoom_out, show_window
 from deim.data.transforms import PADDING_GREY, Sample, fit_to_input
-from deim.data.window import LEAST_SHARE, Window, draw_crop, draw_zoom_out, show_window
 from tests.data.coloured import (
     assert_boxes_frame_their_colour,
     assert_boxes_inside,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from deim.data.coco import to_split
-from deim.data.findings import Finding
-from deim.data.yolo import label_path, read_raw_yolo, read_yolo_set
+from deim.data.formats.coco import to_split
+from deim.data.formats.findings import Finding
+from deim.data.formats.yolo import label_path, read_raw_yolo, read_yolo_set
 from deim.errors import DataError
 from tests.data.small_sets import noise
 

@@ -8,8 +8,8 @@ import torch
 
 from deim.boxes import xyxy_to_cxcywh
 from deim.config import config_from_dict
-from deim.data.coco import read_coco
 from deim.data.collate import Batch
+from deim.data.formats.coco import read_coco
 from deim.engine.device import select_precision
 from deim.engine.distributed import World, exchange_gradients, join_world
 from deim.engine.optimizer import build_optimizer

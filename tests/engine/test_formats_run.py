@@ -9,9 +9,9 @@ import pytest
 
 from deim.config import Config
 from deim.data.build import read_split
-from deim.data.coco import read_coco
-from deim.data.convert import write_dataset
-from deim.data.formats import Format
+from deim.data.formats.coco import read_coco
+from deim.data.formats.convert import write_dataset
+from deim.data.formats.reading import Format
 from deim.engine.checkpoint import load_trained
 from deim.engine.trainer import Trainer
 from deim.evaluation.assess import assess

@@ -10,7 +10,7 @@ from PIL import Image
 
 import deim
 from deim.data.build import read_split
-from deim.data.coco import CocoSplit
+from deim.data.formats.coco import CocoSplit
 from deim.engine.checkpoint import load_trained
 from deim.errors import DataError
 from deim.evaluation.evaluator import Evaluation, evaluator_of

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deim.config import Config
 from deim.data.build import input_format, read_split
-from deim.data.coco import CocoSplit
+from deim.data.formats.coco import CocoSplit
 from deim.data.transforms import fit_to_input, normalize, read_image
 from deim.evaluation.report.plots import draw_boxes
 from multimodal.text_map_pictures import FOOT_HEIGHT, HEAD_HEIGHT, MAP_WIDTH, draw_text_map, write_text_maps

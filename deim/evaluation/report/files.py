@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from deim.boxes import xywh_to_xyxy
-from deim.data.sensors import read_picture
+from deim.data.images.sensors import read_picture
 from deim.errors import DataError
 from deim.evaluation.coco_metrics import CocoMetrics, compute_coco_metrics
 from deim.evaluation.operating_points import OperatingPoints, operating_points_from_dict

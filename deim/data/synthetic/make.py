@@ -25,8 +25,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from deim.data.synthetic_defects import DefectKind, Patch, Window, draw_defect
-from deim.data.synthetic_surface import Floats, Scene, make_scene
+from deim.data.synthetic.defects import DefectKind, Patch, Window, draw_defect
+from deim.data.synthetic.surface import Floats, Scene, make_scene
 from deim.errors import DataError
 
 CATEGORIES = (

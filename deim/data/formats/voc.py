@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from deim.data.coco import CocoSplit, RawSplit
-from deim.data.findings import Finding
+from deim.data.formats.coco import CocoSplit, RawSplit
+from deim.data.formats.findings import Finding
+from deim.data.formats.yolo import IMAGE_SUFFIXES
 from deim.data.transforms import read_size
-from deim.data.yolo import IMAGE_SUFFIXES
 from deim.errors import DataError
 
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"

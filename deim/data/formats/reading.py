@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from deim.data.coco import CocoSplit, RawSplit, raise_listed, read_raw_coco, to_split
 from deim.data.dataset import check_images
-from deim.data.voc import is_voc, read_raw_voc, voc_splits
-from deim.data.yolo import find_yolo, read_raw_yolo, read_yolo_set
+from deim.data.formats.coco import CocoSplit, RawSplit, raise_listed, read_raw_coco, to_split
+from deim.data.formats.voc import is_voc, read_raw_voc, voc_splits
+from deim.data.formats.yolo import find_yolo, read_raw_yolo, read_yolo_set
 from deim.errors import DataError
 
 Format = Literal["coco", "yolo", "voc"]

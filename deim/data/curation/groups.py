@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deim.data.coco import RawSplit, raise_listed
+from deim.data.formats.coco import RawSplit, raise_listed
 from deim.errors import DataError
 
 

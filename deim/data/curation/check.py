@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from deim.data.coco import RawSplit, annotation_name, find_problems, raise_listed
+from deim.data.curation.duplicates import Duplicate, count_plain, find_exact, find_near, hash_equal_lengths
 from deim.data.dataset import describe_size_difference
-from deim.data.duplicates import Duplicate, count_plain, find_exact, find_near, hash_equal_lengths
-from deim.data.findings import ERRORS, WARNINGS, Finding
-from deim.data.formats import Format, read_raw, split_names
-from deim.data.image_files import UPRIGHT
-from deim.data.image_scan import ImageFacts, scan_images
-from deim.data.yolo import IMAGE_SUFFIXES
+from deim.data.formats.coco import RawSplit, annotation_name, find_problems, raise_listed
+from deim.data.formats.findings import ERRORS, WARNINGS, Finding
+from deim.data.formats.reading import Format, read_raw, split_names
+from deim.data.formats.yolo import IMAGE_SUFFIXES
+from deim.data.images.files import UPRIGHT
+from deim.data.images.scan import ImageFacts, scan_images
 from deim.errors import DataError
 
 SMALLEST_SIDE_PX = 4.0
@@ -40,7 +40,7 @@ class CheckReport:
         return sum(finding.severity == "error" for finding in self.findings)
 
     def counts(self) -> dict[str, int]:
-        """Findings of each rule, in the order of `findings.py`; 0 for most, one hopes."""
+        """Findings of each rule, in the order of `formats/findings.py`; 0 for most, one hopes."""
         found = Counter(finding.rule for finding in self.findings)
         return {rule: found[rule] for rule in (*ERRORS, *WARNINGS)}
 

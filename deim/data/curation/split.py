@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.data.coco import CocoSplit
-from deim.data.duplicates import find_copies
-from deim.data.image_scan import ImageFacts
+from deim.data.curation.duplicates import find_copies
+from deim.data.formats.coco import CocoSplit
+from deim.data.images.scan import ImageFacts
 from deim.errors import DataError
 
 NAMES = ("train", "val", "test")

@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 import yaml
 
-from deim.data.coco import CocoSplit, RawSplit
-from deim.data.findings import Finding
+from deim.data.formats.coco import CocoSplit, RawSplit
+from deim.data.formats.findings import Finding
 from deim.data.transforms import read_size
 from deim.errors import DataError
 

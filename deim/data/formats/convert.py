@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, assert_never
 
-from deim.data.coco import CocoSplit, RawSplit, raise_listed
-from deim.data.formats import Format
-from deim.data.voc import IMAGES, write_voc
-from deim.data.yolo import write_yolo
+from deim.data.formats.coco import CocoSplit, RawSplit, raise_listed
+from deim.data.formats.reading import Format
+from deim.data.formats.voc import IMAGES, write_voc
+from deim.data.formats.yolo import write_yolo
 from deim.errors import DataError
 
 KNOWN_OF_IMAGES: Final = {"id", "file_name", "width", "height"}

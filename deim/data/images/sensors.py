@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deim.data.image_files import (
+from deim.data.images.files import (
     ImageHeader,
     Values,
     bits_per_channel,

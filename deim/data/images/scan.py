@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from deim.data.image_files import (
+from deim.data.images.files import (
     FIRST_QUARTER_TURN,
     UPRIGHT,
     bits_per_channel,

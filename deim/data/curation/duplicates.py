@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.data.image_scan import ImageFacts, hash_file
+from deim.data.images.scan import ImageFacts, hash_file
 
 LEAST_CORRELATION = 0.99
 """Of the thumbnails of two images that count as one."""

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.data.findings import Finding
+from deim.data.formats.findings import Finding
 from deim.errors import DataError
 
 MAX_LISTED_PROBLEMS = 20

@@ -15,7 +15,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from deim.data.synthetic_surface import Floats, fractal_noise, mean_side_unit, shifted, smooth_noise
+from deim.data.synthetic.surface import Floats, fractal_noise, mean_side_unit, shifted, smooth_noise
 
 DefectKind = Literal["dent", "crack", "scratch", "hole", "stain"]
 Window = tuple[int, int, int, int]

@@ -7,8 +7,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.data.coco import CocoSplit
-from deim.data.image_scan import ImageFacts
+from deim.data.formats.coco import CocoSplit
+from deim.data.images.scan import ImageFacts
 
 PERCENTILES: Final = (5, 25, 50, 75, 95)
 SMALL_SIDE_PX = 8.0

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from deim.data.coco import CocoSplit
-from deim.data.sensors import read_picture
-from deim.data.stats import SMALL_SIDE_PX, DatasetStats
+from deim.data.curation.stats import SMALL_SIDE_PX, DatasetStats
+from deim.data.formats.coco import CocoSplit
+from deim.data.images.sensors import read_picture
 
 WIDTH = 8.0
 """Inches."""

@@ -1,0 +1,1 @@
+"""What a person asks of a dataset before training: check, split, statistics, previews."""

@@ -1,0 +1,1 @@
+"""Annotation files: COCO, YOLO and Pascal VOC read into arrays, and written."""

@@ -1,0 +1,1 @@
+"""Image files: what they hold, scaled and kept."""
