@@ -11,8 +11,8 @@ from torch import nn
 from tqdm import tqdm
 
 from deim.config import Config, config_to_dict
+from deim.config.data_schema import AugmentConfig
 from deim.config.multimodal_schema import HashedEncoderConfig, MultimodalConfig, OpenClipEncoderConfig
-from deim.config.schema import AugmentConfig
 from deim.data.build import build_augmentation, build_train_dataset, load_batches
 from deim.data.collate import Batch
 from deim.data.stages import Augmentation

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from deim.config import Config, config_from_dict
-from deim.data.build import Splits, build_splits
+from deim.data.build_splits import Splits, build_splits
 from deim.engine.build import build_trainer
 from deim.engine.device import select_device
 from deim.engine.run_state import Validate

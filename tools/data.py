@@ -16,14 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from deim.data.build import (
-    build_train_batches,
-    build_train_loader,
-    input_format,
-    iterate,
-    prepare_root,
-    read_split,
-)
+from deim.data.build import build_train_batches, build_train_loader, input_format, iterate
+from deim.data.build_splits import prepare_root, read_split
 from deim.data.curation.charts import draw_stats
 from deim.data.curation.check import check_dataset, describe_check, read_for_check
 from deim.data.curation.groups import find_groups, find_groups_of_splits

@@ -9,7 +9,7 @@ import logging
 import sys
 from pathlib import Path
 
-from deim.data.build import read_split
+from deim.data.build_splits import read_split
 from deim.errors import CheckpointError, ConfigError, DeimError
 from deim.evaluation.evaluator import evaluator_of
 from deim.evaluation.report.files import ReportFiles, read_scored, write_report_files

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from deim.config import Config
-from deim.data.build import build_splits, check_before_run, prepare_root
+from deim.data.build_splits import build_splits, check_before_run, prepare_root
 from deim.engine.build import (
     build_trainer,
     find_resume,

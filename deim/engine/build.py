@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from deim.config import Config, config_to_yaml
-from deim.data.build import Splits, build_train_batches
+from deim.data.build import build_train_batches
+from deim.data.build_splits import Splits
 from deim.engine.checkpoint import UNFINISHED, previous_path, remove_unfinished
 from deim.engine.device import select_device, select_precision
 from deim.engine.distributed import World, exchange_gradients

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from deim.config import Config
-from deim.config.schema import AugmentConfig
+from deim.config.data_schema import AugmentConfig
 from deim.data.build import tiling
 from deim.data.collate import Batch
 from deim.data.formats.coco import CocoSplit

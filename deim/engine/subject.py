@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from deim.config import Config
-from deim.data.build import Splits, build_augmentation, build_batch_changes, build_train_loader
+from deim.data.build import build_augmentation, build_batch_changes, build_train_loader
+from deim.data.build_splits import Splits
 from deim.data.dataset import EpochBatches
 from deim.data.stages import Augmentation, BatchChanges, find_stages
 from deim.engine.distributed import World

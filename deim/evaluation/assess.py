@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deim.config.schema import DataConfig
-from deim.data.build import read_raw_split, read_split
+from deim.config.data_schema import DataConfig
+from deim.data.build_splits import read_raw_split, read_split
 from deim.data.formats.coco import to_split
 from deim.engine.checkpoint import TrainedDetector, store_operating_points
 from deim.engine.run_state import Validation

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from deim.config import Config
 from deim.config.multimodal_schema import MultimodalConfig
-from deim.data.build import build_splits, build_train_batches
+from deim.data.build import build_train_batches
+from deim.data.build_splits import build_splits
 from deim.data.dataset import DetectionDataset, EpochBatches
 from deim.engine.device import select_device, select_precision
 from deim.engine.distributed import World

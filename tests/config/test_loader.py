@@ -20,8 +20,8 @@ from deim.config import (
     loader,
     shipped_configs_dir,
 )
+from deim.config.data_schema import SyntheticConfig
 from deim.config.model_schema import DinoV3Config, ModelConfig, VitTinyConfig
-from deim.config.schema import SyntheticConfig
 from deim.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from deim.config import Config
-from deim.data.build import check_before_run
+from deim.data.build_splits import check_before_run
 from deim.data.curation.check import (
     SHOWN_OF_A_RULE,
     CheckReport,

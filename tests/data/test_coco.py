@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from deim.config import Config
-from deim.data.build import build_splits
+from deim.data.build_splits import build_splits
 from deim.data.dataset import DetectionDataset, InputFormat
 from deim.data.formats.coco import MAX_LISTED_PROBLEMS, match_classes, raise_listed, read_coco
 from deim.errors import DataError

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from deim.config import Config
-from deim.data.build import build_splits, check_before_run, read_split
+from deim.data.build_splits import build_splits, check_before_run, read_split
 from deim.data.dataset import DetectionDataset, InputFormat
 from deim.data.formats.coco import CocoSplit
 from deim.data.formats.convert import describe_losses, place_names, write_dataset

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deim.config.schema import AugmentConfig, IndustrialConfig
+from deim.config.data_schema import AugmentConfig, IndustrialConfig
 from deim.data.augment import industrial
 from deim.data.augment.industrial import IndustrialChanges, change_industrially
 from deim.data.build import build_augmentation

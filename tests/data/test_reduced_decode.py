@@ -12,7 +12,8 @@ from PIL import Image
 
 from deim.boxes import to_input_fractions
 from deim.config import Config
-from deim.data.build import build_train_dataset, input_format, read_split
+from deim.data.build import build_train_dataset, input_format
+from deim.data.build_splits import read_split
 from deim.data.images.files import reduce_decoding
 from deim.data.images.sensors import PixelFormat
 from deim.data.transforms import read_image, read_input

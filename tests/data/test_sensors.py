@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deim.config import Config
-from deim.data.build import input_format, read_split
+from deim.data.build import input_format
+from deim.data.build_splits import read_split
 from deim.data.dataset import DetectionDataset
 from deim.data.images.files import read_header, read_values, turn_upright
 from deim.data.images.scan import scan_image

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from deim.config import Config, config_from_dict, load_config, shipped_configs_dir
+from deim.config.data_schema import AugmentConfig, IndustrialConfig
 from deim.config.loader import load_block
-from deim.config.schema import AugmentConfig, IndustrialConfig
 from deim.data.build import (
     build_augmentation,
     build_batch_changes,

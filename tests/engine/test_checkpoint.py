@@ -12,7 +12,7 @@ import torch
 
 import deim
 from deim.config import Config, config_to_dict
-from deim.data.build import read_split
+from deim.data.build_splits import read_split
 from deim.engine.checkpoint import FORMAT, load_trained, read_checkpoint, save_checkpoint
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, DataError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deim.config import Config
-from deim.data.build import read_split
+from deim.data.build_splits import read_split
 from deim.data.formats.coco import read_coco
 from deim.data.formats.convert import write_dataset
 from deim.data.formats.reading import Format

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from deim.config import Config
-from deim.data.build import build_eval_loader, input_format, read_split
+from deim.data.build import build_eval_loader, input_format
+from deim.data.build_splits import read_split
 from deim.data.tiles import tile_split
 from deim.engine.checkpoint import load_trained, read_checkpoint
 from deim.engine.trainer import Trainer

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.data.build import read_split
+from deim.data.build_splits import read_split
 from deim.engine.checkpoint import load_trained, read_checkpoint
 from deim.errors import ConfigError, DataError
 from deim.evaluation.assess import Assessment, assess, score, to_validation

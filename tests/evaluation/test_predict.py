@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import deim
-from deim.data.build import read_split
+from deim.data.build_splits import read_split
 from deim.data.formats.coco import CocoSplit
 from deim.engine.checkpoint import load_trained
 from deim.errors import DataError

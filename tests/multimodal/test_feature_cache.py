@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.data.build import build_train_dataset, read_split
+from deim.data.build import build_train_dataset
+from deim.data.build_splits import read_split
 from deim.data.collate import collate
 from deim.data.dataset import DetectionDataset
 from deim.data.stages import Augmentation

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import multimodal
-from deim.data.build import read_split
+from deim.data.build_splits import read_split
 from deim.engine.checkpoint import read_checkpoint
 from deim.evaluation.evaluator import evaluator_of
 from deim.evaluation.report.provenance import sha256_of_file

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from deim.config import Config
-from deim.data.build import input_format, read_split
+from deim.data.build import input_format
+from deim.data.build_splits import read_split
 from deim.data.formats.coco import CocoSplit
 from deim.data.transforms import fit_to_input, normalize, read_image
 from deim.evaluation.report.plots import draw_boxes

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.data.build import input_format, read_split
+from deim.data.build import input_format
+from deim.data.build_splits import read_split
 from deim.data.tiles import tile_split
 from deim.engine.checkpoint import read_checkpoint
 from deim.evaluation.evaluator import evaluator_of
