@@ -71,7 +71,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 
     def keep(draw: charts.Draw, path: Path, *, height: float, width: float = charts.WIDTH) -> Path:
         figure = Figure(figsize=(width, height), layout="constrained")
-        with mpl.rc_context(charts.STYLE):
+        with mpl.rc_context(charts.CHART_STYLE):
             draw(figure)
             figure.draw_without_rendering()
         figures[path.name] = figure
@@ -83,7 +83,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 
 
 def figure_of(draw: Callable[[Figure, dict[str, Any]], None], report: dict[str, Any]) -> Figure:
-    with mpl.rc_context(charts.STYLE):
+    with mpl.rc_context(charts.CHART_STYLE):
         figure = Figure()
         draw(figure, report)
         figure.draw_without_rendering()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from deim.chart_style import CHART_STYLE
 from deim.data.curation.stats import SMALL_SIDE_PX, DatasetStats
 from deim.data.formats.coco import CocoSplit
 from deim.data.images.sensors import read_picture
@@ -30,20 +31,6 @@ MOST_POINTS = 20_000
 POSITION_CELLS = 32
 COLORS: Final = ("#e69f00", "#56b4e9", "#009e73", "#b0a000", "#0072b2", "#d55e00", "#cc79a7")
 """Okabe and Ito, Color Universal Design (2008), the yellow darkened for white paper."""
-STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-    # A `$` in a name is a dollar, not the start of a formula.
-    "text.parse_math": False,
-}
 GREY = "#8a8a8a"
 
 
@@ -76,7 +63,7 @@ def draw_stats(
 
 
 def _save(draw: Callable[[Figure], None], path: Path, *, height: float) -> Path:
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(CHART_STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)

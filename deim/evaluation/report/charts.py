@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
+from deim.chart_style import CHART_STYLE
 from deim.evaluation.report.plots import PALETTE, shown_names
 
 BLUE, RED, GREY, FAINT = "#005ab5", "#dc3220", "#8a8a8a", "#d9d9d9"
@@ -26,22 +27,6 @@ SMALL_CELL, LEAST_CELL_WITH_COUNT = 0.42, 0.3
 """Side of such a cell, in inches."""
 LONGEST_MATRIX = 40.0
 """Inches; the cells of a matrix with very many classes shrink instead."""
-STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-    # A `$` in a name is a dollar, not the start of a formula.
-    "text.parse_math": False,
-    # The same picture gives the same file.
-    "svg.hashsalt": "deim",
-}
 ON_WHITE: Any = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 """The box around a text that lines run behind."""
 LINE_STYLES = ("-", "--", ":", "-.")
@@ -61,7 +46,7 @@ def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -
     Returns:
         Path of the SVG; the PNG lies beside it.
     """
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(CHART_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
