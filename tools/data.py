@@ -53,7 +53,8 @@ def check(args: argparse.Namespace) -> int:
             workers=args.workers,
             progress=lambda _: bar.update(),
         )
-    print("\n".join(describe_check(report)))
+    # Names of files need not be text.
+    print("\n".join(describe_check(report)).encode("utf-8", "backslashreplace").decode("utf-8"))
     _write_json(args.output, {"root": str(args.root), "format": args.format, **report.to_dict()})
     print(f"findings  {args.output}")
     return 1 if report.num_errors else 0
@@ -164,7 +165,7 @@ def main() -> int:
             args.format = args.format or detect_format(args.root)
         return args.run(args)
     except (DeimError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(str(error).encode("utf-8", "backslashreplace").decode("utf-8"), file=sys.stderr)
         return 2
 
 
@@ -188,7 +189,7 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
     if name in ("split", "stats"):
         add("--seed", type=int, default=0, help="the same seed gives the same result")
     if name != "convert":
-        add("--workers", type=int, default=2, help="images decoded at a time; default: 2")
+        add("--workers", type=_count, default=2, help="images decoded at a time; default: 2")
     match name:
         case "check":
             add("--quick", action="store_true", help="read headers alone: no damage inside, no likenesses")
@@ -211,6 +212,13 @@ def _tile_size(text: str) -> int:
     return size
 
 
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"got {count}, needs at least 1")
+    return count
+
+
 def _size_hw(image_size: list[int]) -> tuple[int, int]:
     if len(image_size) > 2 or min(image_size) < 1:
         raise DataError(
@@ -227,7 +235,7 @@ def _scan(paths: Iterable[Path], workers: int) -> list[ImageFacts]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

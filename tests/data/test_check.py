@@ -223,6 +223,14 @@ CASES = [
         "train.json: annotation 11 (image 't0.png') reaches 4.0 px beyond its image: box [1, 25, 10, 9]",
     ),
     Spoilt(
+        "repeated_annotation",
+        lambda trees, images: trees["train"]["annotations"][3].update(id=11),
+        "train",
+        "train.json",
+        None,
+        "train.json: annotation id 11 is used 2 times.",
+    ),
+    Spoilt(
         "duplicate_box",
         lambda trees, images: trees["train"]["annotations"].append(
             {**trees["train"]["annotations"][0], "id": 90}
@@ -319,6 +327,39 @@ def test_a_group_in_two_splits_is_an_error_that_names_it(tmp_path: Path) -> None
     assert "val.json: group 'b' is in split train (such as 't1.png') and in val (such as 'v1.png')" in (
         finding.message
     )
+
+
+def test_annotations_that_share_the_id_of_a_wrong_one_are_looked_at_all_the_same(tmp_path: Path) -> None:
+    def change(trees: Trees, images: Path) -> None:
+        set_box(1, 2, 0, 9)(trees, images)
+        trees["train"]["annotations"][1].update(id=11, bbox=[-8, 2, 20, 9])
+
+    rules = [finding.rule for finding in check(spoil(tmp_path, change)).findings]
+    assert rules == ["zero_box", "repeated_annotation", "overhanging_box"]
+
+
+def test_links_to_nowhere_and_folders_are_no_images(tmp_path: Path) -> None:
+    def change(trees: Trees, images: Path) -> None:
+        for name in ("t2.png", "v1.png"):
+            (images / name).unlink()
+        (images / "t2.png").symlink_to(tmp_path / "nowhere.png")
+        (images / "v1.png").mkdir()
+
+    findings = check(spoil(tmp_path, change)).findings
+    assert {(finding.rule, finding.file) for finding in findings if finding.rule != "unlisted_image"} == {
+        ("missing_image", "t2.png"),
+        ("missing_image", "v1.png"),
+    }
+
+
+def test_a_damaged_annotation_file_beside_the_images_is_no_split_less(tmp_path: Path) -> None:
+    root = write_small_set(tmp_path)
+    for path in (root / "annotations").iterdir():
+        path.rename(root / path.name)
+    (root / "annotations").rmdir()
+    (root / "val.json").write_text('{"images": [')
+    (root / "notes.json").write_text("{")
+    assert [finding.rule for finding in check(root).findings] == ["unreadable"]
 
 
 def test_every_rule_has_a_case() -> None:

@@ -221,8 +221,9 @@ def test_an_entry_that_is_no_mapping_is_named(tmp_path: Path) -> None:
         (None, "has bbox None. A box is"),
         ([4, 6, float("nan"), 10], "has bbox [4, 6, nan, 10]. A box is"),
         ([4, 6, float("inf"), 10], "has bbox [4, 6, inf, 10]. A box is"),
+        ([4, 6, 10**309, 10], "has bbox [4, 6, 1000"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_a_wrong_box_is_named_with_its_image(bbox: object, problem: str, tmp_path: Path) -> None:
     tree = make_tree()
@@ -326,8 +327,19 @@ def test_exactly_twenty_problems_are_all_listed() -> None:
         lambda tree: tree["categories"][0].update(id="seven"),
         lambda tree: tree["annotations"][0].update(area="99"),
         lambda tree: tree["annotations"][0].update(iscrowd="0"),
+        lambda tree: tree["annotations"][0].update(area=10**309),
+        lambda tree: tree["images"][0].update(width=2**31),
     ],
-    ids=["width text", "id list", "name number", "category text", "area text", "crowd text"],
+    ids=[
+        "width text",
+        "id list",
+        "name number",
+        "category text",
+        "area text",
+        "crowd text",
+        "area too large",
+        "width too large",
+    ],
 )
 def test_a_value_of_the_wrong_type_is_refused(
     change: Callable[[dict[str, Any]], object], tmp_path: Path

@@ -138,6 +138,46 @@ def test_boxes_without_an_image_and_damaged_images_are_named(tmp_path: Path) -> 
     assert "there is no image for these boxes" in lost.message
 
 
+def test_two_images_of_one_text_file_are_named(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    noise(9).save(root / "images" / "train" / "a.bmp")
+    (finding,) = findings(root)
+    assert (finding.rule, finding.file) == ("repeated_id", "a.png")
+    assert "its boxes are those of labels/train/a.txt, which another image has already" in finding.message
+
+
+def test_the_list_of_classes_that_labelling_tools_write_is_no_label(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    (root / "labels" / "train" / "classes.txt").write_text("pit\nscratch\n")
+    assert findings(root) == ()
+
+
+def test_a_text_file_in_capitals_is_named(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    (root / "labels" / "train" / "b.TXT").write_text("0 0.5 0.5 0.2 0.2\n")
+    (finding,) = findings(root)
+    assert (finding.rule, finding.file) == ("missing_image", "labels/train/b.TXT")
+    assert finding.message.endswith("boxes are looked for in b.txt. Rename the file.")
+
+
+def test_a_split_that_is_not_there_leaves_the_others_readable(tmp_path: Path) -> None:
+    root = write_set(tmp_path, yaml=YAML + "test: images/test\n")
+    assert findings(root) == ()
+    with pytest.raises(DataError, match=r"test: there is no .*; or remove the line if there is"):
+        read_raw_yolo(root, "test")
+
+
+def test_valid_is_another_name_of_val(tmp_path: Path) -> None:
+    root = write_set(tmp_path, yaml=YAML.replace("val:", "valid:"))
+    assert len(read_raw_yolo(root, "val").images) == 1
+
+
+def test_points_behind_a_box_are_no_outline(tmp_path: Path) -> None:
+    line = "0 .5 .5 .2 .2 .45 .45 2 .55 .55 2\n"
+    root = write_set(tmp_path, yaml=YAML + "kpt_shape: [2, 3]\n", lines=line)
+    assert to_split(read_raw_yolo(root, "train")).boxes_xywh.tolist() == [[16, 12, 8, 6]]
+
+
 def test_an_image_that_a_list_names_and_is_not_there_is_named(tmp_path: Path) -> None:
     root = write_set(tmp_path, yaml=YAML.replace("images/train", "train.txt"))
     (root / "train.txt").write_text("images/train/a.png\nimages/train/lost.png\n")

@@ -1,6 +1,7 @@
 """tools/data.py: its sub-commands, exit codes and what it writes."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deim.config import config_to_yaml
-from tests.data.small_sets import write_small_set
+from tests.data.small_sets import noise, write_small_set
 
 
 def test_a_clean_set_ends_with_0_and_one_with_a_shared_image_with_1(call: Callable, tmp_path: Path) -> None:
@@ -62,6 +63,22 @@ def test_a_set_is_described_in_numbers_and_pictures(call: Callable, tmp_path: Pa
     assert "Class 'pit' has 4 boxes in all, under 30." in out
     assert json.loads((tmp_path / "charts" / "stats.json").read_text())["images"] == {"train": 3, "val": 2}
     assert len(list((tmp_path / "charts").glob("*.png"))) == 7
+
+
+def test_names_that_are_no_text_are_printed_and_written(call: Callable, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for folder in ("images", "labels"):
+        (root / folder / "train").mkdir(parents=True)
+    name = os.fsdecode(b"pr\xfcf")  # as old archives hold it
+    noise(1).save(root / "images" / "train" / "good.png")
+    (root / "images" / "train" / "good.png").rename(root / "images" / "train" / f"{name}.png")
+    (root / "labels" / "train" / f"{name}.txt").write_text("0 0.5 0.5 x 0.2\n")
+    (root / "data.yaml").write_text("train: images/train\nnames: [pit]\n")
+    code, out, _ = call("data", "check", root, "--output", "check.json")
+    assert code == 1
+    assert "labels/train/pr\\udcfcf.txt: line 1 is no box" in out
+    report = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))
+    assert report["findings"][0]["file"] == f"labels/train/{name}.txt"
 
 
 def test_what_cannot_be_done_ends_with_2_and_one_line(call: Callable, tmp_path: Path) -> None:

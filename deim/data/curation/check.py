@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from deim.data.curation.duplicates import Duplicate, count_plain, find_exact, find_near, hash_equal_lengths
 from deim.data.dataset import describe_size_difference
-from deim.data.formats.coco import RawSplit, annotation_name, find_problems, raise_listed
+from deim.data.formats.coco import RawSplit, annotation_name, annotation_problems, find_problems, raise_listed
 from deim.data.formats.findings import ERRORS, WARNINGS, Finding
 from deim.data.formats.reading import Format, read_raw, split_names
 from deim.data.formats.yolo import IMAGE_SUFFIXES
@@ -133,8 +133,8 @@ def check_dataset(
     findings = [*unread]
     for raw in raws.values():
         problems = find_problems(raw)
-        refused = {finding.annotation for finding in problems}
-        findings += [*problems, *_box_warnings(raw, refused, input_size_hw, resize, tile_size)]
+        findings += [*problems, *_repeated_annotations(raw)]
+        findings += _box_warnings(raw, input_size_hw, resize, tile_size)
     findings += _image_findings(listed, facts)
     findings += [_duplicate_finding(listed, duplicate) for duplicate in duplicates]
     findings += _class_findings(raws)
@@ -200,21 +200,34 @@ def _summary(raw: RawSplit) -> dict[str, Any]:
     }
 
 
+def _repeated_annotations(raw: RawSplit) -> Iterator[Finding]:
+    """Ids of several annotations; nothing is lost by them but the use of the id."""
+    where = raw.annotations_path.name
+    counts = Counter(annotation["id"] for annotation in raw.annotations if "id" in annotation)
+    for value, count in counts.items():
+        if count > 1:
+            message = (
+                f"{where}: annotation id {value!r} is used {count} times. Other programs may keep the last "
+                f"of them alone: give each its own."
+            )
+            yield Finding(rule="repeated_annotation", split=raw.name, file=where, message=message)
+
+
 def _box_warnings(
     raw: RawSplit,
-    refused: set[str | None],
     input_size_hw: tuple[int, int],
     resize: Literal["stretch", "letterbox"],
     tile_size: int | None,
 ) -> Iterator[Finding]:
     """What is worth knowing of the boxes that are not refused."""
     images = {image["id"]: image for image in raw.images}
+    known = {category["id"] for category in raw.categories}
     seen: dict[tuple[Any, ...], list[tuple[str, Sequence[float]]]] = {}
     for number, annotation in enumerate(raw.annotations):
         name = annotation_name(annotation, number)
-        if name in refused:
+        image, bbox = images.get(annotation["image_id"]), annotation["bbox"]
+        if image is None or annotation_problems(annotation, image, known):
             continue
-        image, bbox = images[annotation["image_id"]], annotation["bbox"]
         size_hw = (image["height"], image["width"])
         remarks = list(_remarks(annotation, size_hw, input_size_hw, resize, tile_size))
         same = seen.setdefault((annotation["image_id"], annotation["category_id"]), [])

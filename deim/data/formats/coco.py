@@ -3,8 +3,9 @@
 import hashlib
 import json
 import math
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -32,11 +33,15 @@ def _is_id(value: object) -> bool:
 
 
 def _is_side(value: object) -> bool:
-    return _is_whole(value) and cast(int, value) > 0
+    return _is_whole(value) and 0 < cast(int, value) < 2**31
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number; a whole number may be too large to be one."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 TYPES: Final = {
@@ -302,7 +307,8 @@ def _absent_images(raw: RawSplit) -> list[Finding]:
     if not image_dir.is_dir():
         message = f"{where}: the image folder {image_dir} does not exist. Set data.images to the right one."
         return [Finding(rule="missing_image", split=raw.name, file=str(image_dir), message=message)]
-    present = {path.name for path in image_dir.iterdir()}
+    with os.scandir(image_dir) as entries:
+        present = {entry.name for entry in entries if entry.is_file()}
     return [
         Finding(
             rule="missing_image",
@@ -324,32 +330,39 @@ def _annotation_problems(raw: RawSplit) -> list[Finding]:
     for number, annotation in enumerate(raw.annotations):
         name = annotation_name(annotation, number)
         image = by_id.get(annotation["image_id"])
-        if image is None:
-            message = (
-                f"{where}: annotation {name} belongs to image id {annotation['image_id']}, which is not in "
-                f"'images'."
-            )
-            problems.append(
-                Finding(rule="unknown_image", split=raw.name, file=where, annotation=name, message=message)
-            )
-            continue
-        file = image["file_name"]
-        found = _box_problems(annotation["bbox"], image)
-        if annotation["category_id"] not in known:
-            unknown = (
-                f"has category id {annotation['category_id']}, which is not in 'categories': {sorted(known)}."
-            )
-            found.insert(0, ("unknown_category", unknown))
+        file = where if image is None else image["file_name"]
+        what = f"annotation {name}" if image is None else f"annotation {name} (image {file!r})"
         problems += [
             Finding(
                 rule=rule,
                 split=raw.name,
                 file=file,
                 annotation=name,
-                message=f"{where}: annotation {name} (image {file!r}) {problem}",
+                message=f"{where}: {what} {problem}",
             )
-            for rule, problem in found
+            for rule, problem in annotation_problems(annotation, image, known)
         ]
+    return problems
+
+
+def annotation_problems(
+    annotation: Mapping[str, Any], image: Mapping[str, Any] | None, known: Collection[int]
+) -> list[tuple[str, str]]:
+    """Rule and description of everything for which an annotation is refused.
+
+    Args:
+        annotation: Entry as in a COCO file.
+        image: Its image; None if that is not listed.
+        known: Category ids that are listed.
+    """
+    if image is None:
+        return [("unknown_image", f"belongs to image id {annotation['image_id']}, which is not in 'images'.")]
+    problems = _box_problems(annotation["bbox"], image)
+    if annotation["category_id"] not in known:
+        unknown = (
+            f"has category id {annotation['category_id']}, which is not in 'categories': {sorted(known)}."
+        )
+        problems.insert(0, ("unknown_category", unknown))
     return problems
 
 
@@ -360,8 +373,7 @@ def annotation_name(annotation: Mapping[str, Any], number: int) -> str:
 
 def _box_problems(bbox: Any, image: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rule and description of what is wrong with a box."""
-    is_box = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, (int, float)) for v in bbox)
-    if not is_box or not np.isfinite(bbox).all():
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         return [("bad_box", f"has bbox {bbox!r}. A box is [left, top, width, height] in pixels.")]
     left, top, width, height = (float(value) for value in bbox)
     for name, side in (("width", width), ("height", height)):

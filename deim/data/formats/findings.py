@@ -29,6 +29,7 @@ WARNINGS: Final = {
     "unlisted_image": "an image file that no split lists",
     "exif_rotation": "an image that its EXIF data turns",
     "overhanging_box": "a box reaches beyond its image by more than a pixel",
+    "repeated_annotation": "annotations share an id",
     "duplicate_box": "two boxes of a class at the same place",
     "small_box": "a box with a side under 4 px at the training size",
     "class_without_boxes": "a class without a box in a split",

@@ -142,5 +142,6 @@ def _is_coco(path: Path) -> bool:
     try:
         tree = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
-        return False
+        # Named like a split, it is one that is damaged.
+        return path.stem in SPLIT_ORDER
     return isinstance(tree, dict) and "images" in tree

@@ -38,8 +38,10 @@ class YoloSet:
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
     """Id of each name."""
-    splits: Mapping[str, tuple[Path, ...]]
-    """Folders of images, or text files that list images, of each split."""
+    splits: Mapping[str, tuple[str, ...]]
+    """Folders of images, or text files that list images, of each split, as they are written."""
+    has_keypoints: bool = False
+    """Whether points follow the box in a line."""
 
 
 def find_yolo(root: Path) -> Path | None:
@@ -72,24 +74,32 @@ def read_yolo_set(root: Path) -> YoloSet:
     if path.name == CLASSES_NAME:
         names = tuple(line.strip() for line in _read_text(path).splitlines() if line.strip())
         folders = {"train": "train", "val": "val", "valid": "val", "test": "test"}
-        splits: dict[str, tuple[Path, ...]] = {
-            split: (root / "images" / folder,)
+        splits: dict[str, tuple[str, ...]] = {
+            split: (f"images/{folder}",)
             for folder, split in folders.items()
             if (root / "images" / folder).is_dir()
         }
-        splits = splits or {"train": (root / "images",)}
+        splits = splits or {"train": ("images",)}
         return YoloSet(
             path=path, root=root, names=names, category_ids=tuple(range(len(names))), splits=splits
         )
     tree = _read_yaml(path)
     names = _names(path, tree)
     base = _base(path, tree)
-    splits = {name: _places(path, base, name, tree[name]) for name in SPLITS if tree.get(name)}
+    entries = {**tree, "val": tree.get("val") or tree.get("valid")}
+    splits = {name: _as_texts(entries[name]) for name in SPLITS if entries.get(name)}
     if not splits:
         raise DataError(
             f"{path}: names no split. Give the folders of the images as 'train', 'val' and 'test'."
         )
-    return YoloSet(path=path, root=base, names=names, category_ids=_ids(path, tree, names), splits=splits)
+    return YoloSet(
+        path=path,
+        root=base,
+        names=names,
+        category_ids=_ids(path, tree, names),
+        splits=splits,
+        has_keypoints="kpt_shape" in tree,
+    )
 
 
 def read_raw_yolo(root: Path, split: str) -> RawSplit:
@@ -111,7 +121,7 @@ def read_raw_yolo(root: Path, split: str) -> RawSplit:
         raise DataError(
             f"split {split!r}: {described.path} names none. Choose one of {', '.join(described.splits)}."
         )
-    places = described.splits[split]
+    places = _places(described, split)
     image_dir = places[0] if len(places) == 1 and places[0].is_dir() else described.root
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -121,6 +131,13 @@ def read_raw_yolo(root: Path, split: str) -> RawSplit:
     for number, path in enumerate(paths, start=1):
         name = _relative(path, image_dir)
         labels = label_path(path)
+        if labels in label_paths:
+            text = _relative(labels, described.root)
+            message = (
+                f"{name}: its boxes are those of {text}, which another image has already. Give each image a "
+                f"name of its own, or remove one."
+            )
+            findings.append(Finding(rule="repeated_id", split=split, file=name, message=message))
         label_paths.add(labels)
         try:
             height, width = read_size(path)
@@ -264,17 +281,20 @@ def _base(path: Path, tree: Mapping[str, Any]) -> Path:
     return base if base.is_dir() else path.parent
 
 
-def _places(path: Path, base: Path, split: str, entry: object) -> tuple[Path, ...]:
-    entries = entry if isinstance(entry, list) else [entry]
+def _as_texts(entry: object) -> tuple[str, ...]:
+    return tuple(map(str, entry if isinstance(entry, list) else [entry]))
+
+
+def _places(described: YoloSet, split: str) -> tuple[Path, ...]:
     places = []
-    for text in map(str, entries):
+    for text in described.splits[split]:
         # Some exports write `../train/images` for the folder train/images beside the file.
-        options = [base / text, base / text.removeprefix("../")]
+        options = [described.root / text, described.root / text.removeprefix("../")]
         found = next((option for option in options if option.exists()), None)
         if found is None:
             raise DataError(
-                f"{path}: {split}: there is no {base / text}. Name a folder of images, or a text file that "
-                f"lists them."
+                f"{described.path}: {split}: there is no {described.root / text}. Name a folder of images, "
+                f"or a text file that lists them; or remove the line if there is no such split."
             )
         places.append(found)
     return tuple(places)
@@ -312,6 +332,8 @@ def _read_labels(
             category, *values = map(float, line.split())
         except ValueError:
             category, values = math.nan, []
+        if described.has_keypoints:
+            values = values[:4]
         is_box, is_outline = len(values) == 4, len(values) >= 6 and len(values) % 2 == 0
         if not (is_box or is_outline) or not category.is_integer() or not np.isfinite(values).all():
             message = (
@@ -362,10 +384,17 @@ def _without_image(places: Sequence[Path], used: set[Path], root: Path, split: s
         labels = label_path(place / "any").parent
         if not place.is_dir() or labels == place or not labels.is_dir():
             continue
-        for path in sorted(set(labels.rglob("*.txt")) - used):
+        texts = {path for path in labels.rglob("*") if path.suffix.lower() == ".txt"}
+        for path in sorted(texts - used):
+            if path.name == CLASSES_NAME:
+                continue  # labelling tools put the names of the classes there
             name = _relative(path, root)
-            message = (
-                f"{name}: there is no image for these boxes in {place}. Add the image, or remove the file."
-            )
+            if path.with_suffix(".txt") in used:
+                message = f"{name}: boxes are looked for in {path.stem}.txt. Rename the file."
+            else:
+                message = (
+                    f"{name}: there is no image for these boxes in {place}. Add the image, or remove the "
+                    f"file."
+                )
             findings.append(Finding(rule="missing_image", split=split, file=name, message=message))
     return findings
