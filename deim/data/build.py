@@ -76,7 +76,8 @@ def build_disk_cache(config: DataConfig, split: CocoSplit, input_format: InputFo
     cache = DiskCache(
         Path(config.disk_cache_dir),
         [split.image_path(index).absolute() for index in tiles.image.tolist()],
-        name=str(split.annotations_path.absolute()),
+        # YOLO and VOC have one file for all splits.
+        name=f"{split.annotations_path.absolute()} {split.name}",
         made_how={
             "resize": input_format.resize,
             "pixels": asdict(pixels),
@@ -93,9 +94,10 @@ def build_disk_cache(config: DataConfig, split: CocoSplit, input_format: InputFo
     )
     if cache.capacity < len(tiles):
         logger.warning(
-            "data.disk_cache_mb: %d of %d inputs of %s fit; each takes %.1f MiB",
+            "data.disk_cache_mb: %d of %d inputs of %s (%s) fit; each takes %.1f MiB",
             cache.capacity,
             len(tiles),
+            split.name,
             split.annotations_path,
             cache.image_bytes / 2**20,
         )

@@ -71,6 +71,8 @@ class TrainedDetector:
     operating_points: Mapping[str, Any] | None
     """Thresholds chosen on the validation split, see `evaluation/operating_points.py`; None before that."""
     path: Path
+    changed_inputs: tuple[str, ...] = ()
+    """Options of `INPUT_OPTIONS` that were changed after training, so that stored thresholds do not hold."""
 
 
 def previous_path(path: Path) -> Path:
@@ -230,13 +232,27 @@ def load_trained(
         fusion=tree.get("fusion"),
         operating_points=tree.get("operating_points"),
         path=path,
+        changed_inputs=_changed_inputs(tree, config, path),
     )
 
 
-def _option(tree: Mapping[str, Any], name: str) -> object:
-    for part in name.split("."):
-        tree = tree[part]
-    return tree
+def _changed_inputs(tree: Mapping[str, Any], config: Config, path: Path) -> tuple[str, ...]:
+    """Options by which images look otherwise to the network than a checkpoint says."""
+    own, used = _inputs(config_from_dict(tree["config"], where=str(path))), _inputs(config)
+    return tuple(name for name in INPUT_OPTIONS if own[name] != used[name])
+
+
+def _inputs(config: Config) -> dict[str, object]:
+    options: dict[str, object] = {}
+    for name in INPUT_OPTIONS:
+        option: Any = config_to_dict(config)
+        for part in name.split("."):
+            option = option[part]
+        options[name] = option
+    tiles = config.data.tiles
+    # The share of a box that is trained on changes no input.
+    options["data.tiles"] = None if tiles is None else (tiles.size, tiles.overlap)
+    return options
 
 
 def store_operating_points(trained: TrainedDetector, operating_points: Mapping[str, Any]) -> str | None:
@@ -260,10 +276,9 @@ def store_operating_points(trained: TrainedDetector, operating_points: Mapping[s
     if (tree["epoch"], tree.get("step", 0)) != (trained.epoch, trained.step):
         return "it has been replaced by a later one in the meantime"
     config, used = dict(tree["config"]), config_to_dict(trained.config)
-    own = config_to_dict(config_from_dict(config, where=str(trained.path)))
-    changed = [name for name in INPUT_OPTIONS if _option(own, name) != _option(used, name)]
-    if changed:
-        return f"they were chosen with another {' and '.join(changed)} than prediction will use"
+    if trained.changed_inputs:
+        changed = " and ".join(trained.changed_inputs)
+        return f"they were chosen with another {changed} than prediction will use"
     # What they were chosen for is part of the config from now on.
     config["evaluation"] = used["evaluation"]
     config["data"] = config["data"] | {"normal_class": trained.config.data.normal_class}

@@ -126,17 +126,17 @@ def _points_for(trained: TrainedDetector, *, store: bool) -> OperatingPoints:
     """Operating points for another split than the validation split."""
     config = trained.config
     stored = stored_points(trained)
-    if stored is not None and is_asked_for(stored, config):
+    if stored is not None and is_asked_for(stored, config) and not trained.changed_inputs:
         if _sha256_of_val(config.data) in (None, stored.annotations_sha256):
             return stored
         logger.warning("%s: its thresholds were chosen on other annotations of val", trained.path)
-    logger.info("%s: no thresholds for this goal and data, choosing them on val first", trained.path)
+    logger.info("%s: no thresholds for this goal, input and data, choosing them on val first", trained.path)
     try:
         split = read_split(config.data, VAL)
     except DataError as error:
         raise DataError(
-            f"{trained.path}: holds no thresholds for this goal and data, and there is no validation split "
-            f"to choose them on. Name the best.pth of a finished run, or mend this:\n{error}"
+            f"{trained.path}: holds no thresholds for this goal, input and data, and there is no validation "
+            f"split to choose them on. Name the best.pth of a finished run, or mend this:\n{error}"
         ) from None
     evaluator = evaluator_of(trained, split)
     points = _choose(trained, evaluator, evaluator.evaluate(trained.model))

@@ -199,9 +199,16 @@ class Predictor:
         """Threshold of each class, and suppression of duplicates, as chosen on the validation split.
 
         Raises:
-            ConfigError: If the config was changed to ask for others than those stored.
+            ConfigError: If the config was changed to ask for others than those stored, or changes the inputs.
         """
         stored = stored_points(self.trained)
+        if stored is not None and self.trained.changed_inputs:
+            changed = " and ".join(self.trained.changed_inputs)
+            raise ConfigError(
+                f"{self.trained.path}: its thresholds were chosen with another {changed} and do not hold "
+                f"here. Leave {changed} as it was, or give a threshold: --score-threshold, from Python "
+                f"score_threshold."
+            )
         if stored is not None and not is_asked_for(stored, self.trained.config):
             raise ConfigError(
                 f"{self.trained.path}: its thresholds were chosen for {stored.goal}, suppression "

@@ -3,9 +3,10 @@
     tiles of an image → pairs that see the same object → groups of one detection a tile at most → one box each
 
 Two detections of one class in neighbouring tiles are taken for the same object if they agree on the region
-that both tiles see. A detection that ends at a border which another tile looks beyond is cut: of what lies
-there it says nothing, so that its side is open. Without overlap the region is a border line, widened by the
-tolerance within which a box touches it; there, two cut boxes agree by how much of the line they share.
+that both tiles see, or run through it and out at opposite sides, as the pieces of an oblique scratch do. A
+detection that ends at a border which another tile looks beyond is cut: of what lies there it says nothing, so
+that its side is open. Without overlap the region is a border line, widened by the tolerance within which a
+box touches it; there, two cut boxes agree by how much of the line they share.
 """
 
 from collections.abc import Iterator, Sequence
@@ -215,10 +216,19 @@ def _agreeing(
     iou, cover = _compare(pool.boxes[ours[left]], pool.boxes[theirs[right]], *cuts, region)
     open_iou, open_cover = _compare(open_ours[left], open_theirs[right], *cuts, wide)
     iou, cover = np.maximum(iou, open_iou), np.maximum(cover, open_cover)
-    agrees = (iou >= LEAST_IOU) | (cover >= LEAST_COVER)
+    # Where tiles only touch, whatever ends at the border would run through.
+    is_deep = region[2:] - region[:2] > 2 * pool.reach
+    agrees = (iou >= LEAST_IOU) | (cover >= LEAST_COVER) | (_run_through(*cuts, is_deep) & (iou > 0))
     left, right = ours[left[agrees]], theirs[right[agrees]]
     likeness = (iou + np.maximum(iou, cover))[agrees] / 2
     return left, right, likeness * np.sqrt(pool.scores[left] * pool.scores[right])
+
+
+def _run_through(
+    cut_left: NDArray[np.bool_], cut_right: NDArray[np.bool_], is_deep: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """(P,) whether the two of a pair, cut as (P, 4) say, leave at opposite sides a region deep in x, in y."""
+    return np.any(cut_left & cut_right[:, [2, 3, 0, 1]] & np.tile(is_deep, 2), axis=1)
 
 
 def _open(boxes: NDArray[np.float64], is_cut: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +305,20 @@ def test_the_name_of_the_file_follows_from_the_options(
     assert len({name(), *(name(option) for option in other)}) == len(other) + 1
     assert name() == name("data.mean=[0.5,0.5,0.5]", "data.num_workers=3")
     assert np.unique([name(option).split("-")[0] for option in other]).size == 1
+
+
+def test_splits_of_one_file_do_not_make_room_for_each_other(
+    tiny_set: Path, tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run", *cached_options(tmp_path))
+    train, val = read(tiny_set), read(tiny_set, "val")
+    val = replace(val, annotations_path=train.annotations_path)  # as of YOLO, which has a data.yaml for all
+    names = [
+        cache.path.name.split("-")[0]
+        for split in (train, val)
+        if (cache := build_disk_cache(config.data, split, input_format(config)))
+    ]
+    assert len(set(names)) == 2
 
 
 def test_tiles_are_kept_as_tiles(tiny_set: Path, tmp_path: Path, tiny_config: Callable[..., Config]) -> None:

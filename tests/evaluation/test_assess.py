@@ -296,3 +296,19 @@ def test_thresholds_of_other_inputs_are_not_stored(own_run: Path, caplog: pytest
     score(trained, evaluator_of(trained, read_split(trained.config.data, "val")), split_name="val")
     assert "they were chosen with another data.mean than prediction will use" in caplog.text
     assert (own_run / "best.pth").read_bytes() == before
+
+
+def test_thresholds_of_other_inputs_are_not_used(own_run: Path, tiny_set: Path) -> None:
+    path, image = own_run / "best.pth", tiny_set / "images" / "val_0.png"
+    trained = load_trained(path)
+    score(trained, evaluator_of(trained, read_split(trained.config.data, "val")), split_name="val")
+    with pytest.raises(ConfigError, match=r"chosen with another image_size and data\.tiles and do not hold"):
+        Predictor(
+            load_trained(path, overrides=["image_size=96", "data.tiles={size: 40, overlap: 0.1}"])
+        ).predict(image)
+    other = load_trained(path, overrides=["data.tiles={size: 40, overlap: 0.1}"])
+    assert len(Predictor(other).predict(image, score_threshold=0.0)) == 1
+    _, scored = score(other, evaluator_of(other, read_split(other.config.data, "test")), split_name="test")
+    assert scored.points.chosen_on == "val"
+    assert scored.points.to_dict() != stored_points(load_trained(path)).to_dict()
+    Predictor(load_trained(path, overrides=["data.num_workers=1"])).predict(image)

@@ -93,6 +93,21 @@ def test_a_scratch_across_all_tiles_comes_back_once(placements: list[Placement])
     assert merged.scores.tolist() == [pytest.approx(0.8)]
 
 
+@pytest.mark.parametrize("overlap", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("rise", [20, 90, 180])
+def test_an_oblique_scratch_comes_back_once(rise: float, overlap: float) -> None:
+    placements = placements_of((200, 620), 200, overlap)
+    found: list[Found] = []
+    for number, placement in enumerate(placements):
+        assert placement.tile_xyxy is not None
+        left, top, right, bottom = placement.tile_xyxy
+        # Where the line from (10, 5) to (600, 5 + rise) is within the tile.
+        start, end = max(left, 10), min(right, 600)
+        first, last = (5 + rise * (x - 10) / 590 for x in (start, end))
+        found.append((number, (start, max(first - 2, top), end, min(last + 2, bottom)), 0.5, 0))
+    assert boxes_of(merge(placements, found)) == [[10, 3, 600, pytest.approx(7 + rise)]]
+
+
 def test_an_object_in_the_corner_of_four_tiles_comes_back_once() -> None:
     for box in ((85, 86, 96, 97), (70, 60, 120, 130), (0, 0, 180, 180), (90, 90, 91, 91)):
         found = seen(GRID, box)

@@ -82,6 +82,8 @@ class RawSplit:
 class CocoSplit:
     """One annotation file. I counts images, A annotations; annotations are sorted by image."""
 
+    name: str
+    """Such as `train`."""
     annotations_path: Path
     image_dir: Path
     image_ids: NDArray[np.int64]
@@ -404,6 +406,7 @@ def _to_arrays(raw: RawSplit) -> CocoSplit:
     ]
     classes = sorted((int(category["id"]), str(category["name"])) for category in raw.categories)
     return CocoSplit(
+        name=raw.name,
         annotations_path=raw.annotations_path,
         image_dir=raw.image_dir,
         image_ids=np.array([image["id"] for image in images], dtype=np.int64),
