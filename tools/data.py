@@ -77,7 +77,7 @@ def split(args: argparse.Namespace) -> int:
     refuse_existing(args.output)
     raws = read_all(args.root, args.format)
     pool, names = pool_splits(to_splits(raws))
-    groups = find_groups(names, pattern=args.group_regex, table=args.group_csv)
+    groups = find_groups(names, pattern=args.group_regex, table=args.group_csv, paths=pool.file_names)
     facts = _scan((pool.image_path(index) for index in range(len(pool))), args.workers)
     division = divide(pool, names, facts=facts, groups=groups, ratios=args.ratios, seed=args.seed)
     data_format = args.to or args.format

@@ -194,6 +194,14 @@ def test_groups_come_from_a_table(tmp_path: Path) -> None:
         find_groups(["a.png"], pattern="a", table=path)
 
 
+def test_a_table_may_name_images_of_the_same_name_by_their_paths(tmp_path: Path) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text("file_name,group\na.png,x\ntrain/b.png,y\nval/b.png,z\nval/a.png,w\n")
+    paths = ["train/a.png", "train/b.png", "val/a.png", "val/b.png"]
+    names = ["a.png", "b.png", "a.png", "b.png"]
+    assert find_groups(names, pattern=None, table=path, paths=paths) == ["x", "y", "x", "z"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -41,6 +41,21 @@ def test_groups_across_splits_are_found_and_mended_by_a_new_split(call: Callable
     assert (code, "0 errors" in out) == (0, True)
 
 
+def test_images_of_the_same_name_are_grouped_as_the_check_groups_them(call: Callable, tmp_path: Path) -> None:
+    call("data", "convert", write_small_set(tmp_path / "set"), "--to", "yolo", "--output", "yolo")
+    for path in ("images/val/v0.png", "labels/val/v0.txt"):
+        old = tmp_path / "yolo" / path
+        old.rename(old.with_stem("t0"))
+    by_name = ("--group-regex", r"^(\w\d)\.")
+    code, out, _ = call("data", "check", "yolo", "--quick", "--image-size", 60, *by_name)
+    assert "group 't0' is in split train (such as 't0.png') and in val (such as 't0.png')" in out
+    code, _, err = call("data", "split", "yolo", *by_name, "--ratios", 60, 40, 0, "--output", "new")
+    assert (code, err) == (0, "")
+    found = sorted(path.relative_to(tmp_path / "new").as_posix() for path in tmp_path.glob("new/**/*t0.png"))
+    assert [path.split("images/")[-1].split("/")[0] for path in found] in (["train"] * 2, ["val"] * 2)
+    assert {path.split("/", 2)[-1] for path in found} == {"train/t0.png", "val/t0.png"}
+
+
 def test_a_set_is_converted_and_the_new_one_is_checked(call: Callable, tmp_path: Path) -> None:
     root = write_small_set(tmp_path / "set")
     code, out, _ = call("data", "convert", root, "--to", "yolo", "--output", "yolo")

@@ -9,8 +9,20 @@ from deim.data.formats.coco import RawSplit, raise_listed
 from deim.errors import DataError
 
 
-def find_groups(file_names: Sequence[str], *, pattern: str | None, table: Path | None) -> list[str] | None:
+def find_groups(
+    file_names: Sequence[str],
+    *,
+    pattern: str | None,
+    table: Path | None,
+    paths: Sequence[str] | None = None,
+) -> list[str] | None:
     """Group of each image by a regular expression or a table; None if there is neither.
+
+    Args:
+        file_names: Of all images, as they stand in the files of the dataset.
+        pattern: See `groups_by_pattern`.
+        table: See `groups_by_table`.
+        paths: See `groups_by_table`.
 
     Raises:
         DataError: If both are given, or an image has no group.
@@ -19,7 +31,7 @@ def find_groups(file_names: Sequence[str], *, pattern: str | None, table: Path |
         raise DataError("--group-regex and --group-csv: got both. Give the groups in one way.")
     if pattern is not None:
         return groups_by_pattern(file_names, pattern)
-    return None if table is None else groups_by_table(file_names, table)
+    return None if table is None else groups_by_table(file_names, table, paths=paths)
 
 
 def find_groups_of_splits(
@@ -67,12 +79,15 @@ def groups_by_pattern(file_names: Sequence[str], pattern: str) -> list[str]:
     ]
 
 
-def groups_by_table(file_names: Sequence[str], path: Path) -> list[str]:
+def groups_by_table(
+    file_names: Sequence[str], path: Path, *, paths: Sequence[str] | None = None
+) -> list[str]:
     """Group of each image by a table.
 
     Args:
         file_names: Of all images.
         path: CSV with the columns `file_name` and `group`.
+        paths: Path of each image, by which the table may name it instead.
 
     Raises:
         DataError: If the file cannot be read, lacks a column or an image, or gives an image two groups.
@@ -93,10 +108,14 @@ def groups_by_table(file_names: Sequence[str], path: Path) -> list[str]:
             problems.append(
                 f"{path}: image {name!r} is in group {group_of[name]!r} and in {group!r}. Keep one."
             )
+    keys = [
+        name if name in group_of else other
+        for name, other in zip(file_names, paths or file_names, strict=True)
+    ]
     problems += [
         f"{path}: image {name!r} has no row. Every image needs a group."
-        for name in file_names
-        if name not in group_of
+        for name, key in zip(file_names, keys, strict=True)
+        if key not in group_of
     ]
     raise_listed(problems)
-    return [group_of[name] for name in file_names]
+    return [group_of[key] for key in keys]

@@ -54,8 +54,9 @@ def pool_splits(splits: Mapping[str, CocoSplit]) -> tuple[CocoSplit, tuple[str, 
         splits: All of one set of classes.
 
     Returns:
-        The pool, sorted by file name, its `image_dir` the folder that all folders of images share; and the
-        short name of each image. Ids of images are kept if they differ, and else numbered from 1.
+        The pool, sorted by path, its `image_dir` the folder that all folders of images share; and the name of
+        each image as it stands in the files, which images of two splits may share. Ids of images are kept if
+        they differ, and else numbered from 1.
     """
     parts = list(splits.values())
     image_dir = Path(os.path.commonpath([part.image_dir.absolute() for part in parts]))
@@ -80,8 +81,7 @@ def pool_splits(splits: Mapping[str, CocoSplit]) -> tuple[CocoSplit, tuple[str, 
         is_crowd=np.concatenate([part.is_crowd for part in parts]),
     )
     order = sorted(range(len(paths)), key=lambda index: long_names[index])
-    short = names if len(set(names)) == len(names) else long_names
-    return take_images(merged, np.array(order, dtype=np.int64)), tuple(short[index] for index in order)
+    return take_images(merged, np.array(order, dtype=np.int64)), tuple(names[index] for index in order)
 
 
 def take_images(split: CocoSplit, indices: NDArray[np.int64]) -> CocoSplit:
@@ -120,7 +120,7 @@ def divide(
 
     Args:
         pool: All images.
-        names: New name of each image.
+        names: Of each image, as it stands in the files.
         facts: Of each image, decoded; copies of an image are bound to its group.
         groups: Group of each image; None makes each image its own.
         ratios: Share of training, validation and test data, each at least 0; any scale.
@@ -143,7 +143,7 @@ def divide(
     split_of_group = assign_groups(of_groups, np.array(ratios, dtype=float), seed=seed)
     return Division(
         pool=pool,
-        names=tuple(names),
+        names=tuple(names) if len(set(names)) == len(names) else pool.file_names,
         group_of=bound,
         split_of=split_of_group[bound],
         num_bound=len({index for index, earlier in copies if asked[index] != asked[earlier]}),
