@@ -171,6 +171,7 @@ def test_groups_come_from_the_parentheses_or_the_whole_match() -> None:
     assert groups_by_pattern(names, r"p(\d+)_") == ["1", "10"]
     assert groups_by_pattern(names, r"p(\d+)_c(\d)") == ["1|2", "10|1"]
     assert groups_by_pattern(names, r"p\d+") == ["p1", "p10"]
+    assert groups_by_pattern(names, r"p(1)_|p(\d+)") == ["1|", "|10"]
     assert find_groups(names, pattern=None, table=None) is None
 
 
@@ -179,6 +180,8 @@ def test_groups_come_from_the_parentheses_or_the_whole_match() -> None:
     [
         ("(", r"--group-regex: not a regular expression, got '\('"),
         ("p1_", r"--group-regex: 'p1_' does not occur in image 'p2\.png'\. Every image needs a group"),
+        (r"^(x)?", r"'\^\(x\)\?' matches nothing in image 'p1_\.png'\. Every image needs a group"),
+        (r"2(_?)|1", r"matches nothing in image 'p2\.png'\. Every image needs a group"),
     ],
 )
 def test_a_wrong_expression_is_refused(pattern: str, message: str) -> None:
@@ -207,10 +210,15 @@ def test_a_table_may_name_images_of_the_same_name_by_their_paths(tmp_path: Path)
     [
         ("file_name,group\na.png,x\n", r"image 'b\.png' has no row\."),
         ("file_name,group\na.png,x\nb.png,x\na.png,y\n", r"image 'a\.png' is in group 'x' and in 'y'\."),
+        ("file_name,group\na.png,\nb.png\n", r"groups\.csv: image 'a\.png' has an empty group\. Fill in the"),
+        (
+            "file_name,group\na.png,x\nb.png\n",
+            r"groups\.csv: image 'b\.png' has an empty group\. Fill in the",
+        ),
         ("name,group\na.png,x\n", r"groups\.csv: got name, group\. It needs the columns"),
         ("", r"groups\.csv: got no rows\."),
     ],
-    ids=["lacks", "two", "columns", "empty"],
+    ids=["lacks", "two", "empty cell", "no cell", "columns", "empty"],
 )
 def test_a_wrong_table_is_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "groups.csv"

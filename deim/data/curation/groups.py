@@ -59,24 +59,23 @@ def groups_by_pattern(file_names: Sequence[str], pattern: str) -> list[str]:
             `|`, or the whole match if it has none.
 
     Raises:
-        DataError: If the expression is wrong, or does not occur in a name.
+        DataError: If the expression is wrong, or a name has no group by it, or an empty one.
     """
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise DataError(f"--group-regex: not a regular expression, got {pattern!r} ({error}).") from None
     matches = [expression.search(name) for name in file_names]
+    parts = [() if match is None else match.groups() or (match.group(),) for match in matches]
     raise_listed(
         [
-            f"--group-regex: {pattern!r} does not occur in image {name!r}. Every image needs a group: "
-            f"mend the expression, or list the groups with --group-csv."
-            for name, match in zip(file_names, matches, strict=True)
-            if match is None
+            f"--group-regex: {pattern!r} {'matches nothing' if of_image else 'does not occur'} in image "
+            f"{name!r}. Every image needs a group: mend the expression, or list the groups with --group-csv."
+            for name, of_image in zip(file_names, parts, strict=True)
+            if not any(of_image)
         ]
     )
-    return [
-        "|".join(part or "" for part in (match.groups() or (match.group(),))) for match in matches if match
-    ]
+    return ["|".join(part or "" for part in of_image) for of_image in parts]
 
 
 def groups_by_table(
@@ -90,7 +89,7 @@ def groups_by_table(
         paths: Path of each image, by which the table may name it instead.
 
     Raises:
-        DataError: If the file cannot be read, lacks a column or an image, or gives an image two groups.
+        DataError: If the file cannot be read, lacks a column, an image or its group, or gives an image two.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -103,7 +102,7 @@ def groups_by_table(
     group_of: dict[str, str] = {}
     problems = []
     for row in rows:
-        name, group = str(row["file_name"]), str(row["group"])
+        name, group = row["file_name"] or "", (row["group"] or "").strip()
         if group_of.setdefault(name, group) != group:
             problems.append(
                 f"{path}: image {name!r} is in group {group_of[name]!r} and in {group!r}. Keep one."
@@ -116,6 +115,11 @@ def groups_by_table(
         f"{path}: image {name!r} has no row. Every image needs a group."
         for name, key in zip(file_names, keys, strict=True)
         if key not in group_of
+    ]
+    problems += [
+        f"{path}: image {key!r} has an empty group. Fill in the cell."
+        for key in dict.fromkeys(keys)
+        if group_of.get(key) == ""
     ]
     raise_listed(problems)
     return [group_of[key] for key in keys]
