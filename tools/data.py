@@ -187,7 +187,7 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
         add("--group-regex", help="group of an image: what the parentheses match in its file name")
         add("--group-csv", type=Path, help="table with the columns file_name and group")
     if name in ("split", "stats"):
-        add("--seed", type=int, default=0, help="the same seed gives the same result")
+        add("--seed", type=_seed, default=0, help="the same seed gives the same result")
     if name != "convert":
         add("--workers", type=_count, default=2, help="images decoded at a time; default: 2")
     match name:
@@ -217,6 +217,13 @@ def _count(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError(f"got {count}, needs at least 1")
     return count
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if seed < 0:
+        raise argparse.ArgumentTypeError(f"got {seed}, needs at least 0")
+    return seed
 
 
 def _size_hw(image_size: list[int]) -> tuple[int, int]:

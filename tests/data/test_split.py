@@ -159,11 +159,47 @@ def test_the_report_counts_classes_and_names_what_a_split_lacks(tmp_path: Path) 
     assert lines[4:] == [f"{split}: no box of class 'vein'; {why}" for split in without]
 
 
-@pytest.mark.parametrize("ratios", [(80, 20), (0, 50, 50), (80, -10, 30)], ids=str)
+@pytest.mark.parametrize(
+    "ratios",
+    [(80, 20), (0, 50, 50), (80, -10, 30), (float("nan"), 10, 10), (80, float("inf"), 10)],
+    ids=str,
+)
 def test_wrong_ratios_are_refused(ratios: tuple[float, ...], tmp_path: Path) -> None:
     pool, names = pool_splits(to_splits(read_all(write_small_set(tmp_path), "coco")))
     with pytest.raises(DataError, match=r"--ratios: got .*Give three numbers"):
         divide(pool, names, facts=[ImageFacts()] * 5, groups=None, ratios=ratios, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("num_lots", "ratios", "message"),
+    [
+        (
+            1,
+            (80, 10, 10),
+            r"got 80 10 10, but val would get no image: there is 1 group, .* give val a ratio of 0",
+        ),
+        (1, (1, 99, 0), r"but train would get no image: there is 1 group, .* or give train a larger ratio\."),
+        (
+            2,
+            (1, 9, 90),
+            r"but .* would get no image: there are 2 groups, .* a finer --group-regex, add images",
+        ),
+    ],
+)
+def test_a_wanted_split_without_images_is_refused(
+    num_lots: int, ratios: tuple[float, ...], message: str, tmp_path: Path
+) -> None:
+    root = write_lots(tmp_path, num_lots=num_lots, of_lot=2)
+    with pytest.raises(DataError, match=message):
+        divided(root, groups=np.repeat(np.arange(num_lots), 2), ratios=ratios)
+
+
+def test_test_data_without_images_are_named(tmp_path: Path) -> None:
+    root = write_lots(tmp_path, num_lots=2, of_lot=2)
+    lines = describe_division(divided(root, groups=["0", "0", "1", "1"], ratios=(50, 40, 10)))
+    assert "test: no image; there are 2 groups for all splits" in lines
+    lines = describe_division(divided(root, groups=["0", "0", "1", "1"], ratios=(50, 50, 0)))
+    assert not any("no image" in line for line in lines)
 
 
 def test_groups_come_from_the_parentheses_or_the_whole_match() -> None:

@@ -103,7 +103,16 @@ def test_what_cannot_be_done_ends_with_2_and_one_line(call: Callable, tmp_path: 
     root = write_small_set(tmp_path / "set")
     code, _, err = call("data", "stats", root, "--image-size", 1, 2, 3)
     assert (code, err) == (2, "--image-size: got 1 2 3. Give one side, or height and width.\n")
+    code, _, err = call("data", "split", root, "--ratios", "nan", 10, 10, "--output", "new")
+    assert (code, err.split(".")[0]) == (2, "--ratios: got nan 10 10")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+@pytest.mark.parametrize("command", ["split", "stats"])
+def test_a_negative_seed_is_refused(command: str, call: Callable, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        call("data", command, "set", "--seed", -1, "--output", "new")
+    assert "argument --seed: got -1, needs at least 0" in capsys.readouterr().err
 
 
 def test_a_preview_has_a_sheet_for_each_stage(

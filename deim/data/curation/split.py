@@ -1,5 +1,6 @@
 """Dividing a dataset into training, validation and test data: every class in each, no group in two."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ class Division:
     """(I,) position in `NAMES`."""
     num_bound: int
     """Images that are in a group only because they are copies of another."""
+    empty: tuple[str, ...]
+    """New splits that have a share and yet no image."""
 
     def indices(self, name: str) -> NDArray[np.int64]:
         """Positions of the images of a new split, in the order of the pool."""
@@ -127,12 +130,15 @@ def divide(
         seed: Decides between equals; the same seed gives the same splits.
 
     Raises:
-        DataError: If a ratio is negative, there is none for training, or no image.
+        DataError: If a ratio is negative or not finite, there is none for training, or training or
+            validation data have a share but would get no image.
     """
-    if len(ratios) != len(NAMES) or min(ratios) < 0 or ratios[0] <= 0:
+    shown = " ".join(f"{ratio:g}" for ratio in ratios)
+    is_finite = math.isfinite(sum(ratios))
+    if len(ratios) != len(NAMES) or not is_finite or min(ratios) < 0 or ratios[0] <= 0:
         raise DataError(
-            f"--ratios: got {' '.join(f'{ratio:g}' for ratio in ratios)}. Give three numbers from 0 for "
-            f"train, val and test, such as 80 10 10; the first must be above 0."
+            f"--ratios: got {shown}. Give three numbers from 0 for train, val and test, such as 80 10 10; "
+            f"the first must be above 0."
         )
     asked = np.unique(np.arange(len(pool)) if groups is None else np.array(groups), return_inverse=True)[1]
     copies = find_copies(facts)
@@ -141,12 +147,23 @@ def divide(
     of_groups = np.zeros((int(bound.max()) + 1, features.shape[1]))
     np.add.at(of_groups, bound, features)
     split_of_group = assign_groups(of_groups, np.array(ratios, dtype=float), seed=seed)
+    filled = set(split_of_group.tolist())
+    empty = tuple(name for index, name in enumerate(NAMES) if ratios[index] > 0 and index not in filled)
+    lacking = " and ".join(name for name in empty if name != "test")
+    if lacking:
+        remedy = "give val a ratio of 0" if lacking == "val" else "give train a larger ratio"
+        raise DataError(
+            f"--ratios: got {shown}, but {lacking} would get no image: {_count_groups(len(of_groups))}, "
+            f"where copies of an image are in one. Make smaller groups with a finer --group-regex, add images, "
+            f"or {remedy}."
+        )
     return Division(
         pool=pool,
         names=tuple(names) if len(set(names)) == len(names) else pool.file_names,
         group_of=bound,
         split_of=split_of_group[bound],
         num_bound=len({index for index, earlier in copies if asked[index] != asked[earlier]}),
+        empty=empty,
     )
 
 
@@ -252,9 +269,15 @@ def describe_division(division: Division) -> list[str]:
     table = [
         "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+    groups_in_all = _count_groups(len(np.unique(division.group_of)))
+    lines[:0] = [f"{name}: no image; {groups_in_all} for all splits" for name in division.empty]
     if division.num_bound:
         lines.insert(0, f"{division.num_bound} images are bound to the group of their copy")
     return [*table, *lines]
+
+
+def _count_groups(number: int) -> str:
+    return "there is 1 group" if number == 1 else f"there are {number} groups"
 
 
 def _features(pool: CocoSplit) -> NDArray[np.float64]:
