@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+from deim.data.curation import charts
 from deim.data.curation.charts import draw_stats
 from deim.data.curation.stats import DatasetStats, advise, compute_stats, describe_stats
 from deim.data.formats.coco import CocoSplit
@@ -27,6 +29,10 @@ def measured(
     change(trees)
     write_images(root)
     write_trees(root, trees)
+    return measured_as_it_is(root, **options)
+
+
+def measured_as_it_is(root: Path, **options: Any) -> tuple[DatasetStats, dict[str, CocoSplit]]:
     splits = to_splits(read_all(root, "coco"))
     facts: dict[str, list[ImageFacts]] = {
         name: scan_images([split.image_path(index) for index in range(len(split))], decode=True)
@@ -133,6 +139,26 @@ def test_a_split_of_another_brightness_is_named(tmp_path: Path) -> None:
     told = advise(compute_stats(splits, {"train": light, "val": dark}, **options))
     assert "differs between splits: train 90, val 30." in told[-1]
     assert not any("brightness" in line for line in advise(stats))
+
+
+def test_damaged_images_are_counted_and_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path)
+    write_trees(tmp_path, make_trees())
+    path = tmp_path / "images" / "t1.png"
+    path.write_bytes(path.read_bytes()[:60])
+    stats, splits = measured_as_it_is(tmp_path)
+    assert stats.to_dict()["images_not_decoded"] == {"train": 1, "val": 0}
+    line = (
+        "images that cannot be decoded, left out of brightness and samples: 1 of 5; "
+        "tools/data.py check names them"
+    )
+    assert line in describe_stats(stats)
+    drawn = []
+    monkeypatch.setattr(
+        charts, "_draw_sample", lambda axes, split, index, **_: drawn.append(split.file_names[index])
+    )
+    charts._samples(Figure(), stats, splits, seed=0)
+    assert sorted(drawn) == ["t0.png", "t2.png", "v0.png", "v1.png"]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def draw_stats(
         "boxes_per_image": (partial(_boxes_per_image, stats=stats), 3.6),
         "positions": (partial(_positions, stats=stats), 6.0),
         "brightness": (partial(_brightness, stats=stats), 3.6),
-        "samples": (partial(_samples, splits=splits, seed=seed), 7.2),
+        "samples": (partial(_samples, stats=stats, splits=splits, seed=seed), 7.2),
     }
     return [_save(draw, folder / f"{name}.png", height=height) for name, (draw, height) in charts.items()]
 
@@ -205,8 +205,12 @@ def _brightness(figure: Figure, stats: DatasetStats) -> None:
     figure.legend(loc="outside lower right", ncols=len(stats.split_names))
 
 
-def _samples(figure: Figure, splits: Mapping[str, CocoSplit], seed: int) -> None:
-    places = [(name, index) for name, split in splits.items() for index in range(len(split))]
+def _samples(figure: Figure, stats: DatasetStats, splits: Mapping[str, CocoSplit], seed: int) -> None:
+    places = [
+        (name, index)
+        for name, is_decoded in zip(splits, stats.is_decoded, strict=True)
+        for index in np.flatnonzero(is_decoded).tolist()
+    ]
     chosen = np.random.default_rng(seed).permutation(len(places))[:NUM_SAMPLES]
     figure.suptitle("Samples drawn by lot", x=0.01, ha="left", fontweight="bold")
     for axes, place in zip(figure.subplots(3, 4).ravel(), chosen, strict=False):

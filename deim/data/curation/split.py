@@ -154,8 +154,8 @@ def divide(
         remedy = "give val a ratio of 0" if lacking == "val" else "give train a larger ratio"
         raise DataError(
             f"--ratios: got {shown}, but {lacking} would get no image: {_count_groups(len(of_groups))}, "
-            f"where copies of an image are in one. Make smaller groups with a finer --group-regex, add images, "
-            f"or {remedy}."
+            f"where copies of an image are in one. Make smaller groups with a finer --group-regex, add "
+            f"images, or {remedy}."
         )
     return Division(
         pool=pool,

@@ -54,6 +54,8 @@ class DatasetStats:
     """Number of boxes of each image, a split each."""
     brightness: tuple[NDArray[np.float64], ...]
     """Mean grey of each image that can be decoded, in [0, 255], a split each."""
+    is_decoded: tuple[NDArray[np.bool_], ...]
+    """Whether each image can be decoded, a split each."""
     image_sizes_hw: NDArray[np.int64]
     """(I, 2) of all images, in pixels."""
 
@@ -80,6 +82,10 @@ class DatasetStats:
             "images_without_boxes": {
                 name: int((of_split == 0).sum())
                 for name, of_split in zip(self.split_names, self.boxes_per_image, strict=True)
+            },
+            "images_not_decoded": {
+                name: int((~of_split).sum())
+                for name, of_split in zip(self.split_names, self.is_decoded, strict=True)
             },
             "boxes": {
                 split: dict(zip(self.class_names, row.tolist(), strict=True))
@@ -144,6 +150,9 @@ def compute_stats(
         ),
         brightness=tuple(
             np.array([fact.brightness for fact in facts[name] if fact.thumbnail.size]) for name in splits
+        ),
+        is_decoded=tuple(
+            np.array([fact.thumbnail.size > 0 for fact in facts[name]], dtype=bool) for name in splits
         ),
         image_sizes_hw=np.concatenate([split.sizes_hw for split in splits.values()]),
     )
@@ -235,6 +244,12 @@ def describe_stats(stats: DatasetStats) -> list[str]:
         lines.append(f"width over height of a box: median {ratio['50']:.2f}, 5 to 95 %: {_span(ratio)}")
     height, width = numbers["image_height_px"], numbers["image_width_px"]
     lines.append(f"images: {width['50']:.0f}x{height['50']:.0f} px (medians)")
+    damaged = sum(numbers["images_not_decoded"].values())
+    if damaged:
+        lines.append(
+            f"images that cannot be decoded, left out of brightness and samples: {damaged} of "
+            f"{len(stats.image_sizes_hw)}; tools/data.py check names them"
+        )
     return [*lines, "", *(numbers["advice"] or ["Nothing stands out."])]
 
 
