@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from deim.data.curation import charts
@@ -26,8 +27,8 @@ def measured(
     root: Path, change: Callable[[dict[str, Any]], object] = lambda trees: None, **options: Any
 ) -> tuple[DatasetStats, dict[str, CocoSplit]]:
     trees = make_trees()
-    change(trees)
     write_images(root)
+    change(trees)
     write_trees(root, trees)
     return measured_as_it_is(root, **options)
 
@@ -159,6 +160,72 @@ def test_damaged_images_are_counted_and_not_drawn(tmp_path: Path, monkeypatch: p
     )
     charts._samples(Figure(), stats, splits, seed=0)
     assert sorted(drawn) == ["t0.png", "t2.png", "v0.png", "v1.png"]
+
+
+def drawn(
+    stats: DatasetStats, splits: dict[str, CocoSplit], monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> dict[str, Figure]:
+    """Some charts, without the time that writing them takes."""
+    figures = {}
+
+    def keep(draw: Callable[[Figure], None], path: Path, *, height: float) -> Path:
+        if path.stem in names:
+            figures[path.stem] = Figure(figsize=(8, height), layout="constrained")
+            draw(figures[path.stem])
+        return path
+
+    monkeypatch.setattr(charts, "_save", keep)
+    draw_stats(stats, splits, Path())
+    return figures
+
+
+@pytest.mark.parametrize("number", [12, 53])
+def test_rare_classes_share_a_legend_entry_and_a_bar(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(trees: dict[str, Any]) -> None:
+        for tree in trees.values():
+            tree["categories"] = [{"id": index, "name": f"c{index}"} for index in range(number)]
+            # Those with the highest numbers have two boxes in each split, the others one.
+            labels = [*range(number), *range(number - 12, number)]
+            tree["annotations"] = [
+                {"id": index, "image_id": 50, "category_id": label, "bbox": [1, 2, 9, 8]}
+                for index, label in enumerate(labels)
+            ]
+
+    stats, splits = measured(tmp_path / "set", change)
+    figures = drawn(stats, splits, monkeypatch, ("classes", "box_sizes"))
+    (legend,) = figures["box_sizes"].legends
+    entries = [text.get_text() for text in legend.get_texts()]
+    assert [entry.split(":")[0] for entry in entries[:2]] == ["median area", "a side of 8 px"]
+    frequent = [f"c{index}" for index in range(number - 12, number)]
+    assert entries[2:] == frequent + ["41 other classes"] * (number == 53)
+    colors = {tuple(points.get_facecolor()[0]) for points in figures["box_sizes"].axes[0].collections[1:]}
+    assert len(colors) == len(entries[2:])
+    (axes,) = figures["classes"].axes
+    bars = [label.get_text() for label in axes.get_yticklabels()]
+    if number == 12:
+        assert bars == frequent
+    else:
+        assert bars == [*(f"c{index}" for index in range(28)), *frequent, "13 other classes"]
+        assert [bars[-1].get_width() for bars in axes.containers] == [13, 13]
+    assert figures["classes"].get_figheight() < 30
+
+
+def test_names_that_are_not_unicode_are_drawn_with_a_question_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(trees: dict[str, Any]) -> None:
+        for tree in trees.values():
+            tree["categories"][1] = {**tree["categories"][1], "name": "pr\udcfcf"}
+        trees["train"]["images"][0]["file_name"] = "t\udcfc.png"
+        trees["v\udcfc"] = trees.pop("val")
+        (tmp_path / "images" / "t0.png").rename(tmp_path / "images" / "t\udcfc.png")
+
+    stats, splits = measured(tmp_path, change)
+    figures = drawn(stats, splits, monkeypatch, ("boxes_per_image", "samples"))
+    texts = [text.get_text() for figure in figures.values() for text in figure.findobj(Text)]
+    assert {"pr?f", "v?", "train: t?.png"} <= {text.encode().decode() for text in texts}
 
 
 @pytest.mark.parametrize(

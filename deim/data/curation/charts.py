@@ -1,6 +1,7 @@
 """Pictures of a dataset as PNG: bars of its classes, sizes, positions, brightness, and a sheet of samples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
+from numpy.typing import NDArray
 
 from deim.chart_style import CHART_STYLE
 from deim.data.curation.stats import SMALL_SIDE_PX, DatasetStats
@@ -29,8 +31,14 @@ SAMPLE_SIDE_PX = 480
 MOST_POINTS = 20_000
 """Of the scatter chart; more are drawn by lot."""
 POSITION_CELLS = 32
-COLORS: Final = ("#e69f00", "#56b4e9", "#009e73", "#b0a000", "#0072b2", "#d55e00", "#cc79a7")
-"""Okabe and Ito, Color Universal Design (2008), the yellow darkened for white paper."""
+MOST_BARS = 40
+"""Of classes; the rarer ones share one bar."""
+COLORS: Final = (
+    *("#e69f00", "#56b4e9", "#009e73", "#b0a000", "#0072b2", "#d55e00", "#cc79a7"),
+    *("#332288", "#882255", "#7a4b2a", "#8fd14f", "#f4a6b8"),
+)
+"""Okabe and Ito, Color Universal Design (2008), the yellow darkened for white paper, and five more. As many
+classes have a color of their own."""
 GREY = "#8a8a8a"
 
 
@@ -49,9 +57,15 @@ def draw_stats(
         Paths of the PNG files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    bars = len(stats.class_names) * len(stats.split_names)
+    stats = replace(
+        stats,
+        class_names=tuple(map(_legible, stats.class_names)),
+        split_names=tuple(map(_legible, stats.split_names)),
+    )
+    classes = min(len(stats.class_names), MOST_BARS + 1)
+    bars = classes * len(stats.split_names)
     charts: dict[str, tuple[Callable[[Figure], None], float]] = {
-        "classes": (partial(_class_bars, stats=stats), 1.4 + 0.24 * bars + 0.15 * len(stats.class_names)),
+        "classes": (partial(_class_bars, stats=stats), 1.4 + 0.24 * bars + 0.15 * classes),
         "box_sizes": (partial(_box_sizes, stats=stats, seed=seed), 6.0),
         "aspect_ratios": (partial(_aspect_ratios, stats=stats), 3.6),
         "boxes_per_image": (partial(_boxes_per_image, stats=stats), 3.6),
@@ -75,6 +89,28 @@ def _color(index: int) -> str:
     return COLORS[index % len(COLORS)]
 
 
+def _legible(name: str) -> str:
+    """The name with a question mark for what is not Unicode, which no font can draw."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _most_frequent(stats: DatasetStats, most: int) -> NDArray[np.int64]:
+    """Positions of the classes with the most boxes, at most so many, in the order of the classes."""
+    return np.sort(np.argsort(-stats.counts().sum(axis=0), kind="stable")[:most])
+
+
+def _class_colors(stats: DatasetStats) -> list[str]:
+    """Color of each class: one of its own for the most frequent ones, grey for the others."""
+    colors = [GREY] * len(stats.class_names)
+    for place, index in enumerate(_most_frequent(stats, len(COLORS))):
+        colors[index] = COLORS[place]
+    return colors
+
+
+def _name_others(number: int) -> str:
+    return f"{number} other class{'es' if number > 1 else ''}"
+
+
 def _number_plainly(axis: Axis) -> None:
     """Numbers at 1, 2 and 5 of each decade, without powers of ten."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -90,15 +126,22 @@ def _say_nothing_to_show(axes: Axes) -> None:
 
 def _class_bars(figure: Figure, stats: DatasetStats) -> None:
     axes = figure.subplots()
-    counts = stats.counts()
+    shown = _most_frequent(stats, MOST_BARS)
+    names = [stats.class_names[index] for index in shown]
+    counts = stats.counts()[:, shown]
+    others = len(stats.class_names) - len(shown)
+    if others:
+        names.append(_name_others(others))
+        rest = stats.counts().sum(axis=1) - counts.sum(axis=1)
+        counts = np.column_stack([counts, rest])
     number = len(stats.split_names)
     thickness = 0.8 / number
     for index, name in enumerate(stats.split_names):
-        places = np.arange(len(stats.class_names)) + (index - (number - 1) / 2) * thickness
+        places = np.arange(len(names)) + (index - (number - 1) / 2) * thickness
         bars = axes.barh(places, counts[index], height=thickness * 0.9, color=_color(index + 4), label=name)
         axes.bar_label(bars, padding=3, fontsize=8)
-    axes.set_yticks(range(len(stats.class_names)), stats.class_names)
-    axes.set_ylim(len(stats.class_names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.1)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("boxes")
@@ -114,7 +157,8 @@ def _box_sizes(figure: Figure, stats: DatasetStats, seed: int) -> None:
     if not len(sides):
         return _say_nothing_to_show(axes)
     order = np.random.default_rng(seed).permutation(len(sides))[:MOST_POINTS]
-    colors = [_color(int(label)) for label in labels[order]]
+    of_class = _class_colors(stats)
+    colors = [of_class[label] for label in labels[order]]
     axes.scatter(sides[order, 0], sides[order, 1], s=9, c=colors, alpha=0.5, linewidths=0)
     ends = (min(SMALL_SIDE_PX / 2, float(sides.min()) * 0.8), 1.25 * max(width, height))
     curve = np.geomspace(*ends, 50)
@@ -126,10 +170,13 @@ def _box_sizes(figure: Figure, stats: DatasetStats, seed: int) -> None:
     _number_plainly(axes.yaxis)
     axes.set_xlabel("width, px")
     axes.set_ylabel("height, px")
-    for index, name in enumerate(stats.class_names):
-        axes.scatter([], [], s=25, color=_color(index), label=name)
     axes.plot([], [], color="black", label=f"median area: a side of {median:.1f} px")
     axes.plot([], [], color="black", linestyle="--", label=f"a side of {SMALL_SIDE_PX:g} px")
+    for name, color in zip(stats.class_names, of_class, strict=True):
+        if color != GREY:
+            axes.scatter([], [], s=25, color=color, label=name)
+    if GREY in of_class:
+        axes.scatter([], [], s=25, color=GREY, label=_name_others(of_class.count(GREY)))
     figure.legend(loc="outside right upper", fontsize=9)
     return None
 
@@ -212,18 +259,19 @@ def _samples(figure: Figure, stats: DatasetStats, splits: Mapping[str, CocoSplit
         for index in np.flatnonzero(is_decoded).tolist()
     ]
     chosen = np.random.default_rng(seed).permutation(len(places))[:NUM_SAMPLES]
+    colors = _class_colors(stats)
     figure.suptitle("Samples drawn by lot", x=0.01, ha="left", fontweight="bold")
     for axes, place in zip(figure.subplots(3, 4).ravel(), chosen, strict=False):
         name, index = places[place]
-        _draw_sample(axes, splits[name], index)
-        shown = Path(splits[name].file_names[index]).name
+        _draw_sample(axes, splits[name], index, colors=colors)
+        shown = _legible(Path(splits[name].file_names[index]).name)
         shown = shown if len(shown) <= LONGEST_NAME else f"…{shown[1 - LONGEST_NAME :]}"
-        axes.set_title(f"{name}: {shown}", fontsize=8, fontweight="normal", loc="center")
+        axes.set_title(f"{_legible(name)}: {shown}", fontsize=8, fontweight="normal", loc="center")
     for axes in figure.axes:
         axes.axis("off")
 
 
-def _draw_sample(axes: Axes, split: CocoSplit, index: int) -> None:
+def _draw_sample(axes: Axes, split: CocoSplit, index: int, *, colors: Sequence[str]) -> None:
     picture = read_picture(split.image_path(index))
     picture.thumbnail((SAMPLE_SIDE_PX, SAMPLE_SIDE_PX))
     scale = picture.width / int(split.sizes_hw[index, 1])
@@ -232,16 +280,16 @@ def _draw_sample(axes: Axes, split: CocoSplit, index: int) -> None:
         left, top, width, height = (split.boxes_xywh[row] * scale).tolist()
         label = split.category_ids.index(int(split.box_category_ids[row]))
         line = ":" if split.is_crowd[row] else "-"
-        box = Rectangle((left, top), width, height, fill=False, color=_color(label), linewidth=1.4, ls=line)
+        box = Rectangle((left, top), width, height, fill=False, color=colors[label], linewidth=1.4, ls=line)
         axes.add_patch(box)
         axes.text(
             max(left, 0),
             max(top, 0),
-            split.class_names[label][:LONGEST_NAME],
+            _legible(split.class_names[label])[:LONGEST_NAME],
             fontsize=6,
             # Above the box, or inside where there is no room above.
             va="bottom" if top > 0.06 * picture.height else "top",
             color="white",
-            bbox={"facecolor": _color(label), "edgecolor": "none", "pad": 0.8},
+            bbox={"facecolor": colors[label], "edgecolor": "none", "pad": 0.8},
             clip_on=True,
         )
