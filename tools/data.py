@@ -10,7 +10,7 @@ python tools/data.py preview -c configs/deimv2_1024.yml
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -174,22 +174,22 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
     if name == "preview":
         add("-c", "--config", required=True, help="experiment (YAML)")
         add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options")
-        add("--images", type=int, default=12, help="images of a sheet; default: 12")
+        add("--images", type=_at_least(1), default=12, help="images of a sheet; default: 12")
         add("--output", type=Path, default=Path("outputs/data_preview"), help="folder of the sheets")
         return
     add("root", type=Path, help="folder of the dataset, or its data.yaml")
     add("--format", choices=FORMATS, help="of the dataset; default: by what lies in the folder")
     if name in ("check", "stats"):
         add("--image-size", type=int, nargs="+", default=[1024], metavar="PX", help="height, or height width")
-        add("--tile-size", type=_tile_size, metavar="PX", help="data.tiles.size; default: whole images")
+        add("--tile-size", type=_at_least(32), metavar="PX", help="data.tiles.size; default: whole images")
         add("--resize", choices=["stretch", "letterbox"], default="stretch", help="default: stretch")
     if name in ("check", "split"):
         add("--group-regex", help="group of an image: what the parentheses match in its file name")
         add("--group-csv", type=Path, help="table with the columns file_name and group")
     if name in ("split", "stats"):
-        add("--seed", type=_seed, default=0, help="the same seed gives the same result")
+        add("--seed", type=_at_least(0), default=0, help="the same seed gives the same result")
     if name != "convert":
-        add("--workers", type=_count, default=2, help="images decoded at a time; default: 2")
+        add("--workers", type=_at_least(1), default=2, help="images decoded at a time; default: 2")
     match name:
         case "check":
             add("--quick", action="store_true", help="read headers alone: no damage inside, no likenesses")
@@ -205,25 +205,14 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
             add("--output", type=Path, default=Path("outputs/data_stats"), help="folder of the charts")
 
 
-def _tile_size(text: str) -> int:
-    size = int(text)
-    if size < 32:
-        raise argparse.ArgumentTypeError(f"got {size}, needs at least 32")
-    return size
+def _at_least(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"got {number}, needs at least {least}")
+        return number
 
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"got {count}, needs at least 1")
-    return count
-
-
-def _seed(text: str) -> int:
-    seed = int(text)
-    if seed < 0:
-        raise argparse.ArgumentTypeError(f"got {seed}, needs at least 0")
-    return seed
+    return whole_number
 
 
 def _size_hw(image_size: list[int]) -> tuple[int, int]:
