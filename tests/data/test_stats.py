@@ -212,7 +212,7 @@ def test_rare_classes_share_a_legend_entry_and_a_bar(
     assert figures["classes"].get_figheight() < 30
 
 
-def test_names_that_are_not_unicode_are_drawn_with_a_question_mark(
+def test_names_that_are_not_unicode_have_a_question_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def change(trees: dict[str, Any]) -> None:
@@ -225,6 +225,7 @@ def test_names_that_are_not_unicode_are_drawn_with_a_question_mark(
     stats, splits = measured(tmp_path, change)
     figures = drawn(stats, splits, monkeypatch, ("boxes_per_image", "samples"))
     texts = [text.get_text() for figure in figures.values() for text in figure.findobj(Text)]
+    assert json.dumps([stats.to_dict(), describe_stats(stats)], ensure_ascii=False).encode()
     assert {"pr?f", "v?", "train: t?.png"} <= {text.encode().decode() for text in texts}
 
 

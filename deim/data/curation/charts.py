@@ -1,7 +1,6 @@
 """Pictures of a dataset as PNG: bars of its classes, sizes, positions, brightness, and a sheet of samples."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from deim.chart_style import CHART_STYLE
-from deim.data.curation.stats import SMALL_SIDE_PX, DatasetStats
+from deim.data.curation.stats import SMALL_SIDE_PX, DatasetStats, legible
 from deim.data.formats.coco import CocoSplit
 from deim.data.images.sensors import read_picture
 
@@ -57,11 +56,6 @@ def draw_stats(
         Paths of the PNG files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stats = replace(
-        stats,
-        class_names=tuple(map(_legible, stats.class_names)),
-        split_names=tuple(map(_legible, stats.split_names)),
-    )
     classes = min(len(stats.class_names), MOST_BARS + 1)
     bars = classes * len(stats.split_names)
     charts: dict[str, tuple[Callable[[Figure], None], float]] = {
@@ -87,11 +81,6 @@ def _save(draw: Callable[[Figure], None], path: Path, *, height: float) -> Path:
 
 def _color(index: int) -> str:
     return COLORS[index % len(COLORS)]
-
-
-def _legible(name: str) -> str:
-    """The name with a question mark for what is not Unicode, which no font can draw."""
-    return name.encode("utf-8", "replace").decode()
 
 
 def _most_frequent(stats: DatasetStats, most: int) -> NDArray[np.int64]:
@@ -264,9 +253,9 @@ def _samples(figure: Figure, stats: DatasetStats, splits: Mapping[str, CocoSplit
     for axes, place in zip(figure.subplots(3, 4).ravel(), chosen, strict=False):
         name, index = places[place]
         _draw_sample(axes, splits[name], index, colors=colors)
-        shown = _legible(Path(splits[name].file_names[index]).name)
+        shown = legible(Path(splits[name].file_names[index]).name)
         shown = shown if len(shown) <= LONGEST_NAME else f"…{shown[1 - LONGEST_NAME :]}"
-        axes.set_title(f"{_legible(name)}: {shown}", fontsize=8, fontweight="normal", loc="center")
+        axes.set_title(f"{legible(name)}: {shown}", fontsize=8, fontweight="normal", loc="center")
     for axes in figure.axes:
         axes.axis("off")
 
@@ -285,7 +274,7 @@ def _draw_sample(axes: Axes, split: CocoSplit, index: int, *, colors: Sequence[s
         axes.text(
             max(left, 0),
             max(top, 0),
-            _legible(split.class_names[label])[:LONGEST_NAME],
+            legible(split.class_names[label])[:LONGEST_NAME],
             fontsize=6,
             # Above the box, or inside where there is no room above.
             va="bottom" if top > 0.06 * picture.height else "top",

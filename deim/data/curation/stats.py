@@ -134,8 +134,8 @@ def compute_stats(
     ]
     first = next(iter(splits.values()))
     return DatasetStats(
-        class_names=first.class_names,
-        split_names=tuple(splits),
+        class_names=tuple(map(legible, first.class_names)),
+        split_names=tuple(map(legible, splits)),
         input_size_hw=input_size_hw,
         tile_size=tile_size,
         boxes=BoxTable(
@@ -156,6 +156,11 @@ def compute_stats(
         ),
         image_sizes_hw=np.concatenate([split.sizes_hw for split in splits.values()]),
     )
+
+
+def legible(name: str) -> str:
+    """The name with a question mark for what is not Unicode, which can be neither drawn nor written."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def advise(stats: DatasetStats) -> list[str]:
