@@ -1,5 +1,6 @@
 """VOC folders as others write them, and what every wrong file is told."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,29 @@ def test_lists_of_one_class_are_no_splits(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     (root / "ImageSets" / "Main" / "pit_train.txt").write_text("a  1\nb -1\n")
     assert voc_splits(root) == ("train", "val")
+
+
+def test_a_list_of_training_and_validation_together_is_no_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_set(tmp_path)
+    path = root / "ImageSets" / "Main" / "trainval.txt"
+    path.write_text("b\na\n")
+    with caplog.at_level(logging.INFO, logger="deim"):
+        assert voc_splits(root) == ("train", "val")
+    assert [record.message for record in caplog.records] == [
+        f"{path}: left out, since it repeats train and val"
+    ]
+    with pytest.raises(DataError, match=r"Choose one of train, val\."):
+        read_raw_voc(root, "trainval")
+
+
+@pytest.mark.parametrize("lines", ["a\n", "a\nb\nc\n"])
+def test_a_list_called_trainval_with_other_images_is_a_split(lines: str, tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    (root / "ImageSets" / "Main" / "trainval.txt").write_text(lines)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nd\n")
+    assert voc_splits(root) == ("train", "val", "trainval")
 
 
 @pytest.mark.parametrize(

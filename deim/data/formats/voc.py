@@ -7,6 +7,7 @@ classes are all names of all annotations, numbered from 1 in alphabetical order.
 """
 
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,11 @@ from deim.data.formats.yolo import IMAGE_SUFFIXES
 from deim.data.transforms import read_size
 from deim.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
 CATEGORIES_NAME = "categories.json"
+ORDER, TRAINVAL = ("train", "val", "test"), "trainval"
 CLASS_LIST_LINE = re.compile(r".*\s(-1|0|1)")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -50,12 +54,22 @@ def is_voc(root: Path) -> bool:
 
 
 def voc_splits(root: Path) -> tuple[str, ...]:
-    """Names of the lists in `ImageSets/Main`, train, val and test first; `all` if there is none."""
-    order = ["train", "val", "test"]
-    names = [path.stem for path in sorted((root / LISTS).glob("*.txt")) if not _is_class_list(root, path)]
-    return tuple(sorted(names, key=lambda name: (order.index(name) if name in order else 3, name))) or (
-        "all",
-    )
+    """Names of the lists in `ImageSets/Main`, train, val and test first; `all` if there is none.
+
+    Lists of one class are left out, and so is `trainval` where it repeats the images of other lists.
+
+    Args:
+        root: Folder of the dataset.
+
+    Raises:
+        DataError: If a list cannot be read.
+    """
+    names, repeats = _list_names(root)
+    if repeats:
+        logger.info(
+            "%s: left out, since it repeats %s", root / LISTS / f"{TRAINVAL}.txt", " and ".join(repeats)
+        )
+    return names
 
 
 def read_raw_voc(root: Path, split: str) -> RawSplit:
@@ -72,13 +86,13 @@ def read_raw_voc(root: Path, split: str) -> RawSplit:
     Raises:
         DataError: If there is no such split, or `categories.json` is wrong.
     """
-    names = voc_splits(root)
+    names, _ = _list_names(root)
     if split not in names:
         raise DataError(f"split {split!r}: {root / LISTS} has none. Choose one of {', '.join(names)}.")
     list_path = root / LISTS / f"{split}.txt"
     folder = root / ANNOTATIONS
     if list_path.is_file():
-        stems = [line.strip() for line in _read_text(list_path).splitlines() if line.strip()]
+        stems = _read_lines(list_path)
     else:
         found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.xml"))
         list_path, stems = folder, sorted(path.as_posix() for path in found)
@@ -156,6 +170,27 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as text ({error}).") from None
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a list that are not empty, without outer spaces."""
+    return [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+
+
+def _list_names(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the splits, and of those that `trainval` is made of where it is none itself."""
+    paths = [path for path in sorted((root / LISTS).glob("*.txt")) if not _is_class_list(root, path)]
+    order = {name: place for place, name in enumerate(ORDER)}
+    names = sorted((path.stem for path in paths), key=lambda name: (order.get(name, len(order)), name))
+    repeats: tuple[str, ...] = ()
+    if TRAINVAL in names:
+        stems = {name: set(_read_lines(root / LISTS / f"{name}.txt")) for name in names}
+        whole = stems.pop(TRAINVAL)
+        parts = {name: of_part for name, of_part in stems.items() if of_part <= whole}
+        if not parts.keys().isdisjoint(("train", "val")) and set().union(*parts.values()) == whole:
+            names.remove(TRAINVAL)
+            repeats = tuple(parts)
+    return tuple(names) or ("all",), repeats
 
 
 def _is_class_list(root: Path, path: Path) -> bool:
