@@ -62,6 +62,17 @@ def test_lists_of_one_class_are_no_splits(tmp_path: Path) -> None:
     assert voc_splits(root) == ("train", "val")
 
 
+@pytest.mark.parametrize(("name", "lines"), [("train", "part 1\n"), ("later", "part 1\nb\n")])
+def test_a_split_whose_images_are_numbered_is_no_list_of_one_class(
+    name: str, lines: str, tmp_path: Path
+) -> None:
+    root = write_set(tmp_path)
+    (root / "ImageSets" / "Main" / f"{name}.txt").write_text(lines)
+    assert name in voc_splits(root)
+    found = read_raw_voc(root, name).findings
+    assert [(finding.rule, finding.file) for finding in found] == [("unreadable", "Annotations/part 1.xml")]
+
+
 def test_a_list_of_training_and_validation_together_is_no_split(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

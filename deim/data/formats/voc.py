@@ -194,9 +194,16 @@ def _list_names(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _is_class_list(root: Path, path: Path) -> bool:
-    """Whether a list is of one class, such as pit_train.txt: its lines end in -1, 0 or 1; it is no split."""
-    line = next(iter(_read_text(path).splitlines()), "").strip()
-    return bool(CLASS_LIST_LINE.fullmatch(line)) and not (root / ANNOTATIONS / f"{line}.xml").is_file()
+    """Whether a list is of one class, such as pit_train.txt: all lines end in -1, 0 or 1; it is no split."""
+    if path.stem in (*ORDER, TRAINVAL):
+        return False
+    lines = _read_lines(path)
+    # Names of images may end so too, such as those of `part 1.png`.
+    return (
+        bool(lines)
+        and all(CLASS_LIST_LINE.fullmatch(line) for line in lines)
+        and not (root / ANNOTATIONS / f"{lines[0]}.xml").is_file()
+    )
 
 
 def _image_files(folder: Path) -> dict[str, str]:
