@@ -1,12 +1,14 @@
 """VOC folders as others write them, and what every wrong file is told."""
 
+import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deim.data.formats.coco import find_problems, to_split
-from deim.data.formats.voc import read_raw_voc, voc_splits
+from deim.data.formats.voc import read_raw_voc, voc_splits, write_voc
 from deim.errors import DataError
 from tests.data.small_sets import noise
 
@@ -60,6 +62,33 @@ def test_lists_of_one_class_are_no_splits(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     (root / "ImageSets" / "Main" / "pit_train.txt").write_text("a  1\nb -1\n")
     assert voc_splits(root) == ("train", "val")
+
+
+def test_a_name_of_a_class_keeps_its_outer_spaces(tmp_path: Path) -> None:
+    body = SIZE + "".join(OBJECT.replace("pit", name) for name in (" pit ", "pit", "\n dent\n"))
+    root = write_set(tmp_path / "set", body)
+    rows = ({"id": 5, "name": "pit"}, {"id": 6, "name": " pit "}, {"id": 7, "name": "dent"})
+    (root / "categories.json").write_text(json.dumps(rows))
+    split = to_split(read_raw_voc(root, "train"))
+    assert split.box_category_ids.tolist() == [6, 5, 7]
+    (tmp_path / "again").mkdir()
+    write_voc({"train": split}, {"train": ["a.png"]}, tmp_path / "again")
+    assert [box["category_id"] for box in read_raw_voc(tmp_path / "again", "train").annotations] == [6, 5, 7]
+
+
+@pytest.mark.parametrize("name", ["pit\x01", "pit\r", "a\nb"])
+def test_a_name_with_a_control_character_is_refused_before_anything_is_written(
+    name: str, tmp_path: Path
+) -> None:
+    split = replace(to_split(read_raw_voc(write_set(tmp_path / "set"), "train")), class_names=(name,))
+    (tmp_path / "again").mkdir()
+    with pytest.raises(DataError) as refusal:
+        write_voc({"train": split}, {"train": ["a.png"]}, tmp_path / "again")
+    assert str(refusal.value) == (
+        f"train.txt: category 1 has the name {name!r}, which holds a control character; VOC has no place for "
+        f"one. Rename the category."
+    )
+    assert not list((tmp_path / "again").iterdir())
 
 
 @pytest.mark.parametrize(("name", "lines"), [("train", "part 1\n"), ("later", "part 1\nb\n")])

@@ -10,13 +10,14 @@ import json
 import logging
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from deim.data.formats.coco import CocoSplit, RawSplit
+from deim.data.formats.coco import CocoSplit, RawSplit, raise_listed
 from deim.data.formats.findings import Finding
 from deim.data.formats.yolo import IMAGE_SUFFIXES
 from deim.data.transforms import read_size
@@ -119,7 +120,19 @@ def write_voc(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]
         splits: Of one set of classes.
         names: New name of each image of a split, relative to `JPEGImages`.
         root: Folder that exists.
+
+    Raises:
+        DataError: If the name of a category holds a control character.
     """
+    first = next(iter(splits.values()))
+    raise_listed(
+        [
+            f"{first.annotations_path.name}: category {number} has the name {name!r}, which holds a control "
+            f"character; VOC has no place for one. Rename the category."
+            for number, name in zip(first.category_ids, first.class_names, strict=True)
+            if any(unicodedata.category(character) == "Cc" for character in name)
+        ]
+    )
     lists = root / LISTS
     lists.mkdir(parents=True)
     for name, split in splits.items():
@@ -131,7 +144,6 @@ def write_voc(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]
             ElementTree.ElementTree(tree).write(path, encoding="utf-8", xml_declaration=True)
         stems = [PurePosixPath(new_name).with_suffix("").as_posix() for new_name in names[name]]
         (lists / f"{name}.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
-    first = next(iter(splits.values()))
     categories = [
         {"id": number, "name": name}
         for number, name in zip(first.category_ids, first.class_names, strict=True)
@@ -276,7 +288,9 @@ def _read_image_entry(reading: _Reading, number: int, stem: str, files: Mapping[
     entry = {"id": number, "file_name": file_name, "width": int(width), "height": int(height)}
     reading.images.append(entry)
     for place, element in enumerate(root.iter("object"), start=1):
-        annotation, name = f"{where}:{place}", _text(element, "name")
+        annotation, name = f"{where}:{place}", element.findtext("name") or ""
+        if name not in reading.ids:
+            name = name.strip()  # some files have a line break around it
         if name not in reading.ids:
             message = (
                 f"{where}: object {place} has class {name!r}, {CATEGORIES_NAME} has "
