@@ -154,6 +154,29 @@ def test_a_wrong_annotation_is_one_finding(body: str, rule: str, message: str, t
     assert message in problems[0].message
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.bmp"])
+def test_of_two_images_of_one_name_the_annotation_names_its_own(name: str, tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    noise(3).save(root / "JPEGImages" / "a.bmp")
+    xml = f"<annotation><filename>{name}</filename>{SIZE}</annotation>"
+    (root / "Annotations" / "a.xml").write_text(xml)
+    assert [image["file_name"] for image in read_raw_voc(root, "train").images] == [name]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", ""])
+def test_two_images_of_one_name_without_a_choice_are_named(name: str, tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    noise(3).save(root / "JPEGImages" / "a.bmp")
+    xml = f"<annotation><filename>{name}</filename>{SIZE}</annotation>"
+    (root / "Annotations" / "a.xml").write_text(xml)
+    found = read_raw_voc(root, "train").findings
+    assert [finding.rule for finding in found] == ["repeated_id"]
+    assert found[0].message == (
+        f"Annotations/a.xml: belongs to a.bmp and a.png, and its filename {name!r} is none of them. Name "
+        f"one of them there, and give the other a name of its own or remove it."
+    )
+
+
 def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     (root / "ImageSets" / "Main" / "train.txt").write_text("a\nlost\n")

@@ -99,9 +99,9 @@ def read_raw_voc(root: Path, split: str) -> RawSplit:
         list_path, stems = folder, sorted(path.as_posix() for path in found)
     categories = _categories(root)
     reading = _Reading(root=root, split=split, ids={row["name"]: row["id"] for row in categories})
-    suffixes = _image_files(root / IMAGES)
+    files = _image_files(root / IMAGES)
     for number, stem in enumerate(stems, start=1):
-        _read_image_entry(reading, number, stem, suffixes)
+        _read_image_entry(reading, number, stem, files)
     return RawSplit(
         name=split,
         annotations_path=list_path,
@@ -218,14 +218,17 @@ def _is_class_list(root: Path, path: Path) -> bool:
     )
 
 
-def _image_files(folder: Path) -> dict[str, str]:
-    """Name of the image of each stem, both relative to the folder."""
+def _image_files(folder: Path) -> dict[str, list[str]]:
+    """Names of the images of each stem, which are two where they differ in their suffix; all relative."""
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
         if path.suffix.lower() in IMAGE_SUFFIXES
     )
-    return {PurePosixPath(name).with_suffix("").as_posix(): name for name in names}
+    files: dict[str, list[str]] = {}
+    for name in names:
+        files.setdefault(PurePosixPath(name).with_suffix("").as_posix(), []).append(name)
+    return files
 
 
 def _categories(root: Path) -> list[dict[str, Any]]:
@@ -260,7 +263,7 @@ def _number(element: ElementTree.Element | None, key: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _read_image_entry(reading: _Reading, number: int, stem: str, files: Mapping[str, str]) -> None:
+def _read_image_entry(reading: _Reading, number: int, stem: str, files: Mapping[str, Sequence[str]]) -> None:
     """Add an image of the list with its annotations, or what is wrong with it."""
     path = reading.root / ANNOTATIONS / f"{stem}.xml"
     where = f"{ANNOTATIONS}/{stem}.xml"
@@ -275,7 +278,20 @@ def _read_image_entry(reading: _Reading, number: int, stem: str, files: Mapping[
     except (ElementTree.ParseError, OSError, UnicodeDecodeError) as error:
         reading.note("unreadable", where, f"{where}: not an XML file ({error}). Mend or replace it.")
         return
-    file_name = files.get(stem) or _text(root, "filename") or stem
+    given, present = _text(root, "filename"), files.get(stem, ())
+    if len(present) > 1:
+        # Other tools write the name alone, whatever folder the image lies in.
+        present = [
+            name for name in present if PurePosixPath(name).name == PurePosixPath(given).name
+        ] or present
+    if len(present) > 1:
+        message = (
+            f"{where}: belongs to {' and '.join(present)}, and its filename {given!r} is none of them. Name "
+            f"one of them there, and give the other a name of its own or remove it."
+        )
+        reading.note("repeated_id", present[0], message)
+        return
+    file_name = present[0] if present else given or stem
     size = root.find("size")
     width, height = _number(size, "width"), _number(size, "height")
     if width is None or height is None or min(width, height) < 1:
