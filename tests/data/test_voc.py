@@ -137,7 +137,18 @@ def test_a_list_called_trainval_with_other_images_is_a_split(lines: str, tmp_pat
         (
             SIZE + OBJECT.replace("<xmin>4</xmin>", ""),
             "bad_box",
-            "annotation Annotations/a.xml:1 (image 'a.png') has bbox [None, 6.0, 14.5, 18.0].",
+            "Annotations/a.xml: object 1 (class 'pit') has no xmin. bndbox needs the numbers xmin, ymin, "
+            "xmax and ymax, in pixels. Correct the box, or remove the object.",
+        ),
+        (
+            SIZE + OBJECT.replace("14.5", "left").replace("18", "nan"),
+            "bad_box",
+            "Annotations/a.xml: object 1 (class 'pit') has xmax 'left', ymax 'nan'. bndbox needs",
+        ),
+        (
+            SIZE + "<object><name>pit</name></object>",
+            "bad_box",
+            "Annotations/a.xml: object 1 (class 'pit') has no bndbox. bndbox needs",
         ),
         (
             SIZE + OBJECT.replace("14.5", "4"),

@@ -263,6 +263,14 @@ def _number(element: ElementTree.Element | None, key: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _box_fault(box: ElementTree.Element | None) -> str:
+    """What a box has in place of its numbers, such as `no xmin`."""
+    if box is None:
+        return "no bndbox"
+    wrong = [key for key in CORNERS if _number(box, key) is None]
+    return ", ".join(f"no {key}" if box.find(key) is None else f"{key} {_text(box, key)!r}" for key in wrong)
+
+
 def _read_image_entry(reading: _Reading, number: int, stem: str, files: Mapping[str, Sequence[str]]) -> None:
     """Add an image of the list with its annotations, or what is wrong with it."""
     path = reading.root / ANNOTATIONS / f"{stem}.xml"
@@ -304,27 +312,39 @@ def _read_image_entry(reading: _Reading, number: int, stem: str, files: Mapping[
     entry = {"id": number, "file_name": file_name, "width": int(width), "height": int(height)}
     reading.images.append(entry)
     for place, element in enumerate(root.iter("object"), start=1):
-        annotation, name = f"{where}:{place}", element.findtext("name") or ""
-        if name not in reading.ids:
-            name = name.strip()  # some files have a line break around it
-        if name not in reading.ids:
-            message = (
-                f"{where}: object {place} has class {name!r}, {CATEGORIES_NAME} has "
-                f"{', '.join(reading.ids)}. Correct the name, or add the class."
-            )
-            reading.note("unknown_category", file_name, message, annotation)
-            continue
-        corners = [_number(element.find("bndbox"), key) for key in CORNERS]
-        bbox: list[Any] = corners
-        if None not in corners:
-            left, top, right, bottom = (value or 0.0 for value in corners)
-            bbox = [left, top, round(right - left, 6), round(bottom - top, 6)]
-        reading.annotations.append(
-            {
-                "id": annotation,
-                "image_id": number,
-                "category_id": reading.ids[name],
-                "bbox": bbox,
-                "iscrowd": int(_number(element, "difficult") == 1),
-            }
+        _read_object(reading, entry, where, place, element)
+
+
+def _read_object(
+    reading: _Reading, image: Mapping[str, Any], where: str, place: int, element: ElementTree.Element
+) -> None:
+    """Add an annotation of an image, or what is wrong with it."""
+    annotation, name = f"{where}:{place}", element.findtext("name") or ""
+    if name not in reading.ids:
+        name = name.strip()  # some files have a line break around it
+    if name not in reading.ids:
+        message = (
+            f"{where}: object {place} has class {name!r}, {CATEGORIES_NAME} has "
+            f"{', '.join(reading.ids)}. Correct the name, or add the class."
         )
+        reading.note("unknown_category", image["file_name"], message, annotation)
+        return
+    box = element.find("bndbox")
+    corners = [number for key in CORNERS if (number := _number(box, key)) is not None]
+    if len(corners) < len(CORNERS):
+        message = (
+            f"{where}: object {place} (class {name!r}) has {_box_fault(box)}. bndbox needs the numbers "
+            f"xmin, ymin, xmax and ymax, in pixels. Correct the box, or remove the object."
+        )
+        reading.note("bad_box", image["file_name"], message, annotation)
+        return
+    left, top, right, bottom = corners
+    reading.annotations.append(
+        {
+            "id": annotation,
+            "image_id": image["id"],
+            "category_id": reading.ids[name],
+            "bbox": [left, top, round(right - left, 6), round(bottom - top, 6)],
+            "iscrowd": int(_number(element, "difficult") == 1),
+        }
+    )
