@@ -197,6 +197,25 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     assert (no_image.rule, no_image.file) == ("missing_image", "a.png")
 
 
+def test_an_annotation_file_without_image_and_list_is_named_once(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    for name, image in (("ghost", "gone.png"), ("other name", "c.png"), ("c", "c.png")):
+        xml = f"<annotation><filename>{image}</filename>{SIZE}</annotation>"
+        (root / "Annotations" / f"{name}.xml").write_text(xml)
+    noise(3).save(root / "JPEGImages" / "c.png")
+    (root / "Annotations" / "cut.xml").write_text("<annotation>")
+    found = read_raw_voc(root, "train").findings
+    assert [(finding.rule, finding.file) for finding in found] == [
+        ("missing_image", "Annotations/cut.xml"),
+        ("missing_image", "Annotations/ghost.xml"),
+    ]
+    assert found[1].message == (
+        "Annotations/ghost.xml: there is no image for this file in JPEGImages, and no list in ImageSets/Main "
+        "names it. Add the image and list it, or remove the file."
+    )
+    assert read_raw_voc(root, "val").findings == ()
+
+
 def test_a_wrong_list_of_categories_is_refused(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     (root / "categories.json").write_text('[{"id": 5}]')

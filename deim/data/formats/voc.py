@@ -82,7 +82,8 @@ def read_raw_voc(root: Path, split: str) -> RawSplit:
 
     Returns:
         The split, images in the order of its list. Ids of images are 1, 2, 3, …; an annotation's id is its
-        file and number in it, from 1.
+        file and number in it, from 1. Annotation files that have no image and that no list names are among
+        the findings of the first split.
 
     Raises:
         DataError: If there is no such split, or `categories.json` is wrong.
@@ -102,6 +103,8 @@ def read_raw_voc(root: Path, split: str) -> RawSplit:
     files = _image_files(root / IMAGES)
     for number, stem in enumerate(stems, start=1):
         _read_image_entry(reading, number, stem, files)
+    if split == names[0] and list_path.is_file():
+        _note_without_image(reading, names, files)
     return RawSplit(
         name=split,
         annotations_path=list_path,
@@ -348,3 +351,23 @@ def _read_object(
             "iscrowd": int(_number(element, "difficult") == 1),
         }
     )
+
+
+def _note_without_image(reading: _Reading, names: Sequence[str], files: Mapping[str, Sequence[str]]) -> None:
+    """Note the annotation files that have no image and that no list names."""
+    folder = reading.root / ANNOTATIONS
+    stems = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.xml")}
+    listed = {stem for name in names for stem in _read_lines(reading.root / LISTS / f"{name}.txt")}
+    for stem in sorted(stems - listed - files.keys()):
+        where = f"{ANNOTATIONS}/{stem}.xml"
+        try:
+            given = _text(ElementTree.parse(reading.root / where).getroot(), "filename")
+        except (ElementTree.ParseError, OSError, UnicodeDecodeError):
+            given = ""
+        if (reading.root / IMAGES / given).is_file():
+            continue  # the image is named as one that no split lists
+        message = (
+            f"{where}: there is no image for this file in {IMAGES}, and no list in {LISTS} names it. Add the "
+            f"image and list it, or remove the file."
+        )
+        reading.note("missing_image", where, message)
