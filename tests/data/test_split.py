@@ -95,6 +95,7 @@ def test_no_group_is_in_two_splits_and_the_check_agrees(tmp_path: Path) -> None:
     pool, _ = pool_splits(to_splits(read_all(root, "coco")))
     groups = groups_by_pattern(pool.file_names, r"^(lot\d+)_")
     division = divided(root, groups=groups)
+    assert all(name == split.name for name, split in division.splits().items())
     assert {name: len(split) for name, split in division.splits().items()} == {
         "train": 24,
         "val": 3,

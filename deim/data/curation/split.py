@@ -43,7 +43,11 @@ class Division:
 
     def splits(self) -> dict[str, CocoSplit]:
         """The new splits that have images."""
-        return {name: take_images(self.pool, self.indices(name)) for name in NAMES if len(self.indices(name))}
+        return {
+            name: replace(take_images(self.pool, self.indices(name)), name=name)
+            for name in NAMES
+            if len(self.indices(name))
+        }
 
     def new_names(self) -> dict[str, list[str]]:
         """New name of each image of each split of `splits`."""
