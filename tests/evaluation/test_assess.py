@@ -206,7 +206,7 @@ def test_another_split_is_reported_at_the_stored_thresholds(
 ) -> None:
     caplog.set_level(logging.INFO)
     first = run_assess(own_run, tmp_path / "test.json", split="test")
-    assert "no thresholds for this goal and data, choosing them on val first" in caplog.text
+    assert "no thresholds for this goal, input and data, choosing them on val first" in caplog.text
     caplog.clear()
     again = run_assess(own_run, tmp_path / "again.json", split="test")
     assert "choosing" not in caplog.text
