@@ -16,7 +16,7 @@ from deim.config.multimodal_schema import HashedEncoderConfig, MultimodalConfig,
 from deim.data.build import build_augmentation, build_train_dataset, load_batches
 from deim.data.collate import Batch
 from deim.data.stages import Augmentation
-from deim.engine.checkpoint import TrainedDetector, build_detector
+from deim.engine.checkpoint import INPUT_OPTIONS, TrainedDetector, build_detector
 from deim.engine.checkpoint import load_trained as load_trained_of_phase_1
 from deim.engine.device import select_device
 from deim.engine.step import Precision, StepBatch
@@ -258,8 +258,8 @@ def _check_same_input(trained: TrainedDetector, config: Config) -> None:
     wrong = [
         f"data.{name}: got {_in_words(here[name])}, the detector was trained with {_in_words(there[name])}. "
         f"Leave it out."
-        for name in ("resize", "reduced_decode", "tiles", "channels", "scaling", "mean", "std")
-        if here[name] != there[name]
+        for block, _, name in (option.partition(".") for option in INPUT_OPTIONS)
+        if block == "data" and here[name] != there[name]
     ]
     if wrong:
         raise ConfigError("\n".join(wrong))

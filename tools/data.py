@@ -8,6 +8,7 @@ python tools/data.py preview -c configs/deimv2_1024.yml
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -53,8 +54,7 @@ def check(args: argparse.Namespace) -> int:
             workers=args.workers,
             progress=lambda _: bar.update(),
         )
-    # Names of files need not be text.
-    print("\n".join(describe_check(report)).encode("utf-8", "backslashreplace").decode("utf-8"))
+    print("\n".join(describe_check(report)))
     _write_json(args.output, {"root": str(args.root), "format": args.format, **report.to_dict()})
     print(f"findings  {args.output}")
     return 1 if report.num_errors else 0
@@ -160,12 +160,15 @@ def main() -> int:
         command.set_defaults(run=run)
         _add_options(command, name)
     args = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         if args.command != "preview":
             args.format = args.format or detect_format(args.root)
         return args.run(args)
     except (DeimError, OSError) as error:
-        print(str(error).encode("utf-8", "backslashreplace").decode("utf-8"), file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
 
 

@@ -1,6 +1,5 @@
 """How fast one process loads images, by stages, beside the plain pipeline of torchvision's transforms."""
 
-import io
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,10 +40,8 @@ def make_photographs(root: Path, num_images: int, *, size_hw: tuple[int, int]) -
     images = []
     for index in range(num_images):
         pixels, boxes = render_image(np.random.default_rng([0, index]), size_hw, "defective")
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="JPEG", quality=JPEG_QUALITY)
         made = LabelledImage(file_name=f"{index:05d}.jpg", size_hw=size_hw, jpeg=b"", boxes=boxes)
-        (root / "images" / made.file_name).write_bytes(buffer.getvalue())
+        Image.fromarray(pixels).save(root / "images" / made.file_name, quality=JPEG_QUALITY)
         images.append(made)
     write_annotations(root / "train.json", images)
     return read_coco(root / "train.json", root / "images")

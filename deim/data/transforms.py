@@ -58,7 +58,7 @@ def read_image(path: Path, pixels: PixelFormat = PHOTOGRAPH) -> Tensor:
 
     Args:
         path: For photographs any format that Pillow reads, 8 bits a channel, of which grey and palette images
-            become RGB; otherwise see `image_files.read_values`.
+            become RGB; otherwise see `images/files.py:read_values`.
         pixels: What the config says of channels and scaling.
 
     Returns:

@@ -243,9 +243,9 @@ def _changed_inputs(tree: Mapping[str, Any], config: Config, path: Path) -> tupl
 
 
 def _inputs(config: Config) -> dict[str, object]:
-    options: dict[str, object] = {}
+    tree, options = config_to_dict(config), dict[str, object]()
     for name in INPUT_OPTIONS:
-        option: Any = config_to_dict(config)
+        option: Any = tree
         for part in name.split("."):
             option = option[part]
         options[name] = option

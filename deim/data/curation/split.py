@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.data.curation.duplicates import find_copies
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.coco import SPLITS, CocoSplit
 from deim.data.images.scan import ImageFacts
 from deim.errors import DataError
 
-NAMES = ("train", "val", "test")
 PASSES = 10
 """At most so many rounds of moving single groups; two or three are the rule."""
 
@@ -31,7 +30,7 @@ class Division:
     group_of: NDArray[np.int64]
     """(I,) number of the group of each image; copies of an image are in one group."""
     split_of: NDArray[np.int64]
-    """(I,) position in `NAMES`."""
+    """(I,) position in `SPLITS`."""
     num_bound: int
     """Images that are in a group only because they are copies of another."""
     empty: tuple[str, ...]
@@ -39,13 +38,13 @@ class Division:
 
     def indices(self, name: str) -> NDArray[np.int64]:
         """Positions of the images of a new split, in the order of the pool."""
-        return np.flatnonzero(self.split_of == NAMES.index(name))
+        return np.flatnonzero(self.split_of == SPLITS.index(name))
 
     def splits(self) -> dict[str, CocoSplit]:
         """The new splits that have images."""
         return {
             name: replace(take_images(self.pool, self.indices(name)), name=name)
-            for name in NAMES
+            for name in SPLITS
             if len(self.indices(name))
         }
 
@@ -139,7 +138,7 @@ def divide(
     """
     shown = " ".join(f"{ratio:g}" for ratio in ratios)
     is_finite = math.isfinite(sum(ratios))
-    if len(ratios) != len(NAMES) or not is_finite or min(ratios) < 0 or ratios[0] <= 0:
+    if len(ratios) != len(SPLITS) or not is_finite or min(ratios) < 0 or ratios[0] <= 0:
         raise DataError(
             f"--ratios: got {shown}. Give three numbers from 0 for train, val and test, such as 80 10 10; "
             f"the first must be above 0."
@@ -152,7 +151,7 @@ def divide(
     np.add.at(of_groups, bound, features)
     split_of_group = assign_groups(of_groups, np.array(ratios, dtype=float), seed=seed)
     filled = set(split_of_group.tolist())
-    empty = tuple(name for index, name in enumerate(NAMES) if ratios[index] > 0 and index not in filled)
+    empty = tuple(name for index, name in enumerate(SPLITS) if ratios[index] > 0 and index not in filled)
     lacking = " and ".join(name for name in empty if name != "test")
     if lacking:
         remedy = "give val a ratio of 0" if lacking == "val" else "give train a larger ratio"

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from deim.data.formats.findings import Finding
 from deim.errors import DataError
 
+SPLITS = ("train", "val", "test")
+"""Usual names of the splits, in the order in which they are listed."""
 MAX_LISTED_PROBLEMS = 20
 REQUIRED: Final = {
     "images": ("id", "file_name", "width", "height"),

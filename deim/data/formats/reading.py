@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from deim.data.dataset import check_images
-from deim.data.formats.coco import CocoSplit, RawSplit, raise_listed, read_raw_coco, to_split
+from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit, raise_listed, read_raw_coco, to_split
 from deim.data.formats.voc import is_voc, read_raw_voc, voc_splits
 from deim.data.formats.yolo import find_yolo, read_raw_yolo, read_yolo_set
 from deim.errors import DataError
@@ -15,7 +15,6 @@ from deim.errors import DataError
 Format = Literal["coco", "yolo", "voc"]
 FORMATS: tuple[Format, ...] = ("coco", "yolo", "voc")
 EXPORTED_NAME = "_annotations.coco.json"
-SPLIT_ORDER = ("train", "val", "test")
 
 
 def detect_format(root: Path) -> Format:
@@ -60,7 +59,7 @@ def coco_files(root: Path) -> dict[str, tuple[Path, Path]]:
             "val" if path.parent.name == "valid" else path.parent.name: (path, path.parent)
             for path in sorted(root.glob(f"*/{EXPORTED_NAME}"))
         }
-    order = {name: place for place, name in enumerate(SPLIT_ORDER)}
+    order = {name: place for place, name in enumerate(SPLITS)}
     return dict(sorted(files.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
@@ -143,5 +142,5 @@ def _is_coco(path: Path) -> bool:
         tree = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         # Named like a split, it is one that is damaged.
-        return path.stem in SPLIT_ORDER
+        return path.stem in SPLITS
     return isinstance(tree, dict) and "images" in tree

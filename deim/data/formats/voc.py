@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from deim.data.formats.coco import CocoSplit, RawSplit, raise_listed
+from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit, raise_listed
 from deim.data.formats.findings import Finding
 from deim.data.formats.yolo import IMAGE_SUFFIXES
 from deim.data.transforms import read_size
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
 CATEGORIES_NAME = "categories.json"
-ORDER, TRAINVAL = ("train", "val", "test"), "trainval"
+TRAINVAL = "trainval"
 CLASS_LIST_LINE = re.compile(r".*\s(-1|0|1)")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -195,7 +195,7 @@ def _read_lines(path: Path) -> list[str]:
 def _list_names(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the splits, and of those that `trainval` is made of where it is none itself."""
     paths = [path for path in sorted((root / LISTS).glob("*.txt")) if not _is_class_list(root, path)]
-    order = {name: place for place, name in enumerate(ORDER)}
+    order = {name: place for place, name in enumerate(SPLITS)}
     names = sorted((path.stem for path in paths), key=lambda name: (order.get(name, len(order)), name))
     repeats: tuple[str, ...] = ()
     if TRAINVAL in names:
@@ -210,7 +210,7 @@ def _list_names(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _is_class_list(root: Path, path: Path) -> bool:
     """Whether a list is of one class, such as pit_train.txt: all lines end in -1, 0 or 1; it is no split."""
-    if path.stem in (*ORDER, TRAINVAL):
+    if path.stem in (*SPLITS, TRAINVAL):
         return False
     lines = _read_lines(path)
     # Names of images may end so too, such as those of `part 1.png`.

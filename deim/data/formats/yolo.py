@@ -16,13 +16,12 @@ from typing import Any, Final
 import numpy as np
 import yaml
 
-from deim.data.formats.coco import CocoSplit, RawSplit
+from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit
 from deim.data.formats.findings import Finding
 from deim.data.transforms import read_size
 from deim.errors import DataError
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-SPLITS = ("train", "val", "test")
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASSES_NAME = "classes.txt"
 
