@@ -20,13 +20,16 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.profiler import record_function
 
 from deim.config import load_config, shipped_configs_dir
 from deim.data.build import build_augmentation, build_train_dataset, input_format
@@ -44,6 +47,7 @@ from multimodal.wrapper import TextFusedDetector, query_dim
 
 NUM_CLASSES, NUM_PROMPTS, NUM_BACKGROUND, TEXT_DIM = 6, 3, 4, 512
 WARMUP_STEPS = 3
+PROFILED_STEPS = 5
 PHOTOGRAPH_HW = (1350, 1650)
 """Of `data`: the photographs of the industrial set."""
 OWN_WAYS = {"ours": "", "ours, memory cache": "cache_mb", "ours, disk cache": "disk_cache_mb"}
@@ -61,10 +65,17 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--boxes", type=int, default=10, help="boxes an image")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=WARMUP_STEPS, help="steps of `step` before them")
     parser.add_argument("-c", "--config", help="experiment of `data`; deimv2_1024.yml if not given")
     parser.add_argument("--images", type=int, default=24, help="photographs of `data`")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--amp", default="off", choices=["auto", "bf16", "fp16", "off"])
+    parser.add_argument(
+        "--compile", choices=["default", "reduce-overhead"], help="compile backbone and encoder of `step`"
+    )
+    parser.add_argument("--channels-last", action="store_true", help="memory format of `step`")
+    parser.add_argument("--plain-optimizer", action="store_true", help="do not fuse the update of `step`")
+    parser.add_argument("--profile", type=Path, help="file for a profile of five more steps of `step`")
     parser.add_argument(
         "--recipe", type=Path, help="recipe.py of the parity fixtures: its weights and inputs"
     )
@@ -94,30 +105,42 @@ def time_steps(args: argparse.Namespace) -> dict[str, float | str]:
     targets = [{"boxes": t["boxes"].to(device), "labels": t["labels"].to(device)} for t in targets]
     criterion = build_criterion()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=not args.plain_optimizer)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
+    if args.compile:
+        model.backbone.compile(mode=args.compile)
+        model.encoder.compile(mode=args.compile)
     autocast = torch.autocast(device.type, dtype=precision.dtype, enabled=precision.dtype is not None)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
-    rows = []
-    for step in range(args.steps + WARMUP_STEPS):
-        times = [now(device)]
-        with autocast:
+    def train_step(clock: Callable[[], float]) -> list[float]:
+        """Take one step; gives the seconds of forward, loss, backward and update."""
+        times = [clock()]
+        with record_function("step: forward"), autocast:
             outputs = model(images, targets)
-        times.append(now(device))
-        loss = torch.stack(list(criterion(outputs, targets).values())).sum()
-        times.append(now(device))
-        precision.scaler.scale(loss).backward()
-        times.append(now(device))
-        precision.scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
-        precision.scaler.step(optimizer)
-        precision.scaler.update()
-        optimizer.zero_grad()
-        times.append(now(device))
-        if step >= WARMUP_STEPS:
-            rows.append([after - before for before, after in pairwise(times)])
+        times.append(clock())
+        with record_function("step: loss"):
+            loss = torch.stack(list(criterion(outputs, targets).values())).sum()
+        times.append(clock())
+        with record_function("step: backward"):
+            precision.scaler.scale(loss).backward()
+        times.append(clock())
+        with record_function("step: update"):
+            precision.scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+            precision.scaler.step(optimizer)
+            precision.scaler.update()
+            optimizer.zero_grad()
+        times.append(clock())
+        return [after - before for before, after in pairwise(times)]
+
+    rows = [train_step(lambda: now(device)) for _ in range(args.steps + args.warmup)][args.warmup :]
     peak_mb = peak_memory_mb(device)
+    if args.profile is not None:
+        args.profile.write_text(profile_steps(lambda: train_step(time.perf_counter), model=model, device=device))
     latency = time_inference(model, images[:1], steps=args.steps, device=device, autocast=autocast)
     names = ("forward_ms", "loss_ms", "backward_ms", "optimizer_ms")
     medians = {
@@ -136,6 +159,68 @@ def time_steps(args: argparse.Namespace) -> dict[str, float | str]:
             f"amp {args.amp}, torch {torch.__version__}"
         ),
     }
+
+
+def profile_steps(train_step: Callable[[], object], *, model: Detector, device: torch.device) -> str:
+    """Profile five steps; gives tables by phase and by operation, counts of kernels and copies, and idle time."""
+    for name, module in [*model.named_children(), *model.decoder.named_children()]:
+        if not isinstance(module, nn.ModuleList):
+            record_forward(module, f"module: {name}")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        started = now(device)
+        for _ in range(PROFILED_STEPS):
+            train_step()
+        wall_us = 1e6 * (now(device) - started)
+    on_device = [
+        event
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("step", "module"))
+    ]
+    spans = sorted((event.time_range.start, event.time_range.end) for event in on_device)
+    busy_us, last_end, gaps_us = 0.0, None, []
+    for start, end in spans:
+        if last_end is not None and start > last_end:
+            gaps_us.append(start - last_end)
+        busy_us += max(0.0, end - max(start, last_end or start))
+        last_end = max(end, last_end or end)
+    copies = Counter(event.name for event in on_device if event.name.startswith(("Memcpy", "Memset")))
+    phases = [row for row in profile.key_averages() if row.key.startswith(("step", "module"))]
+    lines = [
+        f"{PROFILED_STEPS} steps, {wall_us / PROFILED_STEPS / 1000:.1f} ms a step (profiled, without pauses)",
+        f"kernels and copies a step: {len(on_device) / PROFILED_STEPS:.0f}",
+        f"device busy: {busy_us / wall_us:.3f} of the time",
+        f"gaps over 20 us a step: {sum(gap > 20 for gap in gaps_us) / PROFILED_STEPS:.1f}, "
+        f"{sum(gap for gap in gaps_us if gap > 20) / 1000 / PROFILED_STEPS:.2f} ms",
+        *(f"{name}: {number / PROFILED_STEPS:.1f} a step" for name, number in copies.most_common()),
+        "",
+        "phase or module (forward)        CPU ms    device ms, a step",
+        *(
+            f"{row.key:30} {row.cpu_time_total / 1000 / PROFILED_STEPS:9.2f}"
+            f" {row.device_time_total / 1000 / PROFILED_STEPS:9.2f}"
+            for row in phases
+        ),
+        "",
+        profile.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=40),
+    ]
+    return "\n".join(lines)
+
+
+def record_forward(module: nn.Module, name: str) -> None:
+    """Name a module's forward pass in profiles."""
+    open_records: list[record_function] = []
+
+    def enter(*_: object) -> None:
+        open_records.append(record_function(name))
+        open_records[-1].__enter__()
+
+    def leave(*_: object) -> None:
+        open_records.pop().__exit__(None, None, None)
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave)
 
 
 def time_fusion(args: argparse.Namespace) -> dict[str, float | str]:
