@@ -8,7 +8,7 @@ detections = detector.predict(["part_1.jpg", "part_2.jpg"], score_threshold=0.4)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deim.evaluation.predict import load_detector
+    from deim.inference.predictor import load_detector
 
 __all__ = ["load_detector"]
 
@@ -16,7 +16,7 @@ __all__ = ["load_detector"]
 def __getattr__(name: str) -> Any:
     """Import `load_detector` when it is first used, so that `import deim` alone does not load torch."""
     if name == "load_detector":
-        from deim.evaluation.predict import load_detector
+        from deim.inference.predictor import load_detector
 
         return load_detector
     raise AttributeError(f"module 'deim' has no attribute {name!r}")

@@ -11,7 +11,7 @@ from deim.structures import Placement
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """Convert centre-size boxes to corners.
+    """Convert center-size boxes to corners.
 
     Args:
         boxes_cxcywh: (..., 4) float, any unit. A negative side counts as 0, so corners never swap.
@@ -19,13 +19,13 @@ def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     Returns:
         (..., 4) xyxy, the same unit.
     """
-    centre, size = boxes_cxcywh.split(2, dim=-1)
+    center, size = boxes_cxcywh.split(2, dim=-1)
     half = size.clamp(min=0) / 2
-    return torch.cat([centre - half, centre + half], dim=-1)
+    return torch.cat([center - half, center + half], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    """Convert corner boxes to centre and size.
+    """Convert corner boxes to center and size.
 
     Args:
         boxes_xyxy: (..., 4) float, any unit.
@@ -147,7 +147,7 @@ def iou(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> Tensor:
 
 
 def generalized_iou(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> Tensor:
-    """Generalised intersection over union, element by element with broadcasting.
+    """Generalized intersection over union, element by element with broadcasting.
 
     Args:
         boxes_a_xyxy: (..., 4) float, any unit.

@@ -5,7 +5,7 @@ Shape letters, everywhere in the project:
     K kept detections · R bins of the edge distribution (`reg_max`).
 
 Box formats, always in the name of the variable or the function:
-    cxcywh: centre x, centre y, width, height. In `Target.boxes` and `pred_boxes` as fractions of the network
+    cxcywh: center x, center y, width, height. In `Target.boxes` and `pred_boxes` as fractions of the network
         input, in [0, 1].
     xyxy: left, top, right, bottom. In `Detections` in pixels of the original image.
     xywh: left, top, width, height in pixels: the format of COCO files, used only to read and write them.

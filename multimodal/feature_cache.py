@@ -21,16 +21,16 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from deim.data.build import iterate, load_batches
 from deim.data.collate import Batch, collate
 from deim.data.dataset import DetectionDataset, InputFormat
 from deim.data.formats.coco import CocoSplit
+from deim.data.loader import iterate, load_batches
 from deim.engine.memory import VALIDATION_ADVICE, ends_without_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
 from deim.model.weights import UNREADABLE
 from deim.structures import Placement, Target
-from multimodal.text_encoder import hash_tensors
+from multimodal.encoders.hashed import hash_tensors
 from multimodal.wrapper import DetectorFindings, TextFusedDetector
 
 logger = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ def find_in_parts(
 
     Args:
         model: Its detector finds.
-        images: (B, C, H, W) float, normalised, on the device of the model.
+        images: (B, C, H, W) float, normalized, on the device of the model.
         images_at_once: Images in memory at once.
         precision: Of the detector.
 

@@ -4,10 +4,10 @@ The text of class c is the embeddings text_ck of its prompts, less their common 
 are compared have length 1:
 
     v    = unit(projection(q))
-    u_c  = unit(Σ_k softmax(prompt_logits_c)_k · text_ck - centre)
+    u_c  = unit(Σ_k softmax(prompt_logits_c)_k · text_ck - center)
     t_c  = unit(u_c + adapter(u_c))
     f_c  = scale · ⟨v, t_c⟩,                  scale = exp(log_scale) ≤ 100
-    z_bg = log mean_j exp(scale · ⟨v, unit(background_j - centre)⟩)
+    z_bg = log mean_j exp(scale · ⟨v, unit(background_j - center)⟩)
     z'_c = z_c + tanh(gate_c) · (f_c - z_bg + bias_c)
 
 q are the features of a query and z_c the detector's logits. The gates start at 0, so that z' = z exactly.
@@ -60,7 +60,7 @@ class FusionHead(nn.Module):
     """
 
     text: Tensor
-    centre: Tensor
+    center: Tensor
 
     def __init__(
         self,
@@ -76,9 +76,9 @@ class FusionHead(nn.Module):
         num_classes, num_prompts, text_dim = text.shape
         text = F.normalize(text.detach().float(), dim=-1)
         # A single class has nothing in common with others: less its own mean, nothing would be left of it.
-        centre = text.mean(dim=(0, 1)) if num_classes > 1 else torch.zeros_like(text[0, 0])
+        center = text.mean(dim=(0, 1)) if num_classes > 1 else torch.zeros_like(text[0, 0])
         self.register_buffer("text", text)
-        self.register_buffer("centre", centre)
+        self.register_buffer("center", center)
         self.projection = nn.Sequential(
             nn.LayerNorm(query_dim),
             nn.Linear(query_dim, hidden_dim),
@@ -134,7 +134,7 @@ class FusionHead(nn.Module):
             plain = self.plain_text()
             adapted = self._adapt(plain)
             scale = self.scale()
-            background = F.normalize(self.background - self.centre, dim=-1)
+            background = F.normalize(self.background - self.center, dim=-1)
             background_logits = torch.logsumexp(scale * (directions @ background.T), dim=-1)
             return TextEvidence(
                 class_logits=scale * (directions @ adapted.T),
@@ -167,7 +167,7 @@ class FusionHead(nn.Module):
     def plain_text(self) -> Tensor:
         """(C, D) float32 of length 1: u, the mean of each class's prompts less what all classes share."""
         weights = self.prompt_logits.softmax(dim=-1)
-        return F.normalize((weights[..., None] * self.text).sum(dim=1) - self.centre, dim=-1)
+        return F.normalize((weights[..., None] * self.text).sum(dim=1) - self.center, dim=-1)
 
     def scale(self) -> Tensor:
         """() float32 in (0, 100]: the factor of all cosines."""
@@ -205,10 +205,10 @@ def parameter_groups(
     base_lr: float,
     *,
     weight_decay: float,
-    class_head_change: nn.Linear | None = None,
+    class_head_delta: nn.Linear | None = None,
     class_head_from_epoch: int = 0,
 ) -> list[dict[str, Any]]:
-    """Sort the parameters for the optimiser; each group keeps its flat learning rate as `flat_lr`.
+    """Sort the parameters for the optimizer; each group keeps its flat learning rate as `flat_lr`.
 
     Gates move by about the learning rate in a step and start at 0: with the rate of the layers they would
     not open within a run.
@@ -217,7 +217,7 @@ def parameter_groups(
         head: The fusion head.
         base_lr: Learning rate of a class head that is trained on.
         weight_decay: Of the weights of projection and adapter; nothing else decays.
-        class_head_change: Of the wrapper, where the detector's last class head is trained at some time.
+        class_head_delta: Of the wrapper, where the detector's last class head is trained at some time.
         class_head_from_epoch: First epoch (0-based) in which it is; its rate is 0 before.
 
     Returns:
@@ -233,8 +233,8 @@ def parameter_groups(
         parameter_group("scales", [head.log_scale, head.bias, head.prompt_logits], base_lr * SCALES_FACTOR),
         parameter_group("gate", [head.gate], base_lr * GATE_FACTOR),
     ]
-    if class_head_change is not None:
-        change = list(class_head_change.parameters())
+    if class_head_delta is not None:
+        change = list(class_head_delta.parameters())
         groups.append(parameter_group("class_head", change, base_lr, first_epoch=class_head_from_epoch))
     return groups
 
@@ -242,7 +242,7 @@ def parameter_groups(
 def parameter_group(
     name: str, parameters: list[nn.Parameter], lr: float, *, weight_decay: float = 0.0, first_epoch: int = 0
 ) -> dict[str, Any]:
-    """One group for the optimiser, with its flat learning rate as `flat_lr`.
+    """One group for the optimizer, with its flat learning rate as `flat_lr`.
 
     Args:
         name: Of the group.

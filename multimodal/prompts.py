@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from deim.config.tree import load_tree
+from deim.config.nodes import load_tree
 from deim.errors import ConfigError
 
 logger = logging.getLogger(__name__)

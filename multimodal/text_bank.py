@@ -20,8 +20,8 @@ from torch import Tensor
 
 from deim.errors import CheckpointError, ConfigError
 from deim.model.weights import UNREADABLE
+from multimodal.encoders.hashed import TextEncoder, hash_tensors
 from multimodal.prompts import PLACE, ClassPrompt, Prompts, nearest
-from multimodal.text_encoder import TextEncoder, hash_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class ClosePair:
     """Name of the other."""
     raw: float
     """Cosine of the two classes' mean vectors."""
-    centred: float
+    centered: float
     """The same after the mean over all classes is taken away."""
 
 
@@ -98,10 +98,10 @@ class ClassCosines:
 
     raw: Tensor
     """(C, C) float32: cosines of the classes' mean vectors."""
-    centred: Tensor
+    centered: Tensor
     """(C, C) float32: the same after the mean over classes is taken away, as the fusion head starts."""
     close_pairs: tuple[ClosePair, ...]
-    """Pairs with a cosine above `CLOSE_COSINE`: the centred one, or with two classes the raw one."""
+    """Pairs with a cosine above `CLOSE_COSINE`: the centered one, or with two classes the raw one."""
 
 
 def build_text_bank(
@@ -173,29 +173,29 @@ def class_cosines(bank: TextBank) -> ClassCosines:
     """Compare the classes' texts.
 
     All texts about metal surfaces share a direction, which lifts the raw cosines and which the head takes
-    away: what counts is the centred one. Two classes alone are opposite once centred, whatever their texts,
+    away: what counts is the centered one. Two classes alone are opposite once centered, whatever their texts,
     so that with C = 2 the raw one counts.
 
     Args:
         bank: C classes.
 
     Returns:
-        Raw and centred cosines, and the pairs that are too close.
+        Raw and centered cosines, and the pairs that are too close.
     """
     means = bank.prompts.mean(dim=1)
-    raw, centred = (_cosines(vectors) for vectors in (means, means - means.mean(dim=0)))
-    deciding = raw if len(means) == 2 else centred
+    raw, centered = (_cosines(vectors) for vectors in (means, means - means.mean(dim=0)))
+    deciding = raw if len(means) == 2 else centered
     pairs = tuple(
         ClosePair(
             first=bank.class_names[first],
             second=bank.class_names[second],
             raw=float(raw[first, second]),
-            centred=float(centred[first, second]),
+            centered=float(centered[first, second]),
         )
         for first, second in combinations(range(len(means)), 2)
         if deciding[first, second] > CLOSE_COSINE
     )
-    return ClassCosines(raw=raw, centred=centred, close_pairs=pairs)
+    return ClassCosines(raw=raw, centered=centered, close_pairs=pairs)
 
 
 def _cosines(vectors: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from deim.boxes import clip_boxes, iou, xywh_to_xyxy
-from deim.data.build import input_format
 from deim.data.formats.coco import CocoSplit, match_classes
-from deim.data.images.sensors import read_picture
-from deim.data.tiles import read_tiles
+from deim.data.images.pixel_format import read_picture
+from deim.data.images.tiling import read_tiles
+from deim.data.loader import input_format
 from deim.data.transforms import normalize
-from deim.engine.checkpoint import TrainedDetector
-from deim.evaluation.report.plots import (
+from deim.engine.checkpoints import TrainedDetector
+from deim.report.draw import (
     EMPTY,
     FAINT,
     INK,
@@ -56,7 +56,7 @@ OTHER_COLOR: Color = (150, 150, 150)
 
 RAMP: Final = np.array(
     [
-        # value, red, green, blue, share of the colour in the picture
+        # value, red, green, blue, share of the color in the picture
         (-1.0, 16, 40, 120, 0.90),
         (-0.5, 40, 110, 215, 0.75),
         (-0.2, 90, 175, 245, 0.22),
@@ -68,7 +68,7 @@ RAMP: Final = np.array(
         (1.0, 165, 0, 40, 0.95),
     ]
 )
-"""Colours of the maps: what is about 0 stays the photograph."""
+"""Colors of the maps: what is about 0 stays the photograph."""
 
 
 def write_text_maps(
@@ -132,7 +132,7 @@ def draw_text_map(
 ) -> Image.Image:
     """Draw one class of an image: the truth, the detector's score, the cosine with the text, the fused score.
 
-    The maps lie over the photograph in grey. A white frame is a true box of the class, a grey one of another;
+    The maps lie over the photograph in gray. A white frame is a true box of the class, a gray one of another;
     the number at it is the highest value among the queries whose boxes fit it, with an IoU of 0.5 at least.
 
     Args:
@@ -216,17 +216,17 @@ def _truth_picture(photograph: Image.Image, truth: _Truth, class_names: Sequence
 
 
 def _heat_picture(photograph: Image.Image, boxes_xyxy: Tensor, values: Tensor, truth: _Truth) -> Image.Image:
-    """The photograph in grey below the heat, with the true boxes and the highest value at each."""
+    """The photograph in gray below the heat, with the true boxes and the highest value at each."""
     heat = compute_heat(
         clip_boxes(boxes_xyxy * truth.scale, (photograph.height, photograph.width)),
         values,
         (photograph.height, photograph.width),
     )
-    grey = np.asarray(photograph.convert("L").convert("RGB"), dtype=np.float64)
+    gray = np.asarray(photograph.convert("L").convert("RGB"), dtype=np.float64)
     fits = iou(boxes_xyxy[:, None], truth.boxes_xyxy[None]) >= FITTING_IOU
     texts = [f"{float(values[fit].max()):.2f}" if bool(fit.any()) else "none" for fit in fits.T]
     return draw_boxes(
-        Image.fromarray(_blend(grey, heat.numpy())),
+        Image.fromarray(_blend(gray, heat.numpy())),
         truth.boxes_xyxy * truth.scale,
         texts=_tags(texts),
         colors=[PAPER if one == truth.label else OTHER_COLOR for one in truth.labels],
@@ -236,7 +236,7 @@ def _heat_picture(photograph: Image.Image, boxes_xyxy: Tensor, values: Tensor, t
 
 
 def _blend(backdrop: NDArray[np.float64], values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Lay the colours of values (H, W) in [-1, 1] over a picture (H, W, 3) of 0 to 255."""
+    """Lay the colors of values (H, W) in [-1, 1] over a picture (H, W, 3) of 0 to 255."""
     *color, share = (np.interp(values, RAMP[:, 0], column) for column in RAMP[:, 1:].T)
     blended = backdrop + (np.stack(color, axis=-1) - backdrop) * share[..., None]
     return blended.round().clip(0, 255).astype(np.uint8)
@@ -261,7 +261,7 @@ def _paste_panel(row: Image.Image, column: int, picture: Image.Image, title: str
 
 
 def _draw_scale(row: Image.Image, column: int, *, least: float, name: str) -> None:
-    """Draw the colours from `least` to 1, as they look on a grey photograph, with numbers."""
+    """Draw the colors from `least` to 1, as they look on a gray photograph, with numbers."""
     width = PANEL_WIDTH - 2 * SCALE_INSET
     left, top = _left_of(column) + SCALE_INSET, row.height - FOOT_HEIGHT + 8
     values = np.linspace(least, 1, width, dtype=np.float32)[None].repeat(SCALE_HEIGHT, axis=0)
@@ -283,9 +283,9 @@ def _draw_scale(row: Image.Image, column: int, *, least: float, name: str) -> No
 def _draw_legend(row: Image.Image) -> None:
     """Say below the photograph what frames and numbers in the maps are."""
     lines = (
-        "White frame: true box of this class. Grey frame: of another.",
+        "White frame: true box of this class. Gray frame: of another.",
         f"Number: highest value of the queries that fit it (IoU {FITTING_IOU:g}).",
-        "Colour: highest value of the queries over a pixel.",
+        "Color: highest value of the queries over a pixel.",
     )
     legend = Image.new("RGB", (PANEL_WIDTH, FOOT_HEIGHT), PAPER)
     for number, text in enumerate(lines):

@@ -42,7 +42,7 @@ def compute_text_map(model: TextFusedDetector, image_input: Tensor, placement: P
 
     Args:
         model: The fused detector, on any device.
-        image_input: (1, C, H, W) float, normalised, on the same device; H and W multiples of 32.
+        image_input: (1, C, H, W) float, normalized, on the same device; H and W multiples of 32.
         placement: Where the input lies in the original image.
 
     Raises:

@@ -59,19 +59,19 @@ class Fusing(Protocol):
         """Move logits (B, Q, C) by the evidence for the same queries; gives (B, Q, C+1) float32."""
 
 
-def fuse_findings(found: DetectorFindings, head: Fusing, class_head_change: nn.Linear | None) -> FusedOutput:
+def fuse_findings(found: DetectorFindings, head: Fusing, class_head_delta: nn.Linear | None) -> FusedOutput:
     """Fuse what the frozen detector found.
 
     Args:
         found: Of a batch.
         head: Moves the logits.
-        class_head_change: Adds to the detector's logits first; None for no change.
+        class_head_delta: Adds to the detector's logits first; None for no change.
     """
     evidence = head.evidence(found.query_features)
     logits = found.pred_logits
-    if class_head_change is not None:
+    if class_head_delta is not None:
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits.float() + class_head_change(found.query_features.float())
+            logits = logits.float() + class_head_delta(found.query_features.float())
     # Contiguous, because the sigmoid of a view rounds otherwise than that of the detector's own tensor.
     fused = head.fuse(logits, evidence)[..., : head.num_classes].contiguous()
     return {
@@ -82,7 +82,7 @@ def fuse_findings(found: DetectorFindings, head: Fusing, class_head_change: nn.L
     }
 
 
-def new_class_head_change(query_dim: int, num_classes: int) -> nn.Linear:
+def new_class_head_delta(query_dim: int, num_classes: int) -> nn.Linear:
     """A change of the class head that changes nothing yet."""
     change = nn.Linear(query_dim, num_classes)
     nn.init.zeros_(change.weight)
@@ -124,8 +124,8 @@ class TextFusedDetector(nn.Module):
                 f"head: got query_dim {head.query_dim} for a detector whose queries have {width}. Both must "
                 f"be equal. Build the head with the detector's hidden_dim."
             )
-        self.class_head_change = (
-            new_class_head_change(width, detector.num_classes) if train_class_head else None
+        self.class_head_delta = (
+            new_class_head_delta(width, detector.num_classes) if train_class_head else None
         )
 
     @property
@@ -149,7 +149,7 @@ class TextFusedDetector(nn.Module):
         """Detect objects.
 
         Args:
-            images: (B, C, H, W) float, normalised; H and W multiples of 32. Or what `find` gave for them.
+            images: (B, C, H, W) float, normalized; H and W multiples of 32. Or what `find` gave for them.
             targets: Not used; a detector in training takes them for denoising queries, which a frozen one
                 does not make.
             max_boxes: Not used, for the same reason.
@@ -161,13 +161,13 @@ class TextFusedDetector(nn.Module):
             ValueError: If the height or the width is not a multiple of 32.
         """
         found = images if isinstance(images, DetectorFindings) else self.find(images)
-        return fuse_findings(found, self.head, self.class_head_change)
+        return fuse_findings(found, self.head, self.class_head_delta)
 
     def find(self, images: Tensor) -> DetectorFindings:
         """Run the frozen detector alone.
 
         Args:
-            images: (B, C, H, W) float, normalised; H and W multiples of 32.
+            images: (B, C, H, W) float, normalized; H and W multiples of 32.
 
         Raises:
             ValueError: If the height or the width is not a multiple of 32.

@@ -12,22 +12,23 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.config import Config, config_from_dict
-from deim.data.build_splits import Splits, build_splits
-from deim.engine.build import build_trainer
+from deim.config.loader import config_from_dict
+from deim.config.schema import Config
+from deim.data.splits import Splits, build_splits
+from deim.engine.context import Validate
 from deim.engine.device import select_device
-from deim.engine.run_state import Validate
+from deim.engine.prepare import build_trainer
 from deim.engine.trainer import Trainer
-from deim.evaluation.assess import to_validation
-from deim.evaluation.evaluator import Evaluator
-from multimodal.build import subject_builder
+from deim.inference.evaluator import Evaluator
+from deim.report.evaluate import to_validation
+from multimodal.task import subject_builder
 
 # Tiny tensors gain nothing from threads, and on a shared machine waiting for them costs a hundredfold.
 torch.set_num_threads(1)
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
-COLOURS = {"pit": (230, 40, 40), "scratch": (40, 60, 230), "crack": (40, 200, 60)}
+COLORS = {"pit": (230, 40, 40), "scratch": (40, 60, 230), "crack": (40, 200, 60)}
 CATEGORIES = {"pit": 3, "scratch": 7, "crack": 90}
 NUM_IMAGES = {"train": 6, "val": 4, "test": 3}
 
@@ -70,7 +71,7 @@ def _write_split(
         "annotations": [],
         "categories": [{"id": number, "name": label} for label, number in categories.items()],
     }
-    names = sorted(set(categories) & set(COLOURS)) or sorted(categories)
+    names = sorted(set(categories) & set(COLORS)) or sorted(categories)
     for index in range(num_images):
         width, height = (int(side) for side in rng.integers(48, 97, size=2))
         pixels = rng.integers(110, 140, size=(height, width, 3)).astype(np.uint8)
@@ -80,7 +81,7 @@ def _write_split(
             label = names[(index + number) % len(names)]
             box_width, box_height = (int(side) for side in rng.integers(14, 24, size=2))
             left, top = int(rng.integers(0, width - box_width)), int(rng.integers(0, height - box_height))
-            pixels[top : top + box_height, left : left + box_width] = COLOURS.get(label, (250, 250, 250))
+            pixels[top : top + box_height, left : left + box_width] = COLORS.get(label, (250, 250, 250))
             tree["annotations"].append(
                 {
                     "id": len(tree["annotations"]) + 1,

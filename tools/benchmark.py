@@ -5,7 +5,7 @@
     python tools/benchmark.py data --size 1024 --images 24 --steps 36
 
 The columns of `step` are those of the comparison script of the reference: medians in milliseconds of forward,
-loss with matching, backward and optimiser, images/s, peak memory in MB, latency of one image. `fusion` times
+loss with matching, backward and optimizer, images/s, peak memory in MB, latency of one image. `fusion` times
 one image through the detector, and what it found through the fusion head of phase 2, in turns. `data` times
 one process that loads photographs of 1650x1350 pixels it has made, by stages, without a cache and with each,
 and in turns with it the plain pipeline of torchvision's transforms with the same operations; the table before
@@ -31,16 +31,15 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from deim.config import load_config, shipped_configs_dir
-from deim.data.build import build_augmentation, build_train_dataset, input_format
+from deim.config.loader import load_config, shipped_configs_dir
+from deim.data.loader import build_augmentation, build_train_dataset, input_format
 from deim.data.speed import Batches, Way, make_photographs, plain_ways, stages_of, time_in_turns, whole_way
 from deim.engine.device import select_device, select_precision
 from deim.errors import DeimError
-from deim.loss import build_criterion
-from deim.model import build_variant
-from deim.model.build import VARIANTS
+from deim.inference.postprocess import select_detections
+from deim.loss.build import build_criterion
+from deim.model.build import VARIANTS, build_variant
 from deim.model.detector import Detector
-from deim.model.postprocess import select_detections
 from deim.structures import Placement, Target
 from multimodal.fusion_head import FusionHead
 from multimodal.wrapper import TextFusedDetector, query_dim
@@ -48,7 +47,7 @@ from multimodal.wrapper import TextFusedDetector, query_dim
 NUM_CLASSES, NUM_PROMPTS, NUM_BACKGROUND, TEXT_DIM = 6, 3, 4, 512
 WARMUP_STEPS = 3
 PROFILED_STEPS = 5
-PHOTOGRAPH_HW = (1350, 1650)
+RGB8_HW = (1350, 1650)
 """Of `data`: the photographs of the industrial set."""
 OWN_WAYS = {"ours": "", "ours, memory cache": "cache_mb", "ours, disk cache": "disk_cache_mb"}
 """Of `data`: what is timed, and the option of the cache."""
@@ -140,7 +139,9 @@ def time_steps(args: argparse.Namespace) -> dict[str, float | str]:
     rows = [train_step(lambda: now(device)) for _ in range(args.steps + args.warmup)][args.warmup :]
     peak_mb = peak_memory_mb(device)
     if args.profile is not None:
-        args.profile.write_text(profile_steps(lambda: train_step(time.perf_counter), model=model, device=device))
+        args.profile.write_text(
+            profile_steps(lambda: train_step(time.perf_counter), model=model, device=device)
+        )
     latency = time_inference(model, images[:1], steps=args.steps, device=device, autocast=autocast)
     names = ("forward_ms", "loss_ms", "backward_ms", "optimizer_ms")
     medians = {
@@ -177,7 +178,8 @@ def profile_steps(train_step: Callable[[], object], *, model: Detector, device: 
     on_device = [
         event
         for event in profile.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("step", "module"))
+        if event.device_type == torch.autograd.DeviceType.CUDA
+        and not event.name.startswith(("step", "module"))
     ]
     spans = sorted((event.time_range.start, event.time_range.end) for event in on_device)
     busy_us, last_end, gaps_us = 0.0, None, []
@@ -265,9 +267,9 @@ def time_data(args: argparse.Namespace) -> dict[str, float | str]:
             args.config or shipped_configs_dir() / "deimv2_1024.yml",
             [f"image_size={args.size}", f"data.root={root}", f"data.disk_cache_dir={root / 'cache'}"],
         )
-        split = make_photographs(root, args.images, size_hw=PHOTOGRAPH_HW)
+        split = make_photographs(root, args.images, size_hw=RGB8_HW)
         num_loaded = args.steps * args.batch
-        # Never more epochs than images are loaded: colours change in all of them.
+        # Never more epochs than images are loaded: colors change in all of them.
         augmentation = build_augmentation(config.augment, start_epoch=0, stop_epoch=num_loaded)
         batches = Batches(len(split), args.batch)
         stages: dict[str, Way] = {}
@@ -296,7 +298,7 @@ def time_data(args: argparse.Namespace) -> dict[str, float | str]:
             for other in plain
         },
         "what": (
-            f"data {PHOTOGRAPH_HW[1]}x{PHOTOGRAPH_HW[0]} JPEG to {args.size}px, {args.images} images, batch "
+            f"data {RGB8_HW[1]}x{RGB8_HW[0]} JPEG to {args.size}px, {args.images} images, batch "
             f"{args.batch}, {args.steps} steps, torch {torch.__version__}"
         ),
     }

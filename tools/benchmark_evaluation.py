@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from deim.config.schema import BestF1Goal
-from deim.evaluation.assignment import COCO_IOU_THRESHOLDS, assign, compute_overlaps
-from deim.evaluation.bootstrap import resample_scores
-from deim.evaluation.coco_metrics import compute_coco_metrics
-from deim.evaluation.operating_points import choose_operating_points
-from deim.evaluation.split_analysis import analyse_split
-from deim.evaluation.split_results import split_results
-from deim.evaluation.suppression import Suppression
+from deim.inference.detection_table import split_results
+from deim.inference.nms import NmsRule
+from deim.inference.thresholds import BestF1Goal
+from deim.metrics.analysis import analyze_split
+from deim.metrics.assignment import COCO_IOU_THRESHOLDS, assign, compute_overlaps
+from deim.metrics.bootstrap import resample_scores
+from deim.metrics.choose_thresholds import choose_operating_points
+from deim.metrics.coco import compute_coco_metrics
 
 SIDE = 1024
 NUM_CLASSES = 6
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def time_evaluation(num_images: int, num_boxes: int) -> dict[str, Any]:
-    """Make a set, score it here and by pycocotools, and analyse it."""
+    """Make a set, score it here and by pycocotools, and analyze it."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -69,14 +69,14 @@ def time_evaluation(num_images: int, num_boxes: int) -> dict[str, Any]:
     points = choose_operating_points(
         results,
         goal=BestF1Goal(),
-        rules=[Suppression()],
+        rules=[NmsRule()],
         split_name="val",
         annotations_sha256="",
         default_threshold=0.4,
         max_escape_rate=0.01,
     )
     started = time.process_time()
-    analyse_split(results, points, num_resamples=NUM_RESAMPLES)
+    analyze_split(results, points, num_resamples=NUM_RESAMPLES)
     analysis = time.process_time() - started
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     # Last: pycocotools writes into the predictions.

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from deim.engine.checkpoint import read_checkpoint
+from deim.engine.checkpoints import read_checkpoint
 from deim.errors import ConfigError, DeimError
-from multimodal.open_clip_encoder import load_open_clip_encoder
-from multimodal.open_clip_files import DEFAULT_MODEL, DEFAULT_WEIGHTS
+from multimodal.encoders.hashed import HashedTextEncoder, TextEncoder
+from multimodal.encoders.open_clip import load_open_clip_encoder
+from multimodal.encoders.open_clip_files import DEFAULT_MODEL, DEFAULT_WEIGHTS
 from multimodal.prompts import load_prompts
 from multimodal.text_bank import CLOSE_COSINE, TextBank, build_text_bank, class_cosines, save_text_bank
-from multimodal.text_encoder import HashedTextEncoder, TextEncoder
 
 
 def build(args: argparse.Namespace) -> None:
@@ -53,11 +53,11 @@ def _describe(bank: TextBank) -> str:
         f"weights  {bank.weights_hash or 'none'}",
         "\ncosines between classes, raw",
         _matrix(bank.class_names, cosines.raw),
-        "\ncentred: less the mean over classes, as the fusion head starts",
-        _matrix(bank.class_names, cosines.centred),
+        "\ncentered: less the mean over classes, as the fusion head starts",
+        _matrix(bank.class_names, cosines.centered),
     ]
     lines += [
-        f"\nwarning: {pair.first} and {pair.second}: cosine {pair.raw:.3f} raw, {pair.centred:.3f} centred. "
+        f"\nwarning: {pair.first} and {pair.second}: cosine {pair.raw:.3f} raw, {pair.centered:.3f} centered. "
         f"Above {CLOSE_COSINE} texts are hardly told apart: say more of what sets them apart."
         for pair in cosines.close_pairs
     ]

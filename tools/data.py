@@ -17,28 +17,28 @@ from typing import Any
 
 from tqdm import tqdm
 
-from deim.data.build import build_train_batches, build_train_loader, input_format, iterate
-from deim.data.build_splits import prepare_root, read_split
-from deim.data.curation.charts import draw_stats
-from deim.data.curation.check import check_dataset, describe_check, read_for_check
-from deim.data.curation.groups import find_groups, find_groups_of_splits
-from deim.data.curation.preview import draw_sheet
-from deim.data.curation.split import describe_division, divide, pool_splits
-from deim.data.curation.stats import compute_stats, describe_stats
-from deim.data.formats.convert import describe_losses, refuse_existing, write_dataset
-from deim.data.formats.reading import FORMATS, detect_format, read_all, to_splits
+from deim.curation.charts import draw_stats
+from deim.curation.check import check_dataset, describe_check, read_for_check
+from deim.curation.convert import describe_losses, refuse_existing, write_dataset
+from deim.curation.groups import find_groups, find_groups_of_splits
+from deim.curation.preview import draw_sheet
+from deim.curation.split import describe_division, divide, pool_splits
+from deim.curation.stats import compute_stats, describe_stats
+from deim.data.augment.pipeline import find_stages
+from deim.data.formats.read import FORMATS, detect_format, read_all, to_splits
 from deim.data.images.scan import ImageFacts, scan_images
-from deim.data.stages import find_stages
-from deim.engine.distributed import World
+from deim.data.loader import build_train_batches, build_train_loader, input_format, iterate
+from deim.data.splits import prepare_root, read_split
+from deim.engine.distributed import DistributedContext
 from deim.engine.experiment import load_experiment
 from deim.engine.preflight import plan_batches
 from deim.engine.schedule import resolve_schedule
-from deim.engine.subject import build_training_changes
+from deim.engine.task import build_training_changes
 from deim.errors import DataError, DeimError
 
 
 def check(args: argparse.Namespace) -> int:
-    """Print the findings and write them all as JSON; returns 1 if there are errors."""
+    """Print the issues and write them all as JSON; returns 1 if there are errors."""
     raws, unread = read_for_check(args.root, args.format)
     groups = find_groups_of_splits(raws, pattern=args.group_regex, table=args.group_csv)
     total = sum(len(raw.images) for raw in raws.values())
@@ -56,7 +56,7 @@ def check(args: argparse.Namespace) -> int:
         )
     print("\n".join(describe_check(report)))
     _write_json(args.output, {"root": str(args.root), "format": args.format, **report.to_dict()})
-    print(f"findings  {args.output}")
+    print(f"issues  {args.output}")
     return 1 if report.num_errors else 0
 
 
@@ -113,7 +113,9 @@ def preview(args: argparse.Namespace) -> int:
     config = load_experiment(args.config, [*args.set, "data.num_workers=0"])
     prepare_root(config.data)
     train = read_split(config.data, "train")
-    batches = build_train_batches(config, train, batch_size=plan_batches(config, World()).effective)
+    batches = build_train_batches(
+        config, train, batch_size=plan_batches(config, DistributedContext()).effective
+    )
     timeline = resolve_schedule(
         config.schedule,
         epochs=config.epochs,
@@ -196,7 +198,7 @@ def _add_options(command: argparse.ArgumentParser, name: str) -> None:
     match name:
         case "check":
             add("--quick", action="store_true", help="read headers alone: no damage inside, no likenesses")
-            add("--output", type=Path, default=Path("outputs/data_check.json"), help="JSON of all findings")
+            add("--output", type=Path, default=Path("outputs/data_check.json"), help="JSON of all issues")
         case "convert":
             add("--to", choices=FORMATS, required=True)
             add("--output", type=Path, required=True, help="folder to make; it must not exist yet")

@@ -9,14 +9,14 @@ import logging
 import sys
 from pathlib import Path
 
-from deim.data.build_splits import read_split
+from deim.data.splits import read_split
 from deim.errors import CheckpointError, ConfigError, DeimError
-from deim.evaluation.evaluator import evaluator_of
-from deim.evaluation.report.files import ReportFiles, read_scored, write_report_files
-from deim.evaluation.report.tables import format_class_table, format_operating_table
-from deim.evaluation.report.words import describe_report
-from multimodal.assess import assess
-from multimodal.build import load_trained
+from deim.inference.evaluator import evaluator_of
+from deim.report.files import ReportFiles, read_scored, write_report_files
+from deim.report.summary import describe_report
+from deim.report.tables import format_class_table, format_operating_table
+from multimodal.report import assess
+from multimodal.task import load_trained
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -8,11 +8,11 @@ import json
 import sys
 from pathlib import Path
 
-from deim.data.images.sensors import read_picture
+from deim.data.images.pixel_format import read_picture
 from deim.errors import ConfigError, DataError, DeimError
-from deim.evaluation.predict import Predictor, above, to_coco_results
-from deim.evaluation.report.plots import draw_detections
-from multimodal.build import load_trained
+from deim.inference.predictor import Predictor, above, to_coco_results
+from deim.report.draw import draw_detections
+from multimodal.task import load_trained
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -72,7 +72,7 @@ def describe_thresholds(detector: Predictor, score_threshold: float | None) -> s
     thresholds = ", ".join(f"{entry.name} {entry.threshold:.3f}" for entry in points.classes)
     return (
         f"kept      by the thresholds for {points.goal}, chosen on {points.chosen_on}: {thresholds}; "
-        f"suppression of duplicates: {points.suppression.describe()}"
+        f"nms of duplicates: {points.nms.describe()}"
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from deim.config import config_to_yaml
+from deim.config.loader import config_to_yaml
 from deim.engine.experiment import load_experiment
 from deim.errors import DeimError
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from deim.engine.experiment import load_experiment
 from deim.errors import ConfigError, DeimError
-from multimodal.controls import CONTROLS
-from multimodal.evidence.build import build_trials
-from multimodal.evidence.files import add_to_report, write_evidence
-from multimodal.evidence.tables import format_classes, format_models
-from multimodal.evidence.tree import build_evidence
-from multimodal.evidence.trials import run_trials
+from multimodal.ablation.build import build_trials
+from multimodal.ablation.files import add_to_report, write_evidence
+from multimodal.ablation.schema import build_evidence
+from multimodal.ablation.tables import format_classes, format_models
+from multimodal.ablation.trials import run_trials
+from multimodal.ablation.variants import CONTROLS
 
 
 def find_evidence(args: argparse.Namespace) -> None:

@@ -15,44 +15,46 @@ from pathlib import Path
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from deim.config import Config
-from deim.data.build_splits import build_splits, check_before_run, prepare_root
-from deim.engine.build import (
+from deim.config.schema import Config
+from deim.data.splits import build_splits, check_before_run, prepare_root
+from deim.engine.context import Validation
+from deim.engine.device import select_device
+from deim.engine.distributed import DistributedContext, join_distributed
+from deim.engine.experiment import load_experiment
+from deim.engine.prepare import (
     build_trainer,
+    finalize_run_dir,
     find_resume,
     refuse_existing_run,
-    settle_folder,
 )
-from deim.engine.device import select_device
-from deim.engine.distributed import World, join_world
-from deim.engine.experiment import load_experiment
-from deim.engine.run_state import Validation
 from deim.engine.signals import ignore_stop_signals
 from deim.errors import DeimError, StopSignalError
-from deim.evaluation.assess import to_validation, validation_sheet
-from deim.evaluation.evaluator import Evaluator
-from deim.evaluation.report.tables import format_class_table, format_operating_table
-from deim.evaluation.report.words import describe_report
-from multimodal.assess import assess, take_part
-from multimodal.build import load_trained, subject_builder
+from deim.inference.evaluator import Evaluator
+from deim.report.evaluate import to_validation, validation_sheet
+from deim.report.summary import describe_report
+from deim.report.tables import format_class_table, format_operating_table
+from multimodal.report import assess, take_part
+from multimodal.task import load_trained, subject_builder
 
 
 def check_data(config: Config) -> None:
     """Refuse data with errors that cost a run, and say what else is odd about them."""
     report = check_before_run(config)
     report.raise_errors()
-    odd = Counter(finding.rule for finding in report.findings)
+    odd = Counter(issue.rule for issue in report.issues)
     if odd:
         listed = ", ".join(f"{number} {rule.replace('_', ' ')}" for rule, number in odd.items())
         print(f"data: {listed}; python tools/data.py check {config.data.root} lists them")
 
 
-def train(config: Config, world: World, *, resume: str | None, overwrite: bool, force: bool) -> None:
+def train(
+    config: Config, distributed: DistributedContext, *, resume: str | None, overwrite: bool, force: bool
+) -> None:
     """Train, then score the best weights on the validation split.
 
     Args:
         config: The experiment.
-        world: The processes that train it.
+        distributed: The processes that train it.
         resume: None, `auto` or a checkpoint's path.
         overwrite: Replace a run that the folder already holds.
         force: Resume though data or options have changed.
@@ -62,11 +64,11 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
     may_begin_anew = resume == "auto"
     if not overwrite:  # before a data set is made or read
         refuse_existing_run(folder, resume_from=resume_from, may_begin_anew=may_begin_anew)
-    device = select_device(config.runtime.device, world=world)
-    if world.is_main:
+    device = select_device(config.runtime.device, distributed=distributed)
+    if distributed.is_main:
         prepare_root(config.data)
         check_data(config)
-    world.wait()
+    distributed.wait()
     splits = build_splits(config.data)
     evaluator = Evaluator(
         config,
@@ -74,12 +76,12 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
         class_names=splits.train.class_names,
         category_ids=splits.train.category_ids,
         device=device,
-        world=world,
+        distributed=distributed,
     )
 
     def validate(model: nn.Module) -> Validation:
         evaluation = evaluator.evaluate(model)
-        if not (config.runtime.tensorboard and world.is_main):
+        if not (config.runtime.tensorboard and distributed.is_main):
             return to_validation(evaluation.metrics)
         threshold = config.evaluation.draw_threshold
         sheet = validation_sheet(evaluation, evaluator, score_threshold=threshold)
@@ -94,21 +96,21 @@ def train(config: Config, world: World, *, resume: str | None, overwrite: bool, 
         resume_from=resume_from,
         force=force,
         may_begin_anew=may_begin_anew,
-        world=world,
+        distributed=distributed,
     )
     try:
         trainer.run()
     except BaseException as error:
         if isinstance(error, StopSignalError):
             ignore_stop_signals()
-        if world.is_main:
-            settle_folder(folder, has_begun=trainer.has_begun)
+        if distributed.is_main:
+            finalize_run_dir(folder, has_begun=trainer.has_begun)
         raise
-    if world.is_main:
-        settle_folder(folder, has_begun=True)
+    if distributed.is_main:
+        finalize_run_dir(folder, has_begun=True)
     has_best = trainer.best_path.is_file()
     best = load_trained(trainer.best_path if has_best else trainer.last_path, device=device)
-    if not world.is_main:
+    if not distributed.is_main:
         take_part(best, evaluator)
         return
     result = assess(best, evaluator, split_name="val", report_path=folder / "report.json")
@@ -144,11 +146,11 @@ def main() -> int:
     args = parser.parse_args()
     try:
         config = load_experiment(args.config, args.set)
-        with join_world(config.runtime.device) as world:
-            level = logging.INFO if world.is_main else logging.ERROR
+        with join_distributed(config.runtime.device) as distributed:
+            level = logging.INFO if distributed.is_main else logging.ERROR
             logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
             with logging_redirect_tqdm():
-                train(config, world, resume=args.resume, overwrite=args.overwrite, force=args.force)
+                train(config, distributed, resume=args.resume, overwrite=args.overwrite, force=args.force)
     except StopSignalError as error:
         print(error, file=sys.stderr)
         return 128 + error.number

@@ -1,8 +1,11 @@
 """The checks of ranges that the options' dataclasses share."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from deim.errors import ConfigError
+
+Auto = Literal["auto"]
 
 
 def check(problems: Sequence[tuple[bool, str]]) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 
 import yaml
 
+from deim.config.nodes import Node, load_tree, merge, override_tree, to_tree
 from deim.config.schema import Config
-from deim.config.tree import Node, load_tree, merge, override_tree, to_tree
 from deim.errors import ConfigError
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def load_block(path: str | Path, key: str, block_class: type[T]) -> T:
     Args:
         path: YAML file; its `_base_` files are relative to it.
         key: Top-level key of the block.
-        block_class: Dataclass of the block, such as `ModelConfig`.
+        block_class: Dataclass of the block, such as `ModelOptions`.
 
     Returns:
         The valid block.

@@ -24,7 +24,7 @@ class HashedEncoderConfig:
     type: Literal["hashed"]
 
 
-EncoderConfig = OpenClipEncoderConfig | HashedEncoderConfig
+HybridEncoderOptions = OpenClipEncoderConfig | HashedEncoderConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ class MultimodalConfig:
     """File of tools/build_text_bank.py; null embeds `prompts` by `encoder` when the run starts."""
     prompts: str = "configs/prompts/industrial.yml"
     """YAML file with the texts of each class; not used with `text_bank`."""
-    encoder: EncoderConfig = field(default_factory=OpenClipEncoderConfig)
+    encoder: HybridEncoderOptions = field(default_factory=OpenClipEncoderConfig)
     """What embeds the prompts; not used with `text_bank`."""
     hidden_dim: int = 1024
     """Hidden width of the projection of the queries."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 from torchvision.transforms.v2 import functional as TF
 
+from deim.data.augment.pipeline import BatchChanges
 from deim.data.dataset import (
     BATCH,
     BatchRequest,
@@ -20,7 +21,6 @@ from deim.data.dataset import (
     Item,
     RawBatch,
 )
-from deim.data.stages import BatchChanges
 from deim.data.transforms import normalize, to_unit
 from deim.structures import Target
 
@@ -30,7 +30,7 @@ class Batch:
     """Inputs of one step with their targets."""
 
     images: Tensor
-    """(B, C, H, W) float32, normalised."""
+    """(B, C, H, W) float32, normalized."""
     targets: list[Target]
     """Ground truth, an image each."""
 
@@ -65,7 +65,7 @@ def collate(samples: RawBatch | Sequence[tuple[Tensor, Target]]) -> Batch:
     """Make a batch of images of one size.
 
     Args:
-        samples: Images to be normalised, or inputs (C, H, W) with their targets.
+        samples: Images to be normalized, or inputs (C, H, W) with their targets.
     """
     if isinstance(samples, RawBatch):
         return normalize_batch(samples.images, samples.targets, samples.input_format)
@@ -74,7 +74,7 @@ def collate(samples: RawBatch | Sequence[tuple[Tensor, Target]]) -> Batch:
 
 
 def normalize_batch(images: Sequence[Tensor], targets: list[Target], input_format: InputFormat) -> Batch:
-    """Normalise images of one size into the memory of a batch.
+    """Normalize images of one size into the memory of a batch.
 
     In a process of a loader that is memory shared with the main process, which gets no copy of it then.
 
@@ -157,7 +157,7 @@ class ChangedBatches(Dataset[Batch]):
         return normalize_batch(images.unbind(), targets, self.dataset.input_format)
 
     def _read(self, items: Sequence[Item]) -> tuple[Tensor, list[Target]]:
-        """Inputs (B, C, H, W), not yet normalised."""
+        """Inputs (B, C, H, W), not yet normalized."""
         images, targets = zip(*(self.dataset.read(item) for item in items), strict=True)
         return torch.stack(images), list(targets)
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from deim.boxes import clip_boxes, clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
+from deim.data.augment.pipeline import Augmentation, Composition
 from deim.data.formats.coco import CocoSplit, raise_listed
-from deim.data.images.cache import DiskCache, MemoryCache
-from deim.data.images.files import read_header
-from deim.data.images.sensors import PHOTOGRAPH, PixelFormat, check_pixels
+from deim.data.image_cache import DiskCache, MemoryCache
+from deim.data.images.pixel_format import RGB8, PixelFormat, check_pixels
+from deim.data.images.read import read_header
+from deim.data.images.tiling import Tiling, place_tile, tile_split
 from deim.data.sampling import count_copies, draw_copies, epoch_length
-from deim.data.stages import Augmentation, Composition
-from deim.data.tiles import Tiling, place_tile, tile_split
 from deim.data.transforms import Sample, fit_to_input, normalize, read_image, read_input
 from deim.errors import DataError
 from deim.structures import Placement, Target
@@ -40,7 +40,7 @@ class InputFormat:
     """C numbers, in [0, 1] of the scaled image."""
     std: tuple[float, ...]
     """C numbers, above 0."""
-    pixels: PixelFormat = PHOTOGRAPH
+    pixels: PixelFormat = RGB8
     """Channels and scaling of the files."""
     reduced_decode: bool = False
     """Whether JPEG photographs are decoded at a part of their size where that is large enough."""
@@ -50,14 +50,14 @@ class InputFormat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawBatch:
-    """Images of a batch that are not normalised yet, with their targets."""
+    """Images of a batch that are not normalized yet, with their targets."""
 
     images: list[Tensor]
     """(C, H, W) each, uint8 or float32 in [0, 1]."""
     targets: list[Target]
     """An image each."""
     input_format: InputFormat
-    """Says how to normalise."""
+    """Says how to normalize."""
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
@@ -118,7 +118,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return normalize(image, self.input_format.mean, self.input_format.std), target
 
     def __getitems__(self, items: Sequence[int | Item]) -> "RawBatch":
-        """Return the items of a batch, not yet normalised: `collate` does that in the memory of the batch.
+        """Return the items of a batch, not yet normalized: `collate` does that in the memory of the batch.
 
         Torch's loader asks for batches by this name.
 
@@ -133,7 +133,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         )
 
     def read(self, item: Item) -> tuple[Tensor, Target]:
-        """Return the input (C, H, W), uint8 or float32 in [0, 1], not yet normalised, and its target.
+        """Return the input (C, H, W), uint8 or float32 in [0, 1], not yet normalized, and its target.
 
         Raises:
             DataError: If the image is damaged.
@@ -142,7 +142,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         size_hw = self.input_format.size_hw
         to_pixels = torch.tensor([size_hw[1], size_hw[0]] * 2)
         composed = self._compose(item)
-        has_colours = composed is not None and composed.has_colours
+        has_colors = composed is not None and composed.has_colors
         if composed is not None:
             sample = composed.sample
             left, top, right, bottom = (int(edge) for edge in self.tiles.windows_xyxy[index])
@@ -160,7 +160,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             )
         if self.augmentation is not None:
             rng = np.random.default_rng(self._seed_of(item, AUGMENTATION))
-            sample = self.augmentation(sample, epoch=item[0], rng=rng, has_colours=has_colours)
+            sample = self.augmentation(sample, epoch=item[0], rng=rng, has_colors=has_colors)
         target: Target = {
             "boxes": xyxy_to_cxcywh(sample.boxes_xyxy / to_pixels),
             "labels": sample.labels,
@@ -263,7 +263,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return boxes, torch.tensor(labels, dtype=torch.int64)
 
 
-def check_images(split: CocoSplit, pixels: PixelFormat | None = PHOTOGRAPH) -> None:
+def check_images(split: CocoSplit, pixels: PixelFormat | None = RGB8) -> None:
     """Look at the header of every image of a split; damage further inside shows only when it is decoded.
 
     Args:

@@ -2,12 +2,34 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deim.config.checks import check
 from deim.data.formats.coco import CocoSplit
-from deim.data.tiles import TiledSplit, tile_split
+from deim.data.images.tiling import TiledSplit, tile_split
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UniformSampling:
+    """Every training image comes once an epoch."""
+
+    type: Literal["uniform"] = "uniform"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepeatFactorSampling:
+    """Images of a rare class come sqrt(threshold / share of the images that show it) times an epoch."""
+
+    type: Literal["repeat_factor"]
+    threshold: float
+    """Classes on a smaller share of the training images are repeated, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        is_wrong = not 0 < self.threshold <= 1
+        check([(is_wrong, f"threshold: got {self.threshold:g}, needs (0, 1]")])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

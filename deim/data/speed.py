@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from deim.data.augment.pipeline import Augmentation
 from deim.data.collate import Batch, collate, normalize_batch
 from deim.data.dataset import DetectionDataset, InputFormat
 from deim.data.formats.coco import CocoSplit, read_coco
-from deim.data.stages import Augmentation
 from deim.data.synthetic.make import LabelledImage, render_image, write_annotations
 from deim.data.transforms import Sample, read_input
 from deim.errors import DataError
@@ -142,7 +142,7 @@ def stages_of(dataset: DetectionDataset, batches: Batches) -> dict[str, Way]:
         ]
         return normalize_batch(changed, targets, form)
 
-    return {"decode and resize": decode, "augment": augment, "normalise and collate": finish}
+    return {"decode and resize": decode, "augment": augment, "normalize and collate": finish}
 
 
 def plain_ways(
@@ -154,24 +154,24 @@ def plain_ways(
         split: Photographs.
         batches: Of the split.
         input_format: Of photographs that are stretched.
-        augmentation: Flips and colours alone.
+        augmentation: Flips and colors alone.
 
     Returns:
-        By name: colours on the whole image as a tensor, which is the usual order of detectors' recipes; the
+        By name: colors on the whole image as a tensor, which is the usual order of detectors' recipes; the
         same on a Pillow image; and resizing first.
 
     Raises:
         DataError: If there is no plain pipeline with the same operations.
     """
-    others = set(augmentation.names(augmentation.start_epoch)) - {"colours", "flips"}
-    if others or input_format.resize != "stretch" or not input_format.pixels.is_plain:
+    others = set(augmentation.names(augmentation.start_epoch)) - {"colors", "flips"}
+    if others or input_format.resize != "stretch" or not input_format.pixels.is_rgb8:
         raise DataError(
-            f"benchmark data: compares flips and colours of stretched photographs, got "
+            f"benchmark data: compares flips and colors of stretched photographs, got "
             f"{', '.join(sorted(others)) or 'another input'}. Take a config with "
             f"_base_/augment_conservative.yml, data.resize=stretch and RGB images of 8 bits."
         )
     to_tensor = v2.ToImage()
-    colours = v2.RandomPhotometricDistort(p=augmentation.photometric)
+    colors = v2.RandomPhotometricDistort(p=augmentation.photometric)
     flips = [
         v2.RandomHorizontalFlip(p=augmentation.horizontal_flip),
         *([v2.RandomVerticalFlip(p=augmentation.vertical_flip)] if augmentation.vertical_flip else []),
@@ -183,9 +183,9 @@ def plain_ways(
         v2.SanitizeBoundingBoxes(),
     ]
     orders = {
-        "plain": [to_tensor, colours, *flips, resize, *finish],
-        "plain, Pillow images": [colours, *flips, resize, to_tensor, *finish],
-        "plain, resized first": [to_tensor, resize, colours, *flips, *finish],
+        "plain": [to_tensor, colors, *flips, resize, *finish],
+        "plain, Pillow images": [colors, *flips, resize, to_tensor, *finish],
+        "plain, resized first": [to_tensor, resize, colors, *flips, *finish],
     }
     return {name: _plain_way(split, batches, v2.Compose(steps)) for name, steps in orders.items()}
 

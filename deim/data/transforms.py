@@ -1,4 +1,4 @@
-"""Images and boxes on their way to the network: reading, resizing, random changes, normalising.
+"""Images and boxes on their way to the network: reading, resizing, random changes, normalizing.
 
 Training, evaluation and prediction share `read_input` and `fit_to_input`, so that they see the same pixels.
 Images are (C, H, W) until `normalize`: uint8, RGB where C is 3, or float32 in [0, 1] where the values of a
@@ -17,8 +17,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from deim.boxes import box_area, clip_boxes
-from deim.data.augment.colours import ColourChanges, change_colours
-from deim.data.images.files import (
+from deim.data.augment.colors import ColorChanges, change_colors
+from deim.data.images.pixel_format import RGB8, PixelFormat, check_pixels, scale_values
+from deim.data.images.read import (
     ImageHeader,
     Reduction,
     bits_per_channel,
@@ -29,10 +30,9 @@ from deim.data.images.files import (
     reduce_decoding,
     upright_size_hw,
 )
-from deim.data.images.sensors import PHOTOGRAPH, PixelFormat, check_pixels, scale_values
 from deim.structures import Placement
 
-PADDING_GREY = 114
+PADDING_GRAY = 114
 """Value of the pixels that letterboxing adds."""
 
 
@@ -53,11 +53,11 @@ class Sample:
         return box_area(self.boxes_xyxy)
 
 
-def read_image(path: Path, pixels: PixelFormat = PHOTOGRAPH) -> Tensor:
+def read_image(path: Path, pixels: PixelFormat = RGB8) -> Tensor:
     """Read an image upright, as its EXIF orientation says.
 
     Args:
-        path: For photographs any format that Pillow reads, 8 bits a channel, of which grey and palette images
+        path: For photographs any format that Pillow reads, 8 bits a channel, of which gray and palette images
             become RGB; otherwise see `images/files.py:read_values`.
         pixels: What the config says of channels and scaling.
 
@@ -67,7 +67,7 @@ def read_image(path: Path, pixels: PixelFormat = PHOTOGRAPH) -> Tensor:
     Raises:
         DataError: If the file is missing, not an image, damaged, or has another depth or other channels.
     """
-    if not pixels.is_plain:
+    if not pixels.is_rgb8:
         return scale_values(read_values(path), pixels, where=path)
     with named_errors(path), Image.open(path) as opened:
         return image_to_tensor(opened, where=path)
@@ -78,7 +78,7 @@ def read_input(
     size_hw: tuple[int, int],
     *,
     resize: Literal["stretch", "letterbox"],
-    pixels: PixelFormat = PHOTOGRAPH,
+    pixels: PixelFormat = RGB8,
     reduced: bool = False,
 ) -> tuple[Tensor, Placement]:
     """Read an image at the size of the network input.
@@ -97,7 +97,7 @@ def read_input(
     Raises:
         DataError: As `read_image`.
     """
-    if not pixels.is_plain:
+    if not pixels.is_rgb8:
         return fit_to_input(read_image(path, pixels), size_hw, resize=resize)
     reduction = None
     with named_errors(path), Image.open(path) as opened:
@@ -157,7 +157,7 @@ def _check_photograph(image: Image.Image, *, where: object) -> None:
     """Refuse a picture with more than 8 bits a channel; not decoded yet, if that is to be found."""
     bits = bits_per_channel(image)
     header = ImageHeader(size_hw=(image.height, image.width), channels=len(image.getbands()), bits=bits)
-    check_pixels(header, PHOTOGRAPH, where=where)
+    check_pixels(header, RGB8, where=where)
 
 
 def fit_to_input(
@@ -169,7 +169,7 @@ def fit_to_input(
         image: (C, H, W) uint8, or float32 in [0, 1], which keeps its precision.
         size_hw: Size of the network input, in pixels.
         resize: `stretch` ignores the aspect ratio; `letterbox` keeps it and pads right and left, or top and
-            bottom, with grey.
+            bottom, with gray.
 
     Returns:
         The (C, *size_hw) input of the same type, contiguous, and where it lies in the image.
@@ -182,7 +182,7 @@ def fit_to_input(
             orig_size_hw=(height, width), span_hw=(float(height), float(width)), shift_yx=(0.0, 0.0)
         )
     top, left = (size_hw[0] - inner_hw[0]) // 2, (size_hw[1] - inner_hw[1]) // 2
-    canvas = grey_canvas(image, size_hw)
+    canvas = gray_canvas(image, size_hw)
     canvas[:, top : top + inner_hw[0], left : left + inner_hw[1]] = TF.resize(
         image, list(inner_hw), antialias=True
     )
@@ -206,10 +206,10 @@ def _inner_size(
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def grey_canvas(like: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """(C, *size_hw) of the grey that pads, with the channels and the type of the image `like`."""
-    grey = PADDING_GREY / 255 if like.is_floating_point() else PADDING_GREY
-    return torch.full((like.shape[0], *size_hw), grey, dtype=like.dtype)
+def gray_canvas(like: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """(C, *size_hw) of the gray that pads, with the channels and the type of the image `like`."""
+    gray = PADDING_GRAY / 255 if like.is_floating_point() else PADDING_GRAY
+    return torch.full((like.shape[0], *size_hw), gray, dtype=like.dtype)
 
 
 def keep_visible(
@@ -274,10 +274,10 @@ def flip_vertical(sample: Sample) -> Sample:
     return replace(sample, image=sample.image.flip(-2), boxes_xyxy=boxes)
 
 
-def distort_colours(sample: Sample, probability: float, *, rng: np.random.Generator) -> Sample:
+def distort_colors(sample: Sample, probability: float, *, rng: np.random.Generator) -> Sample:
     """Change brightness, contrast, saturation, hue and channel order, each with the same probability.
 
-    Images of other than three channels have no colours: of them brightness and contrast change.
+    Images of other than three channels have no colors: of them brightness and contrast change.
 
     Args:
         sample: Any sample.
@@ -290,7 +290,7 @@ def distort_colours(sample: Sample, probability: float, *, rng: np.random.Genera
     Source:
         The ranges of SSD's photometric distortion (arXiv:1512.02325), as in torchvision.
     """
-    has_colours = sample.image.shape[0] == 3
+    has_colors = sample.image.shape[0] == 3
 
     def draw(low: float, high: float) -> float | None:
         return rng.uniform(low, high) if rng.random() < probability else None
@@ -298,18 +298,18 @@ def distort_colours(sample: Sample, probability: float, *, rng: np.random.Genera
     contrast_first = rng.random() < 0.5
     brightness = draw(0.875, 1.125)
     contrast = draw(0.5, 1.5) if contrast_first else None
-    saturation = draw(0.5, 1.5) if has_colours else None
-    hue = draw(-0.05, 0.05) if has_colours else None
+    saturation = draw(0.5, 1.5) if has_colors else None
+    hue = draw(-0.05, 0.05) if has_colors else None
     if not contrast_first:
         contrast = draw(0.5, 1.5)
-    changes = ColourChanges(
+    changes = ColorChanges(
         brightness=brightness,
         contrast=contrast,
         saturation=saturation,
         hue=hue,
         contrast_first=contrast_first,
     )
-    image = change_colours(sample.image, changes)
-    if has_colours and rng.random() < probability:
+    image = change_colors(sample.image, changes)
+    if has_colors and rng.random() < probability:
         image = image.index_select(0, torch.from_numpy(rng.permutation(3)))
     return replace(sample, image=image)

@@ -4,28 +4,33 @@ from typing import Literal
 
 import torch
 
-from deim.engine.distributed import World
+from deim.engine.distributed import DistributedContext
 from deim.engine.step import Precision
 from deim.errors import ConfigError
 
 
-def select_device(name: str, *, world: World | None = None) -> torch.device:
+def select_device(name: str, *, distributed: DistributedContext | None = None) -> torch.device:
     """Turn `runtime.device` into a device.
 
     Args:
         name: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes CUDA if there is one.
-        world: The processes of the run, each of which has a GPU of its own; None for this one alone.
+        distributed: The processes of the run, each of which has a GPU of its own; None for this one alone.
 
     Raises:
         ConfigError: If there is no such device, or several processes would share one GPU.
     """
-    if world is not None and world.size > 1 and name.startswith("cuda:"):
+    if distributed is not None and distributed.size > 1 and name.startswith("cuda:"):
         raise ConfigError(
             f"runtime.device: got {name!r} for several processes, of which each takes a GPU of its own. Use "
             f"'auto', and choose the GPUs with CUDA_VISIBLE_DEVICES."
         )
-    if world is not None and world.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-        return world.device
+    if (
+        distributed is not None
+        and distributed.size > 1
+        and name in ("auto", "cuda")
+        and torch.cuda.is_available()
+    ):
+        return distributed.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -27,7 +27,7 @@ TIMEOUT = datetime.timedelta(minutes=30)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class World:
+class DistributedContext:
     """The processes of a run, seen from one of them."""
 
     rank: int = 0
@@ -77,16 +77,16 @@ class World:
         self.gather(None)
 
 
-def exchange_gradients(model: nn.Module, world: World) -> nn.Module:
+def exchange_gradients(model: nn.Module, distributed: DistributedContext) -> nn.Module:
     """Make all processes use the mean of their gradients; on GPUs, common batch-norm statistics too.
 
     Args:
         model: On this process's device; the same in each.
-        world: The processes; a single one needs no wrapper.
+        distributed: The processes; a single one needs no wrapper.
     """
-    if world.size == 1:
+    if distributed.size == 1:
         return model
-    if world.device.type == "cuda":
+    if distributed.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     else:
         logger.warning("on CPUs each process keeps batch-norm statistics of its own images")
@@ -94,7 +94,7 @@ def exchange_gradients(model: nn.Module, world: World) -> nn.Module:
 
 
 @contextmanager
-def join_world(device: str) -> Iterator[World]:
+def join_distributed(device: str) -> Iterator[DistributedContext]:
     """Join the processes that `torchrun` has started, and leave them at the end.
 
     Args:
@@ -105,7 +105,7 @@ def join_world(device: str) -> Iterator[World]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World()
+        yield DistributedContext()
         return
     absent = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if absent:
@@ -122,7 +122,7 @@ def join_world(device: str) -> Iterator[World]:
             )
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if on_cuda else "gloo", timeout=TIMEOUT)
-    yield World(
+    yield DistributedContext(
         rank=dist.get_rank(),
         size=size,
         device=torch.device("cuda", local_rank) if on_cuda else torch.device("cpu"),

@@ -33,7 +33,7 @@ class ModelEma(Generic[M]):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's weights after an optimiser step."""
+        """Move the average towards the model's weights after an optimizer step."""
         self.updates += 1
         ramp = self.schedule.warmup_steps
         decay = self.schedule.decay * (1 - math.exp(-self.updates / ramp) if ramp else 1.0)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deim.config import Config, load_config
-from deim.engine.checkpoint import read_checkpoint
+from deim.config.loader import load_config
+from deim.config.schema import Config
+from deim.engine.checkpoints import read_checkpoint
 from deim.errors import CheckpointError
 
 SHARED_BLOCKS = ("model", "image_size", "data", "loss", "evaluation")

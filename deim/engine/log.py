@@ -64,7 +64,7 @@ class RunLog:
 
         Args:
             values: A number for each curve; None is left out.
-            step: Optimiser steps so far.
+            step: Optimizer steps so far.
         """
         if self._writer is None:
             return
@@ -78,7 +78,7 @@ class RunLog:
         Args:
             name: Of the series.
             pixels: (H, W, 3) uint8.
-            step: Optimiser steps so far.
+            step: Optimizer steps so far.
         """
         if self._writer is not None:
             self._writer.add_image(name, pixels, step, dataformats="HWC")

@@ -1,20 +1,55 @@
 """AdamW and its parameter groups."""
 
 import re
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from deim.config.schema import RecipeConfig
+from deim.config.checks import below, check, not_positive
 from deim.model.detector import Detector
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecipeOptions:
+    """Optimizer: AdamW with one learning rate for the backbone and one for the rest."""
+
+    lr: float = 5e-4
+    """Learning rate of everything but the vision transformer, at the flat phase."""
+    backbone_lr: float = 2.5e-5
+    """Learning rate of the vision transformer, at the flat phase."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's running moments."""
+    clip_grad_norm: float = 0.1
+    """Largest global L2 norm of the gradient; larger gradients are scaled down to it."""
+    max_skipped_steps: int = 20
+    """Steps in a row without a finite loss and gradient, after which the last good state is restored."""
+    parameter_groups: Literal["by_type", "reference"] = "by_type"
+    """`by_type` decays no norm, bias, scale or token; `reference` decays what DEIMv2 decays."""
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                *not_positive(lr=self.lr, backbone_lr=self.backbone_lr, clip_grad_norm=self.clip_grad_norm),
+                *below(0, weight_decay=self.weight_decay),
+                *below(1, max_skipped_steps=self.max_skipped_steps),
+                (
+                    not all(0 <= b < 1 for b in self.betas),
+                    f"betas: got {list(self.betas)}, each needs [0, 1)",
+                ),
+            ]
+        )
+
 
 DECAYED_MODULES = (nn.Linear, nn.Conv2d, nn.Embedding, nn.MultiheadAttention)
 REFERENCE_EXEMPT = re.compile("norm|bn|bias")
 REFERENCE_OWN_PARTS = re.compile("sta|encoder|decoder")
 
 
-def build_optimizer(model: Detector, config: RecipeConfig) -> torch.optim.AdamW:
+def build_optimizer(model: Detector, config: RecipeOptions) -> torch.optim.AdamW:
     """Build AdamW with its parameter groups, each of which keeps its flat learning rate as `flat_lr`.
 
     Args:

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 import torch
 
-from deim.config import Config
-from deim.config.data_schema import AugmentConfig
-from deim.data.build import tiling
+from deim.config.schema import Config
+from deim.data.augment.options import AugmentOptions
+from deim.data.augment.pipeline import compute_sizes
 from deim.data.collate import Batch
 from deim.data.formats.coco import CocoSplit
-from deim.data.stages import compute_sizes
-from deim.data.tiles import tile_split
-from deim.engine.distributed import World
+from deim.data.images.tiling import tile_split
+from deim.data.loader import tiling
+from deim.engine.context import RunParts
+from deim.engine.distributed import DistributedContext
 from deim.engine.memory import gigabytes, limit_bytes, peak_bytes, reset_peak
-from deim.engine.run_state import RunParts
-from deim.engine.step import bare_model, forward_and_backward
+from deim.engine.step import forward_and_backward, unwrap_model
 from deim.errors import NonFiniteError, TrainingError
 from deim.structures import Target
 
@@ -33,14 +33,14 @@ class BatchPlan:
     """How many images are processed when."""
 
     effective: int
-    """Images of an optimiser step, all processes together."""
+    """Images of an optimizer step, all processes together."""
     share: int
     """Images of a step in each process."""
     micro: int | None
     """Images that a process has in memory at once; None if that is to be found out."""
 
 
-def plan_batches(config: Config, world: World) -> BatchPlan:
+def plan_batches(config: Config, distributed: DistributedContext) -> BatchPlan:
     """Turn `data.batch_size` and `data.effective_batch_size` into numbers.
 
     Raises:
@@ -51,13 +51,13 @@ def plan_batches(config: Config, world: World) -> BatchPlan:
         assert data.effective_batch_size is not None  # checked by the config
         effective, micro = data.effective_batch_size, None
     else:
-        effective, micro = data.effective_batch_size or data.batch_size * world.size, data.batch_size
-    if effective % world.size:
+        effective, micro = data.effective_batch_size or data.batch_size * distributed.size, data.batch_size
+    if effective % distributed.size:
         raise TrainingError(
-            f"data.effective_batch_size: {effective} cannot be shared out equally among {world.size} "
-            f"processes. Use a multiple of {world.size}."
+            f"data.effective_batch_size: {effective} cannot be shared out equally among {distributed.size} "
+            f"processes. Use a multiple of {distributed.size}."
         )
-    share = effective // world.size
+    share = effective // distributed.size
     if micro is not None and micro > share:
         raise TrainingError(
             f"data.batch_size: {micro} is more than a process has to do in a step, which is "
@@ -138,12 +138,12 @@ def _choose(config: Config, parts: RunParts, plan: BatchPlan, most_boxes: int) -
 
 
 def _try_step(config: Config, parts: RunParts, number: int, most_boxes: int) -> int | None:
-    """Peak memory in bytes of a step, with what the optimiser will hold, in the process that needs most.
+    """Peak memory in bytes of a step, with what the optimizer will hold, in the process that needs most.
 
     None if it does not fit in one of them.
     """
     step = parts.step
-    model = bare_model(step.model)
+    model = unwrap_model(step.model)
     reset_peak(parts.device)
     try:
         forward_and_backward(step, _largest_batch(config, parts, number, most_boxes))
@@ -156,9 +156,9 @@ def _try_step(config: Config, parts: RunParts, number: int, most_boxes: int) -> 
         step.optimizer.zero_grad(set_to_none=True)
         if parts.device.type == "cuda":
             torch.cuda.empty_cache()
-    if step.world.max(int(own == 0)):
+    if step.distributed.max(int(own == 0)):
         return None
-    peak = step.world.max(own)
+    peak = step.distributed.max(own)
     has_moments = bool(step.optimizer.state)
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return peak + (0 if has_moments else 2 * trained)
@@ -194,7 +194,7 @@ def _try_validation(config: Config, parts: RunParts) -> int:
 def _common_limit(parts: RunParts) -> int | None:
     """Memory in bytes of the process that has least; None if one does not know."""
     own = limit_bytes(parts.device)
-    least = -parts.step.world.max(-(own or 0))
+    least = -parts.step.distributed.max(-(own or 0))
     return least or None
 
 
@@ -211,7 +211,7 @@ def _most_boxes(config: Config, split: CocoSplit) -> int:
     return int((split.first_box[1:] - split.first_box[:-1]).max(initial=0))
 
 
-def _augmented_boxes(most_boxes: int, augment: AugmentConfig) -> int:
+def _augmented_boxes(most_boxes: int, augment: AugmentOptions) -> int:
     """The most boxes that an image can have when several have been made one."""
     images = (4 if augment.mosaic else 1) * (2 if augment.mix_up else 1)
     copies = augment.copy_blend_objects if augment.copy_blend and most_boxes else 0

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from deim.config import Config
-from deim.engine.checkpoint import previous_path, read_checkpoint
+from deim.config.schema import Config
+from deim.engine.checkpoints import previous_path, read_checkpoint
+from deim.engine.context import Progress, RunParts, restore_weights
 from deim.engine.log import RunLog
 from deim.engine.memory import STEP_ADVICE
-from deim.engine.run_state import Progress, RunParts, restore_weights
-from deim.engine.step import StepBatch, StepResult, bare_model
+from deim.engine.step import StepBatch, StepResult, unwrap_model
 from deim.errors import CheckpointError, TrainingError
 
 logger = logging.getLogger(__name__)
@@ -46,19 +46,19 @@ class Recovery:
         Raises:
             TrainingError: If the last good state was restored too often, or there is none.
         """
-        progress.refused_in_a_row += 1
-        progress.sums.num_refused += 1
+        progress.skipped_in_a_row += 1
+        progress.sums.num_skipped += 1
         own = [(target.get("file_name", "?"), target.get("image_id")) for target in batch.targets]
-        images = [image for part in self.parts.step.world.gather(own) for image in part]
+        images = [image for part in self.parts.step.distributed.gather(own) for image in part]
         names = [name for name, _ in images]
-        progress.refused_images = list(dict.fromkeys([*progress.refused_images, *names]))
+        progress.skipped_images = list(dict.fromkeys([*progress.skipped_images, *names]))
         learning_rate = self.parts.step.optimizer.param_groups[-1]["lr"]
         _write(
             log,
             progress,
             "refused_step",
             {
-                "why": result.refused,
+                "why": result.skip_reason,
                 "images": names,
                 "image_ids": [image_id for _, image_id in images],
                 "lr": learning_rate,
@@ -66,22 +66,22 @@ class Recovery:
                 **self._weight_norms(),
             },
         )
-        logger.warning("step %d refused (%s): %s", progress.step, result.refused, ", ".join(names))
-        if progress.refused_in_a_row >= self.config.recipe.max_refused_steps:
+        logger.warning("step %d refused (%s): %s", progress.step, result.skip_reason, ", ".join(names))
+        if progress.skipped_in_a_row >= self.config.recipe.max_skipped_steps:
             self._restore_good_state(progress, log)
 
     def _weight_norms(self) -> dict[str, float]:
         """L2 norms of the weights and of the averaged weights, to see whether one of them has run away."""
-        models = {"weight_norm": bare_model(self.parts.step.model), "ema_norm": self.parts.ema.model}
+        models = {"weight_norm": unwrap_model(self.parts.step.model), "ema_norm": self.parts.ema.model}
         return {
             name: torch.nn.utils.get_total_norm([p.detach() for p in model.parameters()]).item()
             for name, model in models.items()
         }
 
     def _restore_good_state(self, progress: Progress, log: RunLog) -> None:
-        """Take weights, averages and moments from a checkpoint without refused steps, and halve the rate."""
-        images = ", ".join(progress.refused_images)
-        number = progress.refused_in_a_row
+        """Take weights, averages and moments from a checkpoint without skipped steps, and halve the rate."""
+        images = ", ".join(progress.skipped_images)
+        number = progress.skipped_in_a_row
         if progress.restores >= MAX_RESTORES:
             raise TrainingError(
                 f"step {progress.step}: {number} steps in a row gave no finite loss or gradient, though the "
@@ -96,7 +96,7 @@ class Recovery:
             scaler.update(scale)  # or float16 would overflow again as it did
         progress.restores += 1
         progress.lr_scale /= 2
-        progress.refused_in_a_row = 0
+        progress.skipped_in_a_row = 0
         logger.warning(
             "%d steps in a row refused: restored the state of step %d, learning rate times %g from now on",
             number,
@@ -122,12 +122,12 @@ class Recovery:
                 continue
             if is_good_start(tree["progress"]):
                 return tree, path
-            if not tree["progress"]["refused_in_a_row"]:
+            if not tree["progress"]["skipped_in_a_row"]:
                 within = within or (tree, path)
         if within is not None:
             return within
         raise TrainingError(
-            f"{self.last_path.parent}: there is no checkpoint from before the refused steps to go back to. "
+            f"{self.last_path.parent}: there is no checkpoint from before the skipped steps to go back to. "
             f"Lower recipe.lr, or set runtime.amp=off, and start again."
         )
 
@@ -143,7 +143,7 @@ class Recovery:
             TrainingError: If it has happened before, or cannot be helped.
         """
         at_once = min(progress.micro_batch_size or num_images, num_images)
-        if progress.halved or at_once == 1 or self.parts.step.world.size > 1:
+        if progress.halved or at_once == 1 or self.parts.step.distributed.size > 1:
             raise TrainingError(
                 f"out of memory in step {progress.step} with {at_once} images at once. {STEP_ADVICE}"
             )
@@ -166,7 +166,7 @@ def is_good_start(progress: dict[str, Any]) -> bool:
     Args:
         progress: Of the checkpoint.
     """
-    return not progress["steps_of_epoch"] and not progress["refused_in_a_row"]
+    return not progress["steps_of_epoch"] and not progress["skipped_in_a_row"]
 
 
 def _write(log: RunLog, progress: Progress, event: str, values: dict[str, Any]) -> None:

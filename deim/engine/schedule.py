@@ -3,8 +3,66 @@
 import math
 from dataclasses import dataclass
 
-from deim.config.schema import EmaConfig, ScheduleConfig
+from deim.config.checks import Auto, below, check, not_fraction
 from deim.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleOptions:
+    """Phases of a run. `auto` follows from `epochs` by the reference's ratios; see `resolve_schedule`."""
+
+    warmup_steps: int | Auto = "auto"
+    """Optimizer steps of quadratic warm-up; auto: 2000, at most 5 % of the run."""
+    flat_epochs: int | Auto = "auto"
+    """Epochs until the learning rate starts to fall; auto: half of the augmented epochs, plus 4 of 100."""
+    no_aug_epochs: int | Auto = "auto"
+    """Final epochs without augmentation, at the lowest learning rate; auto: a tenth of `epochs`."""
+    augment_start_epoch: int | Auto = "auto"
+    """First epoch with augmentation other than flips and sizes; auto: 4 of 100 epochs."""
+    mix_end_epoch: int | Auto = "auto"
+    """First epoch without mosaic and mix-up; auto: half of the augmented epochs after the start."""
+    matcher_change_epoch: int | Auto = "auto"
+    """First epoch with the second matching cost; auto: nine tenths of the augmented epochs."""
+    final_lr_ratio: float = 0.5
+    """Lowest learning rate as a share of the flat one, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                *below(
+                    0,
+                    warmup_steps=self.warmup_steps,
+                    flat_epochs=self.flat_epochs,
+                    no_aug_epochs=self.no_aug_epochs,
+                    augment_start_epoch=self.augment_start_epoch,
+                    mix_end_epoch=self.mix_end_epoch,
+                    matcher_change_epoch=self.matcher_change_epoch,
+                ),
+                *not_fraction(final_lr_ratio=self.final_lr_ratio),
+            ]
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmaOptions:
+    """Exponential moving average of the weights; the average is what is evaluated and saved as best."""
+
+    decay: float | Auto = "auto"
+    """Share kept at each step, in [0, 1); auto: 0.9999, or a horizon of a tenth of a shorter run."""
+    warmup_steps: int | Auto = "auto"
+    """Steps in which the decay ramps up; auto: a tenth of the averaging horizon."""
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                *below(0, warmup_steps=self.warmup_steps),
+                (
+                    not isinstance(self.decay, str) and not 0 <= self.decay < 1,
+                    f"decay: got {self.decay}, needs [0, 1)",
+                ),
+            ]
+        )
+
 
 WARMUP_STEPS = 2000
 WARMUP_SHARE = 0.05
@@ -23,15 +81,15 @@ class Timeline:
     epochs: int
     steps_per_epoch: int
     warmup_steps: int
-    """Optimiser steps of quadratic warm-up."""
+    """Optimizer steps of quadratic warm-up."""
     augment_start_epoch: int
-    """Augmentation other than flips and sizes begins; see `deim/data/stages.py`."""
+    """Augmentation other than flips and sizes begins; see `deim/data/augment/pipeline.py`."""
     flat_end_epoch: int
     """The learning rate begins to fall."""
     matcher_change_epoch: int
     """The second matching cost begins."""
     no_aug_epoch: int
-    """The final stage begins: no changes of colour, lowest learning rate."""
+    """The final stage begins: no changes of color, lowest learning rate."""
     final_lr_ratio: float
     """Lowest learning rate as a share of the flat one."""
     mix_end_epoch: int = 0
@@ -39,11 +97,11 @@ class Timeline:
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Optimizer steps of the whole run."""
         return self.epochs * self.steps_per_epoch
 
     def lr_factor(self, step: int) -> float:
-        """Share of the flat learning rate at an optimiser step.
+        """Share of the flat learning rate at an optimizer step.
 
         Args:
             step: 0-based, over the whole run.
@@ -75,7 +133,7 @@ class Timeline:
             ("warm-up", f"steps 0 to {self.warmup_steps - 1}" if self.warmup_steps else "none"),
             ("flat learning rate", _span(0, self.flat_end_epoch)),
             ("falling to", f"{self.final_lr_ratio:g} of it, {_span(self.flat_end_epoch, self.no_aug_epoch)}"),
-            ("colour augmentation", _span(self.augment_start_epoch, self.no_aug_epoch)),
+            ("color augmentation", _span(self.augment_start_epoch, self.no_aug_epoch)),
             (
                 "second matching cost",
                 f"from epoch {self.matcher_change_epoch}" if self.matcher_change_epoch <= last else "never",
@@ -96,14 +154,14 @@ class EmaSchedule:
 
 
 def resolve_schedule(
-    config: ScheduleConfig, *, epochs: int, steps_per_epoch: int, has_stages: bool = True
+    config: ScheduleOptions, *, epochs: int, steps_per_epoch: int, has_stages: bool = True
 ) -> Timeline:
     """Turn the schedule's options into epochs and steps; what is `auto` follows from `epochs`.
 
     Args:
         config: The `schedule` block.
         epochs: Length of the run.
-        steps_per_epoch: Optimiser steps an epoch.
+        steps_per_epoch: Optimizer steps an epoch.
         has_stages: Augmentation starts late and ends early, and the matching cost changes. Phase 2 has none
             of that.
 
@@ -137,7 +195,7 @@ def resolve_schedule(
     return timeline
 
 
-def _resolve_without_stages(config: ScheduleConfig, *, epochs: int, steps_per_epoch: int) -> Timeline:
+def _resolve_without_stages(config: ScheduleOptions, *, epochs: int, steps_per_epoch: int) -> Timeline:
     """The timeline of phase 2: the same augmentation and matching cost in all epochs."""
     wanted = {
         "no_aug_epochs": 0,
@@ -168,12 +226,12 @@ def _resolve_without_stages(config: ScheduleConfig, *, epochs: int, steps_per_ep
     return timeline
 
 
-def resolve_ema(config: EmaConfig, *, total_steps: int) -> EmaSchedule:
+def resolve_ema(config: EmaOptions, *, total_steps: int) -> EmaSchedule:
     """Turn the averaging options into numbers; what is `auto` follows from the length of the run.
 
     Args:
         config: The `ema` block.
-        total_steps: Optimiser steps of the whole run.
+        total_steps: Optimizer steps of the whole run.
 
     Returns:
         With `auto`, a horizon of 1 / (1 - decay) steps that is at most a tenth of the run, and 10,000 steps.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from deim.engine.distributed import World
+from deim.engine.distributed import DistributedContext
 from deim.engine.memory import STEP_ADVICE, ends_without_memory
 from deim.engine.optimizer import drop_waiting_gradients
 from deim.errors import NonFiniteError
@@ -78,7 +78,7 @@ class StepResult:
     """Their sum; NaN if the step was refused."""
     grad_norm: float
     """Global L2 norm of the gradient before clipping; NaN if there is none."""
-    refused: str | None
+    skip_reason: str | None
     """Why the weights were left as they were; None if they were updated."""
 
 
@@ -95,7 +95,7 @@ class StepParts:
     """Of the forward pass; the loss is always in float32."""
     clip_grad_norm: float
     """Largest global L2 norm of the gradient."""
-    world: World = World()  # noqa: RUF009  immutable
+    distributed: DistributedContext = DistributedContext()  # noqa: RUF009  immutable
 
 
 def train_step(
@@ -125,7 +125,7 @@ def train_step(
     parts.optimizer.zero_grad(set_to_none=True)
     restore_statistics = remember_batch_norm(parts.model)
     micro_batches = batch.split(micro_batch_size or len(batch.targets))
-    forward = _Forward(parts, epoch=epoch, seed=seed, max_boxes=_max_boxes(batch, parts.world))
+    forward = _Forward(parts, epoch=epoch, seed=seed, max_boxes=_max_boxes(batch, parts.distributed))
     names: list[str] = []
     totals: list[Tensor] = []
     try:
@@ -142,23 +142,23 @@ def train_step(
                 terms = parts.criterion.terms(outputs, matched, counts or own_counts)
                 names = list(terms)
                 stacked = torch.stack(list(terms.values()))
-                totals.append(parts.world.sum(stacked.detach()))
-                _refuse_non_finite(names, totals[-1])
+                totals.append(parts.distributed.sum(stacked.detach()))
+                _raise_if_non_finite(names, totals[-1])
                 # Processes average their gradients, but each loss is a share of one sum.
-                parts.precision.scaler.scale(stacked.sum() * parts.world.size).backward()
+                parts.precision.scaler.scale(stacked.sum() * parts.distributed.size).backward()
     except torch.OutOfMemoryError:
         restore_statistics()
         raise
     except NonFiniteError as error:
         restore_statistics()
-        return StepResult(terms={}, loss=math.nan, grad_norm=math.nan, refused=str(error))
+        return StepResult(terms={}, loss=math.nan, grad_norm=math.nan, skip_reason=str(error))
     values = dict(zip(names, torch.stack(totals).sum(dim=0).tolist(), strict=True))
     with ends_without_memory("in the update of the weights", STEP_ADVICE):
         grad_norm = _update(parts)
     if not math.isfinite(grad_norm):
         restore_statistics()
-        return StepResult(terms=values, loss=math.nan, grad_norm=grad_norm, refused="non-finite gradient")
-    return StepResult(terms=values, loss=sum(values.values()), grad_norm=grad_norm, refused=None)
+        return StepResult(terms=values, loss=math.nan, grad_norm=grad_norm, skip_reason="non-finite gradient")
+    return StepResult(terms=values, loss=sum(values.values()), grad_norm=grad_norm, skip_reason=None)
 
 
 def forward_and_backward(parts: StepParts, batch: StepBatch) -> None:
@@ -167,14 +167,16 @@ def forward_and_backward(parts: StepParts, batch: StepBatch) -> None:
     Raises:
         NonFiniteError: If the scores or boxes are NaN or infinite.
     """
-    model = bare_model(parts.model)
+    model = unwrap_model(parts.model)
     restore_statistics = remember_batch_norm(model)
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    alone = replace(parts, model=model, world=World())
-    forward = _Forward(alone, epoch=0, seed=None, max_boxes=_max_boxes(batch, alone.world))
+    alone = replace(parts, model=model, distributed=DistributedContext())
+    forward = _Forward(alone, epoch=0, seed=None, max_boxes=_max_boxes(batch, alone.distributed))
     try:
         for norm in norms:
-            norm.train(parts.world.size == 1)  # in training, common statistics wait for the other processes
+            norm.train(
+                parts.distributed.size == 1
+            )  # in training, common statistics wait for the other processes
         with torch.random.fork_rng(devices=[batch.images.device] if batch.images.is_cuda else []):
             outputs = forward(model, batch)
         matched, counts = forward.match(outputs, batch.targets)
@@ -211,7 +213,7 @@ class _Forward:
         except NonFiniteError as caught:
             error = caught
             numbers[3] = 1
-        images, boxes, pairs, failed = self.parts.world.sum(torch.tensor(numbers)).tolist()
+        images, boxes, pairs, failed = self.parts.distributed.sum(torch.tensor(numbers)).tolist()
         if error is not None:
             raise error
         if failed:
@@ -221,7 +223,7 @@ class _Forward:
     @torch.no_grad()
     def count(self, micro_batches: Sequence[StepBatch]) -> LossCounts:
         """Counts of the whole batch; moves the batch-norm statistics."""
-        model = bare_model(self.parts.model)
+        model = unwrap_model(self.parts.model)
         found = [
             self.match(self(model, micro_batch), micro_batch.targets)[1] for micro_batch in micro_batches
         ]
@@ -237,7 +239,7 @@ def autocast(precision: Precision) -> torch.autocast:
     return torch.autocast(precision.device_type, dtype=precision.dtype, enabled=precision.dtype is not None)
 
 
-def bare_model(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """The model inside the wrapper that exchanges gradients."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
@@ -249,8 +251,8 @@ def _set_seed(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
-def _max_boxes(batch: StepBatch, world: World) -> int:
-    return world.max(max((len(target["labels"]) for target in batch.targets), default=0))
+def _max_boxes(batch: StepBatch, distributed: DistributedContext) -> int:
+    return distributed.max(max((len(target["labels"]) for target in batch.targets), default=0))
 
 
 def _exchanging_gradients(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
@@ -260,7 +262,7 @@ def _exchanging_gradients(model: nn.Module, is_last: bool) -> AbstractContextMan
     return model.no_sync()
 
 
-def _refuse_non_finite(names: list[str], values: Tensor) -> None:
+def _raise_if_non_finite(names: list[str], values: Tensor) -> None:
     if not math.isfinite(values.sum().item()):
         bad = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
         raise NonFiniteError(f"non-finite loss in {', '.join(bad)}")
@@ -275,6 +277,6 @@ def _update(parts: StepParts) -> float:
     grad_norm = nn.utils.clip_grad_norm_(parameters, parts.clip_grad_norm).item()
     if math.isfinite(grad_norm):
         scaler.step(parts.optimizer)
-    # The scaler lowers its scale after an overflow, so it hears of refused steps too.
+    # The scaler lowers its scale after an overflow, so it hears of skipped steps too.
     scaler.update()
     return grad_norm

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from deim.config import Config
-from deim.data.build import iterate
-from deim.engine.checkpoint import (
+from deim.config.schema import Config
+from deim.data.loader import iterate
+from deim.engine.checkpoints import (
     WeightKind,
     previous_path,
     read_checkpoint,
@@ -30,18 +30,7 @@ from deim.engine.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from deim.engine.early_stopping import describe_gains, note_gain, should_stop
-from deim.engine.log import RunLog, epoch_line
-from deim.engine.memory import (
-    STEP_ADVICE,
-    VALIDATION_ADVICE,
-    ends_without_memory,
-    peak_bytes,
-    reset_peak,
-)
-from deim.engine.optimizer import set_learning_rates
-from deim.engine.recovery import Recovery, is_good_start
-from deim.engine.run_state import (
+from deim.engine.context import (
     EpochSums,
     Progress,
     RunParts,
@@ -52,8 +41,19 @@ from deim.engine.run_state import (
     run_differences,
     state_tree,
 )
+from deim.engine.early_stopping import describe_early_stopping, should_stop, update_early_stopping
+from deim.engine.log import RunLog, epoch_line
+from deim.engine.memory import (
+    STEP_ADVICE,
+    VALIDATION_ADVICE,
+    ends_without_memory,
+    peak_bytes,
+    reset_peak,
+)
+from deim.engine.optimizer import set_learning_rates
+from deim.engine.recovery import Recovery, is_good_start
 from deim.engine.signals import StopSignals
-from deim.engine.step import StepBatch, StepResult, bare_model, train_step
+from deim.engine.step import StepBatch, StepResult, train_step, unwrap_model
 from deim.errors import CheckpointError, StopSignalError
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Trainer:
                 smaller micro-batch is of no use.
             DataError: If an image is damaged.
         """
-        is_main = self.parts.step.world.is_main
+        is_main = self.parts.step.distributed.is_main
         folder = self.folder if is_main else None
         log = RunLog(folder, tensorboard=self.config.runtime.tensorboard, first_step=self.progress.step)
         with StopSignals() as self._stop, log:
@@ -166,7 +166,7 @@ class Trainer:
                 self._account(batch, result)
                 progress.sums.seconds += time.perf_counter() - started
                 bar.update()
-                if result.refused is None:
+                if result.skip_reason is None:
                     bar.set_postfix(loss=f"{result.loss:.2f}")
                 self._save_if_due()
 
@@ -208,18 +208,18 @@ class Trainer:
     def _account(self, batch: StepBatch, result: StepResult) -> None:
         """Put the outcome of a step into the averaged weights, the sums and the log."""
         progress, sums, parts = self.progress, self.progress.sums, self.parts
-        sums.num_images += len(batch.targets) * parts.step.world.size
-        if result.refused is None:
-            progress.refused_in_a_row, progress.refused_images = 0, []
-            parts.ema.update(bare_model(parts.step.model))
+        sums.num_images += len(batch.targets) * parts.step.distributed.size
+        if result.skip_reason is None:
+            progress.skipped_in_a_row, progress.skipped_images = 0, []
+            parts.ema.update(unwrap_model(parts.step.model))
             sums.num_good += 1
             for name, value in {"loss": result.loss, "grad_norm": result.grad_norm, **result.terms}.items():
                 sums.values[name] = sums.values.get(name, 0.0) + value
         else:
-            self._recovery.refuse(progress, batch, result, self._log)
+            self._recovery.record_skip(progress, batch, result, self._log)
         progress.step += 1
         progress.steps_of_epoch += 1
-        if result.refused is None:
+        if result.skip_reason is None:
             factor = parts.timeline.lr_factor(progress.step - 1) * progress.lr_scale
             learning_rate = self.config.recipe.lr * factor
             curves = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": learning_rate}
@@ -227,11 +227,11 @@ class Trainer:
 
     def _save_if_due(self) -> None:
         """Save at the times asked for, and when a signal has come; then stop."""
-        world, progress = self.parts.step.world, self.progress
+        distributed, progress = self.parts.step.distributed, self.progress
         minutes = (time.monotonic() - self._saved_at) / 60
-        is_due = world.is_main and minutes >= self.config.runtime.checkpoint_minutes
+        is_due = distributed.is_main and minutes >= self.config.runtime.checkpoint_minutes
         # One exchange for both: all processes save and stop after the same step.
-        signal_number, any_due = divmod(world.max(2 * (self._stop.received or 0) + is_due), 2)
+        signal_number, any_due = divmod(distributed.max(2 * (self._stop.received or 0) + is_due), 2)
         if signal_number or any_due:
             self._save()
         if signal_number:
@@ -240,7 +240,7 @@ class Trainer:
     def _save(self) -> None:
         """Write last.pth, and keep the one before it if that is a state to restore."""
         self._saved_at = time.monotonic()
-        if self.parts.step.world.is_main:
+        if self.parts.step.distributed.is_main:
             tree = state_tree(
                 self.config,
                 self.parts,
@@ -253,7 +253,7 @@ class Trainer:
                 # A restore goes back to the start of an epoch, whenever else was saved: that state stays.
                 save_checkpoint(tree, self.last_path, keep_previous=self._last_is_start)
                 self._last_is_start = is_good_start(tree["progress"])
-        self.parts.step.world.wait()
+        self.parts.step.distributed.wait()
 
     def _finish_epoch(self) -> None:
         """Validate, log, and save the state in which the next epoch begins."""
@@ -275,7 +275,7 @@ class Trainer:
         self._log.curves(validated, step=progress.step)
         logger.info(epoch_line(values, epochs=self.config.epochs))
         if progress.stopped_early:
-            logger.info("stopping early: %s", describe_gains(progress.gains))
+            logger.info("stopping early: %s", describe_early_stopping(progress.early_stopping))
         progress.epoch += 1
         progress.steps_of_epoch, progress.sums = 0, EpochSums()
         self._save()
@@ -293,7 +293,7 @@ class Trainer:
             "images_per_s": sums.num_images / max(sums.seconds, 1e-9),
             "waiting_share": sums.waiting_seconds / max(sums.seconds, 1e-9),
             "peak_memory_bytes": peak_bytes(self.parts.device),
-            "refused_steps": sums.num_refused,
+            "skipped_steps": sums.num_skipped,
             "loss": means.pop("loss", math.nan),
             "grad_norm": means.pop("grad_norm", math.nan),
             "terms": means,
@@ -322,9 +322,9 @@ class Trainer:
         progress, parts = self.progress, self.parts
         results: dict[WeightKind, Validation] = {"ema": self._validation_of(parts.ema.model)}
         if self.config.evaluation.evaluate_raw:
-            results["raw"] = self._validation_of(bare_model(parts.step.model).eval())
+            results["raw"] = self._validation_of(unwrap_model(parts.step.model).eval())
         weights, best = max(results.items(), key=lambda item: _score(item[1]))
-        # Of equal scores the later counts: without any success yet, nothing learnt is thrown away.
+        # Of equal scores the later counts: without any success yet, nothing learned is thrown away.
         is_best = _score(best) >= progress.best.get("score", -math.inf)
         if progress.start_score is not None:
             is_best = is_best and _score(best) > progress.start_score
@@ -335,7 +335,7 @@ class Trainer:
                 "epoch": progress.epoch,
                 "weights": weights,
             }
-            if parts.step.world.is_main:
+            if parts.step.distributed.is_main:
                 self._save_best(progress.epoch, weights)
         self._decide_stop(best)
         if best.picture is not None:
@@ -355,7 +355,7 @@ class Trainer:
     def _validation_of(self, model: nn.Module) -> Validation:
         """Score a model; in a single process a signal breaks that off, as all that comes before is saved."""
         where = f" in epoch {self.progress.epoch + 1} while it was validated"
-        alone = self.parts.step.world.size == 1
+        alone = self.parts.step.distributed.size == 1
         breaking = self._stop.broken_off(where) if alone else nullcontext()
         with breaking, ends_without_memory("in validation", VALIDATION_ADVICE):
             return self.parts.validate(model)
@@ -370,11 +370,13 @@ class Trainer:
     def _decide_stop(self, validation: Validation) -> None:
         config, progress = self.config.early_stopping, self.progress
         score = validation.ap if config.metric == "ap" else validation.ap50
-        note_gain(progress.gains, score, epoch=progress.epoch, min_delta=config.min_delta)
+        update_early_stopping(
+            progress.early_stopping, score, epoch=progress.epoch, min_delta=config.min_delta
+        )
         timeline = self.parts.timeline
         stage = timeline.no_aug_epoch
         progress.stopped_early = should_stop(
-            progress.gains,
+            progress.early_stopping,
             config,
             epoch=progress.epoch,
             last_stage_epoch=stage if stage < timeline.epochs else timeline.augment_start_epoch,
@@ -461,7 +463,7 @@ class Trainer:
                 "final stage: best.pth is not of this run's best epoch; going on from the last one"
             )
             return
-        if path == self.best_path and self.parts.step.world.is_main:
+        if path == self.best_path and self.parts.step.distributed.is_main:
             with self._stop.held():
                 save_checkpoint(tree, self.stage_path)
         restore_model(self.parts, tree)

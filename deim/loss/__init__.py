@@ -1,5 +1,1 @@
-"""Matching of queries to boxes, and the loss."""
-
-from deim.loss.build import build_criterion
-
-__all__ = ["build_criterion"]
+"""Matching of queries to boxes, loss terms, criterion."""

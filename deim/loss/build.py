@@ -1,11 +1,10 @@
 """From configuration to criterion."""
 
-from deim.config.schema import LossConfig, MatcherConfig
-from deim.loss.criterion import Criterion
-from deim.loss.matcher import HungarianMatcher
+from deim.loss.criterion import Criterion, LossOptions
+from deim.loss.matcher import HungarianMatcher, MatcherOptions
 
 
-def build_criterion(config: LossConfig | None = None, *, matcher_change_epoch: int = 80) -> Criterion:
+def build_criterion(config: LossOptions | None = None, *, matcher_change_epoch: int = 80) -> Criterion:
     """Build the training loss.
 
     Args:
@@ -13,7 +12,7 @@ def build_criterion(config: LossConfig | None = None, *, matcher_change_epoch: i
         matcher_change_epoch: First epoch (0-based) with the second matching cost. A training run takes it
             from its schedule; the default is that of the reference's M recipe.
     """
-    config = config or LossConfig()
+    config = config or LossOptions()
     return Criterion(
         build_matcher(config.matcher, change_epoch=matcher_change_epoch),
         {"mal": config.mal, "bbox": config.bbox, "giou": config.giou, "fgl": config.fgl, "ddf": config.ddf},
@@ -23,7 +22,7 @@ def build_criterion(config: LossConfig | None = None, *, matcher_change_epoch: i
     )
 
 
-def build_matcher(config: MatcherConfig, *, change_epoch: int) -> HungarianMatcher:
+def build_matcher(config: MatcherOptions, *, change_epoch: int) -> HungarianMatcher:
     """Build the assignment of queries to boxes.
 
     Args:

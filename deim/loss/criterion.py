@@ -5,7 +5,7 @@ Source:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from deim.boxes import cxcywh_to_xyxy, generalized_iou, iou
-from deim.loss.matcher import HungarianMatcher, PackedTargets, Pairs, pack_targets
+from deim.config.checks import below, check, not_positive
+from deim.loss.matcher import HungarianMatcher, MatcherOptions, PackedTargets, Pairs, pack_targets
 from deim.loss.terms import (
     Teacher,
     decoupled_distillation_loss,
@@ -24,6 +25,42 @@ from deim.loss.terms import (
 from deim.loss.union_matching import vote_union
 from deim.model.decoder.distribution import boxes_to_bins
 from deim.structures import DenoisingMeta, LayerOutput, ModelOutput, Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossOptions:
+    """Weights and exponents of the loss terms."""
+
+    mal: float = 1.0
+    """Weight of the matchability-aware classification loss."""
+    bbox: float = 5.0
+    """Weight of the L1 box loss."""
+    giou: float = 2.0
+    """Weight of the generalized IoU loss."""
+    fgl: float = 0.15
+    """Weight of the fine-grained localization loss on edge distributions."""
+    ddf: float = 1.5
+    """Weight of the distillation of the last layer's edge distributions into earlier layers."""
+    mal_gamma: float = 1.5
+    """Exponent of the classification target and of the negatives' weight."""
+    ddf_temperature: float = 5.0
+    """Temperature of the distillation, above 0."""
+    union_ties: Literal["first", "reference"] = "first"
+    """Which box a query gets when two have equal votes: the first, or whatever the reference's sort gives."""
+    matcher: MatcherOptions = field(default_factory=MatcherOptions)
+
+    def __post_init__(self) -> None:
+        weights = below(
+            0,
+            mal=self.mal,
+            bbox=self.bbox,
+            giou=self.giou,
+            fgl=self.fgl,
+            ddf=self.ddf,
+            mal_gamma=self.mal_gamma,
+        )
+        check([*weights, *not_positive(ddf_temperature=self.ddf_temperature)])
+
 
 Term = Literal["mal", "bbox", "giou", "fgl", "ddf"]
 

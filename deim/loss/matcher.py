@@ -15,8 +15,38 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, generalized_iou, iou
+from deim.config.checks import below, check, not_fraction, not_positive
 from deim.errors import NonFiniteError
 from deim.structures import LayerOutput, Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatcherOptions:
+    """Costs of the Hungarian assignment of queries to boxes."""
+
+    cost_class: float = 2.0
+    """Weight of the focal classification cost."""
+    cost_bbox: float = 5.0
+    """Weight of the L1 distance of normalized cxcywh boxes."""
+    cost_giou: float = 2.0
+    """Weight of the negative generalized IoU."""
+    alpha: float = 0.25
+    """Balance of the focal cost, in [0, 1]."""
+    gamma: float = 2.0
+    """Exponent of the focal cost."""
+    iou_order: float = 4.0
+    """Exponent of the IoU in the cost used after `schedule.matcher_change_epoch`."""
+
+    def __post_init__(self) -> None:
+        costs = below(
+            0,
+            cost_class=self.cost_class,
+            cost_bbox=self.cost_bbox,
+            cost_giou=self.cost_giou,
+            gamma=self.gamma,
+        )
+        check([*costs, *not_fraction(alpha=self.alpha), *not_positive(iou_order=self.iou_order)])
+
 
 PROBABILITY_FLOOR = 1e-8
 
@@ -70,7 +100,7 @@ class HungarianMatcher:
     Args:
         cost_class: Weight of the focal classification cost.
         cost_bbox: Weight of the L1 distance of cxcywh boxes.
-        cost_giou: Weight of the negative generalised IoU.
+        cost_giou: Weight of the negative generalized IoU.
         alpha: Balance of the focal cost.
         gamma: Exponent of the focal cost.
         iou_order: Exponent of the IoU in the late cost.

@@ -1,5 +1,1 @@
-"""The detector."""
-
-from deim.model.build import build_model, build_variant
-
-__all__ = ["build_model", "build_variant"]
+"""The detector: backbone, encoder, decoder."""

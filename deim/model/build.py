@@ -1,18 +1,19 @@
 """From configuration to detector."""
 
 from deim.config.loader import load_block, shipped_configs_dir
-from deim.config.model_schema import DinoV3Config, ModelConfig, VitTinyConfig
 from deim.errors import ConfigError
+from deim.model.backbone.options import DinoV3Options, VitTinyOptions
 from deim.model.backbone.spatial_adapter import SpatialAdapterBackbone
-from deim.model.backbone.vit import VisionTransformer
+from deim.model.backbone.vision_transformer import VisionTransformer
 from deim.model.decoder.decoder import Decoder
 from deim.model.detector import Detector
 from deim.model.encoder.hybrid import HybridEncoder
+from deim.model.options import ModelOptions
 
 VARIANTS = ("nano", "s", "m", "l", "x")
 
 
-def build_model(config: ModelConfig, num_classes: int, *, channels: int = 3) -> Detector:
+def build_model(config: ModelOptions, num_classes: int, *, channels: int = 3) -> Detector:
     """Build the detector with random weights; see `weights.py` for loading some.
 
     Args:
@@ -61,20 +62,20 @@ def build_variant(name: str, *, num_classes: int) -> Detector:
     if name not in VARIANTS:
         raise ConfigError(f"model variant: got {name!r}. Choose one of {', '.join(VARIANTS)}.")
     path = shipped_configs_dir() / "_base_" / f"model_{name}.yml"
-    return build_model(load_block(path, "model", ModelConfig), num_classes)
+    return build_model(load_block(path, "model", ModelOptions), num_classes)
 
 
 def _build_backbone(
-    config: VitTinyConfig | DinoV3Config, hidden_dim: int, channels: int
+    config: VitTinyOptions | DinoV3Options, hidden_dim: int, channels: int
 ) -> SpatialAdapterBackbone:
-    dinov3 = isinstance(config, DinoV3Config)
+    dinov3 = isinstance(config, DinoV3Options)
     vit = VisionTransformer(
         config.dim,
         config.depth,
         num_heads=config.num_heads,
         return_blocks=config.return_blocks,
         dinov3=dinov3,
-        ffn=config.ffn if isinstance(config, DinoV3Config) else "mlp",
+        ffn=config.ffn if isinstance(config, DinoV3Options) else "mlp",
         channels=channels,
     )
     return SpatialAdapterBackbone(

@@ -46,7 +46,7 @@ class Detector(nn.Module):
         """Detect objects.
 
         Args:
-            images: (B, channels, H, W) float, normalised; H and W multiples of 32.
+            images: (B, channels, H, W) float, normalized; H and W multiples of 32.
             targets: Ground truth, an image each; used in training mode for denoising queries.
             max_boxes: Boxes of the fullest image, where `images` are a part of a larger batch: with it, and a
                 `noise_seed` in each target, the parts get the denoising queries that the whole would.

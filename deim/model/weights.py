@@ -1,6 +1,6 @@
 """Starting weights: which files are understood, and how their keys map to this project's.
 
-A file is recognised by its keys. Detector files are checkpoints of this project and official DEIMv2 files;
+A file is recognized by its keys. Detector files are checkpoints of this project and official DEIMv2 files;
 backbone files are the distilled ViT-Tiny files and DINOv3's, in Meta's and in Hugging Face's naming.
 """
 
@@ -35,7 +35,7 @@ PIXEL_KEYS: Final = re.compile(r"(.*\.)?(patch_embed\.proj|sta\.stem\.0)\.weight
 """The two convolutions that see the image: filters (out, channels, height, width)."""
 
 VIT_TINY_SOURCE: Final = "linked in the README of github.com/Intellindust-AI-Lab/DEIMv2"
-DINOV3_SOURCE: Final = "on Meta's DINOv3 download page, under the DINOv3 licence"
+DINOV3_SOURCE: Final = "on Meta's DINOv3 download page, under the DINOv3 license"
 SOURCES: Final = {
     "vitt_distill.pt": VIT_TINY_SOURCE,
     "vittplus_distill.pt": VIT_TINY_SOURCE,
@@ -102,13 +102,13 @@ def load_initial_weights(
             90 % of the detector or of the backbone.
     """
     tree = read_weights_file(path, advice=" Or start from random weights with --set model.init_from=null")
-    state, part = _recognise(tree, path)
+    state, part = _recognize(tree, path)
     has_other_classes = class_names is not None and tree.get("class_names", class_names) != list(class_names)
     module: nn.Module = model if part == "detector" else model.backbone.vit
     current = module.state_dict()
     if part == "detector":
         state = {key: value for key, value in state.items() if key not in COMPUTED_KEYS}
-    _refuse_non_finite(state, path)
+    _raise_if_non_finite(state, path)
     adapted = _adapt_pixel_filters(state, current)
     fitting = {
         key: value
@@ -205,7 +205,7 @@ def inference_weights(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((found for found in candidates if isinstance(found, Mapping)), {})
 
 
-def _recognise(tree: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], str]:
+def _recognize(tree: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], str]:
     """State dict with this project's keys, and the part it belongs to."""
     found = inference_weights(tree)
     state = {key: value for key, value in found.items() if isinstance(value, Tensor)}
@@ -252,7 +252,7 @@ def _fits(ours: Tensor | None, theirs: Tensor) -> bool:
     return ours is not None and ours.shape == theirs.shape
 
 
-def _refuse_non_finite(state: dict[str, Tensor], path: Path) -> None:
+def _raise_if_non_finite(state: dict[str, Tensor], path: Path) -> None:
     """Drop bias masks that were never filled; any other NaN is an error."""
     bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     for key in [key for key in bad if key.endswith("bias_mask")]:
@@ -272,7 +272,7 @@ def _log(report: LoadReport, path: Path, *, missing: list[str], unexpected: list
         logger.info("new for your classes, from random weights: %s", ", ".join(report.replaced))
     if report.adapted:
         logger.info(
-            "fitted to the channels of the images, with the same answer to grey: %s",
+            "fitted to the channels of the images, with the same answer to gray: %s",
             ", ".join(report.adapted),
         )
     constant = ("num_points_scale", "bias_mask", "periods", "rope_embed.periods")

@@ -10,19 +10,20 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from deim.config import (
-    Config,
+from deim.config import loader
+from deim.config.loader import (
     config_from_dict,
     config_to_dict,
     config_to_yaml,
     load_block,
     load_config,
-    loader,
     shipped_configs_dir,
 )
-from deim.config.data_schema import SyntheticConfig
-from deim.config.model_schema import DinoV3Config, ModelConfig, VitTinyConfig
+from deim.config.schema import Config
+from deim.data.synthetic.options import SyntheticOptions
 from deim.errors import ConfigError
+from deim.model.backbone.options import DinoV3Options, VitTinyOptions
+from deim.model.options import ModelOptions
 
 ROOT = Path(__file__).parents[2]
 MODEL = """
@@ -64,7 +65,7 @@ def test_minimal_file_takes_every_other_option_from_the_schema(write):
     config = load_config(write(MINIMAL))
     assert config.output_dir == "outputs/tiny"
     assert config.image_size_hw == (64, 64)
-    assert config.model.backbone == VitTinyConfig(
+    assert config.model.backbone == VitTinyOptions(
         type="vit_tiny", dim=64, depth=3, num_heads=2, return_blocks=(0, 1, 2)
     )
     assert config.model.decoder.num_queries == 300
@@ -92,9 +93,9 @@ def test_minimal_file_takes_every_other_option_from_the_schema(write):
         ("ema.decay=0", "ema.decay", 0.0),
         ("image_size=[64, 96]", "image_size", (64, 96)),
         ("data.test_annotations=null", "data.test_annotations", None),
-        ("data.synthetic={seed: 3}", "data.synthetic", SyntheticConfig(seed=3)),
-        ("data.synthetic.seed=3", "data.synthetic", SyntheticConfig(seed=3)),
-        ("data.synthetic={}", "data.synthetic", SyntheticConfig()),
+        ("data.synthetic={seed: 3}", "data.synthetic", SyntheticOptions(seed=3)),
+        ("data.synthetic.seed=3", "data.synthetic", SyntheticOptions(seed=3)),
+        ("data.synthetic={}", "data.synthetic", SyntheticOptions()),
         (" epochs = 5", "epochs", 5),
     ],
 )
@@ -143,8 +144,8 @@ def test_a_list_is_replaced_not_merged(write):
 def test_a_changed_type_replaces_the_block(write):
     write(MINIMAL, "base.yml")
     path = write("_base_: base.yml\nmodel: {backbone: {type: dinov3}}\n")
-    assert load_config(path).model.backbone == DinoV3Config(type="dinov3")
-    assert load_config("base.yml", ["model.backbone.type=dinov3"]).model.backbone == DinoV3Config(
+    assert load_config(path).model.backbone == DinoV3Options(type="dinov3")
+    assert load_config("base.yml", ["model.backbone.type=dinov3"]).model.backbone == DinoV3Options(
         type="dinov3"
     )
 
@@ -160,7 +161,7 @@ def test_the_same_type_merges(write):
 def test_overrides_of_a_new_type_may_come_in_any_order(write, order):
     overrides = ["model.backbone.type=dinov3", "model.backbone.ffn=swiglu"][::order]
     backbone = load_config(write(MINIMAL), overrides).model.backbone
-    assert backbone == DinoV3Config(type="dinov3", ffn="swiglu")
+    assert backbone == DinoV3Options(type="dinov3", ffn="swiglu")
 
 
 def test_the_later_of_two_overrides_wins(write):
@@ -169,8 +170,8 @@ def test_the_later_of_two_overrides_wins(write):
 
 def test_null_clears_an_optional_block(write):
     path = write(MINIMAL.replace("root: some/folder", "root: some/folder, synthetic: {seed: 5}"))
-    assert load_config(path).data.synthetic == SyntheticConfig(seed=5)
-    assert load_config(path, ["data.synthetic.val_images=1"]).data.synthetic == SyntheticConfig(
+    assert load_config(path).data.synthetic == SyntheticOptions(seed=5)
+    assert load_config(path, ["data.synthetic.val_images=1"]).data.synthetic == SyntheticOptions(
         seed=5, val_images=1
     )
     assert load_config(path, ["data.synthetic=null"]).data.synthetic is None
@@ -539,7 +540,7 @@ def test_the_full_trees_have_every_key_of_the_schema():
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_every_misspelt_leaf_gets_the_right_suggestion(number):
+def test_every_misspelled_leaf_gets_the_right_suggestion(number):
     trees = full_trees()
     template = trees[number]
     earlier = {leaf for tree in trees[:number] for leaf in leaves(tree)}
@@ -619,28 +620,28 @@ def test_two_loads_share_nothing(write):
 
 def test_load_block(write):
     path = write(MODEL + "data: {nonsense: 1}\n")
-    model = load_block(path, "model", ModelConfig)
-    assert isinstance(model, ModelConfig)
+    model = load_block(path, "model", ModelOptions)
+    assert isinstance(model, ModelOptions)
     assert model.hidden_dim == 64
     with pytest.raises(
         ConfigError, match=r"^x\.yml: there is no block 'loss'\. The file has: model, data\.$"
     ):
-        load_block(path, "loss", ModelConfig)
+        load_block(path, "loss", ModelOptions)
     write(MODEL.replace("hidden_dim", "hiden_dim"))
     with pytest.raises(
         ConfigError, match=r"^x\.yml: unknown key 'model\.hiden_dim'. Did you mean 'hidden_dim'\?"
     ):
-        load_block(path, "model", ModelConfig)
+        load_block(path, "model", ModelOptions)
     write("model: 3\n")
     with pytest.raises(ConfigError, match=r"^x\.yml: model: got 3, needs a block of options$"):
-        load_block(path, "model", ModelConfig)
+        load_block(path, "model", ModelOptions)
 
 
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "configs" / "_base_").glob("model_*.yml")), ids=lambda path: path.stem
 )
 def test_shipped_model_loads(path):
-    assert load_block(path, "model", ModelConfig).name
+    assert load_block(path, "model", ModelOptions).name
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yml")), ids=lambda path: path.stem)

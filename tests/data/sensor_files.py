@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
+PNG_COLORS = {1: 0, 2: 4, 3: 2, 4: 6}
 
 
 def write_png(path: Path, values: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
@@ -17,7 +17,7 @@ def write_png(path: Path, values: NDArray[np.uint8] | NDArray[np.uint16]) -> Non
     bits = 8 * values.dtype.itemsize
     rows = values.astype(values.dtype.newbyteorder(">")).reshape(height, -1)
     pixels = b"".join(b"\0" + row.tobytes() for row in rows)
-    header = struct.pack(">IIBBBBB", width, height, bits, PNG_COLOURS[channels], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, PNG_COLORS[channels], 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n"
     for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")):
         content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

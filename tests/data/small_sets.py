@@ -1,4 +1,4 @@
-"""A clean dataset of five noisy pictures in COCO format, to be spoilt in one place at a time."""
+"""A clean dataset of five noisy pictures in COCO format, to be spoiled in one place at a time."""
 
 import json
 from pathlib import Path

@@ -9,7 +9,7 @@ from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.augment.batch_mix import LEAST_AREA, copy_blend, mix_up
 from deim.data.transforms import Sample
 from deim.structures import Target
-from tests.data.coloured import COLOURS, coloured_sample, some
+from tests.data.colored import COLORS, colored_sample, some
 
 SIZE_HW = (60, 80)
 
@@ -35,15 +35,15 @@ def pixels(target: Target) -> Tensor:
 def make_batch() -> tuple[Tensor, list[Target]]:
     return as_batch(
         [
-            coloured_sample([(10, 10, 30, 25), (50, 5, 60, 50)], SIZE_HW),
-            coloured_sample([], SIZE_HW),
-            coloured_sample([(40, 20, 80, 60)], SIZE_HW, first=2),
+            colored_sample([(10, 10, 30, 25), (50, 5, 60, 50)], SIZE_HW),
+            colored_sample([], SIZE_HW),
+            colored_sample([(40, 20, 80, 60)], SIZE_HW, first=2),
         ]
     )
 
 
 def test_images_without_boxes_are_mixed() -> None:
-    images, targets = as_batch([coloured_sample([], SIZE_HW)] * 2)
+    images, targets = as_batch([colored_sample([], SIZE_HW)] * 2)
     _, mixed = mix_up(images, targets, ratio=0.5)
     assert [target["boxes"].shape for target in mixed] == [(0, 4), (0, 4)]
     blended, found = copy_blend(images, targets, max_objects=3, ratio=0.5, rng=np.random.default_rng(0))
@@ -52,7 +52,7 @@ def test_images_without_boxes_are_mixed() -> None:
 
 
 def test_a_single_image_is_not_mixed_with_itself() -> None:
-    images, targets = as_batch([coloured_sample([(0, 0, 20, 20)], SIZE_HW)])
+    images, targets = as_batch([colored_sample([(0, 0, 20, 20)], SIZE_HW)])
     mixed, found = mix_up(images, targets, ratio=0.45)
     assert torch.equal(mixed, images)
     assert found[0]["labels"].tolist() == [0]
@@ -71,7 +71,7 @@ def test_mix_up_blends_each_image_with_the_one_before() -> None:
     for index, target in enumerate(found):
         for box, label in zip(pixels(target).int().tolist(), target["labels"].tolist(), strict=True):
             part = mixed[index, :, box[1] : box[3], box[0] : box[2]]
-            strongest = int(COLOURS[label].argmax())
+            strongest = int(COLORS[label].argmax())
             assert (part[strongest] >= part.amax(dim=0) - 0.11 * 255).all()
 
 
@@ -93,10 +93,10 @@ def test_copies_lie_inside_with_their_label_and_size(seed: int) -> None:
             size = (box[2:] - box[:2]).tolist()
             assert tuple(size) == sizes[label]
             assert area == size[0] * size[1]
-        # The copy that came last lies on top: half of its pixels' colour at least.
+        # The copy that came last lies on top: half of its pixels' color at least.
         left, top, right, bottom = boxes[-1].int().tolist()
         part = blended[index, :, top:bottom, left:right]
-        assert (part[int(COLOURS[int(target["labels"][-1])].argmax())] >= 127).all()
+        assert (part[int(COLORS[int(target["labels"][-1])].argmax())] >= 127).all()
 
 
 def test_what_no_object_came_to_is_as_it_was() -> None:
@@ -115,9 +115,9 @@ def test_what_no_object_came_to_is_as_it_was() -> None:
 
 
 def test_objects_come_from_each_donor_as_often() -> None:
-    images, targets = as_batch([coloured_sample([(0, 0, 30, 30)], SIZE_HW)])
+    images, targets = as_batch([colored_sample([(0, 0, 30, 30)], SIZE_HW)])
     one, nine = [(0, 0, 12, 12)], [(20, 20, 32, 32)] * 9
-    donors = as_batch([coloured_sample(one, SIZE_HW, first=1), coloured_sample(nine, SIZE_HW, first=2)])
+    donors = as_batch([colored_sample(one, SIZE_HW, first=1), colored_sample(nine, SIZE_HW, first=2)])
     donors[1][1]["labels"] = torch.full((9,), 2)
     rng = np.random.default_rng(0)
     labels = []
@@ -133,8 +133,8 @@ def test_objects_come_from_each_donor_as_often() -> None:
 
 
 def test_a_donor_with_few_objects_gives_as_many_copies() -> None:
-    images, targets = as_batch([coloured_sample([], SIZE_HW)])
-    donors = as_batch([coloured_sample([(20, 20, 32, 32)] * number, SIZE_HW) for number in (1, 10, 10)])
+    images, targets = as_batch([colored_sample([], SIZE_HW)])
+    donors = as_batch([colored_sample([(20, 20, 32, 32)] * number, SIZE_HW) for number in (1, 10, 10)])
     for label, target in enumerate(donors[1]):
         target["labels"] = torch.full_like(target["labels"], label)
     rng = np.random.default_rng(0)
@@ -147,7 +147,7 @@ def test_a_donor_with_few_objects_gives_as_many_copies() -> None:
 
 
 def test_small_objects_are_not_copied() -> None:
-    images, targets = as_batch([coloured_sample([(0, 0, 9, 11), (20, 20, 30, 30)], SIZE_HW)] * 2)
+    images, targets = as_batch([colored_sample([(0, 0, 9, 11), (20, 20, 30, 30)], SIZE_HW)] * 2)
     assert LEAST_AREA == 100
     _, found = copy_blend(images, targets, max_objects=5, ratio=0.5, rng=np.random.default_rng(0))
     assert [target["labels"].tolist() for target in found] == [[0, 1, 1, 1]] * 2

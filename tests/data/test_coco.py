@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.config import Config
-from deim.data.build_splits import build_splits
+from deim.config.schema import Config
 from deim.data.dataset import DetectionDataset, InputFormat
 from deim.data.formats.coco import MAX_LISTED_PROBLEMS, match_classes, raise_listed, read_coco
+from deim.data.splits import build_splits
 from deim.errors import DataError
 
 FORM = InputFormat(size_hw=(64, 64), resize="stretch", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -168,7 +168,7 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [b"", b"{'images': []}", b'{"images": [', b"\xff\xfe\x00{"],
-    ids=["empty", "python", "cut", "bytes"],
+    ids=["empty", "python", "cut", "uint8"],
 )
 def test_a_file_that_is_not_json_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "set.json"

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from deim.config import Config
-from deim.data.build import (
+from deim.config.schema import Config
+from deim.data.augment.pipeline import Augmentation
+from deim.data.collate import Batch, collate
+from deim.data.dataset import DetectionDataset, EpochBatches, check_images
+from deim.data.formats.coco import CocoSplit, read_coco
+from deim.data.loader import (
     build_augmentation,
     build_eval_loader,
     build_train_batches,
@@ -18,14 +22,10 @@ from deim.data.build import (
     input_format,
     iterate,
 )
-from deim.data.collate import Batch, collate
-from deim.data.dataset import DetectionDataset, EpochBatches, check_images
-from deim.data.formats.coco import CocoSplit, read_coco
-from deim.data.stages import Augmentation
 from deim.data.transforms import Sample
 from deim.errors import DataError
 
-COLOURS_ONLY = Augmentation(
+COLORS_ONLY = Augmentation(
     horizontal_flip=0.0, vertical_flip=0.0, photometric=1.0, start_epoch=2, stop_epoch=5
 )
 
@@ -87,8 +87,8 @@ def test_a_sample_says_where_it_comes_from(tiny_set: Path, tiny_config: Callable
     assert len(target["boxes"]) == 2
     height, width = split.sizes_hw[1]
     left, top, box_width, box_height = split.boxes_xywh[split.first_box[1]]
-    centre = [(left + box_width / 2) / width, (top + box_height / 2) / height]
-    expected = torch.tensor([*centre, box_width / width, box_height / height])
+    center = [(left + box_width / 2) / width, (top + box_height / 2) / height]
+    expected = torch.tensor([*center, box_width / width, box_height / height])
     torch.testing.assert_close(target["boxes"][0], expected.float(), atol=1e-6, rtol=0)
     shares = target["boxes"][:, 2] * target["boxes"][:, 3]
     torch.testing.assert_close(target["area"], shares * 64 * 96, rtol=1e-5, atol=0)
@@ -154,9 +154,9 @@ def test_processes_share_each_batch_equally(num_images: int, sizes: list[int]) -
 
 
 @pytest.mark.parametrize(("epoch", "changes"), [(0, False), (1, False), (2, True), (4, True), (5, False)])
-def test_colours_change_from_the_start_until_the_final_stage(epoch: int, changes: bool) -> None:
+def test_colors_change_from_the_start_until_the_final_stage(epoch: int, changes: bool) -> None:
     sample = make_sample()
-    found = COLOURS_ONLY(sample, epoch=epoch, rng=np.random.default_rng(0))
+    found = COLORS_ONLY(sample, epoch=epoch, rng=np.random.default_rng(0))
     assert torch.equal(found.image, sample.image) is not changes
 
 

@@ -15,18 +15,18 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.config import Config
-from deim.data.build import (
+from deim.config.schema import Config
+from deim.data.dataset import DetectionDataset
+from deim.data.formats.coco import CocoSplit, read_coco
+from deim.data.image_cache import DiskCache, Fitted, MemoryCache
+from deim.data.images import cache as image_cache
+from deim.data.loader import (
     build_disk_cache,
     build_eval_loader,
     build_train_dataset,
     input_format,
     iterate,
 )
-from deim.data.dataset import DetectionDataset
-from deim.data.formats.coco import CocoSplit, read_coco
-from deim.data.images import cache as image_cache
-from deim.data.images.cache import DiskCache, Fitted, MemoryCache
 from deim.errors import DataError
 from deim.structures import Placement
 
@@ -156,12 +156,12 @@ def test_files_that_were_made_otherwise_make_room_the_oldest_first(paths: list[P
     assert {other.path, *kept} == set(other.path.parent.iterdir())
 
 
-@pytest.mark.parametrize("spoilt", ["pixels", "record", "length"])
-def test_half_an_image_is_never_given(paths: list[Path], spoilt: str) -> None:
+@pytest.mark.parametrize("spoiled", ["pixels", "record", "length"])
+def test_half_an_image_is_never_given(paths: list[Path], spoiled: str) -> None:
     cache, fitted = open_cache(paths), make_fitted(0)
     cache.put(0, fitted)
     content = bytearray(cache.path.read_bytes())
-    match spoilt:
+    match spoiled:
         case "pixels":
             content[PAGE + 9000 : PAGE + 3 * 64 * 96] = bytes(3 * 64 * 96 - 9000)
         case "record":
@@ -241,7 +241,7 @@ def read(root: Path, name: str = "train") -> CocoSplit:
 
 
 @pytest.mark.parametrize(
-    "extra", [(), ("data.scaling={type: window, low: 0, high: 255}",)], ids=["bytes", "window"]
+    "extra", [(), ("data.scaling={type: window, low: 0, high: 255}",)], ids=["uint8", "window"]
 )
 def test_batches_are_the_same_with_and_without_caches(
     tiny_set: Path, tmp_path: Path, tiny_config: Callable[..., Config], extra: tuple[str, ...]

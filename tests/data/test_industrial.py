@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from deim.config.data_schema import AugmentConfig, IndustrialConfig
 from deim.data.augment import industrial
-from deim.data.augment.industrial import IndustrialChanges, change_industrially
-from deim.data.build import build_augmentation
+from deim.data.augment.industrial import IndustrialChanges, IndustrialOptions, change_industrially
+from deim.data.augment.options import AugmentOptions
+from deim.data.loader import build_augmentation
 from deim.errors import ConfigError
-from tests.data.coloured import (
-    assert_boxes_frame_their_colour,
+from tests.data.colored import (
+    assert_boxes_frame_their_color,
     assert_boxes_inside,
-    coloured_sample,
-    random_coloured_sample,
+    colored_sample,
+    random_colored_sample,
     same,
     some,
 )
@@ -40,14 +40,14 @@ def _albumentations() -> None:
 
 
 def test_an_image_without_boxes_goes_through() -> None:
-    found = change_industrially(coloured_sample([], (60, 90)), ALL, rng=np.random.default_rng(0))
+    found = change_industrially(colored_sample([], (60, 90)), ALL, rng=np.random.default_rng(0))
     assert_boxes_inside(found)
     assert found.boxes_xyxy.shape == (0, 4)
     assert found.image.shape == (3, 60, 90)
 
 
 def test_without_any_change_nothing_changes() -> None:
-    sample = random_coloured_sample(2)
+    sample = random_colored_sample(2)
     found = change_industrially(sample, STILL, rng=np.random.default_rng(0))
     assert torch.equal(found.image, sample.image)
     assert torch.equal(found.labels, sample.labels)
@@ -57,18 +57,18 @@ def test_without_any_change_nothing_changes() -> None:
 @pytest.mark.parametrize("seed", some(4, of=30))
 @pytest.mark.parametrize("change", ["rotation", "perspective"])
 def test_turned_and_tilted_boxes_frame_their_pixels(change: str, seed: int) -> None:
-    sample = coloured_sample([(40, 40, 70, 60), (80, 70, 95, 100)], (140, 130), first=seed)
+    sample = colored_sample([(40, 40, 70, 60), (80, 70, 95, 100)], (140, 130), first=seed)
     changes = replace(STILL, **{change: 1.0})
     found = change_industrially(sample, changes, rng=np.random.default_rng(seed))
     assert not torch.equal(found.image, sample.image)
     assert_boxes_inside(found)
     assert torch.equal(found.labels, sample.labels)
-    assert_boxes_frame_their_colour(found, tolerance=3)
+    assert_boxes_frame_their_color(found, tolerance=3)
 
 
 @pytest.mark.parametrize("change", ["lighting", "exposure", "blur", "noise", "jpeg"])
 def test_what_changes_pixels_alone_leaves_boxes_alone(change: str) -> None:
-    sample = random_coloured_sample(5)
+    sample = random_colored_sample(5)
     found = change_industrially(sample, replace(STILL, **{change: 1.0}), rng=np.random.default_rng(1))
     assert not torch.equal(found.image, sample.image)
     assert torch.equal(found.labels, sample.labels)
@@ -76,20 +76,20 @@ def test_what_changes_pixels_alone_leaves_boxes_alone(change: str) -> None:
 
 
 def test_jpeg_is_for_eight_bits_alone() -> None:
-    sample = random_coloured_sample(5)
-    grey = replace(sample, image=sample.image[:1])
+    sample = random_colored_sample(5)
+    gray = replace(sample, image=sample.image[:1])
     deep = replace(sample, image=sample.image.float() / 255)
     jpeg = replace(STILL, jpeg=1.0)
     changed = [
         not torch.equal(change_industrially(one, jpeg, rng=np.random.default_rng(1)).image, one.image)
-        for one in (sample, grey, deep)
+        for one in (sample, gray, deep)
     ]
     assert changed == [True, True, False]
 
 
 @pytest.mark.parametrize("seed", some(2, of=20))
 def test_the_same_seed_gives_the_same_sample(seed: int) -> None:
-    sample = random_coloured_sample(seed)
+    sample = random_colored_sample(seed)
     first, second, other = (
         change_industrially(sample, ALL, rng=np.random.default_rng([seed, number])) for number in (0, 0, 1)
     )
@@ -100,7 +100,7 @@ def test_the_same_seed_gives_the_same_sample(seed: int) -> None:
 
 def test_the_missing_package_is_named_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(industrial.importlib.util, "find_spec", lambda name: None)
-    config = AugmentConfig(industrial=IndustrialConfig())
+    config = AugmentOptions(industrial=IndustrialOptions())
     with pytest.raises(ConfigError) as caught:
         build_augmentation(config, start_epoch=0, stop_epoch=1)
     assert str(caught.value) == (

@@ -6,12 +6,12 @@ import torch
 
 from deim.data.augment.mosaic import LEAST_SHARE, make_mosaic, turn
 from deim.data.transforms import Sample
-from tests.data.coloured import (
-    COLOURS,
-    assert_boxes_frame_their_colour,
+from tests.data.colored import (
+    COLORS,
+    assert_boxes_frame_their_color,
     assert_boxes_inside,
-    coloured_sample,
-    random_coloured_sample,
+    colored_sample,
+    random_colored_sample,
     same,
     some,
 )
@@ -27,14 +27,14 @@ STILL = {"max_degrees": 0.0, "max_shift": 0.0, "scales": (1.0, 1.0)}
 
 @pytest.mark.parametrize("seed", range(4))
 def test_images_without_boxes_make_a_mosaic_without_boxes(seed: int) -> None:
-    found = mosaic([coloured_sample([], (50 + 9 * number, 64)) for number in range(4)], seed)
+    found = mosaic([colored_sample([], (50 + 9 * number, 64)) for number in range(4)], seed)
     assert_boxes_inside(found)
     assert found.boxes_xyxy.shape == (0, 4)
 
 
 def test_each_image_lies_in_the_top_left_corner_of_its_cell() -> None:
-    samples = [coloured_sample([(0, 0, 48, 48)], (48, 48), first=number) for number in range(3)]
-    samples.append(coloured_sample([(0, 0, 96, 48)], (48, 96)))
+    samples = [colored_sample([(0, 0, 48, 48)], (48, 48), first=number) for number in range(3)]
+    samples.append(colored_sample([(0, 0, 96, 48)], (48, 96)))
     found = mosaic(samples, **STILL)
     assert found.image.shape == (3, 96, 192)
     assert found.boxes_xyxy.tolist() == [[0, 0, 48, 48], [96, 0, 144, 48], [0, 48, 48, 96], [96, 48, 192, 96]]
@@ -42,43 +42,43 @@ def test_each_image_lies_in_the_top_left_corner_of_its_cell() -> None:
     for (left, top, right, bottom), label in zip(
         found.boxes_xyxy.int().tolist(), found.labels.tolist(), strict=True
     ):
-        assert (found.image[:, top:bottom, left:right] == COLOURS[label][:, None, None]).all()
+        assert (found.image[:, top:bottom, left:right] == COLORS[label][:, None, None]).all()
     assert (found.image[:, :48, 48:96] == 0).all()
 
 
 def test_images_are_scaled_by_their_shorter_side() -> None:
-    samples = [coloured_sample([(0, 0, 100, 50)], (100, 200))] + [coloured_sample([], (24, 24))] * 3
+    samples = [colored_sample([(0, 0, 100, 50)], (100, 200))] + [colored_sample([], (24, 24))] * 3
     found = mosaic(samples, **STILL)
     assert found.image.shape == (3, 96, 192)
     assert found.boxes_xyxy.tolist() == [[0, 0, 48, 24]]
 
 
 @pytest.mark.parametrize("seed", some(8, of=60))
-def test_boxes_stay_on_their_colour_in_a_turned_mosaic(seed: int) -> None:
-    # One image with boxes, so that each colour occurs once.
-    samples = [coloured_sample([], (60, 80))] * 3
-    samples.insert(seed % 4, random_coloured_sample(seed, (64, 96), num_boxes=3))
+def test_boxes_stay_on_their_color_in_a_turned_mosaic(seed: int) -> None:
+    # One image with boxes, so that each color occurs once.
+    samples = [colored_sample([], (60, 80))] * 3
+    samples.insert(seed % 4, random_colored_sample(seed, (64, 96), num_boxes=3))
     found = mosaic(samples, seed)
     assert_boxes_inside(found)
     cut = (found.boxes_xyxy <= 0) | (found.boxes_xyxy >= torch.tensor([*found.image.shape[:0:-1]] * 2))
     small = (found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]).amin(dim=-1) < 6
     whole = ~cut.any(dim=-1) & ~small  # a turned corner that is cut off leaves its box larger than its pixels
     kept = Sample(image=found.image, boxes_xyxy=found.boxes_xyxy[whole], labels=found.labels[whole])
-    assert_boxes_frame_their_colour(kept, tolerance=3)
+    assert_boxes_frame_their_color(kept, tolerance=3)
     assert same(found, mosaic(samples, seed))
 
 
 @pytest.mark.parametrize("degrees", [-45, -10, 10, 30, 90])
 def test_a_turned_box_frames_the_turned_pixels(degrees: float) -> None:
-    sample = coloured_sample([(30, 40, 70, 52), (75, 70, 85, 90)], (130, 120))
+    sample = colored_sample([(30, 40, 70, 52), (75, 70, 85, 90)], (130, 120))
     turned = turn(sample, degrees=degrees, shift_yx=(4, -7), scale=0.8)
     assert_boxes_inside(turned)
     assert torch.equal(turned.labels, sample.labels)
-    assert_boxes_frame_their_colour(turned, tolerance=2.5)
+    assert_boxes_frame_their_color(turned, tolerance=2.5)
 
 
 def test_a_turned_box_stays_if_a_tenth_of_it_does() -> None:
-    sample = coloured_sample([(0, 0, 50, 20)], (100, 100))
+    sample = colored_sample([(0, 0, 50, 20)], (100, 100))
     assert LEAST_SHARE == 0.1
     assert turn(sample, degrees=0, shift_yx=(0, -45), scale=1.0).boxes_xyxy.tolist() == [[0, 0, 5, 20]]
     assert len(turn(sample, degrees=0, shift_yx=(0, -46), scale=1.0).labels) == 0

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from deim.boxes import to_input_fractions
-from deim.config import Config
-from deim.data.build import build_train_dataset, input_format
-from deim.data.build_splits import read_split
-from deim.data.images.files import reduce_decoding
-from deim.data.images.sensors import PixelFormat
+from deim.config.schema import Config
+from deim.data.images.pixel_format import PixelFormat
+from deim.data.images.read import reduce_decoding
+from deim.data.loader import build_train_dataset, input_format
+from deim.data.splits import read_split
 from deim.data.transforms import read_image, read_input
 from deim.errors import DataError
 
@@ -85,10 +85,10 @@ def test_pixels_and_boxes_lie_where_they_do_in_full(
         weight[weight < 0.4] = 0
         assert weight.sum(dim=1).gt(3).sum() == pytest.approx(bottom - top, abs=1.5)
         assert weight.sum(dim=0).gt(3).sum() == pytest.approx(right - left, abs=1.5)
-        centre_y = (weight.sum(dim=1) * (torch.arange(64) + 0.5)).sum() / weight.sum()
-        centre_x = (weight.sum(dim=0) * (torch.arange(64) + 0.5)).sum() / weight.sum()
-        assert centre_y == pytest.approx((top + bottom) / 2, abs=0.25)
-        assert centre_x == pytest.approx((left + right) / 2, abs=0.25)
+        center_y = (weight.sum(dim=1) * (torch.arange(64) + 0.5)).sum() / weight.sum()
+        center_x = (weight.sum(dim=0) * (torch.arange(64) + 0.5)).sum() / weight.sum()
+        assert center_y == pytest.approx((top + bottom) / 2, abs=0.25)
+        assert center_x == pytest.approx((left + right) / 2, abs=0.25)
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "jpg"])
@@ -101,8 +101,8 @@ def test_what_cannot_be_reduced_is_the_same_to_the_bit(suffix: str, tmp_path: Pa
     assert placement == reduced_placement
 
 
-def test_grey_photographs_are_reduced_and_single_channels_are_not(tmp_path: Path) -> None:
-    path = tmp_path / "grey.jpg"
+def test_gray_photographs_are_reduced_and_single_channels_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "gray.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512), dtype=np.uint8)).save(path)
     full, reduced = (read_input(path, (64, 64), resize="stretch", reduced=one)[0] for one in (False, True))
     assert not torch.equal(full, reduced)

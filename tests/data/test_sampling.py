@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from deim.config import Config
-from deim.data.build import build_train_batches, build_train_dataset
+from deim.config.schema import Config
+from deim.data.augment.pipeline import Augmentation
 from deim.data.dataset import EpochBatches
 from deim.data.formats.coco import CocoSplit, read_coco
+from deim.data.loader import build_train_batches, build_train_dataset
 from deim.data.sampling import compute_repeat_factors, count_copies, draw_copies, epoch_length
-from deim.data.stages import Augmentation
 from deim.errors import ConfigError
 
 FACTORS = np.array([1.0, 2.5, 1.0, 1.25, 4.0, 1.0, 1.7, 1.0, 3.3, 1.0])

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from deim.data.augment.pipeline import Augmentation
 from deim.data.dataset import DetectionDataset, InputFormat
 from deim.data.formats.coco import CocoSplit
 from deim.data.speed import Batches, make_photographs, plain_ways, stages_of, time_in_turns, whole_way
-from deim.data.stages import Augmentation
 from deim.errors import DataError
 
 FORM = InputFormat(size_hw=(64, 96), resize="stretch", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

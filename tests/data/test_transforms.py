@@ -10,9 +10,9 @@ from PIL import Image, ImageFile
 
 from deim.boxes import to_input_fractions, to_original_pixels
 from deim.data.transforms import (
-    PADDING_GREY,
+    PADDING_GRAY,
     Sample,
-    distort_colours,
+    distort_colors,
     fit_to_input,
     flip_horizontal,
     flip_vertical,
@@ -110,19 +110,19 @@ def test_the_box_of_a_bright_patch_lies_on_the_patch_of_the_input(resize: Resize
     fitted, placement = fit_to_input(image, (96, 96), resize=resize)
     box = to_input_fractions(torch.tensor([[30.0, 15.0, 60.0, 45.0]]), placement)[0] * 96
     rows, columns = (fitted[0] > 127).nonzero().unbind(-1)
-    if resize == "letterbox":  # the padding is grey, darker than half
-        assert PADDING_GREY < 127
+    if resize == "letterbox":  # the padding is gray, darker than half
+        assert PADDING_GRAY < 127
     found = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
     torch.testing.assert_close(box, found.float(), atol=1.0, rtol=0)
 
 
-def test_letterbox_keeps_the_aspect_ratio_and_pads_with_grey() -> None:
+def test_letterbox_keeps_the_aspect_ratio_and_pads_with_gray() -> None:
     fitted, placement = fit_to_input(
         torch.full((3, 20, 40), 200, dtype=torch.uint8), (64, 64), resize="letterbox"
     )
     assert (fitted[:, 16:48] == 200).all()
-    assert (fitted[:, :16] == PADDING_GREY).all()
-    assert (fitted[:, 48:] == PADDING_GREY).all()
+    assert (fitted[:, :16] == PADDING_GRAY).all()
+    assert (fitted[:, 48:] == PADDING_GRAY).all()
     assert placement.span_hw == (40.0, 40.0)
     assert placement.shift_yx == (-10.0, 0.0)
 
@@ -165,21 +165,21 @@ def test_a_flipped_box_holds_the_same_pixels(flip) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_colours_keep_shape_type_and_boxes(seed: int) -> None:
+def test_colors_keep_shape_type_and_boxes(seed: int) -> None:
     sample = make_sample()
-    changed = distort_colours(sample, 1.0, rng=np.random.default_rng(seed))
+    changed = distort_colors(sample, 1.0, rng=np.random.default_rng(seed))
     assert changed.image.shape == sample.image.shape
     assert changed.image.dtype == torch.uint8
     assert not torch.equal(changed.image, sample.image)
     assert torch.equal(changed.boxes_xyxy, sample.boxes_xyxy)
-    again = distort_colours(sample, 1.0, rng=np.random.default_rng(seed))
+    again = distort_colors(sample, 1.0, rng=np.random.default_rng(seed))
     assert torch.equal(changed.image, again.image)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_colours_with_probability_zero_are_the_identity(seed: int) -> None:
+def test_colors_with_probability_zero_are_the_identity(seed: int) -> None:
     sample = make_sample()
-    assert torch.equal(distort_colours(sample, 0.0, rng=np.random.default_rng(seed)).image, sample.image)
+    assert torch.equal(distort_colors(sample, 0.0, rng=np.random.default_rng(seed)).image, sample.image)
 
 
 def test_area_follows_the_boxes() -> None:

@@ -98,8 +98,8 @@ def test_a_split_whose_images_are_numbered_is_no_list_of_one_class(
     root = write_set(tmp_path)
     (root / "ImageSets" / "Main" / f"{name}.txt").write_text(lines)
     assert name in voc_splits(root)
-    found = read_raw_voc(root, name).findings
-    assert [(finding.rule, finding.file) for finding in found] == [("unreadable", "Annotations/part 1.xml")]
+    found = read_raw_voc(root, name).issues
+    assert [(issue.rule, issue.file) for issue in found] == [("unreadable", "Annotations/part 1.xml")]
 
 
 def test_a_list_of_training_and_validation_together_is_no_split(
@@ -157,7 +157,7 @@ def test_a_list_called_trainval_with_other_images_is_a_split(lines: str, tmp_pat
         ),
     ],
 )
-def test_a_wrong_annotation_is_one_finding(body: str, rule: str, message: str, tmp_path: Path) -> None:
+def test_a_wrong_annotation_is_one_issue(body: str, rule: str, message: str, tmp_path: Path) -> None:
     root = write_set(tmp_path, body)
     (root / "categories.json").write_text('[{"id": 5, "name": "pit"}]')
     problems = [found for found in find_problems(read_raw_voc(root, "train")) if found.rule != "empty_list"]
@@ -180,8 +180,8 @@ def test_two_images_of_one_name_without_a_choice_are_named(name: str, tmp_path: 
     noise(3).save(root / "JPEGImages" / "a.bmp")
     xml = f"<annotation><filename>{name}</filename>{SIZE}</annotation>"
     (root / "Annotations" / "a.xml").write_text(xml)
-    found = read_raw_voc(root, "train").findings
-    assert [finding.rule for finding in found] == ["repeated_id"]
+    found = read_raw_voc(root, "train").issues
+    assert [issue.rule for issue in found] == ["repeated_id"]
     assert found[0].message == (
         f"Annotations/a.xml: belongs to a.bmp and a.png, and its filename {name!r} is none of them. Name "
         f"one of them there, and give the other a name of its own or remove it."
@@ -204,8 +204,8 @@ def test_an_annotation_file_without_image_and_list_is_named_once(tmp_path: Path)
         (root / "Annotations" / f"{name}.xml").write_text(xml)
     noise(3).save(root / "JPEGImages" / "c.png")
     (root / "Annotations" / "cut.xml").write_text("<annotation>")
-    found = read_raw_voc(root, "train").findings
-    assert [(finding.rule, finding.file) for finding in found] == [
+    found = read_raw_voc(root, "train").issues
+    assert [(issue.rule, issue.file) for issue in found] == [
         ("missing_image", "Annotations/cut.xml"),
         ("missing_image", "Annotations/ghost.xml"),
     ]
@@ -213,7 +213,7 @@ def test_an_annotation_file_without_image_and_list_is_named_once(tmp_path: Path)
         "Annotations/ghost.xml: there is no image for this file in JPEGImages, and no list in ImageSets/Main "
         "names it. Add the image and list it, or remove the file."
     )
-    assert read_raw_voc(root, "val").findings == ()
+    assert read_raw_voc(root, "val").issues == ()
 
 
 def test_a_wrong_list_of_categories_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deim.data.formats.coco import to_split
-from deim.data.formats.findings import Finding
+from deim.data.formats.issues import Issue
 from deim.data.formats.yolo import label_path, read_raw_yolo, read_yolo_set
 from deim.errors import DataError
 from tests.data.small_sets import noise
@@ -25,8 +25,8 @@ def write_set(root: Path, *, yaml: str = YAML, lines: str = "1 0.5 0.5 0.25 0.2\
     return root
 
 
-def findings(root: Path, split: str = "train") -> tuple[Finding, ...]:
-    return read_raw_yolo(root, split).findings
+def issues(root: Path, split: str = "train") -> tuple[Issue, ...]:
+    return read_raw_yolo(root, split).issues
 
 
 def test_fractions_become_pixels_and_numbers_ids(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_boxes_stand_where_labels_take_the_place_of_images() -> None:
         (
             "0 0.5 0.5 0.2\n",
             "unreadable",
-            "labels/train/a.txt: line 1 is no box, got '0 0.5 0.5 0.2'. A line is class, centre x, ",
+            "labels/train/a.txt: line 1 is no box, got '0 0.5 0.5 0.2'. A line is class, center x, ",
         ),
         ("0 0.5 0.5 0.2 x\n", "unreadable", "line 1 is no box, got '0 0.5 0.5 0.2 x'."),
         ("0 0.5 0.5 0.2 nan\n", "unreadable", "line 1 is no box, got '0 0.5 0.5 0.2 nan'."),
@@ -100,29 +100,29 @@ def test_a_wrong_line_is_one_finding_and_stops_training(
 ) -> None:
     root = write_set(tmp_path, lines=lines + "0 0.5 0.5 0.2 0.2\n")
     raw = read_raw_yolo(root, "train")
-    (finding,) = raw.findings
-    assert finding.rule == rule
-    assert finding.annotation == f"labels/train/a.txt:{lines.count(chr(10))}"
-    assert message in finding.message
+    (issue,) = raw.issues
+    assert issue.rule == rule
+    assert issue.annotation == f"labels/train/a.txt:{lines.count(chr(10))}"
+    assert message in issue.message
     assert len(raw.annotations) == 1
     with pytest.raises(DataError) as caught:
         to_split(raw)
-    assert str(caught.value) == finding.message
+    assert str(caught.value) == issue.message
 
 
-def test_bytes_that_are_no_text_are_one_finding(tmp_path: Path) -> None:
+def test_bytes_that_are_no_text_are_one_issue(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     (root / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe0")
-    (finding,) = findings(root)
-    assert (finding.rule, finding.file) == ("unreadable", "labels/train/a.txt")
+    (issue,) = issues(root)
+    assert (issue.rule, issue.file) == ("unreadable", "labels/train/a.txt")
 
 
 def test_a_split_without_any_text_file_is_no_split_of_good_parts(tmp_path: Path) -> None:
     root = write_set(tmp_path)
-    (finding,) = findings(root, "val")
-    assert finding.rule == "unreadable"
+    (issue,) = issues(root, "val")
+    assert issue.rule == "unreadable"
     assert "data.yaml: none of the 1 images of val has a text file of boxes, such as labels/val/c.txt." in (
-        finding.message
+        issue.message
     )
     (root / "labels" / "val" / "c.txt").touch()
     assert to_split(read_raw_yolo(root, "val")).num_empty == 1
@@ -132,7 +132,7 @@ def test_boxes_without_an_image_and_damaged_images_are_named(tmp_path: Path) -> 
     root = write_set(tmp_path)
     (root / "labels" / "train" / "z.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     (root / "images" / "train" / "b.png").write_bytes(b"no image")
-    damaged, lost = findings(root)
+    damaged, lost = issues(root)
     assert (damaged.rule, damaged.file) == ("corrupt_image", "b.png")
     assert (lost.rule, lost.file) == ("missing_image", "labels/train/z.txt")
     assert "there is no image for these boxes" in lost.message
@@ -141,28 +141,28 @@ def test_boxes_without_an_image_and_damaged_images_are_named(tmp_path: Path) -> 
 def test_two_images_of_one_text_file_are_named(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     noise(9).save(root / "images" / "train" / "a.bmp")
-    (finding,) = findings(root)
-    assert (finding.rule, finding.file) == ("repeated_id", "a.png")
-    assert "its boxes are those of labels/train/a.txt, which another image has already" in finding.message
+    (issue,) = issues(root)
+    assert (issue.rule, issue.file) == ("repeated_id", "a.png")
+    assert "its boxes are those of labels/train/a.txt, which another image has already" in issue.message
 
 
-def test_the_list_of_classes_that_labelling_tools_write_is_no_label(tmp_path: Path) -> None:
+def test_the_list_of_classes_that_labeling_tools_write_is_no_label(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     (root / "labels" / "train" / "classes.txt").write_text("pit\nscratch\n")
-    assert findings(root) == ()
+    assert issues(root) == ()
 
 
 def test_a_text_file_in_capitals_is_named(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     (root / "labels" / "train" / "b.TXT").write_text("0 0.5 0.5 0.2 0.2\n")
-    (finding,) = findings(root)
-    assert (finding.rule, finding.file) == ("missing_image", "labels/train/b.TXT")
-    assert finding.message.endswith("boxes are looked for in b.txt. Rename the file.")
+    (issue,) = issues(root)
+    assert (issue.rule, issue.file) == ("missing_image", "labels/train/b.TXT")
+    assert issue.message.endswith("boxes are looked for in b.txt. Rename the file.")
 
 
 def test_a_split_that_is_not_there_leaves_the_others_readable(tmp_path: Path) -> None:
     root = write_set(tmp_path, yaml=YAML + "test: images/test\n")
-    assert findings(root) == ()
+    assert issues(root) == ()
     with pytest.raises(DataError, match=r"test: there is no .*; or remove the line if there is"):
         read_raw_yolo(root, "test")
 
@@ -181,8 +181,8 @@ def test_points_behind_a_box_are_no_outline(tmp_path: Path) -> None:
 def test_an_image_that_a_list_names_and_is_not_there_is_named(tmp_path: Path) -> None:
     root = write_set(tmp_path, yaml=YAML.replace("images/train", "train.txt"))
     (root / "train.txt").write_text("images/train/a.png\nimages/train/lost.png\n")
-    (finding,) = findings(root)
-    assert (finding.rule, finding.file) == ("missing_image", "images/train/lost.png")
+    (issue,) = issues(root)
+    assert (issue.rule, issue.file) == ("missing_image", "images/train/lost.png")
 
 
 @pytest.mark.parametrize(

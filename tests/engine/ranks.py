@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from deim.boxes import xyxy_to_cxcywh
-from deim.config import config_from_dict
+from deim.config.loader import config_from_dict
 from deim.data.collate import Batch
 from deim.data.formats.coco import read_coco
 from deim.engine.device import select_precision
-from deim.engine.distributed import World, exchange_gradients, join_world
+from deim.engine.distributed import DistributedContext, exchange_gradients, join_distributed
 from deim.engine.optimizer import build_optimizer
 from deim.engine.seeding import seed_everything
-from deim.engine.step import StepParts, bare_model, train_step
-from deim.evaluation.evaluator import Evaluator
+from deim.engine.step import StepParts, train_step, unwrap_model
+from deim.inference.evaluator import Evaluator
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
 from deim.model.detector import Detector
@@ -49,37 +49,38 @@ def build(tree: dict[str, Any]) -> Detector:
 
 
 def compute_gradients(
-    tree: dict, num_boxes: list[int], world: World, *, micro_batch_size: int | None
+    tree: dict, num_boxes: list[int], distributed: DistributedContext, *, micro_batch_size: int | None
 ) -> dict:
-    """Terms and gradients of one step in which this process has every `world.size`-th image."""
+    """Terms and gradients of one step in which this process has every `distributed.size`-th image."""
     model = build(tree)
     config = config_from_dict(tree, where="tiny")
     batch = make_batch(num_boxes)
     own = Batch(
-        images=batch.images[world.rank :: world.size], targets=batch.targets[world.rank :: world.size]
+        images=batch.images[distributed.rank :: distributed.size],
+        targets=batch.targets[distributed.rank :: distributed.size],
     )
     parts = StepParts(
-        model=exchange_gradients(model, world),
+        model=exchange_gradients(model, distributed),
         criterion=build_criterion(config.loss),
         optimizer=build_optimizer(model, config.recipe),
         precision=select_precision("off", torch.device("cpu")),
         clip_grad_norm=1e9,
-        world=world,
+        distributed=distributed,
     )
     result = train_step(parts, own, epoch=0, seed=0, micro_batch_size=micro_batch_size)
-    named = bare_model(parts.model).named_parameters()
+    named = unwrap_model(parts.model).named_parameters()
     gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
-    return {"terms": result.terms, "refused": result.refused, "gradients": gradients}
+    return {"terms": result.terms, "refused": result.skip_reason, "gradients": gradients}
 
 
 def main() -> None:
     """Do what the arguments say; the main process writes the result."""
     request = torch.load(sys.argv[1], weights_only=True)
     torch.set_num_threads(1)
-    with join_world("cpu") as world:
+    with join_distributed("cpu") as distributed:
         if request["what"] == "gradients":
             result = [
-                compute_gradients(request["tree"], numbers, world, micro_batch_size=micro)
+                compute_gradients(request["tree"], numbers, distributed, micro_batch_size=micro)
                 for numbers, micro in request["cases"]
             ]
         else:
@@ -92,16 +93,16 @@ def main() -> None:
                 class_names=split.class_names,
                 category_ids=split.category_ids,
                 device=torch.device("cpu"),
-                world=world,
+                distributed=distributed,
             )
             evaluation = evaluator.evaluate(build(request["tree"]).eval())
             own = len({target["image_id"] for batch in evaluator.loader for target in batch.targets})
             result = {
-                "shares": world.gather(own),
+                "shares": distributed.gather(own),
                 "entries": evaluation.predictions.to_coco(evaluation.category_ids),
                 "ap50": evaluation.metrics.summary.ap50,
             }
-        if world.is_main:
+        if distributed.is_main:
             torch.save(result, sys.argv[2])
 
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import deim
-from deim.config import Config, config_to_dict
-from deim.data.build_splits import read_split
-from deim.engine.checkpoint import FORMAT, load_trained, read_checkpoint, save_checkpoint
+from deim.config.loader import config_to_dict
+from deim.config.schema import Config
+from deim.data.splits import read_split
+from deim.engine.checkpoints import FORMAT, load_trained, read_checkpoint, save_checkpoint
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, DataError
-from deim.evaluation.evaluator import evaluator_of
+from deim.inference.evaluator import evaluator_of
 from deim.model.build import build_model
 from deim.model.detector import Detector
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from deim.engine.distributed import World, join_world
+from deim.engine.distributed import DistributedContext, join_distributed
 from deim.errors import ConfigError
 from tests.conftest import TINY
 from tests.engine.ranks import compute_gradients
@@ -74,7 +74,7 @@ def test_two_processes_give_the_gradients_of_one_with_the_whole_batch(tmp_path: 
     cases = [([1, 2, 3, 0], None), ([2, 0, 1, 0], None), ([0, 0, 0, 0], None), ([1, 5, 0, 2, 1, 1, 0, 0], 2)]
     found = run_ranks(tmp_path, {"what": "gradients", "tree": tree, "cases": cases})
     for (numbers, _), result in zip(cases, found, strict=True):
-        expected = compute_gradients(tree, numbers, World(), micro_batch_size=None)
+        expected = compute_gradients(tree, numbers, DistributedContext(), micro_batch_size=None)
         assert result["refused"] is expected["refused"] is None
         assert result["gradients"].keys() == expected["gradients"].keys()
         for name, value in expected["terms"].items():
@@ -176,13 +176,13 @@ def test_several_processes_need_torchrun(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     message = r"WORLD_SIZE is 2, but RANK, .* not set\. Start several processes with torchrun\."
-    with pytest.raises(ConfigError, match=message), join_world("cpu"):
+    with pytest.raises(ConfigError, match=message), join_distributed("cpu"):
         pass
 
 
 def test_one_process_needs_nothing() -> None:
-    with join_world("auto") as world:
-        assert (world.size, world.is_main) == (1, True)
-        assert world.gather(3) == [3]
-        assert world.max(5) == 5
-        assert world.sum(torch.ones(2)).tolist() == [1, 1]
+    with join_distributed("auto") as distributed:
+        assert (distributed.size, distributed.is_main) == (1, True)
+        assert distributed.gather(3) == [3]
+        assert distributed.max(5) == 5
+        assert distributed.sum(torch.ones(2)).tolist() == [1, 1]

@@ -2,8 +2,13 @@
 
 import pytest
 
-from deim.config.schema import EarlyStoppingConfig
-from deim.engine.early_stopping import Gains, describe_gains, note_gain, should_stop
+from deim.engine.early_stopping import (
+    EarlyStoppingOptions,
+    EarlyStoppingState,
+    describe_early_stopping,
+    should_stop,
+    update_early_stopping,
+)
 
 NAN = float("nan")
 
@@ -17,10 +22,10 @@ def stops_after(
     early: bool = False,
 ) -> int | None:
     """Epoch after which the run ends; None if it goes to the end."""
-    config = EarlyStoppingConfig(patience=patience, min_delta=min_delta, before_final_stage=early)
-    gains = Gains()
+    config = EarlyStoppingOptions(patience=patience, min_delta=min_delta, before_final_stage=early)
+    gains = EarlyStoppingState()
     for epoch, score in enumerate(scores):
-        note_gain(gains, score, epoch=epoch, min_delta=config.min_delta)
+        update_early_stopping(gains, score, epoch=epoch, min_delta=config.min_delta)
         if should_stop(gains, config, epoch=epoch, last_stage_epoch=final):
             return epoch
     return None
@@ -66,8 +71,11 @@ def test_patience_counts_from_the_final_stage_unless_told_otherwise() -> None:
 
 
 def test_gains_are_told_in_words() -> None:
-    gains = Gains()
-    note_gain(gains, NAN, epoch=0, min_delta=0.0)
-    assert describe_gains(gains) == "no validation has given a score; does the validation split have boxes?"
-    note_gain(gains, 0.3, epoch=4, min_delta=0.0)
-    assert describe_gains(gains) == "no gain since epoch 5"
+    gains = EarlyStoppingState()
+    update_early_stopping(gains, NAN, epoch=0, min_delta=0.0)
+    assert (
+        describe_early_stopping(gains)
+        == "no validation has given a score; does the validation split have boxes?"
+    )
+    update_early_stopping(gains, 0.3, epoch=4, min_delta=0.0)
+    assert describe_early_stopping(gains) == "no gain since epoch 5"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from deim.config import Config
+from deim.config.schema import Config
 from deim.engine.ema import ModelEma
 from deim.engine.schedule import EmaSchedule
 from deim.model.build import build_model, build_variant

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from deim.config import Config
-from deim.data.build_splits import read_split
+from deim.config.schema import Config
+from deim.curation.convert import write_dataset
 from deim.data.formats.coco import read_coco
-from deim.data.formats.convert import write_dataset
-from deim.data.formats.reading import Format
-from deim.engine.checkpoint import load_trained
+from deim.data.formats.read import Format
+from deim.data.splits import read_split
+from deim.engine.checkpoints import load_trained
 from deim.engine.trainer import Trainer
-from deim.evaluation.assess import assess
-from deim.evaluation.evaluator import evaluator_of
+from deim.inference.evaluator import evaluator_of
+from deim.report.evaluate import assess
 
 
 def report_of(run: Path, path: Path) -> dict[str, Any]:

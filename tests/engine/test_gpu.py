@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from deim.config import load_config, shipped_configs_dir
-from deim.config.loader import load_block
-from deim.config.model_schema import ModelConfig
+from deim.config.loader import load_block, load_config, shipped_configs_dir
 from deim.data.collate import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
@@ -13,6 +11,7 @@ from deim.engine.seeding import seed_everything
 from deim.engine.step import StepParts, train_step
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
+from deim.model.options import ModelOptions
 from deim.structures import Target
 
 NUM_STEPS = 200
@@ -47,7 +46,7 @@ def test_l_at_1024_px_stays_finite(amp: str) -> None:
     seed_everything(0)
     device = torch.device("cuda")
     config = load_config(shipped_configs_dir() / "deimv2_1024.yml")
-    block = load_block(shipped_configs_dir() / "_base_" / "model_l.yml", "model", ModelConfig)
+    block = load_block(shipped_configs_dir() / "_base_" / "model_l.yml", "model", ModelOptions)
     model = build_model(block, 6).to(device).train()
     outputs_are_finite: list[bool] = []
     model.register_forward_hook(
@@ -64,6 +63,6 @@ def test_l_at_1024_px_stays_finite(amp: str) -> None:
         train_step(parts, make_batch(step).to(device), epoch=0, seed=step) for step in range(NUM_STEPS)
     ]
     assert all(outputs_are_finite)
-    refused = [result.refused for result in results if result.refused is not None]
+    refused = [result.skip_reason for result in results if result.skip_reason is not None]
     assert set(refused) <= {"non-finite gradient"}
     assert len(refused) <= (MOST_HALVINGS if amp == "fp16" else 0)

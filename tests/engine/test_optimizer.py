@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deim.config.schema import RecipeConfig
-from deim.engine.optimizer import build_optimizer, parameter_groups, set_learning_rates
+from deim.engine.optimizer import RecipeOptions, build_optimizer, parameter_groups, set_learning_rates
 from deim.model.build import build_variant
 from deim.model.detector import Detector
 
@@ -80,7 +79,7 @@ def test_reference_groups_have_the_sizes_of_the_reference(name: str, counts: tup
 
 def test_learning_rates_are_shares_of_the_flat_ones() -> None:
     model = build_variant("nano", num_classes=2)
-    optimizer = build_optimizer(model, RecipeConfig(lr=1e-3, backbone_lr=1e-4, betas=(0.8, 0.9)))
+    optimizer = build_optimizer(model, RecipeOptions(lr=1e-3, backbone_lr=1e-4, betas=(0.8, 0.9)))
     set_learning_rates(optimizer, 0.25)
     set_learning_rates(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [5e-5, 5e-5, 5e-4, 5e-4]

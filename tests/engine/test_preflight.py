@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from deim.config import Config
+from deim.config.schema import Config
 from deim.data.collate import Batch
 from deim.engine import preflight as preflight_module
-from deim.engine.distributed import World
+from deim.engine.distributed import DistributedContext
 from deim.engine.memory import limit_bytes, peak_bytes, reset_peak
 from deim.engine.preflight import plan_batches
 from deim.engine.step import StepParts
@@ -41,7 +41,7 @@ def test_batches_are_planned(
     tmp_path: Path,
     tiny_config: MakeConfig,
 ) -> None:
-    plan = plan_batches(tiny_config(tmp_path, tmp_path / "run", *options), World(size=processes))
+    plan = plan_batches(tiny_config(tmp_path, tmp_path / "run", *options), DistributedContext(size=processes))
     assert (plan.effective, plan.share, plan.micro) == expected
 
 
@@ -62,7 +62,7 @@ def test_contradicting_sizes_are_refused(
     options: tuple[str, ...], message: str, tmp_path: Path, tiny_config: MakeConfig
 ) -> None:
     with pytest.raises(TrainingError, match=message):
-        plan_batches(tiny_config(tmp_path, tmp_path / "run", *options), World(size=2))
+        plan_batches(tiny_config(tmp_path, tmp_path / "run", *options), DistributedContext(size=2))
 
 
 def test_auto_needs_the_size_of_a_step(tmp_path: Path, tiny_config: MakeConfig) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from deim.config import Config
+from deim.config.schema import Config
 from deim.data.collate import Batch
 from deim.engine import trainer as trainer_module
-from deim.engine.checkpoint import read_checkpoint
-from deim.engine.run_state import Validate, Validation
-from deim.engine.step import StepParts, StepResult, bare_model, train_step
+from deim.engine.checkpoints import read_checkpoint
+from deim.engine.context import Validate, Validation
+from deim.engine.step import StepParts, StepResult, train_step, unwrap_model
 from deim.engine.trainer import Trainer
 from deim.errors import StopSignalError, TrainingError
 
@@ -84,7 +84,7 @@ def test_bad_steps_of_every_kind_are_survived(
     calls = iter(range(100))
 
     def step(parts: StepParts, batch: Any, **options: Any) -> StepResult:
-        model, kind = bare_model(parts.model), kinds.get(next(calls))
+        model, kind = unwrap_model(parts.model), kinds.get(next(calls))
         hooks = []
         if kind == "image":
             batch.images[0, 0, 5, 5] = float("inf")
@@ -112,7 +112,7 @@ def test_bad_steps_of_every_kind_are_survived(
     ]
     assert sum(losses[-5:]) < sum(losses[:5])
     with capsys.disabled():
-        print(f" {len(refused)} of 100 steps spoilt and survived")  # noqa: T201
+        print(f" {len(refused)} of 100 steps spoiled and survived")  # noqa: T201
 
 
 def test_after_too_many_the_last_good_state_comes_back_with_half_the_rate(
@@ -124,7 +124,7 @@ def test_after_too_many_the_last_good_state_comes_back_with_half_the_rate(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     spoil({3, 4, 5})
-    config = tiny_config(tiny_set, tmp_path / "run", "epochs=4", "recipe.max_refused_steps=3")
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=4", "recipe.max_skipped_steps=3")
     trainer = build_tiny(config)
     with caplog.at_level(logging.WARNING):
         trainer.run(show_progress=False)
@@ -144,7 +144,7 @@ def test_a_state_that_was_saved_between_bad_steps_is_not_gone_back_to(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, spoil: Callable[..., None]
 ) -> None:
     spoil({3, 4, 5, 6})
-    options = ("epochs=4", "recipe.max_refused_steps=4", "evaluation.every_epochs=4")
+    options = ("epochs=4", "recipe.max_skipped_steps=4", "evaluation.every_epochs=4")
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", *options))
     trainer.run(show_progress=False)
     restored = [line for line in events_of(tmp_path / "run") if line["event"] == "restored"]
@@ -173,7 +173,7 @@ def test_the_state_that_comes_back_does_not_depend_on_when_the_run_was_saved(
         return train_step(parts, batch, **options)
 
     monkeypatch.setattr(trainer_module, "train_step", step)
-    options = ("epochs=3", "data.batch_size=2", "recipe.max_refused_steps=3", "evaluation.every_epochs=3")
+    options = ("epochs=3", "data.batch_size=2", "recipe.max_skipped_steps=3", "evaluation.every_epochs=3")
     for name, resume_from in (("whole", None), ("parts", None), ("parts", tmp_path / "parts" / "last.pth")):
         config = tiny_config(root, tmp_path / name, *options)
         current.append(build_tiny(config, resume_from=resume_from))
@@ -216,7 +216,7 @@ def test_after_three_restores_the_run_stops_and_names_the_images(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, spoil: Callable[..., None]
 ) -> None:
     spoil(set(range(3, 100)))
-    config = tiny_config(tiny_set, tmp_path / "run", "epochs=40", "recipe.max_refused_steps=2")
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=40", "recipe.max_skipped_steps=2")
     trainer = build_tiny(config)
     with pytest.raises(TrainingError, match=r"2 steps in a row .* restored 3 times .* images ") as caught:
         trainer.run(show_progress=False)
@@ -231,7 +231,7 @@ def test_a_refused_first_step_goes_back_to_the_beginning(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, spoil: Callable[..., None]
 ) -> None:
     spoil({0, 1})
-    config = tiny_config(tiny_set, tmp_path / "run", "epochs=2", "recipe.max_refused_steps=2")
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=2", "recipe.max_skipped_steps=2")
     trainer = build_tiny(config)
     trainer.run(show_progress=False)
     assert trainer.progress.restores == 1
@@ -243,7 +243,7 @@ def test_a_restore_in_the_final_stage_goes_back_to_its_start(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, spoil: Callable[..., None]
 ) -> None:
     spoil({6, 7})
-    options = ("epochs=5", "schedule.no_aug_epochs=2", "recipe.max_refused_steps=2")
+    options = ("epochs=5", "schedule.no_aug_epochs=2", "recipe.max_skipped_steps=2")
     scores = iter([0.5, 0.1, 0.1, 0.1, 0.1])
 
     def validate(own: Validate) -> Validate:

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from deim.config import Config
-from deim.engine.build import find_resume, settle_folder
-from deim.engine.checkpoint import previous_path, read_checkpoint, save_checkpoint
+from deim.config.schema import Config
+from deim.engine.checkpoints import previous_path, read_checkpoint, save_checkpoint
+from deim.engine.prepare import finalize_run_dir, find_resume
 from deim.engine.seeding import random_states, restore_random_states, seed_everything
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, StopSignalError
@@ -38,7 +38,7 @@ SIX_EPOCHS = (
 )
 MIXED = "augment={mosaic: 0.5, zoom_out: 0.5, crop: 0.5, mix_up: 0.5, copy_blend: 0.5, multi_scale: 0.5}"
 EVERY_STEP = "runtime.checkpoint_minutes=1e-9"
-COMPARED = ("epoch", "step", "loss", "grad_norm", "lr", "terms", "ap", "is_best", "refused_steps")
+COMPARED = ("epoch", "step", "loss", "grad_norm", "lr", "terms", "ap", "is_best", "skipped_steps")
 
 
 @pytest.fixture(scope="module")
@@ -514,7 +514,7 @@ def test_a_killed_overwriting_run_can_be_overwritten(
     for _ in range(3):  # killed before its first step each time
         build_tiny(config, overwrite=True)
     assert (stopped_run / ".replaced" / "tensorboard" / "events").read_text() == "first"
-    settle_folder(stopped_run, has_begun=False)
+    finalize_run_dir(stopped_run, has_begun=False)
     assert read_checkpoint(stopped_run / "last.pth")["step"] == 6
     assert not (stopped_run / ".replaced").exists()
 

@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 
-from deim.config.schema import EmaConfig, ScheduleConfig
-from deim.engine.schedule import Timeline, resolve_ema, resolve_schedule
+from deim.engine.schedule import EmaOptions, ScheduleOptions, Timeline, resolve_ema, resolve_schedule
 from deim.errors import ConfigError
 
 IMAGES = [50, 51, 64, 100, 333, 1000, 3210, 12_000, 50_000]
@@ -14,14 +13,14 @@ RUNS = sorted({-(-images // batch) for images, batch in itertools.product(IMAGES
 
 
 def resolve(epochs: int, steps_per_epoch: int, **options: float) -> Timeline:
-    return resolve_schedule(ScheduleConfig(**options), epochs=epochs, steps_per_epoch=steps_per_epoch)
+    return resolve_schedule(ScheduleOptions(**options), epochs=epochs, steps_per_epoch=steps_per_epoch)
 
 
 @pytest.mark.parametrize("steps_per_epoch", RUNS)
 def test_every_phase_lies_inside_the_run(steps_per_epoch: int) -> None:
     for epochs in range(1, 301):
         run = resolve(epochs, steps_per_epoch)
-        averaging = resolve_ema(EmaConfig(), total_steps=run.total_steps)
+        averaging = resolve_ema(EmaOptions(), total_steps=run.total_steps)
         at = f"{epochs} epochs of {steps_per_epoch} steps"
         assert 0 <= run.augment_start_epoch <= run.flat_end_epoch <= run.no_aug_epoch <= epochs, at
         assert run.augment_start_epoch <= run.mix_end_epoch <= run.no_aug_epoch, at
@@ -95,7 +94,7 @@ def test_run_five_keeps_its_own_numbers() -> None:
     assert (run.warmup_steps, run.flat_end_epoch, run.no_aug_epoch) == (1000, 70, 270)
     assert run.lr_factor(999) == run.lr_factor(70 * 250) == 1
     assert run.lr_factor(270 * 250) == 0.5
-    averaging = resolve_ema(EmaConfig(), total_steps=run.total_steps)
+    averaging = resolve_ema(EmaOptions(), total_steps=run.total_steps)
     assert (averaging.decay, averaging.warmup_steps) == (pytest.approx(1 - 1 / 7500), 750)
 
 
@@ -165,9 +164,9 @@ def test_the_timeline_is_described_in_lines() -> None:
 
 
 def test_averaging_set_by_hand_is_kept() -> None:
-    averaging = resolve_ema(EmaConfig(decay=0.5, warmup_steps=7), total_steps=100_000)
+    averaging = resolve_ema(EmaOptions(decay=0.5, warmup_steps=7), total_steps=100_000)
     assert (averaging.decay, averaging.warmup_steps) == (0.5, 7)
-    long = resolve_ema(EmaConfig(), total_steps=1_000_000)
+    long = resolve_ema(EmaOptions(), total_steps=1_000_000)
     assert (long.decay, long.warmup_steps) == (0.9999, 1000)
 
 

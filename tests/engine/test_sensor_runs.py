@@ -1,4 +1,4 @@
-"""Whole runs on images of 16 bits: what is learnt from them; prediction reads them as training did."""
+"""Whole runs on images of 16 bits: what is learned from them; prediction reads them as training did."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.config import Config
-from deim.engine.checkpoint import load_trained
+from deim.config.schema import Config
+from deim.engine.checkpoints import load_trained
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, DataError
-from deim.evaluation.predict import Predictor, load_detector
+from deim.inference.predictor import Predictor, load_detector
 from tests.data.sensor_files import write_png, write_tiff
 
 SENSOR = (
@@ -26,13 +26,13 @@ EIGHT_BITS = SENSOR[:3]
 
 
 def hide_defects(root: Path, *, low: int, bits: int) -> None:
-    """Replace the images of a set by grey of 16 bits, or of their high byte, in which defects add to the low.
+    """Replace the images of a set by gray of 16 bits, or of their high byte, in which defects add to the low.
 
     The high byte is the same everywhere; the low one is that of the former image.
     """
     for path in (root / "images").iterdir():
-        grey = np.asarray(Image.open(path).convert("RGB"))[..., 0].astype(np.uint16)
-        values = (low + grey)[..., None]
+        gray = np.asarray(Image.open(path).convert("RGB"))[..., 0].astype(np.uint16)
+        values = (low + gray)[..., None]
         write_png(path, values if bits == 16 else (values >> 8).astype(np.uint8))
 
 
@@ -77,7 +77,7 @@ def test_a_run_on_16_bits_is_predicted_as_it_was_evaluated(
 
 
 @pytest.mark.slow
-def test_a_defect_in_the_low_byte_is_learnt_from_16_bits_alone(
+def test_a_defect_in_the_low_byte_is_learned_from_16_bits_alone(
     tmp_path: Path,
     write_coco: Callable[..., Path],
     tiny_config: Callable[..., Config],

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from deim.config import Config
+from deim.config.schema import Config
 from deim.engine import signals as signals_module
-from deim.engine.checkpoint import read_checkpoint
-from deim.engine.run_state import Validate, Validation
+from deim.engine.checkpoints import read_checkpoint
+from deim.engine.context import Validate, Validation
 from deim.engine.signals import SAME_REQUEST_SECONDS, StopSignals
 from deim.engine.trainer import Trainer
 from deim.errors import StopSignalError

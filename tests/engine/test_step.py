@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from deim.config import Config
+from deim.config.schema import Config
 from deim.data.collate import Batch
 from deim.engine.device import select_precision
 from deim.engine.ema import ModelEma
@@ -81,7 +81,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 def test_a_batch_of_empty_images_touches_every_parameter(setup: Setup) -> None:
     result = setup.step(make_batch(num_boxes=(0, 0)))
-    assert result.refused is None
+    assert result.skip_reason is None
     assert result.loss > 0
     without = [
         name
@@ -98,13 +98,13 @@ def test_the_terms_of_an_empty_and_a_full_batch_are_the_same_ones(setup: Setup) 
     assert full.loss == pytest.approx(sum(full.terms.values()), rel=1e-5)
 
 
-def test_an_infinite_input_leaves_weights_and_optimiser_as_they_are(setup: Setup) -> None:
+def test_an_infinite_input_leaves_weights_and_optimizer_as_they_are(setup: Setup) -> None:
     setup.step(make_batch())
     parameters, moments = setup.state()
     bad = make_batch()
     bad.images[1, 0, 20, 20] = float("inf")
     result = setup.step(bad)
-    assert result.refused == "matcher: the network's scores or boxes are NaN or infinite."
+    assert result.skip_reason == "matcher: the network's scores or boxes are NaN or infinite."
     assert math.isnan(result.loss)
     found_parameters, found_moments = setup.state()
     assert_same(found_parameters, parameters)
@@ -133,7 +133,7 @@ def test_an_infinite_weight_is_refused_and_nothing_else_changes(setup: Setup, na
         weight.view(-1)[0] = float("inf")
     parameters, moments = setup.state()
     result = setup.step(make_batch())
-    assert result.refused
+    assert result.skip_reason
     found_parameters, found_moments = setup.state()
     assert_same(found_parameters, parameters)
     assert_same(found_moments, moments)
@@ -144,7 +144,7 @@ def test_an_infinite_gradient_is_refused(setup: Setup) -> None:
     weight.register_hook(lambda grad: grad * float("inf"))
     parameters, moments = setup.state()
     result = setup.step(make_batch())
-    assert result.refused == "non-finite gradient"
+    assert result.skip_reason == "non-finite gradient"
     assert not math.isfinite(result.grad_norm)
     assert result.terms
     assert_same(setup.state()[0], parameters)
@@ -233,6 +233,6 @@ def test_the_loss_falls_on_one_batch(setup: Setup) -> None:
     losses = []
     for _ in range(40):
         result = setup.step(batch, clip_grad_norm=1.0)
-        assert result.refused is None
+        assert result.skip_reason is None
         losses.append(result.loss)
     assert sum(losses[-5:]) < 0.93 * sum(losses[:5])

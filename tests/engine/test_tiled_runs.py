@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.config import Config
-from deim.data.build import build_eval_loader, input_format
-from deim.data.build_splits import read_split
-from deim.data.tiles import tile_split
-from deim.engine.checkpoint import load_trained, read_checkpoint
+from deim.config.schema import Config
+from deim.data.images.tiling import tile_split
+from deim.data.loader import build_eval_loader, input_format
+from deim.data.splits import read_split
+from deim.engine.checkpoints import load_trained, read_checkpoint
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, StopSignalError
-from deim.evaluation.assess import assess
-from deim.evaluation.evaluator import evaluator_of
-from deim.evaluation.predict import Predictions, Predictor, join_predictions, predict_split
+from deim.inference.evaluator import evaluator_of
+from deim.inference.predictor import Predictions, Predictor, join_predictions, predict_split
+from deim.report.evaluate import assess
 from deim.structures import Detections
 
 TILES = "data.tiles={size: 48, overlap: 0.25}"

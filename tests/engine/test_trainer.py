@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from deim.config import Config, config_from_dict, load_config
-from deim.engine.build import find_resume
-from deim.engine.checkpoint import read_checkpoint
-from deim.engine.run_state import Validate, Validation
+from deim.config.loader import config_from_dict, load_config
+from deim.config.schema import Config
+from deim.engine.checkpoints import read_checkpoint
+from deim.engine.context import Validate, Validation
+from deim.engine.prepare import find_resume
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, ConfigError, DeimError, TrainingError
 from deim.model.detector import Detector
@@ -94,7 +95,7 @@ def test_a_run_writes_its_files_and_learns(tiny_run: Path) -> None:
     assert [line["step"] for line in lines] == list(range(2, 82, 2))
     # Every 20 epochs, and in the epoch before the final stage, which starts from the best weights.
     assert [line["epoch"] for line in lines if "ap" in line] == [19, 35, 39]
-    assert all(line["refused_steps"] == 0 for line in lines)
+    assert all(line["skipped_steps"] == 0 for line in lines)
     first, last = lines[:5], lines[-5:]
     assert sum(line["loss"] for line in last) < 0.95 * sum(line["loss"] for line in first)
     assert lines[-1]["lr"] == pytest.approx(0.5 * max(line["lr"] for line in lines))
@@ -187,7 +188,7 @@ def test_an_existing_run_is_kept_unless_it_may_be_overwritten(
         build_tiny(config)
     assert (tmp_path / "run" / "last.pth").read_bytes() == before
     trainer = build_tiny(config, overwrite=True)
-    # The old run waits until the new one has begun; `settle_folder` then decides between them.
+    # The old run waits until the new one has begun; `finalize_run_dir` then decides between them.
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".replaced", "config.yml", "notes.txt"}
     trainer.run(show_progress=False)
     assert [line["epoch"] for line in lines_of(tmp_path / "run")] == [0]
@@ -358,7 +359,7 @@ def test_raw_weights_are_saved_as_best_where_they_score_higher(
     assert lines_of(tmp_path / "run")[0]["weights"] == "raw"
 
 
-def test_refused_steps_are_logged_with_their_images_and_do_not_move_the_average(
+def test_skipped_steps_are_logged_with_their_images_and_do_not_move_the_average(
     tmp_path: Path,
     tiny_set: Path,
     tiny_config: MakeConfig,
@@ -372,7 +373,7 @@ def test_refused_steps_are_logged_with_their_images_and_do_not_move_the_average(
     refused, epoch = lines_of(tmp_path / "run")[:-1], lines_of(tmp_path / "run")[-1]
     assert [line["event"] for line in refused] == ["refused_step"] * 2
     assert all(line["why"] and len(line["images"]) == 3 for line in refused)
-    assert (epoch["refused_steps"], epoch["loss"], epoch["step"]) == (2, None, 2)
+    assert (epoch["skipped_steps"], epoch["loss"], epoch["step"]) == (2, None, 2)
     after = trainer.parts.ema.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 

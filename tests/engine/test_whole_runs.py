@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from deim.config import Config
+from deim.config.schema import Config
 from deim.engine import trainer as trainer_module
-from deim.engine.checkpoint import read_checkpoint
+from deim.engine.checkpoints import read_checkpoint
 from deim.engine.memory import PROCESS_STATUS
 from deim.engine.step import StepResult, train_step
 from deim.engine.trainer import Trainer

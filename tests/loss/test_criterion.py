@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, generalized_iou
-from deim.config.schema import LossConfig
 from deim.errors import NonFiniteError
-from deim.loss import build_criterion
+from deim.loss.build import build_criterion
+from deim.loss.criterion import LossOptions
 from deim.model.decoder.distribution import compute_bin_values
 from deim.structures import LayerOutput, ModelOutput, Target
 from tests.model.tiny import Kind, random_images, random_targets, tiny_detector
@@ -146,7 +146,7 @@ def test_one_image_without_boxes_adds_only_background():
 def test_box_terms_are_means_over_pairs_with_the_configured_weights():
     targets = random_targets((3, 1))
     outputs = make_outputs(targets)
-    terms = values(build_criterion(LossConfig(bbox=5.0, giou=2.0))(outputs, targets))
+    terms = values(build_criterion(LossOptions(bbox=5.0, giou=2.0))(outputs, targets))
     distances, gaps = [], []
     for image, target in enumerate(targets):
         for n, true_box in enumerate(target["boxes"]):
@@ -164,7 +164,7 @@ def test_box_terms_are_means_over_the_union_of_all_matchings():
     outputs = make_outputs(targets, noise=0.001)
     encoder = outputs["enc_outputs"]["pred_boxes"]
     encoder[:, [1, 5]] = encoder[:, [5, 1]]
-    terms = values(build_criterion(LossConfig(bbox=1.0))(outputs, targets))
+    terms = values(build_criterion(LossOptions(bbox=1.0))(outputs, targets))
     for name, output in [("loss_bbox", outputs), ("loss_bbox_enc_0", outputs["enc_outputs"])]:
         distances = (output["pred_boxes"][0, [1, 5]] - targets[0]["boxes"]).abs().sum(dim=-1)
         assert terms[name] == pytest.approx(distances.mean().item(), rel=1e-5)
@@ -172,7 +172,7 @@ def test_box_terms_are_means_over_the_union_of_all_matchings():
 
 def test_denoising_terms_are_means_over_all_positives():
     _, outputs, targets = forward((2, 1))
-    terms = values(build_criterion(LossConfig(bbox=1.0))(outputs, targets))
+    terms = values(build_criterion(LossOptions(bbox=1.0))(outputs, targets))
     meta = outputs["dn_meta"]
     assert meta.num_groups == 3
     for name, output in [
@@ -194,9 +194,9 @@ def test_denoising_terms_are_means_over_all_positives():
 def test_a_weight_scales_its_own_terms_alone(term):
     targets = random_targets((3, 1))
     outputs = make_outputs(targets)
-    default = LossConfig()
+    default = LossOptions()
     once = values(build_criterion(default)(outputs, targets))
-    doubled = LossConfig(**{term: 2 * getattr(default, term)})
+    doubled = LossOptions(**{term: 2 * getattr(default, term)})
     twice = values(build_criterion(doubled)(outputs, targets))
     for name, value in once.items():
         factor = 2 if name.startswith(f"loss_{term}") else 1

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deim.config.schema import LossConfig
-from deim.loss import build_criterion
+from deim.loss.build import build_criterion
+from deim.loss.criterion import LossOptions
 from deim.structures import ModelOutput, Target
 from tests.model.parity_folder import (
     build_with_recipe_weights,
@@ -80,7 +80,7 @@ def _train_step(name: str) -> Trained:
     setting, variant = SETTINGS[name], name[0]
     model = build_with_recipe_weights(variant).train()
     criterion = build_criterion(
-        LossConfig(union_ties="reference"), matcher_change_epoch=MATCHER_CHANGE_EPOCH[variant]
+        LossOptions(union_ties="reference"), matcher_change_epoch=MATCHER_CHANGE_EPOCH[variant]
     )
     targets = draw_targets(setting.counts)
     torch.manual_seed(123)
@@ -143,7 +143,7 @@ def test_stable_vote_stays_close_to_the_official_one_with_many_boxes(run):
     """The difference, 5.2 % at most when measured, comes from ties of the vote, which `mal` does not use."""
     trained = run("s_train_256_many")
     with torch.no_grad():
-        terms = build_criterion(LossConfig(), matcher_change_epoch=100)(trained.outputs, trained.targets)
+        terms = build_criterion(LossOptions(), matcher_change_epoch=100)(trained.outputs, trained.targets)
     expected = expected_terms(trained)
     mal = {key: value for key, value in expected.items() if "mal" in key}
     assert {key: terms[key].item() for key in mal} == pytest.approx(mal, rel=RELATIVE)

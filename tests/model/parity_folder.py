@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deim.model import build_variant
+from deim.model.build import build_variant
 from deim.model.detector import Detector
 
 PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"

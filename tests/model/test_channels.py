@@ -15,7 +15,7 @@ KINDS: list[Kind] = ["vit_tiny", "dinov3"]
 
 @pytest.mark.parametrize("before", [1, 2, 3, 4])
 @pytest.mark.parametrize("after", [1, 2, 3, 4])
-def test_fitted_filters_answer_to_grey_as_before(before: int, after: int) -> None:
+def test_fitted_filters_answer_to_gray_as_before(before: int, after: int) -> None:
     filters = torch.randn(5, before, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     fitted = adapt_filters(filters, after)
     assert fitted.shape == (5, after, 3, 3)
@@ -36,7 +36,7 @@ def test_filters_for_rgb_become_what_is_promised() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 4])
 @pytest.mark.parametrize("part", ["detector", "backbone"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_detector_started_from_rgb_sees_grey_as_before(
+def test_a_detector_started_from_rgb_sees_gray_as_before(
     kind: Kind, part: str, channels: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rgb = tiny_detector(kind, seed=1, shake=0.05).eval()
@@ -49,7 +49,7 @@ def test_a_detector_started_from_rgb_sees_grey_as_before(
     assert len(report.adapted) == (2 if part == "detector" else 1)
     assert f"patch_embed.proj.weight (3 to {channels} channels)" in caplog.text
     assert "from random weights" not in caplog.text
-    grey = torch.randn(2, 1, 64, 96, generator=torch.Generator().manual_seed(3))
+    gray = torch.randn(2, 1, 64, 96, generator=torch.Generator().manual_seed(3))
 
     def answer(model: torch.nn.Module, images: Tensor) -> list[Tensor]:
         return model(images) if part == "backbone" else model.backbone(images)
@@ -57,8 +57,8 @@ def test_a_detector_started_from_rgb_sees_grey_as_before(
     models = (other, rgb) if part == "detector" else (other.backbone.vit, rgb.backbone.vit)
     with torch.no_grad():
         pairs = zip(
-            answer(models[0], grey.expand(-1, channels, -1, -1)),
-            answer(models[1], grey.expand(-1, 3, -1, -1)),
+            answer(models[0], gray.expand(-1, channels, -1, -1)),
+            answer(models[1], gray.expand(-1, 3, -1, -1)),
             strict=True,
         )
     for found, expected in pairs:

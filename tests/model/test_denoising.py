@@ -19,9 +19,9 @@ def draw(targets: list[Target], **options) -> DenoisingQueries | None:
 def central_targets(count: int, num_classes: int = NUM_CLASSES) -> list[Target]:
     """Small boxes far from the border, so that noise is never clipped."""
     generator = torch.Generator().manual_seed(0)
-    centre = 0.4 + 0.2 * torch.rand(count, 2, generator=generator)
+    center = 0.4 + 0.2 * torch.rand(count, 2, generator=generator)
     sides = 0.05 + 0.1 * torch.rand(count, 2, generator=generator)
-    return [{"boxes": torch.cat([centre, sides], dim=1), "labels": torch.arange(count) % num_classes}]
+    return [{"boxes": torch.cat([center, sides], dim=1), "labels": torch.arange(count) % num_classes}]
 
 
 @pytest.mark.parametrize("counts", [(), (0,), (0, 0)])

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, iou
 from deim.errors import ConfigError
-from deim.loss import build_criterion
-from deim.model import build_variant
+from deim.loss.build import build_criterion
+from deim.model.build import build_variant
 from deim.structures import Target
 from tests.model.tiny import Kind, random_images, random_targets, tiny_detector
 
@@ -212,7 +212,7 @@ def test_bfloat16_autocast_gives_finite_scores_and_float32_boxes(kind):
 
 
 @pytest.mark.slow
-def test_one_batch_can_be_learnt_by_heart():
+def test_one_batch_can_be_learned_by_heart():
     images = torch.full((2, 3, 64, 64), -1.0)
     targets: list[Target] = [
         {"boxes": torch.tensor([[0.3, 0.35, 0.3, 0.4]]), "labels": torch.tensor([0])},
@@ -241,10 +241,10 @@ def test_one_batch_can_be_learnt_by_heart():
         losses.append((terms["loss_bbox"] + terms["loss_giou"]).item())
     assert losses[-1] < 0.1 * losses[0]
     with torch.no_grad():
-        learnt, evaluated = model(images), model.eval()(images)
+        learned, evaluated = model(images), model.eval()(images)
     # The coarsest map has four cells: its batch norm sees eight values, whose statistics differ from the
     # running ones, and so the boxes in evaluation are less exact.
-    for output, least_overlap in [(learnt, 0.8), (evaluated, 0.5)]:
+    for output, least_overlap in [(learned, 0.8), (evaluated, 0.5)]:
         for image, target in enumerate(targets):
             scores = output["pred_logits"][image].sigmoid()
             for box, label in zip(target["boxes"], target["labels"], strict=True):

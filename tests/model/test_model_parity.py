@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from deim.model import build_variant
+from deim.inference.postprocess import select_detections
+from deim.model.build import build_variant
 from deim.model.detector import Detector
-from deim.model.postprocess import select_detections
 from deim.structures import ModelOutput, Placement
 from tests.model.parity_folder import (
     build_with_recipe_weights,

@@ -29,7 +29,7 @@ def test_number_of_invalid_cells_is_that_of_the_official_anchors(side, invalid):
     assert [int((~part).sum()) for part in valid.split(cells)] == list(invalid)
 
 
-def test_anchors_are_cell_centres_with_sides_that_double_by_level():
+def test_anchors_are_cell_centers_with_sides_that_double_by_level():
     sizes = [(2, 3), (1, 2)]
     logits, valid = compute_anchors(sizes, device=CPU)
     expected = [

@@ -6,9 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deim.config.model_schema import DecoderConfig, DinoV3Config, EncoderConfig, ModelConfig, VitTinyConfig
-from deim.model import build_model
+from deim.model.backbone.options import DinoV3Options, VitTinyOptions
+from deim.model.build import build_model
+from deim.model.decoder.options import DecoderOptions
 from deim.model.detector import Detector
+from deim.model.encoder.options import HybridEncoderOptions
+from deim.model.options import ModelOptions
 from deim.structures import Target
 
 Kind = Literal["vit_tiny", "dinov3", "dinov3_swiglu"]
@@ -43,13 +46,13 @@ def tiny_detector(
         channels: Of the images.
     """
     return_blocks = (0, 1, 2)
-    backbone: VitTinyConfig | DinoV3Config
+    backbone: VitTinyOptions | DinoV3Options
     if kind == "vit_tiny":
-        backbone = VitTinyConfig(
+        backbone = VitTinyOptions(
             type="vit_tiny", dim=dim, depth=3, num_heads=2, return_blocks=return_blocks, adapter_width=4
         )
     else:
-        backbone = DinoV3Config(
+        backbone = DinoV3Options(
             type="dinov3",
             dim=dim,
             depth=3,
@@ -58,12 +61,12 @@ def tiny_detector(
             adapter_width=4,
             ffn="swiglu" if kind == "dinov3_swiglu" else "mlp",
         )
-    config = ModelConfig(
+    config = ModelOptions(
         name="tiny",
         hidden_dim=hidden_dim,
         backbone=backbone,
-        encoder=EncoderConfig(num_heads=4, dim_feedforward=32, expansion=0.5, depth_mult=0.34),
-        decoder=DecoderConfig(
+        encoder=HybridEncoderOptions(num_heads=4, dim_feedforward=32, expansion=0.5, depth_mult=0.34),
+        decoder=DecoderOptions(
             num_layers=num_layers,
             num_heads=4,
             dim_feedforward=32,
@@ -87,12 +90,12 @@ def random_images(batch: int, height: int = 64, width: int = 64, *, seed: int = 
 
 
 def random_targets(counts: Sequence[int], *, num_classes: int = 3, seed: int = 0) -> list[Target]:
-    """Boxes with centres in [0.2, 0.8] and sides in [0.05, 0.35]: all inside the image."""
+    """Boxes with centers in [0.2, 0.8] and sides in [0.05, 0.35]: all inside the image."""
     generator = torch.Generator().manual_seed(2000 + seed)
     targets: list[Target] = []
     for count in counts:
-        centre = 0.2 + 0.6 * torch.rand(count, 2, generator=generator)
+        center = 0.2 + 0.6 * torch.rand(count, 2, generator=generator)
         sides = 0.05 + 0.3 * torch.rand(count, 2, generator=generator)
         labels = torch.randint(0, num_classes, (count,), generator=generator)
-        targets.append({"boxes": torch.cat([centre, sides], dim=1), "labels": labels})
+        targets.append({"boxes": torch.cat([center, sides], dim=1), "labels": labels})
     return targets

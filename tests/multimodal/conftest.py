@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deim.config import Config
+from deim.config.schema import Config
 from deim.engine.experiment import load_experiment
 from deim.engine.trainer import Trainer
 
@@ -15,7 +15,7 @@ classes:
   - {name: scratch, en: a long blue line, contrast: {class: crack, en: a shallow mark}}
   - {name: crack, en: an open green gap, contrast: {class: scratch, en: a deep open gap}}
 background:
-  - {en: even grey metal}
+  - {en: even gray metal}
   - {en: a reflection of light}
 templates: ["a photo of {}", "a close view of {}"]
 """

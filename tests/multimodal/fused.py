@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deim.config import Config
-from deim.engine.checkpoint import TrainedDetector
+from deim.config.schema import Config
+from deim.engine.checkpoints import TrainedDetector
 from deim.model.detector import Detector
 from multimodal.fusion_head import FusionHead, parameter_groups
 from multimodal.text_bank import TextBank, text_bank_to_dict

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deim.config.schema import EmaConfig, ScheduleConfig
 from deim.engine.device import select_precision
-from deim.engine.schedule import resolve_ema, resolve_schedule
-from deim.loss import build_criterion
+from deim.engine.schedule import EmaOptions, ScheduleOptions, resolve_ema, resolve_schedule
+from deim.loss.build import build_criterion
 from deim.structures import Placement, Target
-from multimodal.controls import VariantSource
-from multimodal.evidence.trials import TrialSetting
+from multimodal.ablation.trials import TrialSetting
+from multimodal.ablation.variants import VariantSource
 from multimodal.feature_cache import FindingsBatch
 from multimodal.loss import FusionCriterion, FusionLossWeights
 from multimodal.wrapper import DetectorFindings
@@ -40,7 +39,7 @@ class Case:
     noise: float
     """Standard deviation of each feature, of which those without noise have a length of 1."""
     detector_knows: float = 0.0
-    """Logits by which the detector favours the true class."""
+    """Logits by which the detector favors the true class."""
     background_logit: float = -3.0
 
 
@@ -113,7 +112,7 @@ def make_setting(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e
     train = make_images(case, case.train_boxes, looks, rng=rng, generator=generator)
     val = make_images(case, case.val_boxes, looks, rng=rng, generator=generator)
     steps = -(-len(train) // BATCH_SIZE)
-    timeline = resolve_schedule(ScheduleConfig(), epochs=epochs, steps_per_epoch=steps, has_stages=False)
+    timeline = resolve_schedule(ScheduleOptions(), epochs=epochs, steps_per_epoch=steps, has_stages=False)
     background = torch.randn(2, TEXT_DIM, generator=generator)
 
     def batches(seed: int, epoch: int) -> Iterable[FindingsBatch]:
@@ -135,7 +134,7 @@ def make_setting(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e
         betas=(0.9, 0.999),
         clip_grad_norm=1.0,
         timeline=timeline,
-        averaging=resolve_ema(EmaConfig(), total_steps=timeline.total_steps),
+        averaging=resolve_ema(EmaOptions(), total_steps=timeline.total_steps),
         device=torch.device("cpu"),
         precision=select_precision("off", torch.device("cpu")),
         train=batches,

@@ -8,16 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.data.build import build_train_dataset
-from deim.data.build_splits import read_split
+from deim.data.augment.pipeline import Augmentation
 from deim.data.collate import collate
 from deim.data.dataset import DetectionDataset
-from deim.data.stages import Augmentation
-from deim.engine.checkpoint import read_checkpoint
+from deim.data.loader import build_train_dataset
+from deim.data.splits import read_split
+from deim.engine.checkpoints import read_checkpoint
 from deim.engine.step import Precision
 from deim.errors import DataError
-from multimodal.build import load_trained
 from multimodal.feature_cache import FindingsBatch, FindingsLoader, FindingsStore, open_store
+from multimodal.task import load_trained
 from multimodal.wrapper import TextFusedDetector
 from tests.multimodal.fused import random_text, small_head
 
@@ -194,7 +194,7 @@ def test_the_cache_does_not_change_the_weights(phase2_config, build_phase2, tmp_
     for trainer in runs.values():
         trainer.run(show_progress=False)
     cached, plain = (read_checkpoint(trainer.last_path)["model"] for trainer in runs.values())
-    assert any(torch.count_nonzero(value) for name, value in cached.items() if "class_head_change" in name)
+    assert any(torch.count_nonzero(value) for name, value in cached.items() if "class_head_delta" in name)
     for name, value in cached.items():
         torch.testing.assert_close(value, plain[name], rtol=0, atol=1e-5)
     stored = list((tmp_path / "cache").rglob("*.safetensors"))

@@ -28,17 +28,17 @@ def test_result_follows_the_formulas():
     with torch.no_grad():
         # The head computes in float32 alone; here its steps are repeated in float64.
         text = head.text
-        centre = sum(text[c, k] for c in range(3) for k in range(3)) / 9
+        center = sum(text[c, k] for c in range(3) for k in range(3)) / 9
         expected = torch.empty(2, 4, dtype=torch.float64)
         scale = min(math.exp(head.log_scale), 100)
         for i, query in enumerate(queries[0]):
             v = head.projection(query)
             v = v / v.norm()
-            against = [scale * v @ ((b - centre) / (b - centre).norm()) for b in head.background]
+            against = [scale * v @ ((b - center) / (b - center).norm()) for b in head.background]
             z_bg = math.log(sum(math.exp(value) for value in against) / 4)
             for c in range(3):
                 shares = head.prompt_logits[c].exp() / head.prompt_logits[c].exp().sum()
-                u = sum(share * vector for share, vector in zip(shares, text[c], strict=True)) - centre
+                u = sum(share * vector for share, vector in zip(shares, text[c], strict=True)) - center
                 u = u / u.norm()
                 t = u + head.adapter(u)
                 f = scale * v @ (t / t.norm())
@@ -110,7 +110,7 @@ def test_what_no_text_says_tells_no_classes_apart():
         before = head.evidence(queries).class_logits
         # A direction at right angles to all texts is added to all queries: they may come to lie nearer to or
         # farther from the texts, but from all of them alike.
-        texts = torch.cat([head.class_text(), F.normalize(head.background - head.centre, dim=-1)])
+        texts = torch.cat([head.class_text(), F.normalize(head.background - head.center, dim=-1)])
         other = torch.linalg.svd(texts).Vh[-1]
         head.projection[-1].bias += 3 * other
         after = head.evidence(queries).class_logits
@@ -177,7 +177,7 @@ def test_cosines_times_the_scale_are_the_evidence_of_the_classes():
 def test_text_travels_with_the_weights():
     trained = open_gates(small_head())
     state = trained.state_dict()
-    assert {"text", "centre"} <= set(state)
+    assert {"text", "center"} <= set(state)
     other = small_head(random_text(seed=9), seed=9)
     other.load_state_dict(state)
     assert torch.equal(other(draw(1, 5, 3), draw(1, 5, 32)), trained(draw(1, 5, 3), draw(1, 5, 32)))
@@ -186,7 +186,7 @@ def test_text_travels_with_the_weights():
 def test_every_parameter_is_in_one_group_with_its_rate():
     head = small_head()
     class_head = torch.nn.Linear(32, 3)
-    groups = parameter_groups(head, 5e-5, weight_decay=1e-4, class_head_change=class_head)
+    groups = parameter_groups(head, 5e-5, weight_decay=1e-4, class_head_delta=class_head)
     rates = {group["name"]: (group["lr"], group["flat_lr"], group["weight_decay"]) for group in groups}
     expected = {
         "text_layers": (5e-4, 5e-4, 1e-4),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deim.errors import NonFiniteError
-from deim.loss import build_criterion
+from deim.loss.build import build_criterion
 from deim.loss.criterion import LossCounts
 from deim.structures import Target
 from multimodal.fusion_head import TextEvidence

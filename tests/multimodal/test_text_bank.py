@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deim.config import shipped_configs_dir
+from deim.config.loader import shipped_configs_dir
 from deim.errors import CheckpointError, ConfigError
+from multimodal.encoders.hashed import HashedTextEncoder
 from multimodal.prompts import BackgroundPrompt, ClassPrompt, Contrast, Prompts, load_prompts
 from multimodal.text_bank import (
     TextBank,
@@ -25,7 +26,6 @@ from multimodal.text_bank import (
     text_bank_from_dict,
     text_bank_to_dict,
 )
-from multimodal.text_encoder import HashedTextEncoder
 
 PROMPTS = Prompts(
     path=Path("p.yml"),
@@ -121,15 +121,15 @@ def test_the_shipped_prompts_keep_all_classes_apart() -> None:
     assert class_cosines(found).close_pairs == ()
 
 
-def test_cosines_are_symmetric_and_centred_on_the_mean(bank: TextBank) -> None:
+def test_cosines_are_symmetric_and_centered_on_the_mean(bank: TextBank) -> None:
     found = class_cosines(bank)
-    for matrix in (found.raw, found.centred):
+    for matrix in (found.raw, found.centered):
         torch.testing.assert_close(matrix, matrix.T)
         torch.testing.assert_close(matrix.diagonal(), torch.ones(3))
     means = bank.prompts.mean(dim=1)
-    centred = F.normalize(means - bank.prompts.mean(dim=(0, 1)), dim=-1)
-    torch.testing.assert_close(found.centred, centred @ centred.T)
-    assert found.centred[0, 1] < found.raw[0, 1]
+    centered = F.normalize(means - bank.prompts.mean(dim=(0, 1)), dim=-1)
+    torch.testing.assert_close(found.centered, centered @ centered.T)
+    assert found.centered[0, 1] < found.raw[0, 1]
     assert found.close_pairs == ()
 
 
@@ -141,7 +141,7 @@ def test_two_classes_of_one_text_are_a_close_pair(others: int) -> None:
     (pair,) = class_cosines(build_text_bank(prompts, HashedTextEncoder())).close_pairs
     assert (pair.first, pair.second) == ("a", "b")
     assert pair.raw == pytest.approx(1)
-    assert pair.centred == pytest.approx(1 if others else 0, abs=1e-5)
+    assert pair.centered == pytest.approx(1 if others else 0, abs=1e-5)
 
 
 def test_a_direction_that_all_texts_share_makes_no_close_pair(bank: TextBank) -> None:

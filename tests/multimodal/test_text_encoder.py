@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deim.errors import CheckpointError, ConfigError, DeimError
-from multimodal.open_clip_encoder import OpenClipTextEncoder, load_open_clip_encoder, read_text_tower
-from multimodal.text_encoder import HashedTextEncoder, TextEncoder, hash_tensors
+from multimodal.encoders.hashed import HashedTextEncoder, TextEncoder, hash_tensors
+from multimodal.encoders.open_clip import OpenClipTextEncoder, load_open_clip_encoder, read_text_tower
 
 TEXTS = ["an open crack in steel", "a stain", "a fine superficial line along the metal"]
 TINY = {
@@ -303,14 +303,14 @@ class TestOpenClip:
             load_open_clip_encoder(str(folder), model_name="ViT-B-32")
 
     def test_weights_that_do_not_fill_the_tower_are_refused(self, model: Any, tmp_path: Path) -> None:
-        lacking, foreign, spoilt = (state_of(model) for _ in range(3))
+        lacking, foreign, spoiled = (state_of(model) for _ in range(3))
         del lacking["ln_final.weight"]
-        spoilt["ln_final.weight"][0] = float("nan")
+        spoiled["ln_final.weight"][0] = float("nan")
         pictures = {key: value for key, value in foreign.items() if key.startswith("visual.")}
         for name, state, message in (
             ("lacking", lacking, r'does not fit the text tower .*(\n.*)*Missing key.*"ln_final.weight"'),
             ("pictures", pictures, "holds no text tower"),
-            ("spoilt", spoilt, "'ln_final.weight' holds NaN or infinity"),
+            ("spoiled", spoiled, "'ln_final.weight' holds NaN or infinity"),
         ):
             with pytest.raises(CheckpointError, match=message):
                 load_tiny(write_folder(tmp_path / name, state))

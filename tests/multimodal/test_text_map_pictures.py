@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.config import Config
-from deim.data.build import input_format
-from deim.data.build_splits import read_split
+from deim.config.schema import Config
 from deim.data.formats.coco import CocoSplit
+from deim.data.loader import input_format
+from deim.data.splits import read_split
 from deim.data.transforms import fit_to_input, normalize, read_image
-from deim.evaluation.report.plots import draw_boxes
+from deim.report.draw import draw_boxes
 from multimodal.text_map_pictures import FOOT_HEIGHT, HEAD_HEIGHT, MAP_WIDTH, draw_text_map, write_text_maps
 from multimodal.text_maps import TextMap, compute_text_map
 from tests.multimodal.fused import trained_fused
@@ -24,7 +24,7 @@ NAMES = ("pit", "scratch", "crack")
 ROWS_TOP, ROWS_MARGIN = 72, 20
 
 
-def grey_image(width: int = 100, height: int = 60) -> Image.Image:
+def gray_image(width: int = 100, height: int = 60) -> Image.Image:
     return Image.new("RGB", (width, height), (120, 120, 120))
 
 
@@ -44,7 +44,7 @@ def small_map(height: int = 60, width: int = 100) -> TextMap:
 
 def draw(label: int = 0, *, boxes=((0, 0, 50, 60),), labels=(0,), names=NAMES, **options) -> Image.Image:
     return draw_text_map(
-        options.pop("image", grey_image()),
+        options.pop("image", gray_image()),
         options.pop("text_map", small_map()),
         label,
         class_names=names,
@@ -64,12 +64,12 @@ def panel(picture: Image.Image, column: int) -> np.ndarray:
     ("width", "height", "panel_height"), [(100, 60, 240), (60, 100, 400), (600, 50, 140), (1600, 1200, 300)]
 )
 def test_the_size_follows_the_image(width, height, panel_height):
-    picture = draw(image=grey_image(width, height), text_map=small_map(height, width))
+    picture = draw(image=gray_image(width, height), text_map=small_map(height, width))
     assert picture.mode == "RGB"
     assert picture.size == (MAP_WIDTH, panel_height + 112) == (1624, panel_height + 112)
 
 
-def test_colour_lies_where_the_queries_are():
+def test_color_lies_where_the_queries_are():
     picture = draw(boxes=(), labels=())
     photograph, detector, text, fused = (panel(picture, column) for column in range(4))
     assert (photograph == 120).all()
@@ -87,7 +87,7 @@ def test_classes_differ_and_the_photograph_does_not():
         assert not np.array_equal(panel(one, column), panel(other, column))
 
 
-def test_frames_of_the_class_are_white_those_of_others_grey():
+def test_frames_of_the_class_are_white_those_of_others_gray():
     # The right edge of the box lies at 200 px of 400.
     own, other = panel(draw(2, labels=(2,)), 1), panel(draw(2, labels=(0,)), 1)
     assert own[120, 200].tolist() == [255, 255, 255]
@@ -146,7 +146,7 @@ def test_names_that_the_font_lacks_become_their_index():
 def test_the_picture_of_another_image_is_refused():
     message = "image: got 30x40 px for the map of an image of 60x100 px. Both must be of the same image."
     with pytest.raises(ValueError, match=re.escape(message)):
-        draw(image=grey_image(40, 30))
+        draw(image=gray_image(40, 30))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 from deim.boxes import to_input_fractions, xyxy_to_cxcywh
 from deim.data.transforms import fit_to_input
 from deim.structures import Placement
-from multimodal.confused import watched_classes
+from multimodal.confused_pairs import tracked_pair
 from multimodal.text_maps import TextMap, compute_heat, compute_text_map
 from multimodal.wrapper import DetectorFindings, TextFusedDetector
 from tests.model.tiny import random_images
@@ -135,25 +135,25 @@ def test_a_box_thinner_than_a_pixel_keeps_one(box, pixel):
     assert torch.equal(heat, inside(pixel, (5, 7)).float())
 
 
-def test_watched_classes_are_the_most_confused(tiny_config: Callable[..., Any], tmp_path: Path):
+def test_tracked_pair_are_the_most_confused(tiny_config: Callable[..., Any], tmp_path: Path):
     pairs = [
-        {"label": 0, "taken_for": 1, "share": 0.1},
-        {"label": 2, "taken_for": 0, "share": 0.3},
+        {"label": 0, "predicted_as": 1, "share": 0.1},
+        {"label": 2, "predicted_as": 0, "share": 0.3},
     ]
     trained = trained_fused(tiny_config(tmp_path, tmp_path), confused=pairs)
-    assert watched_classes(trained) == (2, 0)
+    assert tracked_pair(trained) == (2, 0)
 
 
-def test_watched_classes_without_confusion_are_those_of_the_nearest_texts(tiny_config, tmp_path: Path):
+def test_tracked_pair_without_confusion_are_those_of_the_nearest_texts(tiny_config, tmp_path: Path):
     directions = torch.eye(8)[:4]
     directions[3] = directions[1] + 0.5 * directions[3]
     bank = text_bank_of(directions[:, None].expand(-1, 3, -1), ("a", "b", "c", "d"))
     trained = trained_fused(tiny_config(tmp_path, tmp_path), class_names=("a", "b", "c", "d"), bank=bank)
-    assert watched_classes(trained) == (1, 3)
+    assert tracked_pair(trained) == (1, 3)
 
 
 @pytest.mark.parametrize(("names", "expected"), [(("only",), (0,)), (("one", "two"), (0, 1))])
-def test_watched_classes_of_few_classes_are_all(names, expected, tiny_config, tmp_path: Path):
+def test_tracked_pair_of_few_classes_are_all(names, expected, tiny_config, tmp_path: Path):
     bank = text_bank_of(torch.eye(8)[: len(names), None].expand(-1, 3, -1), names)
     trained = trained_fused(tiny_config(tmp_path, tmp_path), class_names=names, bank=bank)
-    assert watched_classes(trained) == expected
+    assert tracked_pair(trained) == expected

@@ -6,14 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.data.build import input_format
-from deim.data.build_splits import read_split
-from deim.data.tiles import tile_split
-from deim.engine.checkpoint import read_checkpoint
-from deim.evaluation.evaluator import evaluator_of
-from deim.evaluation.predict import Predictor
-from multimodal.assess import assess_fused
-from multimodal.build import load_trained
+from deim.data.images.tiling import tile_split
+from deim.data.loader import input_format
+from deim.data.splits import read_split
+from deim.engine.checkpoints import read_checkpoint
+from deim.inference.evaluator import evaluator_of
+from deim.inference.predictor import Predictor
+from multimodal.report import assess_fused
+from multimodal.task import load_trained
 
 TILES = {"size": 48, "overlap": 0.25, "keep_fraction": 0.5}
 

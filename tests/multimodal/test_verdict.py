@@ -2,9 +2,9 @@
 
 import pytest
 
-from deim.evaluation.bootstrap import Difference, Interval
-from multimodal.controls import CONTROLS
-from multimodal.evidence.verdict import Gains, decide
+from deim.metrics.bootstrap import Difference, Interval
+from multimodal.ablation.variants import CONTROLS
+from multimodal.ablation.verdict import EarlyStoppingState, decide
 
 NAMES = ("crack", "scratch")
 
@@ -21,9 +21,9 @@ def gains(
     over_controls: dict[str, Difference | None] | None = None,
     over_swapped: Difference | None = None,
     tried: tuple[str, ...] = CONTROLS,
-) -> Gains:
+) -> EarlyStoppingState:
     """Controls that gain nothing and lie far below the text, but for those that are named."""
-    return Gains(
+    return EarlyStoppingState(
         over_frozen={"text": text, **dict.fromkeys(tried, gain(0.0)), **(controls or {})},
         over_controls={**dict.fromkeys(tried, gain(0.1)), **(over_controls or {})},
         over_swapped=over_swapped,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from deim.engine.ema import ModelEma
 from deim.engine.schedule import EmaSchedule
-from deim.loss import build_criterion
-from deim.model import build_variant
-from deim.model.postprocess import select_detections
+from deim.inference.postprocess import select_detections
+from deim.loss.build import build_criterion
+from deim.model.build import build_variant
 from deim.structures import Placement
 from multimodal.fusion_head import FusionHead, parameter_groups
 from multimodal.loss import FusionCriterion, FusionLossWeights
@@ -111,7 +111,7 @@ def test_the_background_is_never_predicted():
     model = tiny_fused().eval()
     with torch.no_grad():
         # The strongest column by far is the background's.
-        model.head.background.copy_(model.head.plain_text()[:1] + model.head.centre)
+        model.head.background.copy_(model.head.plain_text()[:1] + model.head.center)
         model.head.log_scale.fill_(4.0)
         output = model(random_images(2))
         columns = model.head.fuse(output["detector_logits"], output["evidence"])
@@ -173,7 +173,7 @@ def test_a_class_head_in_training_starts_where_the_detector_stands(autocast):
     assert not output["detector_logits"].requires_grad
     output["pred_logits"].sum().backward()
     assert all(p.grad is None for p in model.detector.parameters())
-    assert all(p.grad.any() for p in model.class_head_change.parameters())
+    assert all(p.grad.any() for p in model.class_head_delta.parameters())
 
 
 def test_a_class_head_in_training_equals_the_detectors_own_trained_alike():
@@ -182,7 +182,7 @@ def test_a_class_head_in_training_equals_the_detectors_own_trained_alike():
     before = state_hash(model.detector)
     images = random_images(2)
     boxes = model(images)["pred_boxes"]
-    groups = parameter_groups(model.head, 5e-5, weight_decay=1e-4, class_head_change=model.class_head_change)
+    groups = parameter_groups(model.head, 5e-5, weight_decay=1e-4, class_head_delta=model.class_head_delta)
     optimizer = torch.optim.AdamW(groups)
     for step in range(3):
         train_step(model, optimizer, seed=step)
@@ -192,9 +192,9 @@ def test_a_class_head_in_training_equals_the_detectors_own_trained_alike():
     changed = copy.deepcopy(model)
     own = changed.detector.decoder.dec_score_head[-1]
     with torch.no_grad():
-        own.weight += model.class_head_change.weight
-        own.bias += model.class_head_change.bias
-    changed.class_head_change = None
+        own.weight += model.class_head_delta.weight
+        own.bias += model.class_head_delta.bias
+    changed.class_head_delta = None
     torch.testing.assert_close(changed(images)["pred_logits"], output["pred_logits"], rtol=0, atol=1e-5)
     assert not torch.equal(
         output["pred_logits"],
@@ -270,7 +270,7 @@ with torch.no_grad():
     TextFusedDetector(tiny_detector(), head)(random_images(1))
 found = {name.split(".")[0] for name in sys.modules} & {"open_clip", "timm", "transformers", "ftfy"}
 assert not found, found
-assert "multimodal.text_encoder" not in sys.modules
+assert "multimodal.encoders.hashed" not in sys.modules
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, env=environment)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deim.config import config_to_yaml
+from deim.config.loader import config_to_yaml
 from tests.data.small_sets import noise, write_small_set
 
 
@@ -25,7 +25,7 @@ def test_a_clean_set_ends_with_0_and_one_with_a_shared_image_with_1(call: Callab
     assert "val.json: image 'v1.png' (val) has the bytes of 't1.png' (train)." in out
     report = json.loads((tmp_path / "found.json").read_text())
     assert (report["format"], report["num_errors"]) == ("coco", 1)
-    assert [entry["rule"] for entry in report["findings"]] == ["duplicate_across"]
+    assert [entry["rule"] for entry in report["issues"]] == ["duplicate_across"]
 
 
 def test_groups_across_splits_are_found_and_mended_by_a_new_split(call: Callable, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_names_that_are_no_text_are_printed_and_written(call: Callable, tmp_path
     assert code == 1
     assert "labels/train/pr\\udcfcf.txt: line 1 is no box" in out
     report = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))
-    assert report["findings"][0]["file"] == f"labels/train/{name}.txt"
+    assert report["issues"][0]["file"] == f"labels/train/{name}.txt"
 
 
 def test_what_cannot_be_done_ends_with_2_and_one_line(call: Callable, tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_a_preview_has_a_sheet_for_each_stage(
     code, out, _ = call("data", "preview", "-c", path, "--set", "schedule.no_aug_epochs=2", "--images", 5)
     assert code == 0
     lines = [
-        "stage 1  epochs 0 to 3: mosaic, colours, flips, several sizes",
-        "stage 2  epochs 4 to 7: colours, flips, several sizes",
+        "stage 1  epochs 0 to 3: mosaic, colors, flips, several sizes",
+        "stage 2  epochs 4 to 7: colors, flips, several sizes",
         "stage 3  epochs 8 to 9: flips",
     ]
     assert [line for line in out.splitlines() if line.startswith("stage")] == lines

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.config import load_config, shipped_configs_dir
+from deim.config.loader import load_config, shipped_configs_dir
 from deim.data.collate import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
@@ -89,7 +89,7 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     assert len(list((tmp_path / "found" / "pictures").glob("*.png"))) == len(images)
 
 
-def test_a_misspelt_option_ends_with_its_nearest_name_and_nothing_else(
+def test_a_misspelled_option_ends_with_its_nearest_name_and_nothing_else(
     call: Callable, tmp_path: Path
 ) -> None:
     options = ["data.batchsize=2", "output_dir=run"]
@@ -389,7 +389,7 @@ def test_a_step_of_run_five_on_a_cpu_is_finite() -> None:
     )
     batch = Batch(images=torch.randn(1, 3, *config.image_size_hw), targets=targets)
     result = train_step(parts, batch, epoch=0)
-    assert result.refused is None
+    assert result.skip_reason is None
     assert 0 < result.loss < 1000
     assert result.grad_norm > 0
     assert not torch.equal(model.decoder.dec_score_head[0].weight, before)
@@ -439,7 +439,7 @@ def test_the_benchmark_of_loading_prints_stages_and_ratios(call: Callable) -> No
     code, out, err = call("benchmark", "data", *sizes)
     assert (code, err) == (0, "")
     *table, line = out.splitlines()
-    stages = ["decode and resize", "augment", "normalise and collate"]
+    stages = ["decode and resize", "augment", "normalize and collate"]
     assert [row.split("  ")[0] for row in table[:3]] == stages
     found = json.loads(line)
     assert found["ours_images_per_s"] > 0

@@ -1,6 +1,6 @@
 """Mix-up and copy-blend: images of a batch blended with one another.
 
-Images are (B, C, H, W) float32 in [0, 1], not yet normalised. Both functions return new images and targets
+Images are (B, C, H, W) float32 in [0, 1], not yet normalized. Both functions return new images and targets
 and leave those that they are given as they are.
 """
 

@@ -25,7 +25,7 @@ def make_mosaic(
     scales: tuple[float, float],
     rng: np.random.Generator,
 ) -> Sample:
-    """Lay four images out in two rows and two columns, then turn, shift and scale the whole about its centre.
+    """Lay four images out in two rows and two columns, then turn, shift and scale the whole about its center.
 
     All cells are as high as the highest image and as wide as the widest; each image lies in the top left
     corner of its cell, and what is left is black. A turned box becomes the upright box around its corners,
@@ -72,7 +72,7 @@ def make_mosaic(
 
 
 def turn(sample: Sample, *, degrees: float, shift_yx: tuple[int, int], scale: float) -> Sample:
-    """Turn and scale an image about its centre, then shift it; the canvas stays and the rest is black.
+    """Turn and scale an image about its center, then shift it; the canvas stays and the rest is black.
 
     Args:
         sample: Any sample.
@@ -94,7 +94,7 @@ def turn(sample: Sample, *, degrees: float, shift_yx: tuple[int, int], scale: fl
         fill=[0.0],
     )
     boxes = _turned_boxes(
-        sample.boxes_xyxy, degrees=degrees, shift_yx=shift_yx, scale=scale, centre_xy=(width / 2, height / 2)
+        sample.boxes_xyxy, degrees=degrees, shift_yx=shift_yx, scale=scale, center_xy=(width / 2, height / 2)
     )
     return keep_visible(image, boxes, sample.labels, whole_area=box_area(boxes), least_share=LEAST_SHARE)
 
@@ -105,15 +105,15 @@ def _turned_boxes(
     degrees: float,
     shift_yx: tuple[int, int],
     scale: float,
-    centre_xy: tuple[float, float],
+    center_xy: tuple[float, float],
 ) -> Tensor:
     """(N, 4) xyxy: the upright boxes around the turned corners, not clipped."""
     angle = math.radians(degrees)
     turned = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     corners_xy = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    centre = torch.tensor(centre_xy)
+    center = torch.tensor(center_xy)
     shift_xy = torch.tensor([shift_yx[1], shift_yx[0]])
-    moved = (corners_xy - centre) @ turned * scale + centre + shift_xy
+    moved = (corners_xy - center) @ turned * scale + center + shift_xy
     return torch.cat([moved.amin(dim=1), moved.amax(dim=1)], dim=-1)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.data.formats.findings import Finding
+from deim.data.formats.issues import Issue
 from deim.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -76,7 +76,7 @@ class RawSplit:
     """Entries as in a COCO file, with `image_id`, `category_id` and `bbox`."""
     categories: Sequence[Mapping[str, Any]]
     """Entries as in a COCO file, with `id` and `name`."""
-    findings: tuple[Finding, ...] = ()
+    issues: tuple[Issue, ...] = ()
     """What could not be read; it is not among the entries."""
 
 
@@ -216,11 +216,11 @@ def to_split(raw: RawSplit) -> CocoSplit:
     Raises:
         DataError: If `find_problems` finds any; the first 20 are listed.
     """
-    raise_listed([finding.message for finding in find_problems(raw)])
+    raise_listed([issue.message for issue in find_problems(raw)])
     return _to_arrays(raw)
 
 
-def find_problems(raw: RawSplit) -> list[Finding]:
+def find_problems(raw: RawSplit) -> list[Issue]:
     """Everything for which a split is refused, but the insides of its images.
 
     Args:
@@ -228,7 +228,7 @@ def find_problems(raw: RawSplit) -> list[Finding]:
     """
     where = raw.annotations_path.name
     problems = [
-        *raw.findings,
+        *raw.issues,
         *_duplicates(raw, "image id", [image["id"] for image in raw.images]),
         *_duplicates(raw, "category id", [category["id"] for category in raw.categories]),
         *_duplicates(raw, "category name", [category["name"] for category in raw.categories]),
@@ -237,10 +237,10 @@ def find_problems(raw: RawSplit) -> list[Finding]:
     ]
     if not raw.images:
         message = f"{where}: 'images' is empty. A split needs at least one image."
-        problems.append(Finding(rule="empty_list", split=raw.name, file=where, message=message))
+        problems.append(Issue(rule="empty_list", split=raw.name, file=where, message=message))
     if not raw.categories:
         message = f"{where}: 'categories' is empty. List every class with an id and a name."
-        problems.append(Finding(rule="empty_list", split=raw.name, file=where, message=message))
+        problems.append(Issue(rule="empty_list", split=raw.name, file=where, message=message))
     return problems
 
 
@@ -292,10 +292,10 @@ def _wrong_types(where: str, key: str, tree: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _duplicates(raw: RawSplit, what: str, values: Sequence[object]) -> list[Finding]:
+def _duplicates(raw: RawSplit, what: str, values: Sequence[object]) -> list[Issue]:
     where = raw.annotations_path.name
     return [
-        Finding(
+        Issue(
             rule="repeated_id",
             split=raw.name,
             file=where,
@@ -306,15 +306,15 @@ def _duplicates(raw: RawSplit, what: str, values: Sequence[object]) -> list[Find
     ]
 
 
-def _absent_images(raw: RawSplit) -> list[Finding]:
+def _absent_images(raw: RawSplit) -> list[Issue]:
     where, image_dir = raw.annotations_path.name, raw.image_dir
     if not image_dir.is_dir():
         message = f"{where}: the image folder {image_dir} does not exist. Set data.images to the right one."
-        return [Finding(rule="missing_image", split=raw.name, file=str(image_dir), message=message)]
+        return [Issue(rule="missing_image", split=raw.name, file=str(image_dir), message=message)]
     with os.scandir(image_dir) as entries:
         present = {entry.name for entry in entries if entry.is_file()}
     return [
-        Finding(
+        Issue(
             rule="missing_image",
             split=raw.name,
             file=image["file_name"],
@@ -326,7 +326,7 @@ def _absent_images(raw: RawSplit) -> list[Finding]:
     ]
 
 
-def _annotation_problems(raw: RawSplit) -> list[Finding]:
+def _annotation_problems(raw: RawSplit) -> list[Issue]:
     where = raw.annotations_path.name
     by_id = {image["id"]: image for image in raw.images}
     known = {category["id"] for category in raw.categories}
@@ -337,7 +337,7 @@ def _annotation_problems(raw: RawSplit) -> list[Finding]:
         file = where if image is None else image["file_name"]
         what = f"annotation {name}" if image is None else f"annotation {name} (image {file!r})"
         problems += [
-            Finding(
+            Issue(
                 rule=rule,
                 split=raw.name,
                 file=file,

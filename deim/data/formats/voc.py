@@ -18,7 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit, raise_listed
-from deim.data.formats.findings import Finding
+from deim.data.formats.issues import Issue
 from deim.data.formats.yolo import IMAGE_SUFFIXES
 from deim.data.transforms import read_size
 from deim.errors import DataError
@@ -42,11 +42,11 @@ class _Reading:
     """Category id of each class name."""
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
 
     def note(self, rule: str, file: str, message: str, annotation: str | None = None) -> None:
-        found = Finding(rule=rule, split=self.split, file=file, annotation=annotation, message=message)
-        self.findings.append(found)
+        found = Issue(rule=rule, split=self.split, file=file, annotation=annotation, message=message)
+        self.issues.append(found)
 
 
 def is_voc(root: Path) -> bool:
@@ -83,7 +83,7 @@ def read_raw_voc(root: Path, split: str) -> RawSplit:
     Returns:
         The split, images in the order of its list. Ids of images are 1, 2, 3, …; an annotation's id is its
         file and number in it, from 1. Annotation files that have no image and that no list names are among
-        the findings of the first split.
+        the issues of the first split.
 
     Raises:
         DataError: If there is no such split, or `categories.json` is wrong.
@@ -112,7 +112,7 @@ def read_raw_voc(root: Path, split: str) -> RawSplit:
         images=reading.images,
         annotations=reading.annotations,
         categories=categories,
-        findings=tuple(reading.findings),
+        issues=tuple(reading.issues),
     )
 
 

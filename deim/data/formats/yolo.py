@@ -1,6 +1,6 @@
 """Reading and writing YOLO datasets: `data.yaml`, folders of images, and a text file of boxes for each image.
 
-A line of a text file is `class centre-x centre-y width height`, the class as its 0-based place in `names` and
+A line of a text file is `class center-x center-y width height`, the class as its 0-based place in `names` and
 the rest as fractions of the image. A line with an outline (`class x1 y1 x2 y2 …`, at least three points)
 stands for the box around it. The extra key `category_ids` of `data.yaml` holds the ids of a COCO file, in the
 order of `names`; without it a class has its place in `names` for an id.
@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit
-from deim.data.formats.findings import Finding
+from deim.data.formats.issues import Issue
 from deim.data.transforms import read_size
 from deim.errors import DataError
 
@@ -124,7 +124,7 @@ def read_raw_yolo(root: Path, split: str) -> RawSplit:
     image_dir = places[0] if len(places) == 1 and places[0].is_dir() else described.root
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    findings: list[Finding] = []
+    issues: list[Issue] = []
     paths = _image_paths(places)
     label_paths: set[Path] = set()
     for number, path in enumerate(paths, start=1):
@@ -136,26 +136,26 @@ def read_raw_yolo(root: Path, split: str) -> RawSplit:
                 f"{name}: its boxes are those of {text}, which another image has already. Give each image a "
                 f"name of its own, or remove one."
             )
-            findings.append(Finding(rule="repeated_id", split=split, file=name, message=message))
+            issues.append(Issue(rule="repeated_id", split=split, file=name, message=message))
         label_paths.add(labels)
         try:
             height, width = read_size(path)
         except DataError as error:
             rule = "corrupt_image" if path.is_file() else "missing_image"
-            findings.append(Finding(rule=rule, split=split, file=name, message=str(error)))
+            issues.append(Issue(rule=rule, split=split, file=name, message=str(error)))
             continue
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         boxes, wrong = _read_labels(labels, described, (height, width), split=split)
         annotations += [{**box, "image_id": number} for box in boxes]
-        findings += wrong
+        issues += wrong
     if paths and not any(path.is_file() for path in label_paths):
         example = _relative(label_path(paths[0]), described.root)
         message = (
             f"{described.path.name}: none of the {len(paths)} images of {split} has a text file of boxes, "
             f"such as {example}. Put the files there; if no image has a box, one empty file is enough."
         )
-        findings.append(Finding(rule="unreadable", split=split, file=example, message=message))
-    findings += _without_image(places, label_paths, described.root, split)
+        issues.append(Issue(rule="unreadable", split=split, file=example, message=message))
+    issues += _without_image(places, label_paths, described.root, split)
     categories = [
         {"id": category_id, "name": name}
         for category_id, name in zip(described.category_ids, described.names, strict=True)
@@ -167,7 +167,7 @@ def read_raw_yolo(root: Path, split: str) -> RawSplit:
         images=images,
         annotations=annotations,
         categories=categories,
-        findings=tuple(findings),
+        issues=tuple(issues),
     )
 
 
@@ -313,7 +313,7 @@ def _image_paths(places: Sequence[Path]) -> list[Path]:
 
 def _read_labels(
     path: Path, described: YoloSet, size_hw: tuple[int, int], *, split: str
-) -> tuple[list[dict[str, Any]], list[Finding]]:
+) -> tuple[list[dict[str, Any]], list[Issue]]:
     """Annotations without their image id, and the lines that are none."""
     if not path.is_file():
         return [], []
@@ -321,8 +321,8 @@ def _read_labels(
     try:
         lines = _read_text(path).splitlines()
     except DataError as error:
-        return [], [Finding(rule="unreadable", split=split, file=name, message=str(error))]
-    boxes, findings = [], []
+        return [], [Issue(rule="unreadable", split=split, file=name, message=str(error))]
+    boxes, issues = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -336,11 +336,11 @@ def _read_labels(
         is_box, is_outline = len(values) == 4, len(values) >= 6 and len(values) % 2 == 0
         if not (is_box or is_outline) or not category.is_integer() or not np.isfinite(values).all():
             message = (
-                f"{name}: line {number} is no box, got {line.strip()[:60]!r}. A line is class, centre x, "
-                f"centre y, width and height, the last four as fractions of the image."
+                f"{name}: line {number} is no box, got {line.strip()[:60]!r}. A line is class, center x, "
+                f"center y, width and height, the last four as fractions of the image."
             )
-            findings.append(
-                Finding(rule="unreadable", split=split, file=name, annotation=annotation, message=message)
+            issues.append(
+                Issue(rule="unreadable", split=split, file=name, annotation=annotation, message=message)
             )
             continue
         if not 0 <= category < len(described.names):
@@ -348,24 +348,22 @@ def _read_labels(
                 f"{name}: line {number} has class {int(category)}, {described.path.name} names "
                 f"{len(described.names)} classes, from 0. Correct the line, or name the class."
             )
-            findings.append(
-                Finding(
-                    rule="unknown_category", split=split, file=name, annotation=annotation, message=message
-                )
+            issues.append(
+                Issue(rule="unknown_category", split=split, file=name, annotation=annotation, message=message)
             )
             continue
         bbox = _box(values, size_hw) if is_box else _outline_box(values, size_hw)
         category_id = described.category_ids[int(category)]
         boxes.append({"id": annotation, "category_id": category_id, "bbox": bbox})
-    return boxes, findings
+    return boxes, issues
 
 
 def _box(values: Sequence[float], size_hw: tuple[int, int]) -> list[float]:
     """Left, top, width and height in pixels of a box given by fractions."""
     height, width = size_hw
-    centre_x, centre_y, box_width, box_height = values
+    center_x, center_y, box_width, box_height = values
     # Rounded to a millionth of a pixel, so that a box that was whole pixels is so again.
-    left, top = (centre_x - box_width / 2) * width, (centre_y - box_height / 2) * height
+    left, top = (center_x - box_width / 2) * width, (center_y - box_height / 2) * height
     return [round(value, 6) for value in (left, top, box_width * width, box_height * height)]
 
 
@@ -376,9 +374,9 @@ def _outline_box(values: Sequence[float], size_hw: tuple[int, int]) -> list[floa
     return [round(value, 6) for value in (left, top, max(xs) * width - left, max(ys) * height - top)]
 
 
-def _without_image(places: Sequence[Path], used: set[Path], root: Path, split: str) -> list[Finding]:
+def _without_image(places: Sequence[Path], used: set[Path], root: Path, split: str) -> list[Issue]:
     """Text files of boxes in the folders of labels that belong to no image."""
-    findings = []
+    issues = []
     for place in places:
         labels = label_path(place / "any").parent
         if not place.is_dir() or labels == place or not labels.is_dir():
@@ -386,7 +384,7 @@ def _without_image(places: Sequence[Path], used: set[Path], root: Path, split: s
         texts = {path for path in labels.rglob("*") if path.suffix.lower() == ".txt"}
         for path in sorted(texts - used):
             if path.name == CLASSES_NAME:
-                continue  # labelling tools put the names of the classes there
+                continue  # labeling tools put the names of the classes there
             name = _relative(path, root)
             if path.with_suffix(".txt") in used:
                 message = f"{name}: boxes are looked for in {path.stem}.txt. Rename the file."
@@ -395,5 +393,5 @@ def _without_image(places: Sequence[Path], used: set[Path], root: Path, split: s
                     f"{name}: there is no image for these boxes in {place}. Add the image, or remove the "
                     f"file."
                 )
-            findings.append(Finding(rule="missing_image", split=split, file=name, message=message))
-    return findings
+            issues.append(Issue(rule="missing_image", split=split, file=name, message=message))
+    return issues

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from deim.data.images.files import (
+from deim.data.images.read import (
     FIRST_QUARTER_TURN,
     UPRIGHT,
     bits_per_channel,
@@ -46,9 +46,9 @@ class ImageFacts:
     sha256: str = ""
     """Of the bytes of the file; empty if it cannot be read."""
     brightness: float = float("nan")
-    """Mean of the grey image, in [0, 255]."""
+    """Mean of the gray image, in [0, 255]."""
     thumbnail: NDArray[np.float32] = field(default_factory=lambda: NO_THUMBNAIL)
-    """(32, 32) grey means, in [0, 255]; empty if the pixels cannot be decoded."""
+    """(32, 32) gray means, in [0, 255]; empty if the pixels cannot be decoded."""
 
 
 def scan_images(
@@ -95,7 +95,7 @@ def scan_image(path: Path, *, decode: bool) -> ImageFacts:
             if decode:
                 opened.load()
                 is_deep = bits > 8 and len(opened.getbands()) > 1
-                thumbnail = _make_thumbnail(_deep_grey(path) if is_deep else ImageOps.exif_transpose(opened))
+                thumbnail = _make_thumbnail(_deep_gray(path) if is_deep else ImageOps.exif_transpose(opened))
         except (*DAMAGE, DataError) as error:
             problem = str(error)
     return ImageFacts(
@@ -126,18 +126,18 @@ def _describe_damage(path: Path, error: Exception) -> str:
     return f"{path}: the image cannot be read ({error}). Replace or remove it."
 
 
-def _deep_grey(path: Path) -> Image.Image:
+def _deep_gray(path: Path) -> Image.Image:
     """Mean of the channels, of which Pillow itself would keep the high bytes alone; upright."""
     return Image.fromarray(read_values(path).mean(axis=0, dtype=np.float32))
 
 
 def _make_thumbnail(image: Image.Image) -> NDArray[np.float32]:
-    """(32, 32) grey means; more than 8 bits are stretched from the darkest to the brightest pixel."""
+    """(32, 32) gray means; more than 8 bits are stretched from the darkest to the brightest pixel."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float32)
         low, high = float(values.min()), float(values.max())
-        grey = Image.fromarray((values - low) * (255 / max(high - low, 1e-6)))
+        gray = Image.fromarray((values - low) * (255 / max(high - low, 1e-6)))
     else:
-        grey = image.convert("L").convert("F")
+        gray = image.convert("L").convert("F")
     size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    return np.asarray(grey.resize(size, Image.Resampling.BOX), dtype=np.float32)
+    return np.asarray(gray.resize(size, Image.Resampling.BOX), dtype=np.float32)

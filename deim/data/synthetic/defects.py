@@ -226,9 +226,9 @@ def draw_hole(rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: 
     unit = mean_side_unit(canvas.shape[:2])
     radius = max(256 * unit * rng.uniform(0.028, 0.075), 2.0)
     squeeze, turn = rng.uniform(0.86, 1.0), rng.uniform(0, math.pi)
-    centre = _place(rng, region_xyxy, np.full(2, 1.4 * radius))
-    window = _window(centre[None], 1.6 * radius + 2, canvas)
-    x, y = _offsets(window, centre)
+    center = _place(rng, region_xyxy, np.full(2, 1.4 * radius))
+    window = _window(center[None], 1.6 * radius + 2, canvas)
+    x, y = _offsets(window, center)
     along, across = _turned(x, y, turn)
     distance = np.hypot(along, across / np.float32(squeeze)) / np.float32(radius)
     distance += np.float32(rng.uniform(0.004, 0.016)) * smooth_noise(rng, x.shape, cell_px=0.4 * radius)
@@ -262,9 +262,9 @@ def draw_dent(rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: 
         else rng.uniform(0, 3)
     )
     reach = np.hypot(half * np.array([math.cos(turn), math.sin(turn)]), half * aspect * 0.8)
-    centre = _place(rng, region_xyxy, reach)
-    window = _window(centre[None], 1.15 * half + 2, canvas)
-    x, y = _offsets(window, centre)
+    center = _place(rng, region_xyxy, reach)
+    window = _window(center[None], 1.15 * half + 2, canvas)
+    x, y = _offsets(window, center)
     warp = smooth_noise(rng, x.shape, cell_px=0.7 * half) * np.float32(0.07 * half)
     along, across = _turned(x + warp, y + warp, turn)
     distance_sq = (along / half) ** 2 + (across / (half * aspect)) ** 2
@@ -297,9 +297,9 @@ def _draw_stain(rng: Generator, canvas: Floats, region_xyxy: Window, *, oily: bo
     unit = mean_side_unit(canvas.shape[:2])
     half = 256 * unit * rng.uniform(0.07, 0.18)
     aspect, turn = rng.uniform(0.5, 1.0), rng.uniform(0, math.pi)
-    centre = _place(rng, region_xyxy, np.full(2, half))
-    window = _window(centre[None], 1.7 * half + 2, canvas)
-    x, y = _offsets(window, centre)
+    center = _place(rng, region_xyxy, np.full(2, half))
+    window = _window(center[None], 1.7 * half + 2, canvas)
+    x, y = _offsets(window, center)
     along, across = _turned(x, y, turn)
     lumps = fractal_noise(rng, x.shape, cell_px=0.9 * half, octaves=2 if oily else 4)
     depth = 1 - np.hypot(along, across / np.float32(aspect)) / np.float32(half) + np.float32(0.28) * lumps
@@ -338,11 +338,11 @@ def _draw_debris(
     cover = stroke_cover(moved, window)
     reach = max(0.9 * unit, 1.0)
     shadow = shifted(cover, (light_xy[0] * reach, light_xy[1] * reach))
-    colours = np.array(
+    colors = np.array(
         [[0.1, 0.09, 0.09], [0.24, 0.17, 0.11], [0.17, 0.2, 0.3], [0.4, 0.2, 0.14], [0.86, 0.84, 0.78]]
     )
     shade = np.clip(1 + 0.3 * smooth_noise(rng, cover.shape, cell_px=2.5 * unit), 0.5, 1.3)
-    body = shade[..., None] * colours[rng.integers(len(colours))]
+    body = shade[..., None] * colors[rng.integers(len(colors))]
     before = _cut(canvas, window)
     after = before * (1 - 0.45 * shadow)[..., None]
     after += (0.92 * cover)[..., None] * (body - after)
@@ -354,9 +354,9 @@ def _grains(rng: Generator, unit: float) -> list[Stroke]:
     spread = 256 * unit * rng.uniform(0.05, 0.11) * rng.uniform(0.6, 1.0, 2)
     strokes = []
     for _ in range(int(rng.integers(14, 40))):
-        centre = np.clip(rng.standard_normal(2), -1.9, 1.9) * spread
+        center = np.clip(rng.standard_normal(2), -1.9, 1.9) * spread
         size = unit * rng.uniform(0.8, 2.4)
-        tips = centre + size * 0.7 * rng.standard_normal((3, 2))
+        tips = center + size * 0.7 * rng.standard_normal((3, 2))
         strokes.append(Stroke(points_xy=tips, half_widths=np.full(3, size / 2), strengths=np.ones(3)))
     return strokes
 
@@ -419,12 +419,12 @@ def _turned(x: Floats, y: Floats, angle: float) -> tuple[Floats, Floats]:
 
 
 def _place(rng: Generator, region_xyxy: Window, half_extent_xy: Points) -> Points:
-    """A centre (2,) that keeps a defect of this half extent inside the region if it fits at all."""
+    """A center (2,) that keeps a defect of this half extent inside the region if it fits at all."""
     low = np.array(region_xyxy[:2]) + 1.1 * half_extent_xy
     high = np.array(region_xyxy[2:]) - 1.1 * half_extent_xy
     middle = (low + high) / 2
-    centre: Points = rng.uniform(np.minimum(low, middle), np.maximum(high, middle))
-    return centre
+    center: Points = rng.uniform(np.minimum(low, middle), np.maximum(high, middle))
+    return center
 
 
 def _window(points_xy: Points, margin: float, canvas: Floats) -> Window:
@@ -442,10 +442,10 @@ def _cut(canvas: Floats, window: Window) -> Floats:
     return canvas[y0:y1, x0:x1]
 
 
-def _offsets(window: Window, centre_xy: Points) -> tuple[Floats, Floats]:
-    """Pixel coordinates x and y of a window, both (h, w), relative to a centre."""
+def _offsets(window: Window, center_xy: Points) -> tuple[Floats, Floats]:
+    """Pixel coordinates x and y of a window, both (h, w), relative to a center."""
     x0, y0, x1, y1 = window
-    x = np.arange(x0, x1, dtype=np.float32) + np.float32(0.5 - centre_xy[0])
-    y = np.arange(y0, y1, dtype=np.float32) + np.float32(0.5 - centre_xy[1])
+    x = np.arange(x0, x1, dtype=np.float32) + np.float32(0.5 - center_xy[0])
+    y = np.arange(y0, y1, dtype=np.float32) + np.float32(0.5 - center_xy[1])
     grid_y, grid_x = np.meshgrid(y, x, indexing="ij")
     return grid_x, grid_y

@@ -1,6 +1,6 @@
 """Surfaces, backgrounds and light of the synthetic defect set: everything in a photograph but the defects.
 
-Grey values are floats in [0, 1]. Lengths are given in `unit`, 1/256 of the image's mean side, so that a scene
+Gray values are floats in [0, 1]. Lengths are given in `unit`, 1/256 of the image's mean side, so that a scene
 looks the same at every size. `light_xy` is the unit vector in the image plane that points towards the light.
 """
 
@@ -173,10 +173,10 @@ def _part(
 
 
 def _metal(rng: Generator, size_hw: tuple[int, int], unit: float, light_xy: tuple[float, float]) -> Floats:
-    """Reflectance (H, W, 3) of a surface with a random finish, grey and tint."""
+    """Reflectance (H, W, 3) of a surface with a random finish, gray and tint."""
     finish = FINISHES[rng.integers(len(FINISHES))]
     grain = max(unit * 0.45, 1.0)
-    grey = rng.uniform(0.36, 0.68)
+    gray = rng.uniform(0.36, 0.68)
     tint = rng.normal(0, 0.012, 3)
     match finish:
         case "brushed":
@@ -185,14 +185,14 @@ def _metal(rng: Generator, size_hw: tuple[int, int], unit: float, light_xy: tupl
             texture = _rolled(rng, size_hw, grain)
         case "cast":
             texture = _cast(rng, size_hw, grain, light_xy)
-            grey *= 0.85
+            gray *= 0.85
         case "machined":
             texture = _machined(rng, size_hw, grain)
         case _:
             texture = _painted(rng, size_hw, grain, light_xy)
             tint = rng.normal(0, 0.04, 3)
-    colour = np.clip(grey * (1 + tint - tint.mean()), 0.1, 0.85).astype(np.float32)
-    return (1 + texture)[..., None] * colour
+    color = np.clip(gray * (1 + tint - tint.mean()), 0.1, 0.85).astype(np.float32)
+    return (1 + texture)[..., None] * color
 
 
 def _brushed(rng: Generator, size_hw: tuple[int, int], grain: float) -> Floats:
@@ -222,7 +222,7 @@ def _cast(rng: Generator, size_hw: tuple[int, int], grain: float, light_xy: tupl
 
 
 def _machined(rng: Generator, size_hw: tuple[int, int], grain: float) -> Floats:
-    """Turning or milling marks: arcs around a centre far or near; (H, W) around 0."""
+    """Turning or milling marks: arcs around a center far or near; (H, W) around 0."""
     height, width = size_hw
     turn = rng.uniform(0, 2 * math.pi)
     distance = math.hypot(height, width) * rng.uniform(0.35, 1.6)
@@ -264,30 +264,30 @@ def _background(
     match kind:
         case "belt":
             rib = np.exp(-(((x + phase) % period / period - 0.5) ** 2) * 60)
-            grey = 0.16 + 0.10 * rib
-            colour = (0.9, 1.0, rng.uniform(0.95, 1.15))
+            gray = 0.16 + 0.10 * rib
+            color = (0.9, 1.0, rng.uniform(0.95, 1.15))
         case "rollers":
             period *= 2.2
             across = (x + phase) % period / period * 2 - 1
-            grey = 0.06 + 0.38 * np.sqrt(np.clip(1 - (across * 1.15) ** 2, 0, 1))
-            colour = (1.0, 1.0, 1.02)
+            gray = 0.06 + 0.38 * np.sqrt(np.clip(1 - (across * 1.15) ** 2, 0, 1))
+            color = (1.0, 1.0, 1.02)
         case "slotted_table":
             period *= 1.8
             slot = np.clip(4 - np.abs((x + phase) % period - period / 2) * 2, 0, 1)
-            grey = 0.30 - 0.22 * slot
-            colour = (0.96, 1.0, 0.98)
+            gray = 0.30 - 0.22 * slot
+            color = (0.96, 1.0, 0.98)
         case "foam":
             period *= 0.6
             bumps = np.sin(2 * math.pi * x / period) * np.sin(2 * math.pi * y / period)
             lit = relief(bumps.astype(np.float32), light_xy, reach_px=unit)
-            grey = 0.17 + 0.05 * lit
-            colour = (1.0, 1.0, 1.05)
+            gray = 0.17 + 0.05 * lit
+            color = (1.0, 1.0, 1.05)
         case _:
             weave = np.sin(2 * math.pi * x / 5) + np.sin(2 * math.pi * y / 5)
-            grey = rng.uniform(0.2, 0.5) * (1 + 0.11 * weave)
-            colour = (rng.uniform(0.8, 1.0), rng.uniform(0.85, 1.0), rng.uniform(0.85, 1.1))
-    grainy = grey.astype(np.float32) * (1 + np.float32(0.07) * grain)
-    return np.clip(grainy[..., None] * np.asarray(colour, dtype=np.float32), 0.02, 0.9)
+            gray = rng.uniform(0.2, 0.5) * (1 + 0.11 * weave)
+            color = (rng.uniform(0.8, 1.0), rng.uniform(0.85, 1.0), rng.uniform(0.85, 1.1))
+    grainy = gray.astype(np.float32) * (1 + np.float32(0.07) * grain)
+    return np.clip(grainy[..., None] * np.asarray(color, dtype=np.float32), 0.02, 0.9)
 
 
 def _lighting(
@@ -301,8 +301,8 @@ def _lighting(
     light *= rng.uniform(0.85, 1.15)
     gloss = np.zeros_like(light)
     for _ in range(int(rng.integers(0, 3))):
-        turn, centre = rng.uniform(0, math.pi), rng.uniform(-0.9, 0.9)
-        across = (x * math.cos(turn) + y * math.sin(turn) - centre) / rng.uniform(0.2, 0.6)
+        turn, center = rng.uniform(0, math.pi), rng.uniform(-0.9, 0.9)
+        across = (x * math.cos(turn) + y * math.sin(turn) - center) / rng.uniform(0.2, 0.6)
         gloss += rng.uniform(0.04, 0.16) * np.exp(-(across**2))
     light_full, gloss_full = (
         np.array(Image.fromarray(field.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
@@ -314,7 +314,7 @@ def _lighting(
 def _plate_mask(rng: Generator, size_hw: tuple[int, int], unit: float) -> Floats:
     """Soft-edged mask (H, W) of a plate: a turned rectangle, a disc, or a sheet that leaves the frame."""
     height, width = size_hw
-    centre = np.array([width, height]) * rng.uniform(0.45, 0.55, 2)
+    center = np.array([width, height]) * rng.uniform(0.45, 0.55, 2)
     half = np.array([width, height]) * rng.uniform(0.36, 0.46, 2)
     angle = rng.normal(0, 0.09)
     style = rng.random()
@@ -327,13 +327,13 @@ def _plate_mask(rng: Generator, size_hw: tuple[int, int], unit: float) -> Floats
         if style < 0.6:
             side = int(rng.integers(2))
             half[side] *= 1.6
-            centre[side] += rng.choice([-1, 1]) * 0.5 * half[side]
+            center[side] += rng.choice([-1, 1]) * 0.5 * half[side]
         cut = rng.uniform(0, 0.22) * half.min()
         a, b = half
         corners = [(a - cut, b), (a, b - cut), (a, cut - b), (a - cut, -b)]
         outline = np.array(corners + [(-px, -py) for px, py in corners])
     cos, sin = math.cos(angle), math.sin(angle)
-    points = outline @ np.array([[cos, sin], [-sin, cos]]) + centre
+    points = outline @ np.array([[cos, sin], [-sin, cos]]) + center
     image = Image.new("L", (width, height))
     ImageDraw.Draw(image).polygon([(float(px), float(py)) for px, py in points], fill=255)
     soft = image.filter(ImageFilter.BoxBlur(max(0.2 * unit, 0.6)))

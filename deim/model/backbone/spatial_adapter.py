@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deim.model.backbone.vit import VisionTransformer
+from deim.model.backbone.vision_transformer import VisionTransformer
 
 
 def _down(in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
@@ -84,7 +84,7 @@ class SpatialAdapterBackbone(nn.Module):
         """Compute the feature pyramid.
 
         Args:
-            images: (B, channels, H, W) float, normalised; H and W multiples of 32.
+            images: (B, channels, H, W) float, normalized; H and W multiples of 32.
 
         Returns:
             Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.

@@ -61,10 +61,10 @@ class DeformableAttention(nn.Module):
         heads, total = self.num_heads, sum(self.num_points)
         offsets = self.sampling_offsets(query).view(batch, num_queries, heads, total, 2)
         weights = self.attention_weights(query).view(batch, num_queries, heads, total).float().softmax(dim=-1)
-        centre, size = ref_boxes_cxcywh[:, :, None, None].split(2, dim=-1)
+        center, size = ref_boxes_cxcywh[:, :, None, None].split(2, dim=-1)
         # An offset of n, the number of points of the level, is half a box side; in the coordinates of
         # grid_sample, which run over [-1, 1], that is a whole one. The grid is (B · heads, Q, points, 2).
-        locations = (centre * 2 - 1) + offsets * self.num_points_scale[:, None] * size
+        locations = (center * 2 - 1) + offsets * self.num_points_scale[:, None] * size
         grid = locations.transpose(1, 2).flatten(0, 1).split(self.num_points, dim=2)
         sampled = [
             F.grid_sample(

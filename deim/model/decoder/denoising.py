@@ -152,8 +152,8 @@ def _noise_boxes(boxes_cxcywh: Tensor, noise: _Noise, negative: Tensor, box_nois
     moved = noise.sign * (noise.size + negative) * half_sides
     noised = (cxcywh_to_xyxy(boxes_cxcywh) + moved).clamp(min=0, max=1)
     # Noise can swap two corners; the side is then measured the other way.
-    centre, sides = xyxy_to_cxcywh(noised).split(2, dim=-1)
-    return torch.cat([centre, sides.abs()], dim=-1)
+    center, sides = xyxy_to_cxcywh(noised).split(2, dim=-1)
+    return torch.cat([center, sides.abs()], dim=-1)
 
 
 def _blocked_pairs(group_size: int, num_groups: int, num_queries: int, device: torch.device) -> Tensor:

@@ -57,10 +57,10 @@ def distances_to_boxes(ref_boxes_cxcywh: Tensor, distances: Tensor, reg_scale: T
         (..., 4) cxcywh, not clipped.
     """
     scale = reg_scale.abs()
-    centre, size = ref_boxes_cxcywh.split(2, dim=-1)
+    center, size = ref_boxes_cxcywh.split(2, dim=-1)
     unit = size / scale
-    low = centre - (scale / 2 + distances[..., :2]) * unit
-    high = centre + (scale / 2 + distances[..., 2:]) * unit
+    low = center - (scale / 2 + distances[..., :2]) * unit
+    high = center + (scale / 2 + distances[..., 2:]) * unit
     return xyxy_to_cxcywh(torch.cat([low, high], dim=-1))
 
 
@@ -82,10 +82,10 @@ def boxes_to_bins(
             Distances beyond the outermost bins fall on these.
     """
     scale = reg_scale.abs()
-    centre, size = ref_boxes_cxcywh.split(2, dim=-1)
+    center, size = ref_boxes_cxcywh.split(2, dim=-1)
     unit = size / scale + 1e-16
-    low = (centre - boxes_xyxy[..., :2]) / unit - scale / 2
-    high = (boxes_xyxy[..., 2:] - centre) / unit - scale / 2
+    low = (center - boxes_xyxy[..., :2]) / unit - scale / 2
+    high = (boxes_xyxy[..., 2:] - center) / unit - scale / 2
     distances = torch.cat([low, high], dim=-1).contiguous()
     last = bin_values.shape[0] - 2
     left = (torch.searchsorted(bin_values, distances, right=True) - 1).clamp(0, last)

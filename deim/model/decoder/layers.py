@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from deim.model.decoder.deformable_attention import DeformableAttention
 
 HALF_MAX = 65504.0
-"""Largest finite float16: activations are clamped to it before they are normalised."""
+"""Largest finite float16: activations are clamped to it before they are normalized."""
 
 
 class RMSNorm(nn.Module):

@@ -26,9 +26,9 @@ def compute_anchors(sizes_hw: Sequence[tuple[int, int]], *, device: torch.device
     for level, (height, width) in enumerate(sizes_hw):
         y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
         x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
-        centre = torch.cartesian_prod(y, x).flip(-1)
-        side = torch.full_like(centre, ANCHOR_SIDE * 2**level)
-        levels.append(torch.cat([centre, side], dim=-1))
+        center = torch.cartesian_prod(y, x).flip(-1)
+        side = torch.full_like(center, ANCHOR_SIDE * 2**level)
+        levels.append(torch.cat([center, side], dim=-1))
     anchors = torch.cat(levels)
     valid = ((anchors > ANCHOR_MARGIN) & (anchors < 1 - ANCHOR_MARGIN)).all(dim=-1, keepdim=True)
     logits = torch.log(anchors / (1 - anchors))

@@ -1,0 +1,171 @@
+"""Writing a dataset in COCO, YOLO or VOC format, with its images."""
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final, assert_never
+
+from deim.data.formats.coco import CocoSplit, RawSplit, raise_listed
+from deim.data.formats.read import Format
+from deim.data.formats.voc import IMAGES, write_voc
+from deim.data.formats.yolo import write_yolo
+from deim.errors import DataError
+
+KNOWN_OF_IMAGES: Final = {"id", "file_name", "width", "height"}
+KNOWN_OF_ANNOTATIONS: Final = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"}
+KNOWN_OF_CATEGORIES: Final = {"id", "name"}
+
+
+def write_dataset(
+    splits: Mapping[str, CocoSplit],
+    data_format: Format,
+    output: Path,
+    *,
+    names: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Write splits as a new dataset; the images are copied.
+
+    The folder appears only when it is complete. Images keep their names; where two splits have one of the
+    same name, each split gets a folder of its own.
+
+    Args:
+        splits: All of one set of classes.
+        data_format: Of the new dataset.
+        output: Folder to make; its parents are made too.
+        names: New name of each image of each split; None keeps the names in `splits`.
+
+    Raises:
+        DataError: If `output` exists, a name leads out of the folder of images, two images of a split would
+            share a file, or the format has no place for something.
+    """
+    refuse_existing(output)
+    wanted = names or {name: split.file_names for name, split in splits.items()}
+    names = place_names(wanted, by_stem=data_format != "coco", apart=data_format == "yolo")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        draft = Path(scratch) / "dataset"
+        draft.mkdir()
+        match data_format:
+            case "coco":
+                _write_coco(splits, names, draft)
+                folders = dict.fromkeys(splits, draft / "images")
+            case "yolo":
+                write_yolo(splits, names, draft)
+                folders = {name: draft / "images" / name for name in splits}
+            case "voc":
+                write_voc(splits, names, draft)
+                folders = dict.fromkeys(splits, draft / IMAGES)
+            case _:
+                assert_never(data_format)
+        for name, split in splits.items():
+            for index, new_name in enumerate(names[name]):
+                target = folders[name] / new_name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(split.image_path(index), target)
+        draft.rename(output)
+
+
+def refuse_existing(output: Path) -> None:
+    """Say early that a folder cannot be made.
+
+    Raises:
+        DataError: If it exists.
+    """
+    if output.exists():
+        raise DataError(f"{output}: exists already. Name a folder that does not exist, or remove it.")
+
+
+def place_names(
+    names: Mapping[str, Sequence[str]], *, by_stem: bool, apart: bool = False
+) -> dict[str, list[str]]:
+    """Names of all images, so that no two of them meet.
+
+    Args:
+        names: Wanted name of each image of each split, relative to the folder of images.
+        by_stem: Whether names that differ in their suffix alone meet as well, as in YOLO and VOC, where the
+            annotations have the name of the image.
+        apart: Whether each split has a folder of its own anyway, so that images of two splits never meet.
+
+    Returns:
+        The same names; with the split's name as a folder if images of two splits would meet.
+
+    Raises:
+        DataError: If two images of one split would meet, or a name leads out of the folder of images.
+    """
+    problems, owners = [], Counter[str]()
+    for split, of_split in names.items():
+        keys = Counter(_key(name, by_stem=by_stem) for name in of_split)
+        problems += [
+            f"{split}: {count} images would have the file {key!r}. Give each a name of its own."
+            for key, count in keys.items()
+            if count > 1
+        ]
+        problems += [
+            f"{split}: image {name!r} lies outside the folder of images. Move it into the folder."
+            for name in of_split
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+        ]
+        owners.update(keys.keys())
+    raise_listed(problems)
+    if apart or max(owners.values(), default=1) == 1:
+        return {split: list(of_split) for split, of_split in names.items()}
+    return {split: [f"{split}/{name}" for name in of_split] for split, of_split in names.items()}
+
+
+def describe_losses(raws: Mapping[str, RawSplit], data_format: Format) -> list[str]:
+    """What a dataset has that the new one will not have, a line each with its count.
+
+    Args:
+        raws: What the files of the dataset say; it has passed `to_splits`.
+        data_format: Of the new dataset.
+    """
+    annotations = [annotation for raw in raws.values() for annotation in raw.annotations]
+    lines = []
+    outlines = sum(bool(annotation.get("segmentation")) for annotation in annotations)
+    if outlines:
+        lines.append(f"{outlines} outlines (segmentation) are left out: the project trains on boxes")
+    other = sorted(
+        {
+            key
+            for raw in raws.values()
+            for entries, known in (
+                (raw.images, KNOWN_OF_IMAGES),
+                (raw.annotations, KNOWN_OF_ANNOTATIONS),
+                (raw.categories, KNOWN_OF_CATEGORIES),
+            )
+            for entry in entries
+            for key in entry.keys() - known
+        }
+    )
+    if other:
+        lines.append(f"{len(other)} fields are left out: {', '.join(other)}")
+    if data_format == "coco":
+        return lines
+    areas = sum(_has_own_area(annotation.get("area"), annotation["bbox"]) for annotation in annotations)
+    if areas:
+        lines.append(f"{areas} areas are left out: {data_format.upper()} keeps width and height alone")
+    images = sum(len(raw.images) for raw in raws.values() if raw.annotations_path.suffix == ".json")
+    if images:
+        lines.append(f"{images} image ids are left out: read again, the images of a split have 1, 2, 3, …")
+    return lines
+
+
+def _has_own_area(area: float | None, bbox: Sequence[float]) -> bool:
+    return area is not None and abs(area - bbox[2] * bbox[3]) > 1e-3 * bbox[2] * bbox[3]
+
+
+def _key(name: str, *, by_stem: bool) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix() if by_stem else name
+
+
+def _write_coco(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]], root: Path) -> None:
+    (root / "annotations").mkdir()
+    for name, split in splits.items():
+        tree = split.to_coco()
+        for image, new_name in zip(tree["images"], names[name], strict=True):
+            image["file_name"] = new_name
+        path = root / "annotations" / f"{name}.json"
+        path.write_text(json.dumps(tree), encoding="utf-8")

@@ -1,0 +1,309 @@
+"""Dividing a dataset into training, validation and test data: every class in each, no group in two."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deim.curation.duplicates import find_copies
+from deim.data.formats.coco import SPLITS, CocoSplit
+from deim.data.images.scan import ImageFacts
+from deim.errors import DataError
+
+PASSES = 10
+"""At most so many rounds of moving single groups; two or three are the rule."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Division:
+    """A dataset with the new split of each image."""
+
+    pool: CocoSplit
+    """All images, by name."""
+    names: tuple[str, ...]
+    """Name of each image in the new dataset: its file name, or its path where two have the same."""
+    group_of: NDArray[np.int64]
+    """(I,) number of the group of each image; copies of an image are in one group."""
+    split_of: NDArray[np.int64]
+    """(I,) position in `SPLITS`."""
+    num_bound: int
+    """Images that are in a group only because they are copies of another."""
+    empty: tuple[str, ...]
+    """New splits that have a share and yet no image."""
+
+    def indices(self, name: str) -> NDArray[np.int64]:
+        """Positions of the images of a new split, in the order of the pool."""
+        return np.flatnonzero(self.split_of == SPLITS.index(name))
+
+    def splits(self) -> dict[str, CocoSplit]:
+        """The new splits that have images."""
+        return {
+            name: replace(take_images(self.pool, self.indices(name)), name=name)
+            for name in SPLITS
+            if len(self.indices(name))
+        }
+
+    def new_names(self) -> dict[str, list[str]]:
+        """New name of each image of each split of `splits`."""
+        return {name: [self.names[index] for index in self.indices(name)] for name in self.splits()}
+
+
+def pool_splits(splits: Mapping[str, CocoSplit]) -> tuple[CocoSplit, tuple[str, ...]]:
+    """All images of a dataset, whatever splits it had.
+
+    Args:
+        splits: All of one set of classes.
+
+    Returns:
+        The pool, sorted by path, its `image_dir` the folder that all folders of images share; and the name of
+        each image as it stands in the files, which images of two splits may share. Ids of images are kept if
+        they differ, and else numbered from 1.
+    """
+    parts = list(splits.values())
+    image_dir = Path(os.path.commonpath([part.image_dir.absolute() for part in parts]))
+    paths = [part.image_path(index).absolute() for part in parts for index in range(len(part))]
+    names = [name for part in parts for name in part.file_names]
+    sizes = np.concatenate([np.diff(part.first_box) for part in parts])
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    ids = np.concatenate([part.image_ids for part in parts])
+    long_names = [Path(os.path.relpath(path, image_dir)).as_posix() for path in paths]
+    if len(set(ids.tolist())) < len(ids):
+        ids = np.argsort(np.argsort(np.array(long_names), kind="stable"), kind="stable") + 1
+    merged = replace(
+        parts[0],
+        image_dir=image_dir,
+        image_ids=ids,
+        file_names=tuple(long_names),
+        sizes_hw=np.concatenate([part.sizes_hw for part in parts]),
+        first_box=starts,
+        boxes_xywh=np.concatenate([part.boxes_xywh for part in parts]),
+        box_category_ids=np.concatenate([part.box_category_ids for part in parts]),
+        areas=np.concatenate([part.areas for part in parts]),
+        is_crowd=np.concatenate([part.is_crowd for part in parts]),
+    )
+    order = sorted(range(len(paths)), key=lambda index: long_names[index])
+    return take_images(merged, np.array(order, dtype=np.int64)), tuple(names[index] for index in order)
+
+
+def take_images(split: CocoSplit, indices: NDArray[np.int64]) -> CocoSplit:
+    """Some images of a split with their annotations.
+
+    Args:
+        split: Any split.
+        indices: (K,) positions of the images, in the new order.
+    """
+    counts = np.diff(split.first_box)[indices]
+    rows = [np.arange(split.first_box[index], split.first_box[index + 1]) for index in indices]
+    taken = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
+    return replace(
+        split,
+        image_ids=split.image_ids[indices],
+        file_names=tuple(split.file_names[index] for index in indices),
+        sizes_hw=split.sizes_hw[indices],
+        first_box=np.concatenate([[0], np.cumsum(counts)]),
+        boxes_xywh=split.boxes_xywh[taken],
+        box_category_ids=split.box_category_ids[taken],
+        areas=split.areas[taken],
+        is_crowd=split.is_crowd[taken],
+    )
+
+
+def divide(
+    pool: CocoSplit,
+    names: Sequence[str],
+    *,
+    facts: Sequence[ImageFacts],
+    groups: Sequence[str] | None,
+    ratios: Sequence[float],
+    seed: int,
+) -> Division:
+    """Give every image a new split.
+
+    Args:
+        pool: All images.
+        names: Of each image, as it stands in the files.
+        facts: Of each image, decoded; copies of an image are bound to its group.
+        groups: Group of each image; None makes each image its own.
+        ratios: Share of training, validation and test data, each at least 0; any scale.
+        seed: Decides between equals; the same seed gives the same splits.
+
+    Raises:
+        DataError: If a ratio is negative or not finite, there is none for training, or training or
+            validation data have a share but would get no image.
+    """
+    shown = " ".join(f"{ratio:g}" for ratio in ratios)
+    is_finite = math.isfinite(sum(ratios))
+    if len(ratios) != len(SPLITS) or not is_finite or min(ratios) < 0 or ratios[0] <= 0:
+        raise DataError(
+            f"--ratios: got {shown}. Give three numbers from 0 for train, val and test, such as 80 10 10; "
+            f"the first must be above 0."
+        )
+    asked = np.unique(np.arange(len(pool)) if groups is None else np.array(groups), return_inverse=True)[1]
+    copies = find_copies(facts)
+    bound = _join(asked, copies)
+    features = _features(pool)
+    of_groups = np.zeros((int(bound.max()) + 1, features.shape[1]))
+    np.add.at(of_groups, bound, features)
+    split_of_group = assign_groups(of_groups, np.array(ratios, dtype=float), seed=seed)
+    filled = set(split_of_group.tolist())
+    empty = tuple(name for index, name in enumerate(SPLITS) if ratios[index] > 0 and index not in filled)
+    lacking = " and ".join(name for name in empty if name != "test")
+    if lacking:
+        remedy = "give val a ratio of 0" if lacking == "val" else "give train a larger ratio"
+        raise DataError(
+            f"--ratios: got {shown}, but {lacking} would get no image: {_count_groups(len(of_groups))}, "
+            f"where copies of an image are in one. Make smaller groups with a finer --group-regex, add "
+            f"images, or {remedy}."
+        )
+    return Division(
+        pool=pool,
+        names=tuple(names) if len(set(names)) == len(names) else pool.file_names,
+        group_of=bound,
+        split_of=split_of_group[bound],
+        num_bound=len({index for index, earlier in copies if asked[index] != asked[earlier]}),
+        empty=empty,
+    )
+
+
+def assign_groups(
+    features: NDArray[np.float64], ratios: NDArray[np.float64], *, seed: int
+) -> NDArray[np.int64]:
+    """Choose a split for each group so that each feature is shared out by the ratios.
+
+    The feature with the fewest open images goes first, its largest group first, each to the split that lacks
+    most of it. A feature with no more groups left than splits without it goes to those splits alone, so that
+    a class of three groups is in all three splits. Then single groups are moved while that helps.
+
+    Args:
+        features: (G, F) how many images of each group have each feature; the last one counts all images.
+        ratios: (S,) share of each split, any scale; a split with 0 gets nothing.
+        seed: Decides between groups of one size.
+
+    Returns:
+        (G,) position of the split.
+
+    Source:
+        Sechidis et al., ECML PKDD 2011, iterative stratification, here of groups and with a least count.
+    """
+    shares = ratios / ratios.sum()
+    lacking = shares[:, None] * features.sum(axis=0)
+    is_open = np.ones(len(features), dtype=bool)
+    held = np.zeros((len(shares), features.shape[1]))
+    chosen = np.zeros(len(features), dtype=np.int64)
+    luck = np.random.default_rng(seed).permutation(len(features))
+    while is_open.any():
+        left = features[is_open].sum(axis=0)
+        left[-1] = np.inf if (left[:-1] > 0).any() else left[-1]
+        feature = int(np.where(left > 0, left, np.inf).argmin())
+        members = np.flatnonzero(is_open & (features[:, feature] > 0))
+        members = members[np.lexsort((luck[members], -features[members, feature]))]
+        for place, group in enumerate(members):
+            is_allowed = shares > 0
+            is_without = is_allowed & (held[:, feature] == 0)
+            if 0 < len(members) - place <= is_without.sum():
+                is_allowed = is_without
+            wish = np.where(is_allowed, lacking[:, feature], -np.inf)
+            equal = np.flatnonzero(wish >= wish.max() - 1e-9)
+            split = int(equal[lacking[equal, -1].argmax()])
+            chosen[group] = split
+            held[split] += features[group]
+            lacking[split] -= features[group]
+        is_open[members] = False
+    _improve(chosen, features, shares, order=np.argsort(luck))
+    return chosen
+
+
+def _improve(
+    chosen: NDArray[np.int64],
+    features: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    *,
+    order: NDArray[np.int64],
+) -> None:
+    """Move groups, in place, while that brings the counts nearer to the shares; no split loses a feature."""
+    wanted = shares[:, None] * features.sum(axis=0)
+    held = np.zeros_like(wanted)
+    np.add.at(held, chosen, features)
+    weights = 1 / np.maximum(wanted, 1)
+    for _ in range(PASSES):
+        num_moved = 0
+        for group in order:
+            now, content = chosen[group], features[group]
+            if ((held[now] > 0) & (held[now] - content <= 0)).any():
+                continue
+            excess = held - wanted
+            loss = (weights * ((excess + content) ** 2 - excess**2)).sum(axis=1)
+            gain = (weights[now] * (excess[now] ** 2 - (excess[now] - content) ** 2)).sum()
+            loss[now] = np.inf
+            loss[shares == 0] = np.inf
+            best = int(loss.argmin())
+            if loss[best] < gain - 1e-9:
+                chosen[group] = best
+                held[now] -= content
+                held[best] += content
+                num_moved += 1
+        if not num_moved:
+            return
+
+
+def describe_division(division: Division) -> list[str]:
+    """Images, groups and boxes of each class in each new split, and what is missing, line by line."""
+    splits = division.splits()
+    total = len(division.pool)
+    header = ["split", "images", "share", "groups", "without boxes", *division.pool.class_names]
+    rows, lines = [header], []
+    for name, split in splits.items():
+        boxes = Counter(split.box_category_ids[~split.is_crowd].tolist())
+        counts = [boxes[number] for number in split.category_ids]
+        groups = len(np.unique(division.group_of[division.indices(name)]))
+        share = f"{100 * len(split) / total:.1f} %"
+        rows.append([name, str(len(split)), share, str(groups), str(split.num_empty), *map(str, counts)])
+        lines += [
+            f"{name}: no box of class {label!r}; it has too few groups, or they hold other rare classes"
+            for label, count in zip(split.class_names, counts, strict=True)
+            if not count
+        ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = [
+        "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    groups_in_all = _count_groups(len(np.unique(division.group_of)))
+    lines[:0] = [f"{name}: no image; {groups_in_all} for all splits" for name in division.empty]
+    if division.num_bound:
+        lines.insert(0, f"{division.num_bound} images are bound to the group of their copy")
+    return [*table, *lines]
+
+
+def _count_groups(number: int) -> str:
+    return "there is 1 group" if number == 1 else f"there are {number} groups"
+
+
+def _features(pool: CocoSplit) -> NDArray[np.float64]:
+    """(I, C + 2): whether an image has each class, whether it has no box, and 1."""
+    features = np.zeros((len(pool), len(pool.category_ids) + 2))
+    owner = np.repeat(np.arange(len(pool)), np.diff(pool.first_box))
+    column = np.searchsorted(np.array(pool.category_ids), pool.box_category_ids)
+    features[owner, column] = 1
+    features[:, -2] = ~features[:, :-2].any(axis=1)
+    features[:, -1] = 1
+    return features
+
+
+def _join(groups: NDArray[np.int64], pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """(I,) groups numbered from 0 after those of each pair have become one."""
+    parent = list(range(int(groups.max()) + 1))
+
+    def root(group: int) -> int:
+        while parent[group] != group:
+            group = parent[group]
+        return group
+
+    for one, other in pairs:
+        a, b = root(int(groups[one])), root(int(groups[other]))
+        parent[max(a, b)] = min(a, b)
+    return np.unique([root(int(group)) for group in groups], return_inverse=True)[1].astype(np.int64)

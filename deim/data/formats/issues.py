@@ -1,0 +1,71 @@
+"""What can be wrong or worth knowing in a dataset: the rules, and one issue of one of them."""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+Severity = Literal["error", "warning"]
+
+ERRORS: Final = {
+    "unreadable": "an annotation file, or an entry of it, cannot be read",
+    "empty_list": "a split has no images or no categories",
+    "repeated_id": "an id or a class name stands for two things",
+    "missing_image": "an image is listed, but there is no such file",
+    "corrupt_image": "a file is not an image",
+    "truncated_image": "an image is cut short or damaged inside",
+    "size_differs": "the annotations give an image another size than its file has",
+    "bad_box": "a box is not four finite numbers",
+    "zero_box": "a box has no width or no height",
+    "negative_box": "a box has a negative width or height",
+    "outside_box": "a box lies wholly outside its image",
+    "unknown_category": "a box has a class that is not listed",
+    "unknown_image": "a box belongs to an image that is not listed",
+    "class_not_trained": "a split lists a class that the training split does not list",
+    "duplicate_across": "two splits share an image, byte for byte",
+    "near_duplicate_across": "two splits share an image that was saved again or changed slightly",
+    "group_across": "two splits share a group, such as a part, a lot or a camera",
+}
+"""Rules whose issues stop a run, with what each finds."""
+WARNINGS: Final = {
+    "unlisted_image": "an image file that no split lists",
+    "exif_rotation": "an image that its EXIF data turns",
+    "overhanging_box": "a box reaches beyond its image by more than a pixel",
+    "repeated_annotation": "annotations share an id",
+    "duplicate_box": "two boxes of a class at the same place",
+    "small_box": "a box with a side under 4 px at the training size",
+    "class_without_boxes": "a class without a box in a split",
+    "duplicate_within": "an image is twice in a split, byte for byte",
+    "near_duplicate_within": "an image is twice in a split, saved again or changed slightly",
+}
+"""Rules whose issues are to be looked at, with what each finds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Issue:
+    """One place where a rule applies."""
+
+    rule: str
+    """One of `ERRORS` and `WARNINGS`."""
+    split: str
+    """Name of the split, such as `train`."""
+    file: str
+    """The image, or the annotation file if it is not about one image."""
+    message: str
+    """A sentence that names file and annotation, and what to do."""
+    annotation: str | None = None
+    """Id of the annotation as in the file, or file and line; None if it is not about one annotation."""
+
+    @property
+    def severity(self) -> Severity:
+        """Whether it stops a run."""
+        return "error" if self.rule in ERRORS else "warning"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The issue for a JSON file."""
+        return {
+            "rule": self.rule,
+            "severity": self.severity,
+            "split": self.split,
+            "file": self.file,
+            "annotation": self.annotation,
+            "message": self.message,
+        }

@@ -1,0 +1,109 @@
+"""TODO."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from deim.config.checks import below, check
+from deim.data.images.pixel_format import PercentileScaling, Uint8Scaling, WindowScaling
+from deim.data.images.tiling import TilesOptions
+from deim.data.sampling import RepeatFactorSampling, UniformSampling
+from deim.data.synthetic.options import SyntheticOptions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataOptions:
+    """Where the images are and how they reach the network."""
+
+    root: str
+    """Dataset folder, relative to where the command runs."""
+    format: Literal["coco", "yolo", "voc"] = "coco"
+    """Format of the annotations; `yolo` (a data.yaml) and `voc` (ImageSets/Main) find their files themselves,
+    so that `train_annotations`, `val_annotations`, `test_annotations` and `images` are for `coco` alone."""
+    train_annotations: str = "annotations/train.json"
+    """COCO file of the training split, relative to `root`."""
+    val_annotations: str = "annotations/val.json"
+    """COCO file of the validation split, relative to `root`."""
+    test_annotations: str | None = "annotations/test.json"
+    """COCO file of the test split, relative to `root`; null if there is none."""
+    images: str = "images"
+    """Folder of the images, relative to `root`."""
+    normal_class: str | None = None
+    """Class that marks a good surface, such as NORMAL; images with no other box count as good. Or null."""
+    synthetic: SyntheticOptions | None = None
+    """Makes the synthetic defect set at `root` if nothing is there; null never makes one."""
+    resize: Literal["stretch", "letterbox"] = "stretch"
+    """How an image becomes `image_size`: `stretch` ignores the aspect ratio, `letterbox` pads."""
+    reduced_decode: bool = False
+    """Decodes JPEG photographs at 1/2, 1/4 or 1/8 of their size, the smallest that is not below `image_size`:
+    faster, with slightly other pixels; training, evaluation and prediction of image files do the same."""
+    tiles: TilesOptions | None = None
+    """Cuts images into tiles, which count as images in batches and epochs; scores, reports and predictions
+    are of whole images. null takes images whole."""
+    channels: int = 3
+    """Channels of the image files, 1 to 4; 3 is RGB, and gray files, whose one channel is repeated."""
+    scaling: Uint8Scaling | WindowScaling | PercentileScaling = field(default_factory=Uint8Scaling)
+    """How the values of the files become [0, 1]; files of 16 bits need a `window` or a `percentile`."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean of each channel in [0, 1], subtracted from the input; the default is of red, green, blue."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel, dividing the input."""
+    sampling: UniformSampling | RepeatFactorSampling = field(default_factory=UniformSampling)
+    """How often an epoch shows each training image; `repeat_factor` makes epochs longer."""
+    batch_size: int | Literal["auto"] = 8
+    """Images that a process has in memory at once in training; auto: as many as fit."""
+    effective_batch_size: int | None = None
+    """Images an optimizer step, over all processes; null: `batch_size` of each process."""
+    eval_batch_size: int = 8
+    """Images a batch in evaluation."""
+    num_workers: int = 2
+    """Processes that load images; 0 loads in the main process."""
+    cache_mb: int = 0
+    """Memory for resized images in each loading process and split, in MiB; 0 decodes them anew each time."""
+    disk_cache_mb: int = 0
+    """Disk for resized images of each split, in MiB, shared by all processes and later runs; 0 uses none."""
+    disk_cache_dir: str = "outputs/image_cache"
+    """Folder of these images; it may be deleted between runs."""
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                *below(
+                    1,
+                    batch_size=self.batch_size,
+                    effective_batch_size=self.effective_batch_size,
+                    eval_batch_size=self.eval_batch_size,
+                ),
+                (
+                    self.batch_size == "auto" and self.effective_batch_size is None,
+                    "batch_size: 'auto' needs effective_batch_size, the images of an optimizer step that the "
+                    "learning rate was chosen for",
+                ),
+                *below(
+                    0,
+                    num_workers=self.num_workers,
+                    cache_mb=self.cache_mb,
+                    disk_cache_mb=self.disk_cache_mb,
+                ),
+                (
+                    self.reduced_decode and self.tiles is not None,
+                    "reduced_decode: got true, but tiles are cut from the image in full. Set one of the two.",
+                ),
+                (
+                    self.format != "coco" and self.synthetic is not None,
+                    f"format: got {self.format!r}, but the synthetic set is COCO. Set synthetic to null.",
+                ),
+                (
+                    not 1 <= self.channels <= 4,
+                    f"channels: got {self.channels}, files of 1 to 4 channels can be read",
+                ),
+                *(
+                    (
+                        len(values) != self.channels and 1 <= self.channels <= 4,
+                        f"{name}: got {list(values)}, needs one number for each of {self.channels} channels, "
+                        f"such as {[usual] * self.channels}",
+                    )
+                    for name, values, usual in (("mean", self.mean, 0.449), ("std", self.std, 0.226))
+                ),
+                (min(self.std) <= 0, f"std: got {list(self.std)}, each must be above 0"),
+            ]
+        )

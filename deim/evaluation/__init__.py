@@ -1,1 +1,0 @@
-"""Predictions, metrics, reports and pictures."""

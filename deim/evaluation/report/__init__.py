@@ -1,1 +1,0 @@
-"""The report of one evaluation: its numbers, words, tables, charts, pictures and page."""

@@ -1,0 +1,468 @@
+"""The check of a dataset: one thing spoiled gives one issue, which names file and annotation."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from deim.config.schema import Config
+from deim.curation.check import (
+    SHOWN_OF_A_RULE,
+    CheckReport,
+    check_dataset,
+    describe_check,
+    read_for_check,
+)
+from deim.data.formats.issues import ERRORS, WARNINGS
+from deim.data.splits import check_before_run
+from deim.errors import DataError
+from tests.data.small_sets import HEIGHT, WIDTH, make_trees, noise, write_images, write_small_set, write_trees
+
+Trees = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    rule: str
+    change: Callable[[Trees, Path], object]
+    """Changes the trees before they are written, or the files in the folder of images."""
+    split: str
+    file: str
+    annotation: str | None
+    message: str
+    is_quick: bool = True
+    """Whether the form before training finds it as well."""
+
+
+def set_box(*box: object) -> Callable[[Trees, Path], object]:
+    return lambda trees, images: trees["train"]["annotations"][0].update(bbox=list(box))
+
+
+def cut_in_half(trees: Trees, images: Path) -> None:
+    content = (images / "t1.png").read_bytes()
+    (images / "t1.png").write_bytes(content[: len(content) // 2])
+
+
+def save_brighter(source: str, target: str) -> Callable[[Trees, Path], object]:
+    def change(trees: Trees, images: Path) -> None:
+        with Image.open(images / source) as image:
+            ImageEnhance.Brightness(image).enhance(1.1).save(images / target)
+
+    return change
+
+
+def turn_by_exif(trees: Trees, images: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    noise(99, HEIGHT, WIDTH).save(images / "t1.png", exif=exif)
+
+
+def drop_class(trees: Trees, images: Path) -> None:
+    kept = [row for row in trees["val"]["annotations"] if row["category_id"] != 40]
+    trees["val"]["annotations"] = kept
+
+
+def empty_split(trees: Trees, images: Path) -> None:
+    trees["val"].update(images=[], annotations=[])
+    for name in ("v0.png", "v1.png"):
+        (images / name).unlink()
+
+
+CASES = [
+    Spoilt(
+        "unreadable",
+        lambda trees, images: trees["val"].pop("images"),
+        "val",
+        "val",
+        None,
+        "val.json: not a COCO file, got annotations, categories.",
+    ),
+    Spoilt("empty_list", empty_split, "val", "val.json", None, "val.json: 'images' is empty."),
+    Spoilt(
+        "repeated_id",
+        lambda trees, images: trees["val"]["categories"].append({"id": 41, "name": "pit"}),
+        "val",
+        "val.json",
+        None,
+        "val.json: category name 'pit' is used 2 times.",
+    ),
+    Spoilt(
+        "missing_image",
+        lambda trees, images: (images / "t2.png").unlink(),
+        "train",
+        "t2.png",
+        None,
+        "train.json: image 't2.png' (id 52) is listed but not in ",
+    ),
+    Spoilt(
+        "corrupt_image",
+        lambda trees, images: (images / "t1.png").write_bytes(b"no image"),
+        "train",
+        "t1.png",
+        None,
+        "t1.png: the image is damaged or not an image (",
+    ),
+    Spoilt(
+        "truncated_image",
+        cut_in_half,
+        "train",
+        "t1.png",
+        None,
+        "train.json: image 't1.png' is cut short or damaged inside (",
+        is_quick=False,
+    ),
+    Spoilt(
+        "size_differs",
+        lambda trees, images: trees["val"]["images"][1].update(width=WIDTH + 5),
+        "val",
+        "v1.png",
+        None,
+        "val.json: image 'v1.png' is listed as 45x30 px, the upright file has 40x30 px.",
+    ),
+    Spoilt(
+        "bad_box",
+        set_box(1, 2, 3),
+        "train",
+        "t0.png",
+        "11",
+        "train.json: annotation 11 (image 't0.png') has bbox [1, 2, 3].",
+    ),
+    Spoilt(
+        "zero_box",
+        set_box(1, 2, 0, 9),
+        "train",
+        "t0.png",
+        "11",
+        "train.json: annotation 11 (image 't0.png') has width 0.0 px.",
+    ),
+    Spoilt(
+        "negative_box",
+        set_box(1, 2, 9, -3),
+        "train",
+        "t0.png",
+        "11",
+        "train.json: annotation 11 (image 't0.png') has height -3.0 px.",
+    ),
+    Spoilt(
+        "outside_box",
+        set_box(60, 2, 9, 9),
+        "train",
+        "t0.png",
+        "11",
+        "train.json: annotation 11 (image 't0.png') lies outside its image: box [60, 2, 9, 9]",
+    ),
+    Spoilt(
+        "unknown_category",
+        lambda trees, images: trees["train"]["annotations"][1].update(category_id=9),
+        "train",
+        "t0.png",
+        "12",
+        "train.json: annotation 12 (image 't0.png') has category id 9, which is not in 'categories'",
+    ),
+    Spoilt(
+        "unknown_image",
+        lambda trees, images: trees["train"]["annotations"][1].update(image_id=9),
+        "train",
+        "train.json",
+        "12",
+        "train.json: annotation 12 belongs to image id 9, which is not in 'images'.",
+    ),
+    Spoilt(
+        "class_not_trained",
+        lambda trees, images: trees["val"]["categories"].append({"id": 41, "name": "dent"}),
+        "val",
+        "val.json",
+        None,
+        "val.json: class 'dent' of split val is not known to train, which has scratch, pit, vein.",
+    ),
+    Spoilt(
+        "duplicate_across",
+        lambda trees, images: shutil.copy(images / "t1.png", images / "v1.png"),
+        "val",
+        "v1.png",
+        None,
+        "val.json: image 'v1.png' (val) has the bytes of 't1.png' (train).",
+    ),
+    Spoilt(
+        "near_duplicate_across",
+        save_brighter("t1.png", "v1.png"),
+        "val",
+        "v1.png",
+        None,
+        "val.json: image 'v1.png' (val) has the same content as 't1.png' (train).",
+        is_quick=False,
+    ),
+    Spoilt(
+        "unlisted_image",
+        lambda trees, images: noise(77).save(images / "w.png"),
+        "train, val",
+        "w.png",
+        None,
+        "images: image 'w.png' is in no split (train, val).",
+    ),
+    Spoilt(
+        "exif_rotation",
+        turn_by_exif,
+        "train",
+        "t1.png",
+        None,
+        "train.json: image 't1.png' is turned by its EXIF data (orientation 6).",
+    ),
+    Spoilt(
+        "overhanging_box",
+        set_box(1, 25, 10, 9),
+        "train",
+        "t0.png",
+        "11",
+        "train.json: annotation 11 (image 't0.png') reaches 4.0 px beyond its image: box [1, 25, 10, 9]",
+    ),
+    Spoilt(
+        "repeated_annotation",
+        lambda trees, images: trees["train"]["annotations"][3].update(id=11),
+        "train",
+        "train.json",
+        None,
+        "train.json: annotation id 11 is used 2 times.",
+    ),
+    Spoilt(
+        "duplicate_box",
+        lambda trees, images: trees["train"]["annotations"].append(
+            {**trees["train"]["annotations"][0], "id": 90}
+        ),
+        "train",
+        "t0.png",
+        "90",
+        "train.json: annotation 90 (image 't0.png') is the box of annotation 11 again.",
+    ),
+    Spoilt(
+        "small_box",
+        set_box(1, 2, 9, 3.5),
+        "train",
+        "t0.png",
+        "11",
+        "train.json: annotation 11 (image 't0.png') is 9.0x3.5 px at the training size of 40x30.",
+    ),
+    Spoilt(
+        "class_without_boxes",
+        drop_class,
+        "val",
+        "val.json",
+        None,
+        "val.json: class 'vein' has no box in val, so it cannot be scored (2 in train, 0 in val).",
+    ),
+    Spoilt(
+        "duplicate_within",
+        lambda trees, images: shutil.copy(images / "t1.png", images / "t2.png"),
+        "train",
+        "t2.png",
+        None,
+        "train.json: image 't2.png' (train) has the bytes of 't1.png' (train).",
+    ),
+    Spoilt(
+        "near_duplicate_within",
+        save_brighter("t1.png", "t2.png"),
+        "train",
+        "t2.png",
+        None,
+        "train.json: image 't2.png' (train) has the same content as 't1.png' (train).",
+        is_quick=False,
+    ),
+]
+
+
+def check(root: Path, **options: Any) -> CheckReport:
+    raws, unread = read_for_check(root, "coco")
+    options = {"input_size_hw": (HEIGHT, WIDTH), "resize": "stretch", **options}
+    return check_dataset(raws, unread=unread, **options)
+
+
+def spoil(root: Path, change: Callable[[Trees, Path], object]) -> Path:
+    trees = make_trees()
+    write_images(root)
+    change(trees, root / "images")
+    write_trees(root, trees)
+    return root
+
+
+def test_a_clean_set_has_no_finding_and_counts_its_images_without_boxes(tmp_path: Path) -> None:
+    report = check(write_small_set(tmp_path))
+    assert report.issues == ()
+    assert report.num_errors == 0
+    assert set(report.counts().values()) == {0}
+    assert report.splits["train"] | {"annotations": ""} == {
+        "annotations": "",
+        "images": 3,
+        "without_boxes": 1,
+        "boxes": 6,
+        "crowds": 0,
+        "boxes_by_class": {"scratch": 2, "pit": 2, "vein": 2},
+    }
+    report.raise_errors()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.rule)
+def test_one_thing_spoiled_gives_the_one_finding_of_its_rule(case: Spoilt, tmp_path: Path) -> None:
+    root = spoil(tmp_path, case.change)
+    report = check(root)
+    assert [issue.rule for issue in report.issues] == [case.rule]
+    (issue,) = report.issues
+    assert (issue.split, issue.file, issue.annotation) == (case.split, case.file, case.annotation)
+    assert case.message in issue.message
+    assert report.num_errors == (case.rule in ERRORS)
+    quick = [found.rule for found in check(root, full=False).issues]
+    assert quick == [case.rule] * case.is_quick
+
+
+def test_a_group_in_two_splits_is_an_error_that_names_it(tmp_path: Path) -> None:
+    root = write_small_set(tmp_path)
+    groups = {"train": ["a", "b", "b"], "val": ["c", "b"]}
+    (issue,) = check(root, groups=groups).issues
+    assert (issue.rule, issue.split, issue.file) == ("group_across", "val", "v1.png")
+    assert "val.json: group 'b' is in split train (such as 't1.png') and in val (such as 'v1.png')" in (
+        issue.message
+    )
+
+
+def test_annotations_that_share_the_id_of_a_wrong_one_are_looked_at_all_the_same(tmp_path: Path) -> None:
+    def change(trees: Trees, images: Path) -> None:
+        set_box(1, 2, 0, 9)(trees, images)
+        trees["train"]["annotations"][1].update(id=11, bbox=[-8, 2, 20, 9])
+
+    rules = [issue.rule for issue in check(spoil(tmp_path, change)).issues]
+    assert rules == ["zero_box", "repeated_annotation", "overhanging_box"]
+
+
+def test_links_to_nowhere_and_folders_are_no_images(tmp_path: Path) -> None:
+    def change(trees: Trees, images: Path) -> None:
+        for name in ("t2.png", "v1.png"):
+            (images / name).unlink()
+        (images / "t2.png").symlink_to(tmp_path / "nowhere.png")
+        (images / "v1.png").mkdir()
+
+    issues = check(spoil(tmp_path, change)).issues
+    assert {(issue.rule, issue.file) for issue in issues if issue.rule != "unlisted_image"} == {
+        ("missing_image", "t2.png"),
+        ("missing_image", "v1.png"),
+    }
+
+
+def test_a_damaged_annotation_file_beside_the_images_is_no_split_less(tmp_path: Path) -> None:
+    root = write_small_set(tmp_path)
+    for path in (root / "annotations").iterdir():
+        path.rename(root / path.name)
+    (root / "annotations").rmdir()
+    (root / "val.json").write_text('{"images": [')
+    (root / "notes.json").write_text("{")
+    assert [issue.rule for issue in check(root).issues] == ["unreadable"]
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {case.rule for case in CASES} | {"group_across"} == {*ERRORS, *WARNINGS}
+
+
+def test_all_that_is_wrong_is_found_at_once_counted_and_refused(tmp_path: Path) -> None:
+    def change(trees: Trees, images: Path) -> None:
+        set_box(1, 2, 0, 9)(trees, images)
+        cut_in_half(trees, images)
+        drop_class(trees, images)
+
+    report = check(spoil(tmp_path, change))
+    found = {rule: count for rule, count in report.counts().items() if count}
+    assert found == {"truncated_image": 1, "zero_box": 1, "class_without_boxes": 1}
+    with pytest.raises(DataError) as caught:
+        report.raise_errors()
+    assert len(str(caught.value).splitlines()) == report.num_errors == 2
+    content = json.loads(json.dumps(report.to_dict()))
+    assert (content["num_errors"], content["num_warnings"]) == (2, 1)
+    rules = [entry["rule"] for entry in content["issues"]]
+    assert sorted(rules) == ["class_without_boxes", "truncated_image", "zero_box"]
+    assert {entry["severity"] for entry in content["issues"]} == {"error", "warning"}
+
+
+def test_the_table_shows_a_few_of_each_rule_and_counts_the_rest(tmp_path: Path) -> None:
+    def change(trees: Trees, images: Path) -> None:
+        first = trees["train"]["annotations"][0]
+        trees["train"]["annotations"] += [{**first, "id": 100 + copy} for copy in range(9)]
+
+    lines = describe_check(check(spoil(tmp_path, change)))
+    assert "warning  duplicate_box  9: two boxes of a class at the same place" in lines
+    assert sum("is the box of annotation 11 again" in line for line in lines) == SHOWN_OF_A_RULE
+    assert f"  … and {9 - SHOWN_OF_A_RULE} more in the JSON file" in lines
+    assert lines[-1] == "0 errors, 9 warnings"
+
+
+def test_small_boxes_are_measured_at_the_training_size(tmp_path: Path) -> None:
+    root = spoil(tmp_path, set_box(1, 2, 9, 3.5))
+    twice = (2 * HEIGHT, 2 * WIDTH)
+    assert check(root, input_size_hw=twice).issues == ()
+    narrow = (2 * HEIGHT, WIDTH)
+    assert check(root, input_size_hw=narrow).issues == ()
+    (issue,) = check(root, input_size_hw=narrow, resize="letterbox").issues
+    assert (
+        "is 9.0x3.5 px at the training size of 40x60. Train at a larger size, or with data." in issue.message
+    )
+    # Tiles of 15 px grow twice as much as the image of 30 px height.
+    options = {"input_size_hw": (HEIGHT, WIDTH), "resize": "letterbox"}
+    assert check(root, **options, tile_size=15).issues == ()
+    (issue,) = check(root, **options, tile_size=35).issues
+    assert issue.message.endswith("larger size, or with smaller tiles than of 35 px.")
+
+
+def test_plain_images_are_noted_and_not_predicted_as_copies(tmp_path: Path) -> None:
+    def change(trees: Trees, images: Path) -> None:
+        for seed, name in enumerate(("t1.png", "v1.png")):
+            gray = np.random.default_rng(seed).integers(120, 123, size=(HEIGHT, WIDTH)).astype(np.uint8)
+            Image.fromarray(gray).save(images / name)
+
+    report = check(spoil(tmp_path, change))
+    assert report.issues == ()
+    assert report.notes == ("2 images are too plain to be compared with others but byte for byte",)
+
+
+def test_crowd_regions_are_counted_apart(tmp_path: Path) -> None:
+    def change(trees: Trees, images: Path) -> None:
+        trees["train"]["annotations"][0].update(iscrowd=1, bbox=[1, 2, 9, 2])
+
+    report = check(spoil(tmp_path, change))
+    assert report.issues == ()
+    assert (report.splits["train"]["boxes"], report.splits["train"]["crowds"]) == (5, 1)
+
+
+def test_a_config_s_data_is_checked_before_a_run(tmp_path: Path, tiny_config: Callable[..., Config]) -> None:
+    root = spoil(tmp_path / "set", lambda trees, images: shutil.copy(images / "t1.png", images / "v1.png"))
+    report = check_before_run(tiny_config(root, tmp_path / "run"))
+    assert [issue.rule for issue in report.issues] == ["duplicate_across"]
+    with pytest.raises(
+        DataError, match=r"has the bytes of 't1\.png' \(train\)\. Keep it in one split alone\."
+    ):
+        report.raise_errors()
+
+
+def test_a_config_s_data_that_cannot_be_read_is_refused(
+    tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    root = spoil(tmp_path / "set", lambda trees, images: trees["val"].pop("images"))
+    with pytest.raises(DataError, match=r"val\.json: not a COCO file"):
+        check_before_run(tiny_config(root, tmp_path / "run"))
+
+
+def test_images_of_a_split_that_a_run_does_not_use_are_nothing_odd(
+    tmp_path: Path, tiny_config: Callable[..., Config], write_coco: Callable[..., Path]
+) -> None:
+    root = write_coco(tmp_path / "set", num_images={"train": 3, "val": 2, "test": 2})
+    found = check_before_run(tiny_config(root, tmp_path / "run")).issues
+    raws, _ = read_for_check(root, "coco")
+    del raws["test"]
+    report = check_dataset(raws, input_size_hw=(64, 64), resize="stretch", full=False)
+    assert report.counts()["unlisted_image"] == 2
+    assert {issue.rule for issue in report.issues} == {
+        "unlisted_image",
+        *(issue.rule for issue in found),
+    }
+    assert "unlisted_image" not in {issue.rule for issue in found}

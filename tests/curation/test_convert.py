@@ -1,0 +1,240 @@
+"""From one format to the next and back: the same boxes, classes and ids, and nothing lost without a line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deim.config.schema import Config
+from deim.curation.convert import describe_losses, place_names, write_dataset
+from deim.data.dataset import DetectionDataset, InputFormat
+from deim.data.formats.coco import CocoSplit
+from deim.data.formats.read import Format, detect_format, read_all, split_names, to_splits
+from deim.data.images.scan import hash_file
+from deim.data.splits import build_splits, check_before_run, read_split
+from deim.errors import ConfigError, DataError
+from tests.data.sensor_files import write_png
+from tests.data.small_sets import make_trees, noise, write_images, write_small_set, write_trees
+
+FORM = InputFormat(size_hw=(64, 64), resize="stretch", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+def read(root: Path, data_format: Format) -> dict[str, CocoSplit]:
+    return to_splits(read_all(root, data_format))
+
+
+def write_awkward_set(root: Path) -> Path:
+    """A folder in a name, a class without boxes, boxes of part pixels and beyond the image, odd names."""
+    write_images(root)
+    (root / "images" / "lot 1").mkdir()
+    (root / "images" / "t1.png").rename(root / "images" / "lot 1" / "t1.b.png")
+    trees = make_trees()
+    for tree in trees.values():
+        tree["categories"].append({"id": 2, "name": "Riß & <Kratzer>"})
+    trees["train"]["images"][1]["file_name"] = "lot 1/t1.b.png"
+    trees["train"]["annotations"][0]["bbox"] = [1 / 3, 0.123456, 39.5, 17 / 7]
+    trees["train"]["annotations"][1]["bbox"] = [30, 20, 20, 20]
+    write_trees(root, trees)
+    return root
+
+
+def by_name(split: CocoSplit) -> dict[str, tuple[Any, ...]]:
+    """Size, digest, categories and boxes of each image, whatever their order."""
+    found = {}
+    for index, name in enumerate(split.file_names):
+        rows = slice(split.first_box[index], split.first_box[index + 1])
+        categories = split.box_category_ids[rows].tolist()
+        digest = hash_file(split.image_path(index))
+        found[name] = (
+            split.sizes_hw[index].tolist(),
+            digest,
+            categories,
+            split.is_crowd[rows].tolist(),
+            split.boxes_xywh[rows],
+        )
+    return found
+
+
+def test_sets_of_deep_images_are_read_for_tools(tmp_path: Path) -> None:
+    write_small_set(tmp_path)
+    for number, path in enumerate(sorted((tmp_path / "images").iterdir())):
+        pixels = np.asarray(Image.open(path)).astype(np.uint16)
+        write_png(path, pixels * 256 + number)
+    assert set(read(tmp_path, "coco")) == {"train", "val"}
+
+
+def assert_same(first: dict[str, CocoSplit], second: dict[str, CocoSplit], *, atol: float) -> None:
+    assert list(first) == list(second)
+    for name, split in first.items():
+        assert split.category_ids == second[name].category_ids
+        assert split.class_names == second[name].class_names
+        one, other = by_name(split), by_name(second[name])
+        assert one.keys() == other.keys()
+        for image, (*facts, boxes) in one.items():
+            assert facts == list(other[image][:-1])
+            np.testing.assert_allclose(boxes, other[image][-1], atol=atol, rtol=0)
+
+
+def test_coco_to_yolo_to_voc_to_coco_gives_the_same_boxes_and_categories(tmp_path: Path) -> None:
+    first = read(write_awkward_set(tmp_path / "start"), "coco")
+    assert first["train"].num_empty == 1
+    now = first
+    for step in ("yolo", "voc", "coco"):
+        write_dataset(now, step, tmp_path / step)
+        assert detect_format(tmp_path / step) == step
+        now = read(tmp_path / step, step)
+        assert_same(first, now, atol=2e-6)
+        assert now["train"].category_ids == (2, 3, 7, 40)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "start", "voc", "yolo"]
+
+
+@pytest.mark.parametrize("data_format", ["yolo", "voc"])
+def test_training_reads_each_format_to_the_same_samples(
+    data_format: Format, tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    root = write_small_set(tmp_path / "coco")
+    write_dataset(read(root, "coco"), data_format, tmp_path / data_format)
+    expected = build_splits(tiny_config(root, tmp_path / "run").data)
+    config = tiny_config(tmp_path / data_format, tmp_path / "run", f"data.format={data_format}")
+    found = build_splits(config.data)
+    assert check_before_run(config).issues == ()
+    index = {number: place for place, number in enumerate(expected.train.category_ids)}
+    for one, other in ((expected.train, found.train), (expected.val, found.val)):
+        assert one.file_names == other.file_names
+        pairs = zip(
+            map(DetectionDataset(one, index, input_format=FORM).__getitem__, range(len(one))),
+            map(DetectionDataset(other, index, input_format=FORM).__getitem__, range(len(other))),
+            strict=True,
+        )
+        for (image, target), (other_image, other_target) in pairs:
+            assert torch.equal(image, other_image)
+            assert torch.equal(target["labels"], other_target["labels"])
+            torch.testing.assert_close(target["boxes"], other_target["boxes"])
+
+
+@pytest.mark.parametrize(("data_format", "where"), [("yolo", r"data\.yaml names none"), ("voc", "has none")])
+def test_a_split_that_the_dataset_lacks_is_refused_by_name(
+    data_format: Format, where: str, tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    write_dataset(read(write_small_set(tmp_path / "coco"), "coco"), data_format, tmp_path / "new")
+    config = tiny_config(tmp_path / "new", tmp_path / "run", f"data.format={data_format}")
+    with pytest.raises(DataError, match=rf"split 'test': .*{where}\. Choose one of train, val\."):
+        read_split(config.data, "test")
+
+
+def test_a_synthetic_set_in_another_format_is_refused(
+    tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    with pytest.raises(ConfigError, match=r"format: got 'yolo', but the synthetic set is COCO\."):
+        tiny_config(tmp_path, tmp_path / "run", "data.format=yolo", "data.synthetic={}")
+
+
+@pytest.mark.parametrize(
+    ("data_format", "what"), [("yolo", r"a data\.yaml in YOLO format"), ("voc", r"in Pascal VOC format")]
+)
+def test_a_missing_folder_is_told_what_it_must_hold(
+    data_format: Format, what: str, tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    config = tiny_config(tmp_path / "lost", tmp_path / "run", f"data.format={data_format}")
+    with pytest.raises(DataError, match=what):
+        build_splits(config.data)
+
+
+def test_crowd_regions_survive_in_voc_and_are_refused_by_yolo(tmp_path: Path) -> None:
+    trees = make_trees()
+    trees["train"]["annotations"][2]["iscrowd"] = 1
+    write_images(tmp_path / "coco")
+    write_trees(tmp_path / "coco", trees)
+    splits = read(tmp_path / "coco", "coco")
+    write_dataset(splits, "voc", tmp_path / "voc")
+    assert_same(splits, read(tmp_path / "voc", "voc"), atol=1e-6)
+    with pytest.raises(
+        DataError, match=r"train\.json: 1 annotations have iscrowd 1, which YOLO has no place"
+    ):
+        write_dataset(splits, "yolo", tmp_path / "yolo")
+    assert not (tmp_path / "yolo").exists()
+
+
+def test_what_a_format_has_no_place_for_is_counted(tmp_path: Path) -> None:
+    trees = make_trees()
+    trees["train"]["annotations"][0].update(area=17.0, segmentation=[[1, 2, 3, 4, 5, 6]])
+    trees["val"]["images"][0]["license"] = 3
+    trees["val"]["categories"][0] = {**trees["val"]["categories"][0], "supercategory": "defect"}
+    write_images(tmp_path)
+    write_trees(tmp_path, trees)
+    raws = read_all(tmp_path, "coco")
+    outline = "1 outlines (segmentation) are left out: the project trains on boxes"
+    fields = "2 fields are left out: license, supercategory"
+    assert describe_losses(raws, "coco") == [outline, fields]
+    assert describe_losses(raws, "voc") == [
+        outline,
+        fields,
+        "1 areas are left out: VOC keeps width and height alone",
+        "5 image ids are left out: read again, the images of a split have 1, 2, 3, …",
+    ]
+
+
+def test_images_of_one_name_in_two_splits_get_a_folder_each() -> None:
+    names = {"train": ["a.png", "b.png"], "val": ["a.jpg"]}
+    assert place_names(names, by_stem=False) == names
+    assert place_names(names, by_stem=True, apart=True) == names
+    assert place_names(names, by_stem=True) == {
+        "train": ["train/a.png", "train/b.png"],
+        "val": ["val/a.jpg"],
+    }
+
+
+def test_images_that_would_meet_or_leave_the_folder_are_refused_together() -> None:
+    with pytest.raises(DataError) as caught:
+        place_names({"train": ["a.png", "a.jpg", "../b.png"]}, by_stem=True)
+    assert str(caught.value).splitlines() == [
+        "train: 2 images would have the file 'a'. Give each a name of its own.",
+        "train: image '../b.png' lies outside the folder of images. Move it into the folder.",
+    ]
+
+
+def test_an_existing_folder_is_never_written_into(tmp_path: Path) -> None:
+    splits = read(write_small_set(tmp_path / "coco"), "coco")
+    with pytest.raises(DataError, match=r"coco: exists already\."):
+        write_dataset(splits, "yolo", tmp_path / "coco")
+
+
+def test_splits_with_other_lists_of_classes_are_refused(tmp_path: Path) -> None:
+    trees = make_trees()
+    trees["val"]["categories"].append({"id": 8, "name": "dent"})
+    write_images(tmp_path)
+    write_trees(tmp_path, trees)
+    with pytest.raises(DataError, match=r"^val\.json: the classes are .*8: 'dent'.*Give all splits the same"):
+        read(tmp_path, "coco")
+
+
+def test_the_format_is_known_by_what_lies_in_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"lost: no such folder"):
+        detect_format(tmp_path / "lost")
+    with pytest.raises(DataError, match=r"no dataset there\. COCO has annotations/\*\.json"):
+        detect_format(tmp_path)
+    root = write_small_set(tmp_path / "set")
+    assert detect_format(root) == "coco"
+    assert split_names(root, "coco") == ("train", "val")
+    (root / "data.yaml").write_text("names: [a]\ntrain: images\n")
+    with pytest.raises(DataError, match=r"looks like yolo and coco"):
+        detect_format(root)
+    with pytest.raises(DataError, match=r"no VOC dataset there"):
+        split_names(root, "voc")
+
+
+def test_coco_files_beside_the_images_of_each_split_are_found(tmp_path: Path) -> None:
+    trees = make_trees()
+    for split, folder in (("train", "train"), ("val", "valid")):
+        (tmp_path / folder).mkdir()
+        write_trees(tmp_path / "scratch", {split: trees[split]})
+        source = tmp_path / "scratch" / "annotations" / f"{split}.json"
+        source.rename(tmp_path / folder / "_annotations.coco.json")
+        for image in trees[split]["images"]:
+            noise(image["id"]).save(tmp_path / folder / image["file_name"])
+    splits = read(tmp_path, "coco")
+    assert {name: len(split) for name, split in splits.items()} == {"train": 3, "val": 2}

@@ -1,0 +1,132 @@
+"""Changes of color beside torchvision's own."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from deim.data.augment import colors as colors
+from deim.data.augment.colors import ColorChanges, change_colors
+from deim.data.transforms import Sample, distort_colors
+
+KINDS = ["noise", "grid", "gray", "black"]
+
+
+def make_picture(kind: str) -> Tensor:
+    """Small ones with all there is: (3, 70, 64) uint8, or (3, 32, 1024) for the grid."""
+    generator = torch.Generator().manual_seed(0)
+    match kind:
+        case "noise":
+            return torch.randint(0, 256, (3, 70, 64), dtype=torch.uint8, generator=generator)
+        case "grid":
+            steps = torch.linspace(0, 255, 32).round().to(torch.uint8)
+            return torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij")).reshape(3, 32, 1024)
+        case "gray":
+            return torch.arange(256, dtype=torch.uint8).repeat(3, 70, 1)
+    return torch.zeros(3, 70, 64, dtype=torch.uint8)
+
+
+def by_torchvision(picture: Tensor, changes: ColorChanges) -> Tensor:
+    if changes.brightness is not None:
+        picture = TF.adjust_brightness(picture, changes.brightness)
+    if changes.contrast is not None and changes.contrast_first:
+        picture = TF.adjust_contrast(picture, changes.contrast)
+    if changes.saturation is not None:
+        picture = TF.adjust_saturation(picture, changes.saturation)
+    if changes.hue is not None:
+        picture = TF.adjust_hue(picture, changes.hue)
+    if changes.contrast is not None and not changes.contrast_first:
+        picture = TF.adjust_contrast(picture, changes.contrast)
+    return picture
+
+
+def largest_difference(one: Tensor, other: Tensor) -> int:
+    return int((one.int() - other.int()).abs().max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        *((ColorChanges(brightness=factor), 0) for factor in (0.875, 0.93, 1.06, 1.125)),
+        *((ColorChanges(contrast=factor), 0) for factor in (0.5, 0.77, 1.31, 1.5)),
+        # A gray that rounding puts on the other side of a whole number.
+        *((ColorChanges(saturation=factor), 1) for factor in (0.0, 0.5, 0.77, 1.31, 1.5)),
+        *((ColorChanges(hue=share), 1) for share in (-0.05, -0.021, -1e-4, 0.0, 1e-9, 0.013, 0.05)),
+        *((ColorChanges(hue=share), 2) for share in (-1 / 6, -0.12, 0.12, 1 / 6)),
+        *(
+            (ColorChanges(brightness=1.1, contrast=1.4, saturation=0.6, hue=0.04, contrast_first=first), 2)
+            for first in (False, True)
+        ),
+    ],
+    ids=str,
+)
+def test_changes_are_those_of_torchvision(kind: str, changes: ColorChanges, tolerance: int) -> None:
+    picture = make_picture(kind)
+    kept = picture.clone()
+    changed = change_colors(picture, changes)
+    assert changed.dtype == torch.uint8
+    assert largest_difference(changed, by_torchvision(picture, changes)) <= tolerance
+    assert torch.equal(picture, kept)
+
+
+def test_the_size_of_the_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ColorChanges(brightness=0.9, contrast=1.3, saturation=1.2, hue=-0.03)
+    picture = make_picture("noise")
+    whole = change_colors(picture, changes)
+    monkeypatch.setattr(colors, "BLOCK", 1000)
+    assert torch.equal(change_colors(picture, changes), whole)
+    strided = picture.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert torch.equal(change_colors(strided, changes), whole)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("is_float", [False, True])
+def test_any_channels_and_floats(channels: int, is_float: bool) -> None:
+    picture = torch.randint(0, 256, (channels, 20, 30), dtype=torch.uint8)
+    image = picture.float() / 255 if is_float else picture
+    everything = ColorChanges(brightness=1.1, contrast=0.7, saturation=0.5, hue=0.05, contrast_first=False)
+    assert change_colors(image, ColorChanges()) is image
+    changed = change_colors(image, everything)
+    assert changed.dtype == image.dtype
+    levels = (changed * 255).round() if is_float else changed
+    if channels in (1, 3):
+        expected = by_torchvision(picture, everything) if channels == 3 else picture
+        if channels == 1:
+            expected = TF.adjust_contrast(TF.adjust_brightness(picture, 1.1), 0.7)
+        # Floats are not cut between the changes.
+        assert largest_difference(levels, expected) <= (3 if is_float else 2)
+    else:
+        bright = (picture.float() * 1.1).clamp(0, 255).floor()
+        expected = (bright * 0.7 + 0.3 * bright.mean()).floor()
+        assert largest_difference(levels, expected) <= (2 if is_float else 0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_draws_are_the_same_whatever_they_give(channels: int) -> None:
+    """Brightness, contrast (first or last), saturation, hue, order: a share each, a factor if it is hit."""
+    sample = Sample(
+        image=make_picture("noise")[:channels], boxes_xyxy=torch.zeros(0, 4), labels=torch.zeros(0).long()
+    )
+    for seed in range(20):
+        rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        changed = distort_colors(sample, 0.5, rng=rng).image
+        contrast_first = other.random() < 0.5
+        names = ["brightness", "saturation", "hue"] if channels == 3 else ["brightness"]
+        names.insert(1 if contrast_first else len(names), "contrast")
+        ranges = {"brightness": (0.875, 1.125), "hue": (-0.05, 0.05)}
+        drawn = {
+            name: other.uniform(*ranges.get(name, (0.5, 1.5))) if other.random() < 0.5 else None
+            for name in names
+        }
+        expected = by_torchvision(sample.image, ColorChanges(**drawn, contrast_first=contrast_first))
+        if channels == 3 and other.random() < 0.5:
+            expected = expected[torch.from_numpy(other.permutation(3))]
+        assert largest_difference(changed, expected) <= 2
+        assert rng.random() == other.random()
+
+
+def test_a_turn_by_more_than_a_sixth_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"hue: got 0\.2, needs \[-1/6, 1/6\]\."):
+        ColorChanges(hue=0.2)

@@ -1,0 +1,372 @@
+"""Stages, and what a batch gets in them, whatever loads it: workers, processes, a run that goes on."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deim.config.loader import config_from_dict, load_block, load_config, shipped_configs_dir
+from deim.config.schema import Config
+from deim.data.augment.industrial import IndustrialOptions
+from deim.data.augment.options import AugmentOptions
+from deim.data.augment.pipeline import compute_sizes, find_stages
+from deim.data.collate import Batch, resize_batch
+from deim.data.formats.coco import CocoSplit, read_coco
+from deim.data.loader import (
+    build_augmentation,
+    build_batch_changes,
+    build_train_batches,
+    build_train_loader,
+    iterate,
+)
+from deim.data.transforms import Sample
+from deim.engine.schedule import resolve_schedule
+from deim.engine.task import build_training_changes
+from deim.errors import ConfigError
+
+FULL = (
+    "augment={mosaic: 0.5, zoom_out: 0.5, crop: 0.8, photometric: 0.5, mix_up: 0.5, copy_blend: 0.5, "
+    "multi_scale: 0.5, multi_scale_repeat: 1, vertical_flip: 0.5}"
+)
+
+
+def read(root: Path) -> CocoSplit:
+    return read_coco(root / "annotations" / "train.json", root / "images")
+
+
+def epoch_of(
+    config: Config, split: CocoSplit, *, epoch: int, rank: int = 0, num_ranks: int = 1, first_batch: int = 0
+) -> list[Batch]:
+    stages = {"start_epoch": 1, "mix_end_epoch": 5, "stop_epoch": 9}
+    batches = build_train_batches(config, split, batch_size=2, rank=rank, num_ranks=num_ranks)
+    loader = build_train_loader(
+        config,
+        split,
+        augmentation=build_augmentation(config.augment, **stages),
+        batches=batches,
+        changes=build_batch_changes(config, **stages),
+    )
+    batches.epoch, batches.first_batch = epoch, first_batch
+    return list(iterate(loader))
+
+
+def equal(first: Batch, second: Batch) -> bool:
+    return torch.equal(first.images, second.images) and all(
+        one["image_id"] == other["image_id"]
+        and one["noise_seed"] == other["noise_seed"]
+        and all(torch.equal(one[name], other[name]) for name in ("boxes", "labels", "area"))
+        for one, other in zip(first.targets, second.targets, strict=True)
+    )
+
+
+@pytest.mark.parametrize("preset", ["full", "conservative", "none", "industrial"])
+def test_presets_load(preset: str) -> None:
+    augment = load_block(shipped_configs_dir() / f"_base_/augment_{preset}.yml", "augment", AugmentOptions)
+    mixes = max(augment.mosaic, augment.zoom_out, augment.crop, augment.mix_up, augment.copy_blend) > 0
+    assert mixes == (preset == "full")
+    assert (augment.industrial is not None) == (preset == "industrial")
+    assert (augment.horizontal_flip == 0) == (preset == "none")
+
+
+def test_the_preset_none_switches_everything_of_the_others_off(tmp_path: Path) -> None:
+    bases = [
+        shipped_configs_dir() / "_base_" / f"augment_{name}.yml" for name in ("full", "industrial", "none")
+    ]
+    path = tmp_path / "x.yml"
+    path.write_text(f"_base_: [{', '.join(map(str, bases))}]\n", encoding="utf-8")
+    found = load_block(path, "augment", AugmentOptions)
+    config = {"output_dir": "x", "image_size": 64, "epochs": 30, "data": {"root": "x"}}
+    model = {"name": "x", "hidden_dim": 64, "backbone": {"type": "dinov3"}}
+    whole = replace(config_from_dict({**config, "model": model}, where="test"), augment=found)
+    timeline = resolve_schedule(whole.schedule, epochs=30, steps_per_epoch=10)
+    augmentation, changes = build_training_changes(whole, timeline)
+    assert changes is None
+    assert [stage.names for stage in find_stages(augmentation, changes, epochs=30)] == [()]
+
+
+def test_the_full_preset_has_the_stages_of_the_reference() -> None:
+    path = shipped_configs_dir() / "deimv2_1024.yml"
+    full = load_block(shipped_configs_dir() / "_base_/augment_full.yml", "augment", AugmentOptions)
+    config = replace(load_config(path), augment=full)
+    # The reference's M: 102 epochs, 12 of them without augmentation, policy [4, 49, 90].
+    schedule = replace(config.schedule, no_aug_epochs=12, warmup_steps="auto", flat_epochs="auto")
+    timeline = resolve_schedule(schedule, epochs=102, steps_per_epoch=100)
+    augmentation, changes = build_training_changes(config, timeline)
+    stages = find_stages(augmentation, changes, epochs=102)
+    assert [stage.describe() for stage in stages] == [
+        "epochs 0 to 3: flips, several sizes",
+        "epochs 4 to 48: mosaic, zoom-out, crop, colors, flips, mix-up, copy-blend, several sizes",
+        "epochs 49 to 89: zoom-out, crop, colors, flips, copy-blend, several sizes",
+        "epochs 90 to 101: flips",
+    ]
+    assert changes is not None
+    assert changes.sizes_hw.count((1024, 1024)) == 6
+    assert len(changes.sizes_hw) == 22
+
+
+def test_mixing_cannot_reach_into_the_final_stage() -> None:
+    schedule = load_config(shipped_configs_dir() / "deimv2_640.yml").schedule
+    with pytest.raises(ConfigError, match="mix_end_epoch: 95 reaches into the final stage, which begins at"):
+        resolve_schedule(replace(schedule, mix_end_epoch=95), epochs=100, steps_per_epoch=100)
+
+
+@pytest.mark.parametrize(
+    ("side", "repeat", "expected"),
+    [
+        (640, 3, [480, 512, 544, 576, 608, 640, 640, 640, 672, 704, 736, 768, 800]),
+        (1024, 6, [*range(768, 1024, 32), *[1024] * 6, *range(1056, 1281, 32)]),
+        (64, 1, []),
+    ],
+)
+def test_sizes(side: int, repeat: int, expected: list[int]) -> None:
+    found = compute_sizes((side, side), 0.25, repeat=repeat)
+    assert sorted(found) == [(value, value) for value in expected]
+
+
+def test_sizes_keep_the_shape_of_the_input() -> None:
+    for height, width in compute_sizes((640, 320), 0.25, repeat=2):
+        assert height % 32 == width % 32 == 0
+        assert abs(width - height / 2) <= 16
+    assert compute_sizes((640, 320), 0.0, repeat=2) == ()
+
+
+def test_areas_follow_a_new_size() -> None:
+    target = {"boxes": torch.rand(2, 4), "labels": torch.tensor([0, 1]), "area": torch.tensor([10.0, 20.0])}
+    images, (found,) = resize_batch(torch.zeros(1, 3, 32, 64), [target], (64, 96))
+    assert images.shape == (1, 3, 64, 96)
+    assert found["area"].tolist() == [30, 60]
+    assert torch.equal(found["boxes"], target["boxes"])
+    assert target["area"].tolist() == [10, 20]
+
+
+def test_batches_change_by_stage(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    split = read(tiny_set)
+    full = tiny_config(tiny_set, tiny_set / "run", FULL, "image_size=128")
+    plain = tiny_config(
+        tiny_set, tiny_set / "run", "augment={photometric: 0, vertical_flip: 0.5}", "image_size=128"
+    )
+    sizes = set()
+    for epoch in range(9):
+        sizes |= {batch.images.shape[-1] for batch in epoch_of(full, split, epoch=epoch)}
+    assert sizes == {64, 96, 128, 160, 192}
+    before = epoch_of(replace(full, augment=replace(full.augment, multi_scale=0.0)), split, epoch=0)
+    pairs = list(zip(before, epoch_of(plain, split, epoch=0), strict=True))
+    assert all(equal(one, other) for one, other in pairs)  # flips alone, the same as without the others
+    final = zip(epoch_of(full, split, epoch=9), epoch_of(plain, split, epoch=9), strict=True)
+    assert all(torch.allclose(one.images, other.images) for one, other in final)
+
+
+def test_boxes_of_changed_batches_lie_inside(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(tiny_set, tiny_set / "run", FULL, "image_size=96")
+    for epoch in (1, 2, 6):
+        for batch in epoch_of(config, read(tiny_set), epoch=epoch):
+            assert torch.isfinite(batch.images).all()
+            height, width = batch.images.shape[-2:]
+            for target in batch.targets:
+                low, high = target["boxes"][:, :2] - target["boxes"][:, 2:] / 2, target["boxes"][:, 2:]
+                assert (low >= -1e-5).all()
+                assert (low + high <= 1 + 1e-5).all()
+                assert len(target["labels"]) == len(target["area"]) == len(target["boxes"])
+                area = target["boxes"][:, 2] * target["boxes"][:, 3] * height * width
+                torch.testing.assert_close(area, target["area"], rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_the_number_of_workers_changes_no_batch(
+    num_workers: int, tiny_set: Path, tiny_config: Callable[..., Config]
+) -> None:
+    pytest.importorskip("albumentations")
+    options = (FULL, "image_size=96", "augment.industrial={noise: 1.0, rotation: 1.0}")
+    split = read(tiny_set)
+    alone = tiny_config(tiny_set, tiny_set / "run", *options)
+    several = tiny_config(tiny_set, tiny_set / "run", *options, f"data.num_workers={num_workers}")
+    pairs = zip(epoch_of(alone, split, epoch=2), epoch_of(several, split, epoch=2), strict=True)
+    assert all(equal(one, other) for one, other in pairs)
+
+
+def test_processes_share_the_same_batches(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    config, split = tiny_config(tiny_set, tiny_set / "run", FULL, "image_size=96"), read(tiny_set)
+    for epoch in (1, 3, 6):
+        whole = epoch_of(config, split, epoch=epoch)
+        parts = [epoch_of(config, split, epoch=epoch, rank=rank, num_ranks=2) for rank in (0, 1)]
+        for batch, first, second in zip(whole, *parts, strict=True):
+            both = Batch(
+                images=torch.cat([first.images, second.images]), targets=[*first.targets, *second.targets]
+            )
+            assert equal(batch, both)
+
+
+def test_an_epoch_goes_on_with_the_same_batches(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    config, split = tiny_config(tiny_set, tiny_set / "run", FULL, "image_size=96"), read(tiny_set)
+    whole = epoch_of(config, split, epoch=3)
+    rest = epoch_of(config, split, epoch=3, first_batch=1)
+    assert len(rest) == len(whole) - 1
+    assert all(equal(one, other) for one, other in zip(whole[1:], rest, strict=True))
+
+
+def test_epochs_and_seeds_differ(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    split = read(tiny_set)
+    config = tiny_config(tiny_set, tiny_set / "run", FULL, "image_size=96")
+    other = tiny_config(tiny_set, tiny_set / "run", FULL, "image_size=96", "seed=1")
+    first, next_epoch, seeded = (
+        epoch_of(config, split, epoch=2),
+        epoch_of(config, split, epoch=3),
+        epoch_of(other, split, epoch=2),
+    )
+    assert not all(map(equal_or_shaped, first, next_epoch))
+    assert not all(map(equal_or_shaped, first, seeded))
+
+
+def equal_or_shaped(first: Batch, second: Batch) -> bool:
+    return first.images.shape == second.images.shape and torch.equal(first.images, second.images)
+
+
+def test_mixes_are_as_frequent_as_asked_for(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(tiny_set, tiny_set / "run", "augment={mix_up: 0.5, copy_blend: 0.5}")
+    changes = build_batch_changes(config, start_epoch=4, mix_end_epoch=9, stop_epoch=20)
+    assert changes is not None
+    rng = np.random.default_rng(0)
+    for epoch, expected in ((3, (0, 0)), (4, (0.5, 0.25)), (9, (0, 0.5)), (20, (0, 0))):
+        kinds = [changes.draw_mix(epoch=epoch, rng=rng) for _ in range(2000)]
+        shares = (kinds.count("mix_up") / 2000, kinds.count("copy_blend") / 2000)
+        assert shares == pytest.approx(expected, abs=0.05)
+
+
+def test_balanced_copies_come_from_the_whole_split(
+    tmp_path: Path, write_coco: Callable[..., Path], tiny_config: Callable[..., Config]
+) -> None:
+    root = write_coco(tmp_path / "set", num_images={"train": 12, "val": 1, "test": 1})
+    split = read(root)
+    # One image alone shows another class.
+    largest = int(split.boxes_xywh[:, 2:].min(axis=1).argmax())
+    categories = np.full_like(split.box_category_ids, split.category_ids[0])
+    categories[largest] = split.category_ids[1]
+    split = replace(split, box_category_ids=categories)
+    shares = []
+    for balanced in (False, True):
+        options = f"augment={{copy_blend: 1, copy_blend_objects: 1, copy_blend_balanced: {balanced}}}"
+        config = tiny_config(root, tmp_path / "run", options)
+        plain = tiny_config(root, tmp_path / "run")
+        copies: list[int] = []
+        for epoch in range(1, 9):
+            both = zip(epoch_of(config, split, epoch=epoch), epoch_of(plain, split, epoch=epoch), strict=True)
+            for batch, own in both:
+                for target, alone in zip(batch.targets, own.targets, strict=True):
+                    copies += target["labels"][len(alone["labels"]) :].tolist()
+        shares.append(copies.count(1) / len(copies))
+    assert shares[0] < 0.2
+    assert 0.35 < shares[1] < 0.65
+
+
+def test_a_split_without_boxes_has_nothing_to_copy(
+    tiny_set: Path, tiny_config: Callable[..., Config]
+) -> None:
+    split = read(tiny_set)
+    split = replace(split, is_crowd=np.ones_like(split.is_crowd))
+    options = "augment={copy_blend: 1, copy_blend_balanced: true}"
+    for batch in epoch_of(tiny_config(tiny_set, tiny_set / "run", options), split, epoch=2):
+        assert all(len(target["labels"]) == 0 for target in batch.targets)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["uint8", "fractions"])
+def test_every_change_takes_every_kind_of_image(channels: int, kind: str) -> None:
+    pytest.importorskip("albumentations")
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(channels, 70, 90, generator=generator)
+    image = pixels if kind == "fractions" else (pixels * 255).to(torch.uint8)
+    sample = Sample(image=image, boxes_xyxy=torch.tensor([[20.0, 20, 60, 50]]), labels=torch.tensor([1]))
+    every = dict.fromkeys(("rotation", "perspective", "lighting", "exposure", "blur", "noise", "jpeg"), 1.0)
+    for first in ({"mosaic": 1.0}, {"zoom_out": 1.0, "crop": 1.0}):
+        config = AugmentOptions(photometric=1.0, industrial=IndustrialOptions(**every), **first)
+        augmentation = build_augmentation(config, start_epoch=0, stop_epoch=1)
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            made = augmentation.compose(
+                0, lambda _: sample, num_images=4, size_hw=(64, 96), resize="letterbox", epoch=0, rng=rng
+            )
+            assert made is not None
+            changed = augmentation(made.sample, epoch=0, rng=rng, has_colors=made.has_colors)
+            assert changed.image.shape == (channels, 64, 96)
+            assert changed.image.dtype == image.dtype
+            if kind == "fractions":
+                assert 0 <= changed.image.min() < changed.image.max() <= 1
+
+
+def test_a_zoomed_out_image_changes_colors_and_its_canvas_stays_black() -> None:
+    white = Sample(
+        image=torch.full((3, 64, 64), 200, dtype=torch.uint8),
+        boxes_xyxy=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+    )
+    config = AugmentOptions(photometric=1.0, zoom_out=1.0, zoom_out_max_scale=4.0, horizontal_flip=0.0)
+    augmentation = build_augmentation(config, start_epoch=0, stop_epoch=1)
+    changed = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        made = augmentation.compose(
+            0, lambda _: white, num_images=1, size_hw=(64, 64), resize="stretch", epoch=0, rng=rng
+        )
+        assert made is not None
+        image = augmentation(made.sample, epoch=0, rng=rng, has_colors=made.has_colors).image
+        canvas = image.amax(dim=0) < 30
+        assert (image[:, canvas] == 0).all()
+        changed += int(((image[:, ~canvas] < 195) | (image[:, ~canvas] > 205)).any())
+    assert changed > 10
+
+
+def test_mosaics_keep_to_the_sampler() -> None:
+    sample = Sample(
+        image=torch.zeros(3, 8, 8, dtype=torch.uint8),
+        boxes_xyxy=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+    )
+    augmentation = build_augmentation(AugmentOptions(mosaic=1.0), start_epoch=0, stop_epoch=1)
+    chances = np.array([0.1, 0.6, 0.3, 0.0])
+    read_ones: list[int] = []
+
+    def read_one(index: int) -> Sample:
+        read_ones.append(index)
+        return sample
+
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        first = len(read_ones)
+        augmentation.compose(
+            3,
+            read_one,
+            num_images=4,
+            size_hw=(64, 64),
+            resize="stretch",
+            epoch=0,
+            rng=rng,
+            chances=chances,
+        )
+        assert read_ones[first] == 3
+        del read_ones[first]
+    assert np.bincount(read_ones, minlength=4) / len(read_ones) == pytest.approx(chances, abs=0.05)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_good_surfaces_are_never_copied(
+    balanced: bool, tmp_path: Path, write_coco: Callable[..., Path], tiny_config: Callable[..., Config]
+) -> None:
+    root = write_coco(tmp_path / "set", num_images={"train": 8, "val": 1, "test": 1})
+    split = read(root)
+    good = split.class_names[0]
+    options = (
+        f"augment={{copy_blend: 1, copy_blend_balanced: {balanced}}}",
+        f"data.normal_class={good}",
+    )
+    config, plain = tiny_config(root, tmp_path / "run", *options), tiny_config(root, tmp_path / "run")
+    copies: list[int] = []
+    for epoch in range(1, 5):
+        both = zip(epoch_of(config, split, epoch=epoch), epoch_of(plain, split, epoch=epoch), strict=True)
+        for batch, own in both:
+            for target, alone in zip(batch.targets, own.targets, strict=True):
+                copies += target["labels"][len(alone["labels"]) :].tolist()
+    assert len(copies) > 20
+    assert 0 not in copies

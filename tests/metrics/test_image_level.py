@@ -1,0 +1,156 @@
+"""Escapes and overkill against loops over the files' entries."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deim.inference.detection_table import SplitResults, split_results
+from deim.metrics.assignment import compute_overlaps
+from deim.metrics.image_level import count_images, threshold_for_escapes, trace_escapes
+from tests.metrics.random_results import CATEGORY_IDS, CLASS_NAMES, random_split
+
+NORMAL = CATEGORY_IDS[CLASS_NAMES.index("NORMAL")]
+
+
+def shares_an_iou_of_half(a: list[float], b: list[float]) -> bool:
+    across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    shared = max(across, 0) * max(down, 0)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared) >= 0.5
+
+
+def plain(
+    ground_truth: dict[str, Any], predictions: list[dict[str, Any]], threshold: float, normal: int | None
+) -> dict[str, int]:
+    counts = dict.fromkeys(("defective", "escaped", "unmarked", "good", "overkilled", "boxes", "left_out"), 0)
+    for image in ground_truth["images"]:
+        boxes = [
+            box
+            for box in ground_truth["annotations"]
+            if box["image_id"] == image["id"] and box["category_id"] != normal
+        ]
+        found = [
+            one
+            for one in predictions
+            if one["image_id"] == image["id"] and one["category_id"] != normal and one["score"] >= threshold
+        ]
+        real = [box for box in boxes if not box["iscrowd"]]
+        if real:
+            counts["defective"] += 1
+            hits = [
+                one for one in found if any(shares_an_iou_of_half(one["bbox"], box["bbox"]) for box in real)
+            ]
+            counts["escaped"] += not hits
+            counts["unmarked"] += not found
+        elif boxes:
+            counts["left_out"] += 1
+        else:
+            counts["good"] += 1
+            counts["overkilled"] += bool(found)
+            counts["boxes"] += len(found)
+    return counts
+
+
+@pytest.mark.parametrize("normal", [None, "NORMAL"])
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_equal_brute_force(seed: int, normal: str | None) -> None:
+    ground_truth, predictions = random_split(seed)
+    results = split_results(ground_truth, predictions, normal_class=normal)
+    for threshold in (0.0, 0.35, 0.65, 0.85, 1.1):
+        kept = results.with_found(results.found.scores >= threshold)
+        found = count_images(kept, compute_overlaps(kept))
+        expected = plain(ground_truth, predictions, threshold, NORMAL if normal else None)
+        assert expected == {
+            "defective": found.num_defective,
+            "escaped": found.num_escaped,
+            "unmarked": found.num_unmarked,
+            "good": found.num_good,
+            "overkilled": found.num_overkilled,
+            "boxes": round((found.false_boxes_per_good_image or 0) * found.num_good),
+            "left_out": found.num_left_out,
+        }
+        assert found.escape_rate == expected["escaped"] / expected["defective"]
+        assert found.overkill_rate == expected["overkilled"] / expected["good"]
+        assert expected["defective"] > 5
+
+
+def test_images_with_nothing_but_normal_boxes_are_good() -> None:
+    ground_truth, _ = random_split(0, empty=True)
+    box = {"image_id": 1000, "category_id": NORMAL, "bbox": [0.0, 0.0, 400.0, 400.0]}
+    ground_truth["annotations"] = [box | {"id": 1, "iscrowd": 0}]
+    predictions = [box | {"score": 0.9}]
+    for normal, num_good, num_overkilled in ((None, 23, 0), ("NORMAL", 24, 0)):
+        results = split_results(ground_truth, predictions, normal_class=normal)
+        found = count_images(results, compute_overlaps(results))
+        assert (found.num_good, found.num_overkilled) == (num_good, num_overkilled)
+        assert found.num_defective == 24 - num_good
+
+
+def curve_points(results: SplitResults) -> list[tuple[float, float, float, float]]:
+    curve = trace_escapes(results, compute_overlaps(results))
+    columns = (curve.thresholds, curve.escape_rate, curve.overkill_rate, curve.false_boxes_per_good_image)
+    return list(zip(*columns, strict=True))
+
+
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_each_point_of_the_curve_is_what_counting_gives(decimals: int) -> None:
+    results = split_results(*random_split(1, decimals=decimals), normal_class="NORMAL")
+    points = curve_points(results)
+    for threshold, *rates in points:
+        kept = results.with_found(results.found.scores >= threshold)
+        found = count_images(kept, compute_overlaps(kept))
+        expected = [found.escape_rate, found.overkill_rate, found.false_boxes_per_good_image]
+        assert rates == pytest.approx(expected)
+    thresholds = [point[0] for point in points]
+    assert thresholds == sorted(thresholds, reverse=True)
+    assert points[0][1:] == (1.0, 0.0, 0.0)  # the first keeps nothing
+    kept = compute_overlaps(results)
+    assert points[-1][1] == count_images(results, kept).escape_rate  # the last everything
+
+
+def test_a_long_curve_is_thinned_out_between_its_ends() -> None:
+    results = split_results(*random_split(2, num_images=400, decimals=6))
+    points = curve_points(results)
+    assert 150 < len(points) <= 200
+    assert points[0][1] == 1.0
+    assert points[-1][1] == count_images(results, compute_overlaps(results)).escape_rate
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.1, 0.3, 0.9])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_threshold_for_escapes_is_the_highest_that_holds_the_limit(seed: int, limit: float) -> None:
+    results = split_results(*random_split(seed, num_images=60), normal_class="NORMAL")
+    threshold = threshold_for_escapes(results, compute_overlaps(results), limit)
+
+    def escapes(at: float) -> float:
+        kept = results.with_found(results.found.scores >= at)
+        rate = count_images(kept, compute_overlaps(kept)).escape_rate
+        assert rate is not None
+        return rate
+
+    if threshold is None:
+        assert escapes(0.0) > limit
+        return
+    assert escapes(threshold) <= limit
+    higher = results.found.scores[results.found.scores >= threshold].min()
+    assert escapes(float(np.nextafter(higher, 2.0))) > limit
+
+
+@pytest.mark.parametrize("empty", ["truth", "predictions", "images"])
+def test_what_cannot_be_told_is_none(empty: str) -> None:
+    ground_truth, predictions = random_split(0, empty=empty != "predictions")
+    if empty == "images":
+        ground_truth, predictions = ground_truth | {"images": []}, []
+    results = split_results(ground_truth, [] if empty == "predictions" else predictions)
+    overlaps = compute_overlaps(results)
+    found = count_images(results, overlaps)
+    assert threshold_for_escapes(results, overlaps, 0.01) is None
+    curve = trace_escapes(results, overlaps)
+    if empty == "predictions":
+        assert (found.escape_rate, found.unmarked_rate, found.overkill_rate) == (1.0, 1.0, 0.0)
+        assert (curve.escape_rate, curve.overkill_rate) == ((1.0,), (0.0,))
+    else:
+        assert (found.escape_rate, found.unmarked_rate) == (None, None)
+        assert set(curve.escape_rate) == {None}
+        assert (found.overkill_rate is None) == (empty == "images")

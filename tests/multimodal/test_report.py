@@ -1,0 +1,138 @@
+"""Reports of phase 2: the detector alone beside the fused one, classes that lose, pictures, the tools."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import multimodal
+from deim.data.splits import read_split
+from deim.engine.checkpoints import read_checkpoint
+from deim.inference.evaluator import evaluator_of
+from deim.report.build import REPORT_KEYS
+from deim.report.provenance import sha256_of_file
+from multimodal.report import FUSION_KEYS, assess_fused
+from multimodal.task import detector_alone, load_trained
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def checkpoint(phase2_config: Callable, build_phase2: Callable) -> Path:
+    """A fused detector whose text speaks so loudly for one class that it does harm."""
+    trainer = build_phase2(phase2_config("epochs=1"))
+    trainer.run(show_progress=False)
+    tree = read_checkpoint(trainer.last_path)
+    for state in (tree["model"], tree["ema"]["model"]):
+        state["head.gate"] = torch.tensor([0.0, 0.0, -3.0])
+        state["head.bias"] = torch.tensor([0.0, 0.0, -9.0])
+    for key in ("progress", "optimizer"):
+        del tree[key]
+    path = trainer.best_path
+    torch.save(tree, path)
+    return path
+
+
+def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, tiny_run, tmp_path):
+    before = checkpoint.read_bytes()
+    trained = load_trained(checkpoint)
+    evaluator = evaluator_of(trained, read_split(trained.config.data, "val"))
+    found = assess_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    alone = json.loads(found.alone.report.read_text())
+    assert list(report) == list(REPORT_KEYS)
+    assert set(report["fusion"]) == set(FUSION_KEYS)
+    assert alone["fusion"] is None
+    assert alone["convergence"] is None
+    assert alone["checkpoint"] == {
+        "path": str(tiny_run / "best.pth"),
+        "sha256": sha256_of_file(tiny_run / "best.pth"),
+        "epoch": read_checkpoint(tiny_run / "best.pth")["epoch"],
+        "weights": "ema",
+    }
+    fusion = report["fusion"]
+    assert fusion["detector"]["ap"] == alone["summary"]["ap"]
+    assert fusion["detector"]["path"] == str(tiny_run / "best.pth")
+    assert report["model"]["name"] == "tiny with text fusion"
+    head = sum(parameter.numel() for parameter in trained.model.head.parameters())
+    assert report["model"]["parameters"] == alone["model"]["parameters"] + head
+    # The numbers of the detector alone are those of its own evaluation.
+    own = load_trained(tiny_run / "best.pth", overrides=[f"data.root={trained.config.data.root}"])
+    metrics = evaluator_of(own, evaluator.split).evaluate(own.model).metrics
+    assert [row["ap"] for row in alone["classes"]] == [row.ap for row in metrics.classes]
+    loss = alone["classes"][2]["ap"] - report["classes"][2]["ap"]
+    assert loss > 0.01
+    assert fusion["losing_classes"] == [
+        row["name"]
+        for row, other in zip(alone["classes"], report["classes"], strict=True)
+        if row["ap"] - other["ap"] > 0.01
+    ]
+    assert "crack" in fusion["losing_classes"]
+    words = "\n".join(fusion["in_words"])
+    assert f"crack loses {100 * loss:.1f} points of AP by the text" in words
+    assert f"the detector alone is better: {tiny_run / 'best.pth'}." in words
+    page = (tmp_path / "report.html").read_text()
+    assert "the detector alone is better" in page
+    assert "Where the text answers" in page
+    assert all((tmp_path / "report" / name).is_file() for name in fusion["text_maps"])
+    comparison = json.loads(found.comparison.read_text())
+    assert [run["name"] for run in comparison["runs"]] == ["report_detector", "report"]
+    assert comparison["differences"][0]["class_ap"][2]["value"] == pytest.approx(-loss)
+    # The fused detector's thresholds are stored, the detector's within stay as they were.
+    tree = read_checkpoint(checkpoint)
+    assert checkpoint.read_bytes() != before
+    assert tree["operating_points"]["chosen_on"] == "val"
+    assert tree["fusion"]["detector"] == trained.fusion["detector"]
+
+
+def test_a_tolerance_that_is_not_exceeded_is_said_too(checkpoint, tmp_path):
+    trained = load_trained(checkpoint, overrides=["multimodal.class_tolerance=1.0"])
+    evaluator = evaluator_of(trained, read_split(trained.config.data, "val"))
+    fused = assess_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json").fused
+    assert fused.report["fusion"]["losing_classes"] == []
+    assert "No class loses more than 100 points of AP by the text." in fused.report["fusion"]["in_words"]
+
+
+def test_evaluate_and_predict_take_checkpoints_of_phase_2(checkpoint, call, tiny_run):
+    trained = load_trained(checkpoint)
+    root = Path(trained.config.data.root)
+    code, out, err = call("evaluate", checkpoint, "--split", "test")
+    assert (code, err) == (0, "")
+    assert "the detector alone is better" in out or "class loses more than" in out
+    report = checkpoint.parent / "evaluation_test.json"
+    first = json.loads(report.read_text())
+    assert call("evaluate", report, "--output", report.with_name("again.json"))[0] == 0
+    again = json.loads(report.with_name("again.json").read_text())
+    assert first["fusion"] == again["fusion"]
+    assert first["fusion"]["text_maps"]
+    assert all((checkpoint.parent / "again" / name).is_file() for name in again["fusion"]["text_maps"])
+    assert first["classes"] == again["classes"]
+    code, out, err = call("predict", checkpoint, root / "images", "--output", "found", "--score-threshold", 0)
+    assert (code, err) == (0, "")
+    predictor = multimodal.load_detector(checkpoint)
+    path = root / "images" / "test_0.png"
+    (expected,) = predictor.predict(path, score_threshold=0)
+    entries = [
+        entry
+        for entry in json.loads(Path("found/predictions.json").read_text())
+        if entry["file_name"] == path.name
+    ]
+    assert [entry["score"] for entry in entries] == expected.scores.tolist()
+    (alone,) = multimodal.load_detector(tiny_run / "best.pth").predict(path, score_threshold=0)
+    assert len(alone.scores) == len(expected.scores)
+    assert alone.scores.tolist() != expected.scores.tolist()
+    assert detector_alone(trained).class_names == predictor.class_names
+
+
+def test_a_run_that_never_beats_its_detector_says_so(phase2_file, call, tmp_path, monkeypatch, tiny_run):
+    monkeypatch.setattr("deim.engine.trainer._score", lambda _: 0.5)
+    code, out, _ = call("train", "-c", phase2_file, "--set", "epochs=1")
+    assert code == 0
+    assert (
+        f"no epoch beat the detector alone, mAP 0.500: there is no best.pth. Use {tiny_run / 'best.pth'}"
+        in out
+    )
+    assert not (tmp_path / "run" / "best.pth").exists()
+    assert (tmp_path / "run" / "report.json").is_file()

@@ -1,0 +1,303 @@
+"""Phase 2 through the trainer of phase 1: what it begins with, keeps, resumes and refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import deim
+from deim.engine.checkpoints import read_checkpoint
+from deim.engine.context import Validation
+from deim.engine.experiment import load_experiment
+from deim.engine.schedule import EmaSchedule
+from deim.errors import CheckpointError, ConfigError, StopSignalError
+from deim.model.weights import inference_weights
+from multimodal.task import detector_alone, load_trained
+from multimodal.wrapper import TextFusedDetector
+from tests.model.tiny import random_images
+
+
+def scored(*scores: float):
+    """Validations with these values of AP, one after the other, the last of them from then on."""
+    left = list(scores)
+
+    def validate(model) -> Validation:
+        value = left.pop(0) if len(left) > 1 else left[0]
+        return Validation(
+            ap=value, ap50=value, worst_class=None, worst_class_ap50=None, summary={}, class_ap50={}
+        )
+
+    return lambda own: validate
+
+
+def weights_of(path: Path, *, prefix: str) -> dict[str, torch.Tensor]:
+    state = inference_weights(read_checkpoint(path))
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def test_a_run_scores_the_detector_first_trains_the_head_and_keeps_the_detector(
+    phase2_config, build_phase2, tiny_run
+):
+    trainer = build_phase2(phase2_config())
+    trainer.run(show_progress=False)
+    before = dict(inference_weights(read_checkpoint(tiny_run / "best.pth")))
+    after = weights_of(trainer.last_path, prefix="detector.")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    head = weights_of(trainer.last_path, prefix="head.")
+    assert head["gate"].all()
+    lines = [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
+    start, *epochs = lines
+    assert start["event"] == "start"
+    assert set(start["class_ap50"]) == {"pit", "scratch", "crack"}
+    # Both were scored on the same images.
+    assert start["ap"] == pytest.approx(read_checkpoint(tiny_run / "best.pth")["best"]["score"], abs=1e-6)
+    assert start["ap"] > 0
+    assert [line["epoch"] for line in epochs] == [0, 1, 2]
+    assert set(epochs[0]["terms"]) == {"loss_mal", "loss_contrastive", "loss_margin", "loss_anchor"}
+
+
+@pytest.mark.parametrize(
+    ("scores", "best_epoch"),
+    [
+        pytest.param((0.5, 0.4, 0.5, 0.3), None, marks=pytest.mark.slow),
+        ((0.5, 0.4, 0.6, 0.55), 1),
+        pytest.param((0.5, 0.51, 0.52, 0.52), 2, marks=pytest.mark.slow),
+    ],
+)
+def test_best_is_written_only_on_a_higher_score_than_the_detectors(
+    phase2_config, build_phase2, scores, best_epoch
+):
+    trainer = build_phase2(phase2_config(), validate=scored(*scores))
+    trainer.run(show_progress=False)
+    assert trainer.best_path.is_file() == (best_epoch is not None)
+    if best_epoch is not None:
+        assert read_checkpoint(trainer.best_path)["epoch"] == best_epoch
+
+
+@pytest.mark.slow
+def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(phase2_config, build_phase2, tmp_path):
+    whole = build_phase2(phase2_config(f"output_dir={tmp_path / 'whole'}"), validate=scored(0.2, 0.1))
+    whole.run(show_progress=False)
+    calls = []
+
+    def stop_in_validation(own):
+        def validate(model):
+            calls.append(None)
+            if len(calls) == 2:  # the first scores the detector
+                raise StopSignalError(15, "")
+            return scored(0.2 if len(calls) == 1 else 0.1)(own)(model)
+
+        return validate
+
+    config = phase2_config()
+    stopped = build_phase2(config, validate=stop_in_validation)
+    with pytest.raises(StopSignalError):
+        stopped.run(show_progress=False)
+    again = build_phase2(config, resume_from=stopped.last_path, validate=stop_in_validation)
+    assert again.progress.start_score == 0.2
+    again.run(show_progress=False)
+    assert not again.best_path.exists()
+    one, other = (read_checkpoint(path)["model"] for path in (whole.last_path, again.last_path))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_the_class_head_learns_from_its_epoch_on(phase2_config, build_phase2):
+    config = phase2_config("multimodal.class_head_from_epoch=2")
+    changes = []
+
+    def watch(own):
+        def validate(model):
+            changes.append(model.class_head_delta.weight.abs().max().item())
+            return own(model)
+
+        return validate
+
+    build_phase2(config, validate=watch).run(show_progress=False)
+    # Before the run, and after each of three epochs.
+    assert changes[:3] == [0.0, 0.0, 0.0]
+    assert changes[3] > 0
+
+
+@pytest.mark.slow
+def test_epochs_of_the_fusion_alone_do_not_depend_on_a_class_head_to_come(
+    phase2_config, build_phase2, tmp_path
+):
+    heads = []
+    for start in ("2", "null"):
+        config = phase2_config(
+            "epochs=2" if start == "null" else "epochs=3",
+            f"multimodal.class_head_from_epoch={start}",
+            "schedule={warmup_steps: 0, flat_epochs: 2}",
+            f"output_dir={tmp_path / start}",
+        )
+        states = []
+
+        def watch(own, states=states):
+            def validate(model):
+                states.append({name: value.clone() for name, value in model.head.state_dict().items()})
+                return own(model)
+
+            return validate
+
+        trainer = build_phase2(config, validate=watch)
+        # Averages depend on the length of the run: the weights themselves do not.
+        trainer.parts.ema.schedule = EmaSchedule(decay=0.0, warmup_steps=0)
+        trainer.run(show_progress=False)
+        heads.append(states[:3])
+    for one, other in zip(*heads, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not torch.equal(heads[0][0]["gate"], heads[0][2]["gate"])
+
+
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_the_detector_never_gets_more_images_at_once_than_evaluation(
+    phase2_config, build_phase2, monkeypatch, cache
+):
+    sizes = []
+    find = TextFusedDetector.find
+    monkeypatch.setattr(
+        TextFusedDetector, "find", lambda self, images: sizes.append(len(images)) or find(self, images)
+    )
+    options = ["data.batch_size=2", "data.effective_batch_size=6", "data.eval_batch_size=2", "epochs=1"]
+    build_phase2(phase2_config(*options, f"multimodal.cache={cache}")).run(show_progress=False)
+    assert set(sizes) == {2}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.resize=letterbox", "data.resize: got letterbox, the detector was trained with stretch."),
+        (
+            "data.scaling={type: percentile}",
+            "data.scaling: got {'type': 'percentile', 'low': 0.5, 'high': 99.5}, the detector was",
+        ),
+        ("data.std=[1, 1, 1]", "data.std: got [1.0, 1.0, 1.0], the detector was trained with [0.229"),
+        (
+            "data.tiles={size: 64}",
+            "data.tiles: got {'size': 64, 'overlap': 0.2, 'keep_fraction': 0.5}, the detector was trained "
+            "with null. Leave it out.",
+        ),
+    ],
+)
+def test_images_prepared_otherwise_are_refused(phase2_config, build_phase2, override, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        build_phase2(phase2_config(override))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_gives_back_the_fused_detector_and_the_detector_within(
+    phase2_config, build_phase2, tiny_run
+):
+    trainer = build_phase2(phase2_config())
+    trainer.run(show_progress=False)
+    trained = load_trained(trainer.last_path)
+    assert isinstance(trained.model, TextFusedDetector)
+    images = random_images(2)
+    with torch.no_grad():
+        fused, expected = trained.model(images), trainer.parts.ema.model(images)
+        alone = detector_alone(trained).model(images)
+        original = load_trained(tiny_run / "best.pth").model(images)
+    assert torch.equal(fused["pred_logits"], expected["pred_logits"])
+    assert not torch.equal(fused["pred_logits"], alone["pred_logits"])
+    assert torch.equal(fused["pred_boxes"], alone["pred_boxes"])
+    assert torch.equal(alone["pred_logits"], original["pred_logits"])
+    assert trained.fusion["text_bank"]["class_names"] == ["pit", "scratch", "crack"]
+    assert trained.fusion["detector"]["path"] == str(tiny_run / "best.pth")
+
+
+@pytest.mark.slow
+def test_phase_1_alone_refuses_checkpoints_of_phase_2(phase2_config, build_phase2, tiny_run):
+    trainer = build_phase2(phase2_config("epochs=1"))
+    trainer.run(show_progress=False)
+    message = (
+        f"{trainer.last_path}: has a fusion head, of phase 2. Load it with multimodal.load_detector, or name "
+        f"the detector alone, {tiny_run / 'best.pth'}."
+    )
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        deim.load_detector(trainer.last_path)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_refuses_another_detector_and_other_texts(phase2_config, build_phase2, tmp_path):
+    config = phase2_config("epochs=1")
+    build_phase2(config).run(show_progress=False)
+    last = Path(config.output_dir) / "last.pth"
+    tree = read_checkpoint(Path(config.multimodal.detector))
+    for state in (tree["model"], tree["ema"]["model"]):
+        state["decoder.dec_score_head.1.bias"] += 1
+    other = tmp_path / "other.pth"
+    torch.save(tree, other)
+    changed = phase2_config("epochs=1", f"multimodal.detector={other}", f"output_dir={tmp_path / 'new'}")
+    with pytest.raises(CheckpointError, match=r"multimodal\.detector: other weights"):
+        build_phase2(changed, resume_from=last)
+    prompts = tmp_path / "prompts.yml"
+    prompts.write_text(prompts.read_text().replace("round red dent", "deep red dent"))
+    with pytest.raises(CheckpointError, match="text bank: other texts or another encoder"):
+        build_phase2(phase2_config("epochs=1"), resume_from=last)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["multimodal.cached_views=3"],
+            "multimodal.cached_views: got 3, but without augmentation they are all the same. Use 1, or set "
+            "augment.horizontal_flip.",
+        ),
+        (
+            ["multimodal.class_head_from_epoch=3"],
+            "multimodal.class_head_from_epoch: got 3, but the run has 3 epochs. Use an earlier one, or null.",
+        ),
+        (
+            ["image_size=96", "augment.mix_up=0.5", "augment.multi_scale=0.25"],
+            "augment.mix_up: got 0.5, but phase 2 keeps what the detector finds in single images. "
+            "Set it to 0.\n"
+            "augment.multi_scale: got 0.25, but phase 2 keeps what the detector finds in single images. "
+            "Set it to 0.",
+        ),
+        (
+            ["schedule.no_aug_epochs=1", "schedule.matcher_change_epoch=2"],
+            "schedule.no_aug_epochs: got 1. Phase 2 has no such stage. Leave it 'auto'.\n"
+            "schedule.matcher_change_epoch: got 2. Phase 2 has no such stage. Leave it 'auto'.",
+        ),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(phase2_config, build_phase2, overrides, message):
+    config = phase2_config(*overrides)
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        build_phase2(config)
+    assert not Path(config.output_dir).exists()
+
+
+def test_a_detector_that_is_not_there_is_named_with_the_remedy(phase2_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = (
+        f"multimodal.detector: there is no checkpoint outputs/x.pth (looked in {tmp_path}). Train the "
+        f"detector first, or name the best.pth of one with --set multimodal.detector=PATH."
+    )
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        load_experiment(phase2_file, ["multimodal.detector=outputs/x.pth"])
+
+
+@pytest.mark.slow
+def test_a_fused_detector_is_no_detector_to_begin_from(phase2_config, phase2_file, build_phase2, tiny_run):
+    trainer = build_phase2(phase2_config("epochs=1"))
+    trainer.run(show_progress=False)
+    message = (
+        f"{trainer.last_path}: is of phase 2 already. Name the detector that it was made from with "
+        f"--set multimodal.detector={tiny_run / 'best.pth'}"
+    )
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        load_experiment(phase2_file, [f"multimodal.detector={trainer.last_path}"])
+
+
+@pytest.mark.slow
+def test_data_of_other_classes_are_refused(phase2_config, build_phase2, write_coco, tmp_path):
+    root = write_coco(tmp_path / "other", categories={"pit": 3, "crack": 7, "scratch": 90})
+    message = "train.json: has the classes pit, crack, scratch, the detector "
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        build_phase2(phase2_config(f"data.root={root}"))

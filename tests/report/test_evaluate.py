@@ -1,0 +1,314 @@
+"""Evaluation of a trained detector: the numbers, the operating points, the report."""
+
+import contextlib
+import io
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from deim.data.splits import read_split
+from deim.engine.checkpoints import load_trained, read_checkpoint
+from deim.errors import ConfigError, DataError
+from deim.inference.evaluator import Evaluation, evaluator_of
+from deim.inference.predictor import Predictor, stored_points, to_coco_results
+from deim.report.evaluate import Assessment, assess, score, to_validation
+
+PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+SUMMARY = (*PRECISIONS, "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
+VAL = "data.val_annotations=annotations/val.json"
+FEW = "evaluation.bootstrap_resamples=20"
+
+
+def run_evaluate(run: Path, *overrides: str, split: str = "val") -> Evaluation:
+    trained = load_trained(run / "best.pth", overrides=overrides)
+    return evaluator_of(trained, read_split(trained.config.data, split)).evaluate(trained.model)
+
+
+def run_assess(run: Path, report: Path, *overrides: str, split: str = "val") -> Assessment:
+    trained = load_trained(run / "best.pth", overrides=[FEW, *overrides])
+    evaluator = evaluator_of(trained, read_split(trained.config.data, split))
+    return assess(trained, evaluator, split_name=split, report_path=report)
+
+
+@pytest.fixture
+def own_run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run whose checkpoint may be changed."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+def official_numbers(annotations: Path, results: list[dict]) -> list[float]:
+    coco = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = coco.COCO(str(annotations))
+        scored = cocoeval.COCOeval(truth, truth.loadRes(results), "bbox")
+        scored.evaluate()
+        scored.accumulate()
+        scored.summarize()
+    return list(scored.stats)
+
+
+def test_a_split_of_only_empty_images_gives_a_report_without_numbers(
+    own_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
+) -> None:
+    root = write_coco(tmp_path / "set", empty=["val"])
+    result = run_assess(own_run, tmp_path / "report.json", f"data.root={root}", VAL)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["summary"].values()) == {None}
+    assert [entry["name"] for entry in report["classes"]] == ["pit", "scratch", "crack"]
+    assert report["dataset"]["num_images_without_boxes"] == report["dataset"]["num_images"] == 4
+    assert {entry["threshold_origin"] for entry in report["classes"]} == {"default"}
+    assert report["image_level"]["at_operating_points"]["num_good"] == 4
+    assert to_validation(result.evaluation.metrics).worst_class is None
+    assert Image.open(result.files.sheet).size[0] > 100
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_numbers_equal_those_of_pycocotools(split: str, tiny_run: Path, tiny_set: Path) -> None:
+    evaluation = run_evaluate(tiny_run, VAL, split=split)
+    expected = official_numbers(tiny_set / "annotations" / f"{split}.json", evaluation.results)
+    for name, number in zip(SUMMARY, expected, strict=True):
+        found = getattr(evaluation.metrics.summary, name)
+        assert (-1 if found is None else found) == pytest.approx(number, abs=1e-6), name
+
+
+def test_the_detector_of_the_tiny_run_finds_something(tiny_run: Path) -> None:
+    """Without this, equal numbers could all be zero."""
+    summary = run_evaluate(tiny_run, split="train").metrics.summary
+    assert summary.ar100 is not None
+    assert summary.ar100 > 0
+    assert summary.ap50 is not None
+    assert summary.ap50 > 0
+
+
+def test_the_report_names_everything_it_was_made_from(own_run: Path, tmp_path: Path) -> None:
+    result = run_assess(own_run, tmp_path / "deep" / "report.json", VAL)
+    report = json.loads(result.files.report.read_text())
+    assert report == result.report
+    assert [(entry["category_id"], entry["name"]) for entry in report["classes"]] == [
+        (3, "pit"),
+        (7, "scratch"),
+        (90, "crack"),
+    ]
+    summary = result.evaluation.metrics.summary
+    assert report["summary"] == {name: getattr(summary, name) for name in SUMMARY}
+    assert report["checkpoint"]["path"].endswith("best.pth")
+    assert report["dataset"]["annotations_file"] == "val.json"
+    assert (report["split"], report["image_size_hw"], report["resize"]) == ("val", [64, 64], "stretch")
+    assert report["max_detections"] == 20
+    assert 0 < report["time_per_image_ms"]["network"] <= report["time_per_image_ms"]["total"]
+    assert report["convergence"]["num_validations"] == 3
+    assert report["convergence"]["phases"][-1]["name"] == "final stage"
+    assert (result.files.folder / "convergence.svg").is_file()
+
+
+def test_scoring_the_best_checkpoint_gives_the_score_that_made_it_best(tiny_run: Path) -> None:
+    evaluation = run_evaluate(tiny_run)
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    best = [line for line in lines if line.get("is_best")][-1]
+    assert best["ap"] > 0.05
+    assert evaluation.metrics.summary.ap == pytest.approx(best["ap"], abs=1e-9)
+    assert to_validation(evaluation.metrics).summary == pytest.approx(best["val"], abs=1e-9)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_training_evaluation_and_prediction_agree_on_the_score(batch_size: int, tiny_run: Path) -> None:
+    """One truth: what training recorded, what evaluation finds, and COCO on the JSON of predict."""
+    recorded = read_checkpoint(tiny_run / "best.pth")["best"]["score"]
+    overrides = [f"data.eval_batch_size={batch_size}"]
+    assert run_evaluate(tiny_run, *overrides).metrics.summary.ap == pytest.approx(recorded, abs=1e-6)
+    trained = load_trained(tiny_run / "best.pth", overrides=overrides)
+    split = read_split(trained.config.data, "val")
+    paths = [split.image_path(index) for index in range(len(split))]
+    found = Predictor(trained).predict(paths, score_threshold=0.0)
+    results = [
+        entry
+        for image_id, detections in zip(split.image_ids.tolist(), found, strict=True)
+        for entry in to_coco_results(image_id, detections, trained.category_ids)
+    ]
+    results = json.loads(json.dumps(results))
+    assert official_numbers(split.annotations_path, results)[0] == pytest.approx(recorded, abs=1e-6)
+
+
+def test_a_class_that_the_split_does_not_list_is_reported_without_numbers(
+    tiny_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
+) -> None:
+    root = write_coco(tmp_path / "set", categories={"crack": 4, "pit": 9})
+    evaluation = run_evaluate(tiny_run, f"data.root={root}", VAL)
+    assert evaluation.category_ids == (9, 7, 4)  # 7 is its id in training
+    results = [entry for entry in evaluation.results if entry["category_id"] != 7]
+    expected = official_numbers(root / "annotations" / "val.json", results)
+    assert evaluation.metrics.summary.ap == pytest.approx(expected[0], abs=1e-6)
+    rows = {entry.name: entry for entry in evaluation.metrics.classes}
+    assert sorted(rows) == ["crack", "pit", "scratch"]
+    assert (rows["scratch"].ap, rows["scratch"].num_boxes) == (None, 0)
+    assert rows["scratch"].note is not None
+
+
+def test_an_id_that_the_split_gives_to_another_class_is_not_used_twice(
+    tiny_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
+) -> None:
+    root = write_coco(tmp_path / "set", categories={"crack": 7, "pit": 3})
+    assert run_evaluate(tiny_run, f"data.root={root}", VAL).category_ids == (3, 1, 7)
+
+
+def test_crowd_regions_are_ignored_by_the_scores(
+    tiny_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
+) -> None:
+    root = write_coco(tmp_path / "set")
+    path = root / "annotations" / "val.json"
+    tree = json.loads(path.read_text())
+    tree["annotations"][0]["iscrowd"] = 1
+    path.write_text(json.dumps(tree))
+    evaluation = run_evaluate(tiny_run, f"data.root={root}", VAL)
+    assert evaluation.metrics.num_boxes == len(tree["annotations"]) - 1
+    expected = official_numbers(path, evaluation.results)[0]
+    assert evaluation.metrics.summary.ap == pytest.approx(expected, abs=1e-6)
+
+
+def test_thresholds_are_chosen_on_validation_stored_and_used_by_predict(
+    own_run: Path, tmp_path: Path
+) -> None:
+    assert load_trained(own_run / "best.pth").operating_points is None
+    result = run_assess(own_run, tmp_path / "report.json")
+    trained = load_trained(own_run / "best.pth")
+    points = stored_points(trained)
+    assert points is not None
+    assert (points.goal, points.chosen_on) == ("best F1", "val")
+    assert [entry.threshold for entry in points.classes] == [
+        entry["threshold"] for entry in result.report["classes"]
+    ]
+    # What predict keeps by default is what the report has counted.
+    split = read_split(trained.config.data, "val")
+    detector = Predictor(trained)
+    paths = [split.image_path(index) for index in range(len(split))]
+    shipped, raw = detector.predict(paths), detector.predict(paths, score_threshold=0.0)
+    total = result.report["operating_points"]["all_classes"]
+    assert sum(len(one.scores) for one in shipped) == total["num_found"] > 0
+    assert sum(len(one.scores) for one in raw) == len(result.evaluation.results)
+    for one, other in zip(raw, detector.predict(paths, score_threshold=0.0), strict=True):
+        assert torch.equal(one.scores, other.scores)
+    # The weights are what they were.
+    before, after = read_checkpoint(own_run / "last.pth"), read_checkpoint(own_run / "best.pth")
+    assert "operating_points" not in before
+    assert after["operating_points"] == points.to_dict()
+
+
+@pytest.mark.slow
+def test_another_split_is_reported_at_the_stored_thresholds(
+    own_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first = run_assess(own_run, tmp_path / "test.json", split="test")
+    assert "no thresholds for this goal, input and data, choosing them on val first" in caplog.text
+    caplog.clear()
+    again = run_assess(own_run, tmp_path / "again.json", split="test")
+    assert "choosing" not in caplog.text
+    for report in (first.report, again.report):
+        assert report["split"] == "test"
+        assert report["operating_points"]["chosen_on"] == "val"
+    assert first.report["classes"] == again.report["classes"]
+    caplog.clear()
+    goal = "evaluation.goal={type: recall, at_least: 0.5}"
+    other = run_assess(own_run, tmp_path / "other.json", goal, split="test")
+    assert "choosing them on val first" in caplog.text
+    assert other.report["operating_points"]["goal"] == "recall at least 0.5"
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_training_goes_on_from_is_not_changed(
+    own_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    (own_run / "best.pth").write_bytes((own_run / "last.pth").read_bytes())
+    before = (own_run / "best.pth").read_bytes()
+    run_assess(own_run, tmp_path / "report.json")
+    assert (own_run / "best.pth").read_bytes() == before
+    assert "thresholds not stored, training goes on from it" in caplog.text
+
+
+def test_without_stored_thresholds_predict_keeps_scores_from_the_draw_threshold(tiny_run: Path) -> None:
+    trained = load_trained(tiny_run / "best.pth", overrides=["evaluation.draw_threshold=0.2"])
+    assert trained.operating_points is None
+    split = read_split(trained.config.data, "val")
+    (found,) = Predictor(trained).predict(split.image_path(1))
+    (raw,) = Predictor(trained).predict(split.image_path(1), score_threshold=0.0)
+    assert len(found.scores) == int((raw.scores >= 0.2).sum())
+
+
+def test_a_normal_class_that_does_not_exist_is_refused_with_the_right_name(tiny_run: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.normal_class: got 'scrach', .* Did you mean 'scratch'\?"):
+        run_evaluate(tiny_run, "data.normal_class=scrach")
+
+
+@pytest.mark.slow
+def test_images_with_normal_boxes_only_count_as_good(own_run: Path, tmp_path: Path) -> None:
+    for name, more in (("null", 0), ("pit", 1)):
+        report = run_assess(own_run, tmp_path / f"{name}.json", f"data.normal_class={name}").report
+        level = report["image_level"]["at_operating_points"]
+        assert report["dataset"]["normal_class"] == (None if name == "null" else name)
+        assert level["num_good"] >= 1 + more
+        assert level["num_good"] + level["num_defective"] == report["dataset"]["num_images"]
+
+
+@pytest.mark.slow
+def test_thresholds_of_other_data_or_for_another_goal_are_not_predicted_as_ones_own(
+    own_run: Path, tmp_path: Path, write_coco: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    root = write_coco(tmp_path / "set", seed=5)
+    run_assess(own_run, tmp_path / "report.json", f"data.root={root}", VAL)
+    stored = read_checkpoint(own_run / "best.pth")["operating_points"]
+    report = run_assess(own_run, tmp_path / "test.json", split="test").report
+    assert "its thresholds were chosen on other annotations" in caplog.text
+    assert report["operating_points"]["annotations_sha256"] != stored["annotations_sha256"]
+    # A report alone changes nothing of what ships.
+    assert read_checkpoint(own_run / "best.pth")["operating_points"] == stored
+    trained = load_trained(own_run / "best.pth", overrides=["evaluation.nms.mode=none"])
+    if trained.operating_points["nms"]["mode"] != "none":
+        with pytest.raises(
+            ConfigError, match=r"the config now asks for others\. Choose them with tools/evaluate"
+        ):
+            Predictor(trained).predict(tmp_path / "set" / "images" / "val_0.png")
+
+
+@pytest.mark.slow
+def test_the_goal_that_thresholds_were_chosen_for_stays_with_them(own_run: Path, tmp_path: Path) -> None:
+    run_assess(own_run, tmp_path / "report.json", "evaluation.goal={type: recall, at_least: 0.5}")
+    trained = load_trained(own_run / "best.pth")
+    assert trained.config.evaluation.goal.type == "recall"
+    points = Predictor(trained).operating_points
+    assert points is not None
+    assert points.goal == "recall at least 0.5"
+    test = run_assess(own_run, tmp_path / "test.json", split="test").report
+    assert test["operating_points"]["goal"] == "recall at least 0.5"
+
+
+def test_thresholds_of_other_inputs_are_not_stored(own_run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = (own_run / "best.pth").read_bytes()
+    trained = load_trained(own_run / "best.pth", overrides=["data.mean=[0.1, 0.1, 0.1]"])
+    score(trained, evaluator_of(trained, read_split(trained.config.data, "val")), split_name="val")
+    assert "they were chosen with another data.mean than prediction will use" in caplog.text
+    assert (own_run / "best.pth").read_bytes() == before
+
+
+def test_thresholds_of_other_inputs_are_not_used(own_run: Path, tiny_set: Path) -> None:
+    path, image = own_run / "best.pth", tiny_set / "images" / "val_0.png"
+    trained = load_trained(path)
+    score(trained, evaluator_of(trained, read_split(trained.config.data, "val")), split_name="val")
+    with pytest.raises(ConfigError, match=r"chosen with another image_size and data\.tiles and do not hold"):
+        Predictor(
+            load_trained(path, overrides=["image_size=96", "data.tiles={size: 40, overlap: 0.1}"])
+        ).predict(image)
+    other = load_trained(path, overrides=["data.tiles={size: 40, overlap: 0.1}"])
+    assert len(Predictor(other).predict(image, score_threshold=0.0)) == 1
+    _, scored = score(other, evaluator_of(other, read_split(other.config.data, "test")), split_name="test")
+    assert scored.points.chosen_on == "val"
+    assert scored.points.to_dict() != stored_points(load_trained(path)).to_dict()
+    Predictor(load_trained(path, overrides=["data.num_workers=1"])).predict(image)

@@ -1,0 +1,178 @@
+"""All files of a report: written, made again without the model, opened in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from deim.errors import DataError
+from deim.metrics.coco import compute_coco_metrics
+from deim.report.build import read_report
+from deim.report.files import ReportFiles, read_scored, write_report_files
+from tests.report.random_reports import make_scored
+
+CHARTS = {"class_ap50", "precision_recall", "confusion", "escapes", "errors"}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def write(folder: Path, **options: Any) -> ReportFiles:
+    path = folder / "run" / "report.json"
+    scored = make_scored(folder / "images", **options)
+    scored.ground_truth["categories"][0]["name"] = "<b>scratch & dent</b>"
+    metrics = compute_coco_metrics(scored.ground_truth, scored.predictions)
+    write_report_files(replace(scored, metrics=metrics), path)
+    return ReportFiles(report=path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
+    """A report that no test changes."""
+    return write(tmp_path_factory.mktemp("report"), num_images=12)
+
+
+def test_one_evaluation_writes_everything(files: ReportFiles) -> None:
+    assert {path.name for path in files.report.parent.iterdir()} == {"report.json", "report.html", "report"}
+    assert {path.name for path in files.folder.iterdir()} == {
+        *("classes.csv", "predictions.json", "ground_truth.json", "predictions.png"),
+        *(f"{name}.{kind}" for name in CHARTS for kind in ("png", "svg")),
+    }
+    for name in CHARTS:
+        assert min(Image.open(files.folder / f"{name}.png").size) > 300
+        assert "<svg" in (files.folder / f"{name}.svg").read_text()
+
+
+def test_the_page_needs_no_other_file_and_escapes_texts(files: ReportFiles) -> None:
+    page = files.page.read_text(encoding="utf-8")
+    assert "&lt;b&gt;scratch &amp; dent&lt;/b&gt;" in page
+    assert "<b>scratch" not in page
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert sources
+    assert all(source.startswith("data:image/") for source in sources)
+    assert "@import" not in page
+    assert "<script" not in page
+
+
+@pytest.mark.slow
+def test_the_report_is_made_again_from_its_files_without_the_model(
+    files: ReportFiles, tmp_path: Path
+) -> None:
+    first = read_report(files.report)
+    again = tmp_path / "again.json"
+    write_report_files(read_scored(files.report), again)
+    second = read_report(again)
+    assert second == first
+    for name in ("classes.csv", "predictions.json", "ground_truth.json", "confusion.svg"):
+        assert (again.with_suffix("") / name).read_bytes() == (files.folder / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_verdict_on_the_text_stays_when_the_report_is_made_again(
+    files: ReportFiles, tmp_path: Path
+) -> None:
+    before = read_report(files.report)
+    assert before["text_evidence"] is None
+    again = ReportFiles(report=tmp_path / "again.json")
+    sentence = "Verdict: nothing helps (1 < 2 seeds)."
+    write_report_files(
+        replace(read_scored(files.report), text_evidence={"in_words": [sentence]}), again.report
+    )
+    write_report_files(read_scored(again.report), again.report)
+    assert read_report(again.report) == before | {"text_evidence": {"in_words": [sentence]}}
+    page = again.page.read_text(encoding="utf-8")
+    assert "Does the text help?" in page
+    assert "Verdict: nothing helps (1 &lt; 2 seeds)." in page
+    assert "Does the text help?" not in files.page.read_text(encoding="utf-8")
+
+
+def test_predictions_are_read_by_pycocotools_and_give_the_same_score(files: ReportFiles) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    truth = coco.COCO(str(files.ground_truth))
+    scored = cocoeval.COCOeval(truth, truth.loadRes(str(files.predictions)), "bbox")
+    scored.evaluate()
+    scored.accumulate()
+    scored.summarize()
+    assert read_report(files.report)["summary"]["ap"] == pytest.approx(scored.stats[0], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"empty": True}, {"predictions": False}, {"num_classes": 1}])
+def test_sets_with_little_in_them(tmp_path: Path, options: dict[str, Any]) -> None:
+    files = write(tmp_path, **options)
+    assert files.page.stat().st_size > 10_000
+    report = read_report(files.report)
+    assert len(report["classes"]) == options.get("num_classes", 7)
+
+
+@pytest.mark.slow
+def test_images_that_are_gone_are_left_out_and_said_to_be(tmp_path: Path) -> None:
+    files = write(tmp_path)
+    shutil.rmtree(tmp_path / "images")
+    write_report_files(read_scored(files.report), files.report)
+    page = files.page.read_text(encoding="utf-8")
+    assert "images are left out: the images, such as" in page
+    assert "data:image/jpeg" not in page
+
+
+def test_bad_names_and_lost_files_are_refused(files: ReportFiles, tmp_path: Path) -> None:
+    scored = make_scored(tmp_path / "images", num_images=2)
+    (tmp_path / "folder.json").mkdir()
+    for name in ("folder.json", "report.txt"):
+        with pytest.raises(DataError, match="not the name of a JSON file"):
+            write_report_files(scored, tmp_path / name)
+    copied = Path(shutil.copy(files.report, tmp_path))
+    with pytest.raises(DataError, match=r"truth\.json: cannot be read .* evaluate the checkpoint anew"):
+        read_scored(copied)
+
+
+def browse(page: Path, *options: str) -> str:
+    assert CHROMIUM is not None
+    command = [
+        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *(f"--user-data-dir={page.parent / 'browser'}", *options, page.resolve().as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; .ci/run installs one")
+def test_the_page_opens_in_a_browser_and_prints(files: ReportFiles, tmp_path: Path) -> None:
+    report = read_report(files.report)
+    # A script that is only here reports what a reader would see: pictures that loaded, and nothing cut off.
+    probe = """<script>addEventListener("load", () => { const pictures = [...document.images];
+      document.title = JSON.stringify({ loaded: pictures.filter(one => one.naturalWidth > 100).length,
+        all: pictures.length, tables: document.querySelectorAll("tbody tr").length,
+        width: document.documentElement.scrollWidth, window: innerWidth }); });</script>"""
+    probed = tmp_path / "probed.html"
+    probed.write_text(files.page.read_text(encoding="utf-8") + probe, encoding="utf-8")
+    dom = browse(probed, "--window-size=1200,900", "--virtual-time-budget=10000", "--dump-dom")
+    found = json.loads(re.search(r"<title>(.*?)</title>", dom).group(1))
+    assert found["loaded"] == found["all"] >= len(CHARTS) + 4
+    assert found["tables"] >= 2 * (len(report["classes"]) + 1)
+    assert found["width"] <= found["window"]
+    printed = tmp_path / "report.pdf"
+    browse(files.page, f"--print-to-pdf={printed}", "--no-pdf-header-footer")
+    assert printed.read_bytes().startswith(b"%PDF")
+    assert printed.stat().st_size > 50_000
+    picture = tmp_path / "page.png"
+    browse(files.page, f"--screenshot={picture}", "--window-size=1200,1600")
+    colors = Image.open(picture).convert("RGB").getcolors(maxcolors=1 << 24)
+    assert len(colors) > 100
+
+
+def test_predictions_of_another_report_are_refused(files: ReportFiles, tmp_path: Path) -> None:
+    copied = ReportFiles(report=Path(shutil.copy(files.report, tmp_path)))
+    shutil.copytree(files.folder, copied.folder)
+    read_scored(copied.report)
+    copied.predictions.write_text("[]")
+    with pytest.raises(DataError, match=r"predictions\.json: is not the file that the report was made from"):
+        read_scored(copied.report)
