@@ -1,4 +1,4 @@
-"""Nothing imports to the right of `errors structures boxes -> config -> … -> multimodal -> tools`."""
+"""The rooms stand in one order, and nothing imports a room above its own."""
 
 import ast
 from collections.abc import Iterator
@@ -7,116 +7,87 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "deim"
-MULTIMODAL = ROOT / "multimodal"
-FILES = sorted(PACKAGE.rglob("*.py"))
-MULTIMODAL_FILES = sorted(MULTIMODAL.rglob("*.py"))
-
-FOUNDATION = {"errors", "structures", "boxes"}
-NETWORK = FOUNDATION | {"config", "model"}
-TRAINING = NETWORK | {"loss", "data", "engine", "chart_style"}
-ASSESSMENT = TRAINING | {"evaluation"}
-# The parts of deim that each part may import, itself left out.
-ALLOWED = {
-    "errors": set(),
-    "structures": {"errors"},
-    "boxes": {"errors", "structures"},
-    "chart_style": set(),
-    "config": FOUNDATION,
-    "model": FOUNDATION | {"config"},
-    "data": FOUNDATION | {"config", "chart_style"},
-    "loss": NETWORK,
-    "engine": NETWORK | {"loss", "data"},
-    "evaluation": TRAINING,
-    "analysis": ASSESSMENT,
-    "sweep": ASSESSMENT,
-    "export": ASSESSMENT,
-    "baselines": ASSESSMENT,
-    # `deim/__init__.py` names what users start with.
-    "__init__": ASSESSMENT,
-}
+FLOORS = [
+    {"deim.errors"},
+    {"deim.structures", "deim.files"},
+    {"deim.boxes"},
+    {"deim.config"},
+    {"deim.data", "deim.model"},
+    {"deim.loss"},
+    {"deim.engine"},
+    {"deim.inference"},
+    {"deim.metrics"},
+    {"deim.report"},
+    {"deim.curation", "deim.analysis", "deim.sweep", "deim.deploy"},
+    {"multimodal"},
+    {"deim.cli"},
+    {"tools"},
+]
+"""A room may import itself and the rooms of the floors before its own."""
+CONTENTS = {"deim/config/schema.py", "deim/config/loader.py"}
+"""The table of contents of all options: it imports the rooms whose options an experiment consists of."""
+FILES = sorted(path for room in ("deim", "multimodal", "tools") for path in (ROOT / room).rglob("*.py"))
 
 
-def part_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and full name of every module that the file imports, wherever in the file."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, name.name) for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            yield node.lineno, node.module
-            yield from ((node.lineno, f"{node.module}.{name.name}") for name in node.names)
-
-
-def names(path: Path) -> str:
+def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-@pytest.fixture(params=FILES, ids=names)
-def path(request) -> Path:
-    return request.param
+def room_of(module: str) -> str:
+    return ".".join(module.split(".")[:2]) if module.startswith("deim.") else module.split(".")[0]
 
 
-def test_the_package_is_found():
-    found = {part_of(file) for file in FILES}
-    assert {"errors", "config", "model", "loss", "data", "engine", "evaluation"} <= found
-    assert found <= set(ALLOWED), "a new part of deim: give it its place in ALLOWED"
+def floor_of(module: str) -> int:
+    room = room_of(module)
+    for number, rooms in enumerate(FLOORS):
+        if room in rooms:
+            return number
+    raise AssertionError(f"{module}: in no room. Give its room a place in FLOORS.")
 
 
-def test_no_file_imports_to_its_right(path):
-    part = part_of(path)
-    allowed = ALLOWED[part] | {part}
-    for line, module in imports(path):
-        top, *rest = module.split(".")
-        assert top not in ("tools", "multimodal", "tests"), f"{names(path)}:{line}: imports {module}"
-        if top == "deim" and rest:
-            assert rest[0] in allowed, f"{names(path)}:{line}: imports {module}"
+def imported_modules(path: Path, *, only_top_level: bool = False) -> Iterator[tuple[int, str]]:
+    """Line and name of each module of this project that a file imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if only_top_level else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: relative import"
+            names = [node.module or ""]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in names)
 
 
-def test_in_model_loss_and_data_only_build_reads_configs(path):
-    if part_of(path) not in ("model", "loss", "data") or path.stem.split("_")[0] == "build":
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_file_imports_a_room_above_its_own(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    if module == "deim.__init__" or name_of(path) in CONTENTS:
         return
-    found = [f"{names(path)}:{line}" for line, module in imports(path) if module.startswith("deim.config")]
-    assert found == []
+    own = floor_of(module)
+    for line, name in imported_modules(path):
+        if name.split(".")[0] not in ("deim", "multimodal", "tools", "tests") or name == "deim":
+            continue
+        is_below = floor_of(name) < own or room_of(name) == room_of(module)
+        assert is_below, f"{name_of(path)}:{line}: imports {name}, which is not below it"
 
 
-def test_multimodal_is_found():
-    assert {"prompts.py", "text_encoder.py", "text_bank.py"} <= {file.name for file in MULTIMODAL_FILES}
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_clip_and_other_extras_are_imported_inside_functions(path: Path) -> None:
+    extras = {"open_clip", "huggingface_hub", "albumentations"}
+    modules = {name.split(".")[0] for _, name in imported_modules(path, only_top_level=True)}
+    assert modules.isdisjoint(extras)
 
 
-@pytest.mark.parametrize("path", MULTIMODAL_FILES, ids=names)
-def test_multimodal_imports_no_tool_and_no_test(path):
-    for line, module in imports(path):
-        assert module.split(".")[0] not in ("tools", "tests"), f"{names(path)}:{line}: imports {module}"
-
-
-@pytest.mark.parametrize("path", MULTIMODAL_FILES, ids=names)
-def test_multimodal_imports_clip_only_inside_functions(path):
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[-2] != "tools"], ids=name_of)
+def test_no_file_prints_but_commands(path: Path) -> None:
+    if "cli" in path.relative_to(ROOT).parts:
+        return
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    inner = {
-        node
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef)
-        for node in ast.walk(function)
-    }
-    outer = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and node not in inner
+    lines = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
-    modules = {getattr(node, "module", None) or node.names[0].name for node in outer}
-    assert {module.split(".")[0] for module in modules}.isdisjoint({"open_clip", "huggingface_hub"})
-
-
-@pytest.mark.parametrize("path", [*FILES, *MULTIMODAL_FILES], ids=names)
-def test_no_file_prints(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    found = [
-        f"{names(path)}:{call.lineno}"
-        for call in calls
-        if isinstance(call.func, ast.Name) and call.func.id == "print"
-    ]
-    assert found == []
+    assert lines == []

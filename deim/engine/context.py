@@ -130,7 +130,7 @@ class Progress:
     """Metric, score, epoch and kind of weights of best.pth; empty before the first."""
     start_score: float | None = None
     """Score before the first step; None if it is not asked for, or not known yet."""
-    gains: EarlyStoppingState = field(default_factory=EarlyStoppingState)
+    early_stopping: EarlyStoppingState = field(default_factory=EarlyStoppingState)
     stopped_early: bool = False
     skipped_in_a_row: int = 0
     skipped_images: list[str] = field(default_factory=list)
@@ -148,7 +148,7 @@ class Progress:
 def progress_from_dict(tree: dict[str, Any]) -> Progress:
     """Undo `dataclasses.asdict`."""
     return Progress(
-        **(tree | {"sums": EpochSums(**tree["sums"]), "gains": EarlyStoppingState(**tree["gains"])})
+        **(tree | {"sums": EpochSums(**tree["sums"]), "early_stopping": EarlyStoppingState(**tree["early_stopping"])})
     )
 
 

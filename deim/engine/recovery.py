@@ -34,7 +34,7 @@ class Recovery:
         self.parts = parts
         self.last_path = last_path
 
-    def refuse(self, progress: Progress, batch: StepBatch, result: StepResult, log: RunLog) -> None:
+    def record_skip(self, progress: Progress, batch: StepBatch, result: StepResult, log: RunLog) -> None:
         """Log a step that changed nothing; after too many in a row restore the last good state.
 
         Args:
@@ -56,7 +56,7 @@ class Recovery:
         _write(
             log,
             progress,
-            "refused_step",
+            "skipped_step",
             {
                 "why": result.skip_reason,
                 "images": names,

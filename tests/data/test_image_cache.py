@@ -19,7 +19,7 @@ from deim.config.schema import Config
 from deim.data.dataset import DetectionDataset
 from deim.data.formats.coco import CocoSplit, read_coco
 from deim.data.image_cache import DiskCache, Fitted, MemoryCache
-from deim.data.images import cache as image_cache
+from deim.data import image_cache as cache as image_cache
 from deim.data.loader import (
     build_disk_cache,
     build_eval_loader,

@@ -70,16 +70,16 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
 def test_a_resumed_run_drops_what_it_will_write_again_and_a_line_cut_off(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     for epoch in range(3):
-        log.write("refused_step", {"epoch": epoch, "step": 2 * epoch})
+        log.write("skipped_step", {"epoch": epoch, "step": 2 * epoch})
         log.write("epoch", {"epoch": epoch, "step": 2 * epoch + 2})
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"event": "epo')
     log.keep_until(epoch=1, step=3)
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["event"], line["step"]) for line in kept] == [
-        ("refused_step", 0),
+        ("skipped_step", 0),
         ("epoch", 2),
-        ("refused_step", 2),
+        ("skipped_step", 2),
     ]
 
 

@@ -54,7 +54,7 @@ def test_bad_steps_are_logged_and_the_run_goes_on(
     spoil({1, 2, 5})
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=4"))
     trainer.run(show_progress=False)
-    refused = [line for line in events_of(tmp_path / "run") if line["event"] == "refused_step"]
+    refused = [line for line in events_of(tmp_path / "run") if line["event"] == "skipped_step"]
     assert [line["step"] for line in refused] == [1, 2, 5]
     assert all(
         line["why"] and len(line["images"]) == 3 and line["lr"] > 0 and line["weight_norm"] > 0
@@ -102,7 +102,7 @@ def test_bad_steps_of_every_kind_are_survived(
     monkeypatch.setattr(trainer_module, "train_step", step)
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=50", "evaluation.every_epochs=25"))
     trainer.run(show_progress=False)
-    refused = [line["step"] for line in events_of(tmp_path / "run") if line["event"] == "refused_step"]
+    refused = [line["step"] for line in events_of(tmp_path / "run") if line["event"] == "skipped_step"]
     assert refused == sorted(chosen)
     assert trainer.parts.ema.updates == 55
     for model in (trainer.parts.step.model, trainer.parts.ema.model):

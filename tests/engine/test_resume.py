@@ -359,7 +359,7 @@ def test_a_checkpoint_holds_all_that_a_run_needs(stopped_run: Path) -> None:
     assert {"model", "ema", "optimizer", "scaler", "random", "config", "class_names", "best"} <= tree.keys()
     progress = tree["progress"]
     assert (progress["epoch"], progress["steps_of_epoch"], progress["step"]) == (1, 2, 6)
-    assert set(progress["gains"]) == {"score", "epoch"}
+    assert set(progress["early_stopping"]) == {"score", "epoch"}
     assert progress["sums"]["num_good"] == 2
 
 

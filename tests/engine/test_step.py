@@ -109,15 +109,15 @@ def test_an_infinite_input_leaves_weights_and_optimizer_as_they_are(setup: Setup
     found_parameters, found_moments = setup.state()
     assert_same(found_parameters, parameters)
     assert_same(found_moments, moments)
-    assert setup.step(make_batch()).refused is None
+    assert setup.step(make_batch()).skip_reason is None
 
 
 def test_an_infinite_input_leaves_the_batch_norm_statistics_finite(setup: Setup) -> None:
     ema = ModelEma(setup.model, EmaSchedule(decay=0.5, warmup_steps=0))
     bad = make_batch()
     bad.images[1, 0, 20, 20] = float("inf")
-    assert setup.step(bad).refused is not None
-    assert setup.step(make_batch()).refused is None
+    assert setup.step(bad).skip_reason is not None
+    assert setup.step(make_batch()).skip_reason is None
     ema.update(setup.model)
     for kind, model in (("raw", setup.model), ("averaged", ema.model)):
         for name, value in model.state_dict().items():
@@ -168,11 +168,11 @@ def test_an_infinite_activation_is_refused(setup: Setup) -> None:
     block = setup.model.backbone.vit.blocks[1]
     handle = block.register_forward_hook(lambda *args: args[-1] * float("inf"))
     parameters, moments = setup.state()
-    assert setup.step(make_batch()).refused
+    assert setup.step(make_batch()).skip_reason
     assert_same(setup.state()[0], parameters)
     assert_same(setup.state()[1], moments)
     handle.remove()
-    assert setup.step(make_batch()).refused is None
+    assert setup.step(make_batch()).skip_reason is None
 
 
 def gradients(setup: Setup) -> dict[str, torch.Tensor]:
@@ -215,7 +215,7 @@ def test_a_refused_micro_batch_refuses_the_step(setup: Setup) -> None:
     bad = make_batch(num_boxes=(1, 2, 1))
     bad.images[2, 0, 20, 20] = float("inf")
     parameters, moments = setup.state()
-    assert setup.step(bad, micro_batch_size=1).refused
+    assert setup.step(bad, micro_batch_size=1).skip_reason
     assert_same(setup.state()[0], parameters)
     assert_same(setup.state()[1], moments)
 

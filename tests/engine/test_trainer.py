@@ -371,7 +371,7 @@ def test_skipped_steps_are_logged_with_their_images_and_do_not_move_the_average(
     before = {name: value.clone() for name, value in trainer.parts.ema.model.state_dict().items()}
     trainer.run(show_progress=False)
     refused, epoch = lines_of(tmp_path / "run")[:-1], lines_of(tmp_path / "run")[-1]
-    assert [line["event"] for line in refused] == ["refused_step"] * 2
+    assert [line["event"] for line in refused] == ["skipped_step"] * 2
     assert all(line["why"] and len(line["images"]) == 3 for line in refused)
     assert (epoch["skipped_steps"], epoch["loss"], epoch["step"]) == (2, None, 2)
     after = trainer.parts.ema.model.state_dict()

@@ -18,7 +18,7 @@ def test_a_clean_set_ends_with_0_and_one_with_a_shared_image_with_1(call: Callab
     root = write_small_set(tmp_path / "set")
     code, out, _ = call("data", "check", root, "--image-size", 30, 40)
     assert code == 0
-    assert "0 errors, 0 warnings\nfindings  outputs/data_check.json\n" in out
+    assert "0 errors, 0 warnings\nissues  outputs/data_check.json\n" in out
     shutil.copy(root / "images" / "t1.png", root / "images" / "v1.png")
     code, out, _ = call("data", "check", root, "--quick", "--image-size", 60, "--output", "found.json")
     assert code == 1
