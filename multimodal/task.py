@@ -23,11 +23,11 @@ from deim.engine.device import select_device
 from deim.engine.step import Precision, StepBatch
 from deim.engine.task import BuildSubject, Setting, Subject, build_detector_subject
 from deim.errors import CheckpointError, ConfigError
+from deim.files import sha256_of_file
 from deim.inference.predictor import Predictor
 from deim.loss.build import build_matcher
 from deim.model.build import build_model
 from deim.model.detector import Detector
-from deim.report.provenance import sha256_of_file
 from multimodal.confused_pairs import ConfusedPair, confused_pairs, count_confusions
 from multimodal.encoders.hashed import HashedTextEncoder, TextEncoder, hash_tensors
 from multimodal.feature_cache import FindingsBatch, FindingsLoader, find_in_parts, open_store

@@ -1,73 +1,8 @@
-"""Score a trained detector; nothing but the checkpoint is needed. Or make a report again from its own files.
+"""Score a trained detector. `--help` says how."""
 
-python tools/evaluate.py outputs/quickstart/best.pth --split test
-python tools/evaluate.py outputs/quickstart/evaluation_test.json
-"""
-
-import argparse
-import logging
 import sys
-from pathlib import Path
 
-from deim.data.splits import read_split
-from deim.errors import CheckpointError, ConfigError, DeimError
-from deim.inference.evaluator import evaluator_of
-from deim.report.files import ReportFiles, read_scored, write_report_files
-from deim.report.summary import describe_report
-from deim.report.tables import format_class_table, format_operating_table
-from multimodal.report import assess
-from multimodal.task import load_trained
-
-
-def evaluate(args: argparse.Namespace) -> None:
-    """Score the detector of a checkpoint, or read what was scored before; write the report and print it."""
-    if args.source.suffix == ".json":
-        if args.split or args.set:
-            raise ConfigError("--split, --set: a report is made again as it is. Name the checkpoint instead.")
-        report_path = args.output or args.source
-        scored = read_scored(args.source)
-        report = write_report_files(scored, report_path)
-        metrics = scored.metrics
-    else:
-        if args.source.is_dir():
-            raise CheckpointError(
-                f"{args.source}: is a folder. Name a checkpoint, such as {args.source / 'best.pth'}"
-            )
-        split = args.split or "val"
-        report_path = args.output or args.source.parent / f"evaluation_{split}.json"
-        trained = load_trained(args.source, overrides=args.set)
-        evaluator = evaluator_of(trained, read_split(trained.config.data, split))
-        result = assess(trained, evaluator, split_name=split, report_path=report_path)
-        report, metrics = result.report, result.evaluation.metrics
-    print(format_class_table(metrics))
-    print(f"\n{format_operating_table(report)}\n")
-    print("\n".join(describe_report(report)))
-    files = ReportFiles(report=report_path)
-    print(f"\nreport  {files.page}\nnumbers {files.report}\nfolder  {files.folder}")
-
-
-def main() -> int:
-    """Parse, evaluate, report errors."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path, help="best.pth or last.pth of a run, or a report's JSON file")
-    parser.add_argument("--split", choices=["train", "val", "test"], help="default: val")
-    parser.add_argument(
-        "--output", type=Path, help="report; default: evaluation_SPLIT.json by the checkpoint"
-    )
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override stored options"
-    )
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        evaluate(args)
-    except (DeimError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
+from deim.cli.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main())

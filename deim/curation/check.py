@@ -8,13 +8,14 @@ from typing import Any, Final, Literal
 
 from deim.curation.duplicates import Duplicate, count_plain, find_exact, find_near, hash_equal_lengths
 from deim.data.dataset import describe_size_difference
-from deim.data.formats.coco import RawSplit, annotation_name, annotation_problems, find_problems, raise_listed
+from deim.data.formats.coco import RawSplit, annotation_name, annotation_problems, find_problems
 from deim.data.formats.issues import ERRORS, WARNINGS, Issue
 from deim.data.formats.read import Format, read_raw, split_names
 from deim.data.formats.yolo import IMAGE_SUFFIXES
 from deim.data.images.read import UPRIGHT
 from deim.data.images.scan import ImageFacts, scan_images
 from deim.errors import DataError
+from deim.files import raise_listed
 
 SMALLEST_SIDE_PX = 4.0
 """At the training size; a box with a shorter side is reported."""

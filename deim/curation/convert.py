@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, assert_never
 
-from deim.data.formats.coco import CocoSplit, RawSplit, raise_listed
+from deim.data.formats.coco import CocoSplit, RawSplit
 from deim.data.formats.read import Format
 from deim.data.formats.voc import IMAGES, write_voc
 from deim.data.formats.yolo import write_yolo
 from deim.errors import DataError
+from deim.files import raise_listed
 
 KNOWN_OF_IMAGES: Final = {"id", "file_name", "width", "height"}
 KNOWN_OF_ANNOTATIONS: Final = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"}

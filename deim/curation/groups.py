@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deim.data.formats.coco import RawSplit, raise_listed
+from deim.data.formats.coco import RawSplit
 from deim.errors import DataError
+from deim.files import raise_listed
 
 
 def find_groups(

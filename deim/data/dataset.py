@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from deim.boxes import clip_boxes, clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.augment.pipeline import Augmentation, Composition
-from deim.data.formats.coco import CocoSplit, raise_listed
+from deim.data.formats.coco import CocoSplit
 from deim.data.image_cache import DiskCache, MemoryCache
 from deim.data.images.pixel_format import RGB8, PixelFormat, check_pixels
 from deim.data.images.read import read_header
@@ -20,6 +20,7 @@ from deim.data.images.tiling import Tiling, place_tile, tile_split
 from deim.data.sampling import count_copies, draw_copies, epoch_length
 from deim.data.transforms import Sample, fit_to_input, normalize, read_image, read_input
 from deim.errors import DataError
+from deim.files import raise_listed
 from deim.structures import Placement, Target
 
 Item = tuple[int, ...]

@@ -4,7 +4,6 @@ A checkpoint describes itself: with nothing else at hand, the detector can be bu
 """
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from deim.config.schema import Config
 from deim.engine.device import select_device
 from deim.engine.schedule import Timeline
 from deim.errors import CheckpointError
+from deim.files import write_atomically
 from deim.model.build import build_model
 from deim.model.weights import inference_weights, read_weights_file
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-UNFINISHED = ".part"
 REQUIRED_KEYS = ("format", "config", "class_names", "category_ids", "model", "weights", "epoch")
 
 INPUT_OPTIONS = (
@@ -92,47 +91,8 @@ def save_checkpoint(tree: dict[str, Any], path: Path, *, keep_previous: bool = F
     Raises:
         OSError: If it cannot be written, with the path.
     """
-    temporary = path.with_name(f".{path.name}{UNFINISHED}")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(tree, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_previous and path.exists():
-            path.replace(previous_path(path))
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        cause = _system_error(error)
-        if cause is None:
-            raise
-        raise OSError(cause.errno, cause.strerror, str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """The error of the system itself, which torch hides behind one of its own."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new names survive a power cut, where the system can."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove the files of a folder that a kill kept `save_checkpoint` from finishing."""
-    for path in folder.glob(f".*{UNFINISHED}"):
-        path.unlink()
+    keep = previous_path(path) if keep_previous else None
+    write_atomically(path, lambda file: torch.save(tree, file), keep=keep)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

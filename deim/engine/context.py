@@ -148,7 +148,13 @@ class Progress:
 def progress_from_dict(tree: dict[str, Any]) -> Progress:
     """Undo `dataclasses.asdict`."""
     return Progress(
-        **(tree | {"sums": EpochSums(**tree["sums"]), "early_stopping": EarlyStoppingState(**tree["early_stopping"])})
+        **(
+            tree
+            | {
+                "sums": EpochSums(**tree["sums"]),
+                "early_stopping": EarlyStoppingState(**tree["early_stopping"]),
+            }
+        )
     )
 
 

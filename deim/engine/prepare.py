@@ -10,7 +10,7 @@ from deim.config.loader import config_to_yaml
 from deim.config.schema import Config
 from deim.data.loader import build_train_batches
 from deim.data.splits import Splits
-from deim.engine.checkpoints import UNFINISHED, previous_path, remove_unfinished
+from deim.engine.checkpoints import previous_path
 from deim.engine.context import RunParts, Validate
 from deim.engine.device import select_device, select_precision
 from deim.engine.distributed import DistributedContext, exchange_gradients
@@ -22,6 +22,7 @@ from deim.engine.step import StepParts
 from deim.engine.task import BuildSubject, Setting, build_detector_subject
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, TrainingError
+from deim.files import UNFINISHED, remove_unfinished
 from deim.model.activation_checkpointing import checkpoint_activations
 from deim.model.detector import Detector
 

@@ -22,14 +22,7 @@ from tqdm import tqdm
 
 from deim.config.schema import Config
 from deim.data.loader import iterate
-from deim.engine.checkpoints import (
-    WeightKind,
-    previous_path,
-    read_checkpoint,
-    read_newest,
-    remove_unfinished,
-    save_checkpoint,
-)
+from deim.engine.checkpoints import WeightKind, previous_path, read_checkpoint, read_newest, save_checkpoint
 from deim.engine.context import (
     EpochSums,
     Progress,
@@ -55,6 +48,7 @@ from deim.engine.recovery import Recovery, is_good_start
 from deim.engine.signals import StopSignals
 from deim.engine.step import StepBatch, StepResult, train_step, unwrap_model
 from deim.errors import CheckpointError, StopSignalError
+from deim.files import remove_unfinished
 
 logger = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ REPORT_KEYS = {
     "precision_recall": "for each class `PrecisionRecall` at IoU 0.5, or null",
     "convergence": "`Convergence` of the run and its curve; null if the run's log is not there",
     "fusion": "of phase 2, see `multimodal/report.py`: text, the detector alone beside it; null in phase 1",
-    "text_evidence": "what tools/text_evidence.py found out about the run's text; null if it was not called",
+    "text_evidence": "what tools/ablate_text.py found out about the run's text; null if it was not called",
     "files": "SHA-256 of the ground truth and the predictions beside the report",
 }
 """What each key of a report holds. A null always has a note beside it, or no ground truth to be about."""

@@ -14,6 +14,7 @@ from deim.data.splits import read_raw_split, read_split
 from deim.engine.checkpoints import TrainedDetector, store_operating_points
 from deim.engine.context import Validation
 from deim.errors import DataError
+from deim.files import sha256_of_file
 from deim.inference.detection_table import SplitResults, split_results
 from deim.inference.evaluator import Evaluation, Evaluator, evaluator_of
 from deim.inference.nms import candidate_rules
@@ -37,7 +38,6 @@ from deim.report.provenance import (
     Provenance,
     TimePerImage,
     installed_versions,
-    sha256_of_file,
 )
 
 logger = logging.getLogger(__name__)

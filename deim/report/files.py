@@ -25,6 +25,7 @@ from PIL import Image
 from deim.boxes import xywh_to_xyxy
 from deim.data.images.pixel_format import read_picture
 from deim.errors import DataError
+from deim.files import sha256_of_file
 from deim.inference.detection_table import SplitResults, split_results
 from deim.metrics.analysis import SplitAnalysis, analyze_split
 from deim.metrics.choose_thresholds import OperatingPoints, operating_points_from_dict
@@ -35,7 +36,7 @@ from deim.report.draw import MAX_SAMPLES, SheetEntry, contact_sheet
 from deim.report.gallery import draw_entry
 from deim.report.html import render_report
 from deim.report.page import Picture, embed_image
-from deim.report.provenance import Provenance, provenance_from_report, sha256_of_file
+from deim.report.provenance import Provenance, provenance_from_report
 from deim.report.tables import format_class_csv
 from deim.structures import Detections
 

@@ -1,11 +1,9 @@
 """What a report was made from: data, weights, machine and versions."""
 
-import hashlib
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal
 
 DISTRIBUTIONS = {
@@ -113,22 +111,6 @@ def provenance_from_report(report: Mapping[str, Any]) -> Provenance:
         versions=report["versions"],
         max_detections=report["max_detections"],
     )
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hash a file.
-
-    Args:
-        path: The file, of any size.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        OSError: If the file cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def installed_versions() -> dict[str, str | None]:

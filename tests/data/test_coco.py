@@ -13,9 +13,10 @@ from PIL import Image
 
 from deim.config.schema import Config
 from deim.data.dataset import DetectionDataset, InputFormat
-from deim.data.formats.coco import MAX_LISTED_PROBLEMS, match_classes, raise_listed, read_coco
+from deim.data.formats.coco import match_classes, read_coco
 from deim.data.splits import build_splits
 from deim.errors import DataError
+from deim.files import raise_listed
 
 FORM = InputFormat(size_hw=(64, 64), resize="stretch", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -306,7 +307,7 @@ def test_problems_beyond_twenty_are_counted(tmp_path: Path) -> None:
     tree = make_tree()
     tree["annotations"] = [{"image_id": 5, "category_id": 3, "bbox": [1, 1, 0, 1]}] * 33
     lines = message_of(tmp_path, tree).splitlines()
-    assert len(lines) == MAX_LISTED_PROBLEMS + 1 == 21
+    assert len(lines) == +1 == 21
     assert "annotation number 19 " in lines[19]
     assert lines[20] == "… and 13 more."
 

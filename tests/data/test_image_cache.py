@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from deim.config.schema import Config
+from deim.data import image_cache
 from deim.data.dataset import DetectionDataset
 from deim.data.formats.coco import CocoSplit, read_coco
 from deim.data.image_cache import DiskCache, Fitted, MemoryCache
-from deim.data import image_cache as cache as image_cache
 from deim.data.loader import (
     build_disk_cache,
     build_eval_loader,

@@ -115,7 +115,7 @@ def test_a_full_disk_is_named_as_such_with_the_path(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
 def test_a_disk_that_is_full_at_the_last_byte_is_named_too(saved: Path) -> None:
-    saved.with_name(".best.pth.part").symlink_to("/dev/full")
+    saved.with_name(f".best.pth.{os.getpid()}.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*/best\.pth'$"):
         save_checkpoint({"format": FORMAT}, saved)
     assert [path.name for path in saved.parent.iterdir()] == ["best.pth"]

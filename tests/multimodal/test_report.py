@@ -10,9 +10,9 @@ import torch
 import multimodal
 from deim.data.splits import read_split
 from deim.engine.checkpoints import read_checkpoint
+from deim.files import sha256_of_file
 from deim.inference.evaluator import evaluator_of
 from deim.report.build import REPORT_KEYS
-from deim.report.provenance import sha256_of_file
 from multimodal.report import FUSION_KEYS, assess_fused
 from multimodal.task import detector_alone, load_trained
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from deim.errors import DataError
+from deim.files import sha256_of_file
 from deim.metrics.coco import compute_coco_metrics
 from deim.report.build import write_report
 from deim.report.compare.files import write_comparison
@@ -20,7 +21,6 @@ from deim.report.compare.runs import (
     read_runs,
 )
 from deim.report.files import ReportFiles, Scored
-from deim.report.provenance import sha256_of_file
 from tests.report.random_reports import make_scored, report_of
 
 

@@ -3,7 +3,8 @@
 from hashlib import sha256
 from pathlib import Path
 
-from deim.report.provenance import installed_versions, provenance_from_report, sha256_of_file
+from deim.files import sha256_of_file
+from deim.report.provenance import installed_versions, provenance_from_report
 from tests.report.random_reports import make_provenance, make_report
 
 

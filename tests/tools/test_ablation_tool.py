@@ -1,4 +1,4 @@
-"""tools/text_evidence.py on the tiny run: what it prints, writes and refuses."""
+"""tools/ablate_text.py on the tiny run: what it prints, writes and refuses."""
 
 import json
 from collections.abc import Callable
@@ -45,9 +45,9 @@ def test_trials_end_in_a_verdict_in_words_files_and_the_report(
 ) -> None:
     assert call("evaluate", tiny_run / "best.pth", "--output", "run/report.json")[0] == 0
     before = read_report(tmp_path / "run" / "report.json")
-    code, out, err = call("text_evidence", "-c", experiment, "--seeds", 1, "--pair", "pit", "crack")
+    code, out, err = call("ablate_text", "-c", experiment, "--seeds", 1, "--pair", "pit", "crack")
     assert (code, err) == (0, "")
-    folder = tmp_path / "run" / "text_evidence"
+    folder = tmp_path / "run" / "ablate_text"
     evidence = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
     names = ["frozen", "text", "random", "shuffled", "one_hot", "free", "mlp", "class_head", "swapped"]
     assert [model["name"] for model in evidence["models"]] == names
@@ -58,10 +58,10 @@ def test_trials_end_in_a_verdict_in_words_files_and_the_report(
     assert (folder / "evidence.html").is_file()
     assert (folder / "evidence" / "models.png").is_file()
     report = read_report(tmp_path / "run" / "report.json")
-    said = report["text_evidence"]
+    said = report["ablate_text"]
     assert said["in_words"] == evidence["in_words"]
     assert "models" not in said
-    assert report == before | {"text_evidence": said}
+    assert report == before | {"ablate_text": said}
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert evidence["in_words"][0] in page
     assert out.endswith("report   run/report.html\n")
@@ -72,7 +72,7 @@ def test_some_controls_give_a_hasty_verdict_and_no_report_is_made_up(
     call: Callable, experiment: str, tmp_path: Path
 ) -> None:
     options = ("--seeds", 1, "--controls", "mlp", "random", "--output", "hasty", "--set", "epochs=1")
-    code, out, _ = call("text_evidence", "-c", experiment, *options)
+    code, out, _ = call("ablate_text", "-c", experiment, *options)
     assert code == 0
     evidence = json.loads((tmp_path / "hasty" / "evidence.json").read_text(encoding="utf-8"))
     assert [model["name"] for model in evidence["models"]] == ["frozen", "text", "random", "mlp", "swapped"]
@@ -82,7 +82,7 @@ def test_some_controls_give_a_hasty_verdict_and_no_report_is_made_up(
     # A report that cannot be read costs no more than the verdict in it.
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "report.json").write_text("{}")
-    code, out, err = call("text_evidence", "-c", experiment, *options)
+    code, out, err = call("ablate_text", "-c", experiment, *options)
     assert code == 2
     assert err.startswith("run/report.json: has report version None")
     assert out.endswith("\npage     hasty/evidence.html\nnumbers  hasty/evidence.json\n")
@@ -110,12 +110,12 @@ def test_some_controls_give_a_hasty_verdict_and_no_report_is_made_up(
 def test_what_cannot_be_tried_is_refused(
     call: Callable, experiment: str, options: tuple[object, ...], message: str
 ) -> None:
-    code, _, err = call("text_evidence", "-c", experiment, *options)
+    code, _, err = call("ablate_text", "-c", experiment, *options)
     assert (code, err) == (2, message)
 
 
 def test_a_detector_has_no_text_to_be_judged(call: Callable, tmp_path: Path) -> None:
-    code, _, err = call("text_evidence", "-c", shipped_configs_dir() / "quickstart.yml")
+    code, _, err = call("ablate_text", "-c", shipped_configs_dir() / "quickstart.yml")
     assert (code, err) == (
         2,
         "multimodal: the experiment has no such block. Only phase 2 has a text that may help: name a config "
@@ -128,7 +128,7 @@ def test_one_class_alone_is_refused(
     call: Callable, experiment: str, write_coco: Callable, tmp_path: Path
 ) -> None:
     write_coco(tmp_path / "one", categories={"pit": 1})
-    code, _, err = call("text_evidence", "-c", experiment, "--set", "data.root=one")
+    code, _, err = call("ablate_text", "-c", experiment, "--set", "data.root=one")
     assert (code, err) == (
         2,
         "train.json: has the one class pit. The text of a class can only be judged beside that of another.\n",

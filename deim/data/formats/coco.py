@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from deim.data.formats.issues import Issue
 from deim.errors import DataError
+from deim.files import raise_listed
 
 SPLITS = ("train", "val", "test")
 """Usual names of the splits, in the order in which they are listed."""
-MAX_LISTED_PROBLEMS = 20
 REQUIRED: Final = {
     "images": ("id", "file_name", "width", "height"),
     "annotations": ("image_id", "category_id", "bbox"),
@@ -242,16 +242,6 @@ def find_problems(raw: RawSplit) -> list[Issue]:
         message = f"{where}: 'categories' is empty. List every class with an id and a name."
         problems.append(Issue(rule="empty_list", split=raw.name, file=where, message=message))
     return problems
-
-
-def raise_listed(problems: Sequence[str]) -> None:
-    """Raise one DataError with a line for each problem, the first 20 of them; nothing if there is none."""
-    if not problems:
-        return
-    lines = list(problems[:MAX_LISTED_PROBLEMS])
-    if len(problems) > len(lines):
-        lines.append(f"… and {len(problems) - len(lines)} more.")
-    raise DataError("\n".join(lines))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

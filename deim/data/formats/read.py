@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from deim.data.dataset import check_images
-from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit, raise_listed, read_raw_coco, to_split
+from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit, read_raw_coco, to_split
 from deim.data.formats.voc import is_voc, read_raw_voc, voc_splits
 from deim.data.formats.yolo import find_yolo, read_raw_yolo, read_yolo_set
 from deim.errors import DataError
+from deim.files import raise_listed
 
 Format = Literal["coco", "yolo", "voc"]
 FORMATS: tuple[Format, ...] = ("coco", "yolo", "voc")

@@ -17,11 +17,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit, raise_listed
+from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit
 from deim.data.formats.issues import Issue
 from deim.data.formats.yolo import IMAGE_SUFFIXES
 from deim.data.transforms import read_size
 from deim.errors import DataError
+from deim.files import raise_listed
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """Find out whether the text of phase 2 helps, or only the training that comes with it.
 
-python tools/text_evidence.py -c configs/quickstart_multimodal.yml
-python tools/text_evidence.py -c outputs/deimv2_1024_multimodal/config.yml --seeds 5
-python tools/text_evidence.py -c configs/quickstart_multimodal.yml --set epochs=10 --controls random mlp
+python tools/ablate_text.py -c configs/quickstart_multimodal.yml
+python tools/ablate_text.py -c outputs/deimv2_1024_multimodal/config.yml --seeds 5
+python tools/ablate_text.py -c configs/quickstart_multimodal.yml --set epochs=10 --controls random mlp
 
 Trains the real text and every control on the same findings, seeds and budget, and writes the verdict into the
 report of the run, if its folder has one.

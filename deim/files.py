@@ -1,0 +1,111 @@
+"""Files written whole or not at all, hashes, near names, and problems that are raised together."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import BinaryIO
+
+from deim.errors import DataError, DeimError
+
+UNFINISHED = ".part"
+MAX_LISTED_PROBLEMS = 20
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, keep: Path | None = None) -> None:
+    """Write a file so that a crash leaves either the old file or the new one.
+
+    Args:
+        path: File to write; its folder exists.
+        write: Writes the content to an open binary file.
+        keep: Where the old file goes; None drops it.
+
+    Raises:
+        OSError: If the file cannot be written, with `path`; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8 with Unix line ends.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that a killed `write_atomically` left in a folder."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """Return the sentence that helps after an unknown name: the nearest valid one, or all of them."""
+    names = list(valid)
+    close = get_close_matches(name, names, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Valid are {', '.join(names)}."
+
+
+def raise_listed(problems: Sequence[str], error: type[DeimError] = DataError) -> None:
+    """Raise one error that lists all problems, a line each; do nothing if there are none.
+
+    Args:
+        problems: Messages; the first 20 are listed.
+        error: Type of the error.
+
+    Raises:
+        DeimError: If there is a problem.
+    """
+    if not problems:
+        return
+    lines = list(problems[:MAX_LISTED_PROBLEMS])
+    if len(problems) > len(lines):
+        lines.append(f"… and {len(problems) - len(lines)} more.")
+    raise error("\n".join(lines))
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Return the system's own error, which torch wraps in a RuntimeError."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make new file names survive a power cut, on systems that can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

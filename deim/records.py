@@ -1,0 +1,139 @@
+"""Results as trees of frozen dataclasses, and their one form in JSON.
+
+    report = from_json(Report, json.loads(text))
+    text = json.dumps(to_json(report))
+
+A record that keeps what a newer version added has a field `extra: dict[str, Any]`; its entries stand beside
+the other fields in JSON.
+"""
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+R = TypeVar("R")
+
+EXTRA = "extra"
+
+
+def to_json(value: Any) -> Any:
+    """Turn a record into plain JSON types.
+
+    Args:
+        value: A dataclass, mapping, sequence, NumPy value or array, or plain value; NaN becomes None.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        plain = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        extra = plain.pop(EXTRA, {})
+        return {**plain, **extra}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return to_json(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def from_json(record: type[R], value: Any, *, where: str = "") -> R:
+    """Build a record from plain JSON types; the opposite of `to_json`.
+
+    Optional fields that are missing become None, or their default. Unknown keys go to `extra` where the
+    record has it, and are dropped otherwise.
+
+    Args:
+        record: A frozen dataclass, or any type that its fields may have.
+        value: From `json.loads`.
+        where: Name of the file, for messages.
+
+    Raises:
+        ValueError: If a required field is missing or a value has the wrong type; `where` and the path of the
+            key stand in the message.
+    """
+    return _read(record, value, where)
+
+
+@cache
+def _hints(record: type[Any]) -> dict[str, Any]:
+    return get_type_hints(record)
+
+
+def _read(kind: Any, value: Any, path: str) -> Any:
+    if kind is Any:
+        return value
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _read_union(args, value, path)
+    if origin is Literal:
+        return _expect(value in args, value, path, f"one of {', '.join(map(repr, args))}")
+    if is_dataclass(kind):
+        return _read_record(kind, value, path)
+    if origin in (tuple, list):
+        return _read_sequence(origin, args, value, path)
+    if origin in (dict, Mapping) or origin is not None and issubclass(origin, Mapping):
+        _expect(isinstance(value, Mapping), value, path, "an object")
+        return {_read_key(args[0], key): _read(args[1], item, f"{path}.{key}") for key, item in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return _expect(isinstance(value, kind), value, path, kind.__name__)
+
+
+def _read_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    errors = []
+    for kind in args:
+        if kind is type(None):
+            continue
+        try:
+            return _read(kind, value, path)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _read_record(kind: type[Any], value: Any, path: str) -> Any:
+    _expect(isinstance(value, Mapping), value, path, "an object")
+    hints, known = _hints(kind), {}
+    names = [field.name for field in fields(kind)]
+    for field in fields(kind):
+        here = f"{path}.{field.name}" if path else field.name
+        if field.name == EXTRA:
+            known[EXTRA] = {key: item for key, item in value.items() if key not in names}
+        elif field.name in value:
+            known[field.name] = _read(hints[field.name], value[field.name], here)
+        elif type(None) in get_args(hints[field.name]):
+            known[field.name] = None
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{here}: missing.")
+    return kind(**known)
+
+
+def _read_sequence(origin: type[Any], args: tuple[Any, ...], value: Any, path: str) -> Any:
+    _expect(isinstance(value, (list, tuple)), value, path, "a list")
+    if origin is tuple and not (len(args) == 2 and args[1] is Ellipsis):
+        _expect(len(value) == len(args), value, path, f"{len(args)} values")
+        kinds = args
+    else:
+        kinds = (args[0],) * len(value)
+    items = (
+        _read(kind, item, f"{path}[{number}]")
+        for number, (kind, item) in enumerate(zip(kinds, value, strict=True))
+    )
+    return origin(items)
+
+
+def _read_key(kind: Any, key: str) -> Any:
+    return int(key) if kind is int else key
+
+
+def _expect(is_right: bool, value: Any, path: str, kind: str) -> Any:
+    if not is_right:
+        raise ValueError(f"{path}: got {value!r}, needs {kind}.")
+    return value

@@ -1,0 +1,1 @@
+"""The commands of text fusion, one file each."""
