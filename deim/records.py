@@ -76,7 +76,7 @@ def _read(kind: Any, value: Any, path: str) -> Any:
         return _read_record(kind, value, path)
     if origin in (tuple, list):
         return _read_sequence(origin, args, value, path)
-    if origin in (dict, Mapping) or origin is not None and issubclass(origin, Mapping):
+    if origin in (dict, Mapping) or (origin is not None and issubclass(origin, Mapping)):
         _expect(isinstance(value, Mapping), value, path, "an object")
         return {_read_key(args[0], key): _read(args[1], item, f"{path}.{key}") for key, item in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,10 +21,12 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from deim.data.collate import Batch, collate
-from deim.data.dataset import DetectionDataset, InputFormat
+from deim.data.batch import Batch
+from deim.data.dataset import DetectionDataset
 from deim.data.formats.coco import CocoSplit
-from deim.data.loader import iterate, load_batches
+from deim.data.images.input_format import InputFormat
+from deim.data.loader import BatchLoader
+from deim.data.sampling import BatchRequest, EpochSampler
 from deim.engine.memory import VALIDATION_ADVICE, ends_without_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
@@ -128,7 +130,7 @@ class FindingsLoader:
     Args:
         model: Its detector finds what is not stored yet.
         dataset: Images and targets; asked for by (view, index).
-        batches: Lists of (epoch, index), such as `EpochBatches`; copies of an image have the same view.
+        sampler: Order of the images; copies of an image have the same view.
         store: Where findings are kept.
         num_views: Views of each image, of which an epoch has one, in turn.
         device: Where the detector computes.
@@ -141,7 +143,7 @@ class FindingsLoader:
         self,
         model: TextFusedDetector,
         dataset: DetectionDataset,
-        batches: Iterable[Sequence[tuple[int, ...]]],
+        sampler: EpochSampler,
         *,
         store: FindingsStore,
         num_views: int,
@@ -152,7 +154,8 @@ class FindingsLoader:
     ) -> None:
         self.model = model
         self.dataset = dataset
-        self.batches = batches
+        self.sampler = sampler
+        self._epoch = (0, 0)
         self.store = store
         self.num_views = num_views
         self.device = device
@@ -160,20 +163,34 @@ class FindingsLoader:
         self.images_at_once = images_at_once
         self.num_workers = num_workers
 
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch, and the first of its batches, of the next pass."""
+        self._epoch = epoch, first_batch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
     def __iter__(self) -> Iterator[FindingsBatch]:
         """Yield the batches; those that come from files are on the CPU.
 
         Raises:
             DataError: If an image is damaged, or findings cannot be stored.
         """
-        plan = [[(epoch % self.num_views, index) for epoch, index, *_ in batch] for batch in self.batches]
+        epoch, first_batch = self._epoch
+        plan = [
+            [(item[0] % self.num_views, item[1]) for item in request.items[request.part]]
+            for request in self.sampler.requests(epoch, first_batch=first_batch)
+        ]
         is_there = [all(self.store.has(view) for view in views) for views in plan]
         absent = [views for views, there in zip(plan, is_there, strict=True) if not there]
-        loaded = iterate(load_batches(self.dataset, absent, num_workers=self.num_workers))
+        requests = [
+            BatchRequest(epoch=0, number=number, items=tuple(views)) for number, views in enumerate(absent)
+        ]
+        loaded = iter(BatchLoader(self.dataset, requests, num_workers=self.num_workers))
         for views, there in zip(plan, is_there, strict=True):
             batch = self._read(views) if there else self._find(views, next(loaded))
             # A damaged file is found and written anew.
-            yield batch or self._find(views, collate([self.dataset[view] for view in views]))
+            yield batch or self._find(views, self.dataset.load_items(views))
 
     def _find(self, views: Sequence[View], batch: Batch) -> FindingsBatch:
         found = find_in_parts(
@@ -254,6 +271,7 @@ def open_store(
     Raises:
         DataError: If an image cannot be read.
     """
+    pipeline = dataset.pipeline if dataset.pipeline is not None and dataset.pipeline.changes_images else None
     key = {
         "format": FORMAT,
         "torch": torch.__version__,
@@ -263,8 +281,8 @@ def open_store(
         "images": _hash_images(dataset.split),
         "input": _input_key(dataset.input_format),
         "classes": dataset.class_index,
-        "augmentation": None if dataset.augmentation is None else asdict(dataset.augmentation),
-        "seed": None if dataset.augmentation is None else dataset.seed,
+        "augmentation": None if pipeline is None else [asdict(pipeline.options), asdict(pipeline.epochs)],
+        "seed": None if pipeline is None else dataset.seed,
     }
     content = json.dumps(key, sort_keys=True)
     return FindingsStore(folder / hashlib.sha256(content.encode("utf-8")).hexdigest()[:16])

@@ -14,13 +14,12 @@ from deim.config.loader import config_to_dict
 from deim.config.multimodal_schema import HashedEncoderConfig, MultimodalConfig, OpenClipEncoderConfig
 from deim.config.schema import Config
 from deim.data.augment.options import AugmentOptions
-from deim.data.augment.pipeline import Augmentation
-from deim.data.collate import Batch
-from deim.data.loader import build_augmentation, build_train_dataset, load_batches
+from deim.data.augment.pipeline import AugmentEpochs
+from deim.data.loader import TrainLoader, build_train_loader
 from deim.engine.checkpoints import INPUT_OPTIONS, TrainedDetector, build_detector
 from deim.engine.checkpoints import load_trained as load_trained_of_phase_1
 from deim.engine.device import select_device
-from deim.engine.step import Precision, StepBatch
+from deim.engine.step import Precision
 from deim.engine.task import BuildSubject, Setting, Subject, build_detector_subject
 from deim.errors import CheckpointError, ConfigError
 from deim.files import sha256_of_file
@@ -131,7 +130,7 @@ def build_fusion_subject(setting: Setting) -> Subject:
     loader, prepared = _loaders(setting, model)
     matcher = build_matcher(config.loss.matcher, change_epoch=config.epochs)
     num_classes = len(train.class_names)
-    setting.batches.epoch = 0
+    loader.set_epoch(0)
     blank = FusionCriterion(matcher, FusionLossWeights(), num_classes=num_classes)
     bar = tqdm(
         prepared, desc="what the detector finds", total=len(setting.batches), leave=False, disable=None
@@ -299,17 +298,26 @@ def _encoder(options: MultimodalConfig) -> TextEncoder:
 
 def _loaders(
     setting: Setting, model: TextFusedDetector
-) -> tuple[Iterable[StepBatch], Iterable[FindingsBatch]]:
+) -> tuple[TrainLoader | FindingsLoader, Iterable[FindingsBatch]]:
     """The batches of training, and the same with what the detector finds in them."""
     config = setting.config
     options = _options(config)
-    augmentation = _augmentation(setting)
-    dataset = build_train_dataset(config, setting.splits.train, augmentation=augmentation)
+    # Of cached views the number stands for the epoch.
+    stop = options.cached_views if options.cache else config.epochs
+    images = build_train_loader(
+        setting.batches,
+        setting.splits.train,
+        data=config.data,
+        augment=config.augment,
+        image_size_hw=config.image_size_hw,
+        seed=config.seed,
+        epochs=AugmentEpochs(start=0, mix_end=stop, stop=stop),
+    )
+    dataset = images.dataset
     if not options.cache:
-        images = load_batches(dataset, setting.batches, num_workers=config.data.num_workers)
         at_once = config.data.eval_batch_size
         return images, _Findings(model, images, setting.device, setting.precision, at_once)
-    if augmentation is not None and options.cached_views == 1:
+    if images.pipeline.changes_images and options.cached_views == 1:
         logger.warning("multimodal.cached_views: 1 view an image, so that augmentation is drawn only once")
     store = open_store(Path(options.cache_dir), dataset, model, setting.precision)
     views = [(view, index) for view in range(options.cached_views) for index in range(len(dataset))]
@@ -329,23 +337,13 @@ def _loaders(
     return cached, cached
 
 
-def _augmentation(setting: Setting) -> Augmentation | None:
-    config = setting.config
-    if not _augments(config.augment):
-        return None
-    options = _options(config)
-    # Of cached views the number stands for the epoch.
-    stop_epoch = options.cached_views if options.cache else config.epochs
-    return build_augmentation(config.augment, start_epoch=0, stop_epoch=stop_epoch)
-
-
 class _Findings:
     """Batches of images as batches of what the detector finds in them."""
 
     def __init__(
         self,
         model: TextFusedDetector,
-        images: Iterable[Batch],
+        images: TrainLoader,
         device: torch.device,
         precision: Precision,
         images_at_once: int,

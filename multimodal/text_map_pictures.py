@@ -15,10 +15,9 @@ from torch import Tensor
 
 from deim.boxes import clip_boxes, iou, xywh_to_xyxy
 from deim.data.formats.coco import CocoSplit, match_classes
-from deim.data.images.pixel_format import read_picture
-from deim.data.images.tiling import read_tiles
-from deim.data.loader import input_format
-from deim.data.transforms import normalize
+from deim.data.images.input_format import build_input_format
+from deim.data.images.load import read_preview, read_tiles
+from deim.data.images.resize import normalize
 from deim.engine.checkpoints import TrainedDetector
 from deim.report.draw import (
     EMPTY,
@@ -306,19 +305,12 @@ def _draw_image(
     trained: TrainedDetector, split: CocoSplit, labels: NDArray[np.int64], *, index: int, label: int
 ) -> Image.Image:
     assert isinstance(trained.model, TextFusedDetector)
-    form = input_format(trained.config)
-    inputs = read_tiles(
-        split.image_path(index),
-        form.size_hw,
-        resize=form.resize,
-        pixels=form.pixels,
-        reduced=form.reduced_decode,
-        tiling=form.tiling,
-    )
+    form = build_input_format(trained.config.data, trained.config.image_size_hw)
+    inputs = read_tiles(split.image_path(index), form)
     text_map = join_text_maps(
         [
             compute_text_map(
-                trained.model, normalize(fitted, form.mean, form.std)[None].to(trained.device), placement
+                trained.model, normalize(fitted, form)[None].to(trained.device), placement
             )
             for fitted, placement in inputs
         ]
@@ -327,7 +319,7 @@ def _draw_image(
     rows = rows[~split.is_crowd[rows]]
     boxes_xyxy = xywh_to_xyxy(torch.from_numpy(split.boxes_xywh[rows]).float())
     return draw_text_map(
-        read_picture(split.image_path(index)),
+        read_preview(split.image_path(index)),
         text_map,
         label,
         class_names=trained.class_names,

@@ -22,18 +22,19 @@ from deim.curation.check import check_dataset, describe_check, read_for_check
 from deim.curation.convert import describe_losses, refuse_existing, write_dataset
 from deim.curation.groups import find_groups, find_groups_of_splits
 from deim.curation.preview import draw_sheet
+from deim.curation.scan import ImageFacts, scan_images
 from deim.curation.split import describe_division, divide, pool_splits
 from deim.curation.stats import compute_stats, describe_stats
-from deim.data.augment.pipeline import find_stages
 from deim.data.formats.read import FORMATS, detect_format, read_all, to_splits
-from deim.data.images.scan import ImageFacts, scan_images
-from deim.data.loader import build_train_batches, build_train_loader, input_format, iterate
+from deim.data.images.input_format import InputFormat
+from deim.data.images.tiling import TilesOptions
+from deim.data.loader import build_sampler, build_train_loader
 from deim.data.splits import prepare_root, read_split
 from deim.engine.distributed import DistributedContext
 from deim.engine.experiment import load_experiment
 from deim.engine.preflight import plan_batches
 from deim.engine.schedule import resolve_schedule
-from deim.engine.task import build_training_changes
+from deim.engine.task import augment_epochs
 from deim.errors import DataError, DeimError
 
 
@@ -45,10 +46,8 @@ def check(args: argparse.Namespace) -> int:
     with tqdm(total=total, desc="images", disable=None, leave=False) as bar:
         report = check_dataset(
             raws,
-            input_size_hw=_size_hw(args.image_size),
-            resize=args.resize,
-            tile_size=args.tile_size,
-            full=not args.quick,
+            input_format=_input_format(args),
+            decode=not args.quick,
             groups=groups,
             unread=unread,
             workers=args.workers,
@@ -94,13 +93,7 @@ def stats(args: argparse.Namespace) -> int:
         name: _scan((part.image_path(index) for index in range(len(part))), args.workers)
         for name, part in splits.items()
     }
-    found = compute_stats(
-        splits,
-        facts,
-        input_size_hw=_size_hw(args.image_size),
-        resize=args.resize,
-        tile_size=args.tile_size,
-    )
+    found = compute_stats(splits, facts, input_format=_input_format(args))
     paths = draw_stats(found, splits, args.output, seed=args.seed)
     _write_json(args.output / "stats.json", found.to_dict())
     print("\n".join(describe_stats(found)))
@@ -113,27 +106,38 @@ def preview(args: argparse.Namespace) -> int:
     config = load_experiment(args.config, [*args.set, "data.num_workers=0"])
     prepare_root(config.data)
     train = read_split(config.data, "train")
-    batches = build_train_batches(
-        config, train, batch_size=plan_batches(config, DistributedContext()).effective
+    sampler = build_sampler(
+        config.data,
+        train,
+        seed=config.seed,
+        batch_size=plan_batches(config, DistributedContext()).effective,
+        image_size_hw=config.image_size_hw,
     )
     timeline = resolve_schedule(
         config.schedule,
         epochs=config.epochs,
-        steps_per_epoch=len(batches),
+        steps_per_epoch=len(sampler),
         has_stages=config.multimodal is None,
     )
-    augmentation, changes = build_training_changes(config, timeline)
-    loader = build_train_loader(config, train, augmentation=augmentation, batches=batches, changes=changes)
+    loader = build_train_loader(
+        sampler,
+        train,
+        data=config.data,
+        augment=config.augment,
+        image_size_hw=config.image_size_hw,
+        seed=config.seed,
+        epochs=augment_epochs(timeline),
+    )
     args.output.mkdir(parents=True, exist_ok=True)
     for old in args.output.glob("stage_*.png"):
         old.unlink()
-    for number, stage in enumerate(find_stages(augmentation, changes, epochs=config.epochs), start=1):
-        batches.epoch = stage.first_epoch
+    for number, stage in enumerate(loader.pipeline.stages(config.epochs), start=1):
+        loader.set_epoch(stage.first_epoch)
         sheet = draw_sheet(
-            iterate(loader),
+            loader,
             title=f"stage {number}, {stage.describe()}",
             class_names=train.class_names,
-            input_format=input_format(config),
+            input_format=loader.dataset.input_format,
             num_images=args.images,
         )
         path = args.output / f"stage_{number}.png"
@@ -218,6 +222,11 @@ def _at_least(least: int) -> Callable[[str], int]:
         return number
 
     return whole_number
+
+
+def _input_format(args: argparse.Namespace) -> InputFormat:
+    tiles = None if args.tile_size is None else TilesOptions(size=args.tile_size)
+    return InputFormat(size_hw=_size_hw(args.image_size), resize=args.resize, tiles=tiles)
 
 
 def _size_hw(image_size: list[int]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from deim.data.images.pixel_format import read_picture
+from deim.data.images.load import read_preview
 from deim.errors import ConfigError, DataError, DeimError
 from deim.inference.predictor import Predictor, above, to_coco_results
 from deim.report.draw import draw_detections
@@ -133,7 +133,7 @@ def predict(args: argparse.Namespace) -> None:
     # Raw detections are hundreds: with --score-threshold 0 they would cover the picture.
     draw_from = 0.0 if args.score_threshold is None else detector.trained.config.evaluation.draw_threshold
     for path, detections in zip(paths, found, strict=True):
-        picture = read_picture(path)
+        picture = read_preview(path)
         shown = above(detections, draw_from)
         drawn = draw_detections(picture, shown, class_names=detector.class_names)
         name = path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png"

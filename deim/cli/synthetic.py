@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from deim.data.synthetic.make import make_synthetic_dataset
+from deim.data.synthetic.options import SyntheticOptions
 from deim.errors import DeimError
 
 
@@ -30,11 +31,13 @@ def main() -> int:
     try:
         make_synthetic_dataset(
             args.root,
-            train_images=args.train_images,
-            val_images=args.val_images,
-            test_images=args.test_images,
-            max_size_wh=(args.max_size[0], args.max_size[1]),
-            seed=args.seed,
+            SyntheticOptions(
+                train_images=args.train_images,
+                val_images=args.val_images,
+                test_images=args.test_images,
+                max_size_wh=(args.max_size[0], args.max_size[1]),
+                seed=args.seed,
+            ),
         )
     except (DeimError, OSError) as error:
         print(error, file=sys.stderr)

@@ -16,7 +16,8 @@ from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from deim.config.schema import Config
-from deim.data.splits import build_splits, check_before_run, prepare_root
+from deim.curation.check import check_before_run
+from deim.data.splits import build_splits, prepare_root
 from deim.engine.context import Validation
 from deim.engine.device import select_device
 from deim.engine.distributed import DistributedContext, join_distributed

@@ -1,44 +1,41 @@
-"""Pictures of a dataset as PNG: bars of its classes, sizes, positions, brightness, and a sheet of samples."""
+"""Charts of a dataset as PNG: classes, box sizes, positions, brightness, and a sheet of samples."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
+from deim.boxes import xywh_to_xyxy
 from deim.curation.stats import SMALL_SIDE_PX, DatasetStats, legible
 from deim.data.formats.coco import CocoSplit
-from deim.data.images.pixel_format import read_picture
-from deim.report.palette import CHART_STYLE
+from deim.data.images.load import read_preview
+from deim.report.draw import draw_boxes
+from deim.report.palette import CHART_STYLE, CLASS_COLORS, GRAY, chart_color, class_color
 
 WIDTH = 8.0
-"""Inches."""
+"""Width of a chart, in inches."""
 DPI = 110
 NUM_SAMPLES = 12
-LONGEST_NAME = 24
+MAX_NAME_LENGTH = 24
 SAMPLE_SIDE_PX = 480
-"""Longest side of a sample; larger images are shrunk."""
-MOST_POINTS = 20_000
-"""Of the scatter chart; more are drawn by lot."""
+"""Longer side of a sample in pixels; larger images are reduced."""
+MAX_POINTS = 20_000
+"""Maximum number of points of the scatter chart; of more, a random choice is drawn."""
 POSITION_CELLS = 32
-MOST_BARS = 40
-"""Of classes; the rarer ones share one bar."""
-COLORS: Final = (
-    *("#e69f00", "#56b4e9", "#009e73", "#b0a000", "#0072b2", "#d55e00", "#cc79a7"),
-    *("#332288", "#882255", "#7a4b2a", "#8fd14f", "#f4a6b8"),
-)
-"""Okabe and Ito, Color Universal Design (2008), the yellow darkened for white paper, and five more. As many
-classes have a color of their own."""
-GRAY = "#8a8a8a"
+MAX_BARS = 40
+"""Maximum number of bars for classes; the rarer ones share one bar."""
+FIRST_SPLIT_COLOR = 4
+
+Color = tuple[float, float, float] | str
 
 
 def draw_stats(
@@ -47,16 +44,16 @@ def draw_stats(
     """Draw all charts.
 
     Args:
-        stats: Of the splits.
-        splits: For the sheet of samples.
-        folder: Where to put them; it is made.
-        seed: Which samples, and which points where there are too many.
+        stats: Statistics of the splits.
+        splits: Splits by name, for the sheet of samples.
+        folder: Folder of the charts; it is made.
+        seed: Seed of the choice of samples and points.
 
     Returns:
         Paths of the PNG files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    classes = min(len(stats.class_names), MOST_BARS + 1)
+    classes = min(len(stats.class_names), MAX_BARS + 1)
     bars = classes * len(stats.split_names)
     charts: dict[str, tuple[Callable[[Figure], None], float]] = {
         "classes": (partial(_class_bars, stats=stats), 1.4 + 0.24 * bars + 0.15 * classes),
@@ -79,93 +76,77 @@ def _save(draw: Callable[[Figure], None], path: Path, *, height: float) -> Path:
     return path
 
 
-def _color(index: int) -> str:
-    return COLORS[index % len(COLORS)]
-
-
 def _most_frequent(stats: DatasetStats, most: int) -> NDArray[np.int64]:
-    """Positions of the classes with the most boxes, at most so many, in the order of the classes."""
+    """Return the positions of the classes with the most boxes, at most `most`, in the order of the classes."""
     return np.sort(np.argsort(-stats.counts().sum(axis=0), kind="stable")[:most])
-
-
-def _class_colors(stats: DatasetStats) -> list[str]:
-    """Color of each class: one of its own for the most frequent ones, gray for the others."""
-    colors = [GRAY] * len(stats.class_names)
-    for place, index in enumerate(_most_frequent(stats, len(COLORS))):
-        colors[index] = COLORS[place]
-    return colors
 
 
 def _name_others(number: int) -> str:
     return f"{number} other class{'es' if number > 1 else ''}"
 
 
-def _number_plainly(axis: Axis) -> None:
-    """Numbers at 1, 2 and 5 of each decade, without powers of ten."""
+def _set_log_scale(axis: Axis) -> None:
+    """Label an axis at 1, 2 and 5 of each decade, without powers of ten."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
 
-def _say_nothing_to_show(axes: Axes) -> None:
+def _show_no_boxes(axes: Axes) -> None:
     axes.text(0.5, 0.5, "no boxes", ha="center", va="center", transform=axes.transAxes, color=GRAY)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
 
 
 def _class_bars(figure: Figure, stats: DatasetStats) -> None:
     axes = figure.subplots()
-    shown = _most_frequent(stats, MOST_BARS)
+    shown = _most_frequent(stats, MAX_BARS)
     names = [stats.class_names[index] for index in shown]
     counts = stats.counts()[:, shown]
     others = len(stats.class_names) - len(shown)
     if others:
         names.append(_name_others(others))
-        rest = stats.counts().sum(axis=1) - counts.sum(axis=1)
-        counts = np.column_stack([counts, rest])
+        counts = np.column_stack([counts, stats.counts().sum(axis=1) - counts.sum(axis=1)])
     number = len(stats.split_names)
     thickness = 0.8 / number
     for index, name in enumerate(stats.split_names):
         places = np.arange(len(names)) + (index - (number - 1) / 2) * thickness
-        bars = axes.barh(places, counts[index], height=thickness * 0.9, color=_color(index + 4), label=name)
+        color = chart_color(index + FIRST_SPLIT_COLOR)
+        bars = axes.barh(places, counts[index], height=thickness * 0.9, color=color, label=name)
         axes.bar_label(bars, padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.1)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("boxes")
-    axes.set_title("Boxes of each class")
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="boxes", title="Boxes per class")
     figure.legend(loc="outside lower right", ncols=number)
 
 
 def _box_sizes(figure: Figure, stats: DatasetStats, seed: int) -> None:
     axes = figure.subplots()
     sides, labels = stats.boxes.sides_wh, stats.boxes.class_index
-    height, width = stats.input_size_hw
+    height, width = stats.input_format.size_hw
     axes.set_title(f"Box sizes at the training size, {width}x{height} px")
     if not len(sides):
-        return _say_nothing_to_show(axes)
-    order = np.random.default_rng(seed).permutation(len(sides))[:MOST_POINTS]
-    of_class = _class_colors(stats)
-    colors = [of_class[label] for label in labels[order]]
-    axes.scatter(sides[order, 0], sides[order, 1], s=9, c=colors, alpha=0.5, linewidths=0)
+        return _show_no_boxes(axes)
+    colors: list[Color] = [GRAY] * len(stats.class_names)
+    for place, index in enumerate(_most_frequent(stats, len(CLASS_COLORS))):
+        colors[index] = chart_color(place)
+    order = np.random.default_rng(seed).permutation(len(sides))[:MAX_POINTS]
+    of_points = [colors[label] for label in labels[order]]
+    axes.scatter(sides[order, 0], sides[order, 1], s=9, c=of_points, alpha=0.5, linewidths=0)
     ends = (min(SMALL_SIDE_PX / 2, float(sides.min()) * 0.8), 1.25 * max(width, height))
-    curve = np.geomspace(*ends, 50)
-    axes.plot(curve, SMALL_SIDE_PX**2 / curve, color="black", linestyle="--", linewidth=1)
-    median = float(np.median(stats.box_sides()))
-    axes.plot(curve, median**2 / curve, color="black", linewidth=1)
-    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
-    _number_plainly(axes.xaxis)
-    _number_plainly(axes.yaxis)
-    axes.set_xlabel("width, px")
-    axes.set_ylabel("height, px")
-    axes.plot([], [], color="black", label=f"median area: a side of {median:.1f} px")
-    axes.plot([], [], color="black", linestyle="--", label=f"a side of {SMALL_SIDE_PX:g} px")
-    for name, color in zip(stats.class_names, of_class, strict=True):
+    curve, median = np.geomspace(*ends, 50), float(np.median(stats.box_sides()))
+    median_text = f"median area: a side of {median:.1f} px"
+    axes.plot(curve, median**2 / curve, color="black", linewidth=1, label=median_text)
+    small_text = f"a side of {SMALL_SIDE_PX:g} px"
+    axes.plot(curve, SMALL_SIDE_PX**2 / curve, color="black", linestyle="--", linewidth=1, label=small_text)
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="width, px", ylabel="height, px")
+    _set_log_scale(axes.xaxis)
+    _set_log_scale(axes.yaxis)
+    for name, color in zip(stats.class_names, colors, strict=True):
         if color != GRAY:
             axes.scatter([], [], s=25, color=color, label=name)
-    if GRAY in of_class:
-        axes.scatter([], [], s=25, color=GRAY, label=_name_others(of_class.count(GRAY)))
+    if GRAY in colors:
+        axes.scatter([], [], s=25, color=GRAY, label=_name_others(colors.count(GRAY)))
     figure.legend(loc="outside right upper", fontsize=9)
     return None
 
@@ -173,72 +154,66 @@ def _box_sizes(figure: Figure, stats: DatasetStats, seed: int) -> None:
 def _aspect_ratios(figure: Figure, stats: DatasetStats) -> None:
     axes = figure.subplots()
     ratios = stats.boxes.aspect_ratios
-    axes.set_title("Width over height of the boxes, in the original images")
+    axes.set_title("Width divided by height of the boxes, in the original images")
     if not len(ratios):
-        return _say_nothing_to_show(axes)
+        return _show_no_boxes(axes)
     low, high = min(0.25, float(ratios.min())), max(4.0, float(ratios.max()))
-    axes.hist(ratios, bins=np.geomspace(low, high * 1.001, 50).tolist(), color=_color(4))
+    bins = np.geomspace(low, high * 1.001, 50).tolist()
+    axes.hist(ratios, bins=bins, color=chart_color(FIRST_SPLIT_COLOR))
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xscale("log")
-    _number_plainly(axes.xaxis)
-    axes.set_xlabel("width / height (left: upright boxes, right: lying ones)")
-    axes.set_ylabel("boxes")
+    axes.set(xscale="log", xlabel="width / height (left: tall boxes, right: wide boxes)", ylabel="boxes")
+    _set_log_scale(axes.xaxis)
     return None
 
 
 def _boxes_per_image(figure: Figure, stats: DatasetStats) -> None:
-    axes = figure.subplots()
     most = max((int(counts.max()) for counts in stats.boxes_per_image if len(counts)), default=0)
-    # Beyond 30 the bars would be hairs; wider ones hold several numbers.
+    # With more than 30 bars each would be too thin; wider ones hold several numbers.
     step = 1 + most // 30
     edges = np.arange(0, most + step + 1, step) - 0.5
-    shares = [np.full(len(counts), 100 / max(len(counts), 1)) for counts in stats.boxes_per_image]
-    colors = [_color(index + 4) for index in range(len(shares))]
-    axes.hist(
-        stats.boxes_per_image, bins=edges.tolist(), weights=shares, color=colors, label=stats.split_names
-    )
-    axes.set_xlabel("boxes of an image")
-    axes.set_ylabel("% of the images")
-    axes.set_title("Boxes an image")
-    figure.legend(loc="outside lower right", ncols=len(shares))
+    axes = _split_histogram(figure, stats, stats.boxes_per_image, edges)
+    axes.set(xlabel="boxes in an image", ylabel="% of the images", title="Boxes per image")
+
+
+def _brightness(figure: Figure, stats: DatasetStats) -> None:
+    axes = _split_histogram(figure, stats, stats.brightness, np.linspace(0, 255, 52))
+    axes.set(xlim=(0, 255), xlabel="mean gray of an image, 0 black to 255 white")
+    axes.set(ylabel="% of the images", title="Brightness of the images")
+
+
+def _split_histogram(
+    figure: Figure, stats: DatasetStats, values: tuple[NDArray[np.generic], ...], edges: NDArray[np.float64]
+) -> Axes:
+    """Draw the distribution of a number of each image, one outline per split, in percent of its images."""
+    axes = figure.subplots()
+    for index, (name, of_split) in enumerate(zip(stats.split_names, values, strict=True)):
+        axes.hist(
+            np.asarray(of_split, dtype=np.float64),
+            bins=edges.tolist(),
+            weights=np.full(len(of_split), 100 / max(len(of_split), 1)),
+            histtype="step",
+            linewidth=1.6,
+            color=chart_color(index + FIRST_SPLIT_COLOR),
+            label=name,
+        )
+    figure.legend(loc="outside lower right", ncols=len(stats.split_names))
+    return axes
 
 
 def _positions(figure: Figure, stats: DatasetStats) -> None:
     axes = figure.subplots()
-    axes.set_title("Where the centers of the boxes lie")
+    axes.set_title("Centers of the boxes")
     centers = stats.boxes.centers_xy
     if not len(centers):
-        return _say_nothing_to_show(axes)
+        return _show_no_boxes(axes)
     frame = [[0.0, 1.0], [0.0, 1.0]]
     table, _, _ = np.histogram2d(centers[:, 1], centers[:, 0], bins=POSITION_CELLS, range=frame)
     height, width = np.median(stats.image_sizes_hw, axis=0)
-    shown = axes.imshow(table, cmap="magma", extent=(0, 1, 1, 0), aspect=float(height / width))
+    heatmap = axes.imshow(table, cmap="magma", extent=(0, 1, 1, 0), aspect=float(height / width))
     axes.grid(visible=False)
-    axes.set_xlabel("left to right, share of the image's width")
-    axes.set_ylabel("top to bottom, share of the height")
-    figure.colorbar(shown, label="boxes", shrink=0.8)
+    axes.set(xlabel="left to right, share of the image's width", ylabel="top to bottom, share of the height")
+    figure.colorbar(heatmap, label="boxes", shrink=0.8)
     return None
-
-
-def _brightness(figure: Figure, stats: DatasetStats) -> None:
-    axes = figure.subplots()
-    bins = np.linspace(0, 255, 52)
-    for index, (name, values) in enumerate(zip(stats.split_names, stats.brightness, strict=True)):
-        share = np.full(len(values), 100 / max(len(values), 1))
-        axes.hist(
-            values,
-            bins=bins.tolist(),
-            weights=share,
-            histtype="step",
-            linewidth=1.6,
-            color=_color(index + 4),
-            label=name,
-        )
-    axes.set_xlim(0, 255)
-    axes.set_xlabel("mean gray of an image, 0 black to 255 white")
-    axes.set_ylabel("% of the images")
-    axes.set_title("Brightness of the images")
-    figure.legend(loc="outside lower right", ncols=len(stats.split_names))
 
 
 def _samples(figure: Figure, stats: DatasetStats, splits: Mapping[str, CocoSplit], seed: int) -> None:
@@ -248,37 +223,28 @@ def _samples(figure: Figure, stats: DatasetStats, splits: Mapping[str, CocoSplit
         for index in np.flatnonzero(is_decoded).tolist()
     ]
     chosen = np.random.default_rng(seed).permutation(len(places))[:NUM_SAMPLES]
-    colors = _class_colors(stats)
-    figure.suptitle("Samples drawn by lot", x=0.01, ha="left", fontweight="bold")
+    figure.suptitle("Random samples", x=0.01, ha="left", fontweight="bold")
     for axes, place in zip(figure.subplots(3, 4).ravel(), chosen, strict=False):
         name, index = places[place]
-        _draw_sample(axes, splits[name], index, colors=colors)
-        shown = legible(Path(splits[name].file_names[index]).name)
-        shown = shown if len(shown) <= LONGEST_NAME else f"…{shown[1 - LONGEST_NAME :]}"
-        axes.set_title(f"{legible(name)}: {shown}", fontsize=8, fontweight="normal", loc="center")
+        axes.imshow(_draw_sample(splits[name], index))
+        title = legible(Path(splits[name].file_names[index]).name)
+        title = title if len(title) <= MAX_NAME_LENGTH else f"…{title[1 - MAX_NAME_LENGTH :]}"
+        axes.set_title(f"{legible(name)}: {title}", fontsize=8, fontweight="normal", loc="center")
     for axes in figure.axes:
         axes.axis("off")
 
 
-def _draw_sample(axes: Axes, split: CocoSplit, index: int, *, colors: Sequence[str]) -> None:
-    picture = read_picture(split.image_path(index))
-    picture.thumbnail((SAMPLE_SIDE_PX, SAMPLE_SIDE_PX))
-    scale = picture.width / int(split.sizes_hw[index, 1])
-    axes.imshow(np.asarray(picture))
-    for row in range(split.first_box[index], split.first_box[index + 1]):
-        left, top, width, height = (split.boxes_xywh[row] * scale).tolist()
-        label = split.category_ids.index(int(split.box_category_ids[row]))
-        line = ":" if split.is_crowd[row] else "-"
-        box = Rectangle((left, top), width, height, fill=False, color=colors[label], linewidth=1.4, ls=line)
-        axes.add_patch(box)
-        axes.text(
-            max(left, 0),
-            max(top, 0),
-            legible(split.class_names[label])[:LONGEST_NAME],
-            fontsize=6,
-            # Above the box, or inside where there is no room above.
-            va="bottom" if top > 0.06 * picture.height else "top",
-            color="white",
-            bbox={"facecolor": colors[label], "edgecolor": "none", "pad": 0.8},
-            clip_on=True,
-        )
+def _draw_sample(split: CocoSplit, index: int) -> NDArray[np.uint8]:
+    """Return (H, W, 3) RGB of an image with its boxes."""
+    image = read_preview(split.image_path(index))
+    scale = min(1.0, SAMPLE_SIDE_PX / max(image.size))
+    rows = slice(split.first_box[index], split.first_box[index + 1])
+    labels = [split.category_ids.index(int(category)) for category in split.box_category_ids[rows]]
+    drawn = draw_boxes(
+        image,
+        xywh_to_xyxy(torch.from_numpy(split.boxes_xywh[rows])),
+        texts=[legible(split.class_names[label]) for label in labels],
+        colors=[class_color(label) for label in labels],
+        scale=scale,
+    )
+    return np.asarray(drawn)

@@ -1,63 +1,84 @@
-"""Everything that is wrong or worth knowing in a dataset, found before a run and not in the middle of it."""
+"""The check of a dataset: everything that is wrong or suspicious, found before a run."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from deim.config.schema import Config
 from deim.curation.duplicates import Duplicate, count_plain, find_exact, find_near, hash_equal_lengths
-from deim.data.dataset import describe_size_difference
+from deim.curation.scan import ImageFacts, scan_images
+from deim.data.formats.check_images import describe_size_difference
 from deim.data.formats.coco import RawSplit, annotation_name, annotation_problems, find_problems
 from deim.data.formats.issues import ERRORS, WARNINGS, Issue
 from deim.data.formats.read import Format, read_raw, split_names
-from deim.data.formats.yolo import IMAGE_SUFFIXES
-from deim.data.images.read import UPRIGHT
-from deim.data.images.scan import ImageFacts, scan_images
+from deim.data.images.input_format import InputFormat, build_input_format
+from deim.data.images.read import IMAGE_SUFFIXES, UPRIGHT
+from deim.data.splits import prepare_root, read_raw_split
 from deim.errors import DataError
 from deim.files import raise_listed
+from deim.records import to_json
+from deim.report.tables import format_table
 
-SMALLEST_SIDE_PX = 4.0
-"""At the training size; a box with a shorter side is reported."""
+logger = logging.getLogger(__name__)
+
+MIN_SIDE_PX = 4.0
+"""Boxes with a shorter side at the training size are reported."""
 OVERHANG_PX = 1.0
 SAME_BOX_PX = 0.5
-SHOWN_OF_A_RULE: Final = 5
-"""Issues of a rule that `describe_check` prints; the JSON file has all of them."""
+MAX_SHOWN: Final = 5
+"""Maximum number of issues of a rule in `describe_check`; the JSON file has all of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitSummary:
+    """Counts of a split."""
+
+    annotations: str
+    """Path of the annotation file."""
+    images: int
+    without_boxes: int
+    """Number of images without a box."""
+    boxes: int
+    crowds: int
+    """Number of crowd regions, which do not count as boxes."""
+    boxes_by_class: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckReport:
-    """What a check found."""
+    """Result of a check."""
 
-    splits: Mapping[str, Mapping[str, Any]]
-    """Of each split: images, images without boxes, boxes, crowd regions, boxes of each class."""
+    splits: Mapping[str, SplitSummary]
     issues: tuple[Issue, ...]
     notes: tuple[str, ...]
     """What was not checked, with its count."""
 
     @property
     def num_errors(self) -> int:
-        """Issues that stop a run."""
+        """Number of issues that stop a run."""
         return sum(issue.severity == "error" for issue in self.issues)
 
     def counts(self) -> dict[str, int]:
-        """Issues of each rule, in the order of `formats/issues.py`; 0 for most, one hopes."""
-        found = Counter(issue.rule for issue in self.issues)
-        return {rule: found[rule] for rule in (*ERRORS, *WARNINGS)}
+        """Return the number of issues of each rule, in the order of `formats/issues.py`."""
+        counts = Counter(issue.rule for issue in self.issues)
+        return {rule: counts[rule] for rule in (*ERRORS, *WARNINGS)}
 
     def to_dict(self) -> dict[str, Any]:
-        """The report for a JSON file."""
+        """Return the report for a JSON file."""
         return {
             "num_errors": self.num_errors,
             "num_warnings": len(self.issues) - self.num_errors,
             "counts": self.counts(),
             "notes": list(self.notes),
-            "splits": {name: dict(split) for name, split in self.splits.items()},
-            "issues": [issue.to_dict() for issue in self.issues],
+            "splits": to_json(self.splits),
+            "issues": [{**to_json(issue), "severity": issue.severity} for issue in self.issues],
         }
 
     def raise_errors(self) -> None:
-        """Refuse the dataset.
+        """Reject the dataset if there are errors.
 
         Raises:
             DataError: If there are errors; the first 20 are listed.
@@ -66,8 +87,8 @@ class CheckReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Listed:
-    """One image of one split."""
+class _ListedImage:
+    """An image of a split."""
 
     raw: RawSplit
     name: str
@@ -75,8 +96,38 @@ class _Listed:
     path: Path
 
 
+def check_before_run(config: Config, names: Sequence[str] = ("train", "val")) -> CheckReport:
+    """Check the splits of a run in seconds: image headers, boxes, classes and identical files.
+
+    Nothing is decoded, so this does not find damage inside images and images that were saved again:
+    `tools/data.py check` does.
+
+    Args:
+        config: The experiment.
+        names: Names of the splits that it uses.
+
+    Returns:
+        The issues; `raise_errors` rejects the data if there are errors.
+
+    Raises:
+        DataError: If the files of a split cannot be read at all.
+    """
+    data = config.data
+    prepare_root(data)
+    if data.format == "coco" and data.train_annotations == data.val_annotations and "val" in names:
+        logger.warning(
+            "data.val_annotations: validation uses the training images, so its scores mean nothing"
+        )
+        names = [name for name in names if name != "val"]
+    raws = {name: replace(read_raw_split(data, name), name=name) for name in names}
+    report = check_dataset(raws, input_format=build_input_format(data, config.image_size_hw), decode=False)
+    # An image that these splits do not list may belong to the test split.
+    issues = tuple(issue for issue in report.issues if issue.rule != "unlisted_image")
+    return replace(report, issues=issues)
+
+
 def read_for_check(root: Path, data_format: Format) -> tuple[dict[str, RawSplit], list[Issue]]:
-    """All splits of a dataset that can be read, and why the others cannot.
+    """Read all splits of a dataset that can be read, and say why the others cannot.
 
     Raises:
         DataError: If there is no such dataset.
@@ -93,31 +144,27 @@ def read_for_check(root: Path, data_format: Format) -> tuple[dict[str, RawSplit]
 def check_dataset(
     raws: Mapping[str, RawSplit],
     *,
-    input_size_hw: tuple[int, int],
-    resize: Literal["stretch", "letterbox"],
-    tile_size: int | None = None,
-    full: bool = True,
+    input_format: InputFormat,
+    decode: bool = True,
     groups: Mapping[str, Sequence[str]] | None = None,
     unread: Sequence[Issue] = (),
     workers: int = 2,
     progress: Callable[[int], object] = lambda _: None,
 ) -> CheckReport:
-    """Check the splits of a dataset, each for itself and against one another.
+    """Check the splits of a dataset, each by itself and against the others.
 
     Args:
-        raws: What the files say, by the name of the split.
-        input_size_hw: Training size, in pixels.
-        resize: How an image becomes that size.
-        tile_size: Side of the tiles that become that size instead, in pixels; None for whole images.
-        full: Decode every image, which finds damage inside and images that were saved again. Else only
-            headers are read, and only files of equal length compared: the form that runs before training.
+        raws: Splits by name.
+        input_format: Size, resizing and tiles of training.
+        decode: Whether to decode every image, which finds damage inside and images that were saved again;
+            otherwise only headers are read and only files of equal length compared.
         groups: Group of each image of each split, in its order; None if there are no groups.
-        unread: Why other splits could not be read.
-        workers: Images decoded at a time.
-        progress: Called with the number of images done.
+        unread: Issues of the splits that could not be read.
+        workers: Number of images decoded at a time.
+        progress: Called with the number of finished images.
     """
     listed = [
-        _Listed(
+        _ListedImage(
             raw=raw,
             name=image["file_name"],
             size_hw=(image["height"], image["width"]),
@@ -127,49 +174,37 @@ def check_dataset(
         for image in raw.images
     ]
     paths = [image.path for image in listed]
-    facts = scan_images(paths, decode=full, workers=workers, progress=progress)
+    facts = scan_images(paths, decode=decode, workers=workers, progress=progress)
     split_of = [image.raw.name for image in listed]
-    hashes = [fact.sha256 for fact in facts] if full else hash_equal_lengths(paths)
-    duplicates = [*find_exact(hashes, split_of), *(find_near(facts, split_of) if full else ())]
+    hashes = [fact.sha256 for fact in facts] if decode else hash_equal_lengths(paths)
+    duplicates = [*find_exact(hashes, split_of), *(find_near(facts, split_of) if decode else ())]
+    summaries = {name: _summarize(raw) for name, raw in raws.items()}
     issues = [*unread]
     for raw in raws.values():
-        problems = find_problems(raw)
-        issues += [*problems, *_repeated_annotations(raw)]
-        issues += _box_warnings(raw, input_size_hw, resize, tile_size)
+        issues += [*find_problems(raw), *_repeated_annotations(raw), *_box_warnings(raw, input_format)]
     issues += _image_issues(listed, facts)
     issues += [_duplicate_issue(listed, duplicate) for duplicate in duplicates]
-    issues += _class_issues(raws)
+    issues += _class_issues(raws, summaries)
     issues += _group_overlaps(raws, groups or {})
     notes = []
     if unread:
-        notes.append("files that no split lists were not looked for, since a split could not be read")
+        notes.append("unlisted files were not looked for, because a split could not be read")
     else:
         issues += _unlisted(raws)
     plain = count_plain(facts)
     if plain:
-        notes.append(f"{plain} images are too plain to be compared with others but byte for byte")
-    return CheckReport(
-        splits={name: _summary(raw) for name, raw in raws.items()},
-        issues=tuple(issues),
-        notes=tuple(notes),
-    )
+        notes.append(f"{plain} images have too little content to be compared with others except byte by byte")
+    return CheckReport(splits=summaries, issues=tuple(issues), notes=tuple(notes))
 
 
 def describe_check(report: CheckReport) -> list[str]:
-    """The report for the terminal, line by line."""
-    rows = [("split", "images", "without boxes", "boxes", "crowd regions")]
-    rows += [
-        (name, str(split["images"]), str(split["without_boxes"]), str(split["boxes"]), str(split["crowds"]))
+    """Return the report for the terminal, line by line."""
+    headers = ["split", "images", "without boxes", "boxes", "crowd regions"]
+    rows = [
+        [name, *map(str, (split.images, split.without_boxes, split.boxes, split.crowds))]
         for name, split in report.splits.items()
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            text.ljust(width) if place == 0 else text.rjust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    lines = format_table(headers, rows, right_aligned=range(1, 5)).splitlines()
     meanings = {**ERRORS, **WARNINGS}
     for rule, count in report.counts().items():
         if not count:
@@ -177,50 +212,44 @@ def describe_check(report: CheckReport) -> list[str]:
         kind = "error" if rule in ERRORS else "warning"
         lines += ["", f"{kind}  {rule}  {count}: {meanings[rule]}"]
         messages = [issue.message for issue in report.issues if issue.rule == rule]
-        lines += [f"  {message}" for message in messages[:SHOWN_OF_A_RULE]]
-        if count > SHOWN_OF_A_RULE:
-            lines.append(f"  … and {count - SHOWN_OF_A_RULE} more in the JSON file")
+        lines += [f"  {message}" for message in messages[:MAX_SHOWN]]
+        if count > MAX_SHOWN:
+            lines.append(f"  … and {count - MAX_SHOWN} more in the JSON file")
     num_warnings = len(report.issues) - report.num_errors
     lines += ["", *(f"note  {note}" for note in report.notes)]
     lines.append(f"{report.num_errors} errors, {num_warnings} warnings")
     return lines
 
 
-def _summary(raw: RawSplit) -> dict[str, Any]:
+def _summarize(raw: RawSplit) -> SplitSummary:
     names = {category["id"]: category["name"] for category in raw.categories}
     boxes = [annotation for annotation in raw.annotations if not annotation.get("iscrowd", 0)]
     with_boxes = {annotation["image_id"] for annotation in boxes}
     by_class = Counter(names.get(annotation["category_id"]) for annotation in boxes)
-    return {
-        "annotations": str(raw.annotations_path),
-        "images": len(raw.images),
-        "without_boxes": sum(image["id"] not in with_boxes for image in raw.images),
-        "boxes": len(boxes),
-        "crowds": len(raw.annotations) - len(boxes),
-        "boxes_by_class": {str(name): by_class[name] for name in names.values()},
-    }
+    return SplitSummary(
+        annotations=str(raw.annotations_path),
+        images=len(raw.images),
+        without_boxes=sum(image["id"] not in with_boxes for image in raw.images),
+        boxes=len(boxes),
+        crowds=len(raw.annotations) - len(boxes),
+        boxes_by_class={str(name): by_class[name] for name in names.values()},
+    )
 
 
 def _repeated_annotations(raw: RawSplit) -> Iterator[Issue]:
-    """Ids of several annotations; nothing is lost by them but the use of the id."""
     where = raw.annotations_path.name
     counts = Counter(annotation["id"] for annotation in raw.annotations if "id" in annotation)
     for value, count in counts.items():
         if count > 1:
             message = (
-                f"{where}: annotation id {value!r} is used {count} times. Other programs may keep the last "
-                f"of them alone: give each its own."
+                f"{where}: annotation id {value!r} is used {count} times. Other programs may keep only the "
+                f"last of them: give each its own id."
             )
             yield Issue(rule="repeated_annotation", split=raw.name, file=where, message=message)
 
 
-def _box_warnings(
-    raw: RawSplit,
-    input_size_hw: tuple[int, int],
-    resize: Literal["stretch", "letterbox"],
-    tile_size: int | None,
-) -> Iterator[Issue]:
-    """What is worth knowing of the boxes that are not refused."""
+def _box_warnings(raw: RawSplit, input_format: InputFormat) -> Iterator[Issue]:
+    """Yield warnings about boxes that are otherwise valid."""
     images = {image["id"]: image for image in raw.images}
     known = {category["id"] for category in raw.categories}
     seen: dict[tuple[Any, ...], list[tuple[str, Sequence[float]]]] = {}
@@ -229,15 +258,14 @@ def _box_warnings(
         image, bbox = images.get(annotation["image_id"]), annotation["bbox"]
         if image is None or annotation_problems(annotation, image, known):
             continue
-        size_hw = (image["height"], image["width"])
-        remarks = list(_remarks(annotation, size_hw, input_size_hw, resize, tile_size))
+        warnings = list(_warnings(annotation, (image["height"], image["width"]), input_format))
         same = seen.setdefault((annotation["image_id"], annotation["category_id"]), [])
         twin = next((other for other, box in same if _is_same_box(box, bbox)), None)
         if twin is not None:
-            remarks.append(("duplicate_box", f"is the box of annotation {twin} again. Remove one of them."))
+            warnings.append(("duplicate_box", f"has the same box as annotation {twin}. Remove one of them."))
         same.append((name, bbox))
         label = f"{raw.annotations_path.name}: annotation {name} (image {image['file_name']!r})"
-        for rule, problem in remarks:
+        for rule, problem in warnings:
             yield Issue(
                 rule=rule,
                 split=raw.name,
@@ -247,14 +275,10 @@ def _box_warnings(
             )
 
 
-def _remarks(
-    annotation: Mapping[str, Any],
-    size_hw: tuple[int, int],
-    input_size_hw: tuple[int, int],
-    resize: Literal["stretch", "letterbox"],
-    tile_size: int | None,
+def _warnings(
+    annotation: Mapping[str, Any], size_hw: tuple[int, int], input_format: InputFormat
 ) -> Iterator[tuple[str, str]]:
-    """Rule and description of what is worth knowing of one box."""
+    """Yield rule and description of each warning about one box."""
     left, top, width, height = annotation["bbox"]
     beyond = max(-left, -top, left + width - size_hw[1], top + height - size_hw[0])
     if beyond > OVERHANG_PX:
@@ -264,14 +288,15 @@ def _remarks(
             f"{size_hw[1]}x{size_hw[0]} px. Training clips it.",
         )
     visible_wh = _visible_side(left, width, size_hw[1]), _visible_side(top, height, size_hw[0])
-    shown_hw = size_hw if tile_size is None else (min(size_hw[0], tile_size), min(size_hw[1], tile_size))
-    width_px, height_px = at_input_size(visible_wh, shown_hw, input_size_hw, resize)
-    tiles = "data.tiles" if tile_size is None else f"smaller tiles than of {tile_size} px"
-    if min(width_px, height_px) < SMALLEST_SIDE_PX and not annotation.get("iscrowd", 0):
+    width_px, height_px = at_input_size(visible_wh, size_hw, input_format)
+    tiles = input_format.tiles
+    remedy = "data.tiles" if tiles is None else f"tiles smaller than {tiles.size} px"
+    if min(width_px, height_px) < MIN_SIDE_PX and not annotation.get("iscrowd", 0):
+        input_hw = input_format.size_hw
         yield (
             "small_box",
             f"is {width_px:.1f}x{height_px:.1f} px at the training size of "
-            f"{input_size_hw[1]}x{input_size_hw[0]}. Train at a larger size, or with {tiles}.",
+            f"{input_hw[1]}x{input_hw[0]}. Train at a larger size, or with {remedy}.",
         )
 
 
@@ -280,24 +305,30 @@ def _visible_side(start: float, length: float, limit: int) -> float:
 
 
 def at_input_size(
-    side_wh: tuple[float, float],
-    size_hw: tuple[int, int],
-    input_size_hw: tuple[int, int],
-    resize: Literal["stretch", "letterbox"],
+    side_wh: tuple[float, float], size_hw: tuple[int, int], input_format: InputFormat
 ) -> tuple[float, float]:
-    """Width and height of a box at the training size, in pixels."""
-    scale_y, scale_x = input_size_hw[0] / size_hw[0], input_size_hw[1] / size_hw[1]
-    if resize == "letterbox":
+    """Return width and height of a box at the training size, in pixels.
+
+    Args:
+        side_wh: Width and height in pixels of the image.
+        size_hw: Size of the image, in pixels.
+        input_format: Size, resizing and tiles of training.
+    """
+    if input_format.tiles is not None:
+        size = input_format.tiles.size
+        size_hw = (min(size_hw[0], size), min(size_hw[1], size))
+    scale_y, scale_x = input_format.size_hw[0] / size_hw[0], input_format.size_hw[1] / size_hw[1]
+    if input_format.resize == "letterbox":
         scale_y = scale_x = min(scale_y, scale_x)
     return side_wh[0] * scale_x, side_wh[1] * scale_y
 
 
-def _is_same_box(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(abs(a - b) <= SAME_BOX_PX for a, b in zip(one, other, strict=True))
+def _is_same_box(box: Sequence[float], other: Sequence[float]) -> bool:
+    return all(abs(a - b) <= SAME_BOX_PX for a, b in zip(box, other, strict=True))
 
 
-def _image_issues(listed: Sequence[_Listed], facts: Sequence[ImageFacts]) -> Iterator[Issue]:
-    """What is wrong with files; absent ones are named by `find_problems`."""
+def _image_issues(listed: Sequence[_ListedImage], facts: Sequence[ImageFacts]) -> Iterator[Issue]:
+    """Yield issues of image files; `find_problems` reports missing ones."""
     for image, fact in zip(listed, facts, strict=True):
         split, where = image.raw.name, image.raw.annotations_path.name
         if fact.header_problem:
@@ -306,7 +337,7 @@ def _image_issues(listed: Sequence[_Listed], facts: Sequence[ImageFacts]) -> Ite
             continue
         if fact.content_problem:
             message = (
-                f"{where}: image {image.name!r} is cut short or damaged inside ({fact.content_problem}). "
+                f"{where}: image {image.name!r} is truncated or damaged inside ({fact.content_problem}). "
                 f"Replace or remove it."
             )
             yield Issue(rule="truncated_image", split=split, file=image.name, message=message)
@@ -315,18 +346,18 @@ def _image_issues(listed: Sequence[_Listed], facts: Sequence[ImageFacts]) -> Ite
             yield Issue(rule="size_differs", split=split, file=image.name, message=message)
         elif fact.orientation != UPRIGHT:
             message = (
-                f"{where}: image {image.name!r} is turned by its EXIF data (orientation {fact.orientation}). "
+                f"{where}: image {image.name!r} is rotated by its EXIF data (orientation {fact.orientation}). "
                 f"Training turns it upright: its boxes must have been drawn on the upright view."
             )
             yield Issue(rule="exif_rotation", split=split, file=image.name, message=message)
 
 
-def _duplicate_issue(listed: Sequence[_Listed], duplicate: Duplicate) -> Issue:
+def _duplicate_issue(listed: Sequence[_ListedImage], duplicate: Duplicate) -> Issue:
     image, earlier = listed[duplicate.index], listed[duplicate.earlier]
     is_across = image.raw.name != earlier.raw.name
     rule = f"{'' if duplicate.is_exact else 'near_'}duplicate_{'across' if is_across else 'within'}"
-    how = "the bytes of" if duplicate.is_exact else "the same content as"
-    advice = "Keep it in one split alone" if is_across else "Remove one of them"
+    how = "the same bytes as" if duplicate.is_exact else "the same content as"
+    advice = "Keep it in only one split" if is_across else "Remove one of them"
     message = (
         f"{image.raw.annotations_path.name}: image {image.name!r} ({image.raw.name}) has {how} "
         f"{earlier.name!r} ({earlier.raw.name}). {advice}."
@@ -334,35 +365,35 @@ def _duplicate_issue(listed: Sequence[_Listed], duplicate: Duplicate) -> Issue:
     return Issue(rule=rule, split=image.raw.name, file=image.name, message=message)
 
 
-def _class_issues(raws: Mapping[str, RawSplit]) -> Iterator[Issue]:
-    """Classes that a split lacks, or that training does not know."""
-    counts = {name: _summary(raw)["boxes_by_class"] for name, raw in raws.items() if raw.images}
+def _class_issues(raws: Mapping[str, RawSplit], summaries: Mapping[str, SplitSummary]) -> Iterator[Issue]:
+    """Yield issues of classes that a split lacks, or that the training split does not list."""
+    counts = {name: summaries[name].boxes_by_class for name, raw in raws.items() if raw.images}
     known = counts.get("train")
-    for name in dict.fromkeys(name for of_split in counts.values() for name in of_split):
-        for split, of_split in counts.items():
+    for name in dict.fromkeys(name for by_class in counts.values() for name in by_class):
+        for split, by_class in counts.items():
             where = raws[split].annotations_path.name
             if known is not None and name not in known:
-                if name in of_split:
+                if name in by_class:
                     message = (
-                        f"{where}: class {name!r} of split {split} is not known to train, which has "
+                        f"{where}: class {name!r} of split {split} is not in train, which has "
                         f"{', '.join(known)}. Classes are matched by name: rename it, remove it, or train "
                         f"with it."
                     )
                     yield Issue(rule="class_not_trained", split=split, file=where, message=message)
-            elif not of_split.get(name):
+            elif not by_class.get(name):
                 others = ", ".join(f"{boxes.get(name, 0)} in {other}" for other, boxes in counts.items())
-                what = "learned" if split == "train" else "scored"
-                message = f"{where}: class {name!r} has no box in {split}, so it cannot be {what} ({others})."
+                verb = "learned" if split == "train" else "evaluated"
+                message = f"{where}: class {name!r} has no box in {split}, so it cannot be {verb} ({others})."
                 yield Issue(rule="class_without_boxes", split=split, file=where, message=message)
 
 
 def _group_overlaps(raws: Mapping[str, RawSplit], groups: Mapping[str, Sequence[str]]) -> Iterator[Issue]:
-    """Groups that a split shares with an earlier one."""
+    """Yield the groups that a split shares with an earlier one."""
     first_of: dict[str, tuple[str, str]] = {}
-    for split, of_images in groups.items():
+    for split, group_names in groups.items():
         raw = raws[split]
-        counts = Counter(of_images)
-        for image, group in zip(raw.images, of_images, strict=True):
+        counts = Counter(group_names)
+        for image, group in zip(raw.images, group_names, strict=True):
             owner, example = first_of.setdefault(group, (split, image["file_name"]))
             if owner != split and counts.pop(group, 0):
                 message = (
@@ -373,20 +404,20 @@ def _group_overlaps(raws: Mapping[str, RawSplit], groups: Mapping[str, Sequence[
 
 
 def _unlisted(raws: Mapping[str, RawSplit]) -> Iterator[Issue]:
-    """Image files in the folders of images that no split lists."""
+    """Yield the image files in the image folders that no split lists."""
     listed = {(raw.image_dir / image["file_name"]).resolve() for raw in raws.values() for image in raw.images}
-    # Damaged images of YOLO sets are known by a issue alone.
+    # Damaged images of YOLO datasets are only known by an issue.
     listed |= {(raw.image_dir / issue.file).resolve() for raw in raws.values() for issue in raw.issues}
     users: dict[Path, list[RawSplit]] = {}
     for raw in raws.values():
         users.setdefault(raw.image_dir, []).append(raw)
-    for folder, of_folder in users.items():
+    for folder, splits in users.items():
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in IMAGE_SUFFIXES and path.resolve() not in listed:
-                splits = ", ".join(raw.name for raw in of_folder)
+                names = ", ".join(raw.name for raw in splits)
                 name = path.relative_to(folder).as_posix()
                 message = (
-                    f"{folder}: image {name!r} is in no split ({splits}). List it, even without boxes, or "
+                    f"{folder}: image {name!r} is in no split ({names}). List it, even without boxes, or "
                     f"remove it."
                 )
-                yield Issue(rule="unlisted_image", split=splits, file=name, message=message)
+                yield Issue(rule="unlisted_image", split=names, file=name, message=message)

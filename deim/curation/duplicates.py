@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.data.images.scan import ImageFacts, hash_file
+from deim.curation.scan import ImageFacts
+from deim.files import sha256_of_file
 
 LEAST_CORRELATION = 0.99
 """Of the thumbnails of two images that count as one."""
@@ -74,7 +75,9 @@ def hash_equal_lengths(paths: Sequence[Path]) -> list[str]:
     lengths = [path.stat().st_size if path.is_file() else -1 for path in paths]
     values, counts = np.unique(lengths, return_counts=True)
     shared = set(values[(counts > 1) & (values > 0)].tolist())
-    return [hash_file(path) if length in shared else "" for path, length in zip(paths, lengths, strict=True)]
+    return [
+        sha256_of_file(path) if length in shared else "" for path, length in zip(paths, lengths, strict=True)
+    ]
 
 
 def find_near(facts: Sequence[ImageFacts], split_of: Sequence[str]) -> list[Duplicate]:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.curation.duplicates import find_copies
+from deim.curation.scan import ImageFacts
 from deim.data.formats.coco import SPLITS, CocoSplit
-from deim.data.images.scan import ImageFacts
 from deim.errors import DataError
+from deim.report.tables import format_table
 
 PASSES = 10
 """At most so many rounds of moving single groups; two or three are the rule."""
@@ -252,31 +253,26 @@ def _improve(
 
 
 def describe_division(division: Division) -> list[str]:
-    """Images, groups and boxes of each class in each new split, and what is missing, line by line."""
+    """Return images, groups and boxes of each new split, and what is missing, line by line."""
     splits = division.splits()
-    total = len(division.pool)
-    header = ["split", "images", "share", "groups", "without boxes", *division.pool.class_names]
-    rows, lines = [header], []
+    headers = ["split", "images", "share", "groups", "without boxes", *division.pool.class_names]
+    rows, lines = [], []
     for name, split in splits.items():
         boxes = Counter(split.box_category_ids[~split.is_crowd].tolist())
         counts = [boxes[number] for number in split.category_ids]
         groups = len(np.unique(division.group_of[division.indices(name)]))
-        share = f"{100 * len(split) / total:.1f} %"
+        share = f"{100 * len(split) / len(division.pool):.1f} %"
         rows.append([name, str(len(split)), share, str(groups), str(split.num_empty), *map(str, counts)])
         lines += [
             f"{name}: no box of class {label!r}; it has too few groups, or they hold other rare classes"
             for label, count in zip(split.class_names, counts, strict=True)
             if not count
         ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = [
-        "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
     groups_in_all = _count_groups(len(np.unique(division.group_of)))
     lines[:0] = [f"{name}: no image; {groups_in_all} for all splits" for name in division.empty]
     if division.num_bound:
         lines.insert(0, f"{division.num_bound} images are bound to the group of their copy")
-    return [*table, *lines]
+    return [*format_table(headers, rows, right_aligned=range(1, len(headers))).splitlines(), *lines]
 
 
 def _count_groups(number: int) -> str:

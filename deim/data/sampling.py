@@ -1,7 +1,8 @@
-"""How often an epoch shows each image: rare classes more often than others, if asked for."""
+"""The order of the training images in each epoch; rare classes can come more often than others."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -14,79 +15,165 @@ from deim.data.images.tiling import TiledSplit, tile_split
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UniformSampling:
-    """Every training image comes once an epoch."""
+    """Draws every training image once per epoch."""
 
     type: Literal["uniform"] = "uniform"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepeatFactorSampling:
-    """Images of a rare class come sqrt(threshold / share of the images that show it) times an epoch."""
+    """Draws images of a rare class sqrt(threshold / share of the images with the class) times per epoch."""
 
     type: Literal["repeat_factor"]
     threshold: float
-    """Classes on a smaller share of the training images are repeated, in (0, 1]."""
+    """Images of classes on a smaller share of the training images are repeated; in (0, 1]."""
 
     def __post_init__(self) -> None:
         is_wrong = not 0 < self.threshold <= 1
         check([(is_wrong, f"threshold: got {self.threshold:g}, needs (0, 1]")])
 
 
+Item = tuple[int, ...]
+"""(epoch, index) of an image, or tile; repeated images of an epoch add the number of the repetition, from 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchRequest:
+    """A batch to load."""
+
+    epoch: int
+    number: int
+    """Number of the batch in its epoch, from 0."""
+    items: tuple[Item, ...]
+    """All items of the batch, of all processes together."""
+    part: slice = field(default_factory=lambda: slice(None))
+    """Positions in `items` that this process loads."""
+
+
+class EpochSampler:
+    """Batches that visit every image once per epoch, in a random order that depends on seed and epoch only.
+
+    With repeat factors an image can come more than once; the length of an epoch is always the same.
+
+    Several processes share each batch in equal parts. The last batch of an epoch may be smaller. If it cannot
+    be shared equally, fewer images than there are processes are skipped, different ones in each epoch.
+
+    Args:
+        num_images: Number of images of the split, or tiles; below, a tile counts as an image.
+        batch_size: Images of a batch of all processes together; a multiple of `num_ranks`.
+        seed: Seed of the order.
+        rank: Number of this process.
+        num_ranks: Number of processes.
+        repeat_factors: (num_images,) from `compute_repeat_factors`; None draws each image once.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        repeat_factors: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.order_length = num_images if repeat_factors is None else epoch_length(repeat_factors)
+        self.num_images = self.order_length - self.order_length % batch_size % num_ranks
+        self.repeat_factors = repeat_factors
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.num_ranks = num_ranks
+
+    def __len__(self) -> int:
+        """Return the number of batches, which are optimizer steps, of an epoch."""
+        return -(-self.num_images // self.batch_size)
+
+    def requests(self, epoch: int, *, first_batch: int = 0) -> Iterator[BatchRequest]:
+        """Yield the batches of an epoch.
+
+        Args:
+            epoch: Current epoch, 0-based.
+            first_batch: Number of batches to skip, which an interrupted run has already seen.
+        """
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.repeat_factors is None:
+            order = rng.permutation(self.order_length)
+            repetitions = np.zeros_like(order)
+        else:
+            copies = draw_copies(self.repeat_factors, rng=rng)
+            order = rng.permutation(np.repeat(np.arange(len(copies)), copies))
+            repetitions = count_repetitions(order)
+        for number in range(first_batch, len(self)):
+            start = number * self.batch_size
+            part = slice(start, min(start + self.batch_size, self.num_images))
+            pairs = zip(order[part].tolist(), repetitions[part].tolist(), strict=True)
+            yield BatchRequest(
+                epoch=epoch,
+                number=number,
+                items=tuple(
+                    (epoch, index, repetition) if repetition else (epoch, index)
+                    for index, repetition in pairs
+                ),
+                part=slice(self.rank, None, self.num_ranks),
+            )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepeatFactors:
-    """How often classes and images come, in units of once an epoch."""
+    """Mean number of draws per epoch."""
 
-    of_classes: NDArray[np.float64]
-    """(C,), at least 1, in the order of the split's categories."""
-    of_images: NDArray[np.float64]
-    """(N,), at least 1, of each image or tile: the largest of its classes."""
+    by_class: NDArray[np.float64]
+    """(C,) at least 1, in the order of the split's categories."""
+    by_image: NDArray[np.float64]
+    """(N,) at least 1, of each image or tile: the maximum of its classes."""
 
 
 def compute_repeat_factors(
     split: CocoSplit, threshold: float, *, tiles: TiledSplit | None = None
 ) -> RepeatFactors:
-    """Repeat factors of a split: max(1, sqrt(threshold / share of the images that show the class)).
+    """Compute the repeat factors of a split: max(1, sqrt(threshold / share of the images with the class)).
 
-    Crowd regions do not count: training does not see them.
+    Crowd regions do not count, because training does not see them.
 
     Args:
         split: Training data.
-        threshold: Classes on a smaller share of the images are repeated; in (0, 1].
-        tiles: Of the split: each counts as an image; None for whole images.
+        threshold: Images of classes on a smaller share of the images are repeated; in (0, 1].
+        tiles: Tiles of the split, each of which counts as an image; None for whole images.
 
     Source:
         Gupta et al., LVIS, CVPR 2019, appendix on repeat factor sampling (arXiv:1908.03195).
     """
     tiles = tiles or tile_split(split, None)
     images, categories = tiles.owners(), split.box_category_ids[tiles.rows]
-    of_classes = np.ones(len(split.category_ids))
-    of_images = np.ones(len(tiles))
+    by_class = np.ones(len(split.category_ids))
+    by_image = np.ones(len(tiles))
     for index, category_id in enumerate(split.category_ids):
         shows = np.unique(images[categories == category_id])
         if len(shows):
-            of_classes[index] = max(1.0, (threshold * len(tiles) / len(shows)) ** 0.5)
-            of_images[shows] = np.maximum(of_images[shows], of_classes[index])
-    return RepeatFactors(of_classes=of_classes, of_images=of_images)
+            by_class[index] = max(1.0, (threshold * len(tiles) / len(shows)) ** 0.5)
+            by_image[shows] = np.maximum(by_image[shows], by_class[index])
+    return RepeatFactors(by_class=by_class, by_image=by_image)
 
 
 def epoch_length(repeat_factors: NDArray[np.float64]) -> int:
-    """Images of an epoch, copies counted: the sum of the factors, rounded up."""
+    """Return the number of draws of an epoch: the sum of the factors, rounded up."""
     return math.ceil(math.fsum(repeat_factors.tolist()))
 
 
 def draw_copies(repeat_factors: NDArray[np.float64], *, rng: np.random.Generator) -> NDArray[np.int64]:
-    """How often each image comes in an epoch: its factor, rounded up or down by lot.
+    """Draw how often each image comes in an epoch: its factor, rounded up or down at random.
 
-    Every epoch has the same number of images, `epoch_length`, so that the schedule of a run is known ahead:
-    the factors are stretched to that sum, by less than 1 / length, and laid end to end in a random order; as
-    many whole numbers as fall into an image's part, from a random start, are its copies.
+    Every epoch has the same number of draws, `epoch_length`, so that the schedule of a run is known in
+    advance. The factors are scaled to that sum, by less than 1 / length, and laid end to end in a random
+    order. The number of integers in an image's interval, from a random start, is its number of copies.
 
     Args:
-        repeat_factors: (N,), at least 1.
-        rng: Source of all draws.
+        repeat_factors: (N,) at least 1.
+        rng: Source of all random draws.
 
     Returns:
-        (N,), at least 1, of sum `epoch_length`.
+        (N,) at least 1, of sum `epoch_length`.
     """
     length = epoch_length(repeat_factors)
     order = rng.permutation(len(repeat_factors))
@@ -99,11 +186,11 @@ def draw_copies(repeat_factors: NDArray[np.float64], *, rng: np.random.Generator
     return copies
 
 
-def count_copies(drawn: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(L,) how often each of (L,) entries has come before."""
+def count_repetitions(drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (L,) how often each of (L,) entries has come before."""
     by_value = np.argsort(drawn, kind="stable")
     starts = np.flatnonzero(np.diff(drawn[by_value], prepend=-1))
     lengths = np.diff(starts, append=len(drawn))
-    found = np.empty(len(drawn), dtype=np.int64)
-    found[by_value] = np.arange(len(drawn)) - np.repeat(starts, lengths)
-    return found
+    repetitions = np.empty(len(drawn), dtype=np.int64)
+    repetitions[by_value] = np.arange(len(drawn)) - np.repeat(starts, lengths)
+    return repetitions

@@ -1,6 +1,6 @@
 """What a run consists of, how far it has come, and how both are put into checkpoints and taken out again."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from torch import nn
 
 from deim.config.loader import config_from_dict, config_to_dict
 from deim.config.schema import Config
-from deim.data.dataset import EpochBatches
+from deim.data.sampling import EpochSampler
 from deim.engine.checkpoints import FORMAT, WeightKind
 from deim.engine.early_stopping import EarlyStoppingState
 from deim.engine.ema import ModelEma
 from deim.engine.schedule import Timeline
 from deim.engine.seeding import random_states, restore_random_states
-from deim.engine.step import StepBatch, StepParts, unwrap_model
+from deim.engine.step import StepParts, unwrap_model
 from deim.errors import CheckpointError, ConfigError
 
 FREE_OPTIONS = (
@@ -85,8 +85,9 @@ class RunParts:
 
     step: StepParts
     ema: ModelEma[nn.Module]
-    loader: Iterable[StepBatch]
-    batches: EpochBatches
+    loader: Any
+    """Iterable of `StepBatch` with `set_epoch`."""
+    batches: EpochSampler
     """The order of the loader's images."""
     timeline: Timeline
     device: torch.device

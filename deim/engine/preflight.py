@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from deim.config.schema import Config
+from deim.data.augment.multi_scale import compute_sizes
 from deim.data.augment.options import AugmentOptions
-from deim.data.augment.pipeline import compute_sizes
-from deim.data.collate import Batch
+from deim.data.batch import Batch
 from deim.data.formats.coco import CocoSplit
 from deim.data.images.tiling import tile_split
-from deim.data.loader import tiling
 from deim.engine.context import RunParts
 from deim.engine.distributed import DistributedContext
 from deim.engine.memory import gigabytes, limit_bytes, peak_bytes, reset_peak
@@ -207,7 +206,7 @@ def _most_demanding_boxes(most_boxes: int, num_denoising: int) -> int:
 def _most_boxes(config: Config, split: CocoSplit) -> int:
     """Boxes of the fullest image, or tile."""
     if config.data.tiles is not None:
-        return tile_split(split, tiling(config.data)).most_boxes
+        return tile_split(split, config.data.tiles).most_boxes
     return int((split.first_box[1:] - split.first_box[:-1]).max(initial=0))
 
 

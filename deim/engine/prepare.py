@@ -8,7 +8,7 @@ from torch import nn
 
 from deim.config.loader import config_to_yaml
 from deim.config.schema import Config
-from deim.data.loader import build_train_batches
+from deim.data.loader import build_sampler
 from deim.data.splits import Splits
 from deim.engine.checkpoints import previous_path
 from deim.engine.context import RunParts, Validate
@@ -182,8 +182,14 @@ def _build_parts(
     seed_everything(config.seed)
     if config.runtime.deterministic:
         use_deterministic_operations()
-    batches = build_train_batches(
-        config, splits.train, batch_size=plan.effective, rank=distributed.rank, num_ranks=distributed.size
+    batches = build_sampler(
+        config.data,
+        splits.train,
+        seed=config.seed,
+        batch_size=plan.effective,
+        image_size_hw=config.image_size_hw,
+        rank=distributed.rank,
+        num_ranks=distributed.size,
     )
     timeline = resolve_schedule(
         config.schedule,

@@ -5,18 +5,18 @@ The trainer is the same whatever is trained. This file builds the subject of pha
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from deim.config.schema import Config
-from deim.data.augment.pipeline import Augmentation, BatchChanges, find_stages
-from deim.data.dataset import EpochBatches
-from deim.data.loader import build_augmentation, build_batch_changes, build_train_loader
+from deim.data.augment.pipeline import AugmentEpochs
+from deim.data.loader import build_train_loader
+from deim.data.sampling import EpochSampler
 from deim.data.splits import Splits
 from deim.engine.distributed import DistributedContext
 from deim.engine.optimizer import build_optimizer
@@ -35,7 +35,7 @@ class Setting:
 
     config: Config
     splits: Splits
-    batches: EpochBatches
+    batches: EpochSampler
     """The order of the training images."""
     timeline: Timeline
     device: torch.device
@@ -53,7 +53,7 @@ class Subject:
     """On the device of the run."""
     criterion: BatchLoss
     optimizer: torch.optim.Optimizer
-    loader: Iterable[StepBatch]
+    loader: "EpochLoader"
     """Batches of the epoch that the setting's `batches` stand at."""
     stored: dict[str, Any] = field(default_factory=dict)
     """Entries that each checkpoint holds beside its own: what is needed to build the model again."""
@@ -61,6 +61,15 @@ class Subject:
     """Of what the run began with beside its data; see `run_state.FINGERPRINTS`."""
     must_beat_start: bool = False
     """Validate before the first step too, and write best.pth only on a higher score than that."""
+
+
+class EpochLoader(Protocol):
+    """Batches of one epoch after another."""
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch, and the first of its batches, of the next pass."""
+
+    def __iter__(self) -> Iterator[StepBatch]: ...
 
 
 BuildSubject = Callable[[Setting], Subject]
@@ -81,32 +90,27 @@ def build_detector_subject(setting: Setting) -> Subject:
     if config.model.init_from is not None and setting.is_new:
         load_initial_weights(model, Path(config.model.init_from), class_names=train.class_names)
     model.to(setting.device)
-    augmentation, changes = build_training_changes(config, timeline)
-    stages = find_stages(augmentation, changes, epochs=config.epochs)
-    logger.info("augmentation:\n%s", "\n".join(f"  {stage.describe()}" for stage in stages))
+    loader = build_train_loader(
+        setting.batches,
+        train,
+        data=config.data,
+        augment=config.augment,
+        image_size_hw=config.image_size_hw,
+        seed=config.seed,
+        epochs=augment_epochs(timeline),
+    )
+    lines = loader.pipeline.describe(config.epochs)
+    logger.info("augmentation:\n%s", "\n".join(f"  {line}" for line in lines))
     return Subject(
         model=model,
         criterion=build_criterion(config.loss, matcher_change_epoch=timeline.matcher_change_epoch),
         optimizer=build_optimizer(model, config.recipe),
-        loader=build_train_loader(
-            config, train, augmentation=augmentation, batches=setting.batches, changes=changes
-        ),
+        loader=loader,
     )
 
 
-def build_training_changes(config: Config, timeline: Timeline) -> tuple[Augmentation, BatchChanges | None]:
-    """Build the random changes of images and of batches for the stages of a run.
-
-    Args:
-        config: The experiment.
-        timeline: Of the run.
-
-    Raises:
-        ConfigError: If a change needs a package that is not installed.
-    """
-    stages = {
-        "start_epoch": timeline.augment_start_epoch,
-        "mix_end_epoch": timeline.mix_end_epoch,
-        "stop_epoch": timeline.no_aug_epoch,
-    }
-    return build_augmentation(config.augment, **stages), build_batch_changes(config, **stages)
+def augment_epochs(timeline: Timeline) -> AugmentEpochs:
+    """Return the epochs in which the augmentation of a run changes."""
+    return AugmentEpochs(
+        start=timeline.augment_start_epoch, mix_end=timeline.mix_end_epoch, stop=timeline.no_aug_epoch
+    )

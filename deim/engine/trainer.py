@@ -21,7 +21,6 @@ from torch import nn
 from tqdm import tqdm
 
 from deim.config.schema import Config
-from deim.data.loader import iterate
 from deim.engine.checkpoints import WeightKind, previous_path, read_checkpoint, read_newest, save_checkpoint
 from deim.engine.context import (
     EpochSums,
@@ -145,7 +144,7 @@ class Trainer:
         """Train the rest of the current epoch."""
         progress, parts = self.progress, self.parts
         parts.step.model.train()
-        parts.batches.epoch, parts.batches.first_batch = progress.epoch, progress.steps_of_epoch
+        parts.loader.set_epoch(progress.epoch, progress.steps_of_epoch)
         bar = tqdm(
             total=len(parts.batches),
             initial=progress.steps_of_epoch,
@@ -166,7 +165,7 @@ class Trainer:
 
     def _timed_batches(self) -> Iterator[StepBatch]:
         """Batches on the device, with the time that they were waited for."""
-        batches = iterate(self.parts.loader)
+        batches = iter(self.parts.loader)
         while True:
             started = time.perf_counter()
             batch = next(batches, None)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from deim.boxes import xywh_to_xyxy
-from deim.data.images.pixel_format import read_picture
+from deim.data.images.load import read_preview
 from deim.errors import DataError
 from deim.files import sha256_of_file
 from deim.inference.detection_table import SplitResults, split_results
@@ -255,7 +255,7 @@ class ImageFolder:
         if not path.is_file():
             self._missing[self._file_names[position]] = None
             return None
-        return read_picture(path)
+        return read_preview(path)
 
     def describe_missing(self) -> str:
         """What was asked for and not there, in a sentence; empty if nothing was."""

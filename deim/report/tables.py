@@ -3,8 +3,12 @@
 import csv
 import io
 import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from deim.metrics.coco import ClassMetrics, CocoMetrics, CocoSummary
 
@@ -142,3 +146,25 @@ def _width(text: str) -> int:
         0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1
         for one in text
     )
+
+
+def format_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, right_aligned: Collection[int] = ()
+) -> str:
+    """Lay out a table for the console.
+
+    Args:
+        headers: Title of each column.
+        rows: Texts of each row.
+        right_aligned: Positions of the columns to align right.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+    for index, header in enumerate(headers):
+        justify: Literal["left", "right"] = "right" if index in right_aligned else "left"
+        table.add_column(Text(header), justify=justify, no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console(file=io.StringIO(), width=10_000, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())

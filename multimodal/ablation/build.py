@@ -9,8 +9,9 @@ from torch import Tensor
 
 from deim.config.multimodal_schema import MultimodalConfig
 from deim.config.schema import Config
-from deim.data.dataset import DetectionDataset, EpochBatches
-from deim.data.loader import build_train_batches
+from deim.data.dataset import DetectionDataset
+from deim.data.loader import build_sampler
+from deim.data.sampling import EpochSampler
 from deim.data.splits import build_splits
 from deim.engine.device import select_device, select_precision
 from deim.engine.distributed import DistributedContext
@@ -75,8 +76,12 @@ def build_trials(
         )
     device = select_device(config.runtime.device)
     precision = select_precision(config.runtime.amp, device)
-    batches = build_train_batches(
-        config, splits.train, batch_size=plan_batches(config, DistributedContext()).effective
+    batches = build_sampler(
+        config.data,
+        splits.train,
+        seed=config.seed,
+        batch_size=plan_batches(config, DistributedContext()).effective,
+        image_size_hw=config.image_size_hw,
     )
     timeline = resolve_schedule(
         config.schedule, epochs=config.epochs, steps_per_epoch=len(batches), has_stages=False
@@ -142,19 +147,18 @@ def build_trials(
 class _TrainBatches:
     """Training batches of a seed and an epoch, in an order that follows from both alone."""
 
-    def __init__(self, loader: FindingsLoader, like: EpochBatches) -> None:
+    def __init__(self, loader: FindingsLoader, like: EpochSampler) -> None:
         self.loader = loader
         self.like = like
 
     def __call__(self, seed: int, epoch: int) -> Iterable[FindingsBatch]:
-        order = EpochBatches(
+        self.loader.sampler = EpochSampler(
             len(self.loader.dataset),
             self.like.batch_size,
             seed=seed,
             repeat_factors=self.like.repeat_factors,
         )
-        order.epoch = epoch
-        self.loader.batches = order
+        self.loader.set_epoch(epoch)
         return self.loader
 
 

@@ -1,43 +1,43 @@
-"""What cameras, lamps and fixtures of a plant change: light, lens, sensor, compression, position.
+"""Variation of cameras, lamps and fixtures: light, lens, sensor, compression and position.
 
-The changes are those of albumentations, an optional package: `pip install 'deim-defects[augment]'`.
+The transforms are those of albumentations, an optional package: `pip install 'deim-defects[augment]'`.
 """
 
 import importlib.util
 import os
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from deim.config.checks import check, not_fraction
-from deim.data.transforms import Sample
+from deim.data.augment.transform import Sample, SampleTransform, Stage
 from deim.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndustrialOptions:
-    """What cameras, lamps and fixtures change, by the extra `augment`; probabilities are in [0, 1]."""
+    """Variation of cameras, lamps and fixtures; needs the extra `augment`. Probabilities are in [0, 1]."""
 
     rotation: float = 0.3
-    """A small rotation about the center."""
+    """Probability of a small rotation about the center."""
     max_degrees: float = 5.0
-    """Largest rotation to either side, in degrees, up to 45."""
+    """Maximum rotation in either direction, in degrees, up to 45."""
     perspective: float = 0.2
-    """A camera that stands askew."""
+    """Probability of a tilted camera."""
     max_corner_shift: float = 0.05
-    """Largest standard deviation of the corners' shift, as a share of the side, in (0, 0.25]."""
+    """Maximum standard deviation of the corners' shift, as a share of the side, in (0, 0.25]."""
     lighting: float = 0.4
-    """Light that falls off to one side, to a corner or around a spot."""
+    """Probability of light that falls off to one side, to a corner or around a spot."""
     exposure: float = 0.3
-    """Brightness and contrast of the whole image."""
+    """Probability of a change of brightness and contrast of the whole image."""
     blur: float = 0.2
-    """Out of focus, or moved along a line."""
+    """Probability of defocus or motion blur."""
     noise: float = 0.3
-    """Noise of the sensor."""
+    """Probability of sensor noise."""
     jpeg: float = 0.2
-    """Traces of JPEG compression at a quality of 40 to 90; for 8-bit gray and RGB alone."""
+    """Probability of JPEG compression at a quality of 40 to 90; only for 8-bit gray and RGB images."""
 
     def __post_init__(self) -> None:
         check(
@@ -60,30 +60,59 @@ class IndustrialOptions:
         )
 
 
-LEAST_SHARE = 0.1
-"""Share of a turned or tilted box that must lie in the image; with less of it, the box is dropped."""
+MIN_SHARE = 0.1
+"""Share of a rotated or tilted box that must lie in the image; other boxes are dropped."""
 LIGHT_MODES = ("linear", "corner", "gaussian")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class IndustrialChanges:
-    """How likely and how strong each change is; probabilities in [0, 1]."""
+class Industrial(SampleTransform):
+    """Rotates and tilts an image a little, then changes its light, sharpness, noise and compression.
 
-    rotation: float
-    max_degrees: float
-    """Largest rotation to either side."""
-    perspective: float
-    max_corner_shift: float
-    """Largest standard deviation of the corners' shift, as a share of the side."""
-    lighting: float
-    exposure: float
-    blur: float
-    noise: float
-    jpeg: float
+    Areas from outside the image are black. Boxes become upright boxes around the changed ones and are clipped.
+    Boxes with less than a tenth (`MIN_SHARE`) or a side under a pixel in the image are dropped.
+    """
+
+    stage: ClassVar[Stage] = "sample"
+    options: IndustrialOptions
+    epochs: range
+
+    @property
+    def name(self) -> str:
+        """Name for logs."""
+        return "industrial"
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it can change anything; always, since the block of options can be left out."""
+        return True
+
+    def change(self, sample: Sample, *, rng: np.random.Generator) -> Sample:
+        """Change a sample; `rng` gives the seed of all draws.
+
+        Raises:
+            ConfigError: If albumentations is not installed.
+        """
+        channels = sample.image.shape[0]
+        # albumentations cannot light images of one channel, so gray passes through as three.
+        expanded = sample.image.expand(3, -1, -1) if channels == 1 else sample.image
+        is_uint8 = channels in (1, 3) and sample.image.dtype == torch.uint8
+        transform = _build_transform(
+            self.options, has_colors=is_uint8 and channels == 3, jpeg=is_uint8, seed=int(rng.integers(2**31))
+        )
+        changed = transform(
+            image=np.ascontiguousarray(expanded.permute(1, 2, 0).numpy()),
+            bboxes=sample.boxes_xyxy.numpy(),
+            labels=sample.labels.numpy(),
+        )
+        boxes = torch.as_tensor(np.asarray(changed["bboxes"], dtype=np.float32)).reshape(-1, 4)
+        labels = torch.as_tensor(np.asarray(changed["labels"], dtype=np.int64)).reshape(-1)
+        image = torch.from_numpy(np.ascontiguousarray(changed["image"])).permute(2, 0, 1)[:channels]
+        return replace(sample, image=image.contiguous(), boxes_xyxy=boxes, labels=labels)
 
 
 def require_albumentations() -> None:
-    """Make sure that the package is there.
+    """Check that the optional package is installed.
 
     Raises:
         ConfigError: If it is not installed.
@@ -95,75 +124,42 @@ def require_albumentations() -> None:
         )
 
 
-def change_industrially(sample: Sample, changes: IndustrialChanges, *, rng: np.random.Generator) -> Sample:
-    """Turn and tilt the image a little, then change its light, sharpness, noise and compression.
-
-    What comes into the image from outside is black. Boxes become upright boxes around the changed ones, are
-    clipped, and are dropped if less than a tenth of one (`LEAST_SHARE`), or a side under a pixel, is left.
-    JPEG is for 8-bit gray and RGB alone, since it would cut deeper images to 8 bits.
-
-    Args:
-        sample: Any sample.
-        changes: Which, and how strong.
-        rng: Source of the seed of all draws.
-
-    Raises:
-        ConfigError: If albumentations is not installed.
-    """
-    channels = sample.image.shape[0]
-    # Gray goes through three times and comes back once: albumentations lights no image of one channel.
-    given = sample.image.expand(3, -1, -1) if channels == 1 else sample.image
-    is_rgb8 = channels in (1, 3) and sample.image.dtype == torch.uint8
-    pipeline = _build_pipeline(
-        changes, has_colors=is_rgb8 and channels == 3, jpeg=is_rgb8, seed=int(rng.integers(2**31))
-    )
-    found = pipeline(
-        image=np.ascontiguousarray(given.permute(1, 2, 0).numpy()),
-        bboxes=sample.boxes_xyxy.numpy(),
-        labels=sample.labels.numpy(),
-    )
-    boxes = torch.as_tensor(np.asarray(found["bboxes"], dtype=np.float32)).reshape(-1, 4)
-    labels = torch.as_tensor(np.asarray(found["labels"], dtype=np.int64)).reshape(-1)
-    image = torch.from_numpy(np.ascontiguousarray(found["image"])).permute(2, 0, 1)[:channels].contiguous()
-    return replace(sample, image=image, boxes_xyxy=boxes, labels=labels)
-
-
-def _build_pipeline(changes: IndustrialChanges, *, has_colors: bool, jpeg: bool, seed: int) -> Any:
+def _build_transform(options: IndustrialOptions, *, has_colors: bool, jpeg: bool, seed: int) -> Any:
     require_albumentations()
-    # It asks the network for a newer version of itself otherwise, in each process that loads.
+    # Otherwise each loading process asks the network for a newer version of the package.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as albu
     import cv2
 
-    cv2.setNumThreads(0)  # the processes that load share the cores already
+    cv2.setNumThreads(0)  # the loading processes share the cores already
 
-    degrees, shift = changes.max_degrees, changes.max_corner_shift
+    degrees, shift = options.max_degrees, options.max_corner_shift
     noises = [albu.GaussNoise(std_range=(0.01, 0.05), p=1)]
     if has_colors:
         noises.append(albu.ISONoise(color_shift=(0.01, 0.03), intensity=(0.1, 0.3), p=1))
     lights = [albu.Illumination(mode=mode, intensity_range=(0.05, 0.2), p=1) for mode in LIGHT_MODES]
     return albu.Compose(
         [
-            albu.Affine(rotate=(-degrees, degrees), p=changes.rotation),
-            albu.Perspective(scale=(0.0, shift), p=changes.perspective),
-            albu.OneOf(lights, p=changes.lighting),
-            albu.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=changes.exposure),
+            albu.Affine(rotate=(-degrees, degrees), p=options.rotation),
+            albu.Perspective(scale=(0.0, shift), p=options.perspective),
+            albu.OneOf(lights, p=options.lighting),
+            albu.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=options.exposure),
             albu.OneOf(
                 [
                     albu.GaussianBlur(blur_limit=0, sigma_limit=(0.5, 1.5), p=1),
                     albu.MotionBlur(blur_limit=(3, 7), p=1),
                 ],
-                p=changes.blur,
+                p=options.blur,
             ),
-            albu.OneOf(noises, p=changes.noise),
+            albu.OneOf(noises, p=options.noise),
             albu.ImageCompression(
-                compression_type="jpeg", quality_range=(40, 90), p=changes.jpeg if jpeg else 0
+                compression_type="jpeg", quality_range=(40, 90), p=options.jpeg if jpeg else 0
             ),
         ],
         bbox_params=albu.BboxParams(
             format="pascal_voc",
             label_fields=["labels"],
-            min_visibility=LEAST_SHARE,
+            min_visibility=MIN_SHARE,
             min_width=1,
             min_height=1,
             clip=True,

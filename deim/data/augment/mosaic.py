@@ -1,7 +1,9 @@
-"""Four images in one, turned, shifted and scaled."""
+"""Four images in one, rotated, shifted and scaled."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,80 +12,114 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from deim.boxes import box_area
-from deim.data.transforms import Sample, keep_visible
+from deim.data.augment.transform import ComposeTransform, ImageSource, Sample, Stage, keep_visible
+from deim.data.augment.zoom_crop import show_window, whole_window
 
-LEAST_SHARE = 0.1
-"""Share of a turned box that must lie on the canvas; with less of it, the box is dropped."""
+MIN_SHARE = 0.1
+"""Share of a rotated box that must lie on the canvas; other boxes are dropped."""
 
 
-def make_mosaic(
-    samples: Sequence[Sample],
-    *,
-    short_side: int,
-    max_degrees: float,
-    max_shift: float,
-    scales: tuple[float, float],
-    rng: np.random.Generator,
-) -> Sample:
-    """Lay four images out in two rows and two columns, then turn, shift and scale the whole about its center.
-
-    All cells are as high as the highest image and as wide as the widest; each image lies in the top left
-    corner of its cell, and what is left is black. A turned box becomes the upright box around its corners,
-    is clipped, and is dropped if less than a tenth of it (`LEAST_SHARE`), or a side under a pixel, is left.
-
-    Args:
-        samples: Top left, top right, bottom left, bottom right.
-        short_side: The shorter side of each image in its cell, in pixels.
-        max_degrees: Largest rotation to either side.
-        max_shift: Largest shift as a share of the side.
-        scales: Smallest and largest scale.
-        rng: Source of all draws.
-
-    Returns:
-        Boxes and labels in the order of the images.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mosaic(ComposeTransform):
+    """Puts an image and three others of the split together.
 
     Source:
-        Mosaic of YOLOv4 (arXiv:2004.10934) with the layout and the ranges of DEIMv2; images come from the
-        whole split instead of a cache of each loading process, and are interpolated instead of picked.
+        Mosaic of YOLOv4 (arXiv:2004.10934) with the layout and the ranges of DEIMv2. Unlike there, images are
+        drawn from the whole split instead of a cache, and they are interpolated.
+    """
+
+    stage: ClassVar[Stage] = "compose"
+    probability: float
+    max_degrees: float
+    """Maximum rotation in either direction."""
+    max_shift: float
+    """Maximum shift as a share of the mosaic's side."""
+    scales: tuple[float, float]
+    """Minimum and maximum scale."""
+    epochs: range
+
+    @property
+    def name(self) -> str:
+        """Name for logs."""
+        return "mosaic"
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it has a probability."""
+        return self.probability > 0
+
+    def max_boxes(self, num_boxes: int) -> int:
+        """Return four times the boxes, if mosaics are on."""
+        return 4 * num_boxes if self.is_on else num_boxes
+
+    def compose(self, source: ImageSource, *, rng: np.random.Generator) -> Sample | None:
+        """Return a mosaic at the size of the network input, if the draw says so."""
+        if rng.random() >= self.probability:
+            return None
+        if source.sampling_shares is None:
+            others = rng.integers(source.num_images, size=3).tolist()
+        else:
+            others = rng.choice(source.num_images, size=3, p=source.sampling_shares).tolist()
+        canvas = tile_four(
+            [source.read(index) for index in (source.index, *others)],
+            short_side=min(source.input_format.size_hw) // 2,
+        )
+        height, width = canvas.size_hw
+        mosaic = rotate(
+            canvas,
+            degrees=rng.uniform(-self.max_degrees, self.max_degrees),
+            shift_yx=(
+                round(rng.uniform(-self.max_shift, self.max_shift) * height),
+                round(rng.uniform(-self.max_shift, self.max_shift) * width),
+            ),
+            scale=rng.uniform(*self.scales),
+        )
+        return show_window(mosaic, whole_window(mosaic), source.input_format)
+
+
+def tile_four(samples: Sequence[Sample], *, short_side: int) -> Sample:
+    """Lay four images out in two rows and two columns on black.
+
+    All cells are as high as the highest image and as wide as the widest; each image lies in the top left
+    corner of its cell.
+
+    Args:
+        samples: Top left, top right, bottom left and bottom right image.
+        short_side: Shorter side of each image in its cell, in pixels.
+
+    Returns:
+        The canvas with boxes and labels in the order of the images.
     """
     fitted = [_with_short_side(sample, short_side) for sample in samples]
-    height = max(sample.image.shape[-2] for sample in fitted)
-    width = max(sample.image.shape[-1] for sample in fitted)
+    height = max(sample.size_hw[0] for sample in fitted)
+    width = max(sample.size_hw[1] for sample in fitted)
     canvas = fitted[0].image.new_zeros(fitted[0].image.shape[0], 2 * height, 2 * width)
     boxes = []
     for number, sample in enumerate(fitted):
         top, left = number // 2 * height, number % 2 * width
-        canvas[:, top : top + sample.image.shape[-2], left : left + sample.image.shape[-1]] = sample.image
+        canvas[:, top : top + sample.size_hw[0], left : left + sample.size_hw[1]] = sample.image
         boxes.append(sample.boxes_xyxy + torch.tensor([left, top, left, top]))
-    whole = Sample(
+    return Sample(
         image=canvas,
         boxes_xyxy=torch.cat(boxes).float(),
         labels=torch.cat([sample.labels for sample in fitted]),
     )
-    return turn(
-        whole,
-        degrees=rng.uniform(-max_degrees, max_degrees),
-        shift_yx=(
-            round(rng.uniform(-max_shift, max_shift) * 2 * height),
-            round(rng.uniform(-max_shift, max_shift) * 2 * width),
-        ),
-        scale=rng.uniform(*scales),
-    )
 
 
-def turn(sample: Sample, *, degrees: float, shift_yx: tuple[int, int], scale: float) -> Sample:
-    """Turn and scale an image about its center, then shift it; the canvas stays and the rest is black.
+def rotate(sample: Sample, *, degrees: float, shift_yx: tuple[int, int], scale: float) -> Sample:
+    """Rotate and scale an image about its center, then shift it; the canvas keeps its size, new areas are black.
 
     Args:
-        sample: Any sample.
-        degrees: Clockwise.
-        shift_yx: Down and to the right, in pixels.
-        scale: Above 0.
+        sample: Image with boxes.
+        degrees: Clockwise angle.
+        shift_yx: Shift down and to the right, in pixels.
+        scale: Factor above 0.
 
     Returns:
-        Boxes around the turned ones, clipped, without those of which less than `LEAST_SHARE` is left.
+        The image with upright boxes around the rotated ones, clipped. Boxes with less than a tenth
+        (`MIN_SHARE`) or a side under a pixel on the canvas are dropped.
     """
-    height, width = sample.image.shape[-2:]
+    height, width = sample.size_hw
     image = TF.affine(
         sample.image,
         angle=degrees,
@@ -93,35 +129,20 @@ def turn(sample: Sample, *, degrees: float, shift_yx: tuple[int, int], scale: fl
         interpolation=InterpolationMode.BILINEAR,
         fill=[0.0],
     )
-    boxes = _turned_boxes(
-        sample.boxes_xyxy, degrees=degrees, shift_yx=shift_yx, scale=scale, center_xy=(width / 2, height / 2)
-    )
-    return keep_visible(image, boxes, sample.labels, whole_area=box_area(boxes), least_share=LEAST_SHARE)
-
-
-def _turned_boxes(
-    boxes_xyxy: Tensor,
-    *,
-    degrees: float,
-    shift_yx: tuple[int, int],
-    scale: float,
-    center_xy: tuple[float, float],
-) -> Tensor:
-    """(N, 4) xyxy: the upright boxes around the turned corners, not clipped."""
     angle = math.radians(degrees)
-    turned = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    corners_xy = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    center = torch.tensor(center_xy)
-    shift_xy = torch.tensor([shift_yx[1], shift_yx[0]])
-    moved = (corners_xy - center) @ turned * scale + center + shift_xy
-    return torch.cat([moved.amin(dim=1), moved.amax(dim=1)], dim=-1)
+    rotation = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    corners_xy = sample.boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    center_xy = torch.tensor((width / 2, height / 2))
+    moved_xy = (corners_xy - center_xy) @ rotation * scale + center_xy + torch.tensor(shift_yx[::-1]).float()
+    boxes = torch.cat([moved_xy.amin(dim=1), moved_xy.amax(dim=1)], dim=-1)
+    return keep_visible(image, boxes, sample.labels, whole_area=box_area(boxes), min_share=MIN_SHARE)
 
 
 def _with_short_side(sample: Sample, short_side: int) -> Sample:
-    height, width = sample.image.shape[-2:]
+    height, width = sample.size_hw
     scale = short_side / min(height, width)
-    size_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
-    factors = torch.tensor([size_hw[1] / width, size_hw[0] / height] * 2)
+    size_hw: tuple[int, int] = (max(1, round(height * scale)), max(1, round(width * scale)))
+    factors: Tensor = torch.tensor([size_hw[1] / width, size_hw[0] / height] * 2)
     return Sample(
         image=TF.resize(sample.image, list(size_hw), antialias=True),
         boxes_xyxy=sample.boxes_xyxy * factors,

@@ -1,7 +1,7 @@
-"""Zoom-out and crop: which window of an image, or of a canvas around it, becomes the input."""
+"""Zoom-out and crop: a part of an image, or of a canvas around it, becomes the input."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -9,25 +9,28 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from deim.boxes import box_area, iou
-from deim.data.transforms import Sample, gray_canvas, keep_visible
+from deim.data.augment.colors import Colors
+from deim.data.augment.transform import ComposeTransform, ImageSource, Sample, Stage, keep_visible
+from deim.data.images.input_format import InputFormat
+from deim.data.images.resize import gray_canvas, inner_size
 
-LEAST_SHARE = 0.25
-"""Share of a box that a window must hold; with less of it, the box is dropped. What has its center in the
-window, SSD's condition, has at least as much."""
+MIN_SHARE = 0.25
+"""Share of a box that must lie in the window; other boxes are dropped. A box whose center lies in the window,
+which is SSD's condition, has at least as much."""
 CROP_SCALES = (0.3, 1.0)
-"""Sides of a crop, as shares of the sides that it is taken from."""
+"""Range of the sides of a crop, as shares of the window's sides."""
 CROP_ASPECTS = (0.5, 2.0)
-"""Width by height of a crop."""
+"""Range of a crop's width divided by its height."""
 CROP_OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-"""IoU that a crop needs with one of the boxes whose center it holds; 1 leaves the image whole."""
+"""Minimum IoU of a crop with one of the boxes whose center it contains; 1 leaves the image whole."""
 CROP_TRIALS = 40
 CROP_ROUNDS = 5
-"""Overlaps that are drawn, `CROP_TRIALS` windows each, before the image is left whole."""
+"""Number of overlaps to draw, with `CROP_TRIALS` windows each, before the image is left whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """A rectangle in pixels of an image; it may reach beyond it."""
+    """A rectangle in pixels of an image; it may reach beyond the image."""
 
     top: int
     left: int
@@ -35,13 +38,61 @@ class Window:
     width: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZoomCrop(ComposeTransform):
+    """Shows an image smaller on a black canvas, or a crop of it, or both."""
+
+    stage: ClassVar[Stage] = "compose"
+    zoom_out: float
+    """Probability of zooming out."""
+    max_scale: float
+    """Maximum side of the canvas, in sides of the image."""
+    crop: float
+    """Probability of cropping."""
+    colors: Colors
+    """Applied to the image before it is put on the canvas, so that the canvas stays black."""
+    epochs: range
+
+    @property
+    def name(self) -> str:
+        """Name for logs: of what has a probability."""
+        names = {"zoom-out": self.zoom_out, "crop": self.crop}
+        return ", ".join(name for name, probability in names.items() if probability > 0)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether either has a probability."""
+        return max(self.zoom_out, self.crop) > 0
+
+    def compose(self, source: ImageSource, *, rng: np.random.Generator) -> Sample | None:
+        """Return the part of the image that the draw chooses."""
+        zooms, crops = rng.random() < self.zoom_out, rng.random() < self.crop
+        if not zooms and not crops:
+            return None
+        sample = source.read(source.index)
+        window = whole_window(sample)
+        if zooms:
+            window = draw_zoom_out(sample.size_hw, self.max_scale, rng=rng)
+            sample = self.colors.change(sample, rng=rng)
+        if crops:
+            window = draw_crop(window, sample.boxes_xyxy, sample.size_hw, rng=rng)
+        shown = show_window(sample, window, source.input_format)
+        return replace(shown, has_new_colors=sample.has_new_colors)
+
+
+def whole_window(sample: Sample) -> Window:
+    """Return the window that shows exactly the image."""
+    height, width = sample.size_hw
+    return Window(top=0, left=0, height=height, width=width)
+
+
 def draw_zoom_out(size_hw: tuple[int, int], max_scale: float, *, rng: np.random.Generator) -> Window:
     """Draw a canvas of the image's shape around it, up to `max_scale` times as high and wide.
 
     Args:
-        size_hw: Of the image, in pixels.
-        max_scale: At least 1.
-        rng: Source of all draws.
+        size_hw: Size of the image, in pixels.
+        max_scale: Maximum factor, at least 1.
+        rng: Source of all random draws.
 
     Source:
         The expansion of SSD (arXiv:1512.02325), as in torchvision.
@@ -59,15 +110,15 @@ def draw_zoom_out(size_hw: tuple[int, int], max_scale: float, *, rng: np.random.
 def draw_crop(
     window: Window, boxes_xyxy: Tensor, size_hw: tuple[int, int], *, rng: np.random.Generator
 ) -> Window:
-    """Draw a part of a window that holds the center of a box and overlaps one such box enough.
+    """Draw a part of a window that contains the center of a box and overlaps one such box enough.
 
-    An image without boxes counts as one box, so that a crop always shows something of it.
+    An image without boxes counts as one box, so that a crop always shows part of it.
 
     Args:
-        window: What to crop.
+        window: Window to crop.
         boxes_xyxy: (N, 4) float, in pixels of the image.
-        size_hw: Of the image, in pixels.
-        rng: Source of all draws.
+        size_hw: Size of the image, in pixels.
+        rng: Source of all random draws.
 
     Returns:
         `window` itself if the draw says so or no trial fits.
@@ -79,8 +130,8 @@ def draw_crop(
     boxes = boxes_xyxy if len(boxes_xyxy) else torch.tensor([[0.0, 0.0, width, height]])
     centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).numpy()
     for _ in range(CROP_ROUNDS):
-        least_overlap = CROP_OVERLAPS[rng.integers(len(CROP_OVERLAPS))]
-        if least_overlap >= 1:
+        min_overlap = CROP_OVERLAPS[rng.integers(len(CROP_OVERLAPS))]
+        if min_overlap >= 1:
             return window
         for _ in range(CROP_TRIALS):
             part = _draw_part(window, rng)
@@ -89,13 +140,13 @@ def draw_crop(
             right, bottom = part.left + part.width, part.top + part.height
             inside = ((centers > (part.left, part.top)) & (centers < (right, bottom))).all(axis=-1)
             corners = torch.tensor([part.left, part.top, right, bottom]).float()
-            if inside.any() and iou(boxes[torch.from_numpy(inside)], corners).max() >= least_overlap:
+            if inside.any() and iou(boxes[torch.from_numpy(inside)], corners).max() >= min_overlap:
                 return part
     return window
 
 
 def _draw_part(window: Window, rng: np.random.Generator) -> Window | None:
-    """A random part of a window; None if it is too long for its height or the reverse."""
+    """Draw a part of a window; None if its aspect ratio is out of range."""
     height = int(window.height * rng.uniform(*CROP_SCALES))
     width = int(window.width * rng.uniform(*CROP_SCALES))
     share_y, share_x = rng.random(), rng.random()
@@ -109,29 +160,23 @@ def _draw_part(window: Window, rng: np.random.Generator) -> Window | None:
     )
 
 
-def show_window(
-    sample: Sample, window: Window, size_hw: tuple[int, int], *, resize: Literal["stretch", "letterbox"]
-) -> Sample:
-    """Resize what a window shows to the network input, in one step from the image's own pixels.
+def show_window(sample: Sample, window: Window, input_format: InputFormat) -> Sample:
+    """Resize a window of an image to the network input, in one step from the original pixels.
 
-    What lies beyond the image is black. Boxes are clipped to the window; those of which it holds less than a
-    quarter (`LEAST_SHARE`), or a side under a pixel, are dropped.
+    Areas beyond the image are black. Boxes are clipped to the window. Boxes with less than a quarter
+    (`MIN_SHARE`) or a side under a pixel in it are dropped.
 
     Args:
-        sample: An image in its own size.
-        window: Of this image; some of it lies in the image.
-        size_hw: Size of the network input, in pixels.
-        resize: As in `fit_to_input`.
+        sample: Image in its original size.
+        window: Window that shows at least part of the image.
+        input_format: Size and resizing of the network input.
     """
-    canvas_hw, offset_yx = size_hw, (0, 0)
-    if resize == "letterbox":
-        scale = min(size_hw[0] / window.height, size_hw[1] / window.width)
-        canvas_hw = (max(1, round(window.height * scale)), max(1, round(window.width * scale)))
-        offset_yx = ((size_hw[0] - canvas_hw[0]) // 2, (size_hw[1] - canvas_hw[1]) // 2)
+    size_hw = input_format.size_hw
+    canvas_hw = inner_size((window.height, window.width), input_format)
+    offset_yx = ((size_hw[0] - canvas_hw[0]) // 2, (size_hw[1] - canvas_hw[1]) // 2)
     canvas = sample.image.new_zeros(sample.image.shape[0], *canvas_hw)
-    height, width = sample.image.shape[-2:]
-    rows = _placed_span(window.top, window.height, height, canvas_hw[0])
-    columns = _placed_span(window.left, window.width, width, canvas_hw[1])
+    rows = _place_span(window.top, window.height, sample.size_hw[0], canvas_hw[0])
+    columns = _place_span(window.left, window.width, sample.size_hw[1], canvas_hw[1])
     part = sample.image[:, rows.start : rows.end, columns.start : columns.end]
     canvas[:, rows.placed_start : rows.placed_end, columns.placed_start : columns.placed_end] = TF.resize(
         part, [rows.placed_end - rows.placed_start, columns.placed_end - columns.placed_start], antialias=True
@@ -140,22 +185,18 @@ def show_window(
     starts = torch.tensor([columns.start, rows.start] * 2)
     placed = torch.tensor([columns.placed_start, rows.placed_start] * 2)
     boxes = (sample.boxes_xyxy - starts) * factors + placed
-    shown = keep_visible(canvas, boxes, sample.labels, whole_area=box_area(boxes), least_share=LEAST_SHARE)
+    shown = keep_visible(canvas, boxes, sample.labels, whole_area=box_area(boxes), min_share=MIN_SHARE)
     if canvas_hw == size_hw:
         return shown
     padded = gray_canvas(canvas, size_hw)
     top, left = offset_yx
     padded[:, top : top + canvas_hw[0], left : left + canvas_hw[1]] = shown.image
-    return Sample(
-        image=padded,
-        boxes_xyxy=shown.boxes_xyxy + torch.tensor([left, top, left, top]),
-        labels=shown.labels,
-    )
+    return replace(shown, image=padded, boxes_xyxy=shown.boxes_xyxy + torch.tensor([left, top, left, top]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Span:
-    """The part of an axis of the image that a window shows, and where it lies in the canvas."""
+    """The visible part of an axis of the image, and where it lies on the canvas, in pixels."""
 
     start: int
     end: int
@@ -164,10 +205,11 @@ class _Span:
 
     @property
     def scale(self) -> float:
+        """Pixels of the canvas per pixel of the image."""
         return (self.placed_end - self.placed_start) / (self.end - self.start)
 
 
-def _placed_span(window_start: int, window_length: int, image_length: int, canvas_length: int) -> _Span:
+def _place_span(window_start: int, window_length: int, image_length: int, canvas_length: int) -> _Span:
     start, end = max(0, window_start), min(image_length, window_start + window_length)
     scale = canvas_length / window_length
     placed_start = min(round((start - window_start) * scale), canvas_length - 1)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from deim.data.dataset import check_images
+from deim.data.formats.check_images import check_images
 from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit, read_raw_coco, to_split
 from deim.data.formats.voc import is_voc, read_raw_voc, voc_splits
 from deim.data.formats.yolo import find_yolo, read_raw_yolo, read_yolo_set

@@ -19,8 +19,7 @@ from xml.etree import ElementTree
 
 from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit
 from deim.data.formats.issues import Issue
-from deim.data.formats.yolo import IMAGE_SUFFIXES
-from deim.data.transforms import read_size
+from deim.data.images.read import IMAGE_SUFFIXES, read_size
 from deim.errors import DataError
 from deim.files import raise_listed
 

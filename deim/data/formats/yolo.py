@@ -11,17 +11,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import yaml
 
 from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit
 from deim.data.formats.issues import Issue
-from deim.data.transforms import read_size
+from deim.data.images.read import IMAGE_SUFFIXES, read_size
 from deim.errors import DataError
 
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASSES_NAME = "classes.txt"
 

@@ -1,117 +1,101 @@
-"""What the values of a sensor mean: channels, and the scaling of 8 or 16 bits to the numbers of an image."""
+"""What the values of image files mean: channels, and the scaling of 8 or 16 bits to the network's range."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deim.config.checks import below, check
-from deim.data.images.read import (
-    ImageHeader,
-    Values,
-    bits_per_channel,
-    named_errors,
-    picture_to_rgb,
-    read_values,
-)
 from deim.errors import DataError
+
+Values = NDArray[np.unsignedinteger[Any]]
+"""(C, H, W) uint8 or uint16: what a file holds, upright."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Uint8Scaling:
-    """Images have 8 bits a channel and stay as they are; deeper files are refused."""
+    """Images have 8 bits per channel and stay as they are; deeper files are rejected."""
 
     type: Literal["uint8"] = "uint8"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowScaling:
-    """The same window of sensor values in all images becomes [0, 1]; what lies beyond is clipped."""
+    """Maps the same range of sensor values to [0, 1] in all images and clips values outside it."""
 
-    type: Literal["window"]
+    type: Literal["window"] = "window"
     low: float
     """Sensor value that becomes 0."""
     high: float
     """Sensor value that becomes 1, above `low`, at most 65535."""
 
     def __post_init__(self) -> None:
-        check(
-            [
-                *below(0, low=self.low),
-                (
-                    not self.low < self.high <= 65535,
-                    f"high: got {self.high:g}, needs to be above low, {self.low:g}, and at most 65535",
-                ),
-            ]
-        )
+        needs = f"needs to be above low, {self.low:g}, and at most 65535"
+        is_wrong = not self.low < self.high <= 65535
+        check([*below(0, low=self.low), (is_wrong, f"high: got {self.high:g}, {needs}")])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PercentileScaling:
-    """Each channel of each image is stretched between two of its own percentiles to [0, 1]."""
+    """Stretches each channel of each image between two of its percentiles to [0, 1]."""
 
-    type: Literal["percentile"]
+    type: Literal["percentile"] = "percentile"
     low: float = 0.5
-    """Percent of the pixels that become 0, at least."""
+    """Percentage of the pixels that become 0."""
     high: float = 99.5
-    """Percent of the pixels that lie below 1, about; above `low`, at most 100."""
+    """Percentage of the pixels below 1; above `low`, at most 100."""
 
     def __post_init__(self) -> None:
-        check(
-            [
-                *below(0, low=self.low),
-                (
-                    not self.low < self.high <= 100,
-                    f"high: got {self.high:g}, needs to be above low, {self.low:g}, and at most 100",
-                ),
-            ]
-        )
-
-
-PICTURE_PERCENTILES: Final = (0.5, 99.5)
-"""What becomes black and white in the 8-bit view of an image that needs one."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scaling:
-    """How values of a sensor become the numbers of an image."""
-
-    type: Literal["uint8", "window", "percentile"] = "uint8"
-    """`bytes` keeps 8 bits; the others give [0, 1]: from `low` to `high`, clipped beyond."""
-    low: float = 0.0
-    """In sensor values, or in percent of the pixels of each channel of the image."""
-    high: float = 255.0
-    """In the same unit."""
+        needs = f"needs to be above low, {self.low:g}, and at most 100"
+        is_wrong = not self.low < self.high <= 100
+        check([*below(0, low=self.low), (is_wrong, f"high: got {self.high:g}, {needs}")])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelFormat:
-    """What the pixels of a dataset are."""
+    """Channels and scaling of the images of a dataset."""
 
     channels: int = 3
-    """C, 1 to 4; gray files count as three equal channels where three are asked for."""
-    scaling: Scaling = Scaling()
+    """C, 1 to 4; gray files become three equal channels where 3 are expected."""
+    scaling: Uint8Scaling | WindowScaling | PercentileScaling = Uint8Scaling()
 
     @property
     def is_rgb8(self) -> bool:
-        """Whether images are ordinary photographs, 8-bit RGB."""
-        return self.channels == 3 and self.scaling.type == "uint8"
+        """Whether images are ordinary 8-bit RGB."""
+        return self.channels == 3 and self.is_uint8
+
+    @property
+    def is_uint8(self) -> bool:
+        """Whether images stay uint8; otherwise they are float32 in [0, 1]."""
+        return isinstance(self.scaling, Uint8Scaling)
 
 
 RGB8: Final = PixelFormat()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageHeader:
+    """What a file says about itself before its pixels."""
+
+    size_hw: tuple[int, int]
+    """Size of the upright image, in pixels."""
+    channels: int
+    bits: int
+    """Bits per channel."""
+    orientation: int = 1
+    """EXIF orientation, 1 to 8; 1 is upright."""
+
+
 def check_pixels(header: ImageHeader, pixels: PixelFormat, *, where: object) -> None:
-    """Refuse an image that is not what the config says.
+    """Check that an image has the depth and the channels of the config.
 
     Args:
-        header: Of the image.
-        pixels: As the config says.
-        where: The file, for the message.
+        header: Header of the image.
+        pixels: Format given by the config.
+        where: Name of the file, for the message.
 
     Raises:
         DataError: If it has more than 16 bits, more than 8 without a scaling, or other channels.
@@ -120,92 +104,78 @@ def check_pixels(header: ImageHeader, pixels: PixelFormat, *, where: object) -> 
         return
     if header.bits > 16:
         raise DataError(
-            f"{where}: has {header.bits} bits a channel. Files of 8 and 16 bits can be read: save it as "
+            f"{where}: has {header.bits} bits per channel. Files of 8 and 16 bits can be read: save it as "
             f"16-bit PNG or TIFF."
         )
-    if pixels.scaling.type == "uint8" and header.bits > 8:
+    if pixels.is_uint8 and header.bits > 8:
         raise DataError(
-            f"{where}: has more than 8 bits a channel ({header.bits}), of which data.scaling type bytes "
-            f"would lose some. Say which values count with --set 'data.scaling={{type: window, low: 0, "
-            f"high: 4095}}' (of your sensor), or 'data.scaling={{type: percentile}}' for each image's own."
+            f"{where}: has more than 8 bits per channel ({header.bits}), and data.scaling type uint8 would "
+            f"lose some. Choose the range of values with --set 'data.scaling={{type: window, low: 0, "
+            f"high: 4095}}' (of your sensor), or 'data.scaling={{type: percentile}}' for a range per image."
         )
-    if pixels.scaling.type == "window" and header.bits <= 8 and pixels.scaling.high > 255:
+    scaling = pixels.scaling
+    if isinstance(scaling, WindowScaling) and header.bits <= 8 and scaling.high > 255:
         raise DataError(
-            f"{where}: has 8 bits a channel, but data.scaling is a window up to {pixels.scaling.high:g}, in "
-            f"which it is all but black. Use the files of the sensor, or a window within [0, 255]."
+            f"{where}: has 8 bits per channel, but data.scaling is a window up to {scaling.high:g}, which "
+            f"makes it almost black. Use the files of the sensor, or a window within [0, 255]."
         )
     if header.channels != pixels.channels and (header.channels, pixels.channels) != (1, 3):
         raise DataError(
             f"{where}: has {header.channels} channels, data.channels is {pixels.channels}. Set data.channels "
-            f"to what all files have, with as many numbers in data.mean and data.std."
+            f"to the number of channels of all files, with as many numbers in data.mean and data.std."
         )
 
 
 def scale_values(values: Values, pixels: PixelFormat, *, where: object) -> Tensor:
-    """Turn sensor values into an image: the one function that training, evaluation and prediction share.
+    """Turn sensor values into an image; training, evaluation and prediction share this function.
 
     Args:
-        values: (C, H, W).
-        pixels: As the config says.
-        where: Where the values came from, for messages.
+        values: (C, H, W) uint8 or uint16.
+        pixels: Format given by the config.
+        where: Source of the values, for messages.
 
     Returns:
-        (C, H, W) with the channels asked for: uint8 for `bytes`, otherwise float32 in [0, 1].
+        (C, H, W) with the channels of `pixels`: uint8 for `Uint8Scaling`, otherwise float32 in [0, 1].
 
     Raises:
-        DataError: If depth or channels are others than the config says.
+        DataError: If depth or channels differ from the config's.
     """
     bits = 8 * values.dtype.itemsize
     header = ImageHeader(size_hw=(values.shape[1], values.shape[2]), channels=len(values), bits=bits)
     check_pixels(header, pixels, where=where)
-    scaling = pixels.scaling
-    if scaling.type == "uint8":
-        scaled = torch.from_numpy(np.array(values))
-    else:
-        channels = []
-        for channel in values:
-            low, high = scaling.low, scaling.high
-            if scaling.type == "percentile":
-                low, high = compute_percentiles(channel, (scaling.low, scaling.high))
-                high = max(high, low + 1)  # an image of one value is black, what sticks out of it white
-            span = high - low
-            channels.append(np.clip((channel.astype(np.float32) - np.float32(low)) / np.float32(span), 0, 1))
-        scaled = torch.from_numpy(np.stack(channels))
+    match pixels.scaling:
+        case Uint8Scaling():
+            scaled = torch.from_numpy(np.array(values))
+        case WindowScaling(low=low, high=high):
+            scaled = torch.from_numpy(np.stack([_stretch(channel, low, high) for channel in values]))
+        case PercentileScaling(low=low, high=high):
+            limits = [compute_percentiles(channel, (low, high)) for channel in values]
+            # A uniform channel becomes black; a few brighter pixels in it become white.
+            stretched = [
+                _stretch(channel, least, max(most, least + 1))
+                for channel, (least, most) in zip(values, limits, strict=True)
+            ]
+            scaled = torch.from_numpy(np.stack(stretched))
     is_gray_for_three = len(values) == 1 and pixels.channels == 3
     return scaled.expand(3, -1, -1).contiguous() if is_gray_for_three else scaled
 
 
+def _stretch(channel: Values, low: float, high: float) -> NDArray[np.float32]:
+    """Map [low, high] to [0, 1] and clip."""
+    stretched: NDArray[np.float32] = np.clip(
+        (channel.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1
+    )
+    return stretched
+
+
 def compute_percentiles(values: Values, percents: tuple[float, ...]) -> tuple[float, ...]:
-    """The least values that at least so many percent of all do not exceed.
+    """Compute percentiles as NumPy's method `inverted_cdf`, from a histogram.
 
     Args:
-        values: Of any shape, not empty.
-        percents: In [0, 100].
+        values: Array of any shape, not empty.
+        percents: Percentages in [0, 100].
     """
     counts = np.bincount(values.ravel()).cumsum()
-    wanted = [max(1, int(np.ceil(percent / 100 * values.size))) for percent in percents]
-    found: list[int] = np.searchsorted(counts, wanted).tolist()
-    return tuple(map(float, found))
-
-
-def read_picture(path: Path) -> Image.Image:
-    """An 8-bit RGB view of any image that can be read, upright: what reports and pictures show.
-
-    Photographs are shown as they are. Of deeper images each channel is stretched from its 0.5 to its 99.5
-    percentile; a second channel of two is left out, and so is a fourth.
-
-    Args:
-        path: The file.
-
-    Raises:
-        DataError: If the file is missing, damaged, or of another kind.
-    """
-    with named_errors(path), Image.open(path) as opened:
-        if bits_per_channel(opened) <= 8:
-            return picture_to_rgb(opened).copy()
-    values = read_values(path)
-    shown = values[:3] if len(values) >= 3 else values[:1]
-    low, high = PICTURE_PERCENTILES
-    stretch = PixelFormat(channels=len(shown), scaling=Scaling(type="percentile", low=low, high=high))
-    view = (scale_values(shown, stretch, where=path) * 255).round().to(torch.uint8)
-    return Image.fromarray(view.expand(3, -1, -1).permute(1, 2, 0).numpy())
+    ranks = [max(1, int(np.ceil(percent / 100 * values.size))) for percent in percents]
+    positions: list[int] = np.searchsorted(counts, ranks).tolist()
+    return tuple(map(float, positions))

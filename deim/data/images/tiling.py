@@ -5,19 +5,13 @@
 An image that fits into a tile is its own only tile and is treated as if there were none.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deim.config.checks import below, check
 from deim.data.formats.coco import CocoSplit
-from deim.data.images.pixel_format import PixelFormat
-from deim.data.transforms import fit_to_input, read_image, read_input
 from deim.structures import Placement
 
 
@@ -50,18 +44,6 @@ class TilesOptions:
 
 WindowXyxy = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of the original image."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tiling:
-    """How images are cut."""
-
-    size: int
-    """Side of a tile, in pixels of the original image."""
-    overlap: float
-    """Share of a tile that it has in common with the next, at least, in [0, 0.9]."""
-    keep_fraction: float
-    """Share of a box that a tile must hold to be trained on it, in (0, 1]; see `tile_split`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,35 +94,35 @@ class TiledSplit:
         return np.repeat(np.arange(len(self)), np.diff(self.first_row))
 
 
-def compute_windows(size_hw: tuple[int, int], tiling: Tiling) -> NDArray[np.int64]:
+def compute_windows(size_hw: tuple[int, int], options: TilesOptions) -> NDArray[np.int64]:
     """The tiles of an image: as few as cover it with the overlap asked for, evenly spread.
 
     Args:
         size_hw: Size of the image, in pixels.
-        tiling: How it is cut.
+        options: How it is cut.
 
     Returns:
         (n, 4) xyxy, row by row; all of one size, which is that of the image along a side that is no longer
         than a tile.
     """
-    tops, lefts = (_starts(side, tiling) for side in size_hw)
-    height, width = (min(side, tiling.size) for side in size_hw)
+    tops, lefts = (_starts(side, options) for side in size_hw)
+    height, width = (min(side, options.size) for side in size_hw)
     top, left = (grid.ravel() for grid in np.meshgrid(tops, lefts, indexing="ij"))
     return np.stack([left, top, left + width, top + height], axis=1)
 
 
-def _starts(side: int, tiling: Tiling) -> NDArray[np.int64]:
+def _starts(side: int, options: TilesOptions) -> NDArray[np.int64]:
     """Where tiles start along a side of an image."""
-    if side <= tiling.size:
+    if side <= options.size:
         return np.zeros(1, dtype=np.int64)
     # The small number mends what binary fractions lack: 100 · (1 - 0.9) is a little under 10.
-    largest_step = max(1, int(tiling.size * (1 - tiling.overlap) + 1e-6))
-    room = side - tiling.size
+    largest_step = max(1, int(options.size * (1 - options.overlap) + 1e-6))
+    room = side - options.size
     steps = -(-room // largest_step)
     return np.arange(steps + 1, dtype=np.int64) * room // steps
 
 
-def tile_split(split: CocoSplit, tiling: Tiling | None) -> TiledSplit:
+def tile_split(split: CocoSplit, options: TilesOptions | None) -> TiledSplit:
     """Cut the images of a split and find the boxes of each tile.
 
     A tile is trained on a box if it holds `keep_fraction` of its area, or, where the box is longer than a
@@ -148,18 +130,18 @@ def tile_split(split: CocoSplit, tiling: Tiling | None) -> TiledSplit:
 
     Args:
         split: Any split.
-        tiling: How its images are cut; None leaves them whole.
+        options: How its images are cut; None leaves them whole.
     """
-    if tiling is None:
+    if options is None:
         return _uncut(split)
-    windows = [compute_windows((height, width), tiling) for height, width in split.sizes_hw.tolist()]
+    windows = [compute_windows((height, width), options) for height, width in split.sizes_hw.tolist()]
     counts = np.array([len(of_image) for of_image in windows], dtype=np.int64)
     rows: list[NDArray[np.int64]] = []
     num_lost = 0
     for index, of_image in enumerate(windows):
         own = np.arange(split.first_box[index], split.first_box[index + 1])
         own = own[~split.is_crowd[own]]
-        holds = _holds(split, index, own, of_image, tiling)
+        holds = _holds(split, index, own, of_image, options)
         num_lost += int((~holds.any(axis=0)).sum())
         rows += [own[of_tile] for of_tile in holds]
     lengths = np.array([len(of_tile) for of_tile in rows], dtype=np.int64)
@@ -189,7 +171,7 @@ def _uncut(split: CocoSplit) -> TiledSplit:
 
 
 def _holds(
-    split: CocoSplit, index: int, own: NDArray[np.int64], windows: NDArray[np.int64], tiling: Tiling
+    split: CocoSplit, index: int, own: NDArray[np.int64], windows: NDArray[np.int64], options: TilesOptions
 ) -> NDArray[np.bool_]:
     """(tiles, boxes) whether a tile of an image is trained on a box of it."""
     if len(windows) == 1:
@@ -202,7 +184,7 @@ def _holds(
     shown = np.maximum(shown_high - shown_low, 0).prod(axis=-1)
     largest = np.minimum(high - low, windows[0, 2:] - windows[0, :2]).prod(axis=-1)
     # What is held whole has the very same sides, so that rounding loses no box.
-    held: NDArray[np.bool_] = (shown > 0) & (shown >= tiling.keep_fraction * largest)
+    held: NDArray[np.bool_] = (shown > 0) & (shown >= options.keep_fraction * largest)
     return held
 
 
@@ -235,62 +217,3 @@ def place_tile(placement: Placement, window_xyxy: WindowXyxy, orig_size_hw: tupl
         shift_yx=(shift_y + window_xyxy[1], shift_x + window_xyxy[0]),
         tile_xyxy=window_xyxy,
     )
-
-
-def read_tiles(
-    path: Path,
-    size_hw: tuple[int, int],
-    *,
-    resize: Literal["stretch", "letterbox"],
-    pixels: PixelFormat,
-    reduced: bool,
-    tiling: Tiling | None,
-) -> Iterator[tuple[Tensor, Placement]]:
-    """Read an image at the size of the network input, or its tiles, each at that size.
-
-    Args:
-        path: As in `read_image`.
-        size_hw: Size of the network input, in pixels.
-        resize: As in `fit_to_input`.
-        pixels: What the config says of channels and scaling.
-        reduced: As in `read_input`; for images that are left whole.
-        tiling: How the image is cut; None leaves it whole.
-
-    Yields:
-        As `fit_tiles`.
-
-    Raises:
-        DataError: As `read_image`.
-    """
-    if tiling is None:
-        yield read_input(path, size_hw, resize=resize, pixels=pixels, reduced=reduced)
-    else:
-        yield from fit_tiles(read_image(path, pixels), size_hw, resize=resize, tiling=tiling)
-
-
-def fit_tiles(
-    image: Tensor,
-    size_hw: tuple[int, int],
-    *,
-    resize: Literal["stretch", "letterbox"],
-    tiling: Tiling | None,
-) -> Iterator[tuple[Tensor, Placement]]:
-    """Cut an image as a dataset does and resize each tile to the network input.
-
-    Args:
-        image: (C, H, W) uint8, or float32 in [0, 1].
-        size_hw: Size of the network input, in pixels.
-        resize: As in `fit_to_input`.
-        tiling: How it is cut; None leaves it whole.
-
-    Yields:
-        (C, *size_hw) of the same type, and where it lies in the image; once for an image that is not cut.
-    """
-    orig_size_hw = (image.shape[-2], image.shape[-1])
-    windows = [] if tiling is None else compute_windows(orig_size_hw, tiling).tolist()
-    if len(windows) <= 1:
-        yield fit_to_input(image, size_hw, resize=resize)
-        return
-    for left, top, right, bottom in windows:
-        fitted, placement = fit_to_input(image[:, top:bottom, left:right], size_hw, resize=resize)
-        yield fitted, place_tile(placement, (left, top, right, bottom), orig_size_hw)

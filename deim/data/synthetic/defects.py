@@ -1,14 +1,14 @@
-"""The five defects of the synthetic set, each drawn over a photograph.
+"""The five defects of the synthetic set, each drawn over an image.
 
-Every `draw_*` function leaves the photograph as it is and returns a `Patch` with the pixels that replace a
-window of it. What tells the classes apart is what tells them apart on real parts: a groove with depth has a
-dark core and a lit lip on the side away from the light; a scratch has neither; a dent only bends the light.
+Every `draw_*` function leaves the image unchanged and returns a `Patch` with the pixels that replace a window
+of it. The classes differ as on real parts: a groove with depth has a dark core and a lit lip on the side away
+from the light; a scratch has neither; a dent only bends the light.
 """
 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.random import Generator
@@ -18,16 +18,28 @@ from scipy.ndimage import gaussian_filter1d
 from deim.data.synthetic.surface import Floats, fractal_noise, mean_side_unit, shifted, smooth_noise
 
 DefectKind = Literal["dent", "crack", "scratch", "hole", "stain"]
+DEFECT_KINDS: Final[tuple[DefectKind, ...]] = ("dent", "crack", "scratch", "hole", "stain")
+CLASS_NAMES: Final[dict[DefectKind | Literal["normal"], str]] = {
+    "normal": "NORMAL",
+    "dent": "DEFORMACIONES",
+    "crack": "ROTURA_FRACTURA",
+    "scratch": "RAYONES_ARANAZOS",
+    "hole": "PERFORACIONES",
+    "stain": "CONTAMINACION",
+}
+"""Names of the classes in the annotations, in the order of their ids."""
+CATEGORY_IDS: Final = {kind: number for number, kind in enumerate(CLASS_NAMES, start=1)}
+
 Window = tuple[int, int, int, int]
 Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patch:
-    """New pixels of a window of a photograph."""
+    """New pixels of a window of an image."""
 
     window: Window
-    """x0, y0, x1, y1 in pixels, inside the photograph."""
+    """x0, y0, x1, y1 in pixels, inside the image."""
     pixels: Floats
     """(y1 - y0, x1 - x0, 3) RGB in [0, 1]."""
 
@@ -120,7 +132,7 @@ def _paint_segment(cover: Floats, start: list[float], end: list[float]) -> None:
 
 
 def draw_scratch(rng: Generator, canvas: Floats, *, region_xyxy: Window) -> Patch:
-    """RAYONES_ARANAZOS: one to four long, shallow lines, bright or dark; see `draw_defect`."""
+    """Draw one to four long, shallow lines, bright or dark; see `draw_defect`."""
     unit = mean_side_unit(canvas.shape[:2])
     length = 256 * unit * rng.uniform(0.2, 0.55)
     angle = _line_angle(rng)
@@ -171,7 +183,7 @@ def _scratch_line(rng: Generator, path: Points, normal: Points, width: float) ->
 def draw_crack(
     rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: tuple[float, float]
 ) -> Patch:
-    """ROTURA_FRACTURA: a jagged gap with a dark core and one lit lip; see `draw_defect`."""
+    """Draw a jagged gap with a dark core and one lit lip; see `draw_defect`."""
     unit = mean_side_unit(canvas.shape[:2])
     length = 256 * unit * rng.uniform(0.2, 0.55)
     angle = _line_angle(rng)
@@ -222,7 +234,7 @@ def _lip(stroke: Stroke, away: Points, lip_px: float) -> Stroke:
 
 
 def draw_hole(rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: tuple[float, float]) -> Patch:
-    """PERFORACIONES: a round hole, through or blind, with a shaded wall and a rim; see `draw_defect`."""
+    """Draw a round hole, through or blind, with a shaded wall and a rim; see `draw_defect`."""
     unit = mean_side_unit(canvas.shape[:2])
     radius = max(256 * unit * rng.uniform(0.028, 0.075), 2.0)
     squeeze, turn = rng.uniform(0.86, 1.0), rng.uniform(0, math.pi)
@@ -250,7 +262,7 @@ def draw_hole(rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: 
 
 
 def draw_dent(rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: tuple[float, float]) -> Patch:
-    """DEFORMACIONES: a dent, a bulge or a bend that shades the unbroken surface; see `draw_defect`."""
+    """Draw a dent, a bulge or a bend that shades the unbroken surface; see `draw_defect`."""
     unit = mean_side_unit(canvas.shape[:2])
     bend = rng.random() < 0.25
     half = 256 * unit * (rng.uniform(0.16, 0.26) if bend else rng.uniform(0.09, 0.2))
@@ -285,11 +297,11 @@ def draw_dent(rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: 
 def draw_contamination(
     rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: tuple[float, float]
 ) -> Patch:
-    """CONTAMINACION: a stain, an oil smear, a heap of particles or a fibre; see `draw_defect`."""
+    """Draw a stain, an oil smear, a heap of particles or a fiber; see `draw_defect`."""
     style = rng.random()
     if style < 0.68:
         return _draw_stain(rng, canvas, region_xyxy, oily=style > 0.48)
-    return _draw_debris(rng, canvas, region_xyxy, light_xy, fibre=style > 0.88)
+    return _draw_debris(rng, canvas, region_xyxy, light_xy, fiber=style > 0.88)
 
 
 def _draw_stain(rng: Generator, canvas: Floats, region_xyxy: Window, *, oily: bool) -> Patch:
@@ -322,11 +334,11 @@ def _draw_stain(rng: Generator, canvas: Floats, region_xyxy: Window, *, oily: bo
 
 
 def _draw_debris(
-    rng: Generator, canvas: Floats, region_xyxy: Window, light_xy: tuple[float, float], *, fibre: bool
+    rng: Generator, canvas: Floats, region_xyxy: Window, light_xy: tuple[float, float], *, fiber: bool
 ) -> Patch:
-    """Foreign bodies that cast a small shadow on the surface: grains and chips, or one curled fibre."""
+    """Foreign bodies that cast a small shadow on the surface: grains and chips, or one curled fiber."""
     unit = mean_side_unit(canvas.shape[:2])
-    strokes = _fibre(rng, unit) if fibre else _grains(rng, unit)
+    strokes = _fiber(rng, unit) if fiber else _grains(rng, unit)
     points = np.concatenate([stroke.points_xy for stroke in strokes])
     middle = (points.max(axis=0) + points.min(axis=0)) / 2
     move = _place(rng, region_xyxy, np.ptp(points, axis=0) / 2) - middle
@@ -361,7 +373,7 @@ def _grains(rng: Generator, unit: float) -> list[Stroke]:
     return strokes
 
 
-def _fibre(rng: Generator, unit: float) -> list[Stroke]:
+def _fiber(rng: Generator, unit: float) -> list[Stroke]:
     """A strongly curled hair around the origin, unlike any straight line."""
     count = 60
     bends = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, 7), rng.normal(0, 0.13, 7))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Options of the synthetic defect set."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from deim.config.checks import below, check
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticOptions:
-    """A generated defect set, written to `data.root` when that folder does not exist yet."""
+    """A generated defect set, written to `data.root` if that folder does not exist yet."""
 
     train_images: int = 300
-    """Images of the training split."""
+    """Number of images of the training split."""
     val_images: int = 100
-    """Images of the validation split."""
+    """Number of images of the validation split."""
     test_images: int = 100
-    """Images of the test split."""
+    """Number of images of the test split."""
     max_size_wh: tuple[int, int] = (1650, 1350)
-    """Largest width and height of an image, in pixels."""
+    """Maximum width and height of an image in pixels, each at least 96."""
     seed: int = 0
-    """Seed of the images; the same seed gives the same files."""
+    """Seed of the images, at least 0; the same seed gives the same files."""
 
     def __post_init__(self) -> None:
         check(

@@ -1,4 +1,4 @@
-"""Surfaces, backgrounds and light of the synthetic defect set: everything in a photograph but the defects.
+"""Surfaces, backgrounds and light of the synthetic defect set: everything in an image except the defects.
 
 Gray values are floats in [0, 1]. Lengths are given in `unit`, 1/256 of the image's mean side, so that a scene
 looks the same at every size. `light_xy` is the unit vector in the image plane that points towards the light.
@@ -23,7 +23,7 @@ BACKGROUNDS = ("belt", "rollers", "slotted_table", "foam", "cloth")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """A photograph without defects, sharp and free of noise."""
+    """An image without defects, sharp and free of noise."""
 
     canvas: Floats
     """(H, W, 3) RGB in [0, 1]."""
@@ -121,7 +121,7 @@ def relief(height_field: Floats, light_xy: tuple[float, float], *, reach_px: flo
 
 
 def make_scene(rng: Generator, size_hw: tuple[int, int], kind: SceneKind) -> Scene:
-    """Compose a clean photograph.
+    """Compose an image without defects.
 
     Args:
         rng: Source of randomness.

@@ -1,0 +1,207 @@
+"""Copy-blend: objects blended into other images of a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from deim.data.augment.mix_up import draw_ratio, join_targets
+from deim.data.augment.transform import BlendTransform, Stage
+from deim.structures import Target
+
+MIN_AREA = 100.0
+"""Minimum area of an object to be copied, in square pixels of the network input."""
+MARGINS = (0.1, 0.25)
+"""Range of the surroundings copied with an object at each side, as a share of that side."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CopyBlend(BlendTransform):
+    """Blends objects of the batch, or of the whole split, into all images of the batch."""
+
+    stage: ClassVar[Stage] = "batch"
+    probability: float
+    """Share of the batches without mix-up."""
+    max_objects: int
+    """Maximum number of objects blended into an image."""
+    balanced: bool
+    """Whether objects are drawn class by class from the whole split instead of the batch."""
+    excluded_label: int | None = None
+    """Class index of objects that are never copied, such as good surfaces; None for none."""
+    epochs: range
+
+    @property
+    def name(self) -> str:
+        """Name for logs."""
+        return "balanced copy-blend" if self.balanced else "copy-blend"
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it has a probability."""
+        return self.probability > 0
+
+    def max_boxes(self, num_boxes: int) -> int:
+        """Return the boxes with the copies, if it is on and there is anything to copy."""
+        return num_boxes + self.max_objects if self.is_on and num_boxes else num_boxes
+
+    def draw_donors(
+        self, images_of_classes: dict[int, list[int]], *, rng: np.random.Generator
+    ) -> list[tuple[int, int]]:
+        """Draw for each copy a class and an image that shows it; empty unless copies are balanced.
+
+        Args:
+            images_of_classes: Indices of the images that show each class, by class index.
+            rng: Source of all random draws.
+
+        Returns:
+            `max_objects` pairs of class index and image index.
+        """
+        labels = sorted(images_of_classes.keys() - {self.excluded_label})
+        if not self.balanced or not labels:
+            return []
+        drawn = rng.choice(labels, size=self.max_objects).tolist()
+        return [(label, int(rng.choice(images_of_classes[label]))) for label in drawn]
+
+    def blend(
+        self,
+        images: Tensor,
+        targets: Sequence[Target],
+        *,
+        donors: tuple[Tensor, Sequence[Target]] | None = None,
+        rng: np.random.Generator,
+    ) -> tuple[Tensor, list[Target]]:
+        """Blend objects into a batch at a random ratio; see `BlendTransform.blend`."""
+        return copy_blend(
+            images,
+            targets,
+            max_objects=self.max_objects,
+            ratio=draw_ratio(rng),
+            excluded_label=self.excluded_label,
+            donors=donors,
+            rng=rng,
+        )
+
+
+def copy_blend(
+    images: Tensor,
+    targets: Sequence[Target],
+    *,
+    max_objects: int,
+    ratio: float,
+    rng: np.random.Generator,
+    excluded_label: int | None = None,
+    donors: tuple[Tensor, Sequence[Target]] | None = None,
+) -> tuple[Tensor, list[Target]]:
+    """Blend objects of the batch, each with some of its surroundings, into all images at random places.
+
+    Every image gets up to `max_objects` different objects, possibly its own; their pixels are those of the
+    unchanged images. Copies keep size and label and lie inside the image; no box is dropped.
+
+    Args:
+        images: (B, C, H, W) float32; not changed.
+        targets: Ground truth of each image, with `area`.
+        max_objects: Maximum number of objects per image, at least 1.
+        ratio: Share of the original pixels where an object is blended in, in [0, 1].
+        rng: Source of all random draws.
+        excluded_label: Class index of objects that are never copied; None for none.
+        donors: Other images (D, C, H, W) with the objects that may be taken, instead of those of the batch.
+            Each image is equally likely for every copy, so an object may come twice.
+
+    Returns:
+        The batch as it is if no object has an area of 100 (`MIN_AREA`).
+
+    Source:
+        Copy-blend of DEIMv2 (arXiv:2509.20787); donors are an addition.
+    """
+    source_images, source_targets = (images, targets) if donors is None else donors
+    objects = _find_objects(source_targets, (images.shape[-2], images.shape[-1]))
+    pool = [source for source in objects if source.label != excluded_label]
+    if not pool:
+        return images, list(targets)
+    blended = images.clone()
+    joined: list[Target] = []
+    for number, target in enumerate(targets):
+        if donors is None:
+            chosen = rng.choice(len(pool), size=min(max_objects, len(pool)), replace=False)
+        else:
+            shares = _equal_shares([source.image for source in pool])
+            chosen = rng.choice(len(pool), size=max_objects, p=shares)
+        sources = [pool[index] for index in chosen]
+        copies = [_blend_in(source_images, blended[number], source, ratio, rng) for source in sources]
+        joined.append(join_targets(target, _to_target(copies, sources, images)))
+    return blended, joined
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Object:
+    """An object to copy, in whole pixels."""
+
+    image: int
+    """Position of its image in the batch, or among the donors."""
+    left: int
+    top: int
+    width: int
+    height: int
+    label: int
+
+
+def _equal_shares(images: Sequence[int]) -> NDArray[np.float64]:
+    """Return (N,) probabilities of N objects, with an equal sum for each of their images."""
+    _, image_of, counts = np.unique(images, return_inverse=True, return_counts=True)
+    shares: NDArray[np.float64] = 1 / counts[image_of]
+    return shares / shares.sum()
+
+
+def _find_objects(targets: Sequence[Target], size_hw: tuple[int, int]) -> list[_Object]:
+    height, width = size_hw
+    limits = torch.tensor([width, height] * 2)
+    objects = []
+    for number, target in enumerate(targets):
+        corners = (cxcywh_to_xyxy(target["boxes"]) * limits).round(decimals=3).long()
+        corners = torch.minimum(corners.clamp(min=0), limits)
+        for box, label, area in zip(corners.tolist(), target["labels"].tolist(), target["area"], strict=True):
+            left, top, right, bottom = box
+            if area >= MIN_AREA and right > left and bottom > top:
+                place = {"left": left, "top": top, "width": right - left, "height": bottom - top}
+                objects.append(_Object(image=number, label=label, **place))
+    return objects
+
+
+def _blend_in(
+    images: Tensor, canvas: Tensor, source: _Object, ratio: float, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Blend an object into (C, H, W) `canvas` in place; returns the corners of its copy in pixels."""
+    height, width = images.shape[-2:]
+    left = int(rng.integers(width - source.width + 1))
+    top = int(rng.integers(height - source.height + 1))
+    margin = rng.uniform(*MARGINS)
+    margin_x, margin_y = int(source.width * margin), int(source.height * margin)
+    # The surroundings of the object must lie inside both images.
+    west = min(margin_x, left, source.left)
+    north = min(margin_y, top, source.top)
+    east = min(margin_x, width - left - source.width, width - source.left - source.width)
+    south = min(margin_y, height - top - source.height, height - source.top - source.height)
+    rows = slice(top - north, top + source.height + south)
+    columns = slice(left - west, left + source.width + east)
+    from_rows = slice(source.top - north, source.top + source.height + south)
+    from_columns = slice(source.left - west, source.left + source.width + east)
+    part = images[source.image, :, from_rows, from_columns]
+    canvas[:, rows, columns] = canvas[:, rows, columns] * ratio + part * (1 - ratio)
+    return left, top, left + source.width, top + source.height
+
+
+def _to_target(
+    copies: Sequence[tuple[int, int, int, int]], sources: Sequence[_Object], images: Tensor
+) -> Target:
+    height, width = images.shape[-2:]
+    corners = torch.tensor(copies, dtype=torch.float32)
+    return {
+        "boxes": xyxy_to_cxcywh(corners / torch.tensor([width, height] * 2)),
+        "labels": torch.tensor([source.label for source in sources], dtype=torch.int64),
+        "area": torch.tensor([float(source.width * source.height) for source in sources]),
+    }

@@ -1,0 +1,83 @@
+"""Several input sizes, one drawn for each batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from deim.data.augment.transform import Stage, Transform
+from deim.structures import Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MultiScale(Transform):
+    """Resizes each batch to a random size."""
+
+    stage: ClassVar[Stage] = "batch"
+    sizes_hw: tuple[tuple[int, int], ...]
+    """Sizes to draw from, in pixels; a size may be listed several times. Empty keeps the usual size."""
+    epochs: range
+
+    @property
+    def name(self) -> str:
+        """Name for logs."""
+        return "several sizes"
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there are other sizes than the usual one."""
+        return bool(self.sizes_hw)
+
+    def draw_size(self, epoch: int, *, rng: np.random.Generator) -> tuple[int, int] | None:
+        """Draw the size of a batch, in pixels; None keeps the usual one."""
+        if not self.is_on or epoch not in self.epochs:
+            return None
+        return self.sizes_hw[rng.integers(len(self.sizes_hw))]
+
+
+def compute_sizes(size_hw: tuple[int, int], max_change: float, *, repeat: int) -> tuple[tuple[int, int], ...]:
+    """Compute the sizes from which the size of a batch is drawn.
+
+    Args:
+        size_hw: Usual size in pixels, multiples of 32.
+        max_change: Maximum change as a share of the height, in [0, 0.5].
+        repeat: How often the usual size is listed.
+
+    Returns:
+        Heights in steps of 32 within the maximum change, as many above as below, with widths of the same
+        share in multiples of 32; at least 64 both. Empty if there is no size but the usual one.
+
+    Source:
+        The list of DEIMv2's loader.
+    """
+    if max_change == 0:
+        return ()
+    height, width = size_hw
+    # Rounded: 0.7 · 320 is a little less than 224 in binary fractions.
+    lowest = max(64, int(round((1 - max_change) * height, 6) // 32) * 32)
+    highest = int(round((1 + max_change) * height, 6) // 32) * 32
+    below = list(range(lowest, height, 32))
+    above = [highest - 32 * number for number in range(len(below)) if highest - 32 * number > height]
+    if not below and not above:
+        return ()
+    heights = [*below, *[height] * repeat, *above]
+    return tuple((side, max(64, round(side * width / height / 32) * 32)) for side in heights)
+
+
+def resize_batch(
+    images: Tensor, targets: Sequence[Target], size_hw: tuple[int, int]
+) -> tuple[Tensor, list[Target]]:
+    """Resize images, bilinear with antialiasing; areas are scaled, boxes are fractions and stay.
+
+    Args:
+        images: (B, C, H, W) uint8 or float32.
+        targets: Ground truth of each image, with `area`.
+        size_hw: New size, in pixels.
+    """
+    height, width = images.shape[-2:]
+    factor = size_hw[0] * size_hw[1] / (height * width)
+    scaled: list[Target] = [{**target, "area": target["area"] * factor} for target in targets]
+    return TF.resize(images, list(size_hw), antialias=True), scaled

@@ -1,0 +1,147 @@
+"""What all random changes of training images share: the sample that they change, and their interface.
+
+A transform runs in one of three stages:
+    compose: makes the network input from one or several images in their original size, in place of resizing;
+    sample: changes one image at the size of the network input;
+    batch: blends or resizes the images of a whole batch.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deim.boxes import box_area, clip_boxes
+from deim.data.images.input_format import InputFormat
+from deim.structures import Target
+
+Stage = Literal["compose", "sample", "batch"]
+
+ALL_EPOCHS = range(sys.maxsize)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """An image with its boxes."""
+
+    image: Tensor
+    """(C, H, W) uint8, RGB where C is 3, or float32 in [0, 1]."""
+    boxes_xyxy: Tensor
+    """(N, 4) float32, pixels of `image`."""
+    labels: Tensor
+    """(N,) int64, class index."""
+    has_new_colors: bool = False
+    """Whether the colors are changed already."""
+
+    @property
+    def area(self) -> Tensor:
+        """(N,) float32, area of the boxes in square pixels of `image`."""
+        return box_area(self.boxes_xyxy)
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the image, in pixels."""
+        return self.image.shape[-2], self.image.shape[-1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSource:
+    """The image from which a compose transform starts, and access to the others of its split."""
+
+    index: int
+    """Position of the image, or tile, in its dataset."""
+    read: Callable[[int], Sample]
+    """Reads an image of the dataset in its original size."""
+    num_images: int
+    """Number of images of the dataset."""
+    input_format: InputFormat
+    """Size and resizing of the network input."""
+    sampling_shares: NDArray[np.float64] | None = None
+    """(num_images,) probability of each image to be drawn, of sum 1; None draws uniformly."""
+
+
+class Transform(Protocol):
+    """A random change of training images."""
+
+    stage: ClassVar[Stage]
+    epochs: range
+    """Epochs (0-based) in which it runs."""
+
+    @property
+    def name(self) -> str:
+        """Name for logs."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it can change anything. A transform that is off still draws its random numbers."""
+
+    def max_boxes(self, num_boxes: int) -> int:
+        """Return the maximum number of boxes of an image afterwards, given the maximum before."""
+        return num_boxes
+
+
+class ComposeTransform(Transform, Protocol):
+    """Makes a network input from images in their original size."""
+
+    def compose(self, source: ImageSource, *, rng: np.random.Generator) -> Sample | None:
+        """Return the sample at the size of the network input; None if the draw leaves the image as it is."""
+
+
+class SampleTransform(Transform, Protocol):
+    """Changes an image at the size of the network input."""
+
+    def change(self, sample: Sample, *, rng: np.random.Generator) -> Sample:
+        """Return the changed sample; the given one stays as it is."""
+
+
+class BlendTransform(Transform, Protocol):
+    """Blends the images of a batch."""
+
+    probability: float
+    """Share of the batches, in [0, 1]."""
+
+    def draw_donors(
+        self, images_of_classes: dict[int, list[int]], *, rng: np.random.Generator
+    ) -> list[tuple[int, int]]:
+        """Draw class index and image of the objects to take from the whole split; empty to take none."""
+        return []
+
+    def blend(
+        self,
+        images: Tensor,
+        targets: Sequence[Target],
+        *,
+        donors: tuple[Tensor, Sequence[Target]] | None = None,
+        rng: np.random.Generator,
+    ) -> tuple[Tensor, list[Target]]:
+        """Return the blended images (B, C, H, W) float32 in [0, 1] and their targets.
+
+        Args:
+            images: (B, C, H, W) float32 in [0, 1]; not changed.
+            targets: Ground truth of each image, with `area`; not changed.
+            donors: Images (D, C, H, W) and targets from `draw_donors`; None for none.
+            rng: Source of all random draws.
+        """
+
+
+def keep_visible(
+    image: Tensor, boxes_xyxy: Tensor, labels: Tensor, *, whole_area: Tensor, min_share: float
+) -> Sample:
+    """Clip boxes to an image and drop those of which too little is visible.
+
+    Args:
+        image: (C, H, W) uint8 or float32.
+        boxes_xyxy: (N, 4) float, pixels of `image`; may reach beyond it.
+        labels: (N,) int64.
+        whole_area: (N,) float, area of the uncut boxes in square pixels of `image`.
+        min_share: Minimum visible share of that area, in [0, 1]; each side must also have a pixel.
+    """
+    height, width = image.shape[-2:]
+    clipped = clip_boxes(boxes_xyxy, (height, width))
+    sides = clipped[:, 2:] - clipped[:, :2]
+    kept = (sides >= 1).all(dim=-1) & (box_area(clipped) >= min_share * whole_area)
+    return Sample(image=image, boxes_xyxy=clipped[kept], labels=labels[kept])

@@ -1,0 +1,65 @@
+"""The batch: the inputs of a step with their targets."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from deim.data.images.input_format import InputFormat
+from deim.data.images.resize import normalize
+from deim.structures import Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Inputs of one step with their targets."""
+
+    images: Tensor
+    """(B, C, H, W) float32, normalized."""
+    targets: list[Target]
+    """Ground truth of each image."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy images, boxes and labels to a device."""
+        targets: list[Target] = [
+            {
+                **target,
+                "boxes": target["boxes"].to(device, non_blocking=True),
+                "labels": target["labels"].to(device, non_blocking=True),
+            }
+            for target in self.targets
+        ]
+        return Batch(images=self.images.to(device, non_blocking=True), targets=targets)
+
+    def split(self, size: int) -> "list[Batch]":
+        """Return micro-batches of at most `size` images, of equal size as far as possible."""
+        images = self.images.tensor_split(-(-len(self.targets) // size))
+        starts = [0, *itertools.accumulate(len(part) for part in images)]
+        return [
+            Batch(images=part, targets=self.targets[start : start + len(part)])
+            for part, start in zip(images, starts, strict=False)
+        ]
+
+    def pin_memory(self) -> "Batch":
+        """Move the images to page-locked memory; the loader calls this for CUDA."""
+        return Batch(images=self.images.pin_memory(), targets=self.targets)
+
+
+def collate(images: Iterable[Tensor], targets: Iterable[Target], input_format: InputFormat) -> Batch:
+    """Normalize images of one size into a batch.
+
+    Args:
+        images: (C, H, W) each, uint8 or float32 in [0, 1].
+        targets: Ground truth of each image.
+        input_format: Gives mean and standard deviation.
+    """
+    raw = list(images)
+    inputs = torch.empty(len(raw), *raw[0].shape)
+    if get_worker_info() is not None:
+        inputs.share_memory_()  # shared while it is empty, it needs no copy on its way to the main process
+    for image, place in zip(raw, inputs, strict=True):
+        normalize(image, input_format, out=place)
+    return Batch(images=inputs, targets=list(targets))

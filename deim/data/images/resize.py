@@ -1,0 +1,105 @@
+"""Images at the size of the network input: resized, padded, cut into tiles and normalized."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from deim.data.images.input_format import InputFormat
+from deim.data.images.tiling import compute_windows, place_tile
+from deim.structures import Placement
+
+PADDING_GRAY = 114
+"""Gray value of the pixels that letterboxing adds."""
+
+
+def fit_to_input(image: Tensor, input_format: InputFormat) -> tuple[Tensor, Placement]:
+    """Resize an image to the network input, bilinear with antialiasing.
+
+    Args:
+        image: (C, H, W) uint8, or float32 in [0, 1], which keeps its precision.
+        input_format: Size and resizing; tiles do not matter here.
+
+    Returns:
+        The contiguous input (C, *size_hw) of the same type, and where it lies in the image.
+    """
+    height, width = image.shape[-2:]
+    size_hw = input_format.size_hw
+    if input_format.resize == "stretch":
+        resized = TF.resize(image, list(size_hw), antialias=True)
+        return resized.contiguous(), Placement(
+            orig_size_hw=(height, width), span_hw=(float(height), float(width)), shift_yx=(0.0, 0.0)
+        )
+    inner_hw = inner_size((height, width), input_format)
+    top, left = (size_hw[0] - inner_hw[0]) // 2, (size_hw[1] - inner_hw[1]) // 2
+    canvas = gray_canvas(image, size_hw)
+    canvas[:, top : top + inner_hw[0], left : left + inner_hw[1]] = TF.resize(
+        image, list(inner_hw), antialias=True
+    )
+    # The sides may be rounded differently, so each axis has its own scale.
+    scale_y, scale_x = inner_hw[0] / height, inner_hw[1] / width
+    return canvas, Placement(
+        orig_size_hw=(height, width),
+        span_hw=(size_hw[0] / scale_y, size_hw[1] / scale_x),
+        shift_yx=(-top / scale_y, -left / scale_x),
+    )
+
+
+def fit_tiles(image: Tensor, input_format: InputFormat) -> Iterator[tuple[Tensor, Placement]]:
+    """Cut an image as a dataset does and resize each tile to the network input.
+
+    Args:
+        image: (C, H, W) uint8, or float32 in [0, 1].
+        input_format: Size, resizing and tiles.
+
+    Yields:
+        The input (C, *size_hw) of the same type and where it lies in the image; once for an uncut image.
+    """
+    orig_size_hw = (image.shape[-2], image.shape[-1])
+    windows = [] if input_format.tiles is None else compute_windows(orig_size_hw, input_format.tiles).tolist()
+    if len(windows) <= 1:
+        yield fit_to_input(image, input_format)
+        return
+    for left, top, right, bottom in windows:
+        fitted, placement = fit_to_input(image[:, top:bottom, left:right], input_format)
+        yield fitted, place_tile(placement, (left, top, right, bottom), orig_size_hw)
+
+
+def inner_size(image_hw: tuple[int, int], input_format: InputFormat) -> tuple[int, int]:
+    """Return the size in pixels to which an image is resized before it is padded."""
+    if input_format.resize == "stretch":
+        return input_format.size_hw
+    height, width = image_hw
+    scale = min(input_format.size_hw[0] / height, input_format.size_hw[1] / width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def gray_canvas(like: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Return a canvas (C, *size_hw) of padding gray with the channels and the type of the image `like`."""
+    gray = PADDING_GRAY / 255 if like.is_floating_point() else PADDING_GRAY
+    return torch.full((like.shape[0], *size_hw), gray, dtype=like.dtype)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Return images as float32 in [0, 1]; uint8 is divided by 255."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
+def normalize(images: Tensor, input_format: InputFormat, *, out: Tensor | None = None) -> Tensor:
+    """Scale images to [0, 1], subtract the mean and divide by the standard deviation, in float32.
+
+    Args:
+        images: (..., C, H, W) uint8, or float32 in [0, 1]; not changed.
+        input_format: Gives mean and standard deviation of the C channels.
+        out: Memory for the result, of the same shape; None allocates it.
+    """
+    shift = torch.tensor(input_format.mean)[:, None, None]
+    scale = torch.tensor(input_format.std)[:, None, None]
+    if out is None:
+        out = torch.empty(images.shape)
+    # In place: allocating memory for each step costs more than the arithmetic.
+    out.copy_(images)
+    if not images.is_floating_point():
+        out.div_(255)
+    return out.sub_(shift).div_(scale)
