@@ -122,6 +122,8 @@ class DiskCache:
         content = save({"image": image.contiguous(), "placement": numbers})
         try:
             write_atomically(self._path(index), lambda file: file.write(content))
+        except FileNotFoundError:  # another run has removed the folder to make room
+            return
         except OSError as error:
             raise self._error(error) from None
 

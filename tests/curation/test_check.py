@@ -13,14 +13,16 @@ from PIL import Image, ImageEnhance
 
 from deim.config.schema import Config
 from deim.curation.check import (
-    SHOWN_OF_A_RULE,
+    MAX_SHOWN,
     CheckReport,
+    check_before_run,
     check_dataset,
     describe_check,
     read_for_check,
 )
 from deim.data.formats.issues import ERRORS, WARNINGS
-from deim.data.splits import check_before_run
+from deim.data.images.input_format import InputFormat
+from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
 from tests.data.small_sets import HEIGHT, WIDTH, make_trees, noise, write_images, write_small_set, write_trees
 
@@ -114,7 +116,7 @@ CASES = [
         "train",
         "t1.png",
         None,
-        "train.json: image 't1.png' is cut short or damaged inside (",
+        "train.json: image 't1.png' is truncated or damaged inside (",
         is_quick=False,
     ),
     Spoilt(
@@ -179,7 +181,7 @@ CASES = [
         "val",
         "val.json",
         None,
-        "val.json: class 'dent' of split val is not known to train, which has scratch, pit, vein.",
+        "val.json: class 'dent' of split val is not in train, which has scratch, pit, vein.",
     ),
     Spoilt(
         "duplicate_across",
@@ -187,7 +189,7 @@ CASES = [
         "val",
         "v1.png",
         None,
-        "val.json: image 'v1.png' (val) has the bytes of 't1.png' (train).",
+        "val.json: image 'v1.png' (val) has the same bytes as 't1.png' (train).",
     ),
     Spoilt(
         "near_duplicate_across",
@@ -212,7 +214,7 @@ CASES = [
         "train",
         "t1.png",
         None,
-        "train.json: image 't1.png' is turned by its EXIF data (orientation 6).",
+        "train.json: image 't1.png' is rotated by its EXIF data (orientation 6).",
     ),
     Spoilt(
         "overhanging_box",
@@ -238,7 +240,7 @@ CASES = [
         "train",
         "t0.png",
         "90",
-        "train.json: annotation 90 (image 't0.png') is the box of annotation 11 again.",
+        "train.json: annotation 90 (image 't0.png') has the same box as annotation 11.",
     ),
     Spoilt(
         "small_box",
@@ -254,7 +256,7 @@ CASES = [
         "val",
         "val.json",
         None,
-        "val.json: class 'vein' has no box in val, so it cannot be scored (2 in train, 0 in val).",
+        "val.json: class 'vein' has no box in val, so it cannot be evaluated (2 in train, 0 in val).",
     ),
     Spoilt(
         "duplicate_within",
@@ -262,7 +264,7 @@ CASES = [
         "train",
         "t2.png",
         None,
-        "train.json: image 't2.png' (train) has the bytes of 't1.png' (train).",
+        "train.json: image 't2.png' (train) has the same bytes as 't1.png' (train).",
     ),
     Spoilt(
         "near_duplicate_within",
@@ -276,10 +278,18 @@ CASES = [
 ]
 
 
-def check(root: Path, **options: Any) -> CheckReport:
+def check(
+    root: Path,
+    *,
+    input_size_hw: tuple[int, int] = (HEIGHT, WIDTH),
+    resize: Any = "stretch",
+    tile_size: int | None = None,
+    **options: Any,
+) -> CheckReport:
     raws, unread = read_for_check(root, "coco")
-    options = {"input_size_hw": (HEIGHT, WIDTH), "resize": "stretch", **options}
-    return check_dataset(raws, unread=unread, **options)
+    tiles = None if tile_size is None else TilesOptions(size=tile_size)
+    form = InputFormat(size_hw=input_size_hw, resize=resize, tiles=tiles)
+    return check_dataset(raws, unread=unread, input_format=form, **options)
 
 
 def spoil(root: Path, change: Callable[[Trees, Path], object]) -> Path:
@@ -315,7 +325,7 @@ def test_one_thing_spoiled_gives_the_one_finding_of_its_rule(case: Spoilt, tmp_p
     assert (issue.split, issue.file, issue.annotation) == (case.split, case.file, case.annotation)
     assert case.message in issue.message
     assert report.num_errors == (case.rule in ERRORS)
-    quick = [found.rule for found in check(root, full=False).issues]
+    quick = [found.rule for found in check(root, decode=False).issues]
     assert quick == [case.rule] * case.is_quick
 
 
@@ -392,8 +402,8 @@ def test_the_table_shows_a_few_of_each_rule_and_counts_the_rest(tmp_path: Path) 
 
     lines = describe_check(check(spoil(tmp_path, change)))
     assert "warning  duplicate_box  9: two boxes of a class at the same place" in lines
-    assert sum("is the box of annotation 11 again" in line for line in lines) == SHOWN_OF_A_RULE
-    assert f"  … and {9 - SHOWN_OF_A_RULE} more in the JSON file" in lines
+    assert sum("has the same box as annotation 11" in line for line in lines) == MAX_SHOWN
+    assert f"  … and {9 - MAX_SHOWN} more in the JSON file" in lines
     assert lines[-1] == "0 errors, 9 warnings"
 
 
@@ -411,7 +421,7 @@ def test_small_boxes_are_measured_at_the_training_size(tmp_path: Path) -> None:
     options = {"input_size_hw": (HEIGHT, WIDTH), "resize": "letterbox"}
     assert check(root, **options, tile_size=15).issues == ()
     (issue,) = check(root, **options, tile_size=35).issues
-    assert issue.message.endswith("larger size, or with smaller tiles than of 35 px.")
+    assert issue.message.endswith("larger size, or with tiles smaller than 35 px.")
 
 
 def test_plain_images_are_noted_and_not_predicted_as_copies(tmp_path: Path) -> None:
@@ -422,7 +432,9 @@ def test_plain_images_are_noted_and_not_predicted_as_copies(tmp_path: Path) -> N
 
     report = check(spoil(tmp_path, change))
     assert report.issues == ()
-    assert report.notes == ("2 images are too plain to be compared with others but byte for byte",)
+    assert report.notes == (
+        "2 images have too little content to be compared with others except byte by byte",
+    )
 
 
 def test_crowd_regions_are_counted_apart(tmp_path: Path) -> None:
@@ -439,7 +451,7 @@ def test_a_config_s_data_is_checked_before_a_run(tmp_path: Path, tiny_config: Ca
     report = check_before_run(tiny_config(root, tmp_path / "run"))
     assert [issue.rule for issue in report.issues] == ["duplicate_across"]
     with pytest.raises(
-        DataError, match=r"has the bytes of 't1\.png' \(train\)\. Keep it in one split alone\."
+        DataError, match=r"has the same bytes as 't1\.png' \(train\)\. Keep it in only one split\."
     ):
         report.raise_errors()
 
@@ -459,7 +471,7 @@ def test_images_of_a_split_that_a_run_does_not_use_are_nothing_odd(
     found = check_before_run(tiny_config(root, tmp_path / "run")).issues
     raws, _ = read_for_check(root, "coco")
     del raws["test"]
-    report = check_dataset(raws, input_size_hw=(64, 64), resize="stretch", full=False)
+    report = check_dataset(raws, input_format=InputFormat(size_hw=(64, 64)), decode=False)
     assert report.counts()["unlisted_image"] == 2
     assert {issue.rule for issue in report.issues} == {
         "unlisted_image",

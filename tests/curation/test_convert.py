@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 
 from deim.config.schema import Config
+from deim.curation.check import check_before_run
 from deim.curation.convert import describe_losses, place_names, write_dataset
-from deim.data.dataset import DetectionDataset, InputFormat
+from deim.data.dataset import DetectionDataset
 from deim.data.formats.coco import CocoSplit
 from deim.data.formats.read import Format, detect_format, read_all, split_names, to_splits
-from deim.data.images.scan import hash_file
-from deim.data.splits import build_splits, check_before_run, read_split
+from deim.data.images.input_format import InputFormat
+from deim.data.splits import build_splits, read_split
 from deim.errors import ConfigError, DataError
+from deim.files import sha256_of_file
 from tests.data.sensor_files import write_png
 from tests.data.small_sets import make_trees, noise, write_images, write_small_set, write_trees
 
@@ -48,7 +50,7 @@ def by_name(split: CocoSplit) -> dict[str, tuple[Any, ...]]:
     for index, name in enumerate(split.file_names):
         rows = slice(split.first_box[index], split.first_box[index + 1])
         categories = split.box_category_ids[rows].tolist()
-        digest = hash_file(split.image_path(index))
+        digest = sha256_of_file(split.image_path(index))
         found[name] = (
             split.sizes_hw[index].tolist(),
             digest,

@@ -16,7 +16,8 @@ from deim.curation.duplicates import (
     find_near,
     hash_equal_lengths,
 )
-from deim.data.images.scan import ImageFacts, hash_file, scan_image, scan_images
+from deim.curation.scan import ImageFacts, scan_image, scan_images
+from deim.files import sha256_of_file
 from tests.data.sensor_files import write_png
 from tests.data.small_sets import noise
 
@@ -70,7 +71,7 @@ def test_only_files_of_one_length_are_hashed(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in "abcd"]
     for path, content in zip(paths, (b"same", b"some", b"longer"), strict=False):
         path.write_bytes(content)
-    assert hash_equal_lengths(paths) == [hash_file(paths[0]), hash_file(paths[1]), "", ""]
+    assert hash_equal_lengths(paths) == [sha256_of_file(paths[0]), sha256_of_file(paths[1]), "", ""]
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())

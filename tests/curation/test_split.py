@@ -10,9 +10,10 @@ from PIL import ImageEnhance
 from deim.curation.check import check_dataset, read_for_check
 from deim.curation.convert import write_dataset
 from deim.curation.groups import find_groups, groups_by_pattern, groups_by_table
+from deim.curation.scan import ImageFacts, scan_images
 from deim.curation.split import Division, assign_groups, describe_division, divide, pool_splits
 from deim.data.formats.read import Format, read_all, to_splits
-from deim.data.images.scan import ImageFacts, scan_images
+from deim.data.images.input_format import InputFormat
 from deim.errors import DataError
 from tests.data.small_sets import make_trees, noise, write_small_set, write_trees
 
@@ -107,8 +108,7 @@ def test_no_group_is_in_two_splits_and_the_check_agrees(tmp_path: Path) -> None:
     names = {name: [image["file_name"] for image in raw.images] for name, raw in raws.items()}
     report = check_dataset(
         raws,
-        input_size_hw=(30, 40),
-        resize="stretch",
+        input_format=InputFormat(size_hw=(30, 40)),
         unread=unread,
         groups={name: groups_by_pattern(of_split, r"^(lot\d+)_") for name, of_split in names.items()},
     )

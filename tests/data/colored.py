@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deim.data.transforms import Sample
+from deim.data.augment.transform import Sample
 
 
 def some(number: int, *, of: int) -> list[Any]:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from deim.data.augment.batch_mix import LEAST_AREA, copy_blend, mix_up
-from deim.data.transforms import Sample
+from deim.data.augment.copy_blend import MIN_AREA, copy_blend
+from deim.data.augment.mix_up import mix_up
+from deim.data.augment.transform import Sample
 from deim.structures import Target
 from tests.data.colored import COLORS, colored_sample, some
 
@@ -148,7 +149,7 @@ def test_a_donor_with_few_objects_gives_as_many_copies() -> None:
 
 def test_small_objects_are_not_copied() -> None:
     images, targets = as_batch([colored_sample([(0, 0, 9, 11), (20, 20, 30, 30)], SIZE_HW)] * 2)
-    assert LEAST_AREA == 100
+    assert MIN_AREA == 100
     _, found = copy_blend(images, targets, max_objects=5, ratio=0.5, rng=np.random.default_rng(0))
     assert [target["labels"].tolist() for target in found] == [[0, 1, 1, 1]] * 2
 

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from deim.config.schema import Config
-from deim.data.dataset import DetectionDataset, InputFormat
+from deim.data.dataset import DetectionDataset
 from deim.data.formats.coco import match_classes, read_coco
+from deim.data.images.input_format import InputFormat
 from deim.data.splits import build_splits
 from deim.errors import DataError
 from deim.files import raise_listed

@@ -7,8 +7,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from deim.data.augment import colors as colors
-from deim.data.augment.colors import ColorChanges, change_colors
-from deim.data.transforms import Sample, distort_colors
+from deim.data.augment.color_math import ColorChanges, change_colors
+from deim.data.augment.colors import Colors
+from deim.data.augment.transform import Sample
 
 KINDS = ["noise", "grid", "gray", "black"]
 
@@ -111,7 +112,7 @@ def test_draws_are_the_same_whatever_they_give(channels: int) -> None:
     )
     for seed in range(20):
         rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
-        changed = distort_colors(sample, 0.5, rng=rng).image
+        changed = Colors(probability=0.5, epochs=range(1)).change(sample, rng=rng).image
         contrast_first = other.random() < 0.5
         names = ["brightness", "saturation", "hue"] if channels == 3 else ["brightness"]
         names.insert(1 if contrast_first else len(names), "contrast")

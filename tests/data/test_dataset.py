@@ -1,6 +1,7 @@
 """Samples, their stages, and the loaders: the same seed gives the same samples, however they are loaded."""
 
 import json
+import pickle
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -10,24 +11,17 @@ import pytest
 import torch
 
 from deim.config.schema import Config
-from deim.data.augment.pipeline import Augmentation
-from deim.data.collate import Batch, collate
-from deim.data.dataset import DetectionDataset, EpochBatches, check_images
+from deim.data.augment.transform import Sample
+from deim.data.batch import Batch
+from deim.data.dataset import DetectionDataset
+from deim.data.formats.check_images import check_images
 from deim.data.formats.coco import CocoSplit, read_coco
-from deim.data.loader import (
-    build_augmentation,
-    build_eval_loader,
-    build_train_batches,
-    build_train_loader,
-    input_format,
-    iterate,
-)
-from deim.data.transforms import Sample
+from deim.data.loader import build_eval_loader
+from deim.data.sampling import BatchRequest, EpochSampler, Item
 from deim.errors import DataError
+from tests.data.building import make_format, make_pipeline, make_train_loader, read_input_of
 
-COLORS_ONLY = Augmentation(
-    horizontal_flip=0.0, vertical_flip=0.0, photometric=1.0, start_epoch=2, stop_epoch=5
-)
+COLORS_ONLY = make_pipeline(photometric=1.0, start=2, stop=5)
 
 
 def read(root: Path, name: str = "train") -> CocoSplit:
@@ -43,11 +37,9 @@ def make_sample() -> Sample:
 
 
 def epoch_of(config: Config, split: CocoSplit, *, epoch: int) -> list[Batch]:
-    augmentation = build_augmentation(config.augment, start_epoch=0, stop_epoch=99)
-    batches = build_train_batches(config, split, batch_size=3)
-    loader = build_train_loader(config, split, augmentation=augmentation, batches=batches)
-    batches.epoch = epoch
-    return list(iterate(loader))
+    loader = make_train_loader(config, split, batch_size=3)
+    loader.set_epoch(epoch)
+    return list(loader)
 
 
 def equal(first: list[Batch], second: list[Batch]) -> bool:
@@ -65,10 +57,8 @@ def test_a_batch_of_empty_images_collates(
     root = write_coco(tmp_path, empty=["val"])
     config = tiny_config(root, tmp_path / "run")
     split = read(root, "val")
-    loader = build_eval_loader(
-        split, {3: 0, 7: 1, 90: 2}, input_format=input_format(config), config=config.data
-    )
-    batches = list(iterate(loader))
+    loader = build_eval_loader(split, {3: 0, 7: 1, 90: 2}, input_format=make_format(config), data=config.data)
+    batches = list(loader)
     assert sum(len(batch.targets) for batch in batches) == len(split) == split.num_empty
     for target in (target for batch in batches for target in batch.targets):
         assert target["boxes"].shape == (0, 4)
@@ -78,8 +68,8 @@ def test_a_batch_of_empty_images_collates(
 def test_a_sample_says_where_it_comes_from(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
     split = read(tiny_set)
     config = tiny_config(tiny_set, tiny_set / "run", "image_size=[64,96]")
-    dataset = DetectionDataset(split, {3: 0, 7: 1, 90: 2}, input_format=input_format(config))
-    image, target = dataset[1]
+    dataset = DetectionDataset(split, {3: 0, 7: 1, 90: 2}, input_format=make_format(config))
+    image, target = read_input_of(dataset, 0, 1)
     assert image.shape == (3, 64, 96)
     assert image.dtype == torch.float32
     assert target["image_id"] == 11
@@ -116,39 +106,39 @@ def test_epochs_and_seeds_differ(tiny_set: Path, tiny_config: Callable[..., Conf
     assert not equal(first, epoch_of(other, split, epoch=0))
 
 
+def items_of(sampler: EpochSampler, epoch: int, *, first_batch: int = 0) -> list[list[Item]]:
+    return [list(batch.items[batch.part]) for batch in sampler.requests(epoch, first_batch=first_batch)]
+
+
 def test_an_epoch_visits_every_image_once_in_another_order() -> None:
-    batches = EpochBatches(40, 12, seed=3)
+    sampler = EpochSampler(40, 12, seed=3)
     orders = []
-    for batches.epoch in range(3):
-        found = list(batches)
-        assert [len(batch) for batch in found] == [12, 12, 12, 4]
-        items = [item for batch in found for item in batch]
-        assert {epoch for epoch, _ in items} == {batches.epoch}
-        orders.append([index for _, index in items])
+    for epoch in range(3):
+        batches = items_of(sampler, epoch)
+        assert [len(batch) for batch in batches] == [12, 12, 12, 4]
+        items = [item for batch in batches for item in batch]
+        assert {item[0] for item in items} == {epoch}
+        orders.append([item[1] for item in items])
         assert sorted(orders[-1]) == list(range(40))
     assert orders[0] != orders[1] != orders[2]
-    assert len(batches) == 4
+    assert len(sampler) == 4
 
 
-def test_an_epoch_goes_on_after_the_batches_that_it_has_had() -> None:
-    batches = EpochBatches(40, 12, seed=3)
-    batches.epoch = 2
-    whole = list(batches)
-    batches.first_batch = 2
-    assert list(batches) == whole[2:]
-    assert len(batches) == 4
+def test_an_interrupted_epoch_continues_with_the_batches_that_are_left() -> None:
+    sampler = EpochSampler(40, 12, seed=3)
+    assert items_of(sampler, 2, first_batch=2) == items_of(sampler, 2)[2:]
 
 
 @pytest.mark.parametrize(
     ("num_images", "sizes"), [(24, [8, 8, 8]), (21, [8, 8, 5]), (20, [8, 8, 4]), (17, [8, 8])]
 )
 def test_processes_share_each_batch_equally(num_images: int, sizes: list[int]) -> None:
-    shares = [list(EpochBatches(num_images, 8, seed=0, rank=rank, num_ranks=2)) for rank in (0, 1)]
+    shares = [items_of(EpochSampler(num_images, 8, seed=0, rank=rank, num_ranks=2), 0) for rank in (0, 1)]
     together = [[*first, *second] for first, second in zip(*shares, strict=True)]
-    # An odd image at the end of an epoch is left out, another one in each epoch.
+    # A single image at the end of an epoch is skipped, a different one in each epoch.
     assert [len(batch) for batch in together] == [size - size % 2 for size in sizes]
     assert all(len(first) == len(second) for first, second in zip(*shares, strict=True))
-    alone = list(EpochBatches(num_images, 8, seed=0))
+    alone = items_of(EpochSampler(num_images, 8, seed=0), 0)
     assert [sorted(batch) for batch in together[:2]] == [sorted(batch) for batch in alone[:2]]
     assert len({item for batch in together for item in batch}) == num_images - num_images % 2
 
@@ -156,18 +146,16 @@ def test_processes_share_each_batch_equally(num_images: int, sizes: list[int]) -
 @pytest.mark.parametrize(("epoch", "changes"), [(0, False), (1, False), (2, True), (4, True), (5, False)])
 def test_colors_change_from_the_start_until_the_final_stage(epoch: int, changes: bool) -> None:
     sample = make_sample()
-    found = COLORS_ONLY(sample, epoch=epoch, rng=np.random.default_rng(0))
-    assert torch.equal(found.image, sample.image) is not changes
+    changed = COLORS_ONLY.change(sample, epoch=epoch, rng=np.random.default_rng(0))
+    assert torch.equal(changed.image, sample.image) is not changes
 
 
 @pytest.mark.parametrize("epoch", [0, 3, 9])
 @pytest.mark.parametrize(("horizontal", "vertical"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)])
 def test_flips_are_on_for_the_whole_run(epoch: int, horizontal: float, vertical: float) -> None:
-    augmentation = Augmentation(
-        horizontal_flip=horizontal, vertical_flip=vertical, photometric=0.0, start_epoch=2, stop_epoch=5
-    )
+    pipeline = make_pipeline(horizontal_flip=horizontal, vertical_flip=vertical, start=2, stop=5)
     sample = make_sample()
-    found = augmentation(sample, epoch=epoch, rng=np.random.default_rng(0))
+    found = pipeline.change(sample, epoch=epoch, rng=np.random.default_rng(0))
     axes = [axis for axis, share in ((-1, horizontal), (-2, vertical)) if share]
     assert torch.equal(found.image, sample.image.flip(axes))
 
@@ -175,12 +163,10 @@ def test_flips_are_on_for_the_whole_run(epoch: int, horizontal: float, vertical:
 def test_evaluation_changes_no_image(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
     config = tiny_config(tiny_set, tiny_set / "run", "augment.horizontal_flip=1", "augment.photometric=1")
     split = read(tiny_set, "val")
-    loader = build_eval_loader(
-        split, {3: 0, 7: 1, 90: 2}, input_format=input_format(config), config=config.data
-    )
-    found = torch.cat([batch.images for batch in iterate(loader)])
-    plain = DetectionDataset(split, {3: 0, 7: 1, 90: 2}, input_format=input_format(config))
-    assert torch.equal(found, torch.stack([plain[index][0] for index in range(len(split))]))
+    loader = build_eval_loader(split, {3: 0, 7: 1, 90: 2}, input_format=make_format(config), data=config.data)
+    found = torch.cat([batch.images for batch in loader])
+    plain = DetectionDataset(split, {3: 0, 7: 1, 90: 2}, input_format=make_format(config))
+    assert torch.equal(found, torch.stack([read_input_of(plain, 0, index)[0] for index in range(len(split))]))
 
 
 def test_images_of_another_size_than_listed_are_named_before_a_run(
@@ -226,11 +212,22 @@ def test_a_damaged_image_is_named_in_one_line(
         traceback.clear_frames(error.__traceback__ if error else None)
 
 
-def test_collate_keeps_the_order_of_the_samples(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
-    form = input_format(tiny_config(tiny_set, tiny_set / "run"))
+def test_a_batch_keeps_the_order_of_its_items(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    form = make_format(tiny_config(tiny_set, tiny_set / "run"))
     dataset = DetectionDataset(read(tiny_set), {3: 0, 7: 1, 90: 2}, input_format=form)
-    batch = collate([dataset[3], dataset[0]])
+    batch = dataset.load_items([(0, 3), (0, 0)])
     assert [target["image_id"] for target in batch.targets] == [13, 10]
-    assert torch.equal(batch.images[1], dataset[0][0])
+    assert torch.equal(batch.images[1], read_input_of(dataset, 0, 0)[0])
     moved = batch.to(torch.device("cpu"))
     assert moved.targets[0]["file_name"] == "train_3.png"
+
+
+def test_loading_processes_can_be_spawned(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(tiny_set, tiny_set / "run", "augment.mosaic=0.5", "data.disk_cache_mb=4")
+    dataset = make_train_loader(config, read(tiny_set)).dataset
+    copy = pickle.loads(pickle.dumps(dataset))
+    request = BatchRequest(epoch=1, number=0, items=((1, 0), (1, 3)))
+    loaded, again = dataset[request], copy[request]
+    assert isinstance(loaded, Batch)
+    assert isinstance(again, Batch)
+    assert torch.equal(loaded.images, again.images)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from deim.data.augment import industrial
-from deim.data.augment.industrial import IndustrialChanges, IndustrialOptions, change_industrially
+from deim.data.augment.industrial import Industrial, IndustrialOptions
 from deim.data.augment.options import AugmentOptions
-from deim.data.loader import build_augmentation
+from deim.data.augment.transform import Sample
 from deim.errors import ConfigError
+from tests.data.building import make_pipeline
 from tests.data.colored import (
     assert_boxes_frame_their_color,
     assert_boxes_inside,
@@ -20,18 +21,14 @@ from tests.data.colored import (
     some,
 )
 
-STILL = IndustrialChanges(
-    rotation=0.0,
-    max_degrees=8.0,
-    perspective=0.0,
-    max_corner_shift=0.05,
-    lighting=0.0,
-    exposure=0.0,
-    blur=0.0,
-    noise=0.0,
-    jpeg=0.0,
+STILL = IndustrialOptions(
+    rotation=0.0, max_degrees=8.0, perspective=0.0, lighting=0.0, exposure=0.0, blur=0.0, noise=0.0, jpeg=0.0
 )
 ALL = replace(STILL, rotation=1.0, perspective=1.0, lighting=1.0, exposure=1.0, blur=1.0, noise=1.0, jpeg=1.0)
+
+
+def change(sample: Sample, options: IndustrialOptions, *, rng: np.random.Generator) -> Sample:
+    return Industrial(options=options, epochs=range(1)).change(sample, rng=rng)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,7 +37,7 @@ def _albumentations() -> None:
 
 
 def test_an_image_without_boxes_goes_through() -> None:
-    found = change_industrially(colored_sample([], (60, 90)), ALL, rng=np.random.default_rng(0))
+    found = change(colored_sample([], (60, 90)), ALL, rng=np.random.default_rng(0))
     assert_boxes_inside(found)
     assert found.boxes_xyxy.shape == (0, 4)
     assert found.image.shape == (3, 60, 90)
@@ -48,28 +45,28 @@ def test_an_image_without_boxes_goes_through() -> None:
 
 def test_without_any_change_nothing_changes() -> None:
     sample = random_colored_sample(2)
-    found = change_industrially(sample, STILL, rng=np.random.default_rng(0))
+    found = change(sample, STILL, rng=np.random.default_rng(0))
     assert torch.equal(found.image, sample.image)
     assert torch.equal(found.labels, sample.labels)
     torch.testing.assert_close(found.boxes_xyxy, sample.boxes_xyxy)
 
 
 @pytest.mark.parametrize("seed", some(4, of=30))
-@pytest.mark.parametrize("change", ["rotation", "perspective"])
-def test_turned_and_tilted_boxes_frame_their_pixels(change: str, seed: int) -> None:
+@pytest.mark.parametrize("kind", ["rotation", "perspective"])
+def test_turned_and_tilted_boxes_frame_their_pixels(kind: str, seed: int) -> None:
     sample = colored_sample([(40, 40, 70, 60), (80, 70, 95, 100)], (140, 130), first=seed)
-    changes = replace(STILL, **{change: 1.0})
-    found = change_industrially(sample, changes, rng=np.random.default_rng(seed))
+    changes = replace(STILL, **{kind: 1.0})
+    found = change(sample, changes, rng=np.random.default_rng(seed))
     assert not torch.equal(found.image, sample.image)
     assert_boxes_inside(found)
     assert torch.equal(found.labels, sample.labels)
     assert_boxes_frame_their_color(found, tolerance=3)
 
 
-@pytest.mark.parametrize("change", ["lighting", "exposure", "blur", "noise", "jpeg"])
-def test_what_changes_pixels_alone_leaves_boxes_alone(change: str) -> None:
+@pytest.mark.parametrize("kind", ["lighting", "exposure", "blur", "noise", "jpeg"])
+def test_what_changes_pixels_alone_leaves_boxes_alone(kind: str) -> None:
     sample = random_colored_sample(5)
-    found = change_industrially(sample, replace(STILL, **{change: 1.0}), rng=np.random.default_rng(1))
+    found = change(sample, replace(STILL, **{kind: 1.0}), rng=np.random.default_rng(1))
     assert not torch.equal(found.image, sample.image)
     assert torch.equal(found.labels, sample.labels)
     torch.testing.assert_close(found.boxes_xyxy, sample.boxes_xyxy)
@@ -81,7 +78,7 @@ def test_jpeg_is_for_eight_bits_alone() -> None:
     deep = replace(sample, image=sample.image.float() / 255)
     jpeg = replace(STILL, jpeg=1.0)
     changed = [
-        not torch.equal(change_industrially(one, jpeg, rng=np.random.default_rng(1)).image, one.image)
+        not torch.equal(change(one, jpeg, rng=np.random.default_rng(1)).image, one.image)
         for one in (sample, gray, deep)
     ]
     assert changed == [True, True, False]
@@ -91,7 +88,7 @@ def test_jpeg_is_for_eight_bits_alone() -> None:
 def test_the_same_seed_gives_the_same_sample(seed: int) -> None:
     sample = random_colored_sample(seed)
     first, second, other = (
-        change_industrially(sample, ALL, rng=np.random.default_rng([seed, number])) for number in (0, 0, 1)
+        change(sample, ALL, rng=np.random.default_rng([seed, number])) for number in (0, 0, 1)
     )
     assert_boxes_inside(first)
     assert same(first, second)
@@ -102,7 +99,7 @@ def test_the_missing_package_is_named_in_one_message(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(industrial.importlib.util, "find_spec", lambda name: None)
     config = AugmentOptions(industrial=IndustrialOptions())
     with pytest.raises(ConfigError) as caught:
-        build_augmentation(config, start_epoch=0, stop_epoch=1)
+        make_pipeline(augment=config)
     assert str(caught.value) == (
         "augment.industrial: needs albumentations, which is not installed. Install it with "
         "pip install 'deim-defects[augment]', or set augment.industrial=null."

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from deim.data.augment.mosaic import LEAST_SHARE, make_mosaic, turn
-from deim.data.transforms import Sample
+from deim.data.augment.mosaic import MIN_SHARE, Mosaic, rotate
+from deim.data.augment.transform import Sample
 from tests.data.colored import (
     COLORS,
     assert_boxes_frame_their_color,
@@ -19,7 +19,8 @@ from tests.data.colored import (
 
 def mosaic(samples: list[Sample], seed: int = 0, **options: object) -> Sample:
     ranges = {"max_degrees": 10.0, "max_shift": 0.1, "scales": (0.5, 1.5)}
-    return make_mosaic(samples, short_side=48, **(ranges | options), rng=np.random.default_rng(seed))
+    transform = Mosaic(probability=1.0, epochs=range(1), **(ranges | options))
+    return transform.make(samples, short_side=48, rng=np.random.default_rng(seed))
 
 
 STILL = {"max_degrees": 0.0, "max_shift": 0.0, "scales": (1.0, 1.0)}
@@ -71,7 +72,7 @@ def test_boxes_stay_on_their_color_in_a_turned_mosaic(seed: int) -> None:
 @pytest.mark.parametrize("degrees", [-45, -10, 10, 30, 90])
 def test_a_turned_box_frames_the_turned_pixels(degrees: float) -> None:
     sample = colored_sample([(30, 40, 70, 52), (75, 70, 85, 90)], (130, 120))
-    turned = turn(sample, degrees=degrees, shift_yx=(4, -7), scale=0.8)
+    turned = rotate(sample, degrees=degrees, shift_yx=(4, -7), scale=0.8)
     assert_boxes_inside(turned)
     assert torch.equal(turned.labels, sample.labels)
     assert_boxes_frame_their_color(turned, tolerance=2.5)
@@ -79,6 +80,6 @@ def test_a_turned_box_frames_the_turned_pixels(degrees: float) -> None:
 
 def test_a_turned_box_stays_if_a_tenth_of_it_does() -> None:
     sample = colored_sample([(0, 0, 50, 20)], (100, 100))
-    assert LEAST_SHARE == 0.1
-    assert turn(sample, degrees=0, shift_yx=(0, -45), scale=1.0).boxes_xyxy.tolist() == [[0, 0, 5, 20]]
-    assert len(turn(sample, degrees=0, shift_yx=(0, -46), scale=1.0).labels) == 0
+    assert MIN_SHARE == 0.1
+    assert rotate(sample, degrees=0, shift_yx=(0, -45), scale=1.0).boxes_xyxy.tolist() == [[0, 0, 5, 20]]
+    assert len(rotate(sample, degrees=0, shift_yx=(0, -46), scale=1.0).labels) == 0

@@ -8,24 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from deim.config.loader import config_from_dict, load_block, load_config, shipped_configs_dir
+from deim.config.loader import load_block, load_config, shipped_configs_dir
 from deim.config.schema import Config
 from deim.data.augment.industrial import IndustrialOptions
+from deim.data.augment.multi_scale import compute_sizes, resize_batch
 from deim.data.augment.options import AugmentOptions
-from deim.data.augment.pipeline import compute_sizes, find_stages
-from deim.data.collate import Batch, resize_batch
+from deim.data.augment.pipeline import build_pipeline
+from deim.data.augment.transform import ImageSource, Sample
+from deim.data.batch import Batch
 from deim.data.formats.coco import CocoSplit, read_coco
-from deim.data.loader import (
-    build_augmentation,
-    build_batch_changes,
-    build_train_batches,
-    build_train_loader,
-    iterate,
-)
-from deim.data.transforms import Sample
+from deim.data.images.input_format import InputFormat
 from deim.engine.schedule import resolve_schedule
-from deim.engine.task import build_training_changes
+from deim.engine.task import augment_epochs
 from deim.errors import ConfigError
+from tests.data.building import make_pipeline, make_train_loader
 
 FULL = (
     "augment={mosaic: 0.5, zoom_out: 0.5, crop: 0.8, photometric: 0.5, mix_up: 0.5, copy_blend: 0.5, "
@@ -40,17 +36,9 @@ def read(root: Path) -> CocoSplit:
 def epoch_of(
     config: Config, split: CocoSplit, *, epoch: int, rank: int = 0, num_ranks: int = 1, first_batch: int = 0
 ) -> list[Batch]:
-    stages = {"start_epoch": 1, "mix_end_epoch": 5, "stop_epoch": 9}
-    batches = build_train_batches(config, split, batch_size=2, rank=rank, num_ranks=num_ranks)
-    loader = build_train_loader(
-        config,
-        split,
-        augmentation=build_augmentation(config.augment, **stages),
-        batches=batches,
-        changes=build_batch_changes(config, **stages),
-    )
-    batches.epoch, batches.first_batch = epoch, first_batch
-    return list(iterate(loader))
+    loader = make_train_loader(config, split, start=1, mix_end=5, stop=9, rank=rank, num_ranks=num_ranks)
+    loader.set_epoch(epoch, first_batch)
+    return list(loader)
 
 
 def equal(first: Batch, second: Batch) -> bool:
@@ -78,33 +66,32 @@ def test_the_preset_none_switches_everything_of_the_others_off(tmp_path: Path) -
     path = tmp_path / "x.yml"
     path.write_text(f"_base_: [{', '.join(map(str, bases))}]\n", encoding="utf-8")
     found = load_block(path, "augment", AugmentOptions)
-    config = {"output_dir": "x", "image_size": 64, "epochs": 30, "data": {"root": "x"}}
-    model = {"name": "x", "hidden_dim": 64, "backbone": {"type": "dinov3"}}
-    whole = replace(config_from_dict({**config, "model": model}, where="test"), augment=found)
-    timeline = resolve_schedule(whole.schedule, epochs=30, steps_per_epoch=10)
-    augmentation, changes = build_training_changes(whole, timeline)
-    assert changes is None
-    assert [stage.names for stage in find_stages(augmentation, changes, epochs=30)] == [()]
+    pipeline = make_pipeline(augment=found, stop=20)
+    assert not pipeline.mixes_images
+    assert not pipeline.changes_images
+    assert [stage.names for stage in pipeline.stages(30)] == [()]
 
 
 def test_the_full_preset_has_the_stages_of_the_reference() -> None:
     path = shipped_configs_dir() / "deimv2_1024.yml"
     full = load_block(shipped_configs_dir() / "_base_/augment_full.yml", "augment", AugmentOptions)
     config = replace(load_config(path), augment=full)
-    # The reference's M: 102 epochs, 12 of them without augmentation, policy [4, 49, 90].
+    # The reference's M: 102 epochs, 12 of them without pipeline, policy [4, 49, 90].
     schedule = replace(config.schedule, no_aug_epochs=12, warmup_steps="auto", flat_epochs="auto")
     timeline = resolve_schedule(schedule, epochs=102, steps_per_epoch=100)
-    augmentation, changes = build_training_changes(config, timeline)
-    stages = find_stages(augmentation, changes, epochs=102)
-    assert [stage.describe() for stage in stages] == [
+    epochs = augment_epochs(timeline)
+    pipeline = build_pipeline(full, epochs=epochs, image_size_hw=config.image_size_hw)
+    assert pipeline.describe(102) == [
         "epochs 0 to 3: flips, several sizes",
         "epochs 4 to 48: mosaic, zoom-out, crop, colors, flips, mix-up, copy-blend, several sizes",
         "epochs 49 to 89: zoom-out, crop, colors, flips, copy-blend, several sizes",
         "epochs 90 to 101: flips",
     ]
-    assert changes is not None
-    assert changes.sizes_hw.count((1024, 1024)) == 6
-    assert len(changes.sizes_hw) == 22
+    assert pipeline.multi_scale.sizes_hw.count((1024, 1024)) == 6
+    assert len(pipeline.multi_scale.sizes_hw) == 22
+    assert pipeline.largest_size_hw == (1280, 1280)
+    # Four images in a mosaic, two mosaics mixed, and the copies.
+    assert pipeline.max_boxes(5) == 2 * 4 * 5 + full.copy_blend_objects
 
 
 def test_mixing_cannot_reach_into_the_final_stage() -> None:
@@ -224,14 +211,13 @@ def equal_or_shaped(first: Batch, second: Batch) -> bool:
     return first.images.shape == second.images.shape and torch.equal(first.images, second.images)
 
 
-def test_mixes_are_as_frequent_as_asked_for(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
-    config = tiny_config(tiny_set, tiny_set / "run", "augment={mix_up: 0.5, copy_blend: 0.5}")
-    changes = build_batch_changes(config, start_epoch=4, mix_end_epoch=9, stop_epoch=20)
-    assert changes is not None
+def test_mixes_are_as_frequent_as_asked_for() -> None:
+    pipeline = make_pipeline(mix_up=0.5, copy_blend=0.5, start=4, mix_end=9, stop=20)
     rng = np.random.default_rng(0)
     for epoch, expected in ((3, (0, 0)), (4, (0.5, 0.25)), (9, (0, 0.5)), (20, (0, 0))):
-        kinds = [changes.draw_mix(epoch=epoch, rng=rng) for _ in range(2000)]
-        shares = (kinds.count("mix_up") / 2000, kinds.count("copy_blend") / 2000)
+        draws = [pipeline.draw_batch(epoch=epoch, rng=rng).blend for _ in range(2000)]
+        names = [None if blend is None else blend.name for blend in draws]
+        shares = (names.count("mix-up") / 2000, names.count("copy-blend") / 2000)
         assert shares == pytest.approx(expected, abs=0.05)
 
 
@@ -282,14 +268,14 @@ def test_every_change_takes_every_kind_of_image(channels: int, kind: str) -> Non
     every = dict.fromkeys(("rotation", "perspective", "lighting", "exposure", "blur", "noise", "jpeg"), 1.0)
     for first in ({"mosaic": 1.0}, {"zoom_out": 1.0, "crop": 1.0}):
         config = AugmentOptions(photometric=1.0, industrial=IndustrialOptions(**every), **first)
-        augmentation = build_augmentation(config, start_epoch=0, stop_epoch=1)
+        pipeline = make_pipeline(augment=config, stop=1)
         for seed in range(3):
             rng = np.random.default_rng(seed)
-            made = augmentation.compose(
-                0, lambda _: sample, num_images=4, size_hw=(64, 96), resize="letterbox", epoch=0, rng=rng
-            )
+            form = InputFormat(size_hw=(64, 96), resize="letterbox")
+            source = ImageSource(index=0, read=lambda _: sample, num_images=4, input_format=form)
+            made = pipeline.compose(source, epoch=0, rng=rng)
             assert made is not None
-            changed = augmentation(made.sample, epoch=0, rng=rng, has_colors=made.has_colors)
+            changed = pipeline.change(made, epoch=0, rng=rng)
             assert changed.image.shape == (channels, 64, 96)
             assert changed.image.dtype == image.dtype
             if kind == "fractions":
@@ -303,15 +289,15 @@ def test_a_zoomed_out_image_changes_colors_and_its_canvas_stays_black() -> None:
         labels=torch.zeros(0, dtype=torch.int64),
     )
     config = AugmentOptions(photometric=1.0, zoom_out=1.0, zoom_out_max_scale=4.0, horizontal_flip=0.0)
-    augmentation = build_augmentation(config, start_epoch=0, stop_epoch=1)
+    pipeline = make_pipeline(augment=config, stop=1)
     changed = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        made = augmentation.compose(
-            0, lambda _: white, num_images=1, size_hw=(64, 64), resize="stretch", epoch=0, rng=rng
-        )
+        form = InputFormat(size_hw=(64, 64))
+        source = ImageSource(index=0, read=lambda _: white, num_images=1, input_format=form)
+        made = pipeline.compose(source, epoch=0, rng=rng)
         assert made is not None
-        image = augmentation(made.sample, epoch=0, rng=rng, has_colors=made.has_colors).image
+        image = pipeline.change(made, epoch=0, rng=rng).image
         canvas = image.amax(dim=0) < 30
         assert (image[:, canvas] == 0).all()
         changed += int(((image[:, ~canvas] < 195) | (image[:, ~canvas] > 205)).any())
@@ -324,8 +310,8 @@ def test_mosaics_keep_to_the_sampler() -> None:
         boxes_xyxy=torch.zeros(0, 4),
         labels=torch.zeros(0, dtype=torch.int64),
     )
-    augmentation = build_augmentation(AugmentOptions(mosaic=1.0), start_epoch=0, stop_epoch=1)
-    chances = np.array([0.1, 0.6, 0.3, 0.0])
+    pipeline = make_pipeline(mosaic=1.0, stop=1)
+    shares = np.array([0.1, 0.6, 0.3, 0.0])
     read_ones: list[int] = []
 
     def read_one(index: int) -> Sample:
@@ -335,19 +321,17 @@ def test_mosaics_keep_to_the_sampler() -> None:
     for seed in range(300):
         rng = np.random.default_rng(seed)
         first = len(read_ones)
-        augmentation.compose(
-            3,
-            read_one,
+        source = ImageSource(
+            index=3,
+            read=read_one,
             num_images=4,
-            size_hw=(64, 64),
-            resize="stretch",
-            epoch=0,
-            rng=rng,
-            chances=chances,
+            input_format=InputFormat(size_hw=(64, 64)),
+            sampling_shares=shares,
         )
+        pipeline.compose(source, epoch=0, rng=rng)
         assert read_ones[first] == 3
         del read_ones[first]
-    assert np.bincount(read_ones, minlength=4) / len(read_ones) == pytest.approx(chances, abs=0.05)
+    assert np.bincount(read_ones, minlength=4) / len(read_ones) == pytest.approx(shares, abs=0.05)
 
 
 @pytest.mark.parametrize("balanced", [False, True])

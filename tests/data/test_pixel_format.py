@@ -11,33 +11,30 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deim.config.schema import Config
+from deim.curation.scan import scan_image
+from deim.data.augment.colors import Colors
+from deim.data.augment.transform import Sample
 from deim.data.dataset import DetectionDataset
+from deim.data.images.input_format import InputFormat
+from deim.data.images.load import read_image, read_preview, to_tensor
 from deim.data.images.pixel_format import (
     RGB8,
+    PercentileScaling,
     PixelFormat,
-    Scaling,
+    Uint8Scaling,
+    WindowScaling,
     compute_percentiles,
-    read_picture,
     scale_values,
 )
 from deim.data.images.read import read_header, read_values, turn_upright
-from deim.data.images.scan import scan_image
-from deim.data.loader import input_format
+from deim.data.images.resize import PADDING_GRAY, fit_to_input, normalize
 from deim.data.splits import read_split
-from deim.data.transforms import (
-    PADDING_GRAY,
-    Sample,
-    distort_colors,
-    fit_to_input,
-    image_to_tensor,
-    normalize,
-    read_image,
-)
 from deim.errors import ConfigError, DataError
+from tests.data.building import make_format, read_input_of
 from tests.data.sensor_files import write_png, write_tiff
 
-WINDOW = Scaling(type="window", low=1000, high=5000)
-PERCENTILE = Scaling(type="percentile", low=0.5, high=99.5)
+WINDOW = WindowScaling(low=1000, high=5000)
+PERCENTILE = PercentileScaling()
 
 
 def random_values(channels: int, bits: int, *, seed: int = 0) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -72,7 +69,9 @@ def test_png_gives_its_values_back(channels: int, bits: int, tmp_path: Path) -> 
     ],
     ids=str,
 )
-@pytest.mark.parametrize(("channels", "bits"), [(1, 8), (1, 16), (2, 8), (3, 8), (3, 16), (4, 8), (4, 16)])
+@pytest.mark.parametrize(
+    ("channels", "bits"), [(1, 8), (1, 16), (2, 8), (2, 16), (3, 8), (3, 16), (4, 8), (4, 16)]
+)
 def test_tiff_gives_its_values_back(
     channels: int, bits: int, form: dict[str, object], tmp_path: Path
 ) -> None:
@@ -84,14 +83,6 @@ def test_tiff_gives_its_values_back(
     found = read_values(path)
     assert found.dtype == values.dtype
     np.testing.assert_array_equal(found, np.moveaxis(values, -1, 0))
-
-
-def test_a_tiff_that_cannot_be_read_is_named_as_such(tmp_path: Path) -> None:
-    path = tmp_path / "part.tif"
-    write_tiff(path, random_values(2, 16))
-    for read in (read_header, read_values):
-        with pytest.raises(DataError, match=r"part\.tif: .* a TIFF of a kind that cannot be read"):
-            read(path)
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "png", "tif"])
@@ -115,8 +106,8 @@ def test_a_jpeg_is_read_as_pillow_reads_it(mode: str, tmp_path: Path) -> None:
     ("tags", "named"),
     [
         ({262: 5, 338: None}, "colors that are neither gray nor RGB"),
-        ({284: 2}, "channels in planes of their own"),
-        ({259: 7}, "a compression with loss"),
+        ({284: 2}, "channels in separate planes"),
+        ({259: 7}, "a lossy compression"),
     ],
 )
 def test_a_tiff_of_another_kind_is_refused(tags: dict[int, int | None], named: str, tmp_path: Path) -> None:
@@ -129,19 +120,19 @@ def test_a_tiff_of_another_kind_is_refused(tags: dict[int, int | None], named: s
 def test_a_tiff_in_which_zero_is_white_is_refused(tmp_path: Path) -> None:
     write_tiff(tmp_path / "part.tif", random_values(1, 16), tags={262: 0})
     with pytest.raises(
-        DataError, match=r"part\.tif: cannot be read as it is, got a TIFF in which 0 is white"
+        DataError, match=r"part\.tif: cannot be read without loss, got a TIFF with zero as white"
     ):
         read_values(tmp_path / "part.tif")
 
 
 def test_fractions_and_palettes_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(DataError, match=r"float\.tif: cannot be read as it is, got 32 bits a channel"):
+    with pytest.raises(DataError, match=r"float\.tif: cannot be read without loss, got 32 bits per channel"):
         read_values(tmp_path / "float.tif")
-    with pytest.raises(DataError, match=r"float\.tif: has 32 bits a channel"):
+    with pytest.raises(DataError, match=r"float\.tif: has 32 bits per channel"):
         read_image(tmp_path / "float.tif")
     Image.fromarray(random_values(3, 8)).quantize(8).save(tmp_path / "palette.png")
-    with pytest.raises(DataError, match=r"palette\.png: cannot be read as it is, got Pillow's mode P"):
+    with pytest.raises(DataError, match=r"palette\.png: cannot be read without loss, got Pillow's mode P"):
         read_values(tmp_path / "palette.png")
 
 
@@ -155,11 +146,11 @@ def test_a_deep_file_is_never_cut_without_being_asked(
     for pixels in (RGB8, PixelFormat(channels=channels)):
         with pytest.raises(
             DataError,
-            match=r"deep\.img: has more than 8 bits a channel \(16\), .*data\.scaling=\{type: window",
+            match=r"deep\.img: has more than 8 bits per channel \(16\), .*data\.scaling=\{type: window",
         ):
             read_image(path, pixels)
-    with Image.open(path) as opened, pytest.raises(DataError, match="has more than 8 bits a channel"):
-        image_to_tensor(opened)
+    with Image.open(path) as opened, pytest.raises(DataError, match="has more than 8 bits per channel"):
+        to_tensor(opened)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
@@ -212,9 +203,9 @@ def test_neighboring_values_stay_apart_after_the_resize() -> None:
     values = np.full((1, 40, 40), 3000, dtype=np.uint16)
     values[:, :, 20:] += 1
     scaled = scale_values(
-        values, PixelFormat(channels=1, scaling=Scaling(type="window", high=65535)), where="x"
+        values, PixelFormat(channels=1, scaling=WindowScaling(low=0, high=65535)), where="x"
     )
-    fitted, _ = fit_to_input(scaled, (64, 64), resize="stretch")
+    fitted, _ = fit_to_input(scaled, InputFormat(size_hw=(64, 64)))
     assert fitted.dtype == torch.float32
     assert fitted[0, 0, -1] - fitted[0, 0, 0] == pytest.approx(1 / 65535, rel=1e-2)
 
@@ -243,8 +234,12 @@ def test_a_uniform_image_has_finite_percentiles() -> None:
     assert (scale_values(values, PixelFormat(channels=1, scaling=PERCENTILE), where="x") == 0).all()
 
 
-@pytest.mark.parametrize("scaling", [Scaling(), Scaling(type="window"), PERCENTILE], ids=lambda s: s.type)
-def test_one_channel_repeated_is_what_three_equal_channels_give(scaling: Scaling) -> None:
+@pytest.mark.parametrize(
+    "scaling", [Uint8Scaling(), WindowScaling(low=0, high=255), PERCENTILE], ids=lambda s: s.type
+)
+def test_one_channel_repeated_is_what_three_equal_channels_give(
+    scaling: Uint8Scaling | WindowScaling | PercentileScaling,
+) -> None:
     values = random_values(1, 8).transpose(2, 0, 1)
     pixels = PixelFormat(channels=3, scaling=scaling)
     repeated = scale_values(values.repeat(3, axis=0), pixels, where="x")
@@ -254,9 +249,9 @@ def test_one_channel_repeated_is_what_three_equal_channels_give(scaling: Scaling
 def test_a_window_over_all_bytes_is_the_photograph(tmp_path: Path) -> None:
     write_png(tmp_path / "part.png", random_values(3, 8))
     plain = read_image(tmp_path / "part.png")
-    scaled = read_image(tmp_path / "part.png", PixelFormat(scaling=Scaling(type="window", low=0, high=255)))
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    torch.testing.assert_close(normalize(scaled, mean, std), normalize(plain, mean, std))
+    scaled = read_image(tmp_path / "part.png", PixelFormat(scaling=WindowScaling(low=0, high=255)))
+    form = InputFormat(size_hw=(20, 33))
+    torch.testing.assert_close(normalize(scaled, form), normalize(plain, form))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +263,7 @@ def test_a_window_over_all_bytes_is_the_photograph(tmp_path: Path) -> None:
             1,
             8,
             PixelFormat(channels=1, scaling=WINDOW),
-            "has 8 bits a channel, but data.scaling is a window up",
+            "has 8 bits per channel, but data.scaling is a window up",
         ),
     ],
 )
@@ -281,7 +276,7 @@ def test_other_channels_and_depths_are_refused(
 
 
 def test_letterbox_pads_scaled_images_with_the_same_gray() -> None:
-    fitted, _ = fit_to_input(torch.full((2, 20, 40), 0.8), (64, 64), resize="letterbox")
+    fitted, _ = fit_to_input(torch.full((2, 20, 40), 0.8), InputFormat(size_hw=(64, 64), resize="letterbox"))
     assert fitted[:, 0, 0].tolist() == pytest.approx([PADDING_GRAY / 255] * 2)
 
 
@@ -292,19 +287,22 @@ def test_colors_of_any_image_stay_in_range(channels: int, is_float: bool) -> Non
     image = image / 255 if is_float else image
     sample = Sample(image=image, boxes_xyxy=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
     for seed in range(4):
-        changed = distort_colors(sample, 1.0, rng=np.random.default_rng(seed)).image
+        changed = (
+            Colors(probability=1.0, epochs=range(1)).change(sample, rng=np.random.default_rng(seed)).image
+        )
         assert (changed.dtype, changed.shape) == (image.dtype, image.shape)
         assert not torch.equal(changed, image)
         assert changed.min() >= 0
         assert changed.max() <= (1 if is_float else 255)
-        assert torch.equal(distort_colors(sample, 0.0, rng=np.random.default_rng(seed)).image, image)
+        plain = Colors(probability=0.0, epochs=range(1)).change(sample, rng=np.random.default_rng(seed))
+        assert torch.equal(plain.image, image)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_pictures_of_deep_images_use_the_whole_range(channels: int, tmp_path: Path) -> None:
     values = (random_values(channels, 16) >> 6) + 300
     write_png(tmp_path / "deep.png", values)
-    picture = read_picture(tmp_path / "deep.png")
+    picture = read_preview(tmp_path / "deep.png")
     assert (picture.mode, picture.size) == ("RGB", (33, 20))
     assert np.asarray(picture).min() == 0
     assert np.asarray(picture).max() == 255
@@ -313,7 +311,7 @@ def test_pictures_of_deep_images_use_the_whole_range(channels: int, tmp_path: Pa
 def test_pictures_of_photographs_are_the_photographs(tmp_path: Path) -> None:
     pixels = random_values(3, 8)
     Image.fromarray(pixels).save(tmp_path / "part.png")
-    np.testing.assert_array_equal(np.asarray(read_picture(tmp_path / "part.png")), pixels)
+    np.testing.assert_array_equal(np.asarray(read_preview(tmp_path / "part.png")), pixels)
 
 
 def deepen(root: Path, channels: int) -> None:
@@ -339,8 +337,8 @@ def test_a_deep_set_reaches_the_network(
         f"data.std={[0.25] * channels}",
     )
     split = read_split(config.data, "train")
-    dataset = DetectionDataset(split, {3: 0, 7: 1, 90: 2}, input_format=input_format(config))
-    image, _ = dataset[0]
+    dataset = DetectionDataset(split, {3: 0, 7: 1, 90: 2}, input_format=make_format(config))
+    image, _ = read_input_of(dataset, 0, 0)
     assert image.shape == (channels, 64, 64)
     assert image.dtype == torch.float32
     assert -2.01 < float(image.min()) < float(image.max()) < 2.01
@@ -355,7 +353,7 @@ def test_all_files_that_need_a_scaling_are_listed_before_training(
         read_split(tiny_config(root, root / "run").data, "train")
     lines = str(caught.value).splitlines()
     assert len(lines) == 6
-    assert all("has more than 8 bits a channel (16)" in line for line in lines)
+    assert all("has more than 8 bits per channel (16)" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -384,9 +382,9 @@ def test_options_that_contradict_are_refused(
 
 def test_a_picture_in_memory_is_known_by_its_mode() -> None:
     deep = Image.fromarray(random_values(1, 16)[..., 0])
-    with pytest.raises(DataError, match="image: has more than 8 bits a channel"):
-        image_to_tensor(deep)
+    with pytest.raises(DataError, match="image: has more than 8 bits per channel"):
+        to_tensor(deep)
     buffer = io.BytesIO()
     deep.save(buffer, "PNG")
-    with pytest.raises(DataError, match="image: has more than 8 bits a channel"):
-        image_to_tensor(Image.open(buffer))
+    with pytest.raises(DataError, match="image: has more than 8 bits per channel"):
+        to_tensor(Image.open(buffer))

@@ -12,12 +12,13 @@ from PIL import Image
 
 from deim.boxes import to_input_fractions
 from deim.config.schema import Config
+from deim.data.images.input_format import InputFormat
+from deim.data.images.load import read_image, read_input
 from deim.data.images.pixel_format import PixelFormat
 from deim.data.images.read import reduce_decoding
-from deim.data.loader import build_train_dataset, input_format
 from deim.data.splits import read_split
-from deim.data.transforms import read_image, read_input
 from deim.errors import DataError
+from tests.data.building import make_format, make_train_dataset, read_input_of
 
 Resize = Literal["stretch", "letterbox"]
 
@@ -65,8 +66,8 @@ def test_pixels_and_boxes_lie_where_they_do_in_full(
 ) -> None:
     path = tmp_path / "image.jpg"
     save(path, size_hw, orientation=orientation)
-    full, full_placement = read_input(path, (64, 64), resize=resize)
-    reduced, placement = read_input(path, (64, 64), resize=resize, reduced=True)
+    full, full_placement = read_input(path, InputFormat(size_hw=(64, 64), resize=resize))
+    reduced, placement = read_input(path, InputFormat(size_hw=(64, 64), resize=resize, reduced_decode=True))
     upright_hw = size_hw if orientation < 5 else size_hw[::-1]
     assert read_image(path).shape[1:] == upright_hw
     assert placement.orig_size_hw == full_placement.orig_size_hw == upright_hw
@@ -95,8 +96,8 @@ def test_pixels_and_boxes_lie_where_they_do_in_full(
 def test_what_cannot_be_reduced_is_the_same_to_the_bit(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"image.{suffix}"
     save(path, (100, 120) if suffix == "jpg" else (300, 400))
-    full, placement = read_input(path, (64, 64), resize="stretch")
-    reduced, reduced_placement = read_input(path, (64, 64), resize="stretch", reduced=True)
+    full, placement = read_input(path, InputFormat(size_hw=(64, 64)))
+    reduced, reduced_placement = read_input(path, InputFormat(size_hw=(64, 64), reduced_decode=True))
     assert torch.equal(full, reduced)
     assert placement == reduced_placement
 
@@ -104,11 +105,15 @@ def test_what_cannot_be_reduced_is_the_same_to_the_bit(suffix: str, tmp_path: Pa
 def test_gray_photographs_are_reduced_and_single_channels_are_not(tmp_path: Path) -> None:
     path = tmp_path / "gray.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512), dtype=np.uint8)).save(path)
-    full, reduced = (read_input(path, (64, 64), resize="stretch", reduced=one)[0] for one in (False, True))
+    full, reduced = (
+        read_input(path, InputFormat(size_hw=(64, 64), reduced_decode=one))[0] for one in (False, True)
+    )
     assert not torch.equal(full, reduced)
     assert torch.equal(reduced[0], reduced[2])
     one, other = (
-        read_input(path, (64, 64), resize="stretch", pixels=PixelFormat(channels=1), reduced=reduced)[0]
+        read_input(
+            path, InputFormat(size_hw=(64, 64), pixels=PixelFormat(channels=1), reduced_decode=reduced)
+        )[0]
         for reduced in (False, True)
     )
     assert torch.equal(one, other)
@@ -119,7 +124,7 @@ def test_a_truncated_photograph_is_named(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match=r"part_7\.jpg: the image is damaged"):
-        read_input(path, (64, 64), resize="stretch", reduced=True)
+        read_input(path, InputFormat(size_hw=(64, 64), reduced_decode=True))
 
 
 def test_the_option_reaches_the_images(
@@ -138,10 +143,16 @@ def test_the_option_reaches_the_images(
     annotations.write_text(json.dumps(tree))
     found = []
     for value in ("false", "true"):
-        config = tiny_config(root, tmp_path / "run", f"data.reduced_decode={value}", "image_size=64")
-        assert input_format(config).reduced_decode is (value == "true")
+        config = tiny_config(
+            root,
+            tmp_path / "run",
+            f"data.reduced_decode={value}",
+            "image_size=64",
+            "augment={photometric: 0, horizontal_flip: 0}",
+        )
+        assert make_format(config).reduced_decode is (value == "true")
         split = read_split(config.data, "train")
-        found.append(build_train_dataset(config, split, augmentation=None)[0])
+        found.append(read_input_of(make_train_dataset(config, split), 0, 0))
     (full, full_target), (reduced, target) = found
     assert not torch.equal(full, reduced)
     assert full_target["placement"].orig_size_hw == target["placement"].orig_size_hw

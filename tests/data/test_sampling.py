@@ -5,6 +5,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,24 @@ import pytest
 import torch
 
 from deim.config.schema import Config
-from deim.data.augment.pipeline import Augmentation
-from deim.data.dataset import EpochBatches
+from deim.data.augment.options import AugmentOptions
 from deim.data.formats.coco import CocoSplit, read_coco
-from deim.data.loader import build_train_batches, build_train_dataset
-from deim.data.sampling import compute_repeat_factors, count_copies, draw_copies, epoch_length
+from deim.data.sampling import (
+    EpochSampler,
+    Item,
+    compute_repeat_factors,
+    count_repetitions,
+    draw_copies,
+    epoch_length,
+)
 from deim.errors import ConfigError
+from tests.data.building import make_sampler, make_train_dataset
 
 FACTORS = np.array([1.0, 2.5, 1.0, 1.25, 4.0, 1.0, 1.7, 1.0, 3.3, 1.0])
+
+
+def items_of(sampler: EpochSampler, epoch: int, *, first_batch: int = 0) -> list[list[Item]]:
+    return [list(batch.items[batch.part]) for batch in sampler.requests(epoch, first_batch=first_batch)]
 
 
 def write_split(root: Path, classes: list[list[int]], *, crowds: tuple[int, ...] = ()) -> CocoSplit:
@@ -52,17 +63,17 @@ def test_factors_follow_the_formula(tmp_path: Path) -> None:
     # 16 images: class 5 on 8, class 2 on 2 (twice on the first), class 9 on 1 of these; 6 empty.
     split = write_split(tmp_path, [[5]] * 7 + [[5, 2, 2], [2, 9]] + [[9]] + [[]] * 6, crowds=(9,))
     factors = compute_repeat_factors(split, 0.25)
-    by_category = dict(zip(split.category_ids, factors.of_classes, strict=True))
+    by_category = dict(zip(split.category_ids, factors.by_class, strict=True))
     assert by_category == {5: 1.0, 2: math.sqrt(0.25 * 16 / 2), 9: math.sqrt(0.25 * 16 / 1)}
     # An image follows its rarest class; crowds and empty images are not repeated.
     expected = [1.0] * 7 + [by_category[2], by_category[9]] + [1.0] * 7
-    assert factors.of_images.tolist() == expected
+    assert factors.by_image.tolist() == expected
 
 
 def test_without_boxes_nothing_is_repeated(tmp_path: Path) -> None:
     factors = compute_repeat_factors(write_split(tmp_path, [[], []]), 1.0)
-    assert factors.of_images.tolist() == [1, 1]
-    assert factors.of_classes.tolist() == [1, 1, 1]
+    assert factors.by_image.tolist() == [1, 1]
+    assert factors.by_class.tolist() == [1, 1, 1]
 
 
 def test_copies_are_the_factor_rounded_up_or_down_and_its_mean() -> None:
@@ -85,17 +96,17 @@ def test_factors_of_one_are_every_image_once(number: int) -> None:
 
 
 def test_copies_of_a_list_are_numbered() -> None:
-    assert count_copies(np.array([3, 1, 3, 3, 0, 1])).tolist() == [0, 0, 1, 2, 0, 1]
-    assert count_copies(np.zeros(0, dtype=np.int64)).tolist() == []
+    assert count_repetitions(np.array([3, 1, 3, 3, 0, 1])).tolist() == [0, 0, 1, 2, 0, 1]
+    assert count_repetitions(np.zeros(0, dtype=np.int64)).tolist() == []
 
 
 def test_frequencies_of_the_sampler_match_the_formula(tmp_path: Path) -> None:
     split = write_split(tmp_path, [[5]] * 30 + [[2]] * 5 + [[9]] * 2 + [[]] * 3)
-    factors = compute_repeat_factors(split, 0.5).of_images
-    batches = EpochBatches(len(split), 8, seed=0, repeat_factors=factors)
+    factors = compute_repeat_factors(split, 0.5).by_image
+    batches = EpochSampler(len(split), 8, seed=0, repeat_factors=factors)
     seen: Counter[int] = Counter()
-    for batches.epoch in range(400):
-        items = [item for batch in batches for item in batch]
+    for epoch in range(400):
+        items = [item for batch in items_of(batches, epoch) for item in batch]
         assert len(items) == epoch_length(factors)
         assert len(set(items)) == len(items)
         assert {item[1] for item in items} == set(range(len(split)))
@@ -107,29 +118,26 @@ def test_frequencies_of_the_sampler_match_the_formula(tmp_path: Path) -> None:
     assert by_class == pytest.approx([math.sqrt(0.5 * 40 / 5), math.sqrt(0.5 * 40 / 2), 1.0], rel=0.03)
 
 
-def test_an_order_follows_from_seed_and_epoch_and_goes_on_after_a_stop() -> None:
-    batches = EpochBatches(10, 4, seed=3, repeat_factors=FACTORS)
-    batches.epoch = 2
-    whole = list(batches)
+def test_an_order_follows_from_seed_and_epoch_and_continues_after_a_stop() -> None:
+    sampler = EpochSampler(10, 4, seed=3, repeat_factors=FACTORS)
+    whole = items_of(sampler, 2)
     assert [len(batch) for batch in whole] == [4, 4, 4, 4, 2]
-    assert len(batches) == 5
-    batches.first_batch = 2
-    assert list(batches) == whole[2:]
-    batches.first_batch, batches.epoch = 0, 3
-    assert list(batches) != whole
+    assert len(sampler) == 5
+    assert items_of(sampler, 2, first_batch=2) == whole[2:]
+    assert items_of(sampler, 3) != whole
     for other_seed, is_same in ((3, True), (4, False)):
-        again = EpochBatches(10, 4, seed=other_seed, repeat_factors=FACTORS)
-        again.epoch = 2
-        assert (list(again) == whole) is is_same
+        again = EpochSampler(10, 4, seed=other_seed, repeat_factors=FACTORS)
+        assert (items_of(again, 2) == whole) is is_same
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_processes_share_each_batch_equally(num_ranks: int) -> None:
-    alone = list(EpochBatches(10, 8, seed=0, repeat_factors=FACTORS))
-    shares = [
-        list(EpochBatches(10, 8, seed=0, rank=rank, num_ranks=num_ranks, repeat_factors=FACTORS))
+    alone = items_of(EpochSampler(10, 8, seed=0, repeat_factors=FACTORS), 0)
+    samplers = [
+        EpochSampler(10, 8, seed=0, rank=rank, num_ranks=num_ranks, repeat_factors=FACTORS)
         for rank in range(num_ranks)
     ]
+    shares = [items_of(sampler, 0) for sampler in samplers]
     for together in zip(*shares, strict=True):
         assert len({len(share) for share in together}) == 1
     whole = [sorted(item for share in together for item in share) for together in zip(*shares, strict=True)]
@@ -142,11 +150,8 @@ def test_copies_of_an_epoch_are_changed_in_different_ways(
 ) -> None:
     config = tiny_config(tiny_set, tiny_set / "run")
     split = read_coco(tiny_set / "annotations" / "train.json", tiny_set / "images")
-    augmentation = Augmentation(
-        horizontal_flip=0.0, vertical_flip=0.0, photometric=1.0, start_epoch=0, stop_epoch=9
-    )
-    dataset = build_train_dataset(config, split, augmentation=augmentation)
-    items = [dataset[item] for item in ((1, 0), (1, 0, 1), (1, 0, 2), (1, 0, 1))]
+    dataset = make_train_dataset(replace(config, augment=AugmentOptions(photometric=1.0)), split)
+    items = [dataset.read(item) for item in ((1, 0), (1, 0, 1), (1, 0, 2), (1, 0, 1))]
     images = [image for image, _ in items]
     assert torch.equal(images[1], images[3])
     assert not any(torch.equal(images[a], images[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
@@ -158,11 +163,11 @@ def test_it_is_off_unless_asked_for_and_reported_when_on(
 ) -> None:
     split = write_split(tmp_path, [[5]] * 8 + [[2]])
     with caplog.at_level(logging.INFO, logger="deim"):
-        plain = build_train_batches(tiny_config(tmp_path, tmp_path), split, batch_size=3)
+        plain = make_sampler(tiny_config(tmp_path, tmp_path), split, batch_size=3)
         assert plain.repeat_factors is None
         assert caplog.text == ""
         config = tiny_config(tmp_path, tmp_path, "data.sampling={type: repeat_factor, threshold: 0.5}")
-        batches = build_train_batches(config, split, batch_size=3)
+        batches = make_sampler(config, split, batch_size=3)
     assert len(batches) == 4
     assert "data.sampling: repeat factors class 2 2.12; an epoch has 11 images instead of 9" in caplog.text
 

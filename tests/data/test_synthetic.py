@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deim.data.synthetic.defects import DefectKind, Stroke, draw_defect, stroke_cover
+from deim.data.synthetic.defects import CLASS_NAMES, DefectKind, Stroke, draw_defect, stroke_cover
 from deim.data.synthetic.make import (
-    CATEGORIES,
     VISIBLE_CHANGE,
     add_defects,
     blend_patch,
@@ -20,11 +19,13 @@ from deim.data.synthetic.make import (
     make_synthetic_dataset,
     render_image,
 )
+from deim.data.synthetic.options import SyntheticOptions
 from deim.data.synthetic.surface import Scene, make_scene, mean_side_unit
-from deim.errors import DataError
+from deim.errors import ConfigError, DataError
 
 KINDS: tuple[DefectKind, ...] = ("dent", "crack", "scratch", "hole", "stain")
 SMALL: dict[str, Any] = {"max_size_wh": (160, 128), "seed": 3}
+ONE_IMAGE = SyntheticOptions(train_images=1, val_images=1, test_images=0, **SMALL)
 
 
 def read_tree(root: Path) -> dict[str, bytes]:
@@ -36,7 +37,7 @@ def read_tree(root: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("synthetic") / "nested" / "set"
-    make_synthetic_dataset(root, train_images=60, val_images=5, test_images=0, **SMALL)
+    make_synthetic_dataset(root, SyntheticOptions(train_images=60, val_images=5, test_images=0, **SMALL))
     return root
 
 
@@ -52,9 +53,8 @@ def flat_scene(size_hw: tuple[int, int] = (200, 240)) -> Scene:
 @pytest.mark.slow
 def test_same_seed_gives_same_bytes_on_any_number_of_workers(tmp_path: Path) -> None:
     for workers in (1, 2):
-        make_synthetic_dataset(
-            tmp_path / str(workers), train_images=4, val_images=2, test_images=1, workers=workers, **SMALL
-        )
+        options = SyntheticOptions(train_images=4, val_images=2, test_images=1, **SMALL)
+        make_synthetic_dataset(tmp_path / str(workers), options, workers=workers)
     assert read_tree(tmp_path / "1") == read_tree(tmp_path / "2")
 
 
@@ -72,7 +72,9 @@ def test_seed_split_and_index_each_change_the_image() -> None:
 @pytest.mark.parametrize(("split", "count"), [("train", 60), ("val", 5), ("test", 0)])
 def test_annotations_are_valid_coco(dataset: Path, split: str, count: int) -> None:
     content = json.loads((dataset / "annotations" / f"{split}.json").read_text())
-    assert [(row["id"], row["name"]) for row in content["categories"]] == list(enumerate(CATEGORIES, start=1))
+    assert [(row["id"], row["name"]) for row in content["categories"]] == list(
+        enumerate(CLASS_NAMES.values(), start=1)
+    )
     assert [image["file_name"] for image in content["images"]] == [
         f"{split}_{i:05d}.jpg" for i in range(count)
     ]
@@ -204,18 +206,15 @@ def test_stroke_cover_is_its_strength_inside_and_zero_outside() -> None:
 
 def test_existing_root_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"exists already.*Remove it or choose another root"):
-        make_synthetic_dataset(tmp_path, train_images=1, val_images=0, test_images=0, **SMALL)
+        make_synthetic_dataset(tmp_path, ONE_IMAGE)
 
 
-def test_all_problems_are_named_together(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as error:
-        make_synthetic_dataset(
-            tmp_path / "new", train_images=-1, val_images=0, test_images=0, max_size_wh=(63, 80), seed=-2
-        )
-    assert "train images out of range, got -1" in str(error.value)
-    assert "got 63 by 80 px. Each side needs at least 64 px." in str(error.value)
-    assert "seed out of range, got -2" in str(error.value)
-    assert not (tmp_path / "new").exists()
+def test_all_problems_are_named_together() -> None:
+    with pytest.raises(ConfigError) as error:
+        SyntheticOptions(train_images=-1, test_images=0, max_size_wh=(63, 80), seed=-2)
+    assert "train_images: got -1" in str(error.value)
+    assert "max_size_wh: got [63, 80], each needs at least 96" in str(error.value)
+    assert "seed: got -2" in str(error.value)
 
 
 def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +223,7 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("deim.data.synthetic.make.write_annotations", fail)
     with pytest.raises(KeyboardInterrupt):
-        make_synthetic_dataset(tmp_path / "new", train_images=1, val_images=0, test_images=0, **SMALL)
+        make_synthetic_dataset(tmp_path / "new", ONE_IMAGE)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,27 +15,22 @@ from PIL import Image
 from deim.boxes import cxcywh_to_xyxy, to_original_pixels
 from deim.config.schema import Config
 from deim.data import dataset as dataset_module
-from deim.data.augment.pipeline import Augmentation
-from deim.data.dataset import DetectionDataset, InputFormat
+from deim.data.dataset import DetectionDataset
 from deim.data.formats.coco import CocoSplit, read_coco
-from deim.data.images.pixel_format import PixelFormat, Scaling
-from deim.data.images.tiling import Tiling, compute_windows, fit_tiles, tile_split
-from deim.data.loader import (
-    build_augmentation,
-    build_eval_loader,
-    build_train_batches,
-    build_train_dataset,
-    input_format,
-    iterate,
-)
+from deim.data.images.input_format import InputFormat
+from deim.data.images.load import read_image
+from deim.data.images.pixel_format import PercentileScaling, PixelFormat
+from deim.data.images.resize import fit_tiles
+from deim.data.images.tiling import TilesOptions, compute_windows, tile_split
+from deim.data.loader import build_eval_loader
 from deim.data.sampling import compute_repeat_factors
-from deim.data.transforms import read_image
 from deim.errors import ConfigError
 from deim.structures import Target
+from tests.data.building import make_format, make_pipeline, make_sampler, make_train_dataset
 
-HALVES = Tiling(size=64, overlap=0.0, keep_fraction=0.5)
+HALVES = TilesOptions(size=64, overlap=0.0)
 """Two tiles of the images of `write_split`."""
-FORM = InputFormat(size_hw=(64, 64), resize="stretch", mean=(0.0,) * 3, std=(1.0,) * 3, tiling=HALVES)
+FORM = InputFormat(size_hw=(64, 64), resize="stretch", mean=(0.0,) * 3, std=(1.0,) * 3, tiles=HALVES)
 CLASSES = {3: 0, 7: 1}
 
 
@@ -76,7 +71,7 @@ def test_windows_cover_every_pixel_evenly_with_the_overlap_asked_for() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         height, width = (int(side) for side in rng.integers(1, 900, size=2))
-        tiling = Tiling(
+        tiling = TilesOptions(
             size=int(rng.integers(32, 400)), overlap=float(rng.uniform(0, 0.9)), keep_fraction=0.5
         )
         windows = compute_windows((height, width), tiling)
@@ -105,7 +100,7 @@ def test_an_image_that_fits_into_a_tile_is_one(size_hw: tuple[int, int], number:
 
 
 def test_overlaps_that_binary_fractions_miss_are_met_exactly() -> None:
-    windows = compute_windows((100, 130), Tiling(size=100, overlap=0.9, keep_fraction=0.5))
+    windows = compute_windows((100, 130), TilesOptions(size=100, overlap=0.9, keep_fraction=0.5))
     assert windows[:, 0].tolist() == [0, 10, 20, 30]
 
 
@@ -153,15 +148,11 @@ def test_without_tiling_every_image_is_one_input_with_all_its_boxes(tmp_path: Pa
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 def test_prediction_cuts_as_a_dataset_does(resize: Any, tmp_path: Path) -> None:
     split = write_split(tmp_path, [[60.0, 5, 20, 10]])
-    tiling = Tiling(size=48, overlap=0.2, keep_fraction=0.1)
-    form = replace(FORM, resize=resize, size_hw=(64, 96), tiling=tiling)
+    tiling = TilesOptions(size=48, overlap=0.2, keep_fraction=0.1)
+    form = replace(FORM, resize=resize, size_hw=(64, 96), tiles=tiling)
     dataset = DetectionDataset(split, CLASSES, input_format=form)
     made = [
-        pair
-        for name in ("wide", "small")
-        for pair in fit_tiles(
-            read_image(tmp_path / f"{name}.png"), form.size_hw, resize=resize, tiling=tiling
-        )
+        pair for name in ("wide", "small") for pair in fit_tiles(read_image(tmp_path / f"{name}.png"), form)
     ]
     assert len(made) == len(dataset) == 9
     for index, (fitted, placement) in enumerate(made):
@@ -193,7 +184,7 @@ def test_percentiles_are_those_of_the_whole_image(tmp_path: Path) -> None:
     split = write_split(tmp_path, [])
     values = np.tile(np.linspace(0, 255, 128).astype(np.uint8), (64, 1))
     Image.fromarray(values).save(tmp_path / "wide.png")
-    pixels = PixelFormat(channels=3, scaling=Scaling(type="percentile", low=0, high=100))
+    pixels = PixelFormat(channels=3, scaling=PercentileScaling(low=0, high=100))
     dataset = DetectionDataset(split, CLASSES, input_format=replace(FORM, pixels=pixels))
     left, right = (dataset.read((0, index))[0] for index in (0, 1))
     assert (float(left.min()), float(right.max())) == (0.0, 1.0)
@@ -207,11 +198,10 @@ def test_small_images_are_the_same_items_with_and_without_tiles(
     for options in ([], ["data.tiles={size: 97, overlap: 0.3}"]):
         config = tiny_config(tiny_set, tiny_set / "run", "augment={mosaic: 0.5, crop: 0.5}", *options)
         split = read_coco(tiny_set / "annotations" / "train.json", tiny_set / "images")
-        augmentation = build_augmentation(config.augment, start_epoch=0, stop_epoch=9)
-        dataset = build_train_dataset(config, split, augmentation=augmentation)
-        batches = build_train_batches(config, split, batch_size=3)
+        dataset = make_train_dataset(config, split, stop=9, mix_end=9)
+        batches = make_sampler(config, split, batch_size=3)
         assert len(dataset) == len(split) == batches.num_images
-        pairs.append([dataset[epoch, index] for epoch in range(3) for index in range(len(split))])
+        pairs.append([dataset.read((epoch, index)) for epoch in range(3) for index in range(len(split))])
     for (image, target), (other_image, other) in zip(*pairs, strict=True):
         assert torch.equal(image, other_image)
         assert torch.equal(target["boxes"], other["boxes"])
@@ -222,20 +212,17 @@ def test_small_images_are_the_same_items_with_and_without_tiles(
 
 def test_mosaics_and_crops_are_made_of_tiles(tmp_path: Path) -> None:
     split = write_split(tmp_path, [[70.0, 5, 20, 10], [100, 30, 20, 20]])
-    kwargs: dict[str, Any] = {"horizontal_flip": 0.0, "vertical_flip": 0.0, "photometric": 0.0}
-    kwargs |= {"start_epoch": 0, "stop_epoch": 9, "mix_end_epoch": 9}
-    crops = Augmentation(**kwargs, crop=1.0)
-    mosaics = Augmentation(**kwargs, mosaic=1.0)
-    for augmentation in (crops, mosaics):
-        dataset = DetectionDataset(split, CLASSES, input_format=FORM, augmentation=augmentation)
-        made = [dataset[epoch, index] for epoch in range(6) for index in range(len(dataset))]
+    crops, mosaics = make_pipeline(crop=1.0), make_pipeline(mosaic=1.0)
+    for pipeline in (crops, mosaics):
+        dataset = DetectionDataset(split, CLASSES, input_format=FORM, pipeline=pipeline)
+        made = [dataset.read((epoch, index)) for epoch in range(6) for index in range(len(dataset))]
         assert all(image.shape == (3, 64, 64) for image, _ in made)
         assert any(len(target["boxes"]) for _, target in made)
         placements = [target["placement"] for _, target in made if target["image_id"] == 4]
         assert all(placement.orig_size_hw == (64, 128) for placement in placements)
     # A crop of the right tile never shows a box of the left one.
-    dataset = DetectionDataset(split, CLASSES, input_format=FORM, augmentation=crops)
-    assert all(len(dataset[epoch, 0][1]["boxes"]) == 0 for epoch in range(6))
+    dataset = DetectionDataset(split, CLASSES, input_format=FORM, pipeline=crops)
+    assert all(len(dataset.read((epoch, 0))[1]["boxes"]) == 0 for epoch in range(6))
 
 
 def test_repeat_factors_count_tiles(tmp_path: Path) -> None:
@@ -243,9 +230,9 @@ def test_repeat_factors_count_tiles(tmp_path: Path) -> None:
     whole = compute_repeat_factors(split, 0.75)
     tiled = compute_repeat_factors(split, 0.75, tiles=tile_split(split, HALVES))
     # Both classes are on one image of two, or on one tile of three.
-    assert whole.of_classes.tolist() == pytest.approx([1.5**0.5] * 2)
-    assert whole.of_images.tolist() == pytest.approx([1.5**0.5, 1])
-    assert tiled.of_images.tolist() == pytest.approx([2.25**0.5, 2.25**0.5, 1])
+    assert whole.by_class.tolist() == pytest.approx([1.5**0.5] * 2)
+    assert whole.by_image.tolist() == pytest.approx([1.5**0.5, 1])
+    assert tiled.by_image.tolist() == pytest.approx([2.25**0.5, 2.25**0.5, 1])
 
 
 def test_training_says_what_becomes_of_the_images(
@@ -254,9 +241,9 @@ def test_training_says_what_becomes_of_the_images(
     split = write_split(tmp_path, [[10.0, 5, 20, 10], [56, 20, 16, 8]])
     with caplog.at_level(logging.INFO):
         config = tiny_config(tmp_path, tmp_path, "data.tiles={size: 64, overlap: 0, keep_fraction: 0.6}")
-        batches = build_train_batches(config, split, batch_size=2)
-        build_train_batches(tiny_config(tmp_path, tmp_path, "data.tiles={size: 128}"), split, batch_size=2)
-        build_train_batches(tiny_config(tmp_path, tmp_path), split, batch_size=2)
+        batches = make_sampler(config, split, batch_size=2)
+        make_sampler(tiny_config(tmp_path, tmp_path, "data.tiles={size: 128}"), split, batch_size=2)
+        make_sampler(tiny_config(tmp_path, tmp_path), split, batch_size=2)
     assert batches.num_images == 3
     assert [record.message for record in caplog.records] == [
         "tiles: 2 images become 3 tiles of at most 64x64 px, 1 with boxes, at 64x64 px in the network",
@@ -279,18 +266,18 @@ def test_all_tiles_of_an_image_stay_in_one_process(
         loader = build_eval_loader(
             split,
             classes,
-            input_format=input_format(config),
-            config=config.data,
+            input_format=make_format(config),
+            data=config.data,
             rank=rank,
             num_ranks=num_ranks,
         )
-        batches = list(iterate(loader))
+        batches = list(loader)
         assert all(len(batch.targets) == 4 for batch in batches[:-1])
         targets = [target for batch in batches for target in batch.targets]
         ids = list(dict.fromkeys(target["image_id"] for target in targets))
         assert ids == split.image_ids[rank::num_ranks].tolist()
         seen += [(target["image_id"], target["placement"].tile_xyxy) for target in targets]
-    assert len(set(seen)) == len(seen) == len(tile_split(split, input_format(config).tiling))
+    assert len(set(seen)) == len(seen) == len(tile_split(split, make_format(config).tiling))
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,13 @@ import torch
 from PIL import Image, ImageFile
 
 from deim.boxes import to_input_fractions, to_original_pixels
-from deim.data.transforms import (
-    PADDING_GRAY,
-    Sample,
-    distort_colors,
-    fit_to_input,
-    flip_horizontal,
-    flip_vertical,
-    normalize,
-    read_image,
-    read_size,
-)
+from deim.data.augment.colors import Colors
+from deim.data.augment.flip import flip_horizontal, flip_vertical
+from deim.data.augment.transform import Sample
+from deim.data.images.input_format import InputFormat
+from deim.data.images.load import read_image
+from deim.data.images.read import read_size
+from deim.data.images.resize import PADDING_GRAY, fit_to_input, normalize
 from deim.errors import DataError
 
 Resize = Literal["stretch", "letterbox"]
@@ -75,7 +71,9 @@ def test_the_size_of_a_png_is_read_without_its_pixels(
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 def test_no_boxes_stay_no_boxes(resize: Resize) -> None:
-    _, placement = fit_to_input(torch.zeros(3, 30, 50, dtype=torch.uint8), (64, 96), resize=resize)
+    _, placement = fit_to_input(
+        torch.zeros(3, 30, 50, dtype=torch.uint8), InputFormat(size_hw=(64, 96), resize=resize)
+    )
     mapped = to_input_fractions(torch.zeros(0, 4), placement)
     assert mapped.shape == to_original_pixels(mapped, placement).shape == (0, 4)
     empty = Sample(
@@ -92,7 +90,9 @@ def test_no_boxes_stay_no_boxes(resize: Resize) -> None:
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 def test_boxes_come_back_from_the_input_where_they_were(resize: Resize, size_hw: tuple[int, int]) -> None:
     height, width = size_hw
-    image, placement = fit_to_input(torch.zeros(3, height, width, dtype=torch.uint8), (96, 64), resize=resize)
+    image, placement = fit_to_input(
+        torch.zeros(3, height, width, dtype=torch.uint8), InputFormat(size_hw=(96, 64), resize=resize)
+    )
     assert image.shape == (3, 96, 64)
     assert placement.orig_size_hw == size_hw
     fractions = torch.rand(50, 2, 2, generator=torch.Generator().manual_seed(1)).sort(dim=1).values.flatten(1)
@@ -107,7 +107,7 @@ def test_boxes_come_back_from_the_input_where_they_were(resize: Resize, size_hw:
 def test_the_box_of_a_bright_patch_lies_on_the_patch_of_the_input(resize: Resize) -> None:
     image = torch.zeros(3, 60, 120, dtype=torch.uint8)
     image[:, 15:45, 30:60] = 255
-    fitted, placement = fit_to_input(image, (96, 96), resize=resize)
+    fitted, placement = fit_to_input(image, InputFormat(size_hw=(96, 96), resize=resize))
     box = to_input_fractions(torch.tensor([[30.0, 15.0, 60.0, 45.0]]), placement)[0] * 96
     rows, columns = (fitted[0] > 127).nonzero().unbind(-1)
     if resize == "letterbox":  # the padding is gray, darker than half
@@ -117,9 +117,8 @@ def test_the_box_of_a_bright_patch_lies_on_the_patch_of_the_input(resize: Resize
 
 
 def test_letterbox_keeps_the_aspect_ratio_and_pads_with_gray() -> None:
-    fitted, placement = fit_to_input(
-        torch.full((3, 20, 40), 200, dtype=torch.uint8), (64, 64), resize="letterbox"
-    )
+    image = torch.full((3, 20, 40), 200, dtype=torch.uint8)
+    fitted, placement = fit_to_input(image, InputFormat(size_hw=(64, 64), resize="letterbox"))
     assert (fitted[:, 16:48] == 200).all()
     assert (fitted[:, :16] == PADDING_GRAY).all()
     assert (fitted[:, 48:] == PADDING_GRAY).all()
@@ -128,12 +127,16 @@ def test_letterbox_keeps_the_aspect_ratio_and_pads_with_gray() -> None:
 
 
 def test_stretch_uses_the_whole_input() -> None:
-    _, placement = fit_to_input(torch.zeros(3, 20, 40, dtype=torch.uint8), (64, 64), resize="stretch")
+    _, placement = fit_to_input(
+        torch.zeros(3, 20, 40, dtype=torch.uint8), InputFormat(size_hw=(64, 64), resize="stretch")
+    )
     assert (placement.span_hw, placement.shift_yx) == ((20.0, 40.0), (0.0, 0.0))
 
 
 def test_boxes_beyond_the_image_are_clipped_to_the_input() -> None:
-    _, placement = fit_to_input(torch.zeros(3, 20, 40, dtype=torch.uint8), (64, 64), resize="stretch")
+    _, placement = fit_to_input(
+        torch.zeros(3, 20, 40, dtype=torch.uint8), InputFormat(size_hw=(64, 64), resize="stretch")
+    )
     clipped = to_input_fractions(torch.tensor([[-10.0, -5.0, 60.0, 30.0]]), placement)
     assert clipped.tolist() == [[0, 0, 1, 1]]
 
@@ -167,19 +170,22 @@ def test_a_flipped_box_holds_the_same_pixels(flip) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_colors_keep_shape_type_and_boxes(seed: int) -> None:
     sample = make_sample()
-    changed = distort_colors(sample, 1.0, rng=np.random.default_rng(seed))
+    changed = Colors(probability=1.0, epochs=range(1)).change(sample, rng=np.random.default_rng(seed))
     assert changed.image.shape == sample.image.shape
     assert changed.image.dtype == torch.uint8
     assert not torch.equal(changed.image, sample.image)
     assert torch.equal(changed.boxes_xyxy, sample.boxes_xyxy)
-    again = distort_colors(sample, 1.0, rng=np.random.default_rng(seed))
+    again = Colors(probability=1.0, epochs=range(1)).change(sample, rng=np.random.default_rng(seed))
     assert torch.equal(changed.image, again.image)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_colors_with_probability_zero_are_the_identity(seed: int) -> None:
     sample = make_sample()
-    assert torch.equal(distort_colors(sample, 0.0, rng=np.random.default_rng(seed)).image, sample.image)
+    assert torch.equal(
+        Colors(probability=0.0, epochs=range(1)).change(sample, rng=np.random.default_rng(seed)).image,
+        sample.image,
+    )
 
 
 def test_area_follows_the_boxes() -> None:
@@ -189,7 +195,7 @@ def test_area_follows_the_boxes() -> None:
 
 def test_normalize_gives_zero_at_the_mean_and_one_at_a_deviation_above() -> None:
     image = torch.tensor([51, 102, 255], dtype=torch.uint8)[:, None, None]
-    out = normalize(image, (0.2, 0.3, 0.5), (0.1, 0.1, 0.5))
+    out = normalize(image, InputFormat(size_hw=(1, 1), mean=(0.2, 0.3, 0.5), std=(0.1, 0.1, 0.5)))
     torch.testing.assert_close(out.flatten(), torch.tensor([0.0, 1.0, 1.0]))
     assert out.dtype == torch.float32
 
@@ -211,7 +217,7 @@ def test_a_16_bit_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     ramp = np.linspace(0, 65535, 40 * 24).reshape(24, 40).astype(np.uint16)
     Image.fromarray(ramp).save(path)
-    with pytest.raises(DataError, match=r"image\.png: has more than 8 bits a channel \(16\)"):
+    with pytest.raises(DataError, match=r"image\.png: has more than 8 bits per channel \(16\)"):
         read_image(path)
 
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from deim.boxes import iou
-from deim.data.augment.zoom_crop import LEAST_SHARE, Window, draw_crop, draw_zoom_out, show_window
-from deim.data.transforms import PADDING_GRAY, Sample, fit_to_input
+from deim.data.augment.transform import Sample
+from deim.data.augment.zoom_crop import MIN_SHARE, Window, draw_crop, draw_zoom_out, show_window
+from deim.data.images.input_format import InputFormat
+from deim.data.images.resize import PADDING_GRAY, fit_to_input
 from tests.data.colored import (
     assert_boxes_frame_their_color,
     assert_boxes_inside,
@@ -34,7 +36,7 @@ def zoomed_and_cropped(sample: Sample, seed: int, resize: Resize, *, zooms: bool
         window = draw_zoom_out((height, width), 3.0, rng=rng)
     if crops:
         window = draw_crop(window, sample.boxes_xyxy, (height, width), rng=rng)
-    return show_window(sample, window, SIZE_HW, resize=resize)
+    return show_window(sample, window, InputFormat(size_hw=SIZE_HW, resize=resize))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -66,13 +68,21 @@ def test_boxes_stay_on_their_color(resize: Resize, zooms: bool, crops: bool, see
 def test_the_whole_image_is_shown_as_without_augmentation(resize: Resize) -> None:
     sample = random_colored_sample(1)
     height, width = size_of(sample)
-    found = show_window(sample, Window(top=0, left=0, height=height, width=width), SIZE_HW, resize=resize)
-    assert torch.equal(found.image, fit_to_input(sample.image, SIZE_HW, resize=resize)[0])
+    found = show_window(
+        sample, Window(top=0, left=0, height=height, width=width), InputFormat(size_hw=SIZE_HW, resize=resize)
+    )
+    assert torch.equal(
+        found.image, fit_to_input(sample.image, InputFormat(size_hw=SIZE_HW, resize=resize))[0]
+    )
 
 
 def test_a_zoom_out_is_black_around_the_image_and_gray_where_it_is_padded() -> None:
     sample = colored_sample([(0, 0, 20, 20)], (20, 20))
-    shown = show_window(sample, Window(top=-10, left=-30, height=40, width=80), (64, 64), resize="letterbox")
+    shown = show_window(
+        sample,
+        Window(top=-10, left=-30, height=40, width=80),
+        InputFormat(size_hw=(64, 64), resize="letterbox"),
+    )
     assert (shown.image[:, :16] == PADDING_GRAY).all()
     assert (shown.image[:, 16:24] == 0).all()
     assert shown.boxes_xyxy.tolist() == [[24, 24, 40, 40]]
@@ -81,11 +91,15 @@ def test_a_zoom_out_is_black_around_the_image_and_gray_where_it_is_padded() -> N
 
 def test_a_box_stays_if_a_quarter_of_it_does() -> None:
     sample = colored_sample([(0, 0, 40, 10)], (60, 80))
-    assert LEAST_SHARE == 0.25
-    kept = show_window(sample, Window(top=0, left=30, height=60, width=50), (60, 50), resize="stretch")
+    assert MIN_SHARE == 0.25
+    kept = show_window(
+        sample, Window(top=0, left=30, height=60, width=50), InputFormat(size_hw=(60, 50), resize="stretch")
+    )
     assert kept.boxes_xyxy.tolist() == [[0, 0, 10, 10]]
     assert kept.area.tolist() == [100]
-    dropped = show_window(sample, Window(top=0, left=31, height=60, width=49), (60, 49), resize="stretch")
+    dropped = show_window(
+        sample, Window(top=0, left=31, height=60, width=49), InputFormat(size_hw=(60, 49), resize="stretch")
+    )
     assert dropped.labels.shape == (0,)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deim.config.loader import load_block, load_config, shipped_configs_dir
-from deim.data.collate import Batch
+from deim.data.batch import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
 from deim.engine.seeding import seed_everything

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deim.config.schema import Config
-from deim.data.collate import Batch
+from deim.data.batch import Batch
 from deim.engine import preflight as preflight_module
 from deim.engine.distributed import DistributedContext
 from deim.engine.memory import limit_bytes, peak_bytes, reset_peak

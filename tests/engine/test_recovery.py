@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deim.config.schema import Config
-from deim.data.collate import Batch
+from deim.data.batch import Batch
 from deim.engine import trainer as trainer_module
 from deim.engine.checkpoints import read_checkpoint
 from deim.engine.context import Validate, Validation

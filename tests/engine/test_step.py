@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deim.config.schema import Config
-from deim.data.collate import Batch
+from deim.data.batch import Batch
 from deim.engine.device import select_precision
 from deim.engine.ema import ModelEma
 from deim.engine.optimizer import build_optimizer

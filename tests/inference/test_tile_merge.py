@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deim.data.images.tiling import Tiling, compute_windows
+from deim.data.images.tiling import TilesOptions, compute_windows
 from deim.inference.tile_merge import TileMerger, merge_tiles
 from deim.structures import Detections, Placement
 
@@ -16,7 +16,7 @@ Found = tuple[int, Box, float, int]
 
 
 def placements_of(size_hw: tuple[int, int], size: int, overlap: float) -> list[Placement]:
-    windows = compute_windows(size_hw, Tiling(size=size, overlap=overlap, keep_fraction=0.5)).tolist()
+    windows = compute_windows(size_hw, TilesOptions(size=size, overlap=overlap, keep_fraction=0.5)).tolist()
     return [
         Placement(
             orig_size_hw=size_hw,

@@ -8,10 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.data.augment.pipeline import Augmentation
-from deim.data.collate import collate
+from deim.data.batch import collate
 from deim.data.dataset import DetectionDataset
-from deim.data.loader import build_train_dataset
 from deim.data.splits import read_split
 from deim.engine.checkpoints import read_checkpoint
 from deim.engine.step import Precision

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deim.config.loader import shipped_configs_dir
-from deim.data.synthetic.make import CATEGORIES
+from deim.data.synthetic.defects import CLASS_NAMES
 from deim.errors import ConfigError
 from multimodal.prompts import BackgroundPrompt, ClassPrompt, Contrast, Prompts, find_negations, load_prompts
 
@@ -64,7 +64,7 @@ def test_the_shipped_prompts_are_whole_and_affirmative(caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING, logger="multimodal"):
         prompts = load_prompts(SHIPPED)
     assert caplog.text == ""
-    assert tuple(row.name for row in prompts.classes) == CATEGORIES
+    assert tuple(row.name for row in prompts.classes) == tuple(CLASS_NAMES.values())
     assert all(row.es and row.contrast is not None and row.contrast.es for row in prompts.classes)
     assert all(len(row.keywords) >= 5 for row in prompts.classes)
     assert all(entry.es for entry in prompts.background)

@@ -12,9 +12,10 @@ from PIL import Image
 
 from deim.config.schema import Config
 from deim.data.formats.coco import CocoSplit
-from deim.data.loader import input_format
+from deim.data.images.input_format import build_input_format
+from deim.data.images.load import read_image
+from deim.data.images.resize import fit_to_input, normalize
 from deim.data.splits import read_split
-from deim.data.transforms import fit_to_input, normalize, read_image
 from deim.report.draw import draw_boxes
 from multimodal.text_map_pictures import FOOT_HEIGHT, HEAD_HEIGHT, MAP_WIDTH, draw_text_map, write_text_maps
 from multimodal.text_maps import TextMap, compute_text_map
@@ -174,12 +175,12 @@ def test_a_file_shows_the_rows_of_its_images(
     split, trained = val_split(config), trained_fused(config)
     (path,) = write_text_maps(trained, split, (0,), tmp_path, num_images=0)
     # Without boxes, so that only the photograph and what the detector finds in it are drawn.
-    form = input_format(config)
+    form = build_input_format(config.data, config.image_size_hw)
     image = read_image(split.image_path(3))
-    fitted, placement = fit_to_input(image, form.size_hw, resize=resize)
+    fitted, placement = fit_to_input(image, replace(form, resize=resize))
     row = draw_text_map(
         Image.fromarray(image.permute(1, 2, 0).numpy()),
-        compute_text_map(trained.model, normalize(fitted, form.mean, form.std)[None], placement),
+        compute_text_map(trained.model, normalize(fitted, form)[None], placement),
         0,
         class_names=NAMES,
         boxes_xyxy=torch.zeros(0, 4),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from deim.boxes import to_input_fractions, xyxy_to_cxcywh
-from deim.data.transforms import fit_to_input
+from deim.data.images.input_format import InputFormat
+from deim.data.images.resize import fit_to_input
 from deim.structures import Placement
 from multimodal.confused_pairs import tracked_pair
 from multimodal.text_maps import TextMap, compute_heat, compute_text_map
@@ -22,7 +23,9 @@ from tests.multimodal.fused import open_gates, text_bank_of, tiny_fused, trained
 def placement_of(
     orig_size_hw: tuple[int, int], resize: Any, size_hw: tuple[int, int] = (64, 64)
 ) -> Placement:
-    return fit_to_input(torch.zeros(3, *orig_size_hw, dtype=torch.uint8), size_hw, resize=resize)[1]
+    return fit_to_input(
+        torch.zeros(3, *orig_size_hw, dtype=torch.uint8), InputFormat(size_hw=size_hw, resize=resize)
+    )[1]
 
 
 def map_of_boxes(model: TextFusedDetector, boxes_xyxy: Tensor, placement: Placement, monkeypatch) -> TextMap:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from deim.data.images.input_format import build_input_format
 from deim.data.images.tiling import tile_split
-from deim.data.loader import input_format
 from deim.data.splits import read_split
 from deim.engine.checkpoints import read_checkpoint
 from deim.inference.evaluator import evaluator_of
@@ -37,7 +37,7 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
     assert config.data.tiles.size == 48
     trainer = build_phase2(config)
     trainer.run(show_progress=False)
-    num_tiles = len(tile_split(read_split(config.data, "train"), input_format(config).tiling))
+    num_tiles = len(tile_split(read_split(config.data, "train"), build_input_format(config.data, config.image_size_hw).tiling))
     stored = list((tmp_path / "cache").rglob("*.safetensors"))
     assert len(stored) == num_tiles > 20
     maps = []

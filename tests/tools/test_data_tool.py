@@ -22,7 +22,7 @@ def test_a_clean_set_ends_with_0_and_one_with_a_shared_image_with_1(call: Callab
     shutil.copy(root / "images" / "t1.png", root / "images" / "v1.png")
     code, out, _ = call("data", "check", root, "--quick", "--image-size", 60, "--output", "found.json")
     assert code == 1
-    assert "val.json: image 'v1.png' (val) has the bytes of 't1.png' (train)." in out
+    assert "val.json: image 'v1.png' (val) has the same bytes as 't1.png' (train)." in out
     report = json.loads((tmp_path / "found.json").read_text())
     assert (report["format"], report["num_errors"]) == ("coco", 1)
     assert [entry["rule"] for entry in report["issues"]] == ["duplicate_across"]

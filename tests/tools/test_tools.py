@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from deim.config.loader import load_config, shipped_configs_dir
-from deim.data.collate import Batch
+from deim.data.batch import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
 from deim.engine.step import StepParts, train_step
@@ -243,7 +243,7 @@ def spoil_annotation(field: str, value: object) -> Callable[[dict], None]:
         (
             "val",
             lambda tree: tree["categories"].append({"id": 99, "name": "dent"}),
-            "class 'dent' of split val is not known to train",
+            "class 'dent' of split val is not in train",
         ),
     ],
     ids=[

@@ -60,12 +60,15 @@ class Mosaic(ComposeTransform):
             others = rng.integers(source.num_images, size=3).tolist()
         else:
             others = rng.choice(source.num_images, size=3, p=source.sampling_shares).tolist()
-        canvas = tile_four(
-            [source.read(index) for index in (source.index, *others)],
-            short_side=min(source.input_format.size_hw) // 2,
-        )
+        samples = [source.read(index) for index in (source.index, *others)]
+        mosaic = self.make(samples, short_side=min(source.input_format.size_hw) // 2, rng=rng)
+        return show_window(mosaic, whole_window(mosaic), source.input_format)
+
+    def make(self, samples: Sequence[Sample], *, short_side: int, rng: np.random.Generator) -> Sample:
+        """Lay four images out by `tile_four`, then rotate, shift and scale the whole about its center."""
+        canvas = tile_four(samples, short_side=short_side)
         height, width = canvas.size_hw
-        mosaic = rotate(
+        return rotate(
             canvas,
             degrees=rng.uniform(-self.max_degrees, self.max_degrees),
             shift_yx=(
@@ -74,7 +77,6 @@ class Mosaic(ComposeTransform):
             ),
             scale=rng.uniform(*self.scales),
         )
-        return show_window(mosaic, whole_window(mosaic), source.input_format)
 
 
 def tile_four(samples: Sequence[Sample], *, short_side: int) -> Sample:
@@ -107,7 +109,7 @@ def tile_four(samples: Sequence[Sample], *, short_side: int) -> Sample:
 
 
 def rotate(sample: Sample, *, degrees: float, shift_yx: tuple[int, int], scale: float) -> Sample:
-    """Rotate and scale an image about its center, then shift it; the canvas keeps its size, new areas are black.
+    """Rotate and scale an image about its center, then shift it, on a black canvas.
 
     Args:
         sample: Image with boxes.
