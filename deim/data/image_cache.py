@@ -85,7 +85,8 @@ class DiskCache:
         self.image_bytes = int(np.prod(image_shape)) * dtype.itemsize + HEADER_BYTES
         self.capacity = min(len(self.paths), max_bytes // self.image_bytes)
         self._states = [_file_state(path) for path in self.paths]
-        content = [FORMAT, list(map(str, self.paths)), self._states, image_shape, str(dtype), dict(key)]
+        files = list(map(str, self.paths))
+        content = [FORMAT, files, self._states, self.capacity, image_shape, str(dtype), dict(key)]
         split = _hash(name, length=12)
         self.folder = folder / f"{split}-{_hash(json.dumps(content, sort_keys=True), length=16)}"
         if self.capacity:

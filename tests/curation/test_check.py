@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from deim.config.schema import Config
 from deim.curation.check import (
     MAX_SHOWN,
     CheckReport,
+    at_input_size,
     check_before_run,
     check_dataset,
     describe_check,
@@ -24,6 +25,7 @@ from deim.data.formats.issues import ERRORS, WARNINGS
 from deim.data.images.input_format import InputFormat
 from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
+from deim.records import to_json
 from tests.data.small_sets import HEIGHT, WIDTH, make_trees, noise, write_images, write_small_set, write_trees
 
 Trees = dict[str, dict[str, Any]]
@@ -305,7 +307,7 @@ def test_a_clean_set_has_no_finding_and_counts_its_images_without_boxes(tmp_path
     assert report.issues == ()
     assert report.num_errors == 0
     assert set(report.counts().values()) == {0}
-    assert report.splits["train"] | {"annotations": ""} == {
+    assert {**to_json(report.splits["train"]), "annotations": ""} == {
         "annotations": "",
         "images": 3,
         "without_boxes": 1,
@@ -417,11 +419,15 @@ def test_small_boxes_are_measured_at_the_training_size(tmp_path: Path) -> None:
     assert (
         "is 9.0x3.5 px at the training size of 40x60. Train at a larger size, or with data." in issue.message
     )
-    # Tiles of 15 px grow twice as much as the image of 30 px height.
-    options = {"input_size_hw": (HEIGHT, WIDTH), "resize": "letterbox"}
-    assert check(root, **options, tile_size=15).issues == ()
-    (issue,) = check(root, **options, tile_size=35).issues
+    (issue,) = check(root, resize="letterbox", tile_size=35).issues
     assert issue.message.endswith("larger size, or with tiles smaller than 35 px.")
+
+
+def test_boxes_in_tiles_are_measured_at_the_scale_of_the_tiles() -> None:
+    form = InputFormat(size_hw=(60, 80), resize="letterbox")
+    assert at_input_size((9, 3.5), (240, 320), form) == (9 / 4, 3.5 / 4)
+    tiled = replace(form, tiles=TilesOptions(size=40))
+    assert at_input_size((9, 3.5), (240, 320), tiled) == (9 * 1.5, 3.5 * 1.5)
 
 
 def test_plain_images_are_noted_and_not_predicted_as_copies(tmp_path: Path) -> None:
@@ -443,7 +449,7 @@ def test_crowd_regions_are_counted_apart(tmp_path: Path) -> None:
 
     report = check(spoil(tmp_path, change))
     assert report.issues == ()
-    assert (report.splits["train"]["boxes"], report.splits["train"]["crowds"]) == (5, 1)
+    assert (report.splits["train"].boxes, report.splits["train"].crowds) == (5, 1)
 
 
 def test_a_config_s_data_is_checked_before_a_run(tmp_path: Path, tiny_config: Callable[..., Config]) -> None:

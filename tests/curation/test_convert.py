@@ -108,8 +108,10 @@ def test_training_reads_each_format_to_the_same_samples(
     for one, other in ((expected.train, found.train), (expected.val, found.val)):
         assert one.file_names == other.file_names
         pairs = zip(
-            map(DetectionDataset(one, index, input_format=FORM).__getitem__, range(len(one))),
-            map(DetectionDataset(other, index, input_format=FORM).__getitem__, range(len(other))),
+            *(
+                [DetectionDataset(split, index, input_format=FORM).read((0, image)) for image in range(len(split))]
+                for split in (one, other)
+            ),
             strict=True,
         )
         for (image, target), (other_image, other_target) in pairs:

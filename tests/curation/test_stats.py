@@ -232,7 +232,7 @@ def test_names_that_are_not_unicode_have_a_question_mark(
         (tmp_path / "images" / "t0.png").rename(tmp_path / "images" / "t\udcfc.png")
 
     stats, splits = measured(tmp_path, change)
-    figures = drawn(stats, splits, monkeypatch, ("boxes_per_image", "samples"))
+    figures = drawn(stats, splits, monkeypatch, ("boxes_per_image", "box_sizes", "samples"))
     texts = [text.get_text() for figure in figures.values() for text in figure.findobj(Text)]
     assert json.dumps([stats.to_dict(), describe_stats(stats)], ensure_ascii=False).encode()
     assert {"pr?f", "v?", "train: t?.png"} <= {text.encode().decode() for text in texts}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from deim.data.augment import colors as colors
+from deim.data.augment import color_math as colors
 from deim.data.augment.color_math import ColorChanges, change_colors
 from deim.data.augment.colors import Colors
 from deim.data.augment.transform import Sample

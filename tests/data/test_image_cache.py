@@ -127,10 +127,10 @@ def test_what_was_made_otherwise_is_never_found(paths: list[Path], change: dict[
 
 
 def test_other_or_changed_files_are_never_found(paths: list[Path]) -> None:
-    cache = open_cache(paths)
+    cache = open_cache(paths, images=9)
     for index in range(4):
         cache.put(index, make_resized(index))
-    assert open_cache(paths[::-1]).get(0) is None
+    assert open_cache(paths[::-1], images=9).get(0) is None
     os.utime(paths[1], ns=(0, 12345))
     paths[2].write_bytes(b"another length")
     paths[3].unlink()

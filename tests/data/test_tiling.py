@@ -110,7 +110,7 @@ def test_each_tile_has_its_boxes_clipped_in_the_pixels_of_the_whole_image(tmp_pa
     split = write_split(tmp_path, boxes, crowds=(2,))
     dataset = DetectionDataset(split, CLASSES, input_format=FORM)
     assert len(dataset) == 3
-    left, right, small = (dataset[index][1] for index in range(3))
+    left, right, small = (dataset.read((0, index))[1] for index in range(3))
     assert original_boxes(left) == [[10, 5, 30, 15], [54, 40, 64, 48]]
     assert left["labels"].tolist() == [0, 1]
     assert original_boxes(right) == [[64, 20, 78, 28], [64, 40, 74, 48]]
@@ -247,7 +247,7 @@ def test_training_says_what_becomes_of_the_images(
     assert batches.num_images == 3
     assert [record.message for record in caplog.records] == [
         "tiles: 2 images become 3 tiles of at most 64x64 px, 1 with boxes, at 64x64 px in the network",
-        "data.tiles: 1 boxes are on no tile and are not learned, since none holds the share "
+        "data.tiles: 1 boxes are on no tile and are not learned, since no tile holds the share "
         "data.tiles.keep_fraction of them; lower it, or raise data.tiles.overlap",
         "tiles: 2 images become 2 tiles of at most 128x128 px, 1 with boxes, at 64x64 px in the network",
         "data.tiles: no training image is larger than a tile of 128 px",
@@ -277,7 +277,7 @@ def test_all_tiles_of_an_image_stay_in_one_process(
         ids = list(dict.fromkeys(target["image_id"] for target in targets))
         assert ids == split.image_ids[rank::num_ranks].tolist()
         seen += [(target["image_id"], target["placement"].tile_xyxy) for target in targets]
-    assert len(set(seen)) == len(seen) == len(tile_split(split, make_format(config).tiling))
+    assert len(set(seen)) == len(seen) == len(tile_split(split, config.data.tiles))
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_a_run_on_16_bits_is_predicted_as_it_was_evaluated(
         torch.testing.assert_close(other.boxes_xyxy, first.boxes_xyxy, atol=1e-3, rtol=0)
         torch.testing.assert_close(other.scores, first.scores, atol=1e-5, rtol=0)
     with pytest.raises(
-        DataError, match=r"predict: has 8 bits a channel, but data\.scaling is a window up to 16639"
+        DataError, match=r"predict: has 8 bits per channel, but data\.scaling is a window up to 16639"
     ):
         detector.predict((values >> 8).astype(np.uint8))
     with pytest.raises(DataError, match=r"predict: has 3 channels, data\.channels is 1"):
@@ -72,7 +72,7 @@ def test_a_run_on_16_bits_is_predicted_as_it_was_evaluated(
     with pytest.raises(CheckpointError, match=r"last\.pth: its weights do not fit its config"):
         load_trained(tmp_path / "run" / "last.pth", overrides=two)
     plain = Predictor(replace(detector.trained, config=tiny_config(root, tmp_path)))
-    with pytest.raises(DataError, match="predict: has more than 8 bits a channel"):
+    with pytest.raises(DataError, match="predict: has more than 8 bits per channel"):
         plain.predict(values)
 
 
