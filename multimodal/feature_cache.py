@@ -25,7 +25,7 @@ from deim.data.collate import Batch, collate
 from deim.data.dataset import DetectionDataset, InputFormat
 from deim.data.formats.coco import CocoSplit
 from deim.data.loader import iterate, load_batches
-from deim.engine.memory import VALIDATION_ADVICE, ends_without_memory
+from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
 from deim.model.weights import UNREADABLE
@@ -108,7 +108,7 @@ class FindingsStore:
         except (OSError, *UNREADABLE) as error:
             raise DataError(
                 f"{path}: what the detector found cannot be stored ({error}). Free some space, name another "
-                f"folder with multimodal.cache_dir, or go without by multimodal.cache=false."
+                f"folder with task.cache_dir, or go without by task.cache=false."
             ) from None
         finally:
             with suppress(OSError):
@@ -208,7 +208,7 @@ def find_in_parts(
     Raises:
         TrainingError: If memory runs out.
     """
-    with ends_without_memory("in what the detector finds", VALIDATION_ADVICE), autocast(precision):
+    with explain_out_of_memory("in what the detector finds", VALIDATION_ADVICE), autocast(precision):
         parts = [model.find(part) for part in images.split(images_at_once)]
     return DetectorFindings(**{name: torch.cat([getattr(part, name) for part in parts]) for name in FINDINGS})
 

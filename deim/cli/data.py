@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from deim.config.loader import load_config
 from deim.curation.charts import draw_stats
 from deim.curation.check import check_dataset, describe_check, read_for_check
 from deim.curation.convert import describe_losses, refuse_existing, write_dataset
@@ -24,16 +25,12 @@ from deim.curation.groups import find_groups, find_groups_of_splits
 from deim.curation.preview import draw_sheet
 from deim.curation.split import describe_division, divide, pool_splits
 from deim.curation.stats import compute_stats, describe_stats
-from deim.data.augment.pipeline import find_stages
 from deim.data.formats.read import FORMATS, detect_format, read_all, to_splits
 from deim.data.images.scan import ImageFacts, scan_images
-from deim.data.loader import build_train_batches, build_train_loader, input_format, iterate
-from deim.data.splits import prepare_root, read_split
-from deim.engine.distributed import DistributedContext
-from deim.engine.experiment import load_experiment
-from deim.engine.preflight import plan_batches
-from deim.engine.schedule import resolve_schedule
-from deim.engine.task import build_training_changes
+from deim.data.loader import input_format
+from deim.data.splits import Splits, prepare_root, read_split
+from deim.engine.detection_task import build_detection_loader
+from deim.engine.prepare import prepare_run
 from deim.errors import DataError, DeimError
 
 
@@ -110,27 +107,18 @@ def stats(args: argparse.Namespace) -> int:
 
 def preview(args: argparse.Namespace) -> int:
     """Draw the first batches of each stage of a run as the network gets them."""
-    config = load_experiment(args.config, [*args.set, "data.num_workers=0"])
+    config = load_config(args.config, [*args.set, "data.num_workers=0"])
     prepare_root(config.data)
     train = read_split(config.data, "train")
-    batches = build_train_batches(
-        config, train, batch_size=plan_batches(config, DistributedContext()).effective
-    )
-    timeline = resolve_schedule(
-        config.schedule,
-        epochs=config.epochs,
-        steps_per_epoch=len(batches),
-        has_stages=config.multimodal is None,
-    )
-    augmentation, changes = build_training_changes(config, timeline)
-    loader = build_train_loader(config, train, augmentation=augmentation, batches=batches, changes=changes)
+    # Validation data are not shown.
+    loader = build_detection_loader(prepare_run(config, Splits(train=train, val=train)))
     args.output.mkdir(parents=True, exist_ok=True)
     for old in args.output.glob("stage_*.png"):
         old.unlink()
-    for number, stage in enumerate(find_stages(augmentation, changes, epochs=config.epochs), start=1):
-        batches.epoch = stage.first_epoch
+    for number, stage in enumerate(loader.pipeline.stages(config.epochs), start=1):
+        loader.set_epoch(stage.first_epoch)
         sheet = draw_sheet(
-            iterate(loader),
+            loader,
             title=f"stage {number}, {stage.describe()}",
             class_names=train.class_names,
             input_format=input_format(config),

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from deim.data.images.pixel_format import read_picture
+from deim.engine.checkpoints import load_trained
 from deim.errors import ConfigError, DataError, DeimError
 from deim.inference.predictor import Predictor, above, to_coco_results
 from deim.report.draw import draw_detections
-from multimodal.task import load_trained
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 

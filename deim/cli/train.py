@@ -15,26 +15,22 @@ from pathlib import Path
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from deim.config.loader import load_config
 from deim.config.schema import Config
 from deim.data.splits import build_splits, check_before_run, prepare_root
-from deim.engine.context import Validation
+from deim.engine.checkpoints import load_trained
 from deim.engine.device import select_device
 from deim.engine.distributed import DistributedContext, join_distributed
-from deim.engine.experiment import load_experiment
-from deim.engine.prepare import (
-    build_trainer,
-    finalize_run_dir,
-    find_resume,
-    refuse_existing_run,
-)
+from deim.engine.prepare import build_trainer
+from deim.engine.run_folder import finalize_run_dir, find_resume, refuse_existing_run
 from deim.engine.signals import ignore_stop_signals
+from deim.engine.validation import Validation
 from deim.errors import DeimError, StopSignalError
 from deim.inference.evaluator import Evaluator
 from deim.report.evaluate import to_validation, validation_sheet
 from deim.report.summary import describe_report
 from deim.report.tables import format_class_table, format_operating_table
-from multimodal.report import assess, take_part
-from multimodal.task import load_trained, subject_builder
+from deim.report.task_report import evaluate_run, evaluate_share
 
 
 def check_data(config: Config) -> None:
@@ -61,9 +57,9 @@ def train(
     """
     folder = Path(config.output_dir)
     resume_from = find_resume(folder, resume)
-    may_begin_anew = resume == "auto"
+    may_restart = resume == "auto"
     if not overwrite:  # before a data set is made or read
-        refuse_existing_run(folder, resume_from=resume_from, may_begin_anew=may_begin_anew)
+        refuse_existing_run(folder, resume_from=resume_from, may_restart=may_restart)
     device = select_device(config.runtime.device, distributed=distributed)
     if distributed.is_main:
         prepare_root(config.data)
@@ -91,11 +87,10 @@ def train(
         config,
         splits,
         validate=validate,
-        build_subject=subject_builder(config),
         overwrite=overwrite,
         resume_from=resume_from,
         force=force,
-        may_begin_anew=may_begin_anew,
+        may_restart=may_restart,
         distributed=distributed,
     )
     try:
@@ -108,12 +103,13 @@ def train(
         raise
     if distributed.is_main:
         finalize_run_dir(folder, has_begun=True)
-    has_best = trainer.best_path.is_file()
-    best = load_trained(trainer.best_path if has_best else trainer.last_path, device=device)
+    checkpoints = trainer.checkpoints
+    has_best = checkpoints.best_path.is_file()
+    best = load_trained(checkpoints.best_path if has_best else checkpoints.last_path, device=device)
     if not distributed.is_main:
-        take_part(best, evaluator)
+        evaluate_share(best, evaluator)
         return
-    result = assess(best, evaluator, split_name="val", report_path=folder / "report.json")
+    result = evaluate_run(best, evaluator, split_name="val", report_path=folder / "report.json")
     print(f"\n{'best' if has_best else 'last'} epoch on val ({len(splits.val)} images):\n")
     print(format_class_table(result.evaluation.metrics))
     print(f"\n{format_operating_table(result.report)}\n")
@@ -121,10 +117,9 @@ def train(
     if result.report["convergence"]:
         print(result.report["convergence"]["in_words"])
     if not has_best:
-        assert config.multimodal is not None  # else the first validation writes it
         print(
             f"\nno epoch beat the detector alone, mAP {trainer.progress.start_score:.3f}: "
-            f"there is no best.pth. Use {config.multimodal.detector}\n"
+            f"there is no best.pth. Use {trainer.prepared.products.start_checkpoint}\n"
         )
     print(f"\nweights  {best.path}\nreport   {result.files.page}\nnumbers  {result.files.report}")
 
@@ -145,7 +140,7 @@ def main() -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is already there")
     args = parser.parse_args()
     try:
-        config = load_experiment(args.config, args.set)
+        config = load_config(args.config, args.set)
         with join_distributed(config.runtime.device) as distributed:
             level = logging.INFO if distributed.is_main else logging.ERROR
             logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)

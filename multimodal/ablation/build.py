@@ -1,29 +1,29 @@
 """From configuration to the trials: all that the variants share."""
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from deim.config.multimodal_schema import MultimodalConfig
 from deim.config.schema import Config
-from deim.data.dataset import DetectionDataset, EpochBatches
-from deim.data.loader import build_train_batches
+from deim.data.dataset import DetectionDataset
 from deim.data.splits import build_splits
-from deim.engine.device import select_device, select_precision
-from deim.engine.distributed import DistributedContext
-from deim.engine.preflight import plan_batches
-from deim.engine.schedule import resolve_ema, resolve_schedule
-from deim.engine.task import Setting, Subject
+from deim.engine.device import select_precision
+from deim.engine.loading import EpochSampler, set_epoch
+from deim.engine.prepare import prepare_run
+from deim.engine.schedule import resolve_ema
+from deim.engine.task import TaskProducts
 from deim.errors import ConfigError, DataError
 from deim.inference.evaluator import Evaluator
 from multimodal.ablation.trials import TrialSetting
 from multimodal.ablation.variants import VariantSource
 from multimodal.feature_cache import FindingsBatch, FindingsLoader, open_store
 from multimodal.loss import FusionCriterion
-from multimodal.task import build_fusion_subject
+from multimodal.options import TextFusionOptions
+from multimodal.task import TASK, FusionLoader, fusion_options
 from multimodal.wrapper import TextFusedDetector
 
 NUM_RESAMPLES = 1000
@@ -73,38 +73,22 @@ def build_trials(
             f"{splits.train.annotations_path.name}: has the one class {splits.train.class_names[0]}. The "
             f"text of a class can only be judged beside that of another."
         )
-    device = select_device(config.runtime.device)
-    precision = select_precision(config.runtime.amp, device)
-    batches = build_train_batches(
-        config, splits.train, batch_size=plan_batches(config, DistributedContext()).effective
-    )
-    timeline = resolve_schedule(
-        config.schedule, epochs=config.epochs, steps_per_epoch=len(batches), has_stages=False
-    )
-    subject = build_fusion_subject(
-        Setting(
-            config=config,
-            splits=splits,
-            batches=batches,
-            timeline=timeline,
-            device=device,
-            precision=precision,
-            distributed=DistributedContext(),
-            is_new=True,
-        )
-    )
-    model, criterion, loader = subject.model, subject.criterion, subject.loader
+    context = prepare_run(config, splits)
+    products = TASK.build(context)
+    model, criterion = products.model, products.criterion
     assert isinstance(model, TextFusedDetector)
     assert isinstance(criterion, FusionCriterion)
+    assert isinstance(products.loader, FusionLoader)
+    loader = products.loader.outputs
     assert isinstance(loader, FindingsLoader)
     evaluator = Evaluator(
         config,
         splits.val,
         class_names=splits.train.class_names,
         category_ids=splits.train.category_ids,
-        device=device,
+        device=context.device,
     )
-    pair, origin = _pair(pair_names, subject, model, splits.train.class_names)
+    pair, origin = _pair(pair_names, products, model, splits.train.class_names)
     setting = TrialSetting(
         source=VariantSource(
             query_dim=model.head.query_dim,
@@ -119,11 +103,11 @@ def build_trials(
         weight_decay=config.recipe.weight_decay,
         betas=config.recipe.betas,
         clip_grad_norm=config.recipe.clip_grad_norm,
-        timeline=timeline,
-        averaging=resolve_ema(config.ema, total_steps=timeline.total_steps),
-        device=device,
-        precision=precision,
-        train=_TrainBatches(loader, batches),
+        timeline=context.timeline,
+        averaging=resolve_ema(config.ema, total_steps=context.timeline.total_steps),
+        device=context.device,
+        precision=context.precision,
+        train=_TrainBatches(loader, context.sampler),
         val=_val_findings(config, evaluator, loader),
         ground_truth=evaluator.ground_truth(),
         max_detections=evaluator.max_detections,
@@ -134,7 +118,7 @@ def build_trials(
         class_names=splits.train.class_names,
         pair=pair,
         pair_origin=origin,
-        encoder=subject.stored["fusion"]["text_bank"]["encoder"],
+        encoder=products.state["text_bank"]["encoder"],
         detector=options.detector,
     )
 
@@ -142,25 +126,25 @@ def build_trials(
 class _TrainBatches:
     """Training batches of a seed and an epoch, in an order that follows from both alone."""
 
-    def __init__(self, loader: FindingsLoader, like: EpochBatches) -> None:
+    def __init__(self, loader: FindingsLoader, like: EpochSampler) -> None:
         self.loader = loader
         self.like = like
 
     def __call__(self, seed: int, epoch: int) -> Iterable[FindingsBatch]:
-        order = EpochBatches(
+        order = EpochSampler(
             len(self.loader.dataset),
             self.like.batch_size,
             seed=seed,
             repeat_factors=self.like.repeat_factors,
         )
-        order.epoch = epoch
-        self.loader.batches = order
-        return self.loader
+        set_epoch(order, epoch)
+        loader = copy(self.loader)
+        loader.batches = order
+        return loader
 
 
 def _val_findings(config: Config, evaluator: Evaluator, train: FindingsLoader) -> FindingsLoader:
     """What the detector finds in the images of validation, in float32 as evaluation does."""
-    assert config.multimodal is not None
     dataset = evaluator.loader.dataset
     assert isinstance(dataset, DetectionDataset)
     precision = select_precision("off", evaluator.device)
@@ -170,7 +154,7 @@ def _val_findings(config: Config, evaluator: Evaluator, train: FindingsLoader) -
         train.model,
         dataset,
         [[(0, index) for index in range(start, min(start + size, len(dataset)))] for start in starts],
-        store=open_store(Path(config.multimodal.cache_dir), dataset, train.model, precision),
+        store=open_store(Path(fusion_options(config).cache_dir), dataset, train.model, precision),
         num_views=1,
         device=evaluator.device,
         precision=precision,
@@ -179,23 +163,23 @@ def _val_findings(config: Config, evaluator: Evaluator, train: FindingsLoader) -
     )
 
 
-def _options(config: Config) -> MultimodalConfig:
-    """The `multimodal` block, if there is one, and findings to train on again and again."""
-    if config.multimodal is None:
+def _options(config: Config) -> TextFusionOptions:
+    """Return the block `task`, which must store the detector's outputs for many trainings.
+
+    Raises:
+        ConfigError: If it does not, or the experiment is of another task.
+    """
+    options = fusion_options(config)
+    if not options.cache:
         raise ConfigError(
-            "multimodal: the experiment has no such block. Only phase 2 has a text that may help: name a "
-            "config like configs/quickstart_multimodal.yml."
+            "task.cache: got false. The trials train many heads on the same stored outputs of the detector: "
+            "set task.cache=true, and cached_views as many as augmentation needs."
         )
-    if not config.multimodal.cache:
-        raise ConfigError(
-            "multimodal.cache: got false. The trials train many heads on what the detector finds once: set "
-            "multimodal.cache=true, and cached_views as many as augmentation needs."
-        )
-    return config.multimodal
+    return options
 
 
 def _pair(
-    names: Sequence[str] | None, subject: Subject, model: TextFusedDetector, class_names: Sequence[str]
+    names: Sequence[str] | None, products: TaskProducts, model: TextFusedDetector, class_names: Sequence[str]
 ) -> tuple[tuple[int, int], str]:
     """The pair whose text is exchanged, and why."""
     if names is not None:
@@ -206,7 +190,7 @@ def _pair(
             )
         one, other = (class_names.index(name) for name in names)
         return (one, other), "named by hand"
-    confused: list[dict[str, Any]] = subject.stored["fusion"]["confused"]
+    confused: list[dict[str, Any]] = products.state["confused"]
     if confused:
         first = confused[0]
         one, other = first["label"], first["predicted_as"]
