@@ -21,6 +21,13 @@ RENAMED_PROGRESS: Final[Mapping[str, str]] = {
 }
 """Keys of the progress of a run in a checkpoint in the first version and now."""
 
+RENAMED_TENSORS: Final[Mapping[str, str]] = {
+    "class_head_change.weight": "class_head_delta.weight",
+    "class_head_change.bias": "class_head_delta.bias",
+    "head.centre": "head.center",
+}
+"""Weights of text fusion in the first version and now."""
+
 
 def describe_renamed_key(key: str, value: object) -> str | None:
     """Return what to do about a key of the first version; None for any other key.
@@ -67,6 +74,11 @@ def migrate_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
     fusion = migrated.pop("fusion", None)
     migrated |= {
         "format": 2,
+        "model": _migrate_weights(migrated.get("model", {})),
+        "ema": {
+            **migrated.get("ema", {}),
+            "model": _migrate_weights(migrated.get("ema", {}).get("model", {})),
+        },
         "config": config,
         "task": config["task"]["type"],
         "task_state": {} if fusion is None else _migrate_fusion(fusion),
@@ -95,6 +107,10 @@ def migrate_operating_points(points: Mapping[str, Any] | None) -> dict[str, Any]
     migrated = dict(points)
     _rename(migrated, "suppression", "nms")
     return migrated
+
+
+def _migrate_weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {RENAMED_TENSORS.get(name, name): tensor for name, tensor in state.items()}
 
 
 def _migrate_fusion(fusion: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class Config:
             [
                 (
                     height < 64 or width < 64 or height % 32 != 0 or width % 32 != 0,
-                    f"image_size: got {height}x{width}, height and width must be multiples of 32 and at least "
+                    f"image_size: got {height}x{width}, both must be multiples of 32 and at least "
                     f"64; the nearest are {_nearest_32(height)}x{_nearest_32(width)}",
                 ),
                 *below(1, epochs=self.epochs),

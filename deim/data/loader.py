@@ -386,7 +386,8 @@ def _leave_process_group(worker: int) -> None:  # noqa: ARG001
 
     They do not ignore SIGTERM, by which Python ends them when the main process exits.
     """
-    os.setpgid(0, 0)
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -319,7 +319,7 @@ def test_a_range_problem_is_blamed_on_the_option_that_the_check_names(write):
 def test_size_that_is_no_multiple_of_32(write):
     (line,) = problems_of(write(MINIMAL.replace("64", "100", 1)))
     assert line.startswith(
-        "x.yml: image_size: got 100x100, height and width must be multiples of 32 and at least 64"
+        "x.yml: image_size: got 100x100, both must be multiples of 32 and at least 64"
     )
     assert line.endswith("the nearest are 96x96")
 
@@ -401,7 +401,7 @@ def test_ranges_are_checked_in_every_block_that_can_be_read(write):
     ]
     assert sorted(problems_of(path, "seed=-1")) == [
         "--set: seed: got -1, needs at least 0",
-        "x.yml: image_size: got 100x100, height and width must be multiples of 32 and at least 64; "
+        "x.yml: image_size: got 100x100, both must be multiples of 32 and at least 64; "
         "the nearest are 96x96",
     ]
 

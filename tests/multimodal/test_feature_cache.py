@@ -17,7 +17,7 @@ from deim.engine.checkpoints import read_checkpoint
 from deim.engine.step import Precision
 from deim.errors import DataError
 from multimodal.feature_cache import FindingsBatch, FindingsLoader, FindingsStore, open_store
-from multimodal.task import load_trained
+from deim.engine.checkpoints import load_trained
 from multimodal.wrapper import TextFusedDetector
 from tests.multimodal.fused import random_text, small_head
 

@@ -13,8 +13,8 @@ from deim.data.splits import read_split
 from deim.engine.checkpoints import read_checkpoint, save_checkpoint
 from deim.inference.evaluator import evaluator_of
 from deim.inference.predictor import Predictor
-from multimodal.report import assess_fused
-from multimodal.task import load_trained
+from multimodal.report import evaluate_fused
+from deim.engine.checkpoints import load_trained
 
 TILES = {"size": 48, "overlap": 0.25, "keep_fraction": 0.5}
 
@@ -49,7 +49,7 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
     trained = load_trained(trainer.checkpoints.last_path)
     split = read_split(config.data, "val")
     evaluator = evaluator_of(trained, split)
-    found = assess_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
+    found = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["dataset"]["num_images"] == len(split) == 6
     # A text map has the queries of all tiles, 20 each, over the whole image.
