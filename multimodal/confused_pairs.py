@@ -90,15 +90,14 @@ def tracked_pair(trained: TrainedDetector) -> tuple[int, ...]:
         Class indices: of the pair that the detector confused most when the fusion was trained, the true class
         first; without such a pair, of the two whose texts are nearest. A detector of one class has only that.
     """
-    assert trained.fusion is not None
-    confused = trained.fusion["confused"]
+    confused = trained.task_state["confused"]
     if confused:
         most = max(confused, key=lambda pair: pair["share"])
         return most["label"], most["predicted_as"]
     num_classes = len(trained.class_names)
     if num_classes <= 2:
         return tuple(range(num_classes))
-    bank = text_bank_from_dict(trained.fusion["text_bank"], where=str(trained.path))
+    bank = text_bank_from_dict(trained.task_state["text_bank"], where=str(trained.path))
     # Above the diagonal each pair stands once.
     first, second = torch.triu_indices(num_classes, num_classes, offset=1)
     nearest = int(class_cosines(bank).centered[first, second].argmax())

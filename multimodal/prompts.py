@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from deim.config.nodes import load_tree
+from deim.config.nodes import load_node
 from deim.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def load_prompts(path: str | Path) -> Prompts:
         ConfigError: If the file cannot be read or anything in it is wrong; one line for each problem.
     """
     path = Path(path)
-    tree = {key: node.value for key, node in load_tree(path).value.items()}
+    tree = {key: node.value for key, node in load_node(path).value.items()}
     reader = _Reader(path)
     reader.check_keys(tree, "", ("classes", "background", "templates"))
     prompts = Prompts(

@@ -25,11 +25,10 @@ from deim.report.build import to_json_types
 from deim.report.compare.files import write_comparison
 from deim.report.compare.runs import RunDifference, ScoreDifference, compare_results, read_runs
 from deim.report.evaluate import Assessment, score
-from deim.report.evaluate import assess as assess_detector
 from deim.report.files import ReportFiles, Scored, check_report_path, write_report_files
 from deim.report.provenance import CheckpointInfo, Provenance
 from multimodal.confused_pairs import tracked_pair
-from multimodal.task import detector_alone
+from multimodal.task import detector_alone, fusion_options
 from multimodal.text_bank import TextBank, text_bank_from_dict
 from multimodal.text_map_pictures import write_text_maps
 
@@ -48,8 +47,8 @@ FUSION_KEYS = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FusedAssessment:
-    """What `assess_fused` wrote."""
+class FusedEvaluation:
+    """What `evaluate_fused` wrote."""
 
     fused: Assessment
     alone: ReportFiles
@@ -58,40 +57,27 @@ class FusedAssessment:
     """JSON file of the comparison."""
 
 
-def assess(
+def evaluate_checkpoint(
     trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, report_path: Path
 ) -> Assessment:
-    """Score a trained detector of either phase on a split and write its report.
+    """Evaluate a fused detector on a split and write its report; see `evaluate_fused`."""
+    return evaluate_fused(trained, evaluator, split_name=split_name, report_path=report_path).fused
+
+
+def evaluate_share(trained: TrainedDetector, evaluator: Evaluator) -> None:
+    """Do a process's share of `evaluate_checkpoint` in the main process.
 
     Args:
-        trained: From `multimodal.task.load_trained`.
-        evaluator: Of the split to score on.
-        split_name: `train`, `val` or `test`, for the report.
-        report_path: The JSON report; the other files lie beside it.
-
-    Raises:
-        DataError: If an image is damaged, or `report_path` is a folder.
+        trained: The same detector as there.
+        evaluator: Evaluator of the same split.
     """
-    if trained.fusion is None:
-        return assess_detector(trained, evaluator, split_name=split_name, report_path=report_path)
-    return assess_fused(trained, evaluator, split_name=split_name, report_path=report_path).fused
-
-
-def take_part(trained: TrainedDetector, evaluator: Evaluator) -> None:
-    """Do a process's share of an assessment that the main process makes.
-
-    Args:
-        trained: The same as there.
-        evaluator: Of the same split.
-    """
-    if trained.fusion is not None:
-        evaluator.evaluate(detector_alone(trained).model)
+    evaluator.evaluate(detector_alone(trained).model)
     evaluator.evaluate(trained.model)
 
 
-def assess_fused(
+def evaluate_fused(
     trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, report_path: Path
-) -> FusedAssessment:
+) -> FusedEvaluation:
     """Score a fused detector, and its detector alone beside it; see `assess`.
 
     Args:
@@ -104,13 +90,14 @@ def assess_fused(
         DataError: If an image is damaged, or `report_path` is a folder.
     """
     check_report_path(report_path)
-    assert trained.fusion is not None
     alone_files = ReportFiles(report=report_path.with_name(f"{report_path.stem}_detector.json"))
     comparison_path = report_path.with_name(f"{report_path.stem}_comparison.json")
     # Its thresholds belong to the detector's own checkpoint, which stays as it is.
     _, alone = score(detector_alone(trained), evaluator, split_name=split_name, store_points=False)
     # The log in this folder is that of the fusion, and the checkpoint holds the detector of another.
-    alone = replace(alone, convergence=None, provenance=_provenance_alone(alone, trained.fusion["detector"]))
+    alone = replace(
+        alone, convergence=None, provenance=_provenance_alone(alone, trained.task_state["detector"])
+    )
     write_report_files(alone, alone_files.report)
     evaluation, scored = score(trained, evaluator, split_name=split_name)
     files = ReportFiles(report=report_path)
@@ -122,7 +109,7 @@ def assess_fused(
     ) | {"text_maps": [path.name for path in maps]}
     report = write_report_files(replace(scored, fusion=entry, text_maps=maps), report_path)
     write_comparison(read_runs([alone_files.report, report_path], split=split_name), comparison_path)
-    return FusedAssessment(
+    return FusedEvaluation(
         fused=Assessment(evaluation=evaluation, report=report, files=files),
         alone=alone_files,
         comparison=comparison_path,
@@ -133,9 +120,7 @@ def _fusion_entry(
     trained: TrainedDetector, alone: Scored, fused: Scored, *, alone_name: str, comparison_name: str
 ) -> dict[str, Any]:
     """The block `fusion` of the report; see `FUSION_KEYS`."""
-    fusion, options = trained.fusion, trained.config.multimodal
-    assert fusion is not None
-    assert options is not None
+    fusion, options = trained.task_state, fusion_options(trained.config)
     bank = text_bank_from_dict(fusion["text_bank"], where=str(trained.path))
     before, after = _results(alone), _results(fused)
     difference = compare_results(before, after, name="with text")

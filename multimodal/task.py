@@ -1,4 +1,4 @@
-"""From configuration to phase 2: the fused detector, and what its training needs."""
+"""The task `text_fusion`: a head that fuses text into the class scores of a frozen detector."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,22 +8,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from deim.config.checks import check
 from deim.config.loader import config_to_dict
-from deim.config.multimodal_schema import HashedEncoderConfig, MultimodalConfig, OpenClipEncoderConfig
 from deim.config.schema import Config
-from deim.data.augment.options import AugmentOptions
-from deim.data.augment.pipeline import AugmentEpochs
-from deim.data.loader import TrainLoader, build_train_loader
-from deim.engine.checkpoints import INPUT_OPTIONS, TrainedDetector, build_detector
-from deim.engine.checkpoints import load_trained as load_trained_of_phase_1
-from deim.engine.device import select_device
+from deim.data.collate import Batch
+from deim.data.loader import build_train_dataset, load_batches
+from deim.engine.checkpoints import INPUT_OPTIONS, Checkpoint, TrainedDetector, load_trained, read_checkpoint
+from deim.engine.context import RunContext
+from deim.engine.loading import AugmentEpochs, EpochSampler, build_pipeline, set_epoch
+from deim.engine.log import ProgressBar
+from deim.engine.schedule import Timeline, resolve_schedule
 from deim.engine.step import Precision
-from deim.engine.task import BuildSubject, Setting, Subject, build_detector_subject
+from deim.engine.task import TaskDefaults, TaskProducts, detection_options
 from deim.errors import CheckpointError, ConfigError
 from deim.files import sha256_of_file
-from deim.inference.predictor import Predictor
 from deim.loss.build import build_matcher
 from deim.model.build import build_model
 from deim.model.detector import Detector
@@ -32,6 +31,7 @@ from multimodal.encoders.hashed import HashedTextEncoder, TextEncoder, hash_tens
 from multimodal.feature_cache import FindingsBatch, FindingsLoader, find_in_parts, open_store
 from multimodal.fusion_head import FusionHead, parameter_groups
 from multimodal.loss import FusionCriterion, FusionLossWeights
+from multimodal.options import HashedEncoderOptions, OpenClipEncoderOptions, TextFusionOptions
 from multimodal.prompts import load_prompts
 from multimodal.text_bank import (
     TextBank,
@@ -45,138 +45,184 @@ from multimodal.wrapper import TextFusedDetector, query_dim
 
 logger = logging.getLogger(__name__)
 
-
-def subject_builder(config: Config) -> BuildSubject:
-    """Choose what a run trains: the detector, or in phase 2 the fusion on it.
-
-    Args:
-        config: The experiment.
-    """
-    return build_detector_subject if config.multimodal is None else build_fusion_subject
+SHARED_BLOCKS = ("model", "image_size", "data", "loss", "evaluation")
+"""Options that an experiment takes from its detector unless it gives them."""
 
 
-def load_trained(
-    path: Path, *, device: torch.device | None = None, overrides: Sequence[str] = ()
-) -> TrainedDetector:
-    """Build the detector that a checkpoint of either phase holds; CLIP is not needed.
+class TextFusionTask:
+    """See `deim.engine.task.TrainingTask`."""
 
-    Args:
-        path: `best.pth` or `last.pth`.
-        device: Where to put it; None for what the config says.
-        overrides: `key.path=value` each, changes of the stored config.
+    options_class = TextFusionOptions
+    run_files: tuple[str, ...] = (
+        "report_detector.json",
+        "report_detector.html",
+        "report_detector",
+        "report_comparison.json",
+        "report_comparison.html",
+        "report_comparison",
+        "text_evidence",
+    )
+    # Detector and text are compared by their fingerprints.
+    free_options: tuple[str, ...] = (
+        "task.cache_dir",
+        "task.class_tolerance",
+        "task.detector",
+        "task.encoder",
+        "task.prompts",
+        "task.text_bank",
+    )
+    fingerprint_messages: Mapping[str, str] = {
+        "detector": "task.detector: other weights",
+        "text": "text bank: other texts or another encoder",
+    }
+    trains_backbone = False
+    report_module: str | None = "multimodal.report"
+
+    def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:
+        """Return the options of the detector that the experiment extends.
+
+        Raises:
+            CheckpointError: If the detector's checkpoint is missing, damaged, or not of a detector.
+        """
+        detector = block.get("detector")
+        if not isinstance(detector, str):
+            return None  # refused with all other problems when the config is read
+        path = Path(detector)
+        if not path.is_file():
+            raise CheckpointError(
+                f"task.detector: there is no checkpoint {detector} (looked in {Path.cwd()}). Train the "
+                f"detector first, or name the best.pth of one with --set task.detector=PATH."
+            )
+        checkpoint = read_checkpoint(path)
+        _refuse_fused(checkpoint.task, checkpoint.task_state, path)
+        config = checkpoint.config
+        options = {name: config[name] for name in SHARED_BLOCKS if name in config}
+        options["model"] = config["model"] | {"init_from": None}
+        return TaskDefaults(options=options, source=detector, fixed_blocks=("model",))
+
+    def resolve_timeline(self, config: Config, *, steps_per_epoch: int) -> Timeline:
+        """Return the phases of the run: the same augmentation and matching cost in all epochs.
+
+        Raises:
+            ConfigError: If a phase given by hand does not fit the run.
+        """
+        return resolve_schedule(
+            config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch, has_stages=False
+        )
+
+    def describe(self, config: Config) -> list[str]:
+        """Return when the class head is trained."""
+        start = fusion_options(config).class_head_from_epoch
+        return [f"  class head            {'never' if start is None else f'from epoch {start}'}"]
+
+    def build(self, context: RunContext) -> TaskProducts:
+        """Build the fusion on a frozen detector.
+
+        Raises:
+            ConfigError: If the options contradict each other.
+            CheckpointError: If the detector or the text bank is missing, damaged, or of other classes.
+            DataError: If an image is damaged.
+        """
+        config, train = context.config, context.splits.train
+        options = fusion_options(config)
+        _check_options(context, options)
+        trained = _load_frozen(Path(options.detector), device=context.device)
+        _check_same_classes(trained, train.class_names, where=train.annotations_path.name)
+        _check_same_input(trained, config)
+        bank = _text_bank(options, train.class_names)
+        assert isinstance(trained.model, Detector)
+        model = build_fused(trained.model, bank, options).to(context.device)
+        loader = build_fusion_loader(context, model)
+        pairs = _find_confused_pairs(context, loader, share=options.confusion_share)
+        groups = parameter_groups(
+            model.head,
+            config.recipe.lr,
+            weight_decay=config.recipe.weight_decay,
+            class_head_delta=model.class_head_delta,
+            class_head_from_epoch=options.class_head_from_epoch or 0,
+        )
+        return TaskProducts(
+            model=model,
+            criterion=FusionCriterion(
+                build_matcher(config.loss.matcher, change_epoch=config.epochs),
+                FusionLossWeights(
+                    mal=options.loss.mal,
+                    contrastive=options.loss.contrastive,
+                    margin=options.loss.margin,
+                    anchor=options.loss.anchor,
+                ),
+                num_classes=len(train.class_names),
+                confused=[(pair.label, pair.predicted_as) for pair in pairs],
+                mal_gamma=config.loss.mal_gamma,
+            ),
+            optimizer=torch.optim.AdamW(groups, lr=config.recipe.lr, betas=config.recipe.betas, fused=True),
+            loader=loader,
+            state=_task_state(trained, bank, pairs),
+            fingerprints={
+                "detector": hash_tensors(model.detector.state_dict()),
+                "text": hash_tensors({"prompts": bank.prompts, "background": bank.background}),
+            },
+            start_checkpoint=Path(options.detector),
+        )
+
+    def build_stored_model(self, config: Config, checkpoint: Checkpoint, path: Path) -> nn.Module:
+        """Build the fused detector of a checkpoint; CLIP is not needed.
+
+        Raises:
+            CheckpointError: If the text in the checkpoint is damaged.
+        """
+        if "text_bank" not in checkpoint.task_state:
+            raise CheckpointError(f"{path}: damaged, it has no text. Use another checkpoint of the run.")
+        bank = text_bank_from_dict(checkpoint.task_state["text_bank"], where=str(path))
+        detector = build_model(config.model, len(checkpoint.class_names), channels=config.data.channels)
+        return build_fused(detector, bank, fusion_options(config))
+
+
+TASK = TextFusionTask()
+
+
+def fusion_options(config: Config) -> TextFusionOptions:
+    """Return the block `task` of an experiment of this task.
 
     Raises:
-        CheckpointError: If the checkpoint is missing, damaged, or its weights do not fit its config.
-        ConfigError: If the config, with its changes, is not valid in this version.
+        ConfigError: If the experiment is of another task.
     """
-    return load_trained_of_phase_1(path, device=device, overrides=overrides, build=_build_stored)
-
-
-def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
-    """Load a trained detector of either phase; nothing but the checkpoint is needed.
-
-    Args:
-        path: `best.pth` or `last.pth`.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        CheckpointError: If the checkpoint is missing or damaged.
-        ConfigError: If there is no such device.
-    """
-    return Predictor(load_trained(Path(path), device=select_device(device)))
+    if not isinstance(config.task, TextFusionOptions):
+        raise ConfigError(
+            f"task.type: got {config.task.type}, needs text_fusion. Name a config like "
+            f"configs/quickstart_multimodal.yml."
+        )
+    return config.task
 
 
 def detector_alone(trained: TrainedDetector) -> TrainedDetector:
-    """The frozen detector within a fused one, with its own operating points.
+    """Return the frozen detector within a fused one, with its operating points.
 
     Args:
-        trained: Of phase 2.
+        trained: A detector with text fusion.
     """
     assert isinstance(trained.model, TextFusedDetector)
-    assert trained.fusion is not None
-    detector = trained.fusion["detector"]
+    detector = trained.task_state["detector"]
     return replace(
         trained,
         model=trained.model.detector,
-        config=replace(trained.config, multimodal=None),
+        config=replace(trained.config, task=detection_options()),
+        task="detection",
+        task_state={},
         epoch=detector["epoch"],
         weights=detector["weights"],
         timeline=None,
-        fusion=None,
         operating_points=detector["operating_points"],
     )
 
 
-def build_fusion_subject(setting: Setting) -> Subject:
-    """Build the fusion on a frozen detector, in training.
+def build_fused(detector: Detector, bank: TextBank, options: TextFusionOptions) -> TextFusedDetector:
+    """Put a new fusion head on a detector, which is frozen.
 
     Args:
-        setting: Of the run.
-
-    Raises:
-        ConfigError: If the options contradict each other.
-        CheckpointError: If the detector or the text bank is missing, damaged, or of other classes.
-        DataError: If an image is damaged.
-    """
-    config, distributed = setting.config, setting.distributed
-    options = _options(config)
-    train = setting.splits.train
-    trained = load_trained_of_phase_1(Path(options.detector), device=setting.device)
-    _check_same_classes(trained, train.class_names, where=train.annotations_path.name)
-    _check_same_input(trained, config)
-    bank = _text_bank(options, train.class_names)
-    assert isinstance(trained.model, Detector)
-    model = build_fused(trained.model, bank, options).to(setting.device)
-    loader, prepared = _loaders(setting, model)
-    matcher = build_matcher(config.loss.matcher, change_epoch=config.epochs)
-    num_classes = len(train.class_names)
-    loader.set_epoch(0)
-    blank = FusionCriterion(matcher, FusionLossWeights(), num_classes=num_classes)
-    bar = tqdm(
-        prepared, desc="what the detector finds", total=len(setting.batches), leave=False, disable=None
-    )
-    counts = count_confusions(bar, blank, num_classes=num_classes, distributed=distributed)
-    pairs = confused_pairs(counts, share=options.confusion_share)
-    _log_pairs(pairs, train.class_names, share=options.confusion_share)
-    groups = parameter_groups(
-        model.head,
-        config.recipe.lr,
-        weight_decay=config.recipe.weight_decay,
-        class_head_delta=model.class_head_delta,
-        class_head_from_epoch=options.class_head_from_epoch or 0,
-    )
-    return Subject(
-        model=model,
-        criterion=FusionCriterion(
-            matcher,
-            FusionLossWeights(
-                mal=options.loss.mal,
-                contrastive=options.loss.contrastive,
-                margin=options.loss.margin,
-                anchor=options.loss.anchor,
-            ),
-            num_classes=num_classes,
-            confused=[(pair.label, pair.predicted_as) for pair in pairs],
-            mal_gamma=config.loss.mal_gamma,
-        ),
-        optimizer=torch.optim.AdamW(groups, lr=config.recipe.lr, betas=config.recipe.betas, fused=True),
-        loader=loader,
-        stored={"fusion": _fusion_entry(trained, bank, pairs)},
-        fingerprints={
-            "detector": hash_tensors(model.detector.state_dict()),
-            "text": hash_tensors({"prompts": bank.prompts, "background": bank.background}),
-        },
-        must_beat_start=True,
-    )
-
-
-def build_fused(detector: Detector, bank: TextBank, options: MultimodalConfig) -> TextFusedDetector:
-    """Put a new fusion head on a detector, which it freezes.
-
-    Args:
-        detector: Trained.
+        detector: The trained detector.
         bank: Text of its classes.
-        options: The `multimodal` block.
+        options: The block `task`.
     """
     head = FusionHead(
         bank.prompts,
@@ -189,94 +235,85 @@ def build_fused(detector: Detector, bank: TextBank, options: MultimodalConfig) -
     return TextFusedDetector(detector, head, train_class_head=train_class_head)
 
 
-def _build_stored(config: Config, tree: Mapping[str, Any], path: Path) -> nn.Module:
-    if config.multimodal is None:
-        return build_detector(config, tree, path)
-    if "fusion" not in tree:
-        raise CheckpointError(f"{path}: damaged, its config is of phase 2, but it holds no text.")
-    bank = text_bank_from_dict(tree["fusion"]["text_bank"], where=str(path))
-    detector = build_model(config.model, len(tree["class_names"]), channels=config.data.channels)
-    return build_fused(detector, bank, config.multimodal)
+def _refuse_fused(task: str, state: Mapping[str, Any], path: Path) -> None:
+    if task != "detection":
+        raise CheckpointError(
+            f"{path}: already has text fusion. Name the detector that it was made from with "
+            f"--set task.detector={state['detector']['path']}"
+        )
 
 
-def _options(config: Config) -> MultimodalConfig:
-    """The `multimodal` block, if the rest of the experiment fits it.
+def _load_frozen(path: Path, *, device: torch.device) -> TrainedDetector:
+    trained = load_trained(path, device=device)
+    _refuse_fused(trained.task, trained.task_state, path)
+    return trained
 
-    Raises:
-        ConfigError: If it does not; one line for each problem.
-    """
-    options = config.multimodal
-    assert options is not None
-    views, augments = options.cached_views, _augments(config.augment)
-    start = options.class_head_from_epoch
+
+def _check_options(context: RunContext, options: TextFusionOptions) -> None:
+    """Raise ConfigError if the rest of the experiment does not fit the task; one line for each problem."""
+    config = context.config
+    views, start = options.cached_views, options.class_head_from_epoch
+    changes_images = build_pipeline(config, epochs=context.augment_epochs).changes_images
     problems = [
         (
-            options.cache and views > 1 and not augments,
-            f"multimodal.cached_views: got {views}, but without augmentation they are all the same. Use 1, "
-            f"or set augment.horizontal_flip.",
+            options.cache and views > 1 and not changes_images,
+            f"task.cached_views: got {views}, but without augmentation they are all the same. Use 1, or set "
+            f"augment.horizontal_flip.",
         ),
         (
             start is not None and start >= config.epochs,
-            f"multimodal.class_head_from_epoch: got {start}, but the run has {config.epochs} epochs. Use "
-            f"an earlier one, or null.",
+            f"task.class_head_from_epoch: got {start}, but the run has {config.epochs} epochs. Use an "
+            f"earlier one, or null.",
         ),
     ]
     problems += [
         (
             getattr(config.augment, name) > 0,
-            f"augment.{name}: got {getattr(config.augment, name)}, but phase 2 keeps what the detector finds "
-            f"in single images. Set it to 0.",
+            f"augment.{name}: got {getattr(config.augment, name)}, but text fusion stores the detector's "
+            f"output of single images. Set it to 0.",
         )
         for name in ("mix_up", "copy_blend", "multi_scale")
     ]
-    wrong = [message for is_wrong, message in problems if is_wrong]
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-    return options
-
-
-def _augments(augment: AugmentOptions) -> bool:
-    flips_and_colors = max(augment.horizontal_flip, augment.vertical_flip, augment.photometric)
-    parts = max(augment.mosaic, augment.zoom_out, augment.crop)
-    return max(flips_and_colors, parts) > 0 or augment.industrial is not None
+    check(problems)
 
 
 def _check_same_classes(trained: TrainedDetector, class_names: Sequence[str], *, where: str) -> None:
     if trained.class_names != tuple(class_names):
         raise ConfigError(
             f"{where}: has the classes {', '.join(class_names)}, the detector {trained.path} "
-            f"{', '.join(trained.class_names)}. Phase 2 needs the same, in the same order of their ids: use "
-            f"the annotations that the detector was trained on."
+            f"{', '.join(trained.class_names)}. Text fusion needs the same, in the same order of their ids: "
+            f"use the annotations that the detector was trained on."
         )
 
 
 def _check_same_input(trained: TrainedDetector, config: Config) -> None:
-    """Refuse images prepared otherwise than the detector has learned them; warn of another size."""
-    own = trained.config
-    here: Any = config_to_dict(config)["data"]
-    there: Any = config_to_dict(own)["data"]
-    wrong = [
-        f"data.{name}: got {_in_words(here[name])}, the detector was trained with {_in_words(there[name])}. "
-        f"Leave it out."
-        for block, _, name in (option.partition(".") for option in INPUT_OPTIONS)
-        if block == "data" and here[name] != there[name]
-    ]
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-    if own.image_size_hw != config.image_size_hw:
+    """Raise ConfigError if images are prepared differently than for the detector; warn of another size."""
+    here, there = config_to_dict(config)["data"], config_to_dict(trained.config)["data"]
+    names = [option.removeprefix("data.") for option in INPUT_OPTIONS if option.startswith("data.")]
+    check(
+        [
+            (
+                here[name] != there[name],
+                f"data.{name}: got {_to_text(here[name])}, the detector was trained with "
+                f"{_to_text(there[name])}. Remove the option.",
+            )
+            for name in names
+        ]
+    )
+    if trained.config.image_size_hw != config.image_size_hw:
         logger.warning(
-            "image_size: %dx%d, the detector was trained at %dx%d; all that is said of the detector alone is "
-            "for the new size",
+            "image_size: %dx%d, the detector was trained at %dx%d; its results in reports are for the new "
+            "size",
             *config.image_size_hw,
-            *own.image_size_hw,
+            *trained.config.image_size_hw,
         )
 
 
-def _in_words(value: object) -> str:
+def _to_text(value: object) -> str:
     return "null" if value is None else str(value)
 
 
-def _text_bank(options: MultimodalConfig, class_names: Sequence[str]) -> TextBank:
+def _text_bank(options: TextFusionOptions, class_names: Sequence[str]) -> TextBank:
     if options.text_bank is not None:
         return load_text_bank(Path(options.text_bank), class_names=class_names)
     bank = build_text_bank(load_prompts(Path(options.prompts)), _encoder(options), class_names)
@@ -285,65 +322,96 @@ def _text_bank(options: MultimodalConfig, class_names: Sequence[str]) -> TextBan
     return bank
 
 
-def _encoder(options: MultimodalConfig) -> TextEncoder:
+def _encoder(options: TextFusionOptions) -> TextEncoder:
     match options.encoder:
-        case HashedEncoderConfig():
+        case HashedEncoderOptions():
             return HashedTextEncoder()
-        case OpenClipEncoderConfig(weights=weights, clip_model=model):
+        case OpenClipEncoderOptions(weights=weights, clip_model=model):
             # Importing CLIP takes seconds and is needed here alone.
             from multimodal.encoders.open_clip import load_open_clip_encoder
 
             return load_open_clip_encoder(weights, model_name=model)
 
 
-def _loaders(
-    setting: Setting, model: TextFusedDetector
-) -> tuple[TrainLoader | FindingsLoader, Iterable[FindingsBatch]]:
-    """The batches of training, and the same with what the detector finds in them."""
-    config = setting.config
-    options = _options(config)
-    # Of cached views the number stands for the epoch.
+class FusionLoader:
+    """Training batches of the fusion head.
+
+    Args:
+        batches: What the head trains on, in the order of the sampler.
+        outputs: The same with the detector's outputs.
+        sampler: Order of the images.
+    """
+
+    def __init__(
+        self, batches: Iterable[Any], outputs: Iterable[FindingsBatch], sampler: EpochSampler
+    ) -> None:
+        self.batches = batches
+        self.outputs = outputs
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of the epoch."""
+        return iter(self.batches)
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch (0-based), and the first of its batches, that the next pass yields."""
+        set_epoch(self.sampler, epoch, first_batch)
+
+
+def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> FusionLoader:
+    """Build the training batches of the fusion head.
+
+    Args:
+        context: The run.
+        model: The fused detector, whose detector's outputs are stored unless the options forbid it.
+
+    Raises:
+        ConfigError: If a change of images needs a package that is not installed.
+        DataError: If an image cannot be read.
+    """
+    config, train = context.config, context.splits.train
+    options = fusion_options(config)
+    # The number of a stored view stands for the epoch.
     stop = options.cached_views if options.cache else config.epochs
-    images = build_train_loader(
-        setting.batches,
-        setting.splits.train,
-        data=config.data,
-        augment=config.augment,
-        image_size_hw=config.image_size_hw,
-        seed=config.seed,
-        epochs=AugmentEpochs(start=0, mix_end=stop, stop=stop),
-    )
-    dataset = images.dataset
+    pipeline = build_pipeline(config, epochs=AugmentEpochs(start=0, mix_end=stop, stop=stop))
+    augmentation = pipeline.images if pipeline.changes_images else None
+    dataset = build_train_dataset(config, train, augmentation=augmentation)
+    images_at_once, num_workers = config.data.eval_batch_size, config.data.num_workers
     if not options.cache:
-        at_once = config.data.eval_batch_size
-        return images, _Findings(model, images, setting.device, setting.precision, at_once)
-    if images.pipeline.changes_images and options.cached_views == 1:
-        logger.warning("multimodal.cached_views: 1 view an image, so that augmentation is drawn only once")
-    store = open_store(Path(options.cache_dir), dataset, model, setting.precision)
+        images = load_batches(dataset, context.sampler, num_workers=num_workers)
+        outputs = _DetectorOutputs(model, images, context.device, context.precision, images_at_once)
+        return FusionLoader(images, outputs, context.sampler)
+    if augmentation is not None and options.cached_views == 1:
+        logger.warning("task.cached_views: 1 view of each image, so its augmentation is drawn only once")
+    store = open_store(Path(options.cache_dir), dataset, model, context.precision)
     views = [(view, index) for view in range(options.cached_views) for index in range(len(dataset))]
-    num_there = sum(map(store.has, views))
-    logger.info("feature cache: %s holds %d of %d views of images", store.folder, num_there, len(views))
+    num_stored = sum(map(store.has, views))
+    logger.info("feature cache: %s holds %d of %d views of images", store.folder, num_stored, len(views))
     cached = FindingsLoader(
         model,
         dataset,
-        setting.batches,
+        context.sampler,
         store=store,
         num_views=options.cached_views,
-        device=setting.device,
-        precision=setting.precision,
-        images_at_once=config.data.eval_batch_size,
-        num_workers=config.data.num_workers,
+        device=context.device,
+        precision=context.precision,
+        images_at_once=images_at_once,
+        num_workers=num_workers,
     )
-    return cached, cached
+    return FusionLoader(cached, cached, context.sampler)
 
 
-class _Findings:
-    """Batches of images as batches of what the detector finds in them."""
+class _DetectorOutputs:
+    """Batches of images as batches of the detector's outputs, which are not stored."""
 
     def __init__(
         self,
         model: TextFusedDetector,
-        images: TrainLoader,
+        images: Iterable[Batch],
         device: torch.device,
         precision: Precision,
         images_at_once: int,
@@ -357,12 +425,42 @@ class _Findings:
     def __iter__(self) -> Iterator[FindingsBatch]:
         for batch in self.images:
             on_device = batch.to(self.device)
-            found = find_in_parts(self.model, on_device.images, self.images_at_once, self.precision)
-            yield FindingsBatch(images=found, targets=on_device.targets)
+            outputs = find_in_parts(self.model, on_device.images, self.images_at_once, self.precision)
+            yield FindingsBatch(images=outputs, targets=on_device.targets)
 
 
-def _fusion_entry(trained: TrainedDetector, bank: TextBank, pairs: Sequence[ConfusedPair]) -> dict[str, Any]:
-    """What a checkpoint holds beside weights: text and where the detector came from, in plain types."""
+def _find_confused_pairs(context: RunContext, loader: FusionLoader, *, share: float) -> list[ConfusedPair]:
+    """Return the classes that the detector confuses on the training images, and log them."""
+    config, class_names = context.config, context.splits.train.class_names
+    matcher = build_matcher(config.loss.matcher, change_epoch=config.epochs)
+    criterion = FusionCriterion(matcher, FusionLossWeights(), num_classes=len(class_names))
+    loader.set_epoch(0)
+    is_main = context.distributed.is_main
+    with ProgressBar("outputs of the detector", total=len(loader), is_shown=is_main) as bar:
+        counts = count_confusions(
+            bar.track(loader.outputs),
+            criterion,
+            num_classes=len(class_names),
+            distributed=context.distributed,
+        )
+    pairs = confused_pairs(counts, share=share)
+    if not pairs:
+        logger.info(
+            "the detector confuses no class with another in more than %.0f %% of its boxes", 100 * share
+        )
+    for pair in pairs:
+        logger.info(
+            "the detector predicts %.0f %% of the training boxes of %s as %s",
+            100 * pair.share,
+            class_names[pair.label],
+            class_names[pair.predicted_as],
+        )
+    return pairs
+
+
+def _task_state(trained: TrainedDetector, bank: TextBank, pairs: Sequence[ConfusedPair]) -> dict[str, Any]:
+    """Return what a checkpoint stores beside weights: the text and the origin of the detector."""
+    points = trained.operating_points
     return {
         "text_bank": text_bank_to_dict(bank),
         "detector": {
@@ -370,21 +468,9 @@ def _fusion_entry(trained: TrainedDetector, bank: TextBank, pairs: Sequence[Conf
             "sha256": sha256_of_file(trained.path),
             "epoch": trained.epoch,
             "weights": trained.weights,
-            "operating_points": None if trained.operating_points is None else dict(trained.operating_points),
+            "operating_points": None if points is None else dict(points),
         },
         "confused": [
             {"label": pair.label, "predicted_as": pair.predicted_as, "share": pair.share} for pair in pairs
         ],
     }
-
-
-def _log_pairs(pairs: Sequence[ConfusedPair], class_names: Sequence[str], *, share: float) -> None:
-    if not pairs:
-        logger.info("no class is taken for another in more than %.0f %% of its training boxes", 100 * share)
-    for pair in pairs:
-        logger.info(
-            "the detector takes %.0f %% of the training boxes of %s for %s",
-            100 * pair.share,
-            class_names[pair.label],
-            class_names[pair.predicted_as],
-        )

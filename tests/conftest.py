@@ -15,13 +15,12 @@ from PIL import Image
 from deim.config.loader import config_from_dict
 from deim.config.schema import Config
 from deim.data.splits import Splits, build_splits
-from deim.engine.context import Validate
 from deim.engine.device import select_device
 from deim.engine.prepare import build_trainer
 from deim.engine.trainer import Trainer
+from deim.engine.validation import Validate
 from deim.inference.evaluator import Evaluator
 from deim.report.evaluate import to_validation
-from multimodal.task import subject_builder
 
 # Tiny tensors gain nothing from threads, and on a shared machine waiting for them costs a hundredfold.
 torch.set_num_threads(1)
@@ -139,7 +138,6 @@ def _build(
         config,
         splits,
         validate=validate(lambda model: to_validation(evaluator.evaluate(model).metrics)),
-        build_subject=subject_builder(config),
         overwrite=overwrite,
         resume_from=resume_from,
         force=force,

@@ -4,8 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from deim.config.loader import config_to_yaml
-from deim.engine.experiment import load_experiment
+from deim.config.loader import config_to_yaml, load_config
 from deim.errors import DeimError
 
 
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        config = load_experiment(args.path or args.config, args.overrides)
+        config = load_config(args.path or args.config, args.overrides)
     except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

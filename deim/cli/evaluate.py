@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 from deim.data.splits import read_split
+from deim.engine.checkpoints import load_trained
 from deim.errors import CheckpointError, ConfigError, DeimError
 from deim.inference.evaluator import evaluator_of
 from deim.report.files import ReportFiles, read_scored, write_report_files
 from deim.report.summary import describe_report
 from deim.report.tables import format_class_table, format_operating_table
-from multimodal.report import assess
-from multimodal.task import load_trained
+from deim.report.task_report import evaluate_run
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -37,7 +37,7 @@ def evaluate(args: argparse.Namespace) -> None:
         report_path = args.output or args.source.parent / f"evaluation_{split}.json"
         trained = load_trained(args.source, overrides=args.set)
         evaluator = evaluator_of(trained, read_split(trained.config.data, split))
-        result = assess(trained, evaluator, split_name=split, report_path=report_path)
+        result = evaluate_run(trained, evaluator, split_name=split, report_path=report_path)
         report, metrics = result.report, result.evaluation.metrics
     print(format_class_table(metrics))
     print(f"\n{format_operating_table(report)}\n")

@@ -1,4 +1,4 @@
-"""The checks of ranges that the options' dataclasses share."""
+"""Checks of ranges for the dataclasses of options."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,13 +9,13 @@ Auto = Literal["auto"]
 
 
 def check(problems: Sequence[tuple[bool, str]]) -> None:
-    """Refuse a block of options.
+    """Raise one error for all problems of a block of options.
 
     Args:
-        problems: Pairs of whether it is one, and its message: `name: what is wrong`.
+        problems: Pairs of whether something is wrong, and its message: `name: what is wrong`.
 
     Raises:
-        ConfigError: If there are any; a line for each.
+        ConfigError: If anything is wrong; a line for each problem.
     """
     wrong = [message for is_wrong, message in problems if is_wrong]
     if wrong:
@@ -23,7 +23,7 @@ def check(problems: Sequence[tuple[bool, str]]) -> None:
 
 
 def below(bound: float, **values: float | str | None) -> list[tuple[bool, str]]:
-    """Problems of the values that lie below `bound`; `auto` and null have no size."""
+    """Return the problems of values below `bound`; `auto` and null are never below it."""
     return [
         (value < bound, f"{name}: got {value}, needs at least {bound}")
         for name, value in values.items()
@@ -32,10 +32,10 @@ def below(bound: float, **values: float | str | None) -> list[tuple[bool, str]]:
 
 
 def not_positive(**values: float) -> list[tuple[bool, str]]:
-    """Problems of the values that are not above 0."""
+    """Return the problems of values that are not above 0."""
     return [(value <= 0, f"{name}: got {value}, must be above 0") for name, value in values.items()]
 
 
 def not_fraction(**values: float) -> list[tuple[bool, str]]:
-    """Problems of the values outside [0, 1]."""
+    """Return the problems of values outside [0, 1]."""
     return [(not 0 <= value <= 1, f"{name}: got {value}, needs [0, 1]") for name, value in values.items()]

@@ -1,4 +1,4 @@
-"""YAML files and overrides → one merged tree, in which every value remembers where it was set."""
+"""YAML files and overrides → merged nodes, in which every value remembers where it was set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import yaml
 from deim.errors import ConfigError
 
 OVERRIDE: Final = "--set"
-"""The place of values that were given on the command line."""
+"""Name of the command line, as the place where a value was set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,15 @@ class Node:
     value: Any
     where: str
 
+    def child(self, key: str) -> "Node | None":
+        """Return the node under a key; None if this is no block or lacks the key."""
+        return self.value.get(key) if isinstance(self.value, dict) else None
+
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and leaves `off`, `no` and dates the text they look like."""
+    """SafeLoader that refuses duplicate keys and reads `off`, `no` and dates as text."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own attribute)
+    yaml_implicit_resolvers = {  # noqa: RUF012 (an attribute of PyYAML)
         first: [
             (tag, pattern)
             for tag, pattern in rules
@@ -58,7 +62,7 @@ def _parse_yaml(text: str | bytes, where: str) -> object:
         raise ConfigError(f"{place}: not valid YAML: {reason}.") from error
 
 
-def load_tree(path: Path, chain: tuple[Path, ...] = ()) -> Node:
+def load_node(path: Path, chain: tuple[Path, ...] = ()) -> Node:
     """Read a file with its bases.
 
     Args:
@@ -66,37 +70,37 @@ def load_tree(path: Path, chain: tuple[Path, ...] = ()) -> Node:
         chain: The files that led here through `_base_`, outermost first.
 
     Returns:
-        The merged tree: mappings merge, all else is replaced.
+        The merged nodes: mappings merge, everything else is replaced.
 
     Raises:
-        ConfigError: If a file cannot be read, is not valid YAML, or its bases go round in a circle.
+        ConfigError: If a file cannot be read, is not valid YAML, or its bases form a circle.
     """
     if path.resolve() in [earlier.resolve() for earlier in chain]:
         circle = " → ".join(str(member) for member in (*chain, path))
-        raise ConfigError(f"{chain[-1]}: '_base_' goes round in a circle: {circle}. Remove one of them.")
+        raise ConfigError(f"{chain[-1]}: '_base_' forms a circle: {circle}. Remove one of them.")
     try:
         text = path.read_bytes()
     except OSError as error:
         place = f"{chain[-1]}: the base {path}" if chain else f"{path}:"
         raise ConfigError(f"{place} cannot be read: {error.strerror}.") from error
-    tree = _parse_yaml(text, str(path))
-    if tree is None:
+    content = _parse_yaml(text, str(path))
+    if content is None:
         raise ConfigError(f"{path}: the file is empty. A config has one 'key: value' a line.")
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: got a {type(tree).__name__} at the top, needs 'key: value' lines.")
-    bases = tree.pop("_base_", [])
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: got a {type(content).__name__} at the top, needs 'key: value' lines.")
+    bases = content.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: _base_: got {bases!r}, needs a file name or a list of file names")
-    layers = [load_tree(path.parent / base, (*chain, path)) for base in bases]
-    return reduce(merge, [*layers, to_tree(tree, str(path))])
+    layers = [load_node(path.parent / base, (*chain, path)) for base in bases]
+    return reduce(merge, [*layers, to_node(content, str(path))])
 
 
-def override_tree(overrides: Sequence[str]) -> Node:
-    """Merge `key.path=value` overrides among themselves: `type=` and its options may come in any order.
+def override_node(overrides: Sequence[str]) -> Node:
+    """Merge `key.path=value` overrides with each other: `type=` and its options may come in any order.
 
     Raises:
-        ConfigError: If one has not that form or its value is not valid YAML.
+        ConfigError: If one does not have that form or its value is not valid YAML.
     """
     return reduce(merge, map(_parse_override, overrides), Node({}, OVERRIDE))
 
@@ -106,19 +110,26 @@ def _parse_override(override: str) -> Node:
     names = key.strip().split(".")
     if not equals or not all(names):
         raise ConfigError(f"{OVERRIDE}: got '{override}', needs key.path=value, such as data.batch_size=8.")
-    node = to_tree(_parse_yaml(text, f"{OVERRIDE} {override}"), OVERRIDE)
+    node = to_node(_parse_yaml(text, f"{OVERRIDE} {override}"), OVERRIDE)
     return reduce(lambda inner, name: Node({name: inner}, OVERRIDE), reversed(names), node)
 
 
-def to_tree(value: object, where: str) -> Node:
-    """Nodes of a plain value, all set at `where`."""
+def to_node(value: object, where: str) -> Node:
+    """Turn a plain value into nodes, all set at `where`."""
     if isinstance(value, Mapping):
-        return Node({str(key): to_tree(child, where) for key, child in value.items()}, where)
+        return Node({str(key): to_node(child, where) for key, child in value.items()}, where)
     return Node(value, where)
 
 
+def to_plain(node: Node) -> Any:
+    """Turn nodes into plain values; a tuple becomes a list."""
+    if isinstance(node.value, dict):
+        return {key: to_plain(child) for key, child in node.value.items()}
+    return list(node.value) if isinstance(node.value, tuple) else node.value
+
+
 def merge(old: Node, new: Node) -> Node:
-    """Put one tree over another; a block whose `type` changes replaces the old one whole."""
+    """Put one node over another; a block whose `type` changes replaces the old one as a whole."""
     if not isinstance(old.value, dict) or not isinstance(new.value, dict):
         return new
     if "type" in old.value and "type" in new.value and old.value["type"].value != new.value["type"].value:

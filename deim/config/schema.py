@@ -1,21 +1,20 @@
-"""Every option of the project, with its unit, range and default.
+"""The table of contents of all options.
 
-Those of the model are in `model_schema.py`, those of data and augmentation in `data_schema.py`, those of
-phase 2 in `multimodal_schema.py`. The defaults are those of the reference recipe where one exists.
-`loader.py` turns YAML into these classes and reports every problem at once; the ranges below are checked on
-construction, so a `Config` in hand is valid.
+The options of a component are declared with the component; here are the blocks that belong to no single one.
+The defaults are those of the reference recipe where one exists. `loader.py` turns YAML into these classes and
+reports every problem at once; ranges are checked on construction, so a `Config` in hand is valid.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from deim.config.checks import below, check, not_fraction, not_positive
-from deim.config.multimodal_schema import MultimodalConfig
 from deim.data.augment.options import AugmentOptions
 from deim.data.options import DataOptions
 from deim.engine.early_stopping import EarlyStoppingOptions
 from deim.engine.optimizer import RecipeOptions
 from deim.engine.schedule import EmaOptions, ScheduleOptions
+from deim.engine.task import TASKS, TaskOptions, detection_options, task_options_class
 from deim.inference.nms import NmsOptions
 from deim.inference.thresholds import BestF1Goal, Goal
 from deim.loss.criterion import LossOptions
@@ -23,22 +22,22 @@ from deim.model.options import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationConfig:
-    """How often and how a run is scored."""
+class EvaluationOptions:
+    """When and how a run is evaluated."""
 
     every_epochs: int = 1
     """Epochs between validations; the last epoch is always validated."""
     evaluate_raw: bool = False
-    """Also score the weights that are not averaged; the better of the two becomes best.pth."""
+    """Also evaluate the weights that are not averaged; the better ones become best.pth."""
     draw_threshold: float = 0.4
-    """Lowest score that counts and is drawn as long as no threshold has been chosen, in [0, 1]."""
+    """Lowest score that is kept and drawn until thresholds are chosen, in [0, 1]."""
     goal: Goal = field(default_factory=BestF1Goal)
-    """What the threshold of each class is chosen for, on the validation split."""
+    """Goal for which the threshold of each class is chosen, on the validation split."""
     max_escape_rate: float = 0.01
-    """Share of defective images that may pass without a hit, in [0, 1]; reports give the threshold for it."""
+    """Share of defective images without a detection, in [0, 1], for which reports give a threshold."""
     nms: NmsOptions = field(default_factory=NmsOptions)
     bootstrap_resamples: int = 1000
-    """Resamples of the images behind each interval, at least 2; 0 gives no intervals."""
+    """Resamples of the images for each confidence interval, at least 2; 0 gives no intervals."""
 
     def __post_init__(self) -> None:
         check(
@@ -54,25 +53,25 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RuntimeConfig:
-    """The machine."""
+class RuntimeOptions:
+    """How a run uses the machine."""
 
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:1`."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """Mixed precision; auto: bf16 on GPUs that have it, fp16 on older ones, off on CPU."""
+    """Mixed precision; auto: bf16 on GPUs that support it, fp16 on older ones, off on a CPU."""
     tensorboard: bool = True
     """Write TensorBoard curves to the run folder."""
     checkpoint_minutes: float = 15.0
-    """Minutes between checkpoints within an epoch; each epoch ends with one too."""
+    """Minutes between checkpoints within an epoch; every epoch ends with one."""
     preflight: bool = True
-    """Before training, try the most demanding step and a validation batch, and print the memory they take."""
+    """Try the most demanding step and a validation batch before training, and log their memory."""
     activation_checkpointing: bool = False
-    """Compute the activations of backbone and encoder twice rather than keep them: less memory, slower."""
+    """Compute the activations of backbone and encoder again in the backward pass: less memory, slower."""
     compile: bool = False
     """Compile backbone and encoder with torch.compile: slow to start, then faster."""
     deterministic: bool = False
-    """Use deterministic operations only, where there are any; those that are not are named."""
+    """Use deterministic operations where they exist, and warn of the others."""
 
     def __post_init__(self) -> None:
         check(not_positive(checkpoint_minutes=self.checkpoint_minutes))
@@ -83,13 +82,17 @@ class Config:
     """One experiment."""
 
     output_dir: str
-    """Run folder; an existing run there is never overwritten without being asked."""
+    """Run folder; a run that exists there is replaced only with --overwrite."""
     image_size: int | tuple[int, int]
     """Side of the network input in pixels, or [height, width]; multiples of 32, at least 64."""
     epochs: int
     """Passes over the training images."""
     seed: int = 0
     """Seed of weights, sampling, augmentation and denoising."""
+    task: TaskOptions = field(
+        default_factory=detection_options, metadata={"names": tuple(TASKS), "class_of": task_options_class}
+    )
+    """What is trained: `type: detection`, or another task with its options."""
     model: ModelOptions
     data: DataOptions
     augment: AugmentOptions = field(default_factory=AugmentOptions)
@@ -98,10 +101,8 @@ class Config:
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     ema: EmaOptions = field(default_factory=EmaOptions)
     early_stopping: EarlyStoppingOptions = field(default_factory=EarlyStoppingOptions)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    multimodal: MultimodalConfig | None = None
-    """Phase 2, text fusion on a frozen detector; null trains a detector."""
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
 
     def __post_init__(self) -> None:
         height, width = self.image_size_hw
@@ -109,8 +110,8 @@ class Config:
             [
                 (
                     height < 64 or width < 64 or height % 32 != 0 or width % 32 != 0,
-                    f"image_size: got {height}x{width}, height and width must be multiples of 32 from 64; "
-                    f"the nearest are {_nearest_32(height)}x{_nearest_32(width)}",
+                    f"image_size: got {height}x{width}, both must be multiples of 32 and at least "
+                    f"64; the nearest are {_nearest_32(height)}x{_nearest_32(width)}",
                 ),
                 *below(1, epochs=self.epochs),
                 *below(0, seed=self.seed),

@@ -1,18 +1,23 @@
-"""What a run writes while it trains: `metrics.jsonl`, TensorBoard curves, a line an epoch."""
+"""What a run writes while it trains: `metrics.jsonl`, TensorBoard curves, a line an epoch, a bar."""
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from deim.engine.memory import gigabytes
+from deim.files import write_text
+
+T = TypeVar("T")
 
 LINE_WIDTH = 120
 SHORTEST_NAME = 3
@@ -21,13 +26,68 @@ READABLE_NAME = 7
 """Columns of a class name for which separators shrink."""
 
 
+class ProgressBar:
+    """A bar on a terminal that disappears at the end; nothing in a pipe or file.
+
+    Args:
+        title: Text before the bar.
+        total: Steps in all.
+        start: Steps that are done already.
+        is_shown: Whether to draw it on a terminal.
+    """
+
+    def __init__(self, title: str, *, total: int, start: int = 0, is_shown: bool = True) -> None:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        # Without a thread of its own: workers are forked while it is drawn.
+        self._bar = Progress(
+            *columns,
+            console=console,
+            transient=True,
+            auto_refresh=False,
+            disable=not (is_shown and console.is_terminal),
+        )
+        self._task = self._bar.add_task(title, total=total, completed=start, note="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def track(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield items and count each."""
+        for item in items:
+            yield item
+            self.advance()
+
+    def advance(self, note: str = "") -> None:
+        """Count a step.
+
+        Args:
+            note: Text after the bar; empty keeps the last one.
+        """
+        if note:
+            self._bar.update(self._task, note=note)
+        self._bar.update(self._task, advance=1, refresh=True)
+
+
 class RunLog:
-    """Writers of one run folder.
+    """Writes the log files of a run folder.
 
     Args:
         folder: The run folder; None writes nothing.
         tensorboard: Also write TensorBoard curves.
-        first_step: Steps that the run has had; a resumed run writes the later curves again.
+        first_step: Steps of the run so far; a resumed run writes the later curves again.
     """
 
     def __init__(self, folder: Path | None, *, tensorboard: bool = False, first_step: int = 0) -> None:
@@ -56,14 +116,14 @@ class RunLog:
             return
         line = json.dumps({"event": event} | {key: _plain(value) for key, value in values.items()})
         with self._path.open("ab", buffering=0) as file:
-            file.write(f"{line}\n".encode())  # in one piece
+            file.write(f"{line}\n".encode())  # in one call, so that a kill leaves a whole line or none
             os.fsync(file.fileno())
 
     def curves(self, values: Mapping[str, float | None], *, step: int) -> None:
         """Add points to TensorBoard curves.
 
         Args:
-            values: A number for each curve; None is left out.
+            values: A number for each curve; None adds no point.
             step: Optimizer steps so far.
         """
         if self._writer is None:
@@ -72,11 +132,11 @@ class RunLog:
             if value is not None:
                 self._writer.add_scalar(name, value, step)
 
-    def picture(self, name: str, pixels: NDArray[np.uint8], *, step: int) -> None:
-        """Add a picture to TensorBoard.
+    def image(self, name: str, pixels: NDArray[np.uint8], *, step: int) -> None:
+        """Add an image to TensorBoard.
 
         Args:
-            name: Of the series.
+            name: Name of the series.
             pixels: (H, W, 3) uint8.
             step: Optimizer steps so far.
         """
@@ -84,11 +144,11 @@ class RunLog:
             self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def keep_until(self, *, epoch: int, step: int) -> None:
-        """Remove what a resumed run will write again, a line that a kill has cut off, and foreign ones.
+        """Remove lines that a resumed run writes again, that a kill cut off, or that no run wrote.
 
         Args:
             epoch: The first epoch whose line will be written again.
-            step: Steps that the run has had; events of later ones will be written again.
+            step: Steps of the run so far; events of later ones will be written again.
         """
         if self._path is None or not self._path.exists():
             return
@@ -100,13 +160,11 @@ class RunLog:
             is_epoch = entry["event"] == "epoch"
             if entry["epoch"] < epoch if is_epoch else (entry["epoch"], entry["step"]) < (epoch, step):
                 kept.append(line)
-        temporary = self._path.with_name(".metrics.jsonl.part")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self._path)
+        write_text(self._path, "".join(line + "\n" for line in kept))
 
 
 def _entry(line: str) -> dict[str, Any] | None:
-    """What a line of `metrics.jsonl` holds; None if the run has not written it, or not all of it."""
+    """Return the content of a line of `metrics.jsonl`; None if a run did not write it, or not all of it."""
     try:
         entry = json.loads(line)
     except json.JSONDecodeError:
@@ -117,7 +175,7 @@ def _entry(line: str) -> dict[str, Any] | None:
 
 
 def epoch_line(values: Mapping[str, Any], *, epochs: int) -> str:
-    """One readable line an epoch, at most 120 columns but for runs of thousands of epochs.
+    """Return one readable line for an epoch, of at most 120 columns below thousands of epochs.
 
     Args:
         values: What `Trainer` records of the epoch.

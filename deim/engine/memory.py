@@ -1,14 +1,18 @@
 """How much memory a run takes, on a GPU or in this process."""
 
 import re
-import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 from deim.errors import TrainingError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 PROCESS_STATUS = Path("/proc/self/status")
 PROCESS_RESET = Path("/proc/self/clear_refs")
@@ -16,33 +20,37 @@ MACHINE_STATUS = Path("/proc/meminfo")
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 STEP_ADVICE = (
-    "Lower data.batch_size, keep the step's size with data.effective_batch_size, or set "
+    "Lower data.batch_size, keep the size of a step with data.effective_batch_size, or set "
     "runtime.activation_checkpointing=true; then resume with --force."
 )
-VALIDATION_ADVICE = "Lower data.eval_batch_size, then go on with --resume auto."
+VALIDATION_ADVICE = "Lower data.eval_batch_size, then resume with --resume auto."
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to measure the peak anew; on systems other than Linux the peak of a CPU process only grows."""
+    """Measure the peak from now on; on systems other than Linux the peak of a CPU process only grows."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif PROCESS_RESET.exists():
-        try:
+        with suppress(OSError):  # not allowed in some containers
             PROCESS_RESET.write_text("5")
-        except OSError:  # not allowed in some containers
-            return
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory held since `reset_peak`: tensors on a GPU, resident memory of this process on a CPU."""
+    """Return the most memory held since `reset_peak`.
+
+    Returns:
+        Memory of tensors on a GPU, resident memory of this process on a CPU; 0 where the system does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     high_water = _kilobytes(PROCESS_STATUS, "VmHWM")
-    return 1024 * (high_water or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    if high_water is None and resource is not None:
+        high_water = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return 1024 * (high_water or 0)
 
 
 def limit_bytes(device: torch.device) -> int | None:
-    """Memory that this process can have at most, what it holds now included; None if that is not known."""
+    """Return the memory that this process can have, including what it holds; None if that is not known."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
@@ -55,12 +63,12 @@ def limit_bytes(device: torch.device) -> int | None:
 
 
 @contextmanager
-def ends_without_memory(where: str, advice: str) -> Iterator[None]:
-    """Run what cannot be tried again in smaller parts.
+def explain_out_of_memory(where: str, advice: str) -> Iterator[None]:
+    """Run work that cannot be repeated in smaller parts.
 
     Args:
-        where: For the message, such as `in validation`.
-        advice: What to do, whole sentences.
+        where: Place for the message, such as `in validation`.
+        advice: Whole sentences that say what to do.
 
     Raises:
         TrainingError: If memory runs out.
@@ -72,12 +80,12 @@ def ends_without_memory(where: str, advice: str) -> Iterator[None]:
 
 
 def gigabytes(num_bytes: float) -> str:
-    """Text such as `10.2 GB`, in units of 2^30 bytes."""
+    """Return text such as `10.2 GB`, in units of 2^30 bytes."""
     return f"{num_bytes / 2**30:.1f} GB"
 
 
 def _kilobytes(path: Path, name: str) -> int | None:
     if not path.exists():
         return None
-    found = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(encoding="ascii"), flags=re.MULTILINE)
-    return None if found is None else int(found[1])
+    match = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(encoding="ascii"), flags=re.MULTILINE)
+    return None if match is None else int(match[1])

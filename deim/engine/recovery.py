@@ -1,18 +1,19 @@
-"""What a run does about steps that give no finite number, and about memory that runs out."""
+"""What a run does about steps without a finite loss, and about memory that runs out."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from deim.config.schema import Config
-from deim.engine.checkpoints import previous_path, read_checkpoint
-from deim.engine.context import Progress, RunParts, restore_weights
+from deim.engine.checkpoint_manager import CheckpointManager
+from deim.engine.context import TrainingRun
 from deim.engine.log import RunLog
 from deim.engine.memory import STEP_ADVICE
-from deim.engine.step import StepBatch, StepResult, unwrap_model
-from deim.errors import CheckpointError, TrainingError
+from deim.engine.progress import Progress
+from deim.engine.run_state import restore_weights
+from deim.engine.step import StepBatch, StepResult, train_step, unwrap_model
+from deim.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -21,65 +22,80 @@ MAX_RESTORES = 3
 
 
 class Recovery:
-    """Goes on after bad steps as long as that makes sense, and tells the log.
+    """Does the steps of a run and continues after bad ones as long as that makes sense.
 
     Args:
-        config: The experiment.
-        parts: The run; its weights are changed when a good state is restored.
-        last_path: The newest checkpoint; the one before it lies beside it.
+        run: The run; its weights change when a good state is restored.
+        checkpoints: The checkpoints of the run folder.
+        log: Log of the run.
     """
 
-    def __init__(self, config: Config, parts: RunParts, *, last_path: Path) -> None:
-        self.config = config
-        self.parts = parts
-        self.last_path = last_path
+    def __init__(self, run: TrainingRun, checkpoints: CheckpointManager, log: RunLog) -> None:
+        self.run = run
+        self.checkpoints = checkpoints
+        self.log = log
 
-    def record_skip(self, progress: Progress, batch: StepBatch, result: StepResult, log: RunLog) -> None:
+    def step(self, batch: StepBatch, progress: Progress) -> StepResult:
+        """Do a step; where memory runs out, repeat it with half as many images at once.
+
+        Args:
+            batch: This process's images of the step, on the device.
+            progress: How far the run has come.
+
+        Raises:
+            TrainingError: If memory runs out a second time, or a smaller micro-batch is impossible.
+        """
+        # The same draws in every process and every micro-batch, and after a resume.
+        seeds = np.random.SeedSequence([self.run.context.config.seed, progress.step])
+        seed = int(seeds.generate_state(1)[0])
+        while True:
+            try:
+                return train_step(
+                    self.run.step,
+                    batch,
+                    epoch=progress.epoch,
+                    seed=seed,
+                    micro_batch_size=progress.micro_batch_size,
+                )
+            except torch.OutOfMemoryError:
+                pass  # until it is handled, its traceback holds the memory of the step
+            self._halve_micro_batch(progress, len(batch.targets))
+
+    def record_skip(self, progress: Progress, batch: StepBatch, result: StepResult) -> None:
         """Log a step that changed nothing; after too many in a row restore the last good state.
 
         Args:
-            progress: Of the run; brought up to date.
+            progress: How far the run has come; updated.
             batch: This process's images of the step.
-            result: Of the step.
-            log: Of the run.
+            result: Outcome of the step.
 
         Raises:
             TrainingError: If the last good state was restored too often, or there is none.
         """
         progress.skipped_in_a_row += 1
         progress.sums.num_skipped += 1
-        own = [(target.get("file_name", "?"), target.get("image_id")) for target in batch.targets]
-        images = [image for part in self.parts.step.distributed.gather(own) for image in part]
+        local = [(target.get("file_name", "?"), target.get("image_id")) for target in batch.targets]
+        images = [image for share in self.run.step.distributed.gather(local) for image in share]
         names = [name for name, _ in images]
         progress.skipped_images = list(dict.fromkeys([*progress.skipped_images, *names]))
-        learning_rate = self.parts.step.optimizer.param_groups[-1]["lr"]
-        _write(
-            log,
-            progress,
+        self._write(
             "skipped_step",
-            {
-                "why": result.skip_reason,
-                "images": names,
-                "image_ids": [image_id for _, image_id in images],
-                "lr": learning_rate,
-                "grad_norm": result.grad_norm,
-                **self._weight_norms(),
-            },
+            progress,
+            reason=result.skip_reason,
+            images=names,
+            image_ids=[image_id for _, image_id in images],
+            lr=self.run.step.optimizer.param_groups[-1]["lr"],
+            grad_norm=result.grad_norm,
+            # They show whether one of the models has diverged.
+            weight_norm=_weight_norm(unwrap_model(self.run.step.model)),
+            ema_norm=_weight_norm(self.run.ema.model),
         )
-        logger.warning("step %d refused (%s): %s", progress.step, result.skip_reason, ", ".join(names))
-        if progress.skipped_in_a_row >= self.config.recipe.max_skipped_steps:
-            self._restore_good_state(progress, log)
+        logger.warning("step %d skipped (%s): %s", progress.step, result.skip_reason, ", ".join(names))
+        if progress.skipped_in_a_row >= self.run.context.config.recipe.max_skipped_steps:
+            self._restore_good_state(progress)
 
-    def _weight_norms(self) -> dict[str, float]:
-        """L2 norms of the weights and of the averaged weights, to see whether one of them has run away."""
-        models = {"weight_norm": unwrap_model(self.parts.step.model), "ema_norm": self.parts.ema.model}
-        return {
-            name: torch.nn.utils.get_total_norm([p.detach() for p in model.parameters()]).item()
-            for name, model in models.items()
-        }
-
-    def _restore_good_state(self, progress: Progress, log: RunLog) -> None:
-        """Take weights, averages and moments from a checkpoint without skipped steps, and halve the rate."""
+    def _restore_good_state(self, progress: Progress) -> None:
+        """Restore the last good weights, averages and moments, and halve the learning rate."""
         images = ", ".join(progress.skipped_images)
         number = progress.skipped_in_a_row
         if progress.restores >= MAX_RESTORES:
@@ -88,67 +104,32 @@ class Recovery:
                 f"last good state was restored {MAX_RESTORES} times with half the learning rate. Look at the "
                 f"images {images}. Then lower recipe.lr, or set runtime.amp=off, and start again."
             )
-        tree, path = self.good_checkpoint()
-        scaler = self.parts.step.precision.scaler
+        checkpoint, path = self.checkpoints.read_good_start()
+        scaler = self.run.step.precision.scaler
         scale = scaler.get_scale()
-        restore_weights(self.parts, tree, path=path)
+        restore_weights(self.run, checkpoint, path=path)
         if scaler.is_enabled() and scale < scaler.get_scale():
-            scaler.update(scale)  # or float16 would overflow again as it did
+            scaler.update(scale)  # or float16 would overflow again
         progress.restores += 1
         progress.lr_scale /= 2
         progress.skipped_in_a_row = 0
         logger.warning(
-            "%d steps in a row refused: restored the state of step %d, learning rate times %g from now on",
+            "%d steps in a row skipped: restored the state of step %d, learning rate times %g from now on",
             number,
-            tree["step"],
+            checkpoint.step,
             progress.lr_scale,
         )
-        _write(log, progress, "restored", {"to_step": tree["step"], "lr_scale": progress.lr_scale})
+        self._write("restored", progress, to_step=checkpoint.step, lr_scale=progress.lr_scale)
 
-    def good_checkpoint(self) -> tuple[dict[str, Any], Path]:
-        """The state in which the last epoch began that began after a good step, and where it is.
-
-        It does not depend on when else the run was saved or stopped. Where a run was continued from a
-        checkpoint within an epoch that lay alone, that one has to do.
-
-        Raises:
-            TrainingError: If there is none.
-        """
-        within = None
-        for path in (self.last_path, previous_path(self.last_path)):
-            try:
-                tree = read_checkpoint(path)
-            except CheckpointError:
-                continue
-            if is_good_start(tree["progress"]):
-                return tree, path
-            if not tree["progress"]["skipped_in_a_row"]:
-                within = within or (tree, path)
-        if within is not None:
-            return within
-        raise TrainingError(
-            f"{self.last_path.parent}: there is no checkpoint from before the skipped steps to go back to. "
-            f"Lower recipe.lr, or set runtime.amp=off, and start again."
-        )
-
-    def halve_micro_batch(self, progress: Progress, num_images: int, log: RunLog) -> None:
-        """Go on with half as many images at once; a second time, or with several processes, the run stops.
-
-        Args:
-            progress: Of the run; brought up to date.
-            num_images: Of this process in the step.
-            log: Of the run.
-
-        Raises:
-            TrainingError: If it has happened before, or cannot be helped.
-        """
+    def _halve_micro_batch(self, progress: Progress, num_images: int) -> None:
+        """Continue with half as many images at once; with several processes their steps would differ."""
         at_once = min(progress.micro_batch_size or num_images, num_images)
-        if progress.halved or at_once == 1 or self.parts.step.distributed.size > 1:
+        if progress.halved or at_once == 1 or self.run.step.distributed.size > 1:
             raise TrainingError(
                 f"out of memory in step {progress.step} with {at_once} images at once. {STEP_ADVICE}"
             )
-        self.parts.step.optimizer.zero_grad(set_to_none=True)
-        if self.parts.device.type == "cuda":
+        self.run.step.optimizer.zero_grad(set_to_none=True)
+        if self.run.context.device.type == "cuda":
             torch.cuda.empty_cache()
         progress.micro_batch_size, progress.halved = -(-at_once // 2), True
         logger.warning(
@@ -157,17 +138,12 @@ class Recovery:
             progress.micro_batch_size,
             at_once,
         )
-        _write(log, progress, "out_of_memory", {"micro_batch_size": progress.micro_batch_size})
+        self._write("out_of_memory", progress, micro_batch_size=progress.micro_batch_size)
+
+    def _write(self, event: str, progress: Progress, **values: Any) -> None:
+        self.log.write(event, {"epoch": progress.epoch, "step": progress.step, **values})
 
 
-def is_good_start(progress: dict[str, Any]) -> bool:
-    """Whether a checkpoint holds the start of an epoch after a good step.
-
-    Args:
-        progress: Of the checkpoint.
-    """
-    return not progress["steps_of_epoch"] and not progress["skipped_in_a_row"]
-
-
-def _write(log: RunLog, progress: Progress, event: str, values: dict[str, Any]) -> None:
-    log.write(event, {"epoch": progress.epoch, "step": progress.step} | values)
+def _weight_norm(model: torch.nn.Module) -> float:
+    """Return the L2 norm of all parameters."""
+    return torch.nn.utils.get_total_norm([p.detach() for p in model.parameters()]).item()

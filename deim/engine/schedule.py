@@ -9,7 +9,7 @@ from deim.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleOptions:
-    """Phases of a run. `auto` follows from `epochs` by the reference's ratios; see `resolve_schedule`."""
+    """Phases of a run. `auto` follows from `epochs` by the reference ratios; see `resolve_schedule`."""
 
     warmup_steps: int | Auto = "auto"
     """Optimizer steps of quadratic warm-up; auto: 2000, at most 5 % of the run."""
@@ -45,7 +45,7 @@ class ScheduleOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmaOptions:
-    """Exponential moving average of the weights; the average is what is evaluated and saved as best."""
+    """Exponential moving average of the weights, which is evaluated and saved as best."""
 
     decay: float | Auto = "auto"
     """Share kept at each step, in [0, 1); auto: 0.9999, or a horizon of a tenth of a shorter run."""
@@ -76,7 +76,7 @@ EMA_WARMUP_SHARE = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timeline:
-    """When everything happens. Epochs and steps count from 0; an `_epoch` is the first of its phase."""
+    """Phases of a run. Epochs and steps count from 0; an `_epoch` is the first of its phase."""
 
     epochs: int
     steps_per_epoch: int
@@ -89,7 +89,7 @@ class Timeline:
     matcher_change_epoch: int
     """The second matching cost begins."""
     no_aug_epoch: int
-    """The final stage begins: no changes of color, lowest learning rate."""
+    """The final stage begins: no augmentation but flips, lowest learning rate."""
     final_lr_ratio: float
     """Lowest learning rate as a share of the flat one."""
     mix_end_epoch: int = 0
@@ -107,7 +107,7 @@ class Timeline:
             step: 0-based, over the whole run.
 
         Returns:
-            Quadratic warm-up to 1, then 1, then half a cosine down to `final_lr_ratio`, then that.
+            Quadratic warm-up to 1, then 1, then half a cosine down to `final_lr_ratio`, which stays.
 
         Source:
             The flat-cosine schedule of RTMDet (arXiv:2212.07784), as DEIM uses it.
@@ -126,7 +126,7 @@ class Timeline:
         return self.final_lr_ratio + (1 - self.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def describe(self) -> str:
-        """The timeline in lines for the console."""
+        """Return the timeline in lines for the console."""
         last = self.epochs - 1
         rows = [
             ("run", f"{self.epochs} epochs of {self.steps_per_epoch} steps = {self.total_steps} steps"),
@@ -145,7 +145,7 @@ class Timeline:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmaSchedule:
-    """How fast the averaged weights follow."""
+    """How fast the averaged weights follow the raw ones."""
 
     decay: float
     """Share kept at each step."""
@@ -154,91 +154,80 @@ class EmaSchedule:
 
 
 def resolve_schedule(
-    config: ScheduleOptions, *, epochs: int, steps_per_epoch: int, has_stages: bool = True
+    options: ScheduleOptions, *, epochs: int, steps_per_epoch: int, has_stages: bool = True
 ) -> Timeline:
-    """Turn the schedule's options into epochs and steps; what is `auto` follows from `epochs`.
+    """Turn the options of a schedule into epochs and steps; `auto` follows from `epochs`.
 
     Args:
-        config: The `schedule` block.
+        options: The block `schedule`.
         epochs: Length of the run.
         steps_per_epoch: Optimizer steps an epoch.
-        has_stages: Augmentation starts late and ends early, and the matching cost changes. Phase 2 has none
-            of that.
+        has_stages: Whether augmentation starts late and ends early, and the matching cost changes.
 
     Raises:
         ConfigError: If a phase given by hand does not fit the run; the message holds the timeline.
     """
     if not has_stages:
-        return _resolve_without_stages(config, epochs=epochs, steps_per_epoch=steps_per_epoch)
-    no_aug = _resolve(config.no_aug_epochs, round(NO_AUG_SHARE * epochs))
+        _refuse_stages(options, epochs)
+    no_aug = _resolve(options.no_aug_epochs, round(NO_AUG_SHARE * epochs) if has_stages else 0)
     if no_aug >= epochs > 1 or no_aug > epochs:
         raise ConfigError(
             f"schedule.no_aug_epochs: {no_aug} leaves none of the {epochs} epochs with augmentation. Change "
             f"it, or leave it 'auto' to follow from epochs."
         )
     augmented = epochs - no_aug
-    start = _resolve(config.augment_start_epoch, round(AUGMENT_START_SHARE * augmented))
-    total_steps = epochs * steps_per_epoch
+    start = _resolve(options.augment_start_epoch, round(AUGMENT_START_SHARE * augmented) if has_stages else 0)
     half = min(start + max(1, augmented // 2), augmented)
+    warmup_steps = min(WARMUP_STEPS, int(WARMUP_SHARE * epochs * steps_per_epoch))
+    matcher_change = round(MATCHER_CHANGE_SHARE * augmented)
     timeline = Timeline(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
-        warmup_steps=_resolve(config.warmup_steps, min(WARMUP_STEPS, int(WARMUP_SHARE * total_steps))),
+        warmup_steps=_resolve(options.warmup_steps, warmup_steps),
         augment_start_epoch=start,
-        mix_end_epoch=_resolve(config.mix_end_epoch, half),
-        flat_end_epoch=_resolve(config.flat_epochs, half),
-        matcher_change_epoch=_resolve(config.matcher_change_epoch, round(MATCHER_CHANGE_SHARE * augmented)),
+        mix_end_epoch=_resolve(options.mix_end_epoch, half if has_stages else epochs),
+        flat_end_epoch=_resolve(options.flat_epochs, half if has_stages else (epochs + 1) // 2),
+        matcher_change_epoch=_resolve(options.matcher_change_epoch, matcher_change if has_stages else epochs),
         no_aug_epoch=augmented,
-        final_lr_ratio=config.final_lr_ratio,
+        final_lr_ratio=options.final_lr_ratio,
     )
     _refuse_contradictions(timeline)
     return timeline
 
 
-def _resolve_without_stages(config: ScheduleOptions, *, epochs: int, steps_per_epoch: int) -> Timeline:
-    """The timeline of phase 2: the same augmentation and matching cost in all epochs."""
-    wanted = {
+def _refuse_stages(options: ScheduleOptions, epochs: int) -> None:
+    """Refuse options of stages for a task with the same augmentation and matching cost in all epochs."""
+    valid = {
         "no_aug_epochs": 0,
         "augment_start_epoch": 0,
         "mix_end_epoch": epochs,
         "matcher_change_epoch": epochs,
     }
-    wrong = [
-        f"schedule.{name}: got {getattr(config, name)}. Phase 2 has no such stage. Leave it 'auto'."
-        for name, value in wanted.items()
-        if getattr(config, name) not in ("auto", value)
-    ]
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-    total_steps = epochs * steps_per_epoch
-    timeline = Timeline(
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_steps=_resolve(config.warmup_steps, min(WARMUP_STEPS, int(WARMUP_SHARE * total_steps))),
-        augment_start_epoch=0,
-        mix_end_epoch=epochs,
-        flat_end_epoch=_resolve(config.flat_epochs, (epochs + 1) // 2),
-        matcher_change_epoch=epochs,
-        no_aug_epoch=epochs,
-        final_lr_ratio=config.final_lr_ratio,
+    check(
+        [
+            (
+                getattr(options, name) not in ("auto", value),
+                f"schedule.{name}: got {getattr(options, name)}. This task has no such stage. "
+                f"Leave it 'auto'.",
+            )
+            for name, value in valid.items()
+        ]
     )
-    _refuse_contradictions(timeline)
-    return timeline
 
 
-def resolve_ema(config: EmaOptions, *, total_steps: int) -> EmaSchedule:
-    """Turn the averaging options into numbers; what is `auto` follows from the length of the run.
+def resolve_ema(options: EmaOptions, *, total_steps: int) -> EmaSchedule:
+    """Turn the averaging options into numbers; `auto` follows from the length of the run.
 
     Args:
-        config: The `ema` block.
+        options: The block `ema`.
         total_steps: Optimizer steps of the whole run.
 
     Returns:
         With `auto`, a horizon of 1 / (1 - decay) steps that is at most a tenth of the run, and 10,000 steps.
     """
     horizon = max(1.0, EMA_HORIZON_SHARE * total_steps)
-    decay = min(EMA_DECAY, 1 - 1 / horizon) if config.decay == "auto" else config.decay
-    warmup = round(EMA_WARMUP_SHARE / (1 - decay)) if config.warmup_steps == "auto" else config.warmup_steps
+    decay = min(EMA_DECAY, 1 - 1 / horizon) if options.decay == "auto" else options.decay
+    warmup = round(EMA_WARMUP_SHARE / (1 - decay)) if options.warmup_steps == "auto" else options.warmup_steps
     return EmaSchedule(decay=decay, warmup_steps=warmup)
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def restore_random_states(states: dict[str, Any]) -> None:
+def restore_random_states(states: Mapping[str, Any]) -> None:
     """Put all global generators back; CUDA states are skipped on a machine with another number of GPUs."""
     torch.set_rng_state(states["torch"])
     version, numbers, gauss = states["python"]

@@ -44,8 +44,8 @@ class StopSignals:
             signal.signal(number, handler)
 
     @contextmanager
-    def broken_off(self, where: str) -> Iterator[None]:
-        """Let the first signal end what is done here at once: for long work whose start has been saved.
+    def interruptible(self, where: str) -> Iterator[None]:
+        """Let the first signal end the work within at once; the state before it must be saved.
 
         Args:
             where: How far the run has come, for the message.

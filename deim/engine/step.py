@@ -8,16 +8,17 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from deim.engine.distributed import DistributedContext
-from deim.engine.memory import STEP_ADVICE, ends_without_memory
+from deim.engine.memory import STEP_ADVICE, explain_out_of_memory
 from deim.engine.optimizer import drop_waiting_gradients
 from deim.errors import NonFiniteError
 from deim.loss.criterion import LossCounts
 from deim.model.batch_norm import remember_batch_norm
 from deim.structures import ModelOutput, Target
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class StepBatch(Protocol):
@@ -25,11 +26,11 @@ class StepBatch(Protocol):
 
     @property
     def images(self) -> Any:
-        """What the model takes, B images."""
+        """The input of the model, B images."""
 
     @property
     def targets(self) -> list[Target]:
-        """Ground truth, an image each."""
+        """Ground truth of each image."""
 
     def to(self, device: torch.device) -> Self:
         """Copy the inputs, boxes and labels to a device."""
@@ -39,21 +40,21 @@ class StepBatch(Protocol):
 
 
 class MatchedBatch(Protocol):
-    """What a loss found out about a batch before its terms."""
+    """What a loss computes of a batch before its terms."""
 
     @property
     def counts(self) -> LossCounts:
-        """Of this batch alone."""
+        """Images, boxes and matched pairs of this batch alone."""
 
 
 class BatchLoss(Protocol):
-    """A loss in two steps, such as `Criterion`: the terms of a batch's parts add up to its own."""
+    """A loss in two steps, such as `Criterion`; the terms of micro-batches add up to those of the batch."""
 
     def match(self, outputs: Any, targets: Sequence[Target], *, epoch: int) -> Any:
-        """Assign boxes to queries; gives a `MatchedBatch`."""
+        """Assign boxes to queries; return a `MatchedBatch`."""
 
     def terms(self, outputs: Any, matched: Any, counts: LossCounts) -> dict[str, Tensor]:
-        """Weighted terms of what `match` gave, averaged over `counts`."""
+        """Return the weighted loss terms of a matched batch, averaged over `counts`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,19 +64,19 @@ class Precision:
     device_type: str
     """`cuda` or `cpu`."""
     dtype: torch.dtype | None
-    """Type of the matrix products; None for float32 throughout."""
+    """Type of the matrix products; None for float32 everywhere."""
     scaler: torch.amp.GradScaler
     """Enabled for float16 only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What a step did."""
+    """Outcome of a step."""
 
     terms: dict[str, float]
     """Weighted loss terms of the whole batch; empty if there are none."""
     loss: float
-    """Their sum; NaN if the step was refused."""
+    """Their sum; NaN if the step was skipped."""
     grad_norm: float
     """Global L2 norm of the gradient before clipping; NaN if there is none."""
     skip_reason: str | None
@@ -83,23 +84,23 @@ class StepResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepParts:
-    """What every step of a run works with."""
+class StepContext:
+    """What every step of a run needs."""
 
     model: nn.Module
-    """Takes inputs and targets and gives a `ModelOutput`; in training mode."""
+    """Maps inputs and targets to a `ModelOutput`; in training mode."""
     criterion: BatchLoss
     optimizer: torch.optim.Optimizer
     """Its learning rates are set."""
     precision: Precision
-    """Of the forward pass; the loss is always in float32."""
+    """Precision of the forward pass; the loss is always in float32."""
     clip_grad_norm: float
     """Largest global L2 norm of the gradient."""
     distributed: DistributedContext = DistributedContext()  # noqa: RUF009  immutable
 
 
 def train_step(
-    parts: StepParts,
+    context: StepContext,
     batch: StepBatch,
     *,
     epoch: int,
@@ -108,24 +109,24 @@ def train_step(
 ) -> StepResult:
     """Forward, loss, backward, clip, update. A non-finite loss or gradient leaves the weights unchanged.
 
-    However the batch is cut into micro-batches and shared out among processes, the gradient is that of the
-    whole, but for batch norm, which sees one micro-batch at a time.
+    The gradient is that of the whole batch, however it is split into micro-batches and among processes,
+    except for batch norm, which sees one micro-batch at a time.
 
     Args:
-        parts: What the step works with.
+        context: Model, loss, optimizer and precision.
         batch: This process's images, on the model's device; as many as in every other process.
         epoch: 0-based.
-        seed: Of torch's global generator, set before each forward pass; None leaves it as it is.
-        micro_batch_size: Images at once in memory; None for all.
+        seed: Seed of torch's global generator, set before each forward pass; None does not set it.
+        micro_batch_size: Images in memory at once; None for all.
 
     Raises:
-        OutOfMemoryError: If memory runs out before the update; nothing has changed then.
-        TrainingError: If it runs out within the update, which cannot be repeated.
+        OutOfMemoryError: If memory runs out before the update; then nothing has changed.
+        TrainingError: If memory runs out in the update, which cannot be repeated.
     """
-    parts.optimizer.zero_grad(set_to_none=True)
-    restore_statistics = remember_batch_norm(parts.model)
+    context.optimizer.zero_grad(set_to_none=True)
+    restore_statistics = remember_batch_norm(context.model)
     micro_batches = batch.split(micro_batch_size or len(batch.targets))
-    forward = _Forward(parts, epoch=epoch, seed=seed, max_boxes=_max_boxes(batch, parts.distributed))
+    forward = _Forward(context, epoch=epoch, seed=seed, max_boxes=_max_boxes(batch, context.distributed))
     names: list[str] = []
     totals: list[Tensor] = []
     try:
@@ -136,16 +137,16 @@ def train_step(
             restore_statistics()
         for number, micro_batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
-            with _exchanging_gradients(parts.model, is_last):
-                outputs = forward(parts.model, micro_batch)
-                matched, own_counts = forward.match(outputs, micro_batch.targets)
-                terms = parts.criterion.terms(outputs, matched, counts or own_counts)
+            with _exchanging_gradients(context.model, is_last):
+                outputs = forward(context.model, micro_batch)
+                matched, batch_counts = forward.match(outputs, micro_batch.targets)
+                terms = context.criterion.terms(outputs, matched, counts or batch_counts)
                 names = list(terms)
                 stacked = torch.stack(list(terms.values()))
-                totals.append(parts.distributed.sum(stacked.detach()))
+                totals.append(context.distributed.sum(stacked.detach()))
                 _raise_if_non_finite(names, totals[-1])
                 # Processes average their gradients, but each loss is a share of one sum.
-                parts.precision.scaler.scale(stacked.sum() * parts.distributed.size).backward()
+                context.precision.scaler.scale(stacked.sum() * context.distributed.size).backward()
     except torch.OutOfMemoryError:
         restore_statistics()
         raise
@@ -153,34 +154,33 @@ def train_step(
         restore_statistics()
         return StepResult(terms={}, loss=math.nan, grad_norm=math.nan, skip_reason=str(error))
     values = dict(zip(names, torch.stack(totals).sum(dim=0).tolist(), strict=True))
-    with ends_without_memory("in the update of the weights", STEP_ADVICE):
-        grad_norm = _update(parts)
+    with explain_out_of_memory("in the update of the weights", STEP_ADVICE):
+        grad_norm = _update(context)
     if not math.isfinite(grad_norm):
         restore_statistics()
         return StepResult(terms=values, loss=math.nan, grad_norm=grad_norm, skip_reason="non-finite gradient")
     return StepResult(terms=values, loss=sum(values.values()), grad_norm=grad_norm, skip_reason=None)
 
 
-def forward_and_backward(parts: StepParts, batch: StepBatch) -> None:
-    """Do the work of a step in this process alone, without an update; it leaves gradients behind.
+def forward_and_backward(context: StepContext, batch: StepBatch) -> None:
+    """Do the work of a step in this process alone, without an update; gradients remain.
 
     Raises:
         NonFiniteError: If the scores or boxes are NaN or infinite.
     """
-    model = unwrap_model(parts.model)
+    model = unwrap_model(context.model)
     restore_statistics = remember_batch_norm(model)
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    alone = replace(parts, model=model, distributed=DistributedContext())
-    forward = _Forward(alone, epoch=0, seed=None, max_boxes=_max_boxes(batch, alone.distributed))
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    local = replace(context, model=model, distributed=DistributedContext())
+    forward = _Forward(local, epoch=0, seed=None, max_boxes=_max_boxes(batch, local.distributed))
     try:
         for norm in norms:
-            norm.train(
-                parts.distributed.size == 1
-            )  # in training, common statistics wait for the other processes
+            # In training mode, synchronized statistics would wait for the other processes.
+            norm.train(context.distributed.size == 1)
         with torch.random.fork_rng(devices=[batch.images.device] if batch.images.is_cuda else []):
             outputs = forward(model, batch)
         matched, counts = forward.match(outputs, batch.targets)
-        torch.stack(list(parts.criterion.terms(outputs, matched, counts).values())).sum().backward()
+        torch.stack(list(context.criterion.terms(outputs, matched, counts).values())).sum().backward()
     finally:
         for norm in norms:
             norm.train()
@@ -190,8 +190,8 @@ def forward_and_backward(parts: StepParts, batch: StepBatch) -> None:
 class _Forward:
     """Forward passes and matchings of one step."""
 
-    def __init__(self, parts: StepParts, *, epoch: int, seed: int | None, max_boxes: int) -> None:
-        self.parts = parts
+    def __init__(self, context: StepContext, *, epoch: int, seed: int | None, max_boxes: int) -> None:
+        self.context = context
         self.epoch = epoch
         self.seed = seed
         self.max_boxes = max_boxes
@@ -199,21 +199,21 @@ class _Forward:
     def __call__(self, model: nn.Module, batch: StepBatch) -> ModelOutput:
         if self.seed is not None:
             _set_seed(self.seed)
-        with autocast(self.parts.precision):
+        with autocast(self.context.precision):
             return model(batch.images, batch.targets, max_boxes=self.max_boxes)
 
     def match(self, outputs: ModelOutput, targets: list[Target]) -> tuple[MatchedBatch, LossCounts]:
-        """The matching here, and the counts of all processes; all of them fail if one does."""
+        """Match in this process and add up the counts of all; every process fails if one does."""
         error = None
         numbers = [0, 0, 0, 0]
         try:
-            matched = self.parts.criterion.match(outputs, targets, epoch=self.epoch)
+            matched = self.context.criterion.match(outputs, targets, epoch=self.epoch)
             counts = matched.counts
             numbers = [counts.images, counts.boxes, counts.pairs, 0]
         except NonFiniteError as caught:
             error = caught
             numbers[3] = 1
-        images, boxes, pairs, failed = self.parts.distributed.sum(torch.tensor(numbers)).tolist()
+        images, boxes, pairs, failed = self.context.distributed.sum(torch.tensor(numbers)).tolist()
         if error is not None:
             raise error
         if failed:
@@ -222,30 +222,30 @@ class _Forward:
 
     @torch.no_grad()
     def count(self, micro_batches: Sequence[StepBatch]) -> LossCounts:
-        """Counts of the whole batch; moves the batch-norm statistics."""
-        model = unwrap_model(self.parts.model)
-        found = [
+        """Return the counts of the whole batch; this changes the batch-norm statistics."""
+        model = unwrap_model(self.context.model)
+        every = [
             self.match(self(model, micro_batch), micro_batch.targets)[1] for micro_batch in micro_batches
         ]
         return LossCounts(
-            images=sum(counts.images for counts in found),
-            boxes=sum(counts.boxes for counts in found),
-            pairs=sum(counts.pairs for counts in found),
+            images=sum(counts.images for counts in every),
+            boxes=sum(counts.boxes for counts in every),
+            pairs=sum(counts.pairs for counts in every),
         )
 
 
 def autocast(precision: Precision) -> torch.autocast:
-    """The context of a forward pass in mixed precision, or in float32."""
+    """Return the context of a forward pass in mixed precision, or in float32."""
     return torch.autocast(precision.device_type, dtype=precision.dtype, enabled=precision.dtype is not None)
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """The model inside the wrapper that exchanges gradients."""
+    """Return the model inside the wrapper that exchanges gradients."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _set_seed(seed: int) -> None:
-    """As `torch.manual_seed`, which on a machine without a GPU keeps a note of each call for ever."""
+    """Seed like `torch.manual_seed`, which without a GPU queues every call and so leaks memory."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(seed)
@@ -256,7 +256,7 @@ def _max_boxes(batch: StepBatch, distributed: DistributedContext) -> int:
 
 
 def _exchanging_gradients(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Gradients are exchanged once, in the last backward pass of a step."""
+    """Exchange gradients once, in the last backward pass of a step."""
     if is_last or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
@@ -268,15 +268,15 @@ def _raise_if_non_finite(names: list[str], values: Tensor) -> None:
         raise NonFiniteError(f"non-finite loss in {', '.join(bad)}")
 
 
-def _update(parts: StepParts) -> float:
+def _update(context: StepContext) -> float:
     """Clip and update; return the norm of the gradient, not finite if nothing was updated."""
-    scaler = parts.precision.scaler
-    drop_waiting_gradients(parts.optimizer)
-    scaler.unscale_(parts.optimizer)
-    parameters = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
-    grad_norm = nn.utils.clip_grad_norm_(parameters, parts.clip_grad_norm).item()
+    scaler = context.precision.scaler
+    drop_waiting_gradients(context.optimizer)
+    scaler.unscale_(context.optimizer)
+    parameters = [parameter for group in context.optimizer.param_groups for parameter in group["params"]]
+    grad_norm = nn.utils.clip_grad_norm_(parameters, context.clip_grad_norm).item()
     if math.isfinite(grad_norm):
-        scaler.step(parts.optimizer)
-    # The scaler lowers its scale after an overflow, so it hears of skipped steps too.
+        scaler.step(context.optimizer)
+    # The scaler lowers its scale after an overflow, so it is updated after skipped steps too.
     scaler.update()
     return grad_norm

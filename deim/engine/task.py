@@ -1,116 +1,180 @@
-"""What a run trains: the model, its loss, its optimizer and its batches.
+"""What a run trains: the contract of a training task, and the list of tasks.
 
-The trainer is the same whatever is trained. This file builds the subject of phase 1, the detector itself;
-`multimodal/task.py` builds that of phase 2.
+A new task is one file with a class that has the members of `TrainingTask`, and one line in `TASKS`.
 """
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-from deim.config.schema import Config
-from deim.data.augment.pipeline import AugmentEpochs
-from deim.data.loader import build_train_loader
-from deim.data.sampling import EpochSampler
-from deim.data.splits import Splits
-from deim.engine.distributed import DistributedContext
-from deim.engine.optimizer import build_optimizer
-from deim.engine.schedule import Timeline
-from deim.engine.step import BatchLoss, Precision, StepBatch
-from deim.loss.build import build_criterion
-from deim.model.build import build_model
-from deim.model.weights import load_initial_weights
+    from deim.config.schema import Config
+    from deim.engine.checkpoints import Checkpoint
+    from deim.engine.context import RunContext
+    from deim.engine.schedule import Timeline
+    from deim.engine.step import BatchLoss, StepBatch
 
-logger = logging.getLogger(__name__)
+TASKS: Mapping[str, str] = {
+    "detection": "deim.engine.detection_task",
+    "text_fusion": "multimodal.task",
+}
+"""Module of each task by the `type` of its block in the config; the module holds the task as `TASK`."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """What is settled of a run before its model is built; the seed is set."""
+class TaskOptions(Protocol):
+    """The block `task` of a config: a frozen dataclass whose `type` names the task."""
 
-    config: Config
-    splits: Splits
-    batches: EpochSampler
-    """The order of the training images."""
-    timeline: Timeline
-    device: torch.device
-    precision: Precision
-    distributed: DistributedContext
-    is_new: bool
-    """Whether the run starts; a continued one takes its weights from a checkpoint later."""
+    @property
+    def type(self) -> str:
+        """Name of the task."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
-    """What a run trains."""
+class TaskLoader(Protocol):
+    """Training batches, one epoch after the other."""
 
-    model: nn.Module
-    """On the device of the run."""
-    criterion: BatchLoss
-    optimizer: torch.optim.Optimizer
-    loader: "EpochLoader"
-    """Batches of the epoch that the setting's `batches` stand at."""
-    stored: dict[str, Any] = field(default_factory=dict)
-    """Entries that each checkpoint holds beside its own: what is needed to build the model again."""
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    """Of what the run began with beside its data; see `run_state.FINGERPRINTS`."""
-    must_beat_start: bool = False
-    """Validate before the first step too, and write best.pth only on a higher score than that."""
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
 
-
-class EpochLoader(Protocol):
-    """Batches of one epoch after another."""
+    def __iter__(self) -> "Iterator[StepBatch]":
+        """Yield the batches of the epoch that was set last."""
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose the epoch, and the first of its batches, of the next pass."""
-
-    def __iter__(self) -> Iterator[StepBatch]: ...
+        """Choose the epoch (0-based), and the first of its batches, that the next pass yields."""
 
 
-BuildSubject = Callable[[Setting], Subject]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskDefaults:
+    """Options on which an experiment of a task rests, such as those of the detector that it extends."""
+
+    options: Mapping[str, object]
+    """Blocks and options in plain types; the experiment's files and overrides replace them."""
+    source: str
+    """Where they come from, for messages."""
+    fixed_blocks: tuple[str, ...] = ()
+    """Blocks that the experiment may repeat but not change."""
 
 
-def build_detector_subject(setting: Setting) -> Subject:
-    """Build the detector in training, from random or initial weights.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskProducts:
+    """What a task builds for a run."""
+
+    model: "nn.Module"
+    """In training mode, on the device of the run."""
+    criterion: "BatchLoss"
+    optimizer: "torch.optim.Optimizer"
+    loader: TaskLoader
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values and tensors that each checkpoint stores, from which the model can be built again."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of the task's inputs beside the data; a resumed run must have the same."""
+    start_checkpoint: Path | None = None
+    """Checkpoint that the model equals before its first step: best.pth must then score higher than it."""
+
+
+class TrainingTask(Protocol):
+    """How the engine deals with what a run trains."""
+
+    @property
+    def options_class(self) -> type[TaskOptions]:
+        """Dataclass of the task's block in the config."""
+
+    @property
+    def run_files(self) -> tuple[str, ...]:
+        """Names in the run folder that this task writes beside those of every run."""
+
+    @property
+    def free_options(self) -> tuple[str, ...]:
+        """Options of the block that may differ in a resumed run, such as `task.cache_dir`."""
+
+    @property
+    def fingerprint_messages(self) -> Mapping[str, str]:
+        """Line for each of the task's fingerprints, for a resumed run in which it differs."""
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether `recipe.backbone_lr` applies."""
+
+    @property
+    def report_module(self) -> str | None:
+        """Module with the task's `evaluate_trained` and `evaluate_share`; None for a detector's report."""
+
+    def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:
+        """Return the options on which an experiment rests.
+
+        Args:
+            block: The block `task` in plain types, not yet checked.
+
+        Raises:
+            CheckpointError: If they stand in a checkpoint that cannot be used.
+        """
+
+    def resolve_timeline(self, config: "Config", *, steps_per_epoch: int) -> "Timeline":
+        """Return the phases of the run.
+
+        Raises:
+            ConfigError: If a phase given by hand does not fit the run.
+        """
+
+    def describe(self, config: "Config") -> list[str]:
+        """Return lines that the log adds to the timeline."""
+
+    def build(self, context: "RunContext") -> TaskProducts:
+        """Build everything that is trained; global random generators are seeded.
+
+        Raises:
+            DeimError: If options contradict each other or a file is wrong.
+        """
+
+    def build_stored_model(self, config: "Config", checkpoint: "Checkpoint", path: Path) -> "nn.Module":
+        """Build the model of a checkpoint; its weights are loaded afterwards.
+
+        Args:
+            config: The checkpoint's config, perhaps with overrides.
+            checkpoint: The checkpoint.
+            path: Where it was read, for messages.
+
+        Raises:
+            CheckpointError: If the task's state in the checkpoint is damaged.
+        """
+
+
+def load_task(name: str) -> TrainingTask:
+    """Import a task; nothing of a task is imported before it is asked for.
 
     Args:
-        setting: Of the run.
-
-    Raises:
-        CheckpointError: If the initial weights cannot be read or do not fit.
+        name: A key of `TASKS`.
     """
-    config, timeline = setting.config, setting.timeline
-    train = setting.splits.train
-    model = build_model(config.model, len(train.class_names), channels=config.data.channels)
-    if config.model.init_from is not None and setting.is_new:
-        load_initial_weights(model, Path(config.model.init_from), class_names=train.class_names)
-    model.to(setting.device)
-    loader = build_train_loader(
-        setting.batches,
-        train,
-        data=config.data,
-        augment=config.augment,
-        image_size_hw=config.image_size_hw,
-        seed=config.seed,
-        epochs=augment_epochs(timeline),
-    )
-    lines = loader.pipeline.describe(config.epochs)
-    logger.info("augmentation:\n%s", "\n".join(f"  {line}" for line in lines))
-    return Subject(
-        model=model,
-        criterion=build_criterion(config.loss, matcher_change_epoch=timeline.matcher_change_epoch),
-        optimizer=build_optimizer(model, config.recipe),
-        loader=loader,
-    )
+    task: TrainingTask = import_module(TASKS[name]).TASK
+    return task
 
 
-def augment_epochs(timeline: Timeline) -> AugmentEpochs:
-    """Return the epochs in which the augmentation of a run changes."""
-    return AugmentEpochs(
-        start=timeline.augment_start_epoch, mix_end=timeline.mix_end_epoch, stop=timeline.no_aug_epoch
-    )
+def task_options_class(name: str) -> type[TaskOptions]:
+    """Return the dataclass of a task's block in the config.
+
+    Args:
+        name: A key of `TASKS`.
+    """
+    return load_task(name).options_class
+
+
+def detection_options() -> TaskOptions:
+    """Return the block of the default task."""
+    return task_options_class("detection")()
+
+
+def report_function(task: str, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a task's function for reports, or the detector's where the task has none.
+
+    Args:
+        task: A key of `TASKS`.
+        name: `evaluate_trained` or `evaluate_share`.
+        default: The detector's function.
+    """
+    module = load_task(task).report_module
+    function: Callable[..., Any] = default if module is None else getattr(import_module(module), name)
+    return function

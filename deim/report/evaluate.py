@@ -12,7 +12,7 @@ from deim.data.formats.coco import to_split
 from deim.data.options import DataOptions
 from deim.data.splits import read_raw_split, read_split
 from deim.engine.checkpoints import TrainedDetector, store_operating_points
-from deim.engine.context import Validation
+from deim.engine.validation import Validation
 from deim.errors import DataError
 from deim.files import sha256_of_file
 from deim.inference.detection_table import SplitResults, split_results
@@ -198,7 +198,7 @@ def _provenance(
             weights=trained.weights,
         ),
         model=ModelInfo(
-            name=config.model.name if config.multimodal is None else f"{config.model.name} with text fusion",
+            name=_model_name(trained),
             parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         ),
         image_size_hw=config.image_size_hw,
@@ -212,6 +212,11 @@ def _provenance(
         versions=installed_versions(),
         max_detections=evaluator.max_detections,
     )
+
+
+def _model_name(trained: TrainedDetector) -> str:
+    name = trained.config.model.name
+    return name if trained.task == "detection" else f"{name} with {trained.task.replace('_', ' ')}"
 
 
 def _convergence(trained: TrainedDetector) -> dict[str, Any] | None:
@@ -240,7 +245,7 @@ def to_validation(metrics: CocoMetrics, picture: Image.Image | None = None) -> V
         worst_class_ap50=None if worst is None else worst.ap50,
         summary={name: getattr(summary, name) for name in summary.__dataclass_fields__},
         class_ap50={row.name: row.ap50 for row in metrics.classes},
-        picture=None if picture is None else np.asarray(picture),
+        image=None if picture is None else np.asarray(picture),
     )
 
 

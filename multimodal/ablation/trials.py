@@ -11,7 +11,7 @@ import torch
 from deim.engine.ema import ModelEma
 from deim.engine.optimizer import set_learning_rates
 from deim.engine.schedule import EmaSchedule, Timeline
-from deim.engine.step import Precision, StepParts, train_step
+from deim.engine.step import Precision, StepContext, train_step
 from deim.inference.detection_table import split_results
 from deim.inference.predictor import predict_split
 from deim.metrics.assignment import COCO_IOU_THRESHOLDS, assign, compute_overlaps
@@ -149,7 +149,7 @@ def train_variant(variant: Variant, setting: TrialSetting, *, seed: int) -> Find
     scaler = torch.amp.GradScaler(
         setting.precision.device_type, enabled=setting.precision.scaler.is_enabled()
     )
-    parts = StepParts(
+    parts = StepContext(
         model=model,
         criterion=setting.criterion,
         optimizer=torch.optim.AdamW(groups, lr=setting.base_lr, betas=setting.betas, fused=True),

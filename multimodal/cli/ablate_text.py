@@ -15,7 +15,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from deim.engine.experiment import load_experiment
+from deim.config.loader import load_config
 from deim.errors import ConfigError, DeimError
 from multimodal.ablation.build import build_trials
 from multimodal.ablation.files import add_to_report, write_evidence
@@ -30,7 +30,7 @@ def find_evidence(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     if args.seeds < 1:
         raise ConfigError(f"--seeds: got {args.seeds}. Each variant is trained with at least 1.")
-    config = load_experiment(args.config, args.set)
+    config = load_config(args.config, args.set)
     plan = build_trials(config, pair_names=args.pair)
     seeds = range(config.seed, config.seed + args.seeds)
     controls = [name for name in CONTROLS if name in args.controls]

@@ -27,7 +27,7 @@ def build(args: argparse.Namespace) -> None:
     prompts = load_prompts(args.prompts)
     class_names = args.classes
     if args.checkpoint is not None:
-        class_names = read_checkpoint(args.checkpoint)["class_names"]
+        class_names = read_checkpoint(args.checkpoint).class_names
     bank = build_text_bank(prompts, _encoder(args), class_names)
     save_text_bank(bank, args.output)
     print(_describe(bank))

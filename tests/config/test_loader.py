@@ -3,10 +3,13 @@
 import importlib.util
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Union, get_args, get_type_hints
 
 import pytest
 
@@ -21,9 +24,11 @@ from deim.config.loader import (
 )
 from deim.config.schema import Config
 from deim.data.synthetic.options import SyntheticOptions
+from deim.engine.task import TASKS, TaskDefaults, task_options_class
 from deim.errors import ConfigError
 from deim.model.backbone.options import DinoV3Options, VitTinyOptions
 from deim.model.options import ModelOptions
+from multimodal.task import TextFusionTask
 
 ROOT = Path(__file__).parents[2]
 MODEL = """
@@ -206,7 +211,7 @@ UNKNOWN = [
     ),
     (
         "true: 3\n",
-        "unknown key 'True'. Valid here: output_dir, image_size, epochs, seed, model, data, augment, ",
+        "unknown key 'True'. Valid here: output_dir, image_size, epochs, seed, task, model, data, augment, ",
     ),
 ]
 
@@ -313,7 +318,9 @@ def test_a_range_problem_is_blamed_on_the_option_that_the_check_names(write):
 
 def test_size_that_is_no_multiple_of_32(write):
     (line,) = problems_of(write(MINIMAL.replace("64", "100", 1)))
-    assert line.startswith("x.yml: image_size: got 100x100, height and width must be multiples of 32")
+    assert line.startswith(
+        "x.yml: image_size: got 100x100, both must be multiples of 32 and at least 64"
+    )
     assert line.endswith("the nearest are 96x96")
 
 
@@ -367,25 +374,36 @@ def test_missing_type_still_checks_the_other_keys(write):
 
 def test_all_problems_at_once(write):
     write("model: {decoder: {num_layers: four, num_queries: 0}, encoder: {expansion: 9}}\n", "base.yml")
-    text = "_base_: base.yml\nimage_size: 100\ndata: {batchsize: 3, num_workers: -1}\nepochs: x\n" + MODEL
-    lines = problems_of(write(text), "seed=-1", "recipe.lr=no", "recipe.clip_grad_norm=0")
+    text = "_base_: base.yml\nimage_size: 100\ndata: {batchsize: 3}\nepochs: x\n" + MODEL
+    lines = problems_of(write(text), "recipe.lr=no", "recipe.clip_grad_norm=0", "ema.decay=2", "runtime.x=1")
     assert sorted(lines) == sorted(
         [
             "base.yml: model.decoder.num_layers: got 'four', needs an integer",
-            "base.yml: model.decoder.num_queries: got 0, needs at least 1",
             "base.yml: model.encoder.expansion: got 9.0, needs (0, 4]",
             "x.yml: missing key 'output_dir', which has no default. Give text.",
             "x.yml: missing key 'data.root', which has no default. Give text.",
             "x.yml: unknown key 'data.batchsize'. Did you mean 'batch_size'?",
             "x.yml: epochs: got 'x', needs an integer",
-            "x.yml: data.num_workers: got -1, needs at least 0",
-            "x.yml: image_size: got 100x100, height and width must be multiples of 32 from 64; "
-            "the nearest are 96x96",
-            "--set: seed: got -1, needs at least 0",
             "--set: recipe.lr: got 'no', needs a number",
-            "--set: recipe.clip_grad_norm: got 0.0, must be above 0",
+            "--set: ema.decay: got 2.0, needs [0, 1)",
+            "--set: unknown key 'runtime.x'. Valid here: device, amp, tensorboard, checkpoint_minutes, "
+            "preflight, activation_checkpointing, compile, deterministic.",
         ]
     )
+
+
+def test_ranges_are_checked_in_every_block_that_can_be_read(write):
+    path = write(MINIMAL.replace("image_size: 64", "image_size: 100"))
+    lines = problems_of(path, "seed=-1", "evaluation.every_epochs=0", "recipe.clip_grad_norm=0")
+    assert sorted(lines) == [
+        "--set: evaluation.every_epochs: got 0, needs at least 1",
+        "--set: recipe.clip_grad_norm: got 0.0, must be above 0",
+    ]
+    assert sorted(problems_of(path, "seed=-1")) == [
+        "--set: seed: got -1, needs at least 0",
+        "x.yml: image_size: got 100x100, both must be multiples of 32 and at least 64; "
+        "the nearest are 96x96",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -462,10 +480,10 @@ def test_cyclic_bases(write):
     write("_base_: [b.yml]\n", "a.yml")
     write("_base_: ./a.yml\n", "b.yml")
     assert problems_of("a.yml") == [
-        "b.yml: '_base_' goes round in a circle: a.yml → b.yml → a.yml. Remove one of them."
+        "b.yml: '_base_' forms a circle: a.yml → b.yml → a.yml. Remove one of them."
     ]
     assert problems_of(write("_base_: x.yml\n")) == [
-        "x.yml: '_base_' goes round in a circle: x.yml → x.yml. Remove one of them."
+        "x.yml: '_base_' forms a circle: x.yml → x.yml. Remove one of them."
     ]
 
 
@@ -489,6 +507,10 @@ def full_trees() -> list[dict[str, Any]]:
     goals = [{"type": "recall", "at_least": 0.9}, {"type": "false_boxes", "at_most_per_image": 0.1}]
     encoders = [{"type": "hashed"}, {"type": "open_clip"}]
     scalings = [{"type": "window", "low": 0, "high": 1}, {"type": "percentile"}]
+    tasks = [
+        {"type": "detection"},
+        *({"type": "text_fusion", "detector": "x", "encoder": e} for e in encoders),
+    ]
     trees = [
         {
             **common,
@@ -501,9 +523,9 @@ def full_trees() -> list[dict[str, Any]]:
             },
             "model": {"name": "x", "hidden_dim": 64, "backbone": backbone},
             "evaluation": {"goal": goal},
-            "multimodal": {"detector": "x", "encoder": encoder},
+            "task": task,
         }
-        for backbone, goal, encoder, scaling in zip(backbones, goals, encoders, scalings, strict=True)
+        for backbone, goal, task, scaling in zip(backbones * 2, goals * 2, tasks, scalings * 2, strict=False)
     ]
     return [config_to_dict(config_from_dict(tree, where="test")) for tree in trees]
 
@@ -516,6 +538,7 @@ def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, 
 
 
 NUM_MISSPELLINGS = 6
+TASK_CLASSES: Any = Union[tuple(map(task_options_class, TASKS))]  # noqa: UP007
 
 
 def misspellings(name: str) -> list[str]:
@@ -526,7 +549,8 @@ def misspellings(name: str) -> list[str]:
 
 def schema_leaves(block_class: type, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
     found: set[tuple[str, ...]] = set()
-    for name, hint in get_type_hints(block_class).items():
+    hints = get_type_hints(block_class) | ({"task": TASK_CLASSES} if block_class is Config else {})
+    for name, hint in hints.items():
         blocks = [option for option in (hint, *get_args(hint)) if is_dataclass(option)]
         for block in blocks:
             found |= schema_leaves(block, (*path, name))
@@ -539,7 +563,7 @@ def test_the_full_trees_have_every_key_of_the_schema():
     assert {leaf for tree in full_trees() for leaf in leaves(tree)} == schema_leaves(Config)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_every_misspelled_leaf_gets_the_right_suggestion(number):
     trees = full_trees()
     template = trees[number]
@@ -566,8 +590,9 @@ def test_every_misspelled_leaf_gets_the_right_suggestion(number):
             assert expected <= set(str(caught.value).splitlines())
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_round_trips(write, number):
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_round_trips(write, number, monkeypatch):
+    monkeypatch.setattr(TextFusionTask, "defaults_from", lambda *_: None)
     config = config_from_dict(full_trees()[number], where="test")
     tree = config_to_dict(config)
     assert json.loads(json.dumps(tree)) == tree
@@ -587,7 +612,8 @@ def test_text_that_looks_like_something_else_survives_yaml(write, name):
 def test_yaml_keeps_the_order_and_writes_lists_on_one_line(write):
     text = config_to_yaml(load_config(write(MINIMAL)))
     assert text.startswith(
-        "output_dir: outputs/tiny\nimage_size: 64\nepochs: 2\nseed: 0\nmodel:\n  name: tiny\n"
+        "output_dir: outputs/tiny\nimage_size: 64\nepochs: 2\nseed: 0\ntask:\n  type: detection\n"
+        "model:\n  name: tiny\n"
     )
     assert "    return_blocks: [0, 1, 2]\n" in text
 
@@ -645,35 +671,73 @@ def test_shipped_model_loads(path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yml")), ids=lambda path: path.stem)
-def test_shipped_config_loads(path):
-    detector = config_to_dict(load_config(ROOT / "configs" / "quickstart.yml"))
-    read = []
-
-    def read_detector(place: str) -> dict[str, object]:
-        read.append(place)
-        return {name: detector[name] for name in ("model", "image_size", "data")}
-
-    config = load_config(path, read_detector=read_detector)
+def test_shipped_config_loads(path, quickstart_as_detector):
+    config = load_config(path)
     assert config_from_dict(config_to_dict(config), where="test") == config
-    assert read == ([] if config.multimodal is None else [config.multimodal.detector])
+    is_fusion = config.task.type == "text_fusion"
+    assert quickstart_as_detector == ([config.task.detector] if is_fusion else [])
 
 
-def test_an_experiment_of_phase_2_rests_on_its_detector(write):
-    path = write("output_dir: x\nepochs: 2\nmultimodal: {detector: d.pth}\ndata: {batch_size: 5}\n")
+@pytest.fixture
+def quickstart_as_detector(monkeypatch):
+    """Pretends that every detector was trained with quickstart.yml; the paths that were asked for."""
     detector = config_to_dict(load_config(ROOT / "configs" / "quickstart.yml"))
-    base = {name: detector[name] for name in ("model", "image_size", "data")}
-    config = load_config(path, ["image_size=[64, 96]"], read_detector=lambda _: base)
+    asked = []
+
+    def defaults_from(self, block):
+        asked.append(block["detector"])
+        options = {name: detector[name] for name in ("model", "image_size", "data")}
+        return TaskDefaults(options=options, source=asked[-1], fixed_blocks=("model",))
+
+    monkeypatch.setattr(TextFusionTask, "defaults_from", defaults_from)
+    return asked
+
+
+@pytest.mark.usefixtures("quickstart_as_detector")
+def test_an_experiment_rests_on_the_options_that_its_task_gives(write):
+    task = "task: {type: text_fusion, detector: d.pth}"
+    path = write(f"output_dir: x\nepochs: 2\n{task}\ndata: {{batch_size: 5}}\n")
+    config = load_config(path, ["image_size=[64, 96]"])
     assert config.model == load_config(ROOT / "configs" / "quickstart.yml").model
     assert (config.image_size_hw, config.data.batch_size) == ((64, 96), 5)
     assert config.data.root == "data/quickstart"
-    assert load_config(path, ["model.hidden_dim=128"], read_detector=lambda _: base) == load_config(
-        path, read_detector=lambda _: base
-    )
-    message = (
-        "--set: model: is not that of the detector d.pth, which phase 2 keeps as it is. Leave the block out."
-    )
+    assert load_config(path, ["model.hidden_dim=128"]) == load_config(path)
+    message = "--set: model: differs from that of d.pth, which the task keeps as it is. Remove the block."
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        load_config(path, ["model.hidden_dim=64"], read_detector=lambda _: base)
+        load_config(path, ["model.hidden_dim=64"])
+
+
+RENAMED = [
+    ("multimodal={detector: x}", "'multimodal' is now 'task'. Rename it and give it 'type: text_fusion'."),
+    ("multimodal.detector=x", "'multimodal' is now 'task'. Rename it and give it 'type: text_fusion'."),
+    ("evaluation.suppression={}", "'evaluation.suppression' is now 'evaluation.nms'. Rename it."),
+    (
+        "recipe.max_refused_steps=3",
+        "'recipe.max_refused_steps' is now 'recipe.max_skipped_steps'. Rename it.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), RENAMED)
+def test_a_key_of_the_first_version_is_told_its_name(write, override, message):
+    assert problems_of(write(MINIMAL), override) == [f"--set: {message}"]
+
+
+def test_only_the_task_that_an_experiment_names_is_imported(tmp_path):
+    code = (
+        "import sys; from deim.config.loader import load_config; "
+        f"config = load_config({str(ROOT / 'configs' / 'quickstart.yml')!r}); "
+        "assert config.task.type == 'detection'; "
+        "assert not any(name.split('.')[0] == 'multimodal' for name in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
+
+
+def test_a_task_that_does_not_exist_is_refused(write):
+    assert problems_of(write(MINIMAL), "task.type=segmentation") == [
+        "--set: task.type: got 'segmentation', needs 'detection' or 'text_fusion'"
+    ]
 
 
 def test_shipped_configs_dir(tmp_path, monkeypatch):

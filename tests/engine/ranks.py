@@ -14,7 +14,7 @@ from deim.engine.device import select_precision
 from deim.engine.distributed import DistributedContext, exchange_gradients, join_distributed
 from deim.engine.optimizer import build_optimizer
 from deim.engine.seeding import seed_everything
-from deim.engine.step import StepParts, train_step, unwrap_model
+from deim.engine.step import StepContext, train_step, unwrap_model
 from deim.inference.evaluator import Evaluator
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
@@ -59,7 +59,7 @@ def compute_gradients(
         images=batch.images[distributed.rank :: distributed.size],
         targets=batch.targets[distributed.rank :: distributed.size],
     )
-    parts = StepParts(
+    parts = StepContext(
         model=exchange_gradients(model, distributed),
         criterion=build_criterion(config.loss),
         optimizer=build_optimizer(model, config.recipe),

@@ -5,7 +5,9 @@ import hashlib
 import io
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,14 @@ import deim
 from deim.config.loader import config_to_dict
 from deim.config.schema import Config
 from deim.data.splits import read_split
-from deim.engine.checkpoints import FORMAT, load_trained, read_checkpoint, save_checkpoint
+from deim.engine.checkpoints import (
+    FORMAT,
+    AveragedWeights,
+    Checkpoint,
+    load_trained,
+    read_checkpoint,
+    save_checkpoint,
+)
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, DataError
 from deim.inference.evaluator import evaluator_of
@@ -34,24 +43,24 @@ def saved(tmp_path: Path, tiny_set: Path, tiny_config: Callable[..., Config]) ->
     config = tiny_config(tiny_set, tmp_path / "run")
     raw, averaged = build_model(config.model, 2), build_model(config.model, 2)
     path = tmp_path / "best.pth"
-    tree = {
-        "format": FORMAT,
-        "config": config_to_dict(config),
-        "class_names": ["pit", "scratch"],
-        "category_ids": [3, 7],
-        "model": raw.state_dict(),
-        "ema": {"model": averaged.state_dict(), "updates": 1},
-        "weights": "ema",
-        "epoch": 4,
-        "step": 12,
-        "best": {},
-    }
-    save_checkpoint(tree, path)
+    checkpoint = Checkpoint(
+        config=config_to_dict(config),
+        task="detection",
+        task_state={},
+        class_names=("pit", "scratch"),
+        category_ids=(3, 7),
+        model=raw.state_dict(),
+        ema=AveragedWeights(model=averaged.state_dict(), updates=1),
+        weights="ema",
+        epoch=4,
+        step=12,
+    )
+    save_checkpoint(checkpoint, path)
     return path
 
 
-def change(path: Path, **values: object) -> None:
-    save_checkpoint(read_checkpoint(path) | values, path)
+def change(path: Path, **values: Any) -> None:
+    save_checkpoint(replace(read_checkpoint(path), **values), path)
 
 
 @pytest.mark.parametrize("kind", ["ema", "raw"])
@@ -60,13 +69,13 @@ def test_a_checkpoint_alone_gives_the_same_detector(saved: Path, kind: str) -> N
     tree = read_checkpoint(saved)
     trained = load_trained(saved)
     expected = build_model(trained.config.model, 2)
-    expected.load_state_dict(tree["ema"]["model"] if kind == "ema" else tree["model"])
+    expected.load_state_dict(tree.ema.model if kind == "ema" else tree.model)
     assert weights_hash(trained.model) == weights_hash(expected)
     assert weights_hash(load_trained(saved).model) == weights_hash(trained.model)
     assert (trained.class_names, trained.category_ids) == (("pit", "scratch"), (3, 7))
     assert (trained.epoch, trained.weights, trained.path) == (4, kind, saved)
     assert not trained.model.training
-    assert config_to_dict(trained.config) == tree["config"]
+    assert config_to_dict(trained.config) == tree.config
 
 
 def test_stored_options_can_be_overridden(saved: Path) -> None:
@@ -74,7 +83,7 @@ def test_stored_options_can_be_overridden(saved: Path) -> None:
 
 
 def test_a_failing_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = saved.read_bytes()
+    before, checkpoint = saved.read_bytes(), read_checkpoint(saved)
 
     def fail(tree: object, file) -> None:
         file.write(b"half")
@@ -82,7 +91,7 @@ def test_a_failing_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint({"format": FORMAT}, saved)
+        save_checkpoint(checkpoint, saved)
     assert saved.read_bytes() == before
 
 
@@ -115,9 +124,10 @@ def test_a_full_disk_is_named_as_such_with_the_path(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
 def test_a_disk_that_is_full_at_the_last_byte_is_named_too(saved: Path) -> None:
+    checkpoint = read_checkpoint(saved)
     saved.with_name(f".best.pth.{os.getpid()}.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: '.*/best\.pth'$"):
-        save_checkpoint({"format": FORMAT}, saved)
+        save_checkpoint(checkpoint, saved)
     assert [path.name for path in saved.parent.iterdir()] == ["best.pth"]
 
 
@@ -174,7 +184,8 @@ def test_a_file_of_another_project_is_refused(tree: object, problem: str, tmp_pa
 
 
 def test_another_format_is_refused(saved: Path) -> None:
-    change(saved, format=FORMAT + 1)
+    content = torch.load(saved, weights_only=True)
+    torch.save(content | {"format": FORMAT + 1}, saved)
     with pytest.raises(
         CheckpointError, match=rf"has checkpoint format {FORMAT + 1}, this version reads {FORMAT}\."
     ):
@@ -182,7 +193,7 @@ def test_another_format_is_refused(saved: Path) -> None:
 
 
 def test_weights_that_do_not_fit_the_config_are_refused(saved: Path) -> None:
-    change(saved, class_names=["pit", "scratch", "crack"])
+    change(saved, class_names=("pit", "scratch", "crack"))
     with pytest.raises(CheckpointError, match=r"best\.pth: its weights do not fit its config\."):
         load_trained(saved)
 

@@ -8,7 +8,7 @@ from deim.data.batch import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
 from deim.engine.seeding import seed_everything
-from deim.engine.step import StepParts, train_step
+from deim.engine.step import StepContext, train_step
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
 from deim.model.options import ModelOptions
@@ -52,7 +52,7 @@ def test_l_at_1024_px_stays_finite(amp: str) -> None:
     model.register_forward_hook(
         lambda *args: outputs_are_finite.append(bool(args[-1]["pred_logits"].isfinite().all()))
     )
-    parts = StepParts(
+    parts = StepContext(
         model=model,
         criterion=build_criterion(config.loss),
         optimizer=build_optimizer(model, config.recipe),

@@ -111,7 +111,7 @@ def test_a_log_without_a_folder_writes_nothing(tmp_path: Path, monkeypatch: pyte
     with RunLog(None, tensorboard=True) as log:
         log.write("epoch", {"epoch": 0})
         log.curves({"loss": 1.0}, step=1)
-        log.picture("val", np.zeros((2, 2, 3), dtype=np.uint8), step=1)
+        log.image("val", np.zeros((2, 2, 3), dtype=np.uint8), step=1)
         log.keep_until(epoch=0, step=0)
     assert list(tmp_path.iterdir()) == []
 
@@ -121,7 +121,7 @@ def test_tensorboard_gets_curves_and_a_picture(tmp_path: Path) -> None:
     with RunLog(tmp_path, tensorboard=True) as log:
         log.curves({"train/loss": 3.0, "val/ap": None}, step=1)
         log.curves({"train/loss": 2.0}, step=2)
-        log.picture("val/predictions", np.zeros((4, 6, 3), dtype=np.uint8), step=2)
+        log.image("val/predictions", np.zeros((4, 6, 3), dtype=np.uint8), step=2)
     with RunLog(tmp_path, tensorboard=True, first_step=1) as log:
         log.curves({"train/loss": 1.5}, step=2)
     events = reader.EventAccumulator(str(tmp_path / "tensorboard"))

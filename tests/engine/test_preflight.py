@@ -12,8 +12,8 @@ from deim.data.batch import Batch
 from deim.engine import preflight as preflight_module
 from deim.engine.distributed import DistributedContext
 from deim.engine.memory import limit_bytes, peak_bytes, reset_peak
-from deim.engine.preflight import plan_batches
-from deim.engine.step import StepParts
+from deim.engine.prepare import plan_batches
+from deim.engine.step import StepContext
 from deim.engine.trainer import Trainer
 from deim.errors import ConfigError, TrainingError
 
@@ -50,11 +50,11 @@ def test_batches_are_planned(
     [
         (
             ("data.effective_batch_size=7",),
-            "7 cannot be shared out equally among 2 processes",
+            "7 cannot be split equally among 2 processes",
         ),
         (
             ("data.batch_size=4", "data.effective_batch_size=6"),
-            "4 is more than a process has to do in a",
+            "got 4, but a process has 3 images of a step of effective_batch_size 6",
         ),
     ],
 )
@@ -85,7 +85,7 @@ def test_it_prints_what_memory_is_taken_and_left_and_changes_nothing(
     assert "in a step of 3 images with 2 boxes each, or in validation, " in line
     assert line.endswith(" GB left")
     trainer.run(show_progress=False)
-    expected, found = (run.parts.step.model.state_dict() for run in (without, trainer))
+    expected, found = (run.prepared.step.model.state_dict() for run in (without, trainer))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
@@ -93,7 +93,7 @@ def pretend_memory(monkeypatch: pytest.MonkeyPatch, *, model: float, image: floa
     """A device that holds `total` GB, of which a step takes `model` and so much an image; sizes tried."""
     tried: list[int] = []
 
-    def work(parts: StepParts, batch: Batch) -> None:
+    def work(parts: StepContext, batch: Batch) -> None:
         tried.append(len(batch.targets))
         if model + image * tried[-1] > total:
             raise torch.OutOfMemoryError
@@ -208,7 +208,7 @@ def test_a_step_that_does_not_fit_is_refused_at_once_with_advice(
     ("most_boxes", "expected"), [(0, 0), (1, 1), (7, 5), (50, 50), (51, 50), (99, 50), (101, 101)]
 )
 def test_the_most_denoising_queries_do_not_belong_to_the_most_boxes(most_boxes: int, expected: int) -> None:
-    assert preflight_module._most_demanding_boxes(most_boxes, 100) == expected
+    assert preflight_module.most_demanding_boxes(most_boxes, 100) == expected
 
 
 def test_the_peak_of_this_process_is_measured() -> None:

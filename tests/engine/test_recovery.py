@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from deim.config.schema import Config
-from deim.data.batch import Batch
-from deim.engine import trainer as trainer_module
+from deim.data.collate import Batch
+from deim.engine import recovery as recovery_module
 from deim.engine.checkpoints import read_checkpoint
-from deim.engine.context import Validate, Validation
-from deim.engine.step import StepParts, StepResult, train_step, unwrap_model
+from deim.engine.step import StepContext, StepResult, train_step, unwrap_model
 from deim.engine.trainer import Trainer
+from deim.engine.validation import Validate, Validation
 from deim.errors import StopSignalError, TrainingError
 
 MakeConfig = Callable[..., Config]
@@ -34,12 +34,12 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def install(steps: set[int], factor: float = NAN) -> None:
         calls = iter(range(10**6))
 
-        def step(parts: StepParts, batch: Any, **options: Any) -> StepResult:
+        def step(parts: StepContext, batch: Any, **options: Any) -> StepResult:
             if next(calls) in steps:
                 batch.images.mul_(factor)
             return train_step(parts, batch, **options)
 
-        monkeypatch.setattr(trainer_module, "train_step", step)
+        monkeypatch.setattr(recovery_module, "train_step", step)
 
     return install
 
@@ -57,7 +57,7 @@ def test_bad_steps_are_logged_and_the_run_goes_on(
     refused = [line for line in events_of(tmp_path / "run") if line["event"] == "skipped_step"]
     assert [line["step"] for line in refused] == [1, 2, 5]
     assert all(
-        line["why"] and len(line["images"]) == 3 and line["lr"] > 0 and line["weight_norm"] > 0
+        line["reason"] and len(line["images"]) == 3 and line["lr"] > 0 and line["weight_norm"] > 0
         for line in refused
     )
     # Not finite, so there is no number for it.
@@ -65,8 +65,8 @@ def test_bad_steps_are_logged_and_the_run_goes_on(
     assert all(
         [f"train_{image_id - 10}.png" for image_id in line["image_ids"]] == line["images"] for line in refused
     )
-    assert trainer.parts.ema.updates == 5
-    assert all(torch.isfinite(value).all() for value in trainer.parts.step.model.state_dict().values())
+    assert trainer.prepared.ema.updates == 5
+    assert all(torch.isfinite(value).all() for value in trainer.prepared.step.model.state_dict().values())
     assert trainer.progress.restores == 0
 
 
@@ -83,7 +83,7 @@ def test_bad_steps_of_every_kind_are_survived(
     kinds = dict(zip(chosen, ["image", "activation", "gradient"] * 15, strict=True))
     calls = iter(range(100))
 
-    def step(parts: StepParts, batch: Any, **options: Any) -> StepResult:
+    def step(parts: StepContext, batch: Any, **options: Any) -> StepResult:
         model, kind = unwrap_model(parts.model), kinds.get(next(calls))
         hooks = []
         if kind == "image":
@@ -99,13 +99,13 @@ def test_bad_steps_of_every_kind_are_survived(
             hook.remove()
         return result
 
-    monkeypatch.setattr(trainer_module, "train_step", step)
+    monkeypatch.setattr(recovery_module, "train_step", step)
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=50", "evaluation.every_epochs=25"))
     trainer.run(show_progress=False)
     refused = [line["step"] for line in events_of(tmp_path / "run") if line["event"] == "skipped_step"]
     assert refused == sorted(chosen)
-    assert trainer.parts.ema.updates == 55
-    for model in (trainer.parts.step.model, trainer.parts.ema.model):
+    assert trainer.prepared.ema.updates == 55
+    for model in (trainer.prepared.step.model, trainer.prepared.ema.model):
         assert all(value.isfinite().all() for value in model.state_dict().values())
     losses = [
         line["loss"] for line in events_of(tmp_path / "run") if line["event"] == "epoch" and line["loss"]
@@ -128,14 +128,14 @@ def test_after_too_many_the_last_good_state_comes_back_with_half_the_rate(
     trainer = build_tiny(config)
     with caplog.at_level(logging.WARNING):
         trainer.run(show_progress=False)
-    assert "3 steps in a row refused: restored the state of step 2, learning rate times 0.5" in caplog.text
+    assert "3 steps in a row skipped: restored the state of step 2, learning rate times 0.5" in caplog.text
     restored = [line for line in events_of(tmp_path / "run") if line["event"] == "restored"]
     assert [(line["step"], line["to_step"], line["lr_scale"]) for line in restored] == [(5, 2, 0.5)]
     assert trainer.progress.lr_scale == 0.5
     # Two good steps before the restored state, and the last two of the run.
-    assert trainer.parts.ema.updates == 4
+    assert trainer.prepared.ema.updates == 4
     lines = [line for line in events_of(tmp_path / "run") if line["event"] == "epoch"]
-    timeline = trainer.parts.timeline
+    timeline = trainer.timeline
     assert lines[-1]["lr"] == pytest.approx(0.5 * config.recipe.lr * timeline.lr_factor(7))
 
 
@@ -164,7 +164,7 @@ def test_the_state_that_comes_back_does_not_depend_on_when_the_run_was_saved(
     root = write_coco(tmp_path / "set", num_images={"train": 8, "val": 1, "test": 1})
     current: list[Trainer] = []
 
-    def step(parts: StepParts, batch: Any, **options: Any) -> StepResult:
+    def step(parts: StepContext, batch: Any, **options: Any) -> StepResult:
         number = current[-1].progress.step
         if number in (7, 8, 9):
             batch.images.mul_(NAN)
@@ -172,7 +172,7 @@ def test_the_state_that_comes_back_does_not_depend_on_when_the_run_was_saved(
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(parts, batch, **options)
 
-    monkeypatch.setattr(trainer_module, "train_step", step)
+    monkeypatch.setattr(recovery_module, "train_step", step)
     options = ("epochs=3", "data.batch_size=2", "recipe.max_skipped_steps=3", "evaluation.every_epochs=3")
     for name, resume_from in (("whole", None), ("parts", None), ("parts", tmp_path / "parts" / "last.pth")):
         config = tiny_config(root, tmp_path / name, *options)
@@ -182,7 +182,7 @@ def test_the_state_that_comes_back_does_not_depend_on_when_the_run_was_saved(
     for name in ("whole", "parts"):
         restored = [line["to_step"] for line in events_of(tmp_path / name) if line["event"] == "restored"]
         assert restored == [4], name
-    expected, found = (run.parts.step.model.state_dict() for run in (current[0], current[2]))
+    expected, found = (run.prepared.step.model.state_dict() for run in (current[0], current[2]))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
@@ -194,21 +194,21 @@ def test_a_run_resumed_elsewhere_brings_the_state_to_restore_along(
     build_tiny: Build,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def step(parts: StepParts, batch: Any, **options: Any) -> StepResult:
+    def step(parts: StepContext, batch: Any, **options: Any) -> StepResult:
         if trainer.progress.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(parts, batch, **options)
 
-    monkeypatch.setattr(trainer_module, "train_step", step)
+    monkeypatch.setattr(recovery_module, "train_step", step)
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "first", "epochs=2"))
     with pytest.raises(StopSignalError):
         trainer.run(show_progress=False)
     last = tmp_path / "first" / "last.pth"
-    assert read_checkpoint(last)["step"] == 3
+    assert read_checkpoint(last).step == 3
     second = build_tiny(tiny_config(tiny_set, tmp_path / "second", "epochs=2"), resume_from=last)
     second._save()
-    tree, path = second._recovery.good_checkpoint()
-    assert (tree["step"], path) == (2, tmp_path / "second" / "last.previous.pth")
+    tree, path = second.checkpoints.read_good_start()
+    assert (tree.step, path) == (2, tmp_path / "second" / "last.previous.pth")
 
 
 @pytest.mark.slow
@@ -224,7 +224,7 @@ def test_after_three_restores_the_run_stops_and_names_the_images(
     assert all(name in str(caught.value) for name in named)
     assert (trainer.progress.restores, trainer.progress.lr_scale) == (3, 0.125)
     tree = read_checkpoint(tmp_path / "run" / "last.pth")
-    assert all(torch.isfinite(value).all() for value in tree["model"].values())
+    assert all(torch.isfinite(value).all() for value in tree.model.values())
 
 
 def test_a_refused_first_step_goes_back_to_the_beginning(
@@ -235,7 +235,7 @@ def test_a_refused_first_step_goes_back_to_the_beginning(
     trainer = build_tiny(config)
     trainer.run(show_progress=False)
     assert trainer.progress.restores == 1
-    assert trainer.parts.ema.updates == 2
+    assert trainer.prepared.ema.updates == 2
 
 
 @pytest.mark.slow
@@ -255,21 +255,21 @@ def test_a_restore_in_the_final_stage_goes_back_to_its_start(
     trainer.run(show_progress=False)
     assert trainer.progress.restores == 1
     # Two updates before the best epoch ended; six more were thrown away; two followed the restore.
-    assert trainer.parts.ema.updates == 4
+    assert trainer.prepared.ema.updates == 4
 
 
 def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, *, above: int, steps: set[int]) -> list[int | None]:
     """Raise in these calls if more images than `above` are processed at once; the sizes that were tried."""
     tried: list[int | None] = []
 
-    def step(parts: StepParts, batch: Any, **options: Any) -> StepResult:
+    def step(parts: StepContext, batch: Any, **options: Any) -> StepResult:
         size = options["micro_batch_size"]
         tried.append(size)
         if len(tried) - 1 in steps and (size or len(batch.targets)) > above:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return train_step(parts, batch, **options)
 
-    monkeypatch.setattr(trainer_module, "train_step", step)
+    monkeypatch.setattr(recovery_module, "train_step", step)
     return tried
 
 
@@ -286,7 +286,7 @@ def test_memory_that_runs_out_once_halves_the_micro_batch_and_keeps_the_step(
     assert tried == [3, 3, 3, 2, 2]
     events = [line for line in events_of(tmp_path / "run") if line["event"] == "out_of_memory"]
     assert [(line["step"], line["micro_batch_size"]) for line in events] == [(2, 2)]
-    assert (trainer.progress.step, trainer.parts.ema.updates) == (4, 4)
+    assert (trainer.progress.step, trainer.prepared.ema.updates) == (4, 4)
     resumed = build_tiny(
         tiny_config(tiny_set, tmp_path / "run", "epochs=2"), resume_from=tmp_path / "run" / "last.pth"
     )
@@ -313,7 +313,7 @@ def test_memory_that_runs_out_twice_ends_the_run_with_advice(
         ("copy", r"^out of memory in copying a batch to the device\. Lower data\.batch_size, "),
         (
             "validation",
-            r"^out of memory in validation\. Lower data\.eval_batch_size, then go on with --resume ",
+            r"^out of memory in validation\. Lower data\.eval_batch_size, then resume with --resume ",
         ),
     ],
 )
@@ -334,10 +334,10 @@ def test_memory_that_runs_out_where_no_smaller_part_helps_ends_the_run_with_advi
 
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=2"), validate=validate)
     if place == "update":
-        monkeypatch.setattr(trainer.parts.step.optimizer, "step", fail)
+        monkeypatch.setattr(trainer.prepared.step.optimizer, "step", fail)
     if place == "copy":
         monkeypatch.setattr(Batch, "to", fail)
     with pytest.raises(TrainingError, match=message):
         trainer.run(show_progress=False)
     assert trainer.progress.micro_batch_size == 3  # no other try
-    assert read_checkpoint(tmp_path / "run" / "last.pth")["step"] == (2 if place == "validation" else 0)
+    assert read_checkpoint(tmp_path / "run" / "last.pth").step == (2 if place == "validation" else 0)

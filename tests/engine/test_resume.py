@@ -20,11 +20,10 @@ import torch
 
 from deim.config.schema import Config
 from deim.engine.checkpoints import previous_path, read_checkpoint, save_checkpoint
-from deim.engine.prepare import finalize_run_dir, find_resume
+from deim.engine.run_folder import finalize_run_dir, find_resume
 from deim.engine.seeding import random_states, restore_random_states, seed_everything
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, StopSignalError
-from deim.model.weights import inference_weights
 from tests.conftest import TINY
 
 REPOSITORY = Path(__file__).parents[2]
@@ -64,7 +63,7 @@ def epochs_of(folder: Path) -> list[dict[str, Any]]:
 
 def states_of(folder: Path) -> dict[str, torch.Tensor]:
     last, best = read_checkpoint(folder / "last.pth"), read_checkpoint(folder / "best.pth")
-    states = {"raw": last["model"], "ema": last["ema"]["model"], "best": inference_weights(best)}
+    states = {"raw": last.model, "ema": last.ema.model, "best": best.inference_weights}
     return {f"{kind}.{name}": value for kind, state in states.items() for name, value in state.items()}
 
 
@@ -178,7 +177,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
     stop_in_step(monkeypatch, number, signal_number)
     with pytest.raises(StopSignalError, match=rf"stopped by SIG\w+ in epoch {number // 4 + 1} after step"):
         build_tiny(config).run(show_progress=False)
-    assert read_checkpoint(stopped / "last.pth")["step"] == number + 1
+    assert read_checkpoint(stopped / "last.pth").step == number + 1
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     torch.manual_seed(999)
     resumed = build_tiny(config, resume_from=stopped / "last.pth")
@@ -234,7 +233,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     with caplog.at_level(logging.WARNING):
         resumed = build_tiny(config, resume_from=find_resume(stopped, "auto"))
     assert "last.pth: damaged, truncated or not a weights file" in caplog.text
-    assert f"Going back to the checkpoint before it, {previous_path(last)}." in caplog.text
+    assert f"Using the checkpoint before it, {previous_path(last)}." in caplog.text
     assert resumed.progress.step == 8
     resumed.run(show_progress=False)
     assert_equal_runs(stopped, whole_run)
@@ -262,11 +261,11 @@ def test_a_kill_between_the_two_renames_of_the_very_last_checkpoint_loses_nothin
     config = tiny_config(ten_images, tmp_path / "run", "epochs=1")
     build_tiny(config).run(show_progress=False)
     last = tmp_path / "run" / "last.pth"
-    expected = read_checkpoint(last)["model"]
+    expected = read_checkpoint(last).model
     last.replace(previous_path(last))
     build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).run(show_progress=False)
     assert not previous_path(last).exists()
-    found = read_checkpoint(last)["model"]
+    found = read_checkpoint(last).model
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
@@ -301,13 +300,13 @@ def test_another_config_is_refused_with_every_difference_unless_forced(
         f"{stopped_run}/last.pth: belongs to another run, these differ (there -> here):\n"
         f"  model.decoder.num_denoising: 8 -> 4\n"
         f"  recipe.lr: 0.0005 -> 1e-05\n"
-        f"Undo the changes, start a new run, or go on all the same with --force."
+        f"Undo the changes, start a new run, or resume all the same with --force."
     )
     assert {path.name: path.read_bytes() for path in stopped_run.iterdir()} == before
     with caplog.at_level(logging.WARNING):
         trainer = build_tiny(config, resume_from=stopped_run / "last.pth", force=True)
     assert "changed since the run was stopped: recipe.lr: 0.0005 -> 1e-05" in caplog.text
-    assert trainer.parts.step.optimizer.param_groups[-1]["flat_lr"] == 1e-5
+    assert trainer.prepared.step.optimizer.param_groups[-1]["flat_lr"] == 1e-5
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -346,7 +345,7 @@ def test_options_that_came_after_the_checkpoint_have_their_defaults_there(
 ) -> None:
     path = stopped_run / "last.pth"
     tree = read_checkpoint(path)
-    del tree["config"]["augment"]["mosaic"], tree["config"]["data"]["sampling"]
+    del tree.config["augment"]["mosaic"], tree.config["data"]["sampling"]
     save_checkpoint(tree, path)
     config = tiny_config(ten_images, stopped_run, *SIX_EPOCHS)
     assert build_tiny(config, resume_from=path).progress.step == 6
@@ -356,11 +355,11 @@ def test_options_that_came_after_the_checkpoint_have_their_defaults_there(
 
 def test_a_checkpoint_holds_all_that_a_run_needs(stopped_run: Path) -> None:
     tree = read_checkpoint(stopped_run / "last.pth")
-    assert {"model", "ema", "optimizer", "scaler", "random", "config", "class_names", "best"} <= tree.keys()
-    progress = tree["progress"]
-    assert (progress["epoch"], progress["steps_of_epoch"], progress["step"]) == (1, 2, 6)
-    assert set(progress["early_stopping"]) == {"score", "epoch"}
-    assert progress["sums"]["num_good"] == 2
+    assert tree.resume is not None
+    assert set(tree.resume.random) == {"torch", "cuda", "python", "numpy"}
+    progress = tree.resume.progress
+    assert (progress.epoch, progress.steps_of_epoch, progress.step) == (1, 2, 6)
+    assert progress.sums.num_good == 2
 
 
 @pytest.mark.slow
@@ -417,7 +416,7 @@ def test_a_signal_to_the_whole_group_saves_the_step_and_leaves_the_workers_out(
         assert process.returncode == 128 + number, err
         assert err.startswith(f"stopped by {signal.Signals(number).name} in epoch ")
         assert "Traceback" not in err
-        steps.append(read_checkpoint(folder / "last.pth")["step"])
+        steps.append(read_checkpoint(folder / "last.pth").step)
     assert steps == sorted(set(steps))
 
 
@@ -427,12 +426,12 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(
 ) -> None:
     last = stopped_run / "last.pth"
     last.write_bytes(last.read_bytes()[:1000])
-    before = read_checkpoint(previous_path(last))["step"]
+    before = read_checkpoint(previous_path(last)).step
     trainer = build_tiny(tiny_config(ten_images, stopped_run, *SIX_EPOCHS), resume_from=last)
-    tree, path = trainer._recovery.good_checkpoint()
-    assert (tree["step"], path) == (before, previous_path(last))
+    tree, path = trainer.checkpoints.read_good_start()
+    assert (tree.step, path) == (before, previous_path(last))
     trainer._save()
-    assert read_checkpoint(last)["step"] == read_checkpoint(previous_path(last))["step"] == before
+    assert read_checkpoint(last).step == read_checkpoint(previous_path(last)).step == before
 
 
 @pytest.mark.slow
@@ -491,7 +490,7 @@ def test_another_number_of_steps_keeps_the_place_in_the_schedule(
     trainer.run(show_progress=False)
     lines = epochs_of(stopped_run)
     assert [line["step"] for line in lines] == [4, 4, 6, 8, 10, 12]
-    new_rates = [trainer.parts.timeline.lr_factor(2 * epoch - 1) for epoch in range(2, 7)]
+    new_rates = [trainer.timeline.lr_factor(2 * epoch - 1) for epoch in range(2, 7)]
     assert [line["lr"] for line in lines[1:]] == [config.recipe.lr * rate for rate in new_rates]
 
 
@@ -500,9 +499,9 @@ def test_the_checkpoint_before_the_last_can_be_resumed_from_by_name(
 ) -> None:
     before = previous_path(stopped_run / "last.pth")
     trainer = build_tiny(tiny_config(ten_images, stopped_run, *SIX_EPOCHS), resume_from=before)
-    assert (trainer.progress.step, trainer._is_saved) == (4, False)
+    assert (trainer.progress.step, trainer.checkpoints.is_saved) == (4, False)
     trainer._save()
-    assert [read_checkpoint(path)["step"] for path in (stopped_run / "last.pth", before)] == [4, 4]
+    assert [read_checkpoint(path).step for path in (stopped_run / "last.pth", before)] == [4, 4]
 
 
 def test_a_killed_overwriting_run_can_be_overwritten(
@@ -515,7 +514,7 @@ def test_a_killed_overwriting_run_can_be_overwritten(
         build_tiny(config, overwrite=True)
     assert (stopped_run / ".replaced" / "tensorboard" / "events").read_text() == "first"
     finalize_run_dir(stopped_run, has_begun=False)
-    assert read_checkpoint(stopped_run / "last.pth")["step"] == 6
+    assert read_checkpoint(stopped_run / "last.pth").step == 6
     assert not (stopped_run / ".replaced").exists()
 
 

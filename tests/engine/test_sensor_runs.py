@@ -97,7 +97,7 @@ def test_a_defect_in_the_low_byte_is_learned_from_16_bits_alone(
         )
         trainer = build_tiny(config)
         trainer.run(show_progress=False)
-        found[bits] = trainer.parts.validate(trainer.parts.ema.model).ap50
+        found[bits] = trainer.validate(trainer.prepared.ema.model).ap50
     # 200 steps. Without the low byte all images are the same, and only the usual places can be guessed.
     assert found[16] > 0.6
     assert found[8] < 0.2

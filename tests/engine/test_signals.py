@@ -13,9 +13,9 @@ import torch
 from deim.config.schema import Config
 from deim.engine import signals as signals_module
 from deim.engine.checkpoints import read_checkpoint
-from deim.engine.context import Validate, Validation
 from deim.engine.signals import SAME_REQUEST_SECONDS, StopSignals
 from deim.engine.trainer import Trainer
+from deim.engine.validation import Validate, Validation
 from deim.errors import StopSignalError
 from deim.model.detector import Detector
 
@@ -51,9 +51,9 @@ def test_a_later_signal_ends_the_run_at_once(clock: list[float]) -> None:
         send()  # of the same request as the second
 
 
-def test_long_work_is_broken_off_by_the_first_signal_only(clock: list[float]) -> None:
+def test_long_work_is_interrupted_by_the_first_signal_only(clock: list[float]) -> None:
     def work(stop: StopSignals) -> None:
-        with stop.broken_off(" in epoch 3"):
+        with stop.interruptible(" in epoch 3"):
             try:
                 send()
             finally:
@@ -68,7 +68,7 @@ def test_long_work_is_broken_off_by_the_first_signal_only(clock: list[float]) ->
 def test_long_work_is_not_begun_after_a_signal() -> None:
     with StopSignals() as stop:
         send()
-        with pytest.raises(StopSignalError, match="in epoch 3"), stop.broken_off(" in epoch 3"):
+        with pytest.raises(StopSignalError, match="in epoch 3"), stop.interruptible(" in epoch 3"):
             pytest.fail("begun all the same")
 
 
@@ -125,7 +125,7 @@ def test_several_signals_in_an_epochs_end_stop_the_run_once_without_harm(
     with pytest.raises(StopSignalError, match=r"^stopped by SIGTERM in epoch [12] .*Go on with"):
         build_tiny(config, validate=validate).run(show_progress=False)
     tree = read_checkpoint(tmp_path / "run" / "last.pth")
-    assert (tree["step"], tree["progress"]["epoch"]) == (2, int(moment != "in validation"))
+    assert (tree.step, tree.resume.progress.epoch) == (2, int(moment != "in validation"))
     if moment != "in validation":
-        assert read_checkpoint(tmp_path / "run" / "best.pth")["epoch"] == 0
+        assert read_checkpoint(tmp_path / "run" / "best.pth").epoch == 0
     assert not list((tmp_path / "run").glob(".*"))

@@ -17,7 +17,7 @@ from deim.engine.ema import ModelEma
 from deim.engine.optimizer import build_optimizer
 from deim.engine.schedule import EmaSchedule
 from deim.engine.seeding import seed_everything
-from deim.engine.step import StepParts, StepResult, train_step
+from deim.engine.step import StepContext, StepResult, train_step
 from deim.errors import TrainingError
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
@@ -32,7 +32,7 @@ class Setup:
     config: Config
 
     def step(self, batch: Batch, *, clip_grad_norm: float = 0.1, **options: Any) -> StepResult:
-        parts = StepParts(
+        parts = StepContext(
             model=self.model,
             criterion=build_criterion(self.config.loss, matcher_change_epoch=99),
             optimizer=self.optimizer,

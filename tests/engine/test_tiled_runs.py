@@ -131,9 +131,9 @@ def test_a_run_on_tiles_trains_and_is_scored_by_whole_images(
     num_tiles = len(tile_split(read_split(config.data, "train"), build_input_format(config.data, config.image_size_hw).tiles))
     assert num_tiles > 4
     assert f"tiles: 2 images become {num_tiles} tiles of at most 48x48 px" in caplog.text
-    assert len(trainer.parts.batches) == -(-num_tiles // 3)
+    assert len(trainer.prepared.products.loader) == -(-num_tiles // 3)
     trainer.run(show_progress=False)
-    trained = load_trained(trainer.best_path)
+    trained = load_trained(trainer.checkpoints.best_path)
     assert trained.config.data.tiles == config.data.tiles
     found = evaluator_of(trained, read_split(config.data, "test")).evaluate(trained.model)
     assert list(found.predictions.by_image) == [10, 11, 12]
@@ -161,13 +161,15 @@ def test_a_stopped_run_on_tiles_goes_on_to_the_same_weights_and_report(
     stopped = build_tiny(config, validate=stop)
     with pytest.raises(StopSignalError):
         stopped.run(show_progress=False)
-    build_tiny(config, resume_from=stopped.last_path).run(show_progress=False)
-    one, other = (read_checkpoint(path)["model"] for path in (whole.last_path, stopped.last_path))
+    build_tiny(config, resume_from=stopped.checkpoints.last_path).run(show_progress=False)
+    one, other = (
+        read_checkpoint(path).model for path in (whole.checkpoints.last_path, stopped.checkpoints.last_path)
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
     other_tiles = tiny_config(tiny_set, tmp_path / "stopped", *options, "data.tiles.size=64")
     with pytest.raises(CheckpointError, match=r"data\.tiles\.size: 48 -> 64"):
-        build_tiny(other_tiles, resume_from=stopped.last_path)
+        build_tiny(other_tiles, resume_from=stopped.checkpoints.last_path)
 
     trained = load_trained(stopped.best_path)
     evaluator = evaluator_of(trained, read_split(config.data, "test"))
@@ -203,7 +205,7 @@ def test_small_defects_are_found_in_tiles_and_not_without(
         )
         trainer = build_tiny(config)
         trainer.run(show_progress=False)
-        found[tiles] = trainer.parts.validate(trainer.parts.ema.model).ap50
+        found[tiles] = trainer.validate(trainer.prepared.ema.model).ap50
     # 300 steps each: 0.62 and 0.13.
     assert found["{size: 64, overlap: 0.1}"] > 0.4
     assert found["null"] < 0.25

@@ -12,9 +12,9 @@ import torch
 from deim.config.loader import config_from_dict, load_config
 from deim.config.schema import Config
 from deim.engine.checkpoints import read_checkpoint
-from deim.engine.context import Validate, Validation
-from deim.engine.prepare import find_resume
+from deim.engine.run_folder import find_resume
 from deim.engine.trainer import Trainer
+from deim.engine.validation import Validate, Validation
 from deim.errors import CheckpointError, ConfigError, DeimError, TrainingError
 from deim.model.detector import Detector
 
@@ -28,9 +28,9 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    parts = trainer.parts
-    averaged = {f"ema.{name}": value for name, value in parts.ema.model.state_dict().items()}
-    return parts.step.model.state_dict() | averaged
+    run = trainer.prepared
+    averaged = {f"ema.{name}": value for name, value in run.ema.model.state_dict().items()}
+    return run.step.model.state_dict() | averaged
 
 
 def assert_same_weights(first: Trainer, second: Trainer) -> None:
@@ -103,13 +103,14 @@ def test_a_run_writes_its_files_and_learns(tiny_run: Path) -> None:
 
 def test_the_last_checkpoint_goes_on_and_the_best_one_is_smaller(tiny_run: Path) -> None:
     last, best = read_checkpoint(tiny_run / "last.pth"), read_checkpoint(tiny_run / "best.pth")
-    assert {"optimizer", "random", "scaler"} <= last.keys()
-    assert "optimizer" not in best
-    assert (last["epoch"], last["step"]) == (39, 80)
-    assert best["best"] == last["best"]
-    assert best["epoch"] == best["best"]["epoch"]
-    assert best["class_names"] == ["pit", "scratch", "crack"]
-    assert best["category_ids"] == [3, 7, 90]
+    assert last.resume is not None
+    assert last.resume.optimizer["state"]
+    assert best.resume is None
+    assert (last.epoch, last.step) == (39, 80)
+    assert best.best == last.best
+    assert best.epoch == best.best.epoch
+    assert best.class_names == ("pit", "scratch", "crack")
+    assert best.category_ids == (3, 7, 90)
 
 
 @pytest.mark.slow
@@ -164,7 +165,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 
 def test_resuming_a_finished_run_trains_no_further(tiny_run: Path, build_tiny: Build, tmp_path: Path) -> None:
     config = config_from_dict(
-        read_checkpoint(tiny_run / "last.pth")["config"],
+        read_checkpoint(tiny_run / "last.pth").config,
         where="last.pth",
         overrides=[f"output_dir={tmp_path / 'run'}"],
     )
@@ -225,11 +226,11 @@ def break_a_rename(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def break_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_text(self: Path, text: str, **kwargs: Any) -> None:
-        self.write_bytes(text[:10].encode())
-        raise OSError(28, "No space left on device", str(self))
+    def write_text(path: Path, text: str) -> None:
+        path.write_bytes(text[:10].encode())
+        raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr("deim.engine.run_folder.write_text", write_text)
 
 
 @pytest.mark.parametrize(
@@ -286,9 +287,9 @@ def test_the_final_stage_starts_from_the_best_weights(
     trainer.run(show_progress=False)
     # The best weights are those after epoch 1, which are those before epoch 2.
     assert all(torch.equal(at_start[3][name], value) for name, value in at_start[2].items())
-    assert trainer.progress.best["epoch"] == 1
-    assert read_checkpoint(trainer.best_path)["epoch"] == 1
-    assert read_checkpoint(trainer.last_path)["epoch"] == 3
+    assert trainer.progress.best.epoch == 1
+    assert read_checkpoint(trainer.checkpoints.best_path).epoch == 1
+    assert read_checkpoint(trainer.checkpoints.last_path).epoch == 3
 
 
 @pytest.mark.parametrize(
@@ -311,7 +312,7 @@ def test_best_is_the_last_of_the_highest_scores(
     config = tiny_config(tiny_set, tmp_path / "run", "epochs=3")
     build_tiny(config, validate=scores(values)).run(show_progress=False)
     tree = read_checkpoint(tmp_path / "run" / "best.pth")
-    assert tree["epoch"] == tree["best"]["epoch"] == best
+    assert tree.epoch == tree.best.epoch == best
     assert [line["is_best"] for line in lines_of(tmp_path / "run")].count(True) >= 1
 
 
@@ -327,7 +328,7 @@ def test_a_damaged_best_checkpoint_does_not_keep_the_final_stage_from_beginning(
     own = Trainer._begin_final_stage
 
     def begin(self: Trainer) -> None:
-        self.best_path.write_bytes(self.best_path.read_bytes()[:1000])
+        self.checkpoints.best_path.write_bytes(self.checkpoints.best_path.read_bytes()[:1000])
         own(self)
 
     monkeypatch.setattr(Trainer, "_begin_final_stage", begin)
@@ -337,7 +338,7 @@ def test_a_damaged_best_checkpoint_does_not_keep_the_final_stage_from_beginning(
         trainer.run(show_progress=False)
     assert "best.pth: damaged, truncated or not a weights file" in caplog.text
     assert "final stage: best.pth is not of this run's best epoch" in caplog.text
-    assert read_checkpoint(trainer.best_path)["epoch"] == 3
+    assert read_checkpoint(trainer.checkpoints.best_path).epoch == 3
 
 
 @pytest.mark.slow
@@ -355,7 +356,7 @@ def test_raw_weights_are_saved_as_best_where_they_score_higher(
 ) -> None:
     config = tiny_config(tiny_set, tmp_path / "run", "epochs=1", "evaluation.evaluate_raw=true")
     build_tiny(config, validate=scores([0.1, 0.4])).run(show_progress=False)
-    assert read_checkpoint(tmp_path / "run" / "best.pth")["weights"] == "raw"
+    assert read_checkpoint(tmp_path / "run" / "best.pth").weights == "raw"
     assert lines_of(tmp_path / "run")[0]["weights"] == "raw"
 
 
@@ -367,14 +368,14 @@ def test_skipped_steps_are_logged_with_their_images_and_do_not_move_the_average(
 ) -> None:
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=1"), validate=scores([None]))
     with torch.no_grad():
-        trainer.parts.step.model.decoder.dec_score_head[0].weight[0, 0] = float("nan")
-    before = {name: value.clone() for name, value in trainer.parts.ema.model.state_dict().items()}
+        trainer.prepared.step.model.decoder.dec_score_head[0].weight[0, 0] = float("nan")
+    before = {name: value.clone() for name, value in trainer.prepared.ema.model.state_dict().items()}
     trainer.run(show_progress=False)
     refused, epoch = lines_of(tmp_path / "run")[:-1], lines_of(tmp_path / "run")[-1]
     assert [line["event"] for line in refused] == ["skipped_step"] * 2
-    assert all(line["why"] and len(line["images"]) == 3 for line in refused)
+    assert all(line["reason"] and len(line["images"]) == 3 for line in refused)
     assert (epoch["skipped_steps"], epoch["loss"], epoch["step"]) == (2, None, 2)
-    after = trainer.parts.ema.model.state_dict()
+    after = trainer.prepared.ema.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
@@ -419,7 +420,7 @@ def test_a_learning_rate_changed_on_resume_takes_effect(
         trainer = build_tiny(config, resume_from=tiny_run / "last.pth")
     except DeimError:
         return  # refusing it would do as well
-    assert trainer.parts.step.optimizer.param_groups[-1]["flat_lr"] == 1e-5
+    assert trainer.prepared.step.optimizer.param_groups[-1]["flat_lr"] == 1e-5
 
 
 def test_a_run_stopped_in_its_first_epoch_can_be_taken_up_by_resume_auto(
@@ -443,7 +444,7 @@ def test_a_run_resumed_into_another_folder_has_a_best_checkpoint(
     second = tiny_config(tiny_set, tmp_path / "second", "epochs=2")
     trainer = build_tiny(second, validate=scores([0.1]), resume_from=tmp_path / "first" / "last.pth")
     trainer.run(show_progress=False)
-    assert trainer.best_path.is_file()
+    assert trainer.checkpoints.best_path.is_file()
 
 
 @pytest.mark.parametrize("value", [0.0, None], ids=["nothing found", "validation without boxes"])
@@ -455,5 +456,5 @@ def test_the_final_stage_does_not_throw_training_away_where_scores_say_nothing(
     trainer = build_tiny(config, validate=scores([value] * 4))
     trainer.run(show_progress=False)
     # Two steps an epoch: weights that were trained throughout have had eight updates.
-    assert trainer.parts.ema.updates == 8
-    assert read_checkpoint(trainer.best_path)["epoch"] == 3
+    assert trainer.prepared.ema.updates == 8
+    assert read_checkpoint(trainer.checkpoints.best_path).epoch == 3

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from deim.config.schema import Config
-from deim.engine import trainer as trainer_module
+from deim.engine import recovery as recovery_module
 from deim.engine.checkpoints import read_checkpoint
 from deim.engine.memory import PROCESS_STATUS
 from deim.engine.step import StepResult, train_step
@@ -55,7 +55,7 @@ def test_deterministic_runs_are_identical_whatever_the_number_of_workers(
         trainer = build_tiny(tiny_config(tiny_set, tmp_path / name, *options))
         assert torch.are_deterministic_algorithms_enabled()
         trainer.run(show_progress=False)
-        states.append(trainer.parts.ema.model.state_dict())
+        states.append(trainer.prepared.ema.model.state_dict())
     assert losses_of(tmp_path / "a") == losses_of(tmp_path / "b") == losses_of(tmp_path / "c")
     for other in states[1:]:
         assert all(torch.equal(other[name], value) for name, value in states[0].items())
@@ -80,7 +80,7 @@ def test_a_compiled_run_has_the_same_losses(
             own.append(result.loss)
             return result
 
-        monkeypatch.setattr(trainer_module, "train_step", record)
+        monkeypatch.setattr(recovery_module, "train_step", record)
         options = ("epochs=5", "evaluation.every_epochs=5", f"runtime.compile={name}")
         build_tiny(tiny_config(root, tmp_path / name, *options)).run(show_progress=False)
     plain, compiled = np.array(losses["false"]), np.array(losses["true"])
@@ -90,7 +90,7 @@ def test_a_compiled_run_has_the_same_losses(
     assert np.median(differences) < 1e-4
     assert (differences > 1e-3).sum() <= 8
     assert compiled[:30] == pytest.approx(plain[:30], rel=1e-3)
-    states = [read_checkpoint(tmp_path / name / "best.pth")["model"] for name in losses]
+    states = [read_checkpoint(tmp_path / name / "best.pth").model for name in losses]
     assert states[0].keys() == states[1].keys()
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from deim.config.loader import load_config
 from deim.config.schema import Config
-from deim.engine.experiment import load_experiment
 from deim.engine.trainer import Trainer
 
 PROMPTS = """
@@ -24,7 +24,8 @@ EXPERIMENT = """
 output_dir: {folder}/run
 epochs: 3
 evaluation: {{every_epochs: 1}}
-multimodal:
+task:
+  type: text_fusion
   detector: {detector}
   prompts: {folder}/prompts.yml
   encoder: {{type: hashed}}
@@ -52,7 +53,7 @@ def phase2_file(tmp_path: Path, tiny_run: Path) -> Path:
 @pytest.fixture
 def phase2_config(phase2_file: Path) -> MakeConfig:
     """The experiment with overrides: `phase2_config("epochs=2", …)`."""
-    return lambda *overrides: load_experiment(phase2_file, overrides)
+    return lambda *overrides: load_config(phase2_file, overrides)
 
 
 @pytest.fixture(scope="session")

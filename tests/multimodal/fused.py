@@ -95,7 +95,8 @@ def trained_fused(
         weights="ema",
         step=0,
         timeline=None,
-        fusion={"text_bank": text_bank_to_dict(bank), "detector": {}, "confused": list(confused)},
+        task="text_fusion",
+        task_state={"text_bank": text_bank_to_dict(bank), "detector": {}, "confused": list(confused)},
         operating_points=None,
         path=Path("best.pth"),
     )

@@ -15,7 +15,7 @@ from deim.engine.checkpoints import read_checkpoint
 from deim.engine.step import Precision
 from deim.errors import DataError
 from multimodal.feature_cache import FindingsBatch, FindingsLoader, FindingsStore, open_store
-from multimodal.task import load_trained
+from deim.engine.checkpoints import load_trained
 from multimodal.wrapper import TextFusedDetector
 from tests.multimodal.fused import random_text, small_head
 
@@ -176,22 +176,20 @@ def test_every_change_leads_to_another_store(fused, dataset_of, tiny_set, tmp_pa
 def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(fused, dataset_of, tiny_set, tmp_path):
     (tmp_path / "cache").write_text("a file, not a folder")
     loader = loader_of(fused, dataset_of(tiny_set), FindingsStore(tmp_path / "cache"))
-    with pytest.raises(DataError, match=r"cannot be stored .* go without by multimodal\.cache=false\.$"):
+    with pytest.raises(DataError, match=r"cannot be stored .* go without by task\.cache=false\.$"):
         list(loader)
 
 
 @pytest.mark.slow
 def test_the_cache_does_not_change_the_weights(phase2_config, build_phase2, tmp_path):
-    options = ["epochs=4", "multimodal.class_head_from_epoch=2"]
+    options = ["epochs=4", "task.class_head_from_epoch=2"]
     runs = {
-        cache: build_phase2(
-            phase2_config(*options, f"multimodal.cache={cache}", f"output_dir={tmp_path / cache}")
-        )
+        cache: build_phase2(phase2_config(*options, f"task.cache={cache}", f"output_dir={tmp_path / cache}"))
         for cache in ("true", "false")
     }
     for trainer in runs.values():
         trainer.run(show_progress=False)
-    cached, plain = (read_checkpoint(trainer.last_path)["model"] for trainer in runs.values())
+    cached, plain = (read_checkpoint(trainer.checkpoints.last_path).model for trainer in runs.values())
     assert any(torch.count_nonzero(value) for name, value in cached.items() if "class_head_delta" in name)
     for name, value in cached.items():
         torch.testing.assert_close(value, plain[name], rtol=0, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,12 @@ import torch
 
 import multimodal
 from deim.data.splits import read_split
-from deim.engine.checkpoints import read_checkpoint
+from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
 from deim.files import sha256_of_file
 from deim.inference.evaluator import evaluator_of
 from deim.report.build import REPORT_KEYS
-from multimodal.report import FUSION_KEYS, assess_fused
-from multimodal.task import detector_alone, load_trained
+from multimodal.report import FUSION_KEYS, evaluate_fused
+from multimodal.task import detector_alone
 
 pytestmark = pytest.mark.slow
 
@@ -24,14 +25,12 @@ def checkpoint(phase2_config: Callable, build_phase2: Callable) -> Path:
     """A fused detector whose text speaks so loudly for one class that it does harm."""
     trainer = build_phase2(phase2_config("epochs=1"))
     trainer.run(show_progress=False)
-    tree = read_checkpoint(trainer.last_path)
-    for state in (tree["model"], tree["ema"]["model"]):
+    last = read_checkpoint(trainer.checkpoints.last_path)
+    for state in (last.model, last.ema.model):
         state["head.gate"] = torch.tensor([0.0, 0.0, -3.0])
         state["head.bias"] = torch.tensor([0.0, 0.0, -9.0])
-    for key in ("progress", "optimizer"):
-        del tree[key]
-    path = trainer.best_path
-    torch.save(tree, path)
+    path = trainer.checkpoints.best_path
+    save_checkpoint(replace(last, resume=None), path)
     return path
 
 
@@ -39,7 +38,7 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
     before = checkpoint.read_bytes()
     trained = load_trained(checkpoint)
     evaluator = evaluator_of(trained, read_split(trained.config.data, "val"))
-    found = assess_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
+    found = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     alone = json.loads(found.alone.report.read_text())
     assert list(report) == list(REPORT_KEYS)
@@ -49,7 +48,7 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
     assert alone["checkpoint"] == {
         "path": str(tiny_run / "best.pth"),
         "sha256": sha256_of_file(tiny_run / "best.pth"),
-        "epoch": read_checkpoint(tiny_run / "best.pth")["epoch"],
+        "epoch": read_checkpoint(tiny_run / "best.pth").epoch,
         "weights": "ema",
     }
     fusion = report["fusion"]
@@ -83,14 +82,14 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
     # The fused detector's thresholds are stored, the detector's within stay as they were.
     tree = read_checkpoint(checkpoint)
     assert checkpoint.read_bytes() != before
-    assert tree["operating_points"]["chosen_on"] == "val"
-    assert tree["fusion"]["detector"] == trained.fusion["detector"]
+    assert tree.operating_points["chosen_on"] == "val"
+    assert tree.task_state["detector"] == trained.task_state["detector"]
 
 
 def test_a_tolerance_that_is_not_exceeded_is_said_too(checkpoint, tmp_path):
-    trained = load_trained(checkpoint, overrides=["multimodal.class_tolerance=1.0"])
+    trained = load_trained(checkpoint, overrides=["task.class_tolerance=1.0"])
     evaluator = evaluator_of(trained, read_split(trained.config.data, "val"))
-    fused = assess_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json").fused
+    fused = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json").fused
     assert fused.report["fusion"]["losing_classes"] == []
     assert "No class loses more than 100 points of AP by the text." in fused.report["fusion"]["in_words"]
 
@@ -127,7 +126,7 @@ def test_evaluate_and_predict_take_checkpoints_of_phase_2(checkpoint, call, tiny
 
 
 def test_a_run_that_never_beats_its_detector_says_so(phase2_file, call, tmp_path, monkeypatch, tiny_run):
-    monkeypatch.setattr("deim.engine.trainer._score", lambda _: 0.5)
+    monkeypatch.setattr("deim.engine.validation.Validation.score", 0.5)
     code, out, _ = call("train", "-c", phase2_file, "--set", "epochs=1")
     assert code == 0
     assert (

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import deim
-from deim.engine.checkpoints import read_checkpoint
-from deim.engine.context import Validation
-from deim.engine.experiment import load_experiment
+import multimodal
+from deim.config.loader import load_config
+from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
 from deim.engine.schedule import EmaSchedule
+from deim.engine.validation import Validation
 from deim.errors import CheckpointError, ConfigError, StopSignalError
-from deim.model.weights import inference_weights
-from multimodal.task import detector_alone, load_trained
+from multimodal.task import detector_alone
 from multimodal.wrapper import TextFusedDetector
 from tests.model.tiny import random_images
 
@@ -33,7 +33,7 @@ def scored(*scores: float):
 
 
 def weights_of(path: Path, *, prefix: str) -> dict[str, torch.Tensor]:
-    state = inference_weights(read_checkpoint(path))
+    state = read_checkpoint(path).inference_weights
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -42,18 +42,18 @@ def test_a_run_scores_the_detector_first_trains_the_head_and_keeps_the_detector(
 ):
     trainer = build_phase2(phase2_config())
     trainer.run(show_progress=False)
-    before = dict(inference_weights(read_checkpoint(tiny_run / "best.pth")))
-    after = weights_of(trainer.last_path, prefix="detector.")
+    before = dict(read_checkpoint(tiny_run / "best.pth").inference_weights)
+    after = weights_of(trainer.checkpoints.last_path, prefix="detector.")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    head = weights_of(trainer.last_path, prefix="head.")
+    head = weights_of(trainer.checkpoints.last_path, prefix="head.")
     assert head["gate"].all()
     lines = [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
     start, *epochs = lines
     assert start["event"] == "start"
     assert set(start["class_ap50"]) == {"pit", "scratch", "crack"}
     # Both were scored on the same images.
-    assert start["ap"] == pytest.approx(read_checkpoint(tiny_run / "best.pth")["best"]["score"], abs=1e-6)
+    assert start["ap"] == pytest.approx(read_checkpoint(tiny_run / "best.pth").best.score, abs=1e-6)
     assert start["ap"] > 0
     assert [line["epoch"] for line in epochs] == [0, 1, 2]
     assert set(epochs[0]["terms"]) == {"loss_mal", "loss_contrastive", "loss_margin", "loss_anchor"}
@@ -72,9 +72,9 @@ def test_best_is_written_only_on_a_higher_score_than_the_detectors(
 ):
     trainer = build_phase2(phase2_config(), validate=scored(*scores))
     trainer.run(show_progress=False)
-    assert trainer.best_path.is_file() == (best_epoch is not None)
+    assert trainer.checkpoints.best_path.is_file() == (best_epoch is not None)
     if best_epoch is not None:
-        assert read_checkpoint(trainer.best_path)["epoch"] == best_epoch
+        assert read_checkpoint(trainer.checkpoints.best_path).epoch == best_epoch
 
 
 @pytest.mark.slow
@@ -96,17 +96,19 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(phase2_config, build_p
     stopped = build_phase2(config, validate=stop_in_validation)
     with pytest.raises(StopSignalError):
         stopped.run(show_progress=False)
-    again = build_phase2(config, resume_from=stopped.last_path, validate=stop_in_validation)
+    again = build_phase2(config, resume_from=stopped.checkpoints.last_path, validate=stop_in_validation)
     assert again.progress.start_score == 0.2
     again.run(show_progress=False)
-    assert not again.best_path.exists()
-    one, other = (read_checkpoint(path)["model"] for path in (whole.last_path, again.last_path))
+    assert not again.checkpoints.best_path.exists()
+    one, other = (
+        read_checkpoint(path).model for path in (whole.checkpoints.last_path, again.checkpoints.last_path)
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.slow
 def test_the_class_head_learns_from_its_epoch_on(phase2_config, build_phase2):
-    config = phase2_config("multimodal.class_head_from_epoch=2")
+    config = phase2_config("task.class_head_from_epoch=2")
     changes = []
 
     def watch(own):
@@ -130,7 +132,7 @@ def test_epochs_of_the_fusion_alone_do_not_depend_on_a_class_head_to_come(
     for start in ("2", "null"):
         config = phase2_config(
             "epochs=2" if start == "null" else "epochs=3",
-            f"multimodal.class_head_from_epoch={start}",
+            f"task.class_head_from_epoch={start}",
             "schedule={warmup_steps: 0, flat_epochs: 2}",
             f"output_dir={tmp_path / start}",
         )
@@ -145,7 +147,7 @@ def test_epochs_of_the_fusion_alone_do_not_depend_on_a_class_head_to_come(
 
         trainer = build_phase2(config, validate=watch)
         # Averages depend on the length of the run: the weights themselves do not.
-        trainer.parts.ema.schedule = EmaSchedule(decay=0.0, warmup_steps=0)
+        trainer.prepared.ema.schedule = EmaSchedule(decay=0.0, warmup_steps=0)
         trainer.run(show_progress=False)
         heads.append(states[:3])
     for one, other in zip(*heads, strict=True):
@@ -163,7 +165,7 @@ def test_the_detector_never_gets_more_images_at_once_than_evaluation(
         TextFusedDetector, "find", lambda self, images: sizes.append(len(images)) or find(self, images)
     )
     options = ["data.batch_size=2", "data.effective_batch_size=6", "data.eval_batch_size=2", "epochs=1"]
-    build_phase2(phase2_config(*options, f"multimodal.cache={cache}")).run(show_progress=False)
+    build_phase2(phase2_config(*options, f"task.cache={cache}")).run(show_progress=False)
     assert set(sizes) == {2}
 
 
@@ -179,7 +181,7 @@ def test_the_detector_never_gets_more_images_at_once_than_evaluation(
         (
             "data.tiles={size: 64}",
             "data.tiles: got {'size': 64, 'overlap': 0.2, 'keep_fraction': 0.5}, the detector was trained "
-            "with null. Leave it out.",
+            "with null. Remove the option.",
         ),
     ],
 )
@@ -194,31 +196,28 @@ def test_a_checkpoint_gives_back_the_fused_detector_and_the_detector_within(
 ):
     trainer = build_phase2(phase2_config())
     trainer.run(show_progress=False)
-    trained = load_trained(trainer.last_path)
+    trained = load_trained(trainer.checkpoints.last_path)
     assert isinstance(trained.model, TextFusedDetector)
     images = random_images(2)
     with torch.no_grad():
-        fused, expected = trained.model(images), trainer.parts.ema.model(images)
+        fused, expected = trained.model(images), trainer.prepared.ema.model(images)
         alone = detector_alone(trained).model(images)
         original = load_trained(tiny_run / "best.pth").model(images)
     assert torch.equal(fused["pred_logits"], expected["pred_logits"])
     assert not torch.equal(fused["pred_logits"], alone["pred_logits"])
     assert torch.equal(fused["pred_boxes"], alone["pred_boxes"])
     assert torch.equal(alone["pred_logits"], original["pred_logits"])
-    assert trained.fusion["text_bank"]["class_names"] == ["pit", "scratch", "crack"]
-    assert trained.fusion["detector"]["path"] == str(tiny_run / "best.pth")
+    assert trained.task_state["text_bank"]["class_names"] == ["pit", "scratch", "crack"]
+    assert trained.task_state["detector"]["path"] == str(tiny_run / "best.pth")
 
 
 @pytest.mark.slow
-def test_phase_1_alone_refuses_checkpoints_of_phase_2(phase2_config, build_phase2, tiny_run):
+def test_the_detector_of_any_task_is_loaded_the_same_way(phase2_config, build_phase2):
     trainer = build_phase2(phase2_config("epochs=1"))
     trainer.run(show_progress=False)
-    message = (
-        f"{trainer.last_path}: has a fusion head, of phase 2. Load it with multimodal.load_detector, or name "
-        f"the detector alone, {tiny_run / 'best.pth'}."
-    )
-    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
-        deim.load_detector(trainer.last_path)
+    detector = deim.load_detector(trainer.checkpoints.last_path)
+    assert isinstance(detector.trained.model, TextFusedDetector)
+    assert multimodal.load_detector is deim.load_detector
 
 
 @pytest.mark.slow
@@ -226,13 +225,13 @@ def test_a_resumed_run_refuses_another_detector_and_other_texts(phase2_config, b
     config = phase2_config("epochs=1")
     build_phase2(config).run(show_progress=False)
     last = Path(config.output_dir) / "last.pth"
-    tree = read_checkpoint(Path(config.multimodal.detector))
-    for state in (tree["model"], tree["ema"]["model"]):
+    detector = read_checkpoint(Path(config.task.detector))
+    for state in (detector.model, detector.ema.model):
         state["decoder.dec_score_head.1.bias"] += 1
     other = tmp_path / "other.pth"
-    torch.save(tree, other)
-    changed = phase2_config("epochs=1", f"multimodal.detector={other}", f"output_dir={tmp_path / 'new'}")
-    with pytest.raises(CheckpointError, match=r"multimodal\.detector: other weights"):
+    save_checkpoint(detector, other)
+    changed = phase2_config("epochs=1", f"task.detector={other}", f"output_dir={tmp_path / 'new'}")
+    with pytest.raises(CheckpointError, match=r"task\.detector: other weights"):
         build_phase2(changed, resume_from=last)
     prompts = tmp_path / "prompts.yml"
     prompts.write_text(prompts.read_text().replace("round red dent", "deep red dent"))
@@ -244,25 +243,25 @@ def test_a_resumed_run_refuses_another_detector_and_other_texts(phase2_config, b
     ("overrides", "message"),
     [
         (
-            ["multimodal.cached_views=3"],
-            "multimodal.cached_views: got 3, but without augmentation they are all the same. Use 1, or set "
+            ["task.cached_views=3"],
+            "task.cached_views: got 3, but without augmentation they are all the same. Use 1, or set "
             "augment.horizontal_flip.",
         ),
         (
-            ["multimodal.class_head_from_epoch=3"],
-            "multimodal.class_head_from_epoch: got 3, but the run has 3 epochs. Use an earlier one, or null.",
+            ["task.class_head_from_epoch=3"],
+            "task.class_head_from_epoch: got 3, but the run has 3 epochs. Use an earlier one, or null.",
         ),
         (
             ["image_size=96", "augment.mix_up=0.5", "augment.multi_scale=0.25"],
-            "augment.mix_up: got 0.5, but phase 2 keeps what the detector finds in single images. "
-            "Set it to 0.\n"
-            "augment.multi_scale: got 0.25, but phase 2 keeps what the detector finds in single images. "
-            "Set it to 0.",
+            "augment.mix_up: got 0.5, but text fusion stores the detector's output of single "
+            "images. Set it to 0.\n"
+            "augment.multi_scale: got 0.25, but text fusion stores the detector's output of single "
+            "images. Set it to 0.",
         ),
         (
             ["schedule.no_aug_epochs=1", "schedule.matcher_change_epoch=2"],
-            "schedule.no_aug_epochs: got 1. Phase 2 has no such stage. Leave it 'auto'.\n"
-            "schedule.matcher_change_epoch: got 2. Phase 2 has no such stage. Leave it 'auto'.",
+            "schedule.no_aug_epochs: got 1. This task has no such stage. Leave it 'auto'.\n"
+            "schedule.matcher_change_epoch: got 2. This task has no such stage. Leave it 'auto'.",
         ),
     ],
 )
@@ -276,23 +275,24 @@ def test_options_that_contradict_each_other_are_refused(phase2_config, build_pha
 def test_a_detector_that_is_not_there_is_named_with_the_remedy(phase2_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     message = (
-        f"multimodal.detector: there is no checkpoint outputs/x.pth (looked in {tmp_path}). Train the "
-        f"detector first, or name the best.pth of one with --set multimodal.detector=PATH."
+        f"task.detector: there is no checkpoint outputs/x.pth (looked in {tmp_path}). Train the "
+        f"detector first, or name the best.pth of one with --set task.detector=PATH."
     )
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
-        load_experiment(phase2_file, ["multimodal.detector=outputs/x.pth"])
+        load_config(phase2_file, ["task.detector=outputs/x.pth"])
 
 
 @pytest.mark.slow
 def test_a_fused_detector_is_no_detector_to_begin_from(phase2_config, phase2_file, build_phase2, tiny_run):
     trainer = build_phase2(phase2_config("epochs=1"))
     trainer.run(show_progress=False)
+    last = trainer.checkpoints.last_path
     message = (
-        f"{trainer.last_path}: is of phase 2 already. Name the detector that it was made from with "
-        f"--set multimodal.detector={tiny_run / 'best.pth'}"
+        f"{last}: already has text fusion. Name the detector that it was made from with "
+        f"--set task.detector={tiny_run / 'best.pth'}"
     )
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
-        load_experiment(phase2_file, [f"multimodal.detector={trainer.last_path}"])
+        load_config(phase2_file, [f"task.detector={trainer.checkpoints.last_path}"])
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Phase 2 on a detector that was trained on tiles: its fusion sees tiles, its scores are of whole images."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from PIL import Image
 from deim.data.images.input_format import build_input_format
 from deim.data.images.tiling import tile_split
 from deim.data.splits import read_split
-from deim.engine.checkpoints import read_checkpoint
+from deim.engine.checkpoints import read_checkpoint, save_checkpoint
 from deim.inference.evaluator import evaluator_of
 from deim.inference.predictor import Predictor
-from multimodal.report import assess_fused
-from multimodal.task import load_trained
+from multimodal.report import evaluate_fused
+from deim.engine.checkpoints import load_trained
 
 TILES = {"size": 48, "overlap": 0.25, "keep_fraction": 0.5}
 
@@ -22,8 +23,8 @@ TILES = {"size": 48, "overlap": 0.25, "keep_fraction": 0.5}
 def tiled_detector(tiny_run, tmp_path):
     """The detector of the tiny run, as if it had been trained on tiles."""
     tree = read_checkpoint(tiny_run / "best.pth")
-    tree["config"] = tree["config"] | {"data": tree["config"]["data"] | {"tiles": TILES}}
-    torch.save(tree, tmp_path / "tiled.pth")
+    config = tree.config | {"data": tree.config["data"] | {"tiles": TILES}}
+    save_checkpoint(replace(tree, config=config), tmp_path / "tiled.pth")
     return tmp_path / "tiled.pth"
 
 
@@ -31,9 +32,7 @@ def tiled_detector(tiny_run, tmp_path):
 def test_a_fusion_on_tiles_is_trained_and_scored(
     phase2_config, build_phase2, tiled_detector, tmp_path, monkeypatch
 ):
-    config = phase2_config(
-        f"multimodal.detector={tiled_detector}", "epochs=1", "evaluation.bootstrap_resamples=2"
-    )
+    config = phase2_config(f"task.detector={tiled_detector}", "epochs=1", "evaluation.bootstrap_resamples=2")
     assert config.data.tiles.size == 48
     trainer = build_phase2(config)
     trainer.run(show_progress=False)
@@ -47,10 +46,10 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
         return Image.new("RGB", (1500, 10))
 
     monkeypatch.setattr("multimodal.text_map_pictures.draw_text_map", note)
-    trained = load_trained(trainer.last_path)
+    trained = load_trained(trainer.checkpoints.last_path)
     split = read_split(config.data, "val")
     evaluator = evaluator_of(trained, split)
-    found = assess_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
+    found = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["dataset"]["num_images"] == len(split) == 6
     # A text map has the queries of all tiles, 20 each, over the whole image.

@@ -120,7 +120,7 @@ def test_scoring_the_best_checkpoint_gives_the_score_that_made_it_best(tiny_run:
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_training_evaluation_and_prediction_agree_on_the_score(batch_size: int, tiny_run: Path) -> None:
     """One truth: what training recorded, what evaluation finds, and COCO on the JSON of predict."""
-    recorded = read_checkpoint(tiny_run / "best.pth")["best"]["score"]
+    recorded = read_checkpoint(tiny_run / "best.pth").best.score
     overrides = [f"data.eval_batch_size={batch_size}"]
     assert run_evaluate(tiny_run, *overrides).metrics.summary.ap == pytest.approx(recorded, abs=1e-6)
     trained = load_trained(tiny_run / "best.pth", overrides=overrides)
@@ -196,8 +196,8 @@ def test_thresholds_are_chosen_on_validation_stored_and_used_by_predict(
         assert torch.equal(one.scores, other.scores)
     # The weights are what they were.
     before, after = read_checkpoint(own_run / "last.pth"), read_checkpoint(own_run / "best.pth")
-    assert "operating_points" not in before
-    assert after["operating_points"] == points.to_dict()
+    assert before.operating_points is None
+    assert after.operating_points == points.to_dict()
 
 
 @pytest.mark.slow
@@ -264,12 +264,12 @@ def test_thresholds_of_other_data_or_for_another_goal_are_not_predicted_as_ones_
     caplog.set_level(logging.INFO)
     root = write_coco(tmp_path / "set", seed=5)
     run_assess(own_run, tmp_path / "report.json", f"data.root={root}", VAL)
-    stored = read_checkpoint(own_run / "best.pth")["operating_points"]
+    stored = read_checkpoint(own_run / "best.pth").operating_points
     report = run_assess(own_run, tmp_path / "test.json", split="test").report
     assert "its thresholds were chosen on other annotations" in caplog.text
     assert report["operating_points"]["annotations_sha256"] != stored["annotations_sha256"]
     # A report alone changes nothing of what ships.
-    assert read_checkpoint(own_run / "best.pth")["operating_points"] == stored
+    assert read_checkpoint(own_run / "best.pth").operating_points == stored
     trained = load_trained(own_run / "best.pth", overrides=["evaluation.nms.mode=none"])
     if trained.operating_points["nms"]["mode"] != "none":
         with pytest.raises(

@@ -20,7 +20,8 @@ templates: ["a photo of {}."]
 EXPERIMENT = """\
 output_dir: run
 epochs: 2
-multimodal:
+task:
+  type: text_fusion
   detector: %s
   prompts: prompts.yml
   encoder: {type: hashed}
@@ -101,9 +102,9 @@ def test_some_controls_give_a_hasty_verdict_and_no_report_is_made_up(
             "--pair: got pit, pit. Name two different classes of pit, scratch, crack.\n",
         ),
         (
-            ("--set", "multimodal.cache=false"),
-            "multimodal.cache: got false. The trials train many heads on what the detector finds once: set "
-            "multimodal.cache=true, and cached_views as many as augmentation needs.\n",
+            ("--set", "task.cache=false"),
+            "task.cache: got false. The trials train many heads on the same stored outputs of the "
+            "detector: set task.cache=true, and cached_views as many as augmentation needs.\n",
         ),
     ],
 )
@@ -118,8 +119,8 @@ def test_a_detector_has_no_text_to_be_judged(call: Callable, tmp_path: Path) -> 
     code, _, err = call("ablate_text", "-c", shipped_configs_dir() / "quickstart.yml")
     assert (code, err) == (
         2,
-        "multimodal: the experiment has no such block. Only phase 2 has a text that may help: name a config "
-        "like configs/quickstart_multimodal.yml.\n",
+        "task.type: got detection, needs text_fusion. Name a config like "
+        "configs/quickstart_multimodal.yml.\n",
     )
     assert not any(tmp_path.iterdir())  # no data set was made
 

@@ -16,7 +16,7 @@ from deim.config.loader import load_config, shipped_configs_dir
 from deim.data.batch import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
-from deim.engine.step import StepParts, train_step
+from deim.engine.step import StepContext, train_step
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
 from deim.structures import Target
@@ -380,7 +380,7 @@ def test_a_step_of_run_five_on_a_cpu_is_finite() -> None:
         }
     ]
     before = model.decoder.dec_score_head[0].weight.detach().clone()
-    parts = StepParts(
+    parts = StepContext(
         model=model,
         criterion=build_criterion(config.loss, matcher_change_epoch=99),
         optimizer=build_optimizer(model, config.recipe),

@@ -1,4 +1,4 @@
-"""Options of phase 2: the frozen detector, its text, the fusion head and its training."""
+"""Options of the task `text_fusion`: the frozen detector, its text, the fusion head and its training."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,7 +7,7 @@ from deim.config.checks import below, check, not_fraction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OpenClipEncoderConfig:
+class OpenClipEncoderOptions:
     """Texts are embedded by the text tower of a CLIP model."""
 
     type: Literal["open_clip"] = "open_clip"
@@ -18,18 +18,18 @@ class OpenClipEncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HashedEncoderConfig:
+class HashedEncoderOptions:
     """Texts become bags of words without meaning: needs no weights; for tests and the quickstart."""
 
     type: Literal["hashed"]
 
 
-HybridEncoderOptions = OpenClipEncoderConfig | HashedEncoderConfig
+TextEncoderOptions = OpenClipEncoderOptions | HashedEncoderOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FusionLossConfig:
-    """Weights of the terms of phase 2; boxes have none."""
+class FusionLossOptions:
+    """Weights of the loss terms; boxes have no term."""
 
     mal: float = 1.0
     """Weight of the matchability-aware classification loss on the fused logits."""
@@ -47,37 +47,38 @@ class FusionLossConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MultimodalConfig:
-    """Phase 2: a head that fuses text into the class scores of a frozen detector.
+class TextFusionOptions:
+    """A head that fuses text into the class scores of a frozen detector.
 
     Model, image size, data, loss and evaluation are the detector's where the experiment does not give them.
     """
 
+    type: Literal["text_fusion"] = "text_fusion"
     detector: str
-    """Checkpoint of phase 1, such as outputs/deimv2_1024/best.pth; it stays as it is."""
+    """Checkpoint of a detector, such as outputs/deimv2_1024/best.pth; it is not changed."""
     text_bank: str | None = None
-    """File of tools/build_text_bank.py; null embeds `prompts` by `encoder` when the run starts."""
+    """File of `deim text-bank`; null embeds `prompts` with `encoder` when the run starts."""
     prompts: str = "configs/prompts/industrial.yml"
     """YAML file with the texts of each class; not used with `text_bank`."""
-    encoder: HybridEncoderOptions = field(default_factory=OpenClipEncoderConfig)
-    """What embeds the prompts; not used with `text_bank`."""
+    encoder: TextEncoderOptions = field(default_factory=OpenClipEncoderOptions)
+    """Encoder that embeds the prompts; not used with `text_bank`."""
     hidden_dim: int = 1024
     """Hidden width of the projection of the queries."""
     adapter_dim: int = 256
     """Hidden width of the adapter of the text."""
     class_head_from_epoch: int | None = None
-    """First epoch (0-based) in which the detector's last class head is trained too; null never does."""
+    """First epoch (0-based) in which the detector's last class head is trained too; null never trains it."""
     confusion_share: float = 0.05
-    """Classes of which the detector confuses more than this share of boxes are pulled apart; [0, 1]."""
+    """Share of boxes in [0, 1] above which a confusion of two classes is penalized by the margin loss."""
     class_tolerance: float = 0.01
-    """Loss of AP of a class, in [0, 1], beyond which the detector alone is said to be better for it."""
+    """Decrease of a class's AP, in [0, 1], above which reports recommend the detector alone for it."""
     cache: bool = True
-    """Keep what the frozen detector finds in files, and read it from the second epoch on."""
+    """Store the outputs of the frozen detector in files, and read them from the second epoch on."""
     cache_dir: str = "outputs/feature_cache"
-    """Folder of these files; each combination of detector, data and augmentation has its own in it."""
+    """Folder of these files, with a subfolder for each combination of detector, data and augmentation."""
     cached_views: int = 1
-    """Augmented views of each image that are cached, one an epoch in turn; 1 without augmentation."""
-    loss: FusionLossConfig = field(default_factory=FusionLossConfig)
+    """Augmented views of each image that are stored; epochs use them in turn. 1 without augmentation."""
+    loss: FusionLossOptions = field(default_factory=FusionLossOptions)
 
     def __post_init__(self) -> None:
         check(

@@ -1,0 +1,95 @@
+"""The task `detection`: training the detector itself."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from deim.config.schema import Config
+from deim.engine.checkpoints import Checkpoint
+from deim.engine.context import RunContext
+from deim.engine.loading import TrainLoader, build_train_loader
+from deim.engine.optimizer import build_optimizer
+from deim.engine.schedule import Timeline, resolve_schedule
+from deim.engine.task import TaskDefaults, TaskProducts
+from deim.loss.build import build_criterion
+from deim.model.build import build_model
+from deim.model.weights import load_initial_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectionOptions:
+    """Training of the detector from random or initial weights."""
+
+    type: Literal["detection"] = "detection"
+
+
+class DetectionTask:
+    """See `deim.engine.task.TrainingTask`."""
+
+    options_class = DetectionOptions
+    run_files: tuple[str, ...] = ()
+    free_options: tuple[str, ...] = ()
+    fingerprint_messages: Mapping[str, str] = {}
+    trains_backbone = True
+    report_module: str | None = None
+
+    def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:  # noqa: ARG002
+        """Return None: the experiment gives all options."""
+        return None
+
+    def resolve_timeline(self, config: Config, *, steps_per_epoch: int) -> Timeline:
+        """Return the phases of the run; see `resolve_schedule`."""
+        return resolve_schedule(config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
+
+    def describe(self, config: Config) -> list[str]:  # noqa: ARG002
+        """Return nothing to add to the timeline."""
+        return []
+
+    def build(self, context: RunContext) -> TaskProducts:
+        """Build the detector with random or initial weights, its loss, optimizer and batches.
+
+        Raises:
+            CheckpointError: If the initial weights cannot be read or do not fit.
+            ConfigError: If a change of images needs a package that is not installed.
+        """
+        config, train = context.config, context.splits.train
+        model = build_model(config.model, len(train.class_names), channels=config.data.channels)
+        if config.model.init_from is None:
+            logger.info("starting from random weights; set model.init_from to start from trained ones")
+        elif context.is_new:
+            load_initial_weights(model, Path(config.model.init_from), class_names=train.class_names)
+        model.to(context.device)
+        loader = build_detection_loader(context)
+        lines = [f"  {line}" for line in loader.pipeline.describe(config.epochs)]
+        logger.info("augmentation:\n%s", "\n".join(lines))
+        matcher_change_epoch = context.timeline.matcher_change_epoch
+        return TaskProducts(
+            model=model,
+            criterion=build_criterion(config.loss, matcher_change_epoch=matcher_change_epoch),
+            optimizer=build_optimizer(model, config.recipe),
+            loader=loader,
+        )
+
+    def build_stored_model(self, config: Config, checkpoint: Checkpoint, path: Path) -> nn.Module:  # noqa: ARG002
+        """Build the detector of a checkpoint."""
+        return build_model(config.model, len(checkpoint.class_names), channels=config.data.channels)
+
+
+TASK = DetectionTask()
+
+
+def build_detection_loader(context: RunContext) -> TrainLoader:
+    """Build the training batches of a detector.
+
+    Raises:
+        ConfigError: If a change of images needs a package that is not installed.
+    """
+    return build_train_loader(
+        context.config, context.sampler, context.splits.train, epochs=context.augment_epochs
+    )

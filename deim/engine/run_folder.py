@@ -1,0 +1,154 @@
+"""The folder of a run: what it holds, which run may be written there, and how an old run is replaced."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deim.engine.checkpoints import previous_path
+from deim.engine.task import TASKS, load_task
+from deim.errors import CheckpointError, TrainingError
+from deim.files import remove_unfinished, write_text
+
+RUN_FILES = (
+    "last.pth",
+    "last.previous.pth",
+    "best.pth",
+    "best_before_final_stage.pth",
+    "report.json",
+    "report.html",
+    "report",
+    "metrics.jsonl",
+    "config.yml",
+    "tensorboard",
+)
+"""Names that a run of any task writes; a folder with one of these holds a run."""
+
+REPLACED = ".replaced"
+"""Folder within the run's, in which an overwritten run waits until the new one ends after at least a step."""
+
+
+def run_files() -> tuple[str, ...]:
+    """Return all names that a run may write to its folder, of any task: an old run may be of another."""
+    return RUN_FILES + tuple(name for task in TASKS for name in load_task(task).run_files)
+
+
+def find_resume(folder: Path, resume: str | None) -> Path | None:
+    """Return the checkpoint to resume from.
+
+    Args:
+        folder: The run folder.
+        resume: None for a new run, `auto` for the folder's `last.pth` if there is one, or a path.
+
+    Raises:
+        CheckpointError: If the named checkpoint does not exist.
+    """
+    if resume is None:
+        return None
+    if resume == "auto":
+        last = folder / "last.pth"
+        return last if last.is_file() or previous_path(last).is_file() else None
+    if not Path(resume).is_file():
+        raise CheckpointError(f"{resume}: no such checkpoint to resume from. Use --resume auto, or its path.")
+    return Path(resume)
+
+
+def refuse_existing_run(folder: Path, *, resume_from: Path | None, may_restart: bool = False) -> None:
+    """Refuse to write over a run, unless it is the one that is resumed.
+
+    Args:
+        folder: The run folder.
+        resume_from: Checkpoint to resume from; None for a new run.
+        may_restart: A run that was stopped before its first checkpoint may be started again.
+
+    Raises:
+        TrainingError: If the folder holds another run.
+    """
+    if resume_from is not None and resume_from.resolve().parent == folder.resolve():
+        return
+    present = [name for name in run_files() if (folder / name).exists()]
+    if may_restart and not {"best.pth", "report.json"} & set(present):
+        return
+    if present:
+        raise TrainingError(
+            f"{folder}: already holds a run ({', '.join(present)}). Resume it with --resume auto, replace "
+            f"it with --overwrite, or choose another folder with --set output_dir=FOLDER."
+        )
+
+
+@contextmanager
+def prepare_run_dir(folder: Path, *, config_yaml: str, continues_here: bool) -> Iterator[None]:
+    """Make the folder of a run with its config; after an error within, the old run is back.
+
+    Args:
+        folder: The run folder.
+        config_yaml: Content of `config.yml`.
+        continues_here: Whether the run was stopped in this folder; otherwise its files are set aside.
+
+    Raises:
+        TrainingError: If a file stands where they would go.
+        OSError: If the folder cannot be written.
+    """
+    if not continues_here:
+        _set_aside(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yml", config_yaml)
+        yield
+    except BaseException:
+        if not continues_here:
+            finalize_run_dir(folder, has_begun=False)
+        raise
+
+
+def finalize_run_dir(folder: Path, *, has_begun: bool) -> None:
+    """Decide between a run and the one that it overwrites, when it ends for whatever reason.
+
+    Args:
+        folder: The run folder.
+        has_begun: Whether the new run has made a step and stays; otherwise the old one, if any, is restored.
+    """
+    if not has_begun:
+        _remove_run(folder)
+        _put_back(folder)
+    shutil.rmtree(folder / REPLACED, ignore_errors=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _set_aside(folder: Path) -> None:
+    """Move the files of a run to `REPLACED`; after an error all of them are back where they were."""
+    aside = folder / REPLACED
+    if aside.is_dir():  # an overwriting run was killed here
+        finalize_run_dir(folder, has_begun=(folder / "best.pth").is_file())
+    elif aside.exists():
+        raise TrainingError(
+            f"{aside}: a file stands where --overwrite keeps the old run until the new one has made a step. "
+            f"Move it away, or choose another folder with --set output_dir=FOLDER."
+        )
+    try:
+        for path in [folder / name for name in run_files()]:
+            if path.exists():
+                aside.mkdir(exist_ok=True)
+                path.replace(aside / path.name)
+    except BaseException:
+        _put_back(folder)
+        raise
+
+
+def _put_back(folder: Path) -> None:
+    """Move the files of a run that was set aside to where they were."""
+    aside = folder / REPLACED
+    if aside.is_dir():
+        for path in aside.iterdir():
+            path.replace(folder / path.name)
+        aside.rmdir()
+
+
+def _remove_run(folder: Path) -> None:
+    remove_unfinished(folder)
+    for path in [folder / name for name in run_files()]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
