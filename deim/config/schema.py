@@ -19,7 +19,7 @@ from deim.engine.schedule import EmaOptions, ScheduleOptions
 from deim.inference.nms import NmsOptions
 from deim.inference.thresholds import BestF1Goal, Goal
 from deim.loss.criterion import LossOptions
-from deim.model.options import ModelOptions
+from deim.model.detector import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,9 +6,10 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from deim.engine.schedule import EmaSchedule
+from deim.model.batch_norm import BATCH_NORMS
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -39,7 +40,7 @@ class ModelEma(Generic[M]):
         decay = self.schedule.decay * (1 - math.exp(-self.updates / ramp) if ramp else 1.0)
         self._look_up(model)
         averages, current = self._pairs
-        torch._foreach_lerp_(averages, current, 1 - decay)
+        get_ema_multi_avg_fn(decay)(averages, current, self.updates)
         for counter, counted in self._counters:
             counter.copy_(counted)
 
@@ -57,6 +58,6 @@ def _learned_names(model: nn.Module) -> list[str]:
     """Names of trainable parameters and of batch-norm statistics that move with them."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for prefix, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             names += [f"{prefix}.running_mean", f"{prefix}.running_var"]
     return names

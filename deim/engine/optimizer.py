@@ -95,7 +95,7 @@ def parameter_groups(
         Four groups, each parameter in exactly one: transformer decayed and not, the rest not and decayed.
     """
     decayed = _decayed_by_type(model) if rule == "by_type" else _decayed_by_reference(model)
-    in_vit = {id(parameter) for parameter in model.backbone.vit.parameters()}
+    in_backbone = {id(parameter) for parameter in model.backbone.pretrained.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
         (True, True): [],
         (True, False): [],
@@ -104,15 +104,15 @@ def parameter_groups(
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[id(parameter) in in_vit, name in decayed].append(parameter)
+            groups[id(parameter) in in_backbone, name in decayed].append(parameter)
     return [
         {
             "params": parameters,
-            "lr": backbone_lr if vit else lr,
-            "flat_lr": backbone_lr if vit else lr,
+            "lr": backbone_lr if is_backbone else lr,
+            "flat_lr": backbone_lr if is_backbone else lr,
             "weight_decay": weight_decay if decay else 0.0,
         }
-        for (vit, decay), parameters in groups.items()
+        for (is_backbone, decay), parameters in groups.items()
     ]
 
 

@@ -22,8 +22,9 @@ from deim.config.loader import (
 from deim.config.schema import Config
 from deim.data.synthetic.options import SyntheticOptions
 from deim.errors import ConfigError
-from deim.model.backbone.options import DinoV3Options, VitTinyOptions
-from deim.model.options import ModelOptions
+from deim.model.backbone.dinov3 import DinoV3Options
+from deim.model.backbone.vit_tiny import VitTinyOptions
+from deim.model.detector import ModelOptions
 
 ROOT = Path(__file__).parents[2]
 MODEL = """
