@@ -15,7 +15,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class ModelEma(Generic[M]):
-    """An averaged copy of a model: learned weights and batch-norm statistics are averaged, nothing else is.
+    """A copy of a model with averaged weights and batch-norm statistics; everything else is copied.
 
     Args:
         model: The model in training; the copy starts equal to it.
@@ -45,12 +45,15 @@ class ModelEma(Generic[M]):
             counter.copy_(counted)
 
     def _look_up(self, model: nn.Module) -> None:
-        """Find the tensors once: going through a model takes longer than averaging a small part of it."""
+        """Find the tensors once: walking through a model takes longer than averaging it."""
         if model is self._source:
             return
-        own, current = self.model.state_dict(), model.state_dict()
-        self._pairs = ([own[name] for name in self._averaged], [current[name] for name in self._averaged])
-        self._counters = [(own[name], current[name]) for name in self._counted]
+        averaged, current = self.model.state_dict(), model.state_dict()
+        self._pairs = (
+            [averaged[name] for name in self._averaged],
+            [current[name] for name in self._averaged],
+        )
+        self._counters = [(averaged[name], current[name]) for name in self._counted]
         self._source = model
 
 

@@ -172,13 +172,6 @@ class Criterion(nn.Module):
         super().__init__()
         self.options = options
         self.matcher = HungarianMatcher(options.matcher, late_epoch=matcher_change_epoch)
-        self.weights: dict[Term, float] = {
-            "mal": options.mal,
-            "bbox": options.bbox,
-            "giou": options.giou,
-            "fgl": options.fgl,
-            "ddf": options.ddf,
-        }
 
     def forward(
         self, outputs: ModelOutput, targets: Sequence[Target], *, epoch: int = 0
@@ -337,9 +330,8 @@ class Criterion(nn.Module):
         }
         if supervision.edges is not None:
             terms |= self._edge_terms(supervision, supervision.edges, _quality(output, matching, packed))
-        return {
-            f"loss_{name}{supervision.suffix}": self.weights[name] * value for name, value in terms.items()
-        }
+        weighted = {name: getattr(self.options, name) * value for name, value in terms.items()}
+        return {f"loss_{name}{supervision.suffix}": value for name, value in weighted.items()}
 
     def _edge_terms(
         self, supervision: Supervision, edges: EdgeTargets, quality: Tensor

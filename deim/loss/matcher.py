@@ -129,7 +129,7 @@ class HungarianMatcher:
         return [self._assign(cost, targets) for cost in costs]
 
     def _costs(self, outputs: Sequence[LayerOutput], targets: PackedTargets, epoch: int) -> Tensor:
-        """(O, T, Q) float32: cost of each query of a box's own image, in each output."""
+        """(O, T, Q) float32: cost of each query in the image of a box, for each output."""
         image, label, options = targets.image_idx, targets.labels, self.options
         probabilities = torch.stack([out["pred_logits"][image, :, label] for out in outputs]).sigmoid()
         boxes = torch.stack([out["pred_boxes"][image] for out in outputs])

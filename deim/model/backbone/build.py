@@ -1,8 +1,11 @@
 """The choice of the backbone: a new one is added to the union and to the `match`."""
 
-from deim.model.backbone.dinov3 import DinoV3Options, build_dinov3
+from torch import nn
+
+from deim.model.backbone.dinov3 import DinoV3, DinoV3Options
 from deim.model.backbone.interface import Backbone
-from deim.model.backbone.vit_tiny import VitTinyOptions, build_vit_tiny
+from deim.model.backbone.spatial_adapter import SpatialAdapterBackbone
+from deim.model.backbone.vit_tiny import VitTiny, VitTinyOptions
 
 BackboneOptions = VitTinyOptions | DinoV3Options
 
@@ -17,6 +20,14 @@ def build_backbone(options: BackboneOptions, hidden_dim: int, *, in_channels: in
     """
     match options:
         case VitTinyOptions():
-            return build_vit_tiny(options, hidden_dim, in_channels=in_channels)
+            vit: nn.Module = VitTiny(options, in_channels=in_channels)
         case DinoV3Options():
-            return build_dinov3(options, hidden_dim, in_channels=in_channels)
+            vit = DinoV3(options, in_channels=in_channels)
+    return SpatialAdapterBackbone(
+        vit,
+        hidden_dim,
+        vit_dim=options.dim,
+        adapter_width=options.adapter_width,
+        in_channels=in_channels,
+        is_nested=isinstance(vit, VitTiny),
+    )

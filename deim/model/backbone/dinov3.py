@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from deim.model.backbone.rope import AxialRope
-from deim.model.backbone.spatial_adapter import SpatialAdapterBackbone
 from deim.model.backbone.transformer_block import (
     PATCH_SIZE,
     Block,
@@ -118,15 +117,3 @@ class DinoV3(nn.Module):
 def _random_scale(device: torch.device) -> Tensor:
     bound = math.log(COORDINATE_RESCALE)
     return torch.empty((), device=device).uniform_(-bound, bound).exp()
-
-
-def build_dinov3(options: DinoV3Options, hidden_dim: int, *, in_channels: int = 3) -> SpatialAdapterBackbone:
-    """Build the transformer with its spatial adapter; see `build_backbone`."""
-    return SpatialAdapterBackbone(
-        DinoV3(options, in_channels=in_channels),
-        hidden_dim,
-        vit_dim=options.dim,
-        adapter_width=options.adapter_width,
-        in_channels=in_channels,
-        is_nested=False,
-    )

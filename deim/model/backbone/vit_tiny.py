@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from deim.model.backbone.rope import AxialRope
-from deim.model.backbone.spatial_adapter import SpatialAdapterBackbone
 from deim.model.backbone.transformer_block import Block, PatchEmbed, check_vit, init_linears, tokens_to_map
 
 NUM_PREFIX = 1
@@ -77,17 +76,3 @@ class VitTiny(nn.Module):
             if index in self.return_blocks:
                 maps.append(tokens_to_map(tokens, grid_hw, num_prefix=NUM_PREFIX))
         return maps
-
-
-def build_vit_tiny(
-    options: VitTinyOptions, hidden_dim: int, *, in_channels: int = 3
-) -> SpatialAdapterBackbone:
-    """Build the transformer with its spatial adapter; see `build_backbone`."""
-    return SpatialAdapterBackbone(
-        VitTiny(options, in_channels=in_channels),
-        hidden_dim,
-        vit_dim=options.dim,
-        adapter_width=options.adapter_width,
-        in_channels=in_channels,
-        is_nested=True,
-    )

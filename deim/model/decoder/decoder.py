@@ -42,17 +42,17 @@ class DecoderOptions:
     dim_feedforward: int = 512
     """Twice the hidden width of the gated feed-forward; even."""
     num_queries: int = 300
-    """Object queries an image, and detections kept an image."""
+    """Object queries of an image; also the number of detections kept."""
     num_points: tuple[int, int, int] = (3, 6, 3)
     """Sampling points of each head at strides 8, 16 and 32."""
     reg_max: int = 32
-    """Bins of an edge's distance distribution, less one; even."""
+    """Number of bins of an edge distribution minus one; even."""
     reg_scale: float = 4.0
     """Distances are in units of box side / reg_scale."""
     up: float = 0.5
     """Half range of the fine bins, in units of reg_scale."""
     num_denoising: int = 100
-    """Denoising queries an image and polarity, about; 0 switches denoising off."""
+    """Approximate number of positive denoising queries of an image; 0 switches denoising off."""
     label_noise_ratio: float = 0.5
     """Twice the probability that a denoising query gets a random label, in [0, 1]."""
     box_noise_scale: float = 1.0
@@ -78,13 +78,13 @@ class DecoderOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refinement:
-    """What the stack of layers gives; the lists hold one entry a layer, or only the last in evaluation."""
+    """Outputs of the layers: lists with an entry for each layer, or in evaluation mode the last one only."""
 
     logits: list[Tensor]
     boxes: list[Tensor]
     corners: list[Tensor]
     tokens: Tensor
-    """(B, Q, D): what the last class head reads."""
+    """(B, Q, D): input of the last class head."""
     first_logits: Tensor
     first_boxes: Tensor
 
@@ -94,7 +94,7 @@ class RefiningStack(nn.Module):
 
     Args:
         layers: The decoder layers.
-        reg_max: Bins of an edge distribution less one.
+        reg_max: Number of bins of an edge distribution minus one.
         up: (1,) frozen parameter, half range of the fine bins.
         reg_scale: (1,) frozen parameter.
     """
@@ -162,15 +162,15 @@ class Decoder(nn.Module):
 
         Args:
             features: Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
-            targets: Ground truth, an image each; needed for the denoising queries of training.
-            max_boxes: Boxes of the fullest image, where the batch is a part of a larger one.
-            with_queries: Give `query_features` too; in evaluation mode only.
+            targets: Ground truth of each image; training mode makes denoising queries of it.
+            max_boxes: Largest number of boxes in an image, if the batch is a part of a larger one.
+            with_queries: Also return `query_features`; only in evaluation mode.
 
         Returns:
             The last layer's output and, in training, all supervised outputs.
 
         Raises:
-            ValueError: If the queries are asked for in training mode.
+            ValueError: If `with_queries` is set in training mode.
         """
         if with_queries and self.training:
             raise ValueError("with_queries: the detector is in training mode. Call detector.eval() first.")
@@ -304,5 +304,5 @@ def _in_float32(head: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _queries(output: LayerOutput, part: slice) -> LayerOutput:
-    """The queries of `part`, in every tensor of the output."""
+    """Take the queries of `part` from every tensor of the output."""
     return {name: tensor[:, part] for name, tensor in output.items()}  # type: ignore[return-value,index]
