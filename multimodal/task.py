@@ -11,7 +11,6 @@ from torch import nn
 from tqdm import tqdm
 
 from deim.config.loader import config_to_dict
-from deim.config.multimodal_schema import HashedEncoderConfig, MultimodalConfig, OpenClipEncoderConfig
 from deim.config.schema import Config
 from deim.data.augment.options import AugmentOptions
 from deim.data.augment.pipeline import Augmentation
@@ -28,11 +27,18 @@ from deim.inference.predictor import Predictor
 from deim.loss.build import build_matcher
 from deim.model.build import build_model
 from deim.model.detector import Detector
+from deim.model.weights import hash_tensors
 from multimodal.confused_pairs import ConfusedPair, confused_pairs, count_confusions
-from multimodal.encoders.hashed import HashedTextEncoder, TextEncoder, hash_tensors
-from multimodal.feature_cache import FindingsBatch, FindingsLoader, find_in_parts, open_store
+from multimodal.encoders.build import build_encoder
+from multimodal.feature_cache import (
+    DetectorOutputBatch,
+    DetectorOutputLoader,
+    open_store,
+    run_detector_in_chunks,
+)
 from multimodal.fusion_head import FusionHead, parameter_groups
-from multimodal.loss import FusionCriterion, FusionLossWeights
+from multimodal.loss import FusionCriterion, FusionLossOptions
+from multimodal.options import TextFusionOptions
 from multimodal.prompts import load_prompts
 from multimodal.text_bank import (
     TextBank,
@@ -132,7 +138,7 @@ def build_fusion_subject(setting: Setting) -> Subject:
     matcher = build_matcher(config.loss.matcher, change_epoch=config.epochs)
     num_classes = len(train.class_names)
     setting.batches.epoch = 0
-    blank = FusionCriterion(matcher, FusionLossWeights(), num_classes=num_classes)
+    blank = FusionCriterion(matcher, FusionLossOptions(), num_classes=num_classes)
     bar = tqdm(
         prepared, desc="what the detector finds", total=len(setting.batches), leave=False, disable=None
     )
@@ -150,12 +156,7 @@ def build_fusion_subject(setting: Setting) -> Subject:
         model=model,
         criterion=FusionCriterion(
             matcher,
-            FusionLossWeights(
-                mal=options.loss.mal,
-                contrastive=options.loss.contrastive,
-                margin=options.loss.margin,
-                anchor=options.loss.anchor,
-            ),
+            options.loss,
             num_classes=num_classes,
             confused=[(pair.label, pair.predicted_as) for pair in pairs],
             mal_gamma=config.loss.mal_gamma,
@@ -171,7 +172,7 @@ def build_fusion_subject(setting: Setting) -> Subject:
     )
 
 
-def build_fused(detector: Detector, bank: TextBank, options: MultimodalConfig) -> TextFusedDetector:
+def build_fused(detector: Detector, bank: TextBank, options: TextFusionOptions) -> TextFusedDetector:
     """Put a new fusion head on a detector, which it freezes.
 
     Args:
@@ -200,7 +201,7 @@ def _build_stored(config: Config, tree: Mapping[str, Any], path: Path) -> nn.Mod
     return build_fused(detector, bank, config.multimodal)
 
 
-def _options(config: Config) -> MultimodalConfig:
+def _options(config: Config) -> TextFusionOptions:
     """The `multimodal` block, if the rest of the experiment fits it.
 
     Raises:
@@ -277,29 +278,19 @@ def _in_words(value: object) -> str:
     return "null" if value is None else str(value)
 
 
-def _text_bank(options: MultimodalConfig, class_names: Sequence[str]) -> TextBank:
+def _text_bank(options: TextFusionOptions, class_names: Sequence[str]) -> TextBank:
     if options.text_bank is not None:
         return load_text_bank(Path(options.text_bank), class_names=class_names)
-    bank = build_text_bank(load_prompts(Path(options.prompts)), _encoder(options), class_names)
+    encoder = build_encoder(options.encoder)
+    bank = build_text_bank(load_prompts(options.prompts), encoder, class_names, where=options.prompts)
     check_classes(bank, class_names, where=options.prompts)
     logger.info("text: %s, by %s", options.prompts, bank.encoder)
     return bank
 
 
-def _encoder(options: MultimodalConfig) -> TextEncoder:
-    match options.encoder:
-        case HashedEncoderConfig():
-            return HashedTextEncoder()
-        case OpenClipEncoderConfig(weights=weights, clip_model=model):
-            # Importing CLIP takes seconds and is needed here alone.
-            from multimodal.encoders.open_clip import load_open_clip_encoder
-
-            return load_open_clip_encoder(weights, model_name=model)
-
-
 def _loaders(
     setting: Setting, model: TextFusedDetector
-) -> tuple[Iterable[StepBatch], Iterable[FindingsBatch]]:
+) -> tuple[Iterable[StepBatch], Iterable[DetectorOutputBatch]]:
     """The batches of training, and the same with what the detector finds in them."""
     config = setting.config
     options = _options(config)
@@ -308,14 +299,14 @@ def _loaders(
     if not options.cache:
         images = load_batches(dataset, setting.batches, num_workers=config.data.num_workers)
         at_once = config.data.eval_batch_size
-        return images, _Findings(model, images, setting.device, setting.precision, at_once)
+        return images, _UncachedOutputs(model, images, setting.device, setting.precision, at_once)
     if augmentation is not None and options.cached_views == 1:
         logger.warning("multimodal.cached_views: 1 view an image, so that augmentation is drawn only once")
     store = open_store(Path(options.cache_dir), dataset, model, setting.precision)
     views = [(view, index) for view in range(options.cached_views) for index in range(len(dataset))]
     num_there = sum(map(store.has, views))
     logger.info("feature cache: %s holds %d of %d views of images", store.folder, num_there, len(views))
-    cached = FindingsLoader(
+    cached = DetectorOutputLoader(
         model,
         dataset,
         setting.batches,
@@ -339,7 +330,7 @@ def _augmentation(setting: Setting) -> Augmentation | None:
     return build_augmentation(config.augment, start_epoch=0, stop_epoch=stop_epoch)
 
 
-class _Findings:
+class _UncachedOutputs:
     """Batches of images as batches of what the detector finds in them."""
 
     def __init__(
@@ -356,11 +347,11 @@ class _Findings:
         self.precision = precision
         self.images_at_once = images_at_once
 
-    def __iter__(self) -> Iterator[FindingsBatch]:
+    def __iter__(self) -> Iterator[DetectorOutputBatch]:
         for batch in self.images:
             on_device = batch.to(self.device)
-            found = find_in_parts(self.model, on_device.images, self.images_at_once, self.precision)
-            yield FindingsBatch(images=found, targets=on_device.targets)
+            found = run_detector_in_chunks(self.model, on_device.images, self.images_at_once, self.precision)
+            yield DetectorOutputBatch(images=found, targets=on_device.targets)
 
 
 def _fusion_entry(trained: TrainedDetector, bank: TextBank, pairs: Sequence[ConfusedPair]) -> dict[str, Any]:

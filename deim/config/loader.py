@@ -95,6 +95,19 @@ def load_block(path: str | Path, key: str, block_class: type[T]) -> T:
     return _read_block(block_class, blocks[key], key)
 
 
+def load_file(path: str | Path, record_class: type[T]) -> T:
+    """Read a whole file as one record, such as a prompts file.
+
+    Args:
+        path: YAML file; its `_base_` files are relative to it.
+        record_class: Dataclass of the file.
+
+    Raises:
+        ConfigError: If the file cannot be read or anything in it is wrong; one line for each problem.
+    """
+    return _read_block(record_class, load_tree(Path(path)), "")
+
+
 def config_from_dict(tree: Mapping[str, object], *, where: str, overrides: Sequence[str] = ()) -> Config:
     """Rebuild a config from plain types, such as those stored in a checkpoint.
 
@@ -164,6 +177,13 @@ def _convert(hint: object, node: Node, path: str, problems: list[str]) -> object
         block_class = classes[0] if len(classes) == 1 else _tagged(classes, node, path, problems)
         return MISSING if block_class is None else _build(block_class, node, path, problems)
     for option in options:
+        record = _item_record(option)
+        if record is not None and isinstance(node.value, list) and node.value:
+            items = [
+                _convert(record, to_tree(item, node.where), f"{path}[{number}]", problems)
+                for number, item in enumerate(node.value, start=1)
+            ]
+            return MISSING if any(item is MISSING for item in items) else tuple(items)
         value = _match(option, node.value)
         if value is not MISSING:
             return value
@@ -270,6 +290,12 @@ def _item_hints(hint: object, length: int) -> tuple[Any, ...]:
     """The types of a tuple's items; of one of any length, `tuple[float, ...]`, for `length` items."""
     hints = get_args(hint)
     return hints[:1] * length if hints[-1] is Ellipsis else hints
+
+
+def _item_record(hint: object) -> Any | None:
+    """The dataclass of the items of `tuple[Record, ...]`; None for every other type."""
+    items = get_args(hint) if get_origin(hint) is tuple else ()
+    return items[0] if items and is_dataclass(items[0]) else None
 
 
 def _options(hint: object) -> tuple[Any, ...]:

@@ -1,7 +1,6 @@
 """Every option of the project, with its unit, range and default.
 
-Those of the model are in `model_schema.py`, those of data and augmentation in `data_schema.py`, those of
-phase 2 in `multimodal_schema.py`. The defaults are those of the reference recipe where one exists.
+The defaults are those of the reference recipe where one exists.
 `loader.py` turns YAML into these classes and reports every problem at once; the ranges below are checked on
 construction, so a `Config` in hand is valid.
 """
@@ -10,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from deim.config.checks import below, check, not_fraction, not_positive
-from deim.config.multimodal_schema import MultimodalConfig
 from deim.data.augment.options import AugmentOptions
 from deim.data.options import DataOptions
 from deim.engine.early_stopping import EarlyStoppingOptions
@@ -20,6 +18,7 @@ from deim.inference.nms import NmsOptions
 from deim.inference.thresholds import BestF1Goal, Goal
 from deim.loss.criterion import LossOptions
 from deim.model.detector import ModelOptions
+from multimodal.options import TextFusionOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +99,7 @@ class Config:
     early_stopping: EarlyStoppingOptions = field(default_factory=EarlyStoppingOptions)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    multimodal: MultimodalConfig | None = None
+    multimodal: TextFusionOptions | None = None
     """Phase 2, text fusion on a frozen detector; null trains a detector."""
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ RUN_FILES = (
     "report_comparison.json",
     "report_comparison.html",
     "report_comparison",
-    "text_evidence",
+    "text_ablation.json",
     "metrics.jsonl",
     "config.yml",
     "tensorboard",

@@ -4,6 +4,7 @@ A file is recognized by its keys. Detector files are checkpoints of this project
 backbone files are the distilled ViT-Tiny files and the DINOv3 files of Meta and of Hugging Face.
 """
 
+import hashlib
 import logging
 import pickle
 import re
@@ -198,6 +199,16 @@ def read_weights_file(path: Path, *, advice: str = "") -> dict[str, Any]:
             f"{path}: holds a {type(content).__name__}. A weights file holds named tensors."
         )
     return content
+
+
+def hash_tensors(state: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 of names, shapes, types and values of tensors; their order does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def inference_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from deim.engine.checkpoints import read_checkpoint
 from deim.errors import ConfigError, DeimError
-from multimodal.encoders.hashed import HashedTextEncoder, TextEncoder
-from multimodal.encoders.open_clip import load_open_clip_encoder
+from multimodal.encoders.build import EncoderOptions, build_encoder
+from multimodal.encoders.hashed import HashedEncoderOptions
+from multimodal.encoders.open_clip import OpenClipEncoderOptions
 from multimodal.encoders.open_clip_files import DEFAULT_MODEL, DEFAULT_WEIGHTS
 from multimodal.prompts import load_prompts
 from multimodal.text_bank import CLOSE_COSINE, TextBank, build_text_bank, class_cosines, save_text_bank
@@ -28,18 +29,20 @@ def build(args: argparse.Namespace) -> None:
     class_names = args.classes
     if args.checkpoint is not None:
         class_names = read_checkpoint(args.checkpoint)["class_names"]
-    bank = build_text_bank(prompts, _encoder(args), class_names)
+    bank = build_text_bank(
+        prompts, build_encoder(_encoder_options(args)), class_names, where=str(args.prompts)
+    )
     save_text_bank(bank, args.output)
     print(_describe(bank))
     print(f"\ntext bank  {args.output}")
 
 
-def _encoder(args: argparse.Namespace) -> TextEncoder:
+def _encoder_options(args: argparse.Namespace) -> EncoderOptions:
     if args.encoder == "open_clip":
-        return load_open_clip_encoder(args.weights or DEFAULT_WEIGHTS, model_name=args.model)
+        return OpenClipEncoderOptions(weights=args.weights or DEFAULT_WEIGHTS, clip_model=args.model)
     if args.model or args.weights:
         raise ConfigError("--model, --weights: the encoder 'hashed' has neither. Leave them out.")
-    return HashedTextEncoder()
+    return HashedEncoderOptions(type="hashed")
 
 
 def _describe(bank: TextBank) -> str:

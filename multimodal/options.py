@@ -1,0 +1,53 @@
+"""Options of a text fusion: the frozen detector, its text, the fusion head and its training."""
+
+from dataclasses import dataclass, field
+
+from deim.config.checks import below, check, not_fraction
+from multimodal.encoders.build import EncoderOptions
+from multimodal.encoders.open_clip import OpenClipEncoderOptions
+from multimodal.loss import FusionLossOptions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextFusionOptions:
+    """A head that fuses text into the class scores of a frozen detector.
+
+    Model, image size, data, loss and evaluation are the detector's unless the experiment gives them.
+    """
+
+    detector: str
+    """Checkpoint of the detector, such as outputs/deimv2_1024/best.pth; it is not changed."""
+    text_bank: str | None = None
+    """Text bank, a `.safetensors` file; null embeds `prompts` with `encoder` when the run starts."""
+    prompts: str = "configs/prompts/industrial.yml"
+    """YAML file with the texts of each class; not used with `text_bank`."""
+    encoder: EncoderOptions = field(default_factory=OpenClipEncoderOptions)
+    """Text encoder of the prompts; not used with `text_bank`."""
+    hidden_dim: int = 1024
+    """Hidden width of the projection of the queries."""
+    adapter_dim: int = 256
+    """Hidden width of the text adapter."""
+    class_head_from_epoch: int | None = None
+    """First epoch (0-based) that also trains the detector's last class head; null never does."""
+    confusion_share: float = 0.05
+    """The text of two classes is pulled apart if the detector confuses more than this share of the boxes of
+    one with the other, in [0, 1]."""
+    class_tolerance: float = 0.01
+    """Loss of AP of a class, in [0, 1], above which the report recommends the detector alone for it."""
+    cache: bool = True
+    """Store the outputs of the frozen detector in files, and read them from the second epoch on."""
+    cache_dir: str = "outputs/feature_cache"
+    """Folder of these files; each combination of detector, data and augmentation gets a folder in it."""
+    cached_views: int = 1
+    """Augmented views of each image in the cache; each epoch uses the next one. 1 without augmentation."""
+    loss: FusionLossOptions = field(default_factory=FusionLossOptions)
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                *below(1, hidden_dim=self.hidden_dim, adapter_dim=self.adapter_dim),
+                *below(1, cached_views=self.cached_views),
+                *below(0, class_head_from_epoch=self.class_head_from_epoch),
+                *not_fraction(confusion_share=self.confusion_share, class_tolerance=self.class_tolerance),
+            ]
+        )
