@@ -163,7 +163,7 @@ def write_text_maps(
         name = chart_names(names)[label]
         title = f"Queries that respond to the text of {name}; frames: true boxes, white if of {name}"
         figure.suptitle(title if indices else f"No image of this split shows {name}, and none is empty.")
-        axes = figure.subplots(len(indices), 1 + len(PANELS), squeeze=False) if indices else []
+        axes: Any = figure.subplots(len(indices), 1 + len(PANELS), squeeze=False) if indices else []
         for row, index in zip(axes, indices, strict=True):
             boxes = np.arange(split.first_box[index], split.first_box[index + 1])
             boxes = boxes[~split.is_crowd[boxes]]

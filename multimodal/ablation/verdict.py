@@ -119,7 +119,7 @@ def _reasons(deltas: TextDeltas, not_trained: Sequence[Variant], pair_names: tup
     elif is_above(over_frozen) or over_frozen.high < 0:
         position = "above" if is_above(over_frozen) else "below"
     lines = [f"With the real text, mAP50 is {position} the frozen detector ({format_delta(over_frozen)})."]
-    groups = {
+    groups: dict[str, dict[Variant, Delta | None]] = {
         "Also above the frozen detector": {
             name: delta for name, delta in deltas.over_frozen.items() if name != "text" and is_above(delta)
         },
