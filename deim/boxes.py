@@ -64,7 +64,7 @@ def xyxy_to_xywh(boxes_xyxy: Tensor) -> Tensor:
 
 
 def box_area(boxes_xyxy: Tensor) -> Tensor:
-    """Area of each box.
+    """Compute the area of each box.
 
     Args:
         boxes_xyxy: (..., 4) float, any unit.
@@ -77,7 +77,7 @@ def box_area(boxes_xyxy: Tensor) -> Tensor:
 
 
 def coco_overlap(boxes_xywh: Tensor, truth_xywh: Tensor, *, is_crowd: Tensor) -> Tensor:
-    """Pairwise overlap by which COCO decides what a detection hits.
+    """Compute the pairwise overlap by which COCO matches detections and ground truth.
 
     Args:
         boxes_xywh: (N, 4) float, detections in pixels.
@@ -131,7 +131,7 @@ def clip_to_window(boxes_xyxy: Tensor, window_xyxy: tuple[float, float, float, f
 
 
 def iou(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> Tensor:
-    """Intersection over union, element by element with broadcasting.
+    """Compute the intersection over union, element by element with broadcasting.
 
     Pairwise: `iou(a[:, None], b[None])`.
 
@@ -147,7 +147,7 @@ def iou(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> Tensor:
 
 
 def generalized_iou(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> Tensor:
-    """Generalized intersection over union, element by element with broadcasting.
+    """Compute the generalized intersection over union, element by element with broadcasting.
 
     Args:
         boxes_a_xyxy: (..., 4) float, any unit.
@@ -180,7 +180,7 @@ def to_input_fractions(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
 
     Args:
         boxes_xyxy: (..., 4) float, pixels of the original.
-        placement: Where the input lies in the original.
+        placement: Position of the input in the original.
 
     Returns:
         (..., 4) xyxy.
@@ -194,7 +194,7 @@ def to_original_pixels(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
 
     Args:
         boxes_xyxy: (..., 4) float, fractions of the network input.
-        placement: Where the input lies in the original.
+        placement: Position of the input in the original.
 
     Returns:
         (..., 4) xyxy.

@@ -1,4 +1,4 @@
-"""The containers that pass between the parts, and the legend of shapes and box formats.
+"""The data that passes between the rooms, and the legend of shapes and box formats.
 
 Shape letters, everywhere in the project:
     B batch · Q queries · C classes · D hidden dim · L levels · H, W height and width · N boxes of an image ·
@@ -21,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Where the network input lies in the original image.
+    """Position of the network input in the original image.
 
     A point at fractions (x, y) of the network input is the pixel (x · span_w + shift_x, y · span_h + shift_y)
     of the original. A stretched image has span = original size and shift = 0; a letterboxed one has a longer
@@ -55,25 +55,25 @@ class Target(TypedDict):
     placement: NotRequired[Placement]
     """Where the input lies in the original image."""
     noise_seed: NotRequired[int]
-    """Seed of the noise of its denoising queries in this epoch; absent, torch's global generator is used."""
+    """Seed of the image's denoising noise in this epoch; without it torch's global generator is used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenoisingMeta:
-    """What the loss must know about the denoising queries of a batch."""
+    """The denoising queries of a batch, as the loss needs them."""
 
     query_idx: tuple[Tensor, ...]
-    """An image each: (num_groups · N,) int64, the positive queries of its real boxes, group by group."""
+    """For each image (num_groups · N,) int64, the positive queries of its boxes, group by group."""
     target_idx: tuple[Tensor, ...]
-    """An image each: (num_groups · N,) int64, the box that each of them was made from."""
+    """For each image (num_groups · N,) int64, the box that each of these queries was made from."""
     num_groups: int
-    """How many times every box was drawn."""
+    """Number of noised copies of every box."""
     num_queries: int
-    """Denoising queries an image, positives, negatives and padding together."""
+    """Denoising queries of an image: positives, negatives and padding."""
 
 
 class LayerOutput(TypedDict):
-    """What one supervised head gives for a batch."""
+    """Output of one supervised head for a batch."""
 
     pred_logits: Tensor
     """(B, Q, C) float, before the sigmoid."""
@@ -86,10 +86,10 @@ class LayerOutput(TypedDict):
 
 
 class ModelOutput(LayerOutput):
-    """What the detector returns: the last layer's output and, in training mode, the other supervised ones."""
+    """Output of the detector: the last layer's and, in training mode, all other supervised outputs."""
 
     aux_outputs: NotRequired[list[LayerOutput]]
-    """Decoder layers but the last, first layer first."""
+    """All decoder layers except the last, in order."""
     pre_outputs: NotRequired[LayerOutput]
     """Box head of the first layer, before any refinement by distributions."""
     enc_outputs: NotRequired[LayerOutput]
@@ -99,13 +99,13 @@ class ModelOutput(LayerOutput):
     dn_pre_outputs: NotRequired[LayerOutput]
     """Denoising queries through the first layer's box head."""
     dn_meta: NotRequired[DenoisingMeta]
-    """Which denoising query stands for which box."""
+    """The denoising queries and their boxes."""
     bin_values: NotRequired[Tensor]
     """(R+1,) float, ascending: the distance that each bin of `pred_corners` stands for."""
     reg_scale: NotRequired[Tensor]
     """(1,) float: distances are in units of box side / reg_scale."""
     query_features: NotRequired[Tensor]
-    """(B, Q, D) float: what the last class head reads; in evaluation mode, if asked for."""
+    """(B, Q, D) float: input of the last class head; only in evaluation mode and on request."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,11 +119,11 @@ class Detections:
     labels: Tensor
     """(K,) int64, 0-based class index."""
     queries: Tensor
-    """(K,) int64, the query that each comes from; one query may give several, with different labels. Those of
-    an image in tiles are numbered through its tiles."""
+    """(K,) int64, the query of each detection. A query may give several, with different labels. Queries of an
+    image in tiles are numbered through its tiles."""
 
     def take(self, kept: Tensor) -> "Detections":
-        """The detections that a mask or a list of positions keeps.
+        """Select detections by a mask or by positions.
 
         Args:
             kept: (K,) bool, or int64 positions in ascending order.

@@ -1,4 +1,4 @@
-"""Which classes the frozen detector takes for each other on the training images."""
+"""Classes that the frozen detector confuses on the training images."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,27 +8,25 @@ from torch import Tensor
 
 from deim.engine.checkpoints import TrainedDetector
 from deim.engine.distributed import DistributedContext
-from deim.structures import Target
-from multimodal.feature_cache import FindingsBatch
+from multimodal.feature_cache import DetectorOutputBatch
 from multimodal.loss import FusionCriterion
 from multimodal.text_bank import class_cosines, text_bank_from_dict
-from multimodal.wrapper import DetectorFindings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConfusedPair:
-    """Two classes, the first of which is often taken for the second."""
+    """Two classes, of which the detector often predicts the second for the first."""
 
     label: int
     """Class index of the boxes."""
     predicted_as: int
-    """Class index that the detector gives them."""
+    """Class index that the detector predicts for them."""
     share: float
-    """Of the first class's boxes, in [0, 1]."""
+    """Share of the first class's boxes, in [0, 1]."""
 
 
 def count_confusions(
-    batches: Iterable[FindingsBatch],
+    batches: Iterable[DetectorOutputBatch],
     criterion: FusionCriterion,
     *,
     num_classes: int,
@@ -37,7 +35,7 @@ def count_confusions(
     """Count the boxes of each class by the class that their matched query scores highest.
 
     Args:
-        batches: Of this process.
+        batches: Detector outputs of this process.
         criterion: Matches queries with boxes.
         num_classes: C.
         distributed: Processes that share the images.
@@ -50,45 +48,38 @@ def count_confusions(
     """
     counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     for batch in batches:
-        truth, given = _matched_classes(batch.images, batch.targets, criterion)
-        counts.index_put_((truth, given), torch.ones_like(truth), accumulate=True)
+        matched = criterion.match_detector_outputs(batch.images, batch.targets)
+        truth = matched.packed.labels[matched.matching.target_idx].cpu()
+        predicted = batch.images.pred_logits[matched.matching.index].argmax(dim=-1).cpu()
+        counts.index_put_((truth, predicted), torch.ones_like(truth), accumulate=True)
     return distributed.sum(counts)
 
 
 def confused_pairs(counts: Tensor, *, share: float) -> list[ConfusedPair]:
-    """The pairs of classes that are confused in more than a share of the boxes, the most confused first.
+    """List the pairs that are confused in more than a share of the boxes, most confused first.
 
     Args:
         counts: (C, C), from `count_confusions`.
-        share: In [0, 1].
+        share: Share of a class's boxes, in [0, 1].
     """
     shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).fill_diagonal_(0)
-    found = [
+    pairs = [
         ConfusedPair(label=label, predicted_as=other, share=float(shares[label, other]))
         for label, other in (shares > share).nonzero().tolist()
     ]
-    return sorted(found, key=lambda pair: -pair.share)
-
-
-def _matched_classes(
-    found: DetectorFindings, targets: list[Target], criterion: FusionCriterion
-) -> tuple[Tensor, Tensor]:
-    matched = criterion.match_findings(found, targets)
-    matching = matched.matching
-    truth = matched.packed.labels[matching.target_idx]
-    given = found.pred_logits[matching.index].argmax(dim=-1)
-    return truth.cpu(), given.cpu()
+    return sorted(pairs, key=lambda pair: -pair.share)
 
 
 def tracked_pair(trained: TrainedDetector) -> tuple[int, ...]:
-    """The two classes whose confusion is to be watched.
+    """Choose the two classes whose confusion a report tracks.
 
     Args:
-        trained: Of phase 2.
+        trained: A text fusion.
 
     Returns:
-        Class indices: of the pair that the detector confused most when the fusion was trained, the true class
-        first; without such a pair, of the two whose texts are nearest. A detector of one class has only that.
+        Class indices of the pair that the detector confused most when the fusion was trained, the true class
+        first; without such a pair, of the two classes with the most similar texts. One index if there is
+        only one class.
     """
     confused = trained.task_state["confused"]
     if confused:

@@ -1,141 +1,129 @@
-"""What the frozen detector finds in each training image, found once and read from files afterwards.
+"""The outputs of the frozen detector for each training image, computed once and then read from files.
 
-    batch of (view, image) → all there? → read them
-                           → else images → detector → write them
+    batch of (view, image) → all stored? → read them
+                           → else images → detector → store them
 
 A cache folder belongs to one combination of detector, data, input format, augmentation and precision: its
-name is their hash, so that a change of any of them leads to another folder. Numbers are stored as the
-detector gave them, not rounded.
+name is their hash, so that a change of any of them leads to another folder. Numbers are stored unrounded.
 """
 
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
-from deim.data.batch import Batch
-from deim.data.dataset import DetectionDataset
+from deim.data.collate import Batch, collate
+from deim.data.dataset import DetectionDataset, InputFormat
 from deim.data.formats.coco import CocoSplit
-from deim.data.images.input_format import InputFormat
-from deim.data.loader import BatchLoader
-from deim.data.sampling import BatchRequest, EpochSampler
+from deim.data.loader import iterate, load_batches
 from deim.engine.memory import VALIDATION_ADVICE, ends_without_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
-from deim.model.weights import UNREADABLE
+from deim.files import write_atomically
+from deim.model.weights import UNREADABLE, hash_tensors
 from deim.structures import Placement, Target
-from multimodal.encoders.hashed import hash_tensors
-from multimodal.wrapper import DetectorFindings, TextFusedDetector
+from multimodal.wrapper import OUTPUT_NAMES, DetectorOutputs, TextFusedDetector
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Raised whenever what a file holds changes its meaning."""
-
-FINDINGS = tuple(part.name for part in fields(DetectorFindings))
+"""Raised whenever the content of a file changes its meaning."""
 
 View = tuple[int, int]
 """Number of the augmented view, and index of the image, or tile, in its dataset."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FindingsBatch:
-    """What the detector found in the images of a step, with their targets; see `engine.step.StepBatch`."""
+class DetectorOutputBatch:
+    """Detector outputs and targets of a step; see `engine.step.StepBatch`."""
 
-    images: DetectorFindings
-    """Stands for the images."""
+    images: DetectorOutputs
+    """Stand for the images."""
     targets: list[Target]
-    """Ground truth, an image each."""
+    """Ground truth of each image."""
 
-    def to(self, device: torch.device) -> "FindingsBatch":
-        """Copy findings, boxes and labels to a device."""
+    def to(self, device: torch.device) -> "DetectorOutputBatch":
+        """Copy outputs, boxes and labels to a device."""
         targets: list[Target] = [
             {**target, "boxes": target["boxes"].to(device), "labels": target["labels"].to(device)}
             for target in self.targets
         ]
-        return FindingsBatch(images=self.images.to(device), targets=targets)
+        return DetectorOutputBatch(images=self.images.to(device), targets=targets)
 
-    def split(self, size: int) -> "list[FindingsBatch]":
-        """Micro-batches of at most `size` images, as equal as can be."""
-        parts = -(-len(self.targets) // size)
-        tensors = {name: getattr(self.images, name).tensor_split(parts) for name in FINDINGS}
+    def split(self, size: int) -> "list[DetectorOutputBatch]":
+        """Return micro-batches of at most `size` images, as equal as possible."""
+        num_parts = -(-len(self.targets) // size)
+        columns = [getattr(self.images, name).tensor_split(num_parts) for name in OUTPUT_NAMES]
         batches, start = [], 0
-        for number in range(parts):
-            found = DetectorFindings(**{name: pieces[number] for name, pieces in tensors.items()})
-            end = start + len(found.pred_boxes)
-            batches.append(FindingsBatch(images=found, targets=self.targets[start:end]))
+        for tensors in zip(*columns, strict=True):
+            outputs = DetectorOutputs(**dict(zip(OUTPUT_NAMES, tensors, strict=True)))
+            end = start + len(outputs.pred_boxes)
+            batches.append(DetectorOutputBatch(images=outputs, targets=self.targets[start:end]))
             start = end
         return batches
 
 
-class FindingsStore:
-    """Findings of single images in files of their own, so that a kill leaves only whole ones.
+class DetectorOutputStore:
+    """Detector outputs in one file for each image.
 
     Args:
-        folder: Of these findings alone; made when the first is written.
+        folder: Folder of these outputs alone; made when the first is written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, view: View) -> Path:
-        """Where the findings of an image are."""
+        """Return the file of an image."""
         number, index = view
         return self.folder / f"view{number}" / f"{index:07d}.safetensors"
 
     def has(self, view: View) -> bool:
-        """Whether the findings of an image are there."""
+        """Tell whether the outputs of an image are stored."""
         return self.path(view).is_file()
 
     def write(self, view: View, tensors: Mapping[str, Tensor]) -> None:
-        """Write the findings of one image; a reader sees none or all of them.
+        """Store the outputs of one image atomically.
 
         Raises:
             DataError: If they cannot be written.
         """
         path = self.path(view)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(dict(tensors), temporary)
-            temporary.replace(path)
-        except (OSError, *UNREADABLE) as error:
+            write_atomically(path, lambda file: file.write(save(dict(tensors))))
+        except OSError as error:
             raise DataError(
-                f"{path}: what the detector found cannot be stored ({error}). Free some space, name another "
-                f"folder with multimodal.cache_dir, or go without by multimodal.cache=false."
+                f"{path}: the detector outputs cannot be stored ({error.strerror}). Free some space, name "
+                f"another folder with cache_dir, or switch the cache off with cache=false."
             ) from None
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def read(self, view: View) -> dict[str, Tensor] | None:
-        """The findings of one image; None if they are not there, or damaged."""
+        """Read the outputs of one image; None if they are missing or damaged."""
         try:
             return load(self.path(view).read_bytes())
         except UNREADABLE:
             return None
 
 
-class FindingsLoader:
-    """Batches of what the detector found: read where it is stored, else found and stored.
+class DetectorOutputLoader:
+    """Batches of detector outputs, read from the store or computed and stored.
 
     Args:
-        model: Its detector finds what is not stored yet.
-        dataset: Images and targets; asked for by (view, index).
-        sampler: Order of the images; copies of an image have the same view.
-        store: Where findings are kept.
-        num_views: Views of each image, of which an epoch has one, in turn.
-        device: Where the detector computes.
-        precision: Of the detector.
-        images_at_once: Images that the detector gets at once, whatever the size of the batches.
+        model: Its detector computes what is not stored yet.
+        dataset: Images and targets, by (view, index).
+        batches: Lists of (epoch, index), such as an epoch's sampler; copies of an image have the same view.
+        store: The stored outputs.
+        num_views: Views of each image; epochs use them in turn.
+        device: Device of the detector.
+        precision: Precision of the detector.
+        images_at_once: Largest number of images in a pass of the detector, for any size of the batches.
         num_workers: Processes that load images.
     """
 
@@ -143,9 +131,9 @@ class FindingsLoader:
         self,
         model: TextFusedDetector,
         dataset: DetectionDataset,
-        sampler: EpochSampler,
+        batches: Iterable[Sequence[tuple[int, ...]]],
         *,
-        store: FindingsStore,
+        store: DetectorOutputStore,
         num_views: int,
         device: torch.device,
         precision: Precision,
@@ -154,8 +142,7 @@ class FindingsLoader:
     ) -> None:
         self.model = model
         self.dataset = dataset
-        self.sampler = sampler
-        self._epoch = (0, 0)
+        self.batches = batches
         self.store = store
         self.num_views = num_views
         self.device = device
@@ -163,71 +150,57 @@ class FindingsLoader:
         self.images_at_once = images_at_once
         self.num_workers = num_workers
 
-    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose the epoch, and the first of its batches, of the next pass."""
-        self._epoch = epoch, first_batch
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[FindingsBatch]:
-        """Yield the batches; those that come from files are on the CPU.
+    def __iter__(self) -> Iterator[DetectorOutputBatch]:
+        """Yield the batches; those that are read from files are on the CPU.
 
         Raises:
-            DataError: If an image is damaged, or findings cannot be stored.
+            DataError: If an image is damaged, or outputs cannot be stored.
         """
-        epoch, first_batch = self._epoch
-        plan = [
-            [(item[0] % self.num_views, item[1]) for item in request.items[request.part]]
-            for request in self.sampler.requests(epoch, first_batch=first_batch)
-        ]
-        is_there = [all(self.store.has(view) for view in views) for views in plan]
-        absent = [views for views, there in zip(plan, is_there, strict=True) if not there]
-        requests = [
-            BatchRequest(epoch=0, number=number, items=tuple(views)) for number, views in enumerate(absent)
-        ]
-        loaded = iter(BatchLoader(self.dataset, requests, num_workers=self.num_workers))
-        for views, there in zip(plan, is_there, strict=True):
-            batch = self._read(views) if there else self._find(views, next(loaded))
-            # A damaged file is found and written anew.
-            yield batch or self._find(views, self.dataset.load_items(views))
+        plan = [[(epoch % self.num_views, index) for epoch, index, *_ in batch] for batch in self.batches]
+        stored = [all(self.store.has(view) for view in views) for views in plan]
+        absent = [views for views, is_stored in zip(plan, stored, strict=True) if not is_stored]
+        loaded = iterate(load_batches(self.dataset, absent, num_workers=self.num_workers))
+        for views, is_stored in zip(plan, stored, strict=True):
+            batch = self._read(views) if is_stored else self._compute(views, next(loaded))
+            # A damaged file is computed and written again.
+            yield batch or self._compute(views, collate([self.dataset[view] for view in views]))
 
-    def _find(self, views: Sequence[View], batch: Batch) -> FindingsBatch:
-        found = find_in_parts(
-            self.model, batch.images.to(self.device, non_blocking=True), self.images_at_once, self.precision
-        )
+    def _compute(self, views: Sequence[View], batch: Batch) -> DetectorOutputBatch:
+        images = batch.images.to(self.device, non_blocking=True)
+        outputs = run_detector_in_chunks(self.model, images, self.images_at_once, self.precision)
         for row, (view, target) in enumerate(zip(views, batch.targets, strict=True)):
-            tensors = {name: getattr(found, name)[row].cpu().contiguous() for name in FINDINGS}
+            tensors = {name: getattr(outputs, name)[row].cpu().contiguous() for name in OUTPUT_NAMES}
             self.store.write(view, tensors | _target_tensors(target))
-        return FindingsBatch(images=found, targets=batch.targets)
+        return DetectorOutputBatch(images=outputs, targets=batch.targets)
 
-    def _read(self, views: Sequence[View]) -> FindingsBatch | None:
-        rows = [self.store.read(view) for view in views]
-        whole = [row for row in rows if row is not None]
-        if len(whole) < len(rows):
+    def _read(self, views: Sequence[View]) -> DetectorOutputBatch | None:
+        rows = [row for view in views if (row := self.store.read(view)) is not None]
+        if len(rows) < len(views):
             return None
-        found = DetectorFindings(**{name: torch.stack([row[name] for row in whole]) for name in FINDINGS})
-        targets = [_target(row, self.dataset, index) for row, (_, index) in zip(whole, views, strict=True)]
-        return FindingsBatch(images=found, targets=targets)
+        outputs = DetectorOutputs(**{name: torch.stack([row[name] for row in rows]) for name in OUTPUT_NAMES})
+        targets = [_target(row, self.dataset, index) for row, (_, index) in zip(rows, views, strict=True)]
+        return DetectorOutputBatch(images=outputs, targets=targets)
 
 
-def find_in_parts(
+def run_detector_in_chunks(
     model: TextFusedDetector, images: Tensor, images_at_once: int, precision: Precision
-) -> DetectorFindings:
-    """What the detector finds in a batch, a few images at a time.
+) -> DetectorOutputs:
+    """Run the frozen detector on a batch, a few images at a time.
 
     Args:
-        model: Its detector finds.
-        images: (B, C, H, W) float, normalized, on the device of the model.
+        model: The model of the detector.
+        images: (B, channels, H, W) float, normalized, on the device of the model.
         images_at_once: Images in memory at once.
-        precision: Of the detector.
+        precision: Precision of the detector.
 
     Raises:
         TrainingError: If memory runs out.
     """
-    with ends_without_memory("in what the detector finds", VALIDATION_ADVICE), autocast(precision):
-        parts = [model.find(part) for part in images.split(images_at_once)]
-    return DetectorFindings(**{name: torch.cat([getattr(part, name) for part in parts]) for name in FINDINGS})
+    with ends_without_memory("in the frozen detector", VALIDATION_ADVICE), autocast(precision):
+        chunks = [model.run_detector(chunk) for chunk in images.split(images_at_once)]
+    return DetectorOutputs(
+        **{name: torch.cat([getattr(chunk, name) for chunk in chunks]) for name in OUTPUT_NAMES}
+    )
 
 
 def _target_tensors(target: Target) -> dict[str, Tensor]:
@@ -259,19 +232,18 @@ def _target(row: Mapping[str, Tensor], dataset: DetectionDataset, index: int) ->
 
 def open_store(
     folder: Path, dataset: DetectionDataset, model: TextFusedDetector, precision: Precision
-) -> FindingsStore:
-    """Open the store of one combination of detector, data and augmentation; its name follows from them.
+) -> DetectorOutputStore:
+    """Open the store of one combination of detector, data and augmentation.
 
     Args:
-        folder: Of all stores.
+        folder: Folder of all stores.
         dataset: Images, annotations, input format and augmentation.
-        model: Its detector.
-        precision: Of the detector.
+        model: The model of the detector.
+        precision: Precision of the detector.
 
     Raises:
         DataError: If an image cannot be read.
     """
-    pipeline = dataset.pipeline if dataset.pipeline is not None and dataset.pipeline.changes_images else None
     key = {
         "format": FORMAT,
         "torch": torch.__version__,
@@ -281,20 +253,20 @@ def open_store(
         "images": _hash_images(dataset.split),
         "input": _input_key(dataset.input_format),
         "classes": dataset.class_index,
-        "augmentation": None if pipeline is None else [asdict(pipeline.options), asdict(pipeline.epochs)],
-        "seed": None if pipeline is None else dataset.seed,
+        "augmentation": None if dataset.augmentation is None else asdict(dataset.augmentation),
+        "seed": None if dataset.augmentation is None else dataset.seed,
     }
     content = json.dumps(key, sort_keys=True)
-    return FindingsStore(folder / hashlib.sha256(content.encode("utf-8")).hexdigest()[:16])
+    return DetectorOutputStore(folder / hashlib.sha256(content.encode("utf-8")).hexdigest()[:16])
 
 
-def _input_key(form: InputFormat) -> dict[str, object]:
-    """The options of an input; what is off is left out, so that a store outlives options to come."""
-    return {name: value for name, value in asdict(form).items() if value is not None}
+def _input_key(input_format: InputFormat) -> dict[str, object]:
+    """Return the options that are set, so that a store stays valid when options are added."""
+    return {name: value for name, value in asdict(input_format).items() if value is not None}
 
 
 def _hash_images(split: CocoSplit) -> str:
-    """Of the content of all images: an edited one may keep its name and its length."""
+    """Hash the content of all images: an edited image may keep its name and its length."""
     digest = hashlib.blake2b()
     for index in range(len(split)):
         path = split.image_path(index)

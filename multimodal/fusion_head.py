@@ -1,7 +1,7 @@
-"""The fusion head: class logits moved by how near a query is to the text of each class.
+"""The fusion head: it moves class logits by the cosine of a query with the text of each class.
 
-The text of class c is the embeddings text_ck of its prompts, less their common direction. All vectors that
-are compared have length 1:
+The text of class c consists of the embeddings text_ck of its prompts, minus the mean of all classes. All
+vectors that are compared have norm 1:
 
     v    = unit(projection(q))
     u_c  = unit(Σ_k softmax(prompt_logits_c)_k · text_ck - center)
@@ -10,11 +10,11 @@ are compared have length 1:
     z_bg = log mean_j exp(scale · ⟨v, unit(background_j - center)⟩)
     z'_c = z_c + tanh(gate_c) · (f_c - z_bg + bias_c)
 
-q are the features of a query and z_c the detector's logits. The gates start at 0, so that z' = z exactly.
-Features reach the logits through the products with text alone: whatever is gained came past the text.
+q are the features of a query and z_c the logits of the detector. The gates start at 0, so that z' = z
+exactly. Features reach the logits only through their products with text.
 
 Source:
-    This project's own; the learned scale as in CLIP (arXiv:2103.00020), the residual text adapter after
+    This project; the learned scale as in CLIP (arXiv:2103.00020), the residual text adapter after
     CLIP-Adapter (arXiv:2110.04544).
 """
 
@@ -32,25 +32,25 @@ TEXT_LAYERS_FACTOR, BACKGROUND_FACTOR, SCALES_FACTOR, GATE_FACTOR = 10.0, 10.0, 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextEvidence:
-    """What the text says of every query, and the text directions it was compared with."""
+class TextScores:
+    """Scores of queries by the text, and the text vectors."""
 
     class_logits: Tensor
-    """(B, Q, C) float32 in [-100, 100]: f, scaled cosines with the text of each class."""
+    """(B, Q, C) float32 in [-100, 100]: f, the scaled cosines with the text of each class."""
     background_logits: Tensor
     """(B, Q) float32 in [-100, 100]: z_bg."""
     class_text: Tensor
-    """(C, D) float32 of length 1: t."""
+    """(C, D) float32 of norm 1: t."""
     plain_text: Tensor
-    """(C, D) float32 of length 1: u, the text without the adapter."""
+    """(C, D) float32 of norm 1: u, the text before the adapter."""
 
 
 class FusionHead(nn.Module):
-    """Fusion of class logits with text; always in float32.
+    """Fuse class logits with text, always in float32.
 
     Args:
-        text: (C, K, D) float, embeddings of K prompts for each class; their lengths do not matter.
-        background: (J, D) float, embeddings of prompts for faultless surface, from which learning starts.
+        text: (C, K, D) float, embeddings of K prompts for each class, of any norm.
+        background: (J, D) float, embeddings of prompts for background, the start of learned vectors.
         query_dim: Width of the query features.
         hidden_dim: Hidden width of the projection.
         adapter_dim: Hidden width of the adapter.
@@ -75,7 +75,7 @@ class FusionHead(nn.Module):
         _check_embeddings(text, background)
         num_classes, num_prompts, text_dim = text.shape
         text = F.normalize(text.detach().float(), dim=-1)
-        # A single class has nothing in common with others: less its own mean, nothing would be left of it.
+        # A single class keeps its direction: minus its mean, nothing would be left of it.
         center = text.mean(dim=(0, 1)) if num_classes > 1 else torch.zeros_like(text[0, 0])
         self.register_buffer("text", text)
         self.register_buffer("center", center)
@@ -89,7 +89,7 @@ class FusionHead(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.adapter = nn.Sequential(nn.Linear(text_dim, adapter_dim), nn.GELU(), last)
-        # With one prompt there is nothing to weigh, and no gradient would ever come.
+        # With one prompt the weight is always 1, and no gradient would arrive.
         self.prompt_logits = nn.Parameter(
             torch.zeros(num_classes, num_prompts), requires_grad=num_prompts > 1
         )
@@ -100,7 +100,7 @@ class FusionHead(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """C, the classes that have text."""
+        """Number of classes, C."""
         return self.text.shape[0]
 
     @property
@@ -114,16 +114,16 @@ class FusionHead(nn.Module):
         """Fuse the detector's logits with the text.
 
         Args:
-            logits: (B, Q, C) float, the detector's, before the sigmoid.
-            queries: (B, Q, query_dim) float, what its last class head reads.
+            logits: (B, Q, C) float, from the detector, before the sigmoid.
+            queries: (B, Q, query_dim) float, input of its last class head.
 
         Returns:
-            (B, Q, C+1) float32: the fused logits, and in the last column the background, which serves the
-            loss and is no class.
+            (B, Q, C+1) float32: the fused logits, and in the last column the background, which only the loss
+            uses.
         """
-        return self.fuse(logits, self.evidence(queries))
+        return self.fuse(logits, self.compare(queries))
 
-    def evidence(self, queries: Tensor) -> TextEvidence:
+    def compare(self, queries: Tensor) -> TextScores:
         """Compare queries with the text of the classes and of the background.
 
         Args:
@@ -136,22 +136,22 @@ class FusionHead(nn.Module):
             scale = self.scale()
             background = F.normalize(self.background - self.center, dim=-1)
             background_logits = torch.logsumexp(scale * (directions @ background.T), dim=-1)
-            return TextEvidence(
+            return TextScores(
                 class_logits=scale * (directions @ adapted.T),
                 background_logits=background_logits - math.log(len(background)),
                 class_text=adapted,
                 plain_text=plain,
             )
 
-    def fuse(self, logits: Tensor, evidence: TextEvidence) -> Tensor:
-        """Move logits (B, Q, C) by the evidence for the same queries; see `forward`."""
-        return move_logits(logits, evidence, gate=self.gate, bias=self.bias)
+    def fuse(self, logits: Tensor, scores: TextScores) -> Tensor:
+        """Move logits (B, Q, C) by the text scores of the same queries; see `forward`."""
+        return move_logits(logits, scores, gate=self.gate, bias=self.bias)
 
     def cosines(self, features: Tensor) -> Tensor:
-        """Compare features with the text of the classes, for maps over images.
+        """Compute the cosines of features with the text of the classes.
 
         Args:
-            features: (..., query_dim) float, of queries.
+            features: (..., query_dim) float.
 
         Returns:
             (..., C) float32 in [-1, 1].
@@ -160,19 +160,19 @@ class FusionHead(nn.Module):
             return self._directions(features) @ self.class_text().T
 
     def class_text(self) -> Tensor:
-        """(C, D) float32 of length 1: t, the direction that stands for each class."""
+        """(C, D) float32 of norm 1: t, the adapted text of each class."""
         with torch.autocast(self.text.device.type, enabled=False):
             return self._adapt(self.plain_text())
 
     def plain_text(self) -> Tensor:
-        """(C, D) float32 of length 1: u, the mean of each class's prompts less what all classes share."""
+        """(C, D) float32 of norm 1: u, the mean of each class's prompts minus the mean of all classes."""
         weights = self.prompt_logits.softmax(dim=-1)
         return F.normalize((weights[..., None] * self.text).sum(dim=1) - self.center, dim=-1)
 
     def scale(self) -> Tensor:
         """() float32 in (0, 100]: the factor of all cosines."""
         value = self.log_scale.detach().exp().clamp(max=MAX_SCALE)
-        # The gradient goes past the limit, so that a scale that has reached it may come down again.
+        # The gradient ignores the limit, so that a scale that has reached it can decrease again.
         return value * (self.log_scale - self.log_scale.detach()).exp()
 
     def _directions(self, queries: Tensor) -> Tensor:
@@ -182,12 +182,12 @@ class FusionHead(nn.Module):
         return F.normalize(plain + self.adapter(plain), dim=-1)
 
 
-def move_logits(logits: Tensor, evidence: TextEvidence, *, gate: Tensor, bias: Tensor) -> Tensor:
-    """Move class logits by evidence, in float32.
+def move_logits(logits: Tensor, scores: TextScores, *, gate: Tensor, bias: Tensor) -> Tensor:
+    """Move class logits by text scores, in float32.
 
     Args:
-        logits: (B, Q, C) float, the detector's.
-        evidence: For the same queries.
+        logits: (B, Q, C) float, from the detector.
+        scores: Text scores of the same queries.
         gate: (C,) float; 0 leaves the logits of a class as they are.
         bias: (C,) float.
 
@@ -195,8 +195,8 @@ def move_logits(logits: Tensor, evidence: TextEvidence, *, gate: Tensor, bias: T
         (B, Q, C+1) float32; the last column is the background.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        background = evidence.background_logits[..., None]
-        shift = torch.tanh(gate) * (evidence.class_logits - background + bias)
+        background = scores.background_logits[..., None]
+        shift = torch.tanh(gate) * (scores.class_logits - background + bias)
         return torch.cat([logits.float() + shift, background], dim=-1)
 
 
@@ -208,49 +208,54 @@ def parameter_groups(
     class_head_delta: nn.Linear | None = None,
     class_head_from_epoch: int = 0,
 ) -> list[dict[str, Any]]:
-    """Sort the parameters for the optimizer; each group keeps its flat learning rate as `flat_lr`.
+    """Sort the parameters for the optimizer; each group has its flat learning rate as `flat_lr`.
 
-    Gates move by about the learning rate in a step and start at 0: with the rate of the layers they would
-    not open within a run.
+    Gates start at 0 and move by about the learning rate in a step: at the rate of the layers they would not
+    open within a run.
 
     Args:
         head: The fusion head.
-        base_lr: Learning rate of a class head that is trained on.
-        weight_decay: Of the weights of projection and adapter; nothing else decays.
-        class_head_delta: Of the wrapper, where the detector's last class head is trained at some time.
-        class_head_from_epoch: First epoch (0-based) in which it is; its rate is 0 before.
+        base_lr: Learning rate of the class head.
+        weight_decay: Weight decay of the weights of projection and adapter; nothing else decays.
+        class_head_delta: The trained difference of the class head; None if it is not trained.
+        class_head_from_epoch: First epoch (0-based) that trains it.
 
     Returns:
-        Groups with a `name` each: `text_layers` and `text_layers_undecayed` (10 times the base), `background`
-        (10 times), `scales` (20 times), `gate` (200 times) and, if it is given, `class_head` (once).
+        Groups with a `name` each: `text_layers` and `text_layers_undecayed` (10 times the base rate),
+        `background` (10 times), `scales` (20 times), `gate` (200 times) and perhaps `class_head` (once).
     """
-    layers = [*head.projection.parameters(), *head.adapter.parameters()]
-    text_lr = base_lr * TEXT_LAYERS_FACTOR
     groups = [
-        parameter_group("text_layers", [p for p in layers if p.ndim > 1], text_lr, weight_decay=weight_decay),
-        parameter_group("text_layers_undecayed", [p for p in layers if p.ndim == 1], text_lr),
+        *layer_groups(
+            "text_layers",
+            [*head.projection.parameters(), *head.adapter.parameters()],
+            base_lr * TEXT_LAYERS_FACTOR,
+            weight_decay=weight_decay,
+        ),
         parameter_group("background", [head.background], base_lr * BACKGROUND_FACTOR),
         parameter_group("scales", [head.log_scale, head.bias, head.prompt_logits], base_lr * SCALES_FACTOR),
         parameter_group("gate", [head.gate], base_lr * GATE_FACTOR),
     ]
     if class_head_delta is not None:
-        change = list(class_head_delta.parameters())
-        groups.append(parameter_group("class_head", change, base_lr, first_epoch=class_head_from_epoch))
+        delta = list(class_head_delta.parameters())
+        groups.append(parameter_group("class_head", delta, base_lr, first_epoch=class_head_from_epoch))
     return groups
+
+
+def layer_groups(
+    name: str, parameters: list[nn.Parameter], lr: float, *, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return a group of the weights, which decay, and one of biases and norms, which do not."""
+    weights, others = ([p for p in parameters if (p.ndim > 1) == decays] for decays in (True, False))
+    return [
+        parameter_group(name, weights, lr, weight_decay=weight_decay),
+        parameter_group(f"{name}_undecayed", others, lr),
+    ]
 
 
 def parameter_group(
     name: str, parameters: list[nn.Parameter], lr: float, *, weight_decay: float = 0.0, first_epoch: int = 0
 ) -> dict[str, Any]:
-    """One group for the optimizer, with its flat learning rate as `flat_lr`.
-
-    Args:
-        name: Of the group.
-        parameters: Its members.
-        lr: Learning rate.
-        weight_decay: Of all of them.
-        first_epoch: First epoch (0-based) in which they are trained.
-    """
+    """Return one group for the optimizer; `first_epoch` (0-based) is the first that trains it."""
     return {
         "name": name,
         "params": parameters,
@@ -273,10 +278,10 @@ def _check_embeddings(text: Tensor, background: Tensor) -> None:
             f"the width of the text and at least 1 prompt. Take both from the same text bank."
         )
     for name, embeddings in (("text", text), ("background", background)):
-        lengths = embeddings.detach().float().norm(dim=-1)
-        bad = (~lengths.isfinite() | (lengths == 0)).nonzero().tolist()
+        norms = embeddings.detach().float().norm(dim=-1)
+        bad = (~norms.isfinite() | (norms == 0)).nonzero().tolist()
         if bad:
             raise ValueError(
                 f"{name}: got {len(bad)} embeddings that are 0, NaN or infinite, the first at {bad[0]}. "
-                f"Each must have a direction. Build the text bank anew."
+                f"Each must have a direction. Build the text bank again."
             )

@@ -1,7 +1,7 @@
-"""The loss of phase 2: classification by the fused logits, and what keeps the text meaningful.
+"""The loss of a text fusion: classification by the fused logits, and terms that keep the text meaningful.
 
-Boxes do not change, so that they have no loss. Queries are matched with true boxes by the detector's own
-output, so that the text cannot choose its own examples, and matches stay the same while the detector does.
+Boxes do not change, so they have no loss. Queries are matched with true boxes by the output of the frozen
+detector: the text cannot choose its examples, and the matches are the same in every epoch.
 """
 
 from collections.abc import Sequence
@@ -12,42 +12,46 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deim.boxes import cxcywh_to_xyxy, iou
+from deim.config.checks import below, check
 from deim.loss.criterion import LossCounts, Matching
 from deim.loss.matcher import HungarianMatcher, PackedTargets, pack_targets
 from deim.loss.terms import matchability_aware_loss
 from deim.structures import LayerOutput, Target
-from multimodal.wrapper import DetectorFindings, FusedOutput
+from multimodal.wrapper import DetectorOutputs, FusedOutput
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FusionLossWeights:
-    """Weights of the terms, 0 or more each."""
+class FusionLossOptions:
+    """Weights of the loss terms; boxes have none."""
 
     mal: float = 1.0
-    """Of the matchability-aware classification loss on the fused logits."""
+    """Weight of the matchability-aware classification loss on the fused logits."""
     contrastive: float = 0.5
-    """Of the choice between the text of the classes and of the background."""
+    """Weight of the cross-entropy over the text of the classes and of the background."""
     margin: float = 0.25
-    """Of the distance between classes that are confused."""
+    """Weight of the margin between the text of classes that the detector confuses."""
     anchor: float = 0.1
-    """Of the nearness of the adapted text to the text itself."""
+    """Weight of the distance of the adapted text from the original text."""
+
+    def __post_init__(self) -> None:
+        check(below(0, mal=self.mal, contrastive=self.contrastive, margin=self.margin, anchor=self.anchor))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackgroundQueries:
-    """The unmatched queries that are shown as background; N of them in the batch."""
+    """The N unmatched queries of a batch that serve as examples of background."""
 
     image_idx: Tensor
     """(N,) int64."""
     query_idx: Tensor
     """(N,) int64."""
     weight: Tensor
-    """(N,) float32: one over the number of them in the same image."""
+    """(N,) float32: 1 / number of background queries in the same image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusionMatched:
-    """What each query of a batch is an example of."""
+    """The class or background that each chosen query of a batch is an example of."""
 
     packed: PackedTargets
     matching: Matching
@@ -57,7 +61,7 @@ class FusionMatched:
 
     @property
     def counts(self) -> LossCounts:
-        """Of this batch alone."""
+        """Counts of this batch alone."""
         packed = self.packed
         return LossCounts(images=len(packed.counts), boxes=len(packed.labels), pairs=len(self.matching))
 
@@ -67,16 +71,15 @@ class FusionCriterion(nn.Module):
 
     Args:
         matcher: Assigns queries to boxes.
-        weights: Weights of the terms.
+        options: Weights of the terms.
         num_classes: C.
-        confused: Pairs of class indices that the frozen detector confuses, the order within a pair does not
-            matter.
+        confused: Pairs of class indices that the frozen detector confuses, in any order.
         mal_gamma: Exponent of the classification loss.
-        margin: Logits by which the text of the true class should lead that of a confused one.
-        background_per_match: Background queries for every matched one; images without boxes have as many as
-            those with one.
-        max_background_iou: Queries that overlap a true box by more than this are no background, since they
-            look at the same object as a matched query.
+        margin: Logits by which the text of the true class should exceed the text of a confused class.
+        background_per_match: Background queries for each matched one. An image without boxes gets as many as
+            an image with one box.
+        max_background_iou: Queries with a higher IoU with a true box are not background: they see the same
+            object as a matched query.
 
     Raises:
         ValueError: If a pair does not name two classes.
@@ -87,7 +90,7 @@ class FusionCriterion(nn.Module):
     def __init__(
         self,
         matcher: HungarianMatcher,
-        weights: FusionLossWeights,
+        options: FusionLossOptions,
         *,
         num_classes: int,
         confused: Sequence[tuple[int, int]] = (),
@@ -98,7 +101,7 @@ class FusionCriterion(nn.Module):
     ) -> None:
         super().__init__()
         self.matcher = matcher
-        self.weights = weights
+        self.options = options
         self.mal_gamma = mal_gamma
         self.margin = margin
         self.background_per_match = background_per_match
@@ -110,8 +113,8 @@ class FusionCriterion(nn.Module):
                     f"confused: got the pair {pair}. It must be two different class indices from 0 to "
                     f"{num_classes - 1}. Take them from a confusion matrix of this detector."
                 )
-            one, other = pair
-            rivals[one, other] = rivals[other, one] = 1.0
+            first, second = pair
+            rivals[first, second] = rivals[second, first] = 1.0
         self.register_buffer("rivals", rivals, persistent=False)
 
     def forward(
@@ -120,8 +123,8 @@ class FusionCriterion(nn.Module):
         """Compute the loss terms; their plain sum is the loss.
 
         Args:
-            outputs: What `TextFusedDetector` returned.
-            targets: Ground truth, an image each.
+            outputs: Output of `TextFusedDetector`.
+            targets: Ground truth of each image.
             epoch: 0-based; decides the matching cost.
 
         Returns:
@@ -134,29 +137,21 @@ class FusionCriterion(nn.Module):
         return self.terms(outputs, matched, matched.counts)
 
     def match(self, outputs: FusedOutput, targets: Sequence[Target], *, epoch: int) -> FusionMatched:
-        """Assign boxes to queries by the detector's own output, and choose the background queries.
+        """Assign boxes to queries by the output of the frozen detector, and choose background queries.
 
         Args:
-            outputs: What `TextFusedDetector` returned.
-            targets: Ground truth, an image each.
-            epoch: 0-based; decides the matching cost. Matches stay the same as long as it does.
+            outputs: Output of `TextFusedDetector`.
+            targets: Ground truth of each image.
+            epoch: 0-based; decides the matching cost.
 
         Raises:
             NonFiniteError: If the costs are NaN or infinite.
         """
         return self._match(outputs["detector_logits"], outputs["pred_boxes"], targets, epoch=epoch)
 
-    def match_findings(self, found: DetectorFindings, targets: Sequence[Target]) -> FusionMatched:
-        """Do the same for what the detector found, with the cost of the first epoch.
-
-        Args:
-            found: Of a batch.
-            targets: Ground truth, an image each.
-
-        Raises:
-            NonFiniteError: If the costs are NaN or infinite.
-        """
-        return self._match(found.pred_logits, found.pred_boxes, targets, epoch=0)
+    def match_detector_outputs(self, outputs: DetectorOutputs, targets: Sequence[Target]) -> FusionMatched:
+        """Match the outputs of the frozen detector with the cost of the first epoch; see `match`."""
+        return self._match(outputs.pred_logits, outputs.pred_boxes, targets, epoch=0)
 
     @torch.no_grad()
     def _match(
@@ -166,8 +161,8 @@ class FusionCriterion(nn.Module):
         device = logits.device
         with torch.autocast(device.type, enabled=False):
             packed = pack_targets(targets, device=device)
-            own_output = LayerOutput(pred_logits=logits, pred_boxes=boxes)
-            pairs = self.matcher.match([own_output], packed, epoch=epoch)[0]
+            output = LayerOutput(pred_logits=logits, pred_boxes=boxes)
+            pairs = self.matcher.match([output], packed, epoch=epoch)[0]
             image_idx, query_idx, target_idx = torch.from_numpy(pairs).to(device)
             matching = Matching(image_idx=image_idx, query_idx=query_idx, target_idx=target_idx)
             boxes_xyxy = cxcywh_to_xyxy(boxes)
@@ -182,36 +177,35 @@ class FusionCriterion(nn.Module):
         """Compute the loss terms of a matched batch.
 
         Args:
-            outputs: What was matched.
+            outputs: The outputs that were matched.
             matched: From `match`.
-            counts: What to average over: `matched.counts`, or the sum over all parts of a step.
+            counts: Numbers to average over: `matched.counts`, or the sum over all micro-batches of a step.
 
         Returns:
-            Weighted terms, () float32 each: of a part, its share of the whole batch's. Terms without an
-            example in the batch are 0.
+            Weighted terms, () float32 each. Those of a micro-batch are its share of the whole batch's terms;
+            terms without an example are 0.
         """
-        evidence, matching = outputs["evidence"], matched.matching
+        scores, matching = outputs["text_scores"], matched.matching
         classes = matched.packed.labels[matching.target_idx]
         with torch.autocast(classes.device.type, enabled=False):
             mal = matchability_aware_loss(
                 outputs["pred_logits"], (*matching.index, classes), matched.quality, gamma=self.mal_gamma
             )
+            contrastive = self._contrastive(outputs, matched, classes, counts)
+            margin = self._margin(scores.class_logits[matching.index], classes)
             share = len(matched.packed.counts) / max(counts.images, 1)
-            away = (1 - (evidence.class_text * evidence.plain_text).sum(dim=-1)).mean()
+            distance = (1 - (scores.class_text * scores.plain_text).sum(dim=-1)).mean()
             return {
-                "loss_mal": self.weights.mal * mal / max(counts.boxes, 1),
-                "loss_contrastive": self.weights.contrastive
-                * self._contrastive(outputs, matched, classes, counts),
-                "loss_margin": self.weights.margin
-                * self._margin(evidence.class_logits[matching.index], classes)
-                / max(counts.pairs, 1),
-                "loss_anchor": self.weights.anchor * away * share,
+                "loss_mal": self.options.mal * mal / max(counts.boxes, 1),
+                "loss_contrastive": self.options.contrastive * contrastive,
+                "loss_margin": self.options.margin * margin / max(counts.pairs, 1),
+                "loss_anchor": self.options.anchor * distance * share,
             }
 
     def _background(
         self, logits: Tensor, boxes_xyxy: Tensor, matching: Matching, packed: PackedTargets
     ) -> BackgroundQueries:
-        """The unmatched queries of each image that the detector is surest of, away from true boxes."""
+        """Choose the unmatched queries with the highest scores in each image, away from true boxes."""
         num_images, num_queries = logits.shape[:2]
         overlaps = iou(boxes_xyxy[packed.image_idx], packed.boxes_xyxy[:, None]) > self.max_background_iou
         excluded = torch.zeros(num_images, num_queries, device=logits.device)
@@ -220,8 +214,8 @@ class FusionCriterion(nn.Module):
         lowest = torch.finfo(logits.dtype).min
         scores = logits.max(dim=-1).values.clamp(min=lowest).masked_fill(excluded > 0, -torch.inf)
         order = scores.argsort(dim=1, descending=True, stable=True)
-        wanted = self.background_per_match * torch.tensor(packed.counts, device=logits.device).clamp(min=1)
-        numbers = torch.minimum(wanted, (excluded == 0).sum(dim=1))
+        most = self.background_per_match * torch.tensor(packed.counts, device=logits.device).clamp(min=1)
+        numbers = torch.minimum(most, (excluded == 0).sum(dim=1))
         chosen = torch.arange(num_queries, device=logits.device) < numbers[:, None]
         image_idx, place = chosen.nonzero(as_tuple=True)
         return BackgroundQueries(
@@ -234,19 +228,18 @@ class FusionCriterion(nn.Module):
         """Cross-entropy over the text of the classes and of the background.
 
         The mean over matched queries, and the mean over images of the mean over their background queries,
-        joined as if every matched query had all its background queries.
+        weighted as if every matched query had all its background queries.
         """
-        evidence, background = outputs["evidence"], matched.background
-        log_share = torch.cat(
-            [evidence.class_logits, evidence.background_logits[..., None]], dim=-1
-        ).log_softmax(dim=-1)
+        scores, background = outputs["text_scores"], matched.background
+        logits = torch.cat([scores.class_logits, scores.background_logits[..., None]], dim=-1)
+        log_share = logits.log_softmax(dim=-1)
         objects = -log_share[(*matched.matching.index, classes)].sum() / max(counts.pairs, 1)
         surface = -(log_share[background.image_idx, background.query_idx, -1] * background.weight).sum()
         ratio = self.background_per_match
         return (objects + ratio * surface / max(counts.images, 1)) / (1 + ratio)
 
     def _margin(self, class_logits: Tensor, classes: Tensor) -> Tensor:
-        """Sum over matched queries (M, C) of how far their class fails to lead its rivals, on average."""
+        """Sum over matched queries of the mean softplus by which rivals (M, C) come within the margin."""
         lead = class_logits.gather(1, classes[:, None]) - class_logits
         rivals = self.rivals.to(classes.device)[classes]
         shortfall = F.softplus(self.margin - lead) * rivals

@@ -30,7 +30,7 @@ from deim.report.provenance import CheckpointInfo, Provenance
 from multimodal.confused_pairs import tracked_pair
 from multimodal.task import detector_alone, fusion_options
 from multimodal.text_bank import TextBank, text_bank_from_dict
-from multimodal.text_map_pictures import write_text_maps
+from multimodal.text_maps import write_text_maps
 
 FUSION_KEYS = {
     "text": "encoder, hash of its weights, and the texts of each class that were embedded",
@@ -40,7 +40,7 @@ FUSION_KEYS = {
     "difference": "`RunDifference` of the fused detector from the detector alone",
     "class_tolerance": "loss of AP of a class beyond which the detector alone is said to be better for it",
     "losing_classes": "names of the classes that lose more",
-    "text_maps": "names of the pictures of `text_map_pictures.py` in the report's folder",
+    "text_maps": "names of the pictures of `text_maps.py` in the report's folder",
     "in_words": "what this says, in sentences",
 }
 """What the block `fusion` of a report holds."""

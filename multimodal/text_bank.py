@@ -1,14 +1,14 @@
-"""The embedded texts of all classes, in one file: what the fusion head needs of language.
+"""The embedded texts of all classes, in one file.
 
 Building a bank needs a text encoder; reading one needs neither CLIP nor the prompts file.
 """
 
 import json
 import logging
-import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,27 +19,30 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deim.errors import CheckpointError, ConfigError
-from deim.model.weights import UNREADABLE
-from multimodal.encoders.hashed import TextEncoder, hash_tensors
-from multimodal.prompts import PLACE, ClassPrompt, Prompts, nearest
+from deim.files import raise_listed, suggest, write_atomically
+from deim.model.weights import UNREADABLE, hash_tensors
+from deim.records import from_json, to_json
+from multimodal.encoders.interface import TextEncoder
+from multimodal.prompts import PLACEHOLDER, ClassPrompt, Prompts
 
 logger = logging.getLogger(__name__)
 
 FORMAT: Final = 1
-"""Raised whenever what a bank holds changes its meaning."""
+"""Raised whenever the content of a bank changes its meaning."""
 
 SLOTS: Final = ("description", "keywords", "contrast")
-"""What the K prompts of a class are."""
+"""The K prompts of a class."""
 
 CLOSE_COSINE: Final = 0.95
-"""Two classes whose cosine is above this are hardly told apart by their texts."""
+"""Texts of two classes with a higher cosine are hard to distinguish."""
 
-LENGTH_TOLERANCE: Final = 1e-3
+NORM_TOLERANCE: Final = 1e-3
+ADVICE: Final = "Build it again with deim text-bank."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TextBank:
-    """Embedded texts; all vectors have length 1."""
+    """Embedded texts; all vectors have norm 1."""
 
     class_names: tuple[str, ...]
     """C names, in the order of the detector's class indices."""
@@ -48,15 +51,15 @@ class TextBank:
     background: Tensor
     """(Kb, D) float32."""
     encoder: str
-    """The encoder in words; see `TextEncoder.identity`."""
+    """Name of the encoder; see `TextEncoder.identity`."""
     weights_hash: str | None
     """SHA-256 of the encoder's weights; None if it has none."""
     prompt_texts: tuple[tuple[str, ...], ...]
-    """C rows of K texts: what `prompts` was made from."""
+    """C rows of the K texts that were embedded in `prompts`."""
     background_texts: tuple[str, ...]
-    """Kb texts: what `background` was made from."""
+    """The Kb texts that were embedded in `background`."""
     templates: tuple[str, ...]
-    """The sentences that each text was put into."""
+    """The sentences that each text was put into, with `{}` in its place."""
 
     def __post_init__(self) -> None:
         num_classes, num_background = len(self.class_names), len(self.background_texts)
@@ -74,13 +77,13 @@ class TextBank:
         for name, vectors in (("prompts", self.prompts), ("background", self.background)):
             if vectors.dtype != torch.float32:
                 raise ValueError(f"{name}: got {vectors.dtype}, needs float32.")
-            if not bool(((vectors.norm(dim=-1) - 1).abs() <= LENGTH_TOLERANCE).all()):
-                raise ValueError(f"{name}: holds vectors whose length is not 1.")
+            if not bool(((vectors.norm(dim=-1) - 1).abs() <= NORM_TOLERANCE).all()):
+                raise ValueError(f"{name}: holds vectors whose norm is not 1.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClosePair:
-    """Two classes that the texts hardly tell apart."""
+    """Two classes whose texts are hard to distinguish."""
 
     first: str
     """Name of the class with the lower index."""
@@ -89,33 +92,38 @@ class ClosePair:
     raw: float
     """Cosine of the two classes' mean vectors."""
     centered: float
-    """The same after the mean over all classes is taken away."""
+    """The same after subtraction of the mean over all classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClassCosines:
-    """How alike the classes are in words."""
+    """Similarity of the texts of the classes."""
 
     raw: Tensor
     """(C, C) float32: cosines of the classes' mean vectors."""
     centered: Tensor
-    """(C, C) float32: the same after the mean over classes is taken away, as the fusion head starts."""
+    """(C, C) float32: the same after subtraction of the mean over classes, as in the fusion head."""
     close_pairs: tuple[ClosePair, ...]
     """Pairs with a cosine above `CLOSE_COSINE`: the centered one, or with two classes the raw one."""
 
 
 def build_text_bank(
-    prompts: Prompts, encoder: TextEncoder, class_names: Sequence[str] | None = None
+    prompts: Prompts,
+    encoder: TextEncoder,
+    class_names: Sequence[str] | None = None,
+    *,
+    where: str = "prompts",
 ) -> TextBank:
-    """Embed the texts of each class: in every template, to length 1, the mean, to length 1 again.
+    """Embed the texts of each class.
 
-    Where a class has no keywords or no contrast, its description stands in their place.
+    Each text is embedded in every template to norm 1, and the mean is scaled to norm 1 again. The description
+    stands in for missing keywords or a missing contrast.
 
     Args:
         prompts: From `load_prompts`.
-        encoder: Gives D numbers for a text.
-        class_names: C names in the detector's order; None for the order of the file. Other classes of the
-            file are left out.
+        encoder: Embeds the sentences.
+        class_names: C names in the detector's order; None for all classes of the file, in its order.
+        where: Name of the prompts file, for messages.
 
     Returns:
         The bank, on the CPU.
@@ -128,22 +136,19 @@ def build_text_bank(
     """
     by_name = {row.name: row for row in prompts.classes}
     names = tuple(by_name) if class_names is None else tuple(class_names)
-    problems = [
-        f"{prompts.path}: has no prompts for class '{name}'. {nearest(name, list(by_name))}"
-        for name in dict.fromkeys(names)
-        if name not in by_name
-    ]
-    twice = dict.fromkeys(name for name in names if names.count(name) > 1)
-    problems += [f"class '{name}': is named {names.count(name)} times. Name each once." for name in twice]
-    if problems or not names:
-        raise ConfigError("\n".join(problems or ["classes: got none, needs at least one."]))
-    left_out = [name for name in by_name if name not in names]
-    if left_out:
-        logger.info("%s: not among the detector's classes, left out: %s", prompts.path, ", ".join(left_out))
+    problems = [] if names else ["classes: got none, needs at least one."]
+    for name, count in Counter(names).items():
+        if name not in by_name:
+            problems.append(f"{where}: has no prompts for class '{name}'. {suggest(name, by_name)}")
+        if count > 1:
+            problems.append(f"class '{name}': is named {count} times. Name each once.")
+    raise_listed(problems, ConfigError)
+    unused = [name for name in by_name if name not in names]
+    if unused:
+        logger.info("%s: not used, because the detector lacks the classes: %s", where, ", ".join(unused))
     texts = tuple(_slot_texts(by_name[name]) for name in names)
     background_texts = tuple(entry.en for entry in prompts.background)
-    all_texts = [text for row in texts for text in row] + list(background_texts)
-    vectors = _embed(all_texts, prompts.templates, encoder)
+    vectors = _embed([*chain(*texts), *background_texts], prompts.templates, encoder)
     num_prompts = len(names) * len(SLOTS)
     return TextBank(
         class_names=names,
@@ -163,8 +168,8 @@ def _slot_texts(row: ClassPrompt) -> tuple[str, ...]:
 
 
 def _embed(texts: Sequence[str], templates: Sequence[str], encoder: TextEncoder) -> Tensor:
-    """(N, D): each text in every template, and the mean."""
-    sentences = [template.replace(PLACE, text) for text in texts for template in templates]
+    """Return (N, D): the mean of each text over the templates."""
+    sentences = [template.replace(PLACEHOLDER, text) for text in texts for template in templates]
     vectors = F.normalize(encoder.encode(sentences), dim=-1)
     return F.normalize(vectors.unflatten(0, (len(texts), len(templates))).mean(dim=1), dim=-1)
 
@@ -172,12 +177,12 @@ def _embed(texts: Sequence[str], templates: Sequence[str], encoder: TextEncoder)
 def class_cosines(bank: TextBank) -> ClassCosines:
     """Compare the classes' texts.
 
-    All texts about metal surfaces share a direction, which lifts the raw cosines and which the head takes
-    away: what counts is the centered one. Two classes alone are opposite once centered, whatever their texts,
-    so that with C = 2 the raw one counts.
+    All texts of one subject share a direction, which raises the raw cosines and which the fusion head
+    subtracts, so the centered cosines decide. Two classes alone are always opposite once centered, so with
+    C = 2 the raw cosine decides.
 
     Args:
-        bank: C classes.
+        bank: Texts of C classes.
 
     Returns:
         Raw and centered cosines, and the pairs that are too close.
@@ -204,57 +209,34 @@ def _cosines(vectors: Tensor) -> Tensor:
 
 
 def text_bank_to_dict(bank: TextBank) -> dict[str, Any]:
-    """The bank as tensors and plain types, for a checkpoint; `text_bank_from_dict` gives it back."""
-    return {
-        "format": FORMAT,
-        "class_names": list(bank.class_names),
-        "prompts": bank.prompts,
-        "background": bank.background,
-        "encoder": bank.encoder,
-        "weights_hash": bank.weights_hash,
-        "prompt_texts": [list(row) for row in bank.prompt_texts],
-        "background_texts": list(bank.background_texts),
-        "templates": list(bank.templates),
-    }
+    """Return the bank as tensors and plain types, for a checkpoint."""
+    return {"format": FORMAT, **to_json(bank)}
 
 
-def text_bank_from_dict(tree: Mapping[str, Any], *, where: str) -> TextBank:
+def text_bank_from_dict(content: Mapping[str, Any], *, where: str) -> TextBank:
     """Rebuild a bank.
 
     Args:
-        tree: What `text_bank_to_dict` gave.
-        where: The place that messages name.
+        content: From `text_bank_to_dict`.
+        where: Name of the file, for messages.
 
     Raises:
-        CheckpointError: If it is of another version, or anything in it is missing or does not fit.
+        CheckpointError: If it is of another version, or anything in it is missing or wrong.
     """
-    if tree.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{where}: has text bank format {tree.get('format')}, this version reads {FORMAT}. Build it "
-            f"again with tools/build_text_bank.py."
-        )
+    if content.get("format") != FORMAT:
+        version = content.get("format")
+        raise CheckpointError(f"{where}: text bank format {version}; this version reads {FORMAT}. {ADVICE}")
     try:
-        return TextBank(
-            class_names=tuple(tree["class_names"]),
-            prompts=tree["prompts"],
-            background=tree["background"],
-            encoder=tree["encoder"],
-            weights_hash=tree["weights_hash"],
-            prompt_texts=tuple(tuple(row) for row in tree["prompt_texts"]),
-            background_texts=tuple(tree["background_texts"]),
-            templates=tuple(tree["templates"]),
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(
-            f"{where}: not a whole text bank ({error!r}). Build it again with tools/build_text_bank.py."
-        ) from None
+        return from_json(TextBank, content)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: not a complete text bank ({error}). {ADVICE}") from None
 
 
 def save_text_bank(bank: TextBank, path: Path) -> None:
-    """Write a bank; a reader sees the old file or the whole new one. Equal banks give equal bytes.
+    """Write a bank atomically. Equal banks give equal bytes.
 
     Args:
-        bank: What to write.
+        bank: The bank.
         path: `.safetensors` file; its folder is made if it does not exist.
 
     Raises:
@@ -263,20 +245,11 @@ def save_text_bank(bank: TextBank, path: Path) -> None:
     """
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: a text bank is a .safetensors file. Give it such a name.")
-    tree = text_bank_to_dict(bank)
-    tensors = {name: tree.pop(name).contiguous() for name in ("prompts", "background")}
-    described = json.dumps(tree | {"tensors_hash": hash_tensors(tensors)}, ensure_ascii=False)
-    content = save(tensors, metadata={"text_bank": described})
+    content = text_bank_to_dict(bank)
+    tensors = {name: content.pop(name).contiguous() for name in ("prompts", "background")}
+    described = json.dumps(content | {"tensors_hash": hash_tensors(tensors)}, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda file: file.write(save(tensors, metadata={"text_bank": described})))
 
 
 def load_text_bank(path: Path, *, class_names: Sequence[str] | None = None) -> TextBank:
@@ -291,7 +264,7 @@ def load_text_bank(path: Path, *, class_names: Sequence[str] | None = None) -> T
     """
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: no such text bank (looked in {Path.cwd()}). Make it with tools/build_text_bank.py."
+            f"{path}: no such text bank (looked in {Path.cwd()}). Build it with deim text-bank."
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -299,36 +272,29 @@ def load_text_bank(path: Path, *, class_names: Sequence[str] | None = None) -> T
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         described = json.loads(metadata.get("text_bank", "null"))
     except UNREADABLE as error:
-        raise CheckpointError(
-            f"{path}: damaged or not a text bank ({error}). Build it again with tools/build_text_bank.py."
-        ) from None
+        raise CheckpointError(f"{path}: damaged or not a text bank ({error}). {ADVICE}") from None
     if not isinstance(described, dict):
-        raise CheckpointError(
-            f"{path}: a weights file, but not a text bank. Make one with tools/build_text_bank.py."
-        )
+        raise CheckpointError(f"{path}: a weights file, but not a text bank. {ADVICE}")
     bank = text_bank_from_dict(described | tensors, where=str(path))
     if described.get("tensors_hash") != hash_tensors(tensors):
-        raise CheckpointError(
-            f"{path}: damaged: its numbers are not those that were written. Build it again with "
-            f"tools/build_text_bank.py."
-        )
+        raise CheckpointError(f"{path}: damaged, its numbers have changed since it was written. {ADVICE}")
     if class_names is not None:
         check_classes(bank, class_names, where=str(path))
     return bank
 
 
 def check_classes(bank: TextBank, class_names: Sequence[str], *, where: str) -> None:
-    """Refuse a bank that was made for other classes, or for another order of the same.
+    """Check that a bank was built for the classes of a detector, in their order.
 
     Args:
-        bank: Of any classes.
+        bank: Any bank.
         class_names: C names in the detector's order.
-        where: The place that messages name.
+        where: Name of the file, for messages.
 
     Raises:
         CheckpointError: If they differ; every class that differs is named.
     """
-    advice = "Build the bank again with tools/build_text_bank.py and --checkpoint."
+    advice = "Build the bank again with deim text-bank --checkpoint."
     if len(bank.class_names) != len(class_names):
         raise CheckpointError(
             f"{where}: the text bank has {len(bank.class_names)} classes ({', '.join(bank.class_names)}), "

@@ -1,39 +1,58 @@
-"""Maps of where the text of a class fires in an image, beside the scores of the detector.
+"""Maps of the queries that respond to the text of a class in an image, beside the scores of the detector.
 
-They show queries, not the encoder's cells. The cells are as wide as the queries, so that the head would
-compare them with the text as well, but its projection was trained on what the decoder makes of queries: of a
-cell it gives a number that nothing was ever asked of. Of a query it gives the very cosine that moves the
-logits, and the query has a box to draw it in.
+Maps show queries, not cells of the encoder: the projection of the fusion head is trained on queries, and its
+cosine with a query is the number that moves the logits.
 """
 
-import math
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from deim.boxes import clip_boxes, clip_to_window, cxcywh_to_xyxy, to_original_pixels
+from deim.data.formats.coco import CocoSplit, match_classes
+from deim.data.images.pixel_format import read_picture
+from deim.data.images.tiling import read_tiles
+from deim.data.loader import input_format
+from deim.data.transforms import normalize
+from deim.engine.checkpoints import TrainedDetector
+from deim.report.charts import chart_names
 from deim.structures import Placement
 from multimodal.wrapper import TextFusedDetector
+
+PANELS: Final = (
+    ("detector score", "detector_scores"),
+    ("cosine with the text", "cosines"),
+    ("fused score", "fused_scores"),
+)
+PANEL_INCHES, DPI, LONGEST_SIDE = 4.0, 100, 800
+"""Side of a panel, pixels per inch, and longest side of the images in it, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TextMap:
-    """What text and detector say of every query of one image; on the CPU."""
+    """Responses of all queries of one image, on the CPU."""
 
     orig_size_hw: tuple[int, int]
     """Size of the original image, in pixels."""
-    boxes_cxcywh: Tensor
-    """(Q, 4) float32, fractions of the network input that each comes from, as the detector gave them."""
     boxes_xyxy: Tensor
     """(Q, 4) float32, pixels of the original image, clipped to it."""
     cosines: Tensor
-    """(Q, C) float32 in [-1, 1]: of the query with the text of each class."""
+    """(Q, C) float32 in [-1, 1]: cosine of the query with the text of each class."""
     detector_scores: Tensor
-    """(Q, C) float32 in [0, 1]: the frozen detector's own."""
+    """(Q, C) float32 in [0, 1], from the frozen detector."""
     fused_scores: Tensor
-    """(Q, C) float32 in [0, 1]: after the fusion."""
+    """(Q, C) float32 in [0, 1], after the fusion."""
 
 
 @torch.no_grad()
@@ -42,43 +61,38 @@ def compute_text_map(model: TextFusedDetector, image_input: Tensor, placement: P
 
     Args:
         model: The fused detector, on any device.
-        image_input: (1, C, H, W) float, normalized, on the same device; H and W multiples of 32.
-        placement: Where the input lies in the original image.
+        image_input: (1, channels, H, W) float, normalized, on the same device; H and W multiples of 32.
+        placement: Position of the input in the original image.
 
     Raises:
         ValueError: If `image_input` is not of one image, or its height or width is not a multiple of 32.
     """
     if image_input.ndim != 4 or image_input.shape[0] != 1:
         raise ValueError(f"image_input: got {tuple(image_input.shape)}. It must be (1, C, H, W), one image.")
-    found = model.find(image_input)
-    output = model(found)
-    boxes_cxcywh = found.pred_boxes[0].float().cpu()
+    detector_outputs = model.run_detector(image_input)
+    fused = model(detector_outputs)
+    boxes_cxcywh = detector_outputs.pred_boxes[0].float().cpu()
     boxes_xyxy = to_original_pixels(cxcywh_to_xyxy(boxes_cxcywh), placement)
     if placement.tile_xyxy is not None:
         boxes_xyxy = clip_to_window(boxes_xyxy, placement.tile_xyxy)
     return TextMap(
         orig_size_hw=placement.orig_size_hw,
-        boxes_cxcywh=boxes_cxcywh,
         boxes_xyxy=clip_boxes(boxes_xyxy, placement.orig_size_hw),
-        cosines=model.head.cosines(found.query_features)[0].cpu(),
-        detector_scores=output["detector_logits"][0].float().sigmoid().cpu(),
-        fused_scores=output["pred_logits"][0].float().sigmoid().cpu(),
+        cosines=model.head.cosines(detector_outputs.query_features)[0].cpu(),
+        detector_scores=fused["detector_logits"][0].float().sigmoid().cpu(),
+        fused_scores=fused["pred_logits"][0].float().sigmoid().cpu(),
     )
 
 
 def join_text_maps(maps: Sequence[TextMap]) -> TextMap:
-    """One map of all queries of the tiles of an image.
-
-    Args:
-        maps: Of each tile, at least one.
-    """
-    names = ("boxes_cxcywh", "boxes_xyxy", "cosines", "detector_scores", "fused_scores")
-    tensors = {name: torch.cat([getattr(one, name) for one in maps]) for name in names}
+    """Join the maps of the tiles of an image, at least one."""
+    names = ("boxes_xyxy", "cosines", "detector_scores", "fused_scores")
+    tensors = {name: torch.cat([getattr(tile, name) for tile in maps]) for name in names}
     return TextMap(orig_size_hw=maps[0].orig_size_hw, **tensors)
 
 
 def compute_heat(boxes_xyxy: Tensor, values: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Spread the values of queries over their boxes: every pixel takes the highest of those that cover it.
+    """Spread the values of queries over their boxes: each pixel takes the highest value that covers it.
 
     Edges are rounded to whole pixels; a box thinner than a pixel keeps one, a box without area covers none.
 
@@ -90,16 +104,153 @@ def compute_heat(boxes_xyxy: Tensor, values: Tensor, size_hw: tuple[int, int]) -
     Returns:
         (*size_hw) float32; 0 where no box is.
     """
-    heat = torch.full(size_hw, -math.inf)
+    heat = torch.zeros(size_hw)
     low, high = boxes_xyxy[:, :2].round(), boxes_xyxy[:, 2:].round()
     middle = ((boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2).floor()
     is_thin = high <= low
     low, high = torch.where(is_thin, middle, low), torch.where(is_thin, middle + 1, high)
     corners = torch.cat([low, high], dim=1).long().tolist()
     has_area = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1).tolist()
-    # The highest is painted last.
+    # The highest value is painted last.
     for query in values.argsort().tolist():
         if has_area[query]:
             left, top, right, bottom = corners[query]
             heat[top:bottom, left:right] = values[query]
-    return heat.masked_fill(heat == -math.inf, 0.0)
+    return heat
+
+
+def write_text_maps(
+    trained: TrainedDetector,
+    split: CocoSplit,
+    class_labels: Sequence[int],
+    folder: Path,
+    *,
+    num_images: int = 4,
+) -> list[Path]:
+    """Draw the text maps of some classes, one file each.
+
+    A file shows the images with the most boxes of its class, and below them the first image without any box.
+
+    Args:
+        trained: A text fusion.
+        split: Images and boxes, with the same classes.
+        class_labels: Class indices.
+        folder: Folder of the files; it is made if it does not exist.
+        num_images: Largest number of images with boxes of the class.
+
+    Returns:
+        Path of each file: `text_map_<class index>_<class name>.png`, the name in ASCII letters and digits.
+
+    Raises:
+        ValueError: If there is no such class.
+        DataError: If an image is missing or damaged, or the split has other classes.
+        OSError: If a file cannot be written.
+    """
+    names = trained.class_names
+    unknown = [label for label in class_labels if not 0 <= label < len(names)]
+    if unknown:
+        raise ValueError(
+            f"class_labels: got {', '.join(map(str, unknown))}. Class indices go from 0 to {len(names) - 1} "
+            f"({', '.join(names)})."
+        )
+    class_index = match_classes(split, names, trained_on="the detector")
+    labels = np.array([class_index[int(category)] for category in split.box_category_ids], dtype=np.int64)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for label in class_labels:
+        indices = _choose_images(split, labels == label, num_images)
+        figure = Figure(figsize=(4 * PANEL_INCHES, PANEL_INCHES * (len(indices) + 0.3)), layout="constrained")
+        name = chart_names(names)[label]
+        title = f"Queries that respond to the text of {name}; frames: true boxes, white if of {name}"
+        figure.suptitle(title if indices else f"No image of this split shows {name}, and none is empty.")
+        axes: Any = figure.subplots(len(indices), 1 + len(PANELS), squeeze=False) if indices else []
+        for row, index in zip(axes, indices, strict=True):
+            boxes = np.arange(split.first_box[index], split.first_box[index + 1])
+            boxes = boxes[~split.is_crowd[boxes]]
+            draw_text_map(
+                row,
+                read_picture(split.image_path(index)),
+                _text_map(trained, split.image_path(index)),
+                label,
+                boxes_xywh=split.boxes_xywh[boxes],
+                labels=labels[boxes],
+                caption=split.file_names[index],
+            )
+        paths.append(folder / _file_name(names, label))
+        figure.savefig(paths[-1], dpi=DPI)
+    return paths
+
+
+def draw_text_map(
+    axes: Sequence[Any],
+    image: Image.Image,
+    text_map: TextMap,
+    label: int,
+    *,
+    boxes_xywh: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    caption: str,
+) -> None:
+    """Draw one class of an image: the image, the detector's score, the cosine with the text, the fused score.
+
+    Args:
+        axes: Matplotlib axes for the four panels.
+        image: The original image, upright.
+        text_map: The map of this image.
+        label: Class index.
+        boxes_xywh: (N, 4) true boxes in pixels of `image`. N may be 0.
+        labels: (N,) their class indices.
+        caption: Title of the first panel.
+    """
+    small = image.convert("RGB")
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    scale = small.width / image.width
+    axes[0].imshow(small)
+    axes[0].set_title(caption, fontsize=9)
+    for panel, (title, name) in zip(axes[1:], PANELS, strict=True):
+        values = getattr(text_map, name)[:, label]
+        size_hw = (small.height, small.width)
+        heat = compute_heat(clip_boxes(text_map.boxes_xyxy * scale, size_hw), values, size_hw)
+        panel.imshow(small.convert("L"), cmap="gray", vmin=0, vmax=255)
+        panel.imshow(np.ma.masked_equal(heat.numpy(), 0.0), cmap="RdBu_r", vmin=-1, vmax=1, alpha=0.6)
+        panel.set_title(f"{title}, highest {values.max():.2f}" if len(values) else title, fontsize=9)
+    for panel in axes:
+        panel.set_axis_off()
+        for (x, y, width, height), own in zip(boxes_xywh * scale, labels == label, strict=True):
+            color = "white" if own else "gray"
+            panel.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=color, linewidth=1.5))
+
+
+def _text_map(trained: TrainedDetector, path: Path) -> TextMap:
+    model, form = trained.model, input_format(trained.config)
+    assert isinstance(model, TextFusedDetector)
+    inputs = read_tiles(
+        path,
+        form.size_hw,
+        resize=form.resize,
+        pixels=form.pixels,
+        reduced=form.reduced_decode,
+        tiling=form.tiling,
+    )
+    return join_text_maps(
+        [
+            compute_text_map(model, normalize(fitted, form.mean, form.std)[None].to(trained.device), place)
+            for fitted, place in inputs
+        ]
+    )
+
+
+def _choose_images(split: CocoSplit, is_of_label: NDArray[np.bool_], num_images: int) -> list[int]:
+    """Images with the most boxes of the class, crowds aside; then the first image without any box."""
+    image_of_box = np.repeat(np.arange(len(split)), np.diff(split.first_box))
+    counts = np.bincount(image_of_box[is_of_label & ~split.is_crowd], minlength=len(split))
+    ranked = np.argsort(-counts, kind="stable")[:num_images]
+    empty = np.flatnonzero(np.diff(split.first_box) == 0)[:1]
+    return [*ranked[counts[ranked] > 0].tolist(), *empty.tolist()]
+
+
+def _file_name(class_names: Sequence[str], label: int) -> str:
+    folded = unicodedata.normalize("NFKD", class_names[label]).encode("ascii", "ignore").decode()
+    # The index distinguishes equal remainders; the cut respects the limits of file systems.
+    parts = ["text_map", str(label), re.sub(r"[^0-9A-Za-z]+", "_", folded)[:40].strip("_")]
+    return "_".join(part for part in parts if part) + ".png"

@@ -1,4 +1,4 @@
-"""The detector of phase 2, frozen, with the fusion head on top."""
+"""A frozen detector with the fusion head on top."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -9,101 +9,100 @@ from torch import Tensor, nn
 
 from deim.model.detector import Detector
 from deim.structures import ModelOutput, Target
-from multimodal.fusion_head import FusionHead, TextEvidence
+from multimodal.fusion_head import FusionHead, TextScores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DetectorFindings:
-    """All that the fusion needs of the frozen detector, without gradient; it may stand for images."""
+class DetectorOutputs:
+    """Outputs of the frozen detector that the fusion needs, without gradient. They may stand for images."""
 
     query_features: Tensor
-    """(B, Q, D) float: what the last class head reads."""
+    """(B, Q, D) float, input of the last class head."""
     pred_logits: Tensor
     """(B, Q, C) float, before the sigmoid."""
     pred_boxes: Tensor
     """(B, Q, 4) float, cxcywh."""
 
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> "DetectorFindings":
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "DetectorOutputs":
         """Copy to a device."""
-        return DetectorFindings(
-            **{
-                part.name: getattr(self, part.name).to(device, non_blocking=non_blocking)
-                for part in fields(self)
-            }
+        return DetectorOutputs(
+            **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in OUTPUT_NAMES}
         )
 
 
-class FusedOutput(ModelOutput):
-    """Fused logits in `pred_logits`, the detector's own `pred_boxes`, and what the loss needs beside them.
+OUTPUT_NAMES = tuple(field.name for field in fields(DetectorOutputs))
 
-    Whoever reads predictions finds C classes; the background is not among them.
+
+class FusedOutput(ModelOutput):
+    """Fused logits in `pred_logits`, the detector's `pred_boxes`, and what the loss needs beside them.
+
+    Predictions have C classes; the background is not among them.
     """
 
     detector_logits: Tensor
-    """(B, Q, C) float, before the sigmoid: the detector's own."""
-    evidence: TextEvidence
-    """What the text says of every query."""
+    """(B, Q, C) float, before the sigmoid, from the frozen detector."""
+    text_scores: TextScores
 
 
 class Fusing(Protocol):
-    """What moves class logits by the features of their queries, such as a `FusionHead`."""
+    """Moves class logits by the features of their queries, as a `FusionHead` does."""
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """Number of classes, C."""
 
-    def evidence(self, queries: Tensor) -> TextEvidence:
-        """What is known of queries (B, Q, D)."""
+    def compare(self, queries: Tensor) -> TextScores:
+        """Compute the scores of queries (B, Q, D)."""
 
-    def fuse(self, logits: Tensor, evidence: TextEvidence) -> Tensor:
-        """Move logits (B, Q, C) by the evidence for the same queries; gives (B, Q, C+1) float32."""
+    def fuse(self, logits: Tensor, scores: TextScores) -> Tensor:
+        """Move logits (B, Q, C) by the scores of the same queries; returns (B, Q, C+1) float32."""
 
 
-def fuse_findings(found: DetectorFindings, head: Fusing, class_head_delta: nn.Linear | None) -> FusedOutput:
-    """Fuse what the frozen detector found.
+def fuse_outputs(outputs: DetectorOutputs, head: Fusing, class_head_delta: nn.Linear | None) -> FusedOutput:
+    """Fuse the outputs of the frozen detector.
 
     Args:
-        found: Of a batch.
+        outputs: Outputs for a batch.
         head: Moves the logits.
         class_head_delta: Adds to the detector's logits first; None for no change.
     """
-    evidence = head.evidence(found.query_features)
-    logits = found.pred_logits
+    scores = head.compare(outputs.query_features)
+    logits = outputs.pred_logits
     if class_head_delta is not None:
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits.float() + class_head_delta(found.query_features.float())
-    # Contiguous, because the sigmoid of a view rounds otherwise than that of the detector's own tensor.
-    fused = head.fuse(logits, evidence)[..., : head.num_classes].contiguous()
+            logits = logits.float() + class_head_delta(outputs.query_features.float())
+    # Contiguous, because the sigmoid of a view rounds differently than that of the detector's tensor.
+    fused = head.fuse(logits, scores)[..., : head.num_classes].contiguous()
     return {
         "pred_logits": fused,
-        "pred_boxes": found.pred_boxes,
-        "detector_logits": found.pred_logits,
-        "evidence": evidence,
+        "pred_boxes": outputs.pred_boxes,
+        "detector_logits": outputs.pred_logits,
+        "text_scores": scores,
     }
 
 
 def new_class_head_delta(query_dim: int, num_classes: int) -> nn.Linear:
-    """A change of the class head that changes nothing yet."""
-    change = nn.Linear(query_dim, num_classes)
-    nn.init.zeros_(change.weight)
-    nn.init.zeros_(change.bias)
-    return change
+    """Return a linear layer that adds 0 to the logits."""
+    delta = nn.Linear(query_dim, num_classes)
+    nn.init.zeros_(delta.weight)
+    nn.init.zeros_(delta.bias)
+    return delta
 
 
 class TextFusedDetector(nn.Module):
     """A frozen detector whose class logits are fused with text.
 
-    The detector stays in evaluation mode whatever `train` is told, makes no denoising queries, and no
-    gradient enters it. Before the first step the output equals its own exactly; boxes always do.
+    The detector always stays in evaluation mode, makes no denoising queries, and gets no gradient. Before the
+    first step the output equals the detector's exactly; boxes always do.
 
-    Its last class head may be trained too. What changes is then not the head itself but a linear layer whose
-    logits are added to its own and which starts at 0: the same function, learned by the same steps, while
-    the detector's weights, and with them the matches and all that is cached of it, stay as they are.
+    Training the last class head adds the logits of a linear layer that starts at 0. This is the same function
+    as training the head itself, but the weights of the detector, and with them the matches and the cached
+    outputs, do not change.
 
     Args:
         detector: The trained detector; it is frozen in place.
         head: The fusion head.
-        train_class_head: Add the change of the last class head.
+        train_class_head: Train the last class head too.
 
     Raises:
         ValueError: If the numbers of classes, or the widths of the queries, differ.
@@ -130,7 +129,7 @@ class TextFusedDetector(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """C, the classes that are told apart."""
+        """Number of classes, C."""
         return self.detector.num_classes
 
     def train(self, mode: bool = True) -> Self:
@@ -141,33 +140,29 @@ class TextFusedDetector(nn.Module):
 
     def forward(
         self,
-        images: Tensor | DetectorFindings,
+        images: Tensor | DetectorOutputs,
         targets: Sequence[Target] | None = None,  # noqa: ARG002
         *,
         max_boxes: int | None = None,  # noqa: ARG002
     ) -> FusedOutput:
-        """Detect objects.
+        """Detect objects, in the same way in training and in evaluation mode.
 
         Args:
-            images: (B, C, H, W) float, normalized; H and W multiples of 32. Or what `find` gave for them.
-            targets: Not used; a detector in training takes them for denoising queries, which a frozen one
-                does not make.
+            images: (B, channels, H, W) float, normalized, or the outputs of `run_detector` for them.
+            targets: Not used: a frozen detector makes no denoising queries.
             max_boxes: Not used, for the same reason.
-
-        Returns:
-            The same in training and in evaluation mode.
 
         Raises:
             ValueError: If the height or the width is not a multiple of 32.
         """
-        found = images if isinstance(images, DetectorFindings) else self.find(images)
-        return fuse_findings(found, self.head, self.class_head_delta)
+        outputs = images if isinstance(images, DetectorOutputs) else self.run_detector(images)
+        return fuse_outputs(outputs, self.head, self.class_head_delta)
 
-    def find(self, images: Tensor) -> DetectorFindings:
+    def run_detector(self, images: Tensor) -> DetectorOutputs:
         """Run the frozen detector alone.
 
         Args:
-            images: (B, C, H, W) float, normalized; H and W multiples of 32.
+            images: (B, channels, H, W) float, normalized; H and W multiples of 32.
 
         Raises:
             ValueError: If the height or the width is not a multiple of 32.
@@ -177,15 +172,11 @@ class TextFusedDetector(nn.Module):
             self.detector.eval()
         with torch.no_grad():
             output = self.detector(images, with_queries=True)
-        return DetectorFindings(
-            query_features=output["query_features"],
-            pred_logits=output["pred_logits"],
-            pred_boxes=output["pred_boxes"],
-        )
+        return DetectorOutputs(**{name: output[name] for name in OUTPUT_NAMES})
 
 
 def query_dim(detector: Detector) -> int:
-    """Width of what the detector's last class head reads."""
+    """Return the width of the input of the detector's last class head."""
     head = detector.decoder.dec_score_head[-1]
     assert isinstance(head, nn.Linear)
     return head.in_features

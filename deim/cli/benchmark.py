@@ -241,7 +241,7 @@ def time_fusion(args: argparse.Namespace) -> dict[str, float | str]:
     with torch.no_grad():
         for _ in range(args.steps + WARMUP_STEPS):
             times = [now(device)]
-            found = model.find(image)
+            found = model.run_detector(image)
             times.append(now(device))
             model(found)
             times.append(now(device))

@@ -6,15 +6,16 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from deim.engine.schedule import EmaSchedule
+from deim.model.batch_norm import BATCH_NORMS
 
 M = TypeVar("M", bound=nn.Module)
 
 
 class ModelEma(Generic[M]):
-    """An averaged copy of a model: learned weights and batch-norm statistics are averaged, nothing else is.
+    """A copy of a model with averaged weights and batch-norm statistics; everything else is copied.
 
     Args:
         model: The model in training; the copy starts equal to it.
@@ -39,17 +40,20 @@ class ModelEma(Generic[M]):
         decay = self.schedule.decay * (1 - math.exp(-self.updates / ramp) if ramp else 1.0)
         self._look_up(model)
         averages, current = self._pairs
-        torch._foreach_lerp_(averages, current, 1 - decay)
+        get_ema_multi_avg_fn(decay)(averages, current, self.updates)
         for counter, counted in self._counters:
             counter.copy_(counted)
 
     def _look_up(self, model: nn.Module) -> None:
-        """Find the tensors once: going through a model takes longer than averaging a small part of it."""
+        """Find the tensors once: walking through a model takes longer than averaging it."""
         if model is self._source:
             return
-        own, current = self.model.state_dict(), model.state_dict()
-        self._pairs = ([own[name] for name in self._averaged], [current[name] for name in self._averaged])
-        self._counters = [(own[name], current[name]) for name in self._counted]
+        averaged, current = self.model.state_dict(), model.state_dict()
+        self._pairs = (
+            [averaged[name] for name in self._averaged],
+            [current[name] for name in self._averaged],
+        )
+        self._counters = [(averaged[name], current[name]) for name in self._counted]
         self._source = model
 
 
@@ -57,6 +61,6 @@ def _learned_names(model: nn.Module) -> list[str]:
     """Names of trainable parameters and of batch-norm statistics that move with them."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for prefix, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             names += [f"{prefix}.running_mean", f"{prefix}.running_var"]
     return names

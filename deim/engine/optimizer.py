@@ -16,9 +16,9 @@ class RecipeOptions:
     """Optimizer: AdamW with one learning rate for the backbone and one for the rest."""
 
     lr: float = 5e-4
-    """Learning rate of everything but the vision transformer, at the flat phase."""
+    """Learning rate outside the pretrained part of the backbone, in the flat phase."""
     backbone_lr: float = 2.5e-5
-    """Learning rate of the vision transformer, at the flat phase."""
+    """Learning rate of the pretrained part of the backbone, in the flat phase."""
     weight_decay: float = 1e-4
     """Decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -46,11 +46,11 @@ class RecipeOptions:
 
 DECAYED_MODULES = (nn.Linear, nn.Conv2d, nn.Embedding, nn.MultiheadAttention)
 REFERENCE_EXEMPT = re.compile("norm|bn|bias")
-REFERENCE_OWN_PARTS = re.compile("sta|encoder|decoder")
+REFERENCE_NEW_PARTS = re.compile("sta|encoder|decoder")
 
 
 def build_optimizer(model: Detector, config: RecipeOptions) -> torch.optim.AdamW:
-    """Build AdamW with its parameter groups, each of which keeps its flat learning rate as `flat_lr`.
+    """Build AdamW with its parameter groups, each with its flat learning rate as `flat_lr`.
 
     Args:
         model: The detector.
@@ -85,17 +85,18 @@ def parameter_groups(
     Args:
         model: The detector.
         rule: `by_type` decays the weights of linear, convolution, attention and embedding layers only.
-            `reference` decays by name, as the official recipe does: the norms outside the vision transformer
-            whose names do not say so, tokens and layer scales too.
-        lr: Learning rate outside the vision transformer.
-        backbone_lr: Learning rate of the vision transformer.
-        weight_decay: Of the decayed groups.
+            `reference` decays by name, as the official recipe does: also tokens, layer scales, and the norms
+            whose names do not say that they are norms.
+        lr: Learning rate outside the pretrained part of the backbone.
+        backbone_lr: Learning rate of the pretrained part of the backbone.
+        weight_decay: Weight decay of the decayed groups.
 
     Returns:
-        Four groups, each parameter in exactly one: transformer decayed and not, the rest not and decayed.
+        Four groups, each parameter in exactly one: pretrained decayed, pretrained not decayed, others not
+            decayed, others decayed.
     """
     decayed = _decayed_by_type(model) if rule == "by_type" else _decayed_by_reference(model)
-    in_vit = {id(parameter) for parameter in model.backbone.vit.parameters()}
+    in_backbone = {id(parameter) for parameter in model.backbone.pretrained.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
         (True, True): [],
         (True, False): [],
@@ -104,23 +105,23 @@ def parameter_groups(
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[id(parameter) in in_vit, name in decayed].append(parameter)
+            groups[id(parameter) in in_backbone, name in decayed].append(parameter)
     return [
         {
             "params": parameters,
-            "lr": backbone_lr if vit else lr,
-            "flat_lr": backbone_lr if vit else lr,
+            "lr": backbone_lr if is_backbone else lr,
+            "flat_lr": backbone_lr if is_backbone else lr,
             "weight_decay": weight_decay if decay else 0.0,
         }
-        for (vit, decay), parameters in groups.items()
+        for (is_backbone, decay), parameters in groups.items()
     ]
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float, *, epoch: int = 0) -> None:
     """Set every group's learning rate to `factor` times its flat one.
 
-    A group with a `first_epoch` waits until then: its rate is 0 and its gradients are dropped, see
-    `drop_waiting_gradients`.
+    A group with a later `first_epoch` waits: its rate is 0 and `drop_waiting_gradients` drops its
+    gradients.
     """
     for group in optimizer.param_groups:
         group["waits"] = epoch < group.get("first_epoch", 0)
@@ -128,7 +129,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float, *, epoch
 
 
 def drop_waiting_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Forget the gradients of groups that wait: they shall neither be clipped for nor fill moments."""
+    """Drop the gradients of groups that wait, so that neither clipping nor the moments see them."""
     for group in optimizer.param_groups:
         if group.get("waits", False):
             for parameter in group["params"]:
@@ -150,5 +151,5 @@ def _decayed_by_reference(model: nn.Module) -> set[str]:
     return {
         name
         for name in names
-        if not (REFERENCE_EXEMPT.search(name) and ("dinov3" in name or REFERENCE_OWN_PARTS.search(name)))
+        if not (REFERENCE_EXEMPT.search(name) and ("dinov3" in name or REFERENCE_NEW_PARTS.search(name)))
     }

@@ -4,7 +4,7 @@ Source:
     DEIMv2 (arXiv:2509.20787) with the terms of DEIM and D-FINE; see `terms.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -87,10 +87,10 @@ class Matching:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossCounts:
-    """What the terms are averaged over.
+    """Numbers that the terms are averaged over.
 
-    Summed over the micro-batches and processes of a step, they make the parts' terms add up to those of the
-    whole batch.
+    Summed over the micro-batches and processes of a step, they make the terms of the micro-batches add up to
+    the terms of the whole batch.
     """
 
     images: int
@@ -105,14 +105,14 @@ class Matched:
     """The matching of a batch."""
 
     packed: PackedTargets
-    own: list[Matching]
-    """Of each supervised output: the last layer, the earlier ones, the first box head, the encoder."""
+    by_output: list[Matching]
+    """The matching of each supervised output: last layer, earlier layers, first box head, encoder."""
     union: Matching
-    """One for all of them, used for boxes."""
+    """One matching for all outputs, used for boxes."""
 
     @property
     def counts(self) -> LossCounts:
-        """Of this batch alone."""
+        """Counts of this batch alone."""
         packed = self.packed
         return LossCounts(images=len(packed.counts), boxes=len(packed.labels), pairs=len(self.union))
 
@@ -129,7 +129,7 @@ class EdgeTargets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distillation:
-    """What earlier layers of a stream learn from its last layer."""
+    """The last layer of a stream of queries as the teacher of the earlier layers."""
 
     teacher: Teacher
     balance: tuple[int, int]
@@ -151,9 +151,9 @@ class Supervision:
     box_matching: Matching
     box_normalizer: float
     edges: EdgeTargets | None = None
-    """Given for refining layers."""
+    """Only for refining layers."""
     distillation: Distillation | None = None
-    """Given for refining layers but the last."""
+    """Only for refining layers except the last."""
 
 
 class Criterion(nn.Module):
@@ -164,28 +164,14 @@ class Criterion(nn.Module):
     Terms that do not apply to a batch are 0.
 
     Args:
-        matcher: Assigns queries to boxes.
-        weights: Weight of each kind of term.
-        mal_gamma: Exponent of the classification loss.
-        ddf_temperature: Temperature of the distillation.
-        union_ties: Tie rule of the vote over the outputs' matchings, see `vote_union`.
+        options: Weights and exponents of the terms.
+        matcher_change_epoch: First epoch (0-based) with the late matching cost.
     """
 
-    def __init__(
-        self,
-        matcher: HungarianMatcher,
-        weights: Mapping[Term, float],
-        *,
-        mal_gamma: float,
-        ddf_temperature: float,
-        union_ties: Literal["first", "reference"] = "first",
-    ) -> None:
+    def __init__(self, options: LossOptions, *, matcher_change_epoch: int) -> None:
         super().__init__()
-        self.matcher = matcher
-        self.weights = dict(weights)
-        self.mal_gamma = mal_gamma
-        self.ddf_temperature = ddf_temperature
-        self.union_ties = union_ties
+        self.options = options
+        self.matcher = HungarianMatcher(options.matcher, late_epoch=matcher_change_epoch)
 
     def forward(
         self, outputs: ModelOutput, targets: Sequence[Target], *, epoch: int = 0
@@ -193,8 +179,8 @@ class Criterion(nn.Module):
         """Compute the loss terms; their plain sum is the loss.
 
         Args:
-            outputs: What the detector returned in training mode.
-            targets: The targets it was given.
+            outputs: Output of the detector in training mode.
+            targets: The targets that were passed to it.
             epoch: 0-based; decides the matching cost.
 
         Returns:
@@ -212,8 +198,8 @@ class Criterion(nn.Module):
         """Assign boxes to the queries of every supervised output.
 
         Args:
-            outputs: What the detector returned in training mode.
-            targets: The targets it was given.
+            outputs: Output of the detector in training mode.
+            targets: The targets that were passed to it.
             epoch: 0-based; decides the matching cost.
 
         Raises:
@@ -226,19 +212,19 @@ class Criterion(nn.Module):
         with torch.autocast(device_type=device.type, enabled=False):
             packed = pack_targets(targets, device=device)
             pairs = self.matcher.match(_object_outputs(outputs), packed, epoch=epoch)
-            *own, union = _matchings([*pairs, vote_union(pairs, ties=self.union_ties)], device)
-        return Matched(packed=packed, own=own, union=union)
+            *by_output, union = _matchings([*pairs, vote_union(pairs, ties=self.options.union_ties)], device)
+        return Matched(packed=packed, by_output=by_output, union=union)
 
     def terms(self, outputs: ModelOutput, matched: Matched, counts: LossCounts) -> dict[str, Tensor]:
         """Compute the loss terms of a matched batch.
 
         Args:
-            outputs: What was matched.
+            outputs: The outputs that were matched.
             matched: From `match`.
-            counts: What to average over: `matched.counts`, or the sum over all parts of a step.
+            counts: Numbers to average over: `matched.counts`, or the sum over all micro-batches of a step.
 
         Returns:
-            Weighted terms, () float32 each: of a part, its share of the whole batch's.
+            Weighted terms, () float32 each. Those of a micro-batch are its share of the whole batch's terms.
         """
         device = outputs["pred_logits"].device
         with torch.autocast(device_type=device.type, enabled=False):
@@ -263,7 +249,7 @@ class Criterion(nn.Module):
         final = Supervision(
             suffix="",
             output=last,
-            class_matching=matched.own[0],
+            class_matching=matched.by_output[0],
             class_normalizer=max(counts.boxes, 1),
             box_matching=matched.union,
             box_normalizer=max(counts.pairs, 1),
@@ -276,7 +262,7 @@ class Criterion(nn.Module):
         return [
             replace(template, suffix=suffix, output=output, class_matching=matching)
             for template, suffix, output, matching in zip(
-                templates, suffixes, [last, *others], matched.own, strict=True
+                templates, suffixes, [last, *others], matched.by_output, strict=True
             )
         ]
 
@@ -318,7 +304,7 @@ class Criterion(nn.Module):
         corners = final.output["pred_corners"].detach()
         num_bins = outputs["bin_values"].shape[0]
         teacher = Teacher(
-            log_probabilities=soften(corners, num_bins, self.ddf_temperature),
+            log_probabilities=soften(corners, num_bins, self.options.ddf_temperature),
             confidence=final.output["pred_logits"].detach().max(dim=-1).values.sigmoid(),
         )
         return Distillation(teacher=teacher, balance=balance, sizes=sizes)
@@ -332,7 +318,7 @@ class Criterion(nn.Module):
             output["pred_logits"],
             (*supervision.class_matching.index, classes),
             quality,
-            gamma=self.mal_gamma,
+            gamma=self.options.mal_gamma,
         )
         boxes = output["pred_boxes"][matching.index]
         true_boxes = packed.boxes_cxcywh[matching.target_idx]
@@ -344,9 +330,8 @@ class Criterion(nn.Module):
         }
         if supervision.edges is not None:
             terms |= self._edge_terms(supervision, supervision.edges, _quality(output, matching, packed))
-        return {
-            f"loss_{name}{supervision.suffix}": self.weights[name] * value for name, value in terms.items()
-        }
+        weighted = {name: getattr(self.options, name) * value for name, value in terms.items()}
+        return {f"loss_{name}{supervision.suffix}": value for name, value in weighted.items()}
 
     def _edge_terms(
         self, supervision: Supervision, edges: EdgeTargets, quality: Tensor
@@ -359,11 +344,11 @@ class Criterion(nn.Module):
         terms: dict[Term, Tensor] = {"fgl": fgl / supervision.box_normalizer}
         if supervision.distillation is not None:
             terms["ddf"] = decoupled_distillation_loss(
-                soften(corners, num_bins, self.ddf_temperature),
+                soften(corners, num_bins, self.options.ddf_temperature),
                 supervision.distillation.teacher,
                 matching.index,
                 quality,
-                temperature=self.ddf_temperature,
+                temperature=self.options.ddf_temperature,
                 balance=supervision.distillation.balance,
                 sizes=supervision.distillation.sizes,
             )

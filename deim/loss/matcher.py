@@ -35,7 +35,7 @@ class MatcherOptions:
     gamma: float = 2.0
     """Exponent of the focal cost."""
     iou_order: float = 4.0
-    """Exponent of the IoU in the cost used after `schedule.matcher_change_epoch`."""
+    """Exponent of the IoU in the cost that is used from `schedule.matcher_change_epoch` on."""
 
     def __post_init__(self) -> None:
         costs = below(
@@ -62,13 +62,13 @@ class PackedTargets:
     labels: Tensor
     """(T,) int64."""
     image_idx: Tensor
-    """(T,) int64, position of the box's image in the batch."""
+    """(T,) int64, position of each box's image in the batch."""
     counts: tuple[int, ...]
     """Boxes of each image."""
 
     @property
     def offsets(self) -> list[int]:
-        """Position of each image's first box; one entry more than there are images."""
+        """Position of each image's first box, and the number of all boxes at the end."""
         return [0, *np.cumsum(self.counts, dtype=int).tolist()]
 
 
@@ -76,8 +76,8 @@ def pack_targets(targets: Sequence[Target], *, device: torch.device) -> PackedTa
     """Join the boxes of a batch.
 
     Args:
-        targets: Ground truth, an image each.
-        device: Where the loss is computed.
+        targets: Ground truth of each image.
+        device: Device of the loss.
     """
     counts = tuple(len(target["labels"]) for target in targets)
     boxes = torch.cat([target["boxes"].float().view(-1, 4) for target in targets]).to(device)
@@ -91,39 +91,19 @@ def pack_targets(targets: Sequence[Target], *, device: torch.device) -> PackedTa
 
 
 Pairs = NDArray[np.int64]
-"""(3, M) int64: image, query and target index of each pair; targets count through the batch."""
+"""(3, M) int64: image, query and target index of each pair; targets are numbered through the batch."""
 
 
 class HungarianMatcher:
     """Finds for every output the cheapest one-to-one assignment of queries to boxes.
 
     Args:
-        cost_class: Weight of the focal classification cost.
-        cost_bbox: Weight of the L1 distance of cxcywh boxes.
-        cost_giou: Weight of the negative generalized IoU.
-        alpha: Balance of the focal cost.
-        gamma: Exponent of the focal cost.
-        iou_order: Exponent of the IoU in the late cost.
+        options: Weights and exponents of the costs.
         late_epoch: First epoch (0-based) in which the late cost, -p · IoU^iou_order, replaces the others.
     """
 
-    def __init__(
-        self,
-        *,
-        cost_class: float,
-        cost_bbox: float,
-        cost_giou: float,
-        alpha: float,
-        gamma: float,
-        iou_order: float,
-        late_epoch: int,
-    ) -> None:
-        self.cost_class = cost_class
-        self.cost_bbox = cost_bbox
-        self.cost_giou = cost_giou
-        self.alpha = alpha
-        self.gamma = gamma
-        self.iou_order = iou_order
+    def __init__(self, options: MatcherOptions, *, late_epoch: int) -> None:
+        self.options = options
         self.late_epoch = late_epoch
 
     @torch.no_grad()
@@ -149,21 +129,21 @@ class HungarianMatcher:
         return [self._assign(cost, targets) for cost in costs]
 
     def _costs(self, outputs: Sequence[LayerOutput], targets: PackedTargets, epoch: int) -> Tensor:
-        """(O, T, Q) float32: cost of each query of a box's own image, in each output."""
-        image, label = targets.image_idx, targets.labels
+        """(O, T, Q) float32: cost of each query in the image of a box, for each output."""
+        image, label, options = targets.image_idx, targets.labels, self.options
         probabilities = torch.stack([out["pred_logits"][image, :, label] for out in outputs]).sigmoid()
         boxes = torch.stack([out["pred_boxes"][image] for out in outputs])
         boxes_xyxy, true_xyxy = cxcywh_to_xyxy(boxes), targets.boxes_xyxy[:, None]
         if epoch >= self.late_epoch:
-            return -probabilities * iou(boxes_xyxy, true_xyxy) ** self.iou_order
+            return -probabilities * iou(boxes_xyxy, true_xyxy) ** options.iou_order
         miss = 1 - probabilities
-        positive = self.alpha * miss**self.gamma * -(probabilities + PROBABILITY_FLOOR).log()
-        negative = (1 - self.alpha) * probabilities**self.gamma * -(miss + PROBABILITY_FLOOR).log()
+        positive = options.alpha * miss**options.gamma * -(probabilities + PROBABILITY_FLOOR).log()
+        negative = (1 - options.alpha) * probabilities**options.gamma * -(miss + PROBABILITY_FLOOR).log()
         distance = (boxes - targets.boxes_cxcywh[:, None]).abs().sum(dim=-1)
         return (
-            self.cost_class * (positive - negative)
-            + self.cost_bbox * distance
-            - self.cost_giou * generalized_iou(boxes_xyxy, true_xyxy)
+            options.cost_class * (positive - negative)
+            + options.cost_bbox * distance
+            - options.cost_giou * generalized_iou(boxes_xyxy, true_xyxy)
         )
 
     @staticmethod

@@ -93,7 +93,7 @@ def decoupled_distillation_loss(
         teacher: The last layer.
         index: Image and query of each matched pair, (M,) int64 each.
         quality: (M,) float in [0, 1], IoU of the pairs; no gradient.
-        temperature: Of both distributions.
+        temperature: Temperature of both distributions.
         balance: Matched and unmatched queries whose square roots balance the groups; not both 0.
         sizes: Matched and unmatched queries of this stream that the two averages are over; more than are here
             if the step has other micro-batches or processes.

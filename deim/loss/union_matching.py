@@ -17,8 +17,8 @@ from deim.loss.matcher import Pairs
 def vote_union(matchings: Sequence[Pairs], *, ties: Literal["first", "reference"] = "first") -> Pairs:
     """Join the matchings of all outputs so that each query has at most one box.
 
-    A query that several outputs match differently gets the box that most of them gave it. One box may own
-    several queries.
+    A query that the outputs match differently gets the box that most of them chose. One box may have several
+    queries.
 
     Args:
         matchings: Pairs of each output, over the same batch.

@@ -1,4 +1,4 @@
-"""Activations that are computed again in the backward pass instead of being kept: less memory, more work."""
+"""Activation checkpointing: recompute activations in the backward pass, for less memory and more work."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,18 +13,16 @@ from deim.model.detector import Detector
 
 
 def checkpoint_activations(model: Detector) -> None:
-    """Recompute every transformer block of the backbone, and every block of the encoder, in training.
+    """Recompute the activations of the blocks of backbone and encoder in training.
 
     Args:
         model: Changed in place; names and values of its weights stay.
     """
-    encoder = model.encoder
-    blocks = [*model.backbone.vit.blocks, *encoder.fpn_blocks, *encoder.pan_blocks]
-    for block in blocks:
-        _recompute(block)
+    for block in (*model.backbone.checkpointable_blocks(), *model.encoder.checkpointable_blocks()):
+        _checkpoint_block(block)
 
 
-def _recompute(block: nn.Module) -> None:
+def _checkpoint_block(block: nn.Module) -> None:
     forward = block.forward
 
     def checkpointed(*args: Any) -> Any:
@@ -32,7 +30,7 @@ def _recompute(block: nn.Module) -> None:
             return forward(*args)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), _statistics_kept(block)
+            return nullcontext(), _batch_norm_kept(block)
 
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts)
 
@@ -40,10 +38,10 @@ def _recompute(block: nn.Module) -> None:
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """The second pass must not move the batch-norm statistics once more."""
+def _batch_norm_kept(block: nn.Module) -> Iterator[None]:
+    """Keep the batch-norm statistics: the second pass must not update them again."""
     restore = remember_batch_norm(block)
     try:
-        yield  # left by an exception when the last activation that is needed has been computed
+        yield  # an exception ends the block once the last activation that is needed has been computed
     finally:
         restore()

@@ -1,17 +1,22 @@
-"""Keeping batch-norm statistics where a forward pass must not move them."""
+"""Batch-norm layers, and keeping their statistics where a forward pass must not update them."""
 
 from collections.abc import Callable
+from typing import Final
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def remember_batch_norm(module: nn.Module) -> Callable[[], None]:
-    """Keep the batch-norm statistics, which a forward pass moves, perhaps to NaN; call to restore.
+    """Remember the batch-norm statistics, which a forward pass updates, perhaps to NaN.
 
-    Those in evaluation mode, such as a frozen detector's, do not move.
+    Layers in evaluation mode, such as those of a frozen detector, do not update theirs and are skipped.
+
+    Returns:
+        A function that restores the statistics.
     """
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
+    norms = [layer for layer in module.modules() if isinstance(layer, BATCH_NORMS) and layer.training]
     statistics = [buffer for norm in norms for buffer in norm.buffers()]
     before = [buffer.clone() for buffer in statistics]
 

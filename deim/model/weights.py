@@ -1,16 +1,17 @@
-"""Starting weights: which files are understood, and how their keys map to this project's.
+"""Starting weights: which files can be read, and how their keys map to this project's.
 
 A file is recognized by its keys. Detector files are checkpoints of this project and official DEIMv2 files;
-backbone files are the distilled ViT-Tiny files and DINOv3's, in Meta's and in Hugging Face's naming.
+backbone files are the distilled ViT-Tiny files and the DINOv3 files of Meta and of Hugging Face.
 """
 
+import hashlib
 import logging
 import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,16 +24,13 @@ from deim.model.detector import Detector
 logger = logging.getLogger(__name__)
 
 MIN_SHARE = 0.9
-"""A file that fills less of a model than this is the wrong file."""
+"""A file that fills a smaller share of a model than this is the wrong file."""
 
 COMPUTED_KEYS: Final = ("decoder.anchors", "decoder.valid_mask")
-"""Official files hold these for one image size; here they follow from the input."""
+"""Official files hold these for one image size; this project computes them from the input."""
 
 CLASS_KEYS: Final = re.compile(r"decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.")
 """Tensors whose shape follows from the number of classes."""
-
-PIXEL_KEYS: Final = re.compile(r"(.*\.)?(patch_embed\.proj|sta\.stem\.0)\.weight")
-"""The two convolutions that see the image: filters (out, channels, height, width)."""
 
 VIT_TINY_SOURCE: Final = "linked in the README of github.com/Intellindust-AI-Lab/DEIMv2"
 DINOV3_SOURCE: Final = "on Meta's DINOv3 download page, under the DINOv3 license"
@@ -42,7 +40,7 @@ SOURCES: Final = {
     "dinov3_vits16_pretrain_lvd1689m-08c60483.pth": DINOV3_SOURCE,
     "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth": DINOV3_SOURCE,
 }
-"""Where well-known weight files can be had."""
+"""Where well-known weight files can be downloaded."""
 
 UNREADABLE: Final = (
     RuntimeError,
@@ -55,7 +53,7 @@ UNREADABLE: Final = (
     pickle.UnpicklingError,
     SafetensorError,
 )
-"""What the readers raise for files that are damaged or of another kind."""
+"""Errors that the readers raise for files that are damaged or of another kind."""
 
 HUGGING_FACE_KEYS: Final = (
     (re.compile(r"^model\."), ""),
@@ -66,21 +64,20 @@ HUGGING_FACE_KEYS: Final = (
     (re.compile(r"\.attention\.o_proj\."), ".attn.proj."),
     (re.compile(r"\.layer_scale([12])\.lambda1$"), r".ls\1.gamma"),
 )
-"""Hugging Face's names of DINOv3 tensors and Meta's, but for attention inputs and feed-forward."""
+"""Names of DINOv3 tensors at Hugging Face and at Meta, except attention inputs and feed-forward."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadReport:
-    """What `load_initial_weights` did."""
+    """Result of `load_initial_weights`."""
 
-    part: str
-    """`detector` or `backbone`."""
+    part: Literal["detector", "backbone"]
     share: float
-    """Loaded elements as a share of the part's, class-dependent tensors of another shape left out."""
+    """Share of the part's elements that the file filled, in [0, 1]; without the tensors in `replaced`."""
     replaced: tuple[str, ...]
-    """Class-dependent tensors that keep their random start, because the file has other classes."""
+    """Class-dependent tensors that keep their random values, because the file has other classes."""
     adapted: tuple[str, ...] = ()
-    """Convolutions of the image that were fitted to another number of channels; see `adapt_filters`."""
+    """Convolutions that were adapted to another number of image channels; see `adapt_filters`."""
 
 
 def load_initial_weights(
@@ -91,8 +88,8 @@ def load_initial_weights(
     Args:
         model: The detector; changed in place.
         path: `.pth`, `.pt` or `.safetensors`.
-        class_names: Of the detector. Class-dependent tensors of a checkpoint that names other classes, or the
-            same ones in another order, are not taken over; None goes by their number alone.
+        class_names: Classes of the detector. If a checkpoint names other classes, or the same classes in
+            another order, its class-dependent tensors are not loaded. None compares the number only.
 
     Returns:
         What was loaded; it is also logged.
@@ -101,26 +98,28 @@ def load_initial_weights(
         CheckpointError: If the file is missing, damaged, of an unknown kind, holds NaN, or fills less than
             90 % of the detector or of the backbone.
     """
-    tree = read_weights_file(path, advice=" Or start from random weights with --set model.init_from=null")
-    state, part = _recognize(tree, path)
-    has_other_classes = class_names is not None and tree.get("class_names", class_names) != list(class_names)
-    module: nn.Module = model if part == "detector" else model.backbone.vit
+    content = read_weights_file(path, advice=" Or start from random weights with --set model.init_from=null")
+    state, part = _recognize(content, path)
+    has_other_classes = class_names is not None and content.get("class_names", class_names) != list(
+        class_names
+    )
+    module: nn.Module = model if part == "detector" else model.backbone.pretrained
     current = module.state_dict()
     if part == "detector":
         state = {key: value for key, value in state.items() if key not in COMPUTED_KEYS}
     _raise_if_non_finite(state, path)
-    adapted = _adapt_pixel_filters(state, current)
+    adapted = _adapt_pixel_filters(state, current, endings=model.backbone.pixel_filter_keys)
     fitting = {
         key: value
         for key, value in state.items()
         if _fits(current.get(key), value) and not (has_other_classes and CLASS_KEYS.match(key))
     }
-    unfit = [key for key in current if key not in fitting]
-    replaced = tuple(key for key in unfit if CLASS_KEYS.match(key) and key in state)
-    missing = [key for key in unfit if key not in replaced]
+    unfilled = [key for key in current if key not in fitting]
+    replaced = tuple(key for key in unfilled if CLASS_KEYS.match(key) and key in state)
+    missing = [key for key in unfilled if key not in replaced]
     unexpected = [key for key in state if key not in current]
-    wanted = sum(current[key].numel() for key in current if key not in replaced)
-    share = sum(current[key].numel() for key in fitting) / wanted
+    num_required = sum(current[key].numel() for key in current if key not in replaced)
+    share = sum(current[key].numel() for key in fitting) / num_required
     if share < MIN_SHARE:
         raise CheckpointError(
             f"{path}: fills only {share:.0%} of the {part}, at least {MIN_SHARE:.0%} is needed. It is "
@@ -133,14 +132,15 @@ def load_initial_weights(
 
 
 def adapt_filters(filters: Tensor, channels: int) -> Tensor:
-    """Fit the filters of a convolution to images of another number of channels.
+    """Adapt the filters of a convolution to another number of image channels.
 
-    The answer to images whose channels are all the same stays, so that of three channels become one: their
-    sum; two: half their sum, twice; four: the three and their mean, times 3/4. In general the first channels
-    keep their own filters if none is lost, all others get the mean, and the whole is scaled by old / new.
+    The response to gray images, whose channels are all equal, does not change. With more channels than
+    before, the first keep their filters and the new ones get the mean; with fewer, all get the mean. Then all
+    are scaled by old / new: three channels become one as their sum, and four as the three and their mean,
+    times 3/4.
 
     Args:
-        filters: (out, C, height, width).
+        filters: (out, C, height, width) float.
         channels: C of the result, at least 1.
 
     Returns:
@@ -154,10 +154,14 @@ def adapt_filters(filters: Tensor, channels: int) -> Tensor:
     return torch.cat([kept, mean], dim=1) * (before / channels)
 
 
-def _adapt_pixel_filters(state: dict[str, Tensor], current: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Fit the first convolutions of a file to the model's channels, in place; the names of those changed."""
+def _adapt_pixel_filters(
+    state: dict[str, Tensor], current: Mapping[str, Tensor], *, endings: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Adapt the convolutions that see the image, in place, and name them."""
     adapted = []
-    for key in [key for key in state if PIXEL_KEYS.fullmatch(key) and key in current]:
+    for key in [key for key in state if f".{key}".endswith(tuple(f".{end}" for end in endings))]:
+        if key not in current:
+            continue
         theirs, ours = state[key], current[key]
         others = (theirs.shape[:1] + theirs.shape[2:], ours.shape[:1] + ours.shape[2:])
         if theirs.ndim == 4 and others[0] == others[1] and theirs.shape != ours.shape:
@@ -171,10 +175,10 @@ def read_weights_file(path: Path, *, advice: str = "") -> dict[str, Any]:
 
     Args:
         path: `.pth`, `.pt` or `.safetensors`.
-        advice: What else to do if it is missing.
+        advice: A sentence to add to the message if the file is missing.
 
     Raises:
-        CheckpointError: If the file is missing, damaged or not a mapping.
+        CheckpointError: If the file is missing, damaged or does not hold a mapping.
     """
     if not path.is_file():
         source = SOURCES.get(path.name)
@@ -182,33 +186,47 @@ def read_weights_file(path: Path, *, advice: str = "") -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such weights file (looked in {Path.cwd()}). {where}{advice}")
     try:
         if path.suffix == ".safetensors":
-            tree: Any = load_file(path)
+            content: Any = load_file(path)
         else:
-            tree = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path}: damaged, truncated or not a weights file ({first_line}). Use another copy."
         ) from None
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path}: holds a {type(tree).__name__}. A weights file holds named tensors.")
-    return tree
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__}. A weights file holds named tensors."
+        )
+    return content
 
 
-def inference_weights(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """State dict of a checkpoint that is meant for inference: the averaged weights where there are any."""
-    averages = tree["ema"] if isinstance(tree.get("ema"), Mapping) else {}
-    if "weights" in tree and "format" in tree:
-        candidates = [averages.get("model")] if tree["weights"] == "ema" else [tree.get("model")]
+def hash_tensors(state: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 of names, shapes, types and values of tensors; their order does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def inference_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state dict of a checkpoint that inference uses: averaged weights if there are any."""
+    averages = content["ema"] if isinstance(content.get("ema"), Mapping) else {}
+    if "weights" in content and "format" in content:
+        candidates = [averages.get("model")] if content["weights"] == "ema" else [content.get("model")]
     else:
-        candidates = [averages.get("module"), tree.get("model"), tree]
-    return next((found for found in candidates if isinstance(found, Mapping)), {})
+        candidates = [averages.get("module"), content.get("model"), content]
+    return next((candidate for candidate in candidates if isinstance(candidate, Mapping)), {})
 
 
-def _recognize(tree: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], str]:
-    """State dict with this project's keys, and the part it belongs to."""
-    found = inference_weights(tree)
-    state = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+def _recognize(
+    content: Mapping[str, Any], path: Path
+) -> tuple[dict[str, Tensor], Literal["detector", "backbone"]]:
+    """Return the state dict with this project's keys, and the part it belongs to."""
+    weights = inference_weights(content)
+    state = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
     if any(key.startswith("backbone.") for key in state):
         return state, "detector"
     if "patch_embed.proj.weight" in state:
@@ -216,14 +234,14 @@ def _recognize(tree: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], str
     if any(key.endswith("embeddings.patch_embeddings.weight") for key in state):
         return _from_hugging_face(state), "backbone"
     raise CheckpointError(
-        f"{path}: not a known kind of weights file, got the keys {list(found)[:3]}. Known "
+        f"{path}: not a known kind of weights file, got the keys {list(weights)[:3]}. Known "
         f"are checkpoints of this project, official DEIMv2 files, distilled ViT-Tiny files and DINOv3 files "
         f"of Meta or Hugging Face."
     )
 
 
 def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors and join queries, keys and values; the key bias is 0, as DINOv3 masks it."""
+    """Rename the tensors and join queries, keys and values; DINOv3 masks the key bias, so it is 0."""
     gated = any(".mlp.gate_proj." in key for key in state)
     feed_forward = (
         {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"}
@@ -253,10 +271,10 @@ def _fits(ours: Tensor | None, theirs: Tensor) -> bool:
 
 
 def _raise_if_non_finite(state: dict[str, Tensor], path: Path) -> None:
-    """Drop bias masks that were never filled; any other NaN is an error."""
+    """Drop bias masks that were never filled. Any other NaN is an error."""
     bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     for key in [key for key in bad if key.endswith("bias_mask")]:
-        # The mask is a constant that the model fills by itself.
+        # The mask is a constant, which the model fills itself.
         del state[key]
         bad.remove(key)
     if bad:
@@ -269,15 +287,15 @@ def _raise_if_non_finite(state: dict[str, Tensor], path: Path) -> None:
 def _log(report: LoadReport, path: Path, *, missing: list[str], unexpected: list[str]) -> None:
     logger.info("%s: loaded %.1f %% of the %s", path, 100 * report.share, report.part)
     if report.replaced:
-        logger.info("new for your classes, from random weights: %s", ", ".join(report.replaced))
+        logger.info("the file has other classes; random weights for: %s", ", ".join(report.replaced))
     if report.adapted:
         logger.info(
-            "fitted to the channels of the images, with the same answer to gray: %s",
+            "adapted to the number of image channels: %s",
             ", ".join(report.adapted),
         )
     constant = ("num_points_scale", "bias_mask", "periods", "rope_embed.periods")
     lost = [key for key in missing if not key.endswith(constant)]
     if lost:
-        logger.warning("not in the file, from random weights: %s", ", ".join(lost))
+        logger.warning("not in the file, random weights for: %s", ", ".join(lost))
     if unexpected:
         logger.warning("in the file, but not in the model: %s", ", ".join(unexpected))

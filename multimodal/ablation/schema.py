@@ -1,151 +1,177 @@
-"""What the trials found, as a tree of JSON types: the one source of console, page, charts and report."""
+"""The result of an ablation: the one source of console, page and chart. Written as JSON by `deim.records`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from deim.metrics.bootstrap import (
-    LEVEL,
-    SampledScore,
-    ScoreSamples,
-    compare_paired,
-    interval,
-    mean_over_runs,
-)
-from deim.report.compare.runs import score_difference
+from deim.metrics.bootstrap import LEVEL, SampledScore, ScoreSamples, interval, mean_over_runs
 from multimodal.ablation.build import TrialPlan
-from multimodal.ablation.trials import FROZEN, SWAPPED, TrialScores
-from multimodal.ablation.variants import CONTROLS, VARIANTS
-from multimodal.ablation.verdict import RULE, compute_gains, decide
+from multimodal.ablation.trials import TrialScores
+from multimodal.ablation.variants import ABLATED_VARIANTS, VARIANTS
+from multimodal.ablation.verdict import RULE, Delta, Verdict, compute_delta, compute_deltas, decide
 
-SCHEMA_VERSION = 1
-"""Raised whenever a key of the evidence changes its name or its meaning."""
-
-EVIDENCE_KEYS = {
-    "schema_version": "this version of the evidence's keys",
-    "created": "time of the trials, ISO 8601 in UTC",
-    "verdict": "`Verdict`, by the rule",
-    "in_words": "verdict, what it was tried on and its reasons, in sentences",
-    "rule": "how a verdict comes about",
-    "detector": "path of the frozen detector",
-    "encoder": "what embedded the text",
-    "epochs": "of each training",
-    "seeds": "of weights, vectors and the order of images; a training each",
-    "num_images": "images that all models are scored on",
-    "num_boxes": "their ground-truth boxes",
-    "level": "share of intervals that hold the truth",
-    "num_resamples": "resamples of these images behind the intervals",
-    "pair": "the two classes whose text is exchanged at test time, and why these",
-    "left_out": "controls that were not tried",
-    "minutes": "time of all trials",
-    "models": "the frozen detector, the real text, the controls, the exchanged text: scores and differences",
-}
-"""What each key of the evidence holds."""
-
-REPORTED_KEYS = tuple(key for key in EVIDENCE_KEYS if key not in ("schema_version", "models"))
-"""What the report of a run says of it."""
+SCHEMA_VERSION = 2
+"""Raised whenever a key changes its name or its meaning."""
 
 
-def build_evidence(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """An AP in [0, 1]; None without ground truth."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+    """95 % interval."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassResult:
+    """Scores of one class by one model."""
+
+    name: str
+    num_boxes: int
+    ap: Score
+    ap50: Score
+    text_delta: Delta | None
+    """AP50 of the real text minus AP50 of this model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelResult:
+    """Scores of one model, as the mean over its seeds."""
+
+    name: str
+    """`frozen`, the name of a variant, or `swapped`."""
+    description: str
+    ap: Score
+    ap50: Score
+    ap50_of_seeds: tuple[float | None, ...]
+    frozen_delta: Delta | None
+    """mAP50 of this model minus mAP50 of the frozen detector."""
+    text_delta: Delta | None
+    """mAP50 of the real text minus mAP50 of this model."""
+    classes: tuple[ClassResult, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SwappedPair:
+    """The two classes whose texts are exchanged at test time."""
+
+    first: str
+    second: str
+    origin: str
+    """Why these two."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ablation:
+    """Everything that is known about the trials."""
+
+    schema_version: int
+    created: str
+    """Time of the trials, ISO 8601 in UTC."""
+    verdict: Verdict
+    summary: tuple[str, ...]
+    """Verdict, conditions of the trials and reasons, in sentences."""
+    rule: str
+    """How a verdict is reached."""
+    detector: str
+    """Path of the frozen detector."""
+    encoder: str
+    """Name of the text encoder."""
+    epochs: int
+    """Epochs of each training."""
+    seeds: tuple[int, ...]
+    """Seeds of weights, vectors and the order of images; one training of each variant for each."""
+    num_images: int
+    num_boxes: int
+    """Ground-truth boxes of the images."""
+    level: float
+    """Share of intervals that contain the true value."""
+    num_resamples: int
+    pair: SwappedPair
+    not_trained: tuple[str, ...]
+    """Descriptions of the variants that were not trained."""
+    minutes: float
+    """Time of all trials."""
+    models: tuple[ModelResult, ...]
+    """The frozen detector, the real text, the other variants, the exchanged text."""
+
+
+def build_ablation(
     plan: TrialPlan, scores: TrialScores, *, seeds: Sequence[int], minutes: float, created: datetime
-) -> dict[str, Any]:
-    """Judge the trials and put all there is to say into one tree.
+) -> Ablation:
+    """Judge the trials and collect all results.
 
     Args:
-        plan: What was tried.
-        scores: What came out.
-        seeds: Those of the trainings.
-        minutes: What they took.
+        plan: The trials.
+        scores: Their scores.
+        seeds: Seeds of the trainings.
+        minutes: Time of all trials.
         created: Time of the trials, with a time zone.
-
-    Returns:
-        The evidence, of JSON types only; see `EVIDENCE_KEYS`.
     """
-    one, other = (plan.class_names[label] for label in plan.pair)
-    decision = decide(compute_gains(scores, pair=plan.pair), pair_names=(one, other))
-    frozen, text = scores.frozen, scores.variants["text"]
-    epochs = plan.setting.timeline.epochs
-    summary = (
+    names = (plan.class_names[plan.pair[0]], plan.class_names[plan.pair[1]])
+    decision = decide(compute_deltas(scores, pair=plan.pair), pair_names=names)
+    frozen, epochs = scores.frozen, plan.context.timeline.epochs
+    text = mean_over_runs(scores.variants["text"])
+    num_images, num_boxes = len(frozen.image_ids), frozen.mean_ap50.num_boxes
+    conditions = (
         f"Verdict: {decision.verdict} ({len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} of {epochs} "
-        f"epochs; {len(frozen.image_ids)} images, {frozen.mean_ap50.num_boxes} boxes; text by "
-        f"{plan.encoder})."
+        f"epochs; {num_images} images, {num_boxes} boxes; text by {plan.encoder})."
     )
     models = [
-        (FROZEN, "the frozen detector", (frozen,)),
+        ("frozen", "the frozen detector", (frozen,)),
         *((variant, VARIANTS[variant], samples) for variant, samples in scores.variants.items()),
-        (SWAPPED, "the real text, two exchanged", scores.swapped),
+        ("swapped", "the real text, two exchanged", scores.swapped),
     ]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "created": created.astimezone(UTC).isoformat(timespec="seconds"),
-        "verdict": decision.verdict,
-        "in_words": [summary, *decision.reasons],
-        "rule": RULE,
-        "detector": plan.detector,
-        "encoder": plan.encoder,
-        "epochs": epochs,
-        "seeds": list(seeds),
-        "num_images": len(frozen.image_ids),
-        "num_boxes": frozen.mean_ap50.num_boxes,
-        "level": LEVEL,
-        "num_resamples": len(frozen.mean_ap50.resampled),
-        "pair": {"first": one, "second": other, "origin": plan.pair_origin},
-        "left_out": [VARIANTS[name] for name in CONTROLS if name not in scores.variants],
-        "minutes": round(minutes, 2),
-        "models": [
-            _model_entry(name, description, samples, frozen=frozen, text=text)
+    return Ablation(
+        schema_version=SCHEMA_VERSION,
+        created=created.astimezone(UTC).isoformat(timespec="seconds"),
+        verdict=decision.verdict,
+        summary=(conditions, *decision.reasons),
+        rule=RULE,
+        detector=plan.detector,
+        encoder=plan.encoder,
+        epochs=epochs,
+        seeds=tuple(seeds),
+        num_images=num_images,
+        num_boxes=num_boxes,
+        level=LEVEL,
+        num_resamples=len(frozen.mean_ap50.resampled),
+        pair=SwappedPair(first=names[0], second=names[1], origin=plan.pair_origin),
+        not_trained=tuple(VARIANTS[name] for name in ABLATED_VARIANTS if name not in scores.variants),
+        minutes=round(minutes, 2),
+        models=tuple(
+            _model_result(name, description, samples, frozen=frozen, text=text)
             for name, description, samples in models
-        ],
-    }
+        ),
+    )
 
 
-def _model_entry(
-    name: str,
-    description: str,
-    samples: Sequence[ScoreSamples],
-    *,
-    frozen: ScoreSamples,
-    text: Sequence[ScoreSamples],
-) -> dict[str, Any]:
-    """Scores of one model, and how far it lies above the frozen detector and the real text above it."""
+def _model_result(
+    name: str, description: str, samples: Sequence[ScoreSamples], *, frozen: ScoreSamples, text: ScoreSamples
+) -> ModelResult:
     mean = mean_over_runs(samples)
-    gain, lead = compare_paired(frozen, mean), compare_paired(mean, mean_over_runs(text))
-    return {
-        "name": name,
-        "description": description,
-        "ap50": mean.mean_ap50.value,
-        "ap50_interval": _ends(mean.mean_ap50),
-        "ap": mean.mean_ap.value,
-        "ap_interval": _ends(mean.mean_ap),
-        "ap50_of_seeds": [one.mean_ap50.value for one in samples],
-        "over_frozen": asdict(score_difference(gain.mean_ap50)),
-        "text_over_it": asdict(score_difference(lead.mean_ap50)),
-        "classes": [
-            {
-                "name": mean.class_names[label],
-                "num_boxes": mean.ap50[label].num_boxes,
-                "ap50": mean.ap50[label].value,
-                "ap50_interval": _ends(mean.ap50[label]),
-                "ap": mean.ap[label].value,
-                "ap_interval": _ends(mean.ap[label]),
-                "text_over_it": asdict(score_difference(lead.ap50[label])),
-            }
-            for label in range(len(mean.class_names))
-        ],
-    }
+    return ModelResult(
+        name=name,
+        description=description,
+        ap=_score(mean.mean_ap),
+        ap50=_score(mean.mean_ap50),
+        ap50_of_seeds=tuple(seed.mean_ap50.value for seed in samples),
+        frozen_delta=compute_delta(frozen.mean_ap50, mean.mean_ap50),
+        text_delta=compute_delta(mean.mean_ap50, text.mean_ap50),
+        classes=tuple(
+            ClassResult(
+                name=class_name,
+                num_boxes=mean.ap50[label].num_boxes,
+                ap=_score(mean.ap[label]),
+                ap50=_score(mean.ap50[label]),
+                text_delta=compute_delta(mean.ap50[label], text.ap50[label]),
+            )
+            for label, class_name in enumerate(mean.class_names)
+        ),
+    )
 
 
-def model_of(evidence: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The entry of one model.
-
-    Args:
-        evidence: From `build_evidence`.
-        name: `frozen`, a variant that was tried, or `swapped`.
-    """
-    return next(entry for entry in evidence["models"] if entry["name"] == name)
-
-
-def _ends(score: SampledScore) -> list[float] | None:
-    found = interval(score)
-    return None if found is None else [found.low, found.high]
+def _score(score: SampledScore) -> Score:
+    ends = interval(score)
+    return Score(value=score.value, interval=None if ends is None else (ends.low, ends.high))

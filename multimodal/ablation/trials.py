@@ -1,15 +1,15 @@
-"""Training the variants on the same findings, seeds and budget, and scoring them on the same resamples."""
+"""Training the variants on the same outputs, seeds and budget, and evaluating them on the same resamples."""
 
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from deim.engine.ema import ModelEma
-from deim.engine.optimizer import set_learning_rates
+from deim.engine.optimizer import RecipeOptions, set_learning_rates
 from deim.engine.schedule import EmaSchedule, Timeline
 from deim.engine.step import Precision, StepContext, train_step
 from deim.inference.detection_table import split_results
@@ -18,51 +18,42 @@ from deim.metrics.assignment import COCO_IOU_THRESHOLDS, assign, compute_overlap
 from deim.metrics.bootstrap import ScoreSamples, resample_scores
 from multimodal.ablation.variants import (
     VARIANTS,
-    FindingsFusion,
+    FusionModel,
     Variant,
     VariantSource,
     build_variant,
     swap_text,
     variant_groups,
 )
-from multimodal.feature_cache import FindingsBatch
+from multimodal.feature_cache import DetectorOutputBatch
 from multimodal.loss import FusionCriterion
 
 logger = logging.getLogger(__name__)
 
-FROZEN: Final = "frozen"
-SWAPPED: Final = "swapped"
-"""What is scored beside the variants: the detector as it is, and the real text with the pair's exchanged."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class TrialSetting:
-    """What is the same for all variants."""
+class TrialContext:
+    """Everything that is the same for all variants."""
 
     source: VariantSource
     criterion: FusionCriterion
-    base_lr: float
-    """Learning rate of a class head that is trained beside a fusion head."""
-    weight_decay: float
-    betas: tuple[float, float]
-    """Of AdamW."""
-    clip_grad_norm: float
-    """Largest global L2 norm of the gradient."""
+    recipe: RecipeOptions
+    """Optimizer; `lr` is that of a class head that is trained beside a fusion head."""
     timeline: Timeline
     averaging: EmaSchedule
     device: torch.device
     precision: Precision
-    """Of the forward passes in training."""
-    train: Callable[[int, int], Iterable[FindingsBatch]]
-    """Training batches of a seed and an epoch."""
-    val: Iterable[FindingsBatch]
-    """Each image that is scored, once; read anew for every model."""
+    """Precision of the forward passes in training."""
+    train: Callable[[int, int], Iterable[DetectorOutputBatch]]
+    """Returns the training batches of a seed and an epoch."""
+    val: Iterable[DetectorOutputBatch]
+    """Each validation image once; read again for every model."""
     ground_truth: Mapping[str, Any]
     """COCO dict of these images; categories in the order of the class indices."""
     max_detections: int
-    """Raw detections kept an image."""
+    """Raw detections kept for each image."""
     num_resamples: int
-    """Of the images, the same for all models."""
+    """Resamples of the images, the same for all models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -70,49 +61,50 @@ class TrialScores:
     """Scores of all models, on the same resamples of the same images."""
 
     frozen: ScoreSamples
-    """Of the detector as it is."""
+    """Scores of the detector alone."""
     variants: Mapping[Variant, tuple[ScoreSamples, ...]]
-    """Of each variant, one for each seed; the real text first."""
+    """For each variant the scores of each seed; the real text first."""
     swapped: tuple[ScoreSamples, ...]
-    """Of the real text with that of the pair exchanged after training, one for each seed."""
+    """For each seed the scores of the real text, with the pair's texts exchanged after training."""
 
 
 def run_trials(
-    setting: TrialSetting, controls: Sequence[Variant], seeds: Sequence[int], *, pair: tuple[int, int]
+    context: TrialContext, variants: Sequence[Variant], seeds: Sequence[int], *, pair: tuple[int, int]
 ) -> TrialScores:
-    """Train and score the real text and the controls.
+    """Train and evaluate the real text and the other variants.
 
-    The averaged weights at the end of the training are scored: no epoch is chosen by its score.
+    The averaged weights at the end of the training are evaluated: no epoch is chosen by its score.
 
     Args:
-        setting: What is the same for all.
-        controls: Without the real text.
-        seeds: Of weights, vectors and the order of images; at least one.
-        pair: Two class indices, whose text is exchanged at test time.
+        context: Everything that is the same for all.
+        variants: The variants without the real text.
+        seeds: Seeds of weights, vectors and the order of images; at least one.
+        pair: Two class indices, whose texts are exchanged at test time.
 
     Raises:
-        ConfigError: If a control cannot be built of this text.
-        DataError: If an image is damaged, or findings cannot be stored.
+        ConfigError: If a variant cannot be built from this text.
+        DataError: If an image is damaged, or detector outputs cannot be stored.
     """
-    for variant in controls:  # what cannot be built is refused before hours of training
-        build_variant(variant, setting.source, seed=seeds[0])
-    untrained = build_variant("text", setting.source, seed=0).to(setting.device)
-    frozen = score(untrained, setting)
-    scores: dict[Variant, list[ScoreSamples]] = {"text": [], **{name: [] for name in controls}}
+    for variant in variants:  # fail before hours of training
+        build_variant(variant, context.source, seed=seeds[0])
+    untrained = build_variant("text", context.source, seed=0).to(context.device)
+    frozen = evaluate_variant(untrained, context)
+    scores: dict[Variant, list[ScoreSamples]] = {"text": [], **{name: [] for name in variants}}
     swapped = []
     for number, seed in enumerate(seeds, start=1):
-        for variant in scores:
+        for variant, samples in scores.items():
             started = time.perf_counter()
-            model = train_variant(variant, setting, seed=seed)
-            scores[variant].append(score(model, setting))
+            model = train_variant(variant, context, seed=seed)
+            samples.append(evaluate_variant(model, context))
             if variant == "text":
-                swapped.append(score(swap_text(model, pair), setting))
+                swapped.append(evaluate_variant(swap_text(model, pair), context))
+            ap50 = samples[-1].mean_ap50.value
             logger.info(
                 "seed %d of %d, %s: mAP50 %s, %.0f s",
                 number,
                 len(seeds),
                 VARIANTS[variant],
-                _in_words(scores[variant][-1]),
+                "unknown without ground truth" if ap50 is None else f"{ap50:.3f}",
                 time.perf_counter() - started,
             )
     return TrialScores(
@@ -122,73 +114,70 @@ def run_trials(
     )
 
 
-def train_variant(variant: Variant, setting: TrialSetting, *, seed: int) -> FindingsFusion:
+def train_variant(variant: Variant, context: TrialContext, *, seed: int) -> FusionModel:
     """Train a variant to the end.
 
     Args:
-        variant: Which one.
-        setting: What is the same for all.
-        seed: Of weights, vectors and the order of images.
+        variant: Name of the variant.
+        context: Everything that is the same for all.
+        seed: Seed of weights, vectors and the order of images.
 
     Returns:
         The averaged weights, in evaluation mode.
 
     Raises:
-        ConfigError: If the variant cannot be built of this text.
-        DataError: If an image is damaged, or findings cannot be stored.
+        ConfigError: If the variant cannot be built from this text.
+        DataError: If an image is damaged, or detector outputs cannot be stored.
     """
-    model = build_variant(variant, setting.source, seed=seed).to(setting.device)
+    model = build_variant(variant, context.source, seed=seed).to(context.device)
     groups = variant_groups(
         variant,
         model,
-        setting.base_lr,
-        weight_decay=setting.weight_decay,
-        class_head_from_epoch=setting.source.class_head_from_epoch,
+        context.recipe.lr,
+        weight_decay=context.recipe.weight_decay,
+        class_head_from_epoch=context.source.class_head_from_epoch,
     )
     # The scale of fp16 is learned during a training, and must not pass from one to the next.
     scaler = torch.amp.GradScaler(
-        setting.precision.device_type, enabled=setting.precision.scaler.is_enabled()
+        context.precision.device_type, enabled=context.precision.scaler.is_enabled()
     )
     parts = StepContext(
         model=model,
-        criterion=setting.criterion,
-        optimizer=torch.optim.AdamW(groups, lr=setting.base_lr, betas=setting.betas, fused=True),
-        precision=replace(setting.precision, scaler=scaler),
-        clip_grad_norm=setting.clip_grad_norm,
+        criterion=context.criterion,
+        optimizer=torch.optim.AdamW(groups, lr=context.recipe.lr, betas=context.recipe.betas, fused=True),
+        precision=replace(context.precision, scaler=scaler),
+        clip_grad_norm=context.recipe.clip_grad_norm,
     )
-    average = ModelEma(model, setting.averaging)
-    step, refused = 0, 0
-    for epoch in range(setting.timeline.epochs):
-        for batch in setting.train(seed, epoch):
-            set_learning_rates(parts.optimizer, setting.timeline.lr_factor(step), epoch=epoch)
-            result = train_step(parts, batch.to(setting.device), epoch=epoch)
+    average = ModelEma(model, context.averaging)
+    step, num_skipped = 0, 0
+    for epoch in range(context.timeline.epochs):
+        for batch in context.train(seed, epoch):
+            set_learning_rates(parts.optimizer, context.timeline.lr_factor(step), epoch=epoch)
+            result = train_step(parts, batch.to(context.device), epoch=epoch)
             step += 1
             if result.skip_reason is None:
                 average.update(model)
             else:
-                refused += 1
-    if refused:
-        logger.warning("%s: %d of %d steps were not finite and left out", VARIANTS[variant], refused, step)
+                num_skipped += 1
+    if num_skipped:
+        logger.warning("%s: skipped %d of %d steps, not finite", VARIANTS[variant], num_skipped, step)
     return average.model
 
 
-def score(model: FindingsFusion, setting: TrialSetting) -> ScoreSamples:
-    """Score a model on the images of validation and their resamples.
+def evaluate_variant(model: FusionModel, context: TrialContext) -> ScoreSamples:
+    """Evaluate a model on the validation images and their resamples.
 
     Args:
-        model: On the device of the setting.
-        setting: Of the trials.
+        model: A variant, on the device of the context.
+        context: Everything that is the same for all.
 
     Raises:
-        DataError: If an image is damaged, or findings cannot be stored.
+        DataError: If an image is damaged, or detector outputs cannot be stored.
     """
-    found = predict_split(model, setting.val, device=setting.device, max_detections=setting.max_detections)
-    category_ids = [category["id"] for category in setting.ground_truth["categories"]]
-    results = split_results(setting.ground_truth, found.to_coco(category_ids))
+    detections = predict_split(
+        model, context.val, device=context.device, max_detections=context.max_detections
+    )
+    category_ids = [category["id"] for category in context.ground_truth["categories"]]
+    results = split_results(context.ground_truth, detections.to_coco(category_ids))
     assignment = assign(results, compute_overlaps(results), iou_thresholds=COCO_IOU_THRESHOLDS)
-    return resample_scores(results, assignment, num_resamples=setting.num_resamples)
-
-
-def _in_words(samples: ScoreSamples) -> str:
-    value = samples.mean_ap50.value
-    return "none, for want of ground truth" if value is None else f"{value:.3f}"
+    return resample_scores(results, assignment, num_resamples=context.num_resamples)

@@ -1,7 +1,8 @@
-"""Variants of the fusion that differ in their text alone: what tells its gain from that of training.
+"""Variants of the fusion that differ only in their text.
 
-A few fixed vectors enter a learned projection only through the cosines between them. So a head that beats the
-frozen detector proves nothing of the text: the same head with other vectors, or with none, must do worse.
+A few fixed vectors enter a learned projection only through the cosines between them. A head that beats the
+frozen detector therefore proves nothing about its text: the same head with other vectors, or with none, must
+do worse.
 """
 
 import copy
@@ -22,12 +23,13 @@ from multimodal.fusion_head import (
     START_SCALE,
     TEXT_LAYERS_FACTOR,
     FusionHead,
-    TextEvidence,
+    TextScores,
+    layer_groups,
     move_logits,
     parameter_group,
     parameter_groups,
 )
-from multimodal.wrapper import DetectorFindings, FusedOutput, fuse_findings, new_class_head_delta
+from multimodal.wrapper import DetectorOutputs, FusedOutput, fuse_outputs, new_class_head_delta
 
 Variant = Literal["text", "random", "shuffled", "one_hot", "free", "mlp", "class_head"]
 
@@ -40,21 +42,20 @@ VARIANTS: Final[Mapping[Variant, str]] = {
     "mlp": "an MLP without text",
     "class_head": "the class head alone",
 }
-"""What each variant has in place of the text, in words; all but the first are controls."""
-
-CONTROLS: Final[tuple[Variant, ...]] = tuple(name for name in VARIANTS if name != "text")
+"""The source of the class vectors of each variant."""
+ABLATED_VARIANTS: Final[tuple[Variant, ...]] = tuple(name for name in VARIANTS if name != "text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class VariantSource:
-    """What all variants are built from."""
+    """The text and the sizes of the real fusion head."""
 
     query_dim: int
     """Width of the query features."""
     text: Tensor
     """(C, K, D) float: the real text."""
     background: Tensor
-    """(J, D) float: that of faultless surface."""
+    """(J, D) float: the text of background."""
     hidden_dim: int
     """Hidden width of the projection."""
     adapter_dim: int
@@ -64,13 +65,13 @@ class VariantSource:
 
 
 class ResidualHead(nn.Module):
-    """Class logits moved by an MLP on the query features: scale, gates and bias of a fusion head, no text.
+    """An MLP on the query features moves the class logits: scale, gates and bias of a fusion head, no text.
 
     Args:
         query_dim: Width of the query features.
         num_classes: C.
         width: Width of the second hidden layer.
-        num_parameters: To come near to, by the width of the first.
+        num_parameters: Target number of parameters, which sets the width of the first hidden layer.
     """
 
     no_text: Tensor
@@ -92,27 +93,27 @@ class ResidualHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(START_SCALE).log())
         self.gate = nn.Parameter(torch.zeros(num_classes))
         self.bias = nn.Parameter(torch.zeros(num_classes))
-        # For the anchor of the loss, which is then 0: there is no text to keep near to.
+        # The anchor term of the loss compares the text with itself and is 0.
         self.register_buffer("no_text", torch.ones(num_classes, 1), persistent=False)
 
-    def evidence(self, queries: Tensor) -> TextEvidence:
-        """Score queries (B, Q, query_dim) in float32; what stands for text is the same for all classes."""
+    def compare(self, queries: Tensor) -> TextScores:
+        """Score queries (B, Q, query_dim) in float32; all classes have the same vector for their text."""
         with torch.autocast(queries.device.type, enabled=False):
             columns = self.log_scale.exp() * self.layers(queries.float())
-        return TextEvidence(
+        return TextScores(
             class_logits=columns[..., :-1],
             background_logits=columns[..., -1],
             class_text=self.no_text,
             plain_text=self.no_text,
         )
 
-    def fuse(self, logits: Tensor, evidence: TextEvidence) -> Tensor:
-        """Move logits (B, Q, C) by the evidence for the same queries, as a fusion head does."""
-        return move_logits(logits, evidence, gate=self.gate, bias=self.bias)
+    def fuse(self, logits: Tensor, scores: TextScores) -> Tensor:
+        """Move logits (B, Q, C) by the scores of the same queries, as a fusion head does."""
+        return move_logits(logits, scores, gate=self.gate, bias=self.bias)
 
 
-class FindingsFusion(nn.Module):
-    """The trained part of phase 2 alone: it fuses what the frozen detector found.
+class FusionModel(nn.Module):
+    """The trained part of a text fusion alone, on outputs of the frozen detector.
 
     Args:
         head: Moves the logits.
@@ -126,29 +127,28 @@ class FindingsFusion(nn.Module):
 
     def forward(
         self,
-        images: DetectorFindings,
+        images: DetectorOutputs,
         targets: Sequence[Target] | None = None,  # noqa: ARG002
         *,
         max_boxes: int | None = None,  # noqa: ARG002
     ) -> FusedOutput:
-        """Fuse the findings that stand for images; `targets` and `max_boxes` are not used."""
-        return fuse_findings(images, self.head, self.class_head_delta)
+        """Fuse the outputs that stand for images; `targets` and `max_boxes` are not used."""
+        return fuse_outputs(images, self.head, self.class_head_delta)
 
 
-def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> FindingsFusion:
+def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> FusionModel:
     """Build a variant; before its first step its output is the detector's.
 
-    The layers of all variants with a projection start at the same weights. Vectors are drawn anew for each
-    seed.
+    The layers of all variants with a projection start with the same weights.
 
     Args:
-        variant: Which one.
-        source: What it is built from.
-        seed: Of vectors and weights.
+        variant: Name of the variant.
+        source: Text and sizes of the real head.
+        seed: Seed of vectors and weights.
 
     Raises:
         ConfigError: If the text is too narrow for one-hot vectors.
-        ValueError: If descriptions of one class are to be shuffled.
+        ValueError: If the descriptions of a single class are to be shuffled.
     """
     generator = torch.Generator().manual_seed(seed)
     text, background = source.text.cpu(), source.background.cpu()
@@ -174,106 +174,102 @@ def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> Find
             adapter_dim=source.adapter_dim,
         )
         size = sum(parameter.numel() for parameter in head.parameters())
-        change = None
+        delta = None
         if variant == "class_head" or source.class_head_from_epoch is not None:
-            change = new_class_head_delta(head.query_dim, head.num_classes)
+            delta = new_class_head_delta(head.query_dim, head.num_classes)
         if variant == "mlp":
-            residual = ResidualHead(
-                head.query_dim, head.num_classes, width=text.shape[-1], num_parameters=size
-            )
-            return FindingsFusion(residual, change)
+            width = text.shape[-1]
+            residual = ResidualHead(head.query_dim, head.num_classes, width=width, num_parameters=size)
+            return FusionModel(residual, delta)
     if variant == "free":
         prototypes = nn.Parameter(head.text)
         del head.text
         head.text = prototypes
     elif variant == "class_head":
         head.requires_grad_(False)
-    return FindingsFusion(head, change)
+    return FusionModel(head, delta)
 
 
 def variant_groups(
     variant: Variant,
-    model: FindingsFusion,
+    model: FusionModel,
     base_lr: float,
     *,
     weight_decay: float,
     class_head_from_epoch: int | None,
 ) -> list[dict[str, Any]]:
-    """Sort a variant's parameters for the optimizer, at the rates of the fusion head's.
+    """Sort a variant's parameters for the optimizer, at the rates of the fusion head.
 
-    The class head alone is trained from the first epoch on, at the rate of the fusion head's layers: at that
-    which it has beside them it would hardly move within a run, and be no rival.
+    The variant `class_head` trains the class head from the first epoch, at the rate of the fusion layers: at
+    its usual rate it would hardly move within a run.
 
     Args:
-        variant: Which one.
+        variant: Name of the variant.
         model: From `build_variant`.
         base_lr: Learning rate of a class head that is trained beside a fusion head.
-        weight_decay: Of the weights of the layers.
-        class_head_from_epoch: First epoch (0-based) in which that is trained; None for never.
+        weight_decay: Weight decay of the weights of the layers.
+        class_head_from_epoch: First epoch (0-based) that trains that class head; None for never.
     """
-    head, change = model.head, model.class_head_delta
+    head, delta = model.head, model.class_head_delta
     layers_lr = base_lr * TEXT_LAYERS_FACTOR
     if variant == "class_head":
-        assert change is not None
-        return [parameter_group("class_head", list(change.parameters()), layers_lr)]
+        assert delta is not None
+        return [parameter_group("class_head", list(delta.parameters()), layers_lr)]
     first_epoch = class_head_from_epoch or 0
     if isinstance(head, FusionHead):
         groups = parameter_groups(
             head,
             base_lr,
             weight_decay=weight_decay,
-            class_head_delta=change,
+            class_head_delta=delta,
             class_head_from_epoch=first_epoch,
         )
         if isinstance(head.text, nn.Parameter):
             groups.append(parameter_group("text", [head.text], base_lr * BACKGROUND_FACTOR))
         return groups
-    layers = list(head.layers.parameters())
     groups = [
-        parameter_group("layers", [p for p in layers if p.ndim > 1], layers_lr, weight_decay=weight_decay),
-        parameter_group("layers_undecayed", [p for p in layers if p.ndim == 1], layers_lr),
+        *layer_groups("layers", list(head.layers.parameters()), layers_lr, weight_decay=weight_decay),
         parameter_group("scales", [head.log_scale, head.bias], base_lr * SCALES_FACTOR),
         parameter_group("gate", [head.gate], base_lr * GATE_FACTOR),
     ]
-    if change is not None:
-        groups.append(
-            parameter_group("class_head", list(change.parameters()), base_lr, first_epoch=first_epoch)
-        )
+    if delta is not None:
+        parameters = list(delta.parameters())
+        groups.append(parameter_group("class_head", parameters, base_lr, first_epoch=first_epoch))
     return groups
 
 
-def swap_text(model: FindingsFusion, pair: tuple[int, int]) -> FindingsFusion:
-    """A copy in which two classes have each other's text, with what was learned of its prompts.
+def swap_text(model: FusionModel, pair: tuple[int, int]) -> FusionModel:
+    """Copy a model and exchange the text of two classes, together with their prompt weights.
 
     Args:
-        model: With a fusion head.
+        model: A model with a fusion head.
         pair: Two class indices.
     """
     swapped = copy.deepcopy(model)
     head = swapped.head
     assert isinstance(head, FusionHead)
-    one, other = pair
+    first, second = pair
     with torch.no_grad():
         for rows in (head.text, head.prompt_logits):
-            rows[[one, other]] = rows[[other, one]]
+            rows[[first, second]] = rows[[second, first]]
     return swapped
 
 
 def derangement(number: int, generator: torch.Generator) -> Tensor:
-    """A random order in which nothing stays where it was, each as likely as any other.
+    """Draw a permutation without fixed points; all are equally likely.
 
     Args:
-        number: Of things.
-        generator: Of the draw.
+        number: Length, at least 2.
+        generator: Source of the draw.
 
     Returns:
         (number,) int64, positions from 0.
 
     Raises:
-        ValueError: If there are fewer than two.
+        ValueError: If `number` is less than 2.
     """
     if number < 2:
-        raise ValueError(f"derangement: got {number} to put in another order. It takes at least 2.")
+        raise ValueError(f"derangement: got {number} items. It needs at least 2.")
     places = torch.arange(number)
     while True:
         order = torch.randperm(number, generator=generator)
@@ -282,12 +278,12 @@ def derangement(number: int, generator: torch.Generator) -> Tensor:
 
 
 def _one_hot(text: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
-    """A basis vector for each class, the same for all its prompts, and one for each background prompt."""
+    """Return a basis vector for each class, the same for all its prompts, and for each background prompt."""
     (num_classes, num_prompts, width), num_background = text.shape, len(background)
     if num_classes + num_background > width:
         raise ConfigError(
             f"text: got width {width} for {num_classes} classes and {num_background} background prompts. "
-            f"One-hot vectors need one number each. Name all --controls but one_hot."
+            f"One-hot vectors need one number each. Leave one_hot out of --variants."
         )
     basis = torch.eye(width)
     classes = basis[:num_classes, None].expand(-1, num_prompts, -1)

@@ -1,33 +1,43 @@
-"""From the scores of all models to one of three verdicts, and why."""
+"""From the scores of all models to one of three verdicts, and its reasons."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from deim.metrics.bootstrap import Difference, difference, mean_over_classes, mean_over_runs
+from deim.metrics.bootstrap import SampledScore, difference, mean_over_classes, mean_over_runs
 from multimodal.ablation.trials import TrialScores
-from multimodal.ablation.variants import CONTROLS, VARIANTS, Variant
+from multimodal.ablation.variants import ABLATED_VARIANTS, VARIANTS, Variant
 
 Verdict = Literal["text helps", "training helps, text does not", "nothing helps"]
 
 RULE: Final = (
-    "The text helps if mAP50 with the real text lies above that of the frozen detector and above that of "
-    "every control, and the mean AP50 of two classes falls when their texts are exchanged at test time: each "
-    "by a paired 95 % interval that does not reach 0. If not, training helps if mAP50 with the real text or "
-    "any control lies above that of the frozen detector in the same way. Else nothing helps."
+    "The text helps if mAP50 with the real text is above the frozen detector and above every other variant, "
+    "and the mean AP50 of two classes falls when their texts are exchanged at test time: each by a paired "
+    "95 % interval that excludes 0. If not, training helps if mAP50 of any variant is above the frozen "
+    "detector in the same way. Otherwise nothing helps."
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class EarlyStoppingState:
-    """The differences that a verdict rests on; None where the bootstrap has nothing to say."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delta:
+    """A difference of two scores of the same images, with its paired 95 % interval."""
 
-    over_frozen: Mapping[Variant, Difference | None]
-    """mAP50 of the real text and of each control that was trained, less that of the frozen detector."""
-    over_controls: Mapping[Variant, Difference | None]
-    """mAP50 of the real text, less that of each control that was trained."""
-    over_swapped: Difference | None
-    """Mean AP50 of the pair with its own text, less that with each other's."""
+    value: float
+    """In [-1, 1]."""
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextDeltas:
+    """The differences that a verdict rests on; None where there is no ground truth."""
+
+    over_frozen: Mapping[Variant, Delta | None]
+    """mAP50 of each trained variant minus mAP50 of the frozen detector."""
+    over_ablated: Mapping[Variant, Delta | None]
+    """mAP50 of the real text minus mAP50 of each other trained variant."""
+    over_swapped: Delta | None
+    """Mean AP50 of the pair with the right texts minus that with exchanged texts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,116 +46,107 @@ class Decision:
 
     verdict: Verdict
     reasons: tuple[str, ...]
-    """Sentences: what speaks for the text and what against it, all that was asked."""
+    """Sentences."""
 
 
-def compute_gains(scores: TrialScores, *, pair: tuple[int, int]) -> EarlyStoppingState:
-    """Differences of the means over seeds, with paired intervals.
+def compute_delta(a: SampledScore, b: SampledScore) -> Delta | None:
+    """Compute b minus a; None without ground truth, or if only one image has a box."""
+    delta = difference(a, b)
+    if delta is None:
+        return None
+    return Delta(value=delta.value, low=delta.interval.low, high=delta.interval.high)
+
+
+def compute_deltas(scores: TrialScores, *, pair: tuple[int, int]) -> TextDeltas:
+    """Compute the differences of the means over seeds.
 
     Args:
-        scores: Of all models.
-        pair: The class indices whose text was exchanged.
+        scores: Scores of all models.
+        pair: The class indices whose texts were exchanged.
     """
     means = {variant: mean_over_runs(samples) for variant, samples in scores.variants.items()}
-    text, swapped = means["text"], mean_over_runs(scores.swapped)
-    return EarlyStoppingState(
+    text, swapped = means.pop("text"), mean_over_runs(scores.swapped)
+    return TextDeltas(
         over_frozen={
-            variant: difference(scores.frozen.mean_ap50, mean.mean_ap50) for variant, mean in means.items()
+            variant: compute_delta(scores.frozen.mean_ap50, mean.mean_ap50)
+            for variant, mean in {"text": text, **means}.items()
         },
-        over_controls={
-            variant: difference(mean.mean_ap50, text.mean_ap50)
-            for variant, mean in means.items()
-            if variant != "text"
+        over_ablated={
+            variant: compute_delta(mean.mean_ap50, text.mean_ap50) for variant, mean in means.items()
         },
-        over_swapped=difference(
+        over_swapped=compute_delta(
             mean_over_classes([swapped.ap50[label] for label in pair]),
             mean_over_classes([text.ap50[label] for label in pair]),
         ),
     )
 
 
-def decide(gains: EarlyStoppingState, *, pair_names: tuple[str, str]) -> Decision:
+def decide(deltas: TextDeltas, *, pair_names: tuple[str, str]) -> Decision:
     """Judge by `RULE`.
 
-    A control that was not trained may be the one that does as well as the text: without all of them the
-    verdict is never *text helps*.
+    A variant that was not trained may do as well as the text: unless all are trained, the verdict is never
+    *text helps*.
 
     Args:
-        gains: From `compute_gains`.
-        pair_names: The classes whose text was exchanged.
+        deltas: From `compute_deltas`.
+        pair_names: The classes whose texts were exchanged.
     """
-    left_out = [variant for variant in CONTROLS if variant not in gains.over_controls]
-    speaks_for_text = [
-        not left_out,
-        is_above(gains.over_frozen["text"]),
-        all(is_above(gain) for gain in gains.over_controls.values()),
-        is_above(gains.over_swapped),
+    not_trained = [variant for variant in ABLATED_VARIANTS if variant not in deltas.over_ablated]
+    conditions = [
+        not not_trained,
+        is_above(deltas.over_frozen["text"]),
+        all(map(is_above, deltas.over_ablated.values())),
+        is_above(deltas.over_swapped),
     ]
     verdict: Verdict = "nothing helps"
-    if all(speaks_for_text):
+    if all(conditions):
         verdict = "text helps"
-    elif any(is_above(gain) for gain in gains.over_frozen.values()):
+    elif any(map(is_above, deltas.over_frozen.values())):
         verdict = "training helps, text does not"
-    return Decision(verdict=verdict, reasons=tuple(_reasons(gains, left_out, pair_names)))
+    return Decision(verdict=verdict, reasons=tuple(_reasons(deltas, not_trained, pair_names)))
 
 
-def is_above(gain: Difference | None) -> bool:
-    """Whether the interval of a difference lies above 0."""
-    return gain is not None and gain.interval.low > 0
+def is_above(delta: Delta | None) -> bool:
+    """Tell whether the interval of a difference lies above 0."""
+    return delta is not None and delta.low > 0
 
 
-def _reasons(
-    gains: EarlyStoppingState, left_out: Sequence[Variant], pair_names: tuple[str, str]
-) -> list[str]:
-    trained = [name for name, gain in gains.over_frozen.items() if name != "text" and is_above(gain)]
-    beaten = [name for name, gain in gains.over_controls.items() if is_above(gain)]
-    equal = [name for name in gains.over_controls if name not in beaten]
-    over_frozen, over_swapped = gains.over_frozen["text"], gains.over_swapped
-    lines = [
-        f"With the real text, mAP50 is {_against(over_frozen, 'that of the frozen detector')}.",
-        f"With {_listed(trained, gains.over_frozen)}, it lies above the frozen detector too."
-        if trained
-        else "No control lies above the frozen detector.",
-    ]
-    if beaten:
-        lines.append(f"The real text beats {_listed(beaten, gains.over_controls)}.")
-    if equal:
-        lines.append(f"The real text does not beat {_listed(equal, gains.over_controls)}.")
-    if left_out:
-        lines.append(
-            f"Not tried: {', '.join(VARIANTS[name] for name in left_out)}. Without them nobody can say that "
-            f"the text helps."
-        )
-    one, other = pair_names
+def _reasons(deltas: TextDeltas, not_trained: Sequence[Variant], pair_names: tuple[str, str]) -> list[str]:
+    over_frozen, over_swapped = deltas.over_frozen["text"], deltas.over_swapped
+    position = "not distinguishable from"
+    if over_frozen is None:
+        position = "not comparable with"
+    elif is_above(over_frozen) or over_frozen.high < 0:
+        position = "above" if is_above(over_frozen) else "below"
+    lines = [f"With the real text, mAP50 is {position} the frozen detector ({format_delta(over_frozen)})."]
+    groups: dict[str, dict[Variant, Delta | None]] = {
+        "Also above the frozen detector": {
+            name: delta for name, delta in deltas.over_frozen.items() if name != "text" and is_above(delta)
+        },
+        "The real text beats": {name: d for name, d in deltas.over_ablated.items() if is_above(d)},
+        "The real text does not beat": {
+            name: d for name, d in deltas.over_ablated.items() if not is_above(d)
+        },
+    }
+    for start, group in groups.items():
+        if group:
+            items = [f"{VARIANTS[name]} ({format_delta(delta)})" for name, delta in group.items()]
+            lines.append(f"{start}: {', '.join(items)}.")
+    if not_trained:
+        names = ", ".join(VARIANTS[name] for name in not_trained)
+        lines.append(f"Not trained: {names}. Without them the verdict cannot be that the text helps.")
+    falls = is_above(over_swapped)
     lines.append(
-        f"With the texts of {one} and {other} exchanged at test time, the mean AP50 of the two "
-        + (
-            f"falls by {over_swapped.value:.3f} ({_ends(over_swapped)}): the head reads its text."
-            if over_swapped is not None and is_above(over_swapped)
-            else f"does not fall for certain ({_ends(over_swapped)}): the head hardly reads their text."
-        )
+        f"With the texts of {' and '.join(pair_names)} exchanged at test time, the mean AP50 of the two "
+        f"{'falls' if falls else 'does not clearly fall'} ({format_delta(over_swapped)}): the head "
+        f"{'uses its text' if falls else 'hardly uses their texts'}."
     )
-    lines.append("In brackets: differences, of mAP50 if not said otherwise, with paired 95 % intervals.")
+    lines.append("In brackets: differences, of mAP50 unless stated otherwise, with paired 95 % intervals.")
     return lines
 
 
-def _against(gain: Difference | None, other: str) -> str:
-    if gain is None:
-        return f"not to be compared with {other}, for want of ground truth"
-    if is_above(gain):
-        return f"above {other} ({_with_ends(gain)})"
-    if gain.interval.high < 0:
-        return f"below {other} ({_with_ends(gain)})"
-    return f"not distinguishable from {other} ({_with_ends(gain)})"
-
-
-def _listed(variants: Sequence[Variant], gains: Mapping[Variant, Difference | None]) -> str:
-    return ", ".join(f"{VARIANTS[variant]} ({_with_ends(gains[variant])})" for variant in variants)
-
-
-def _with_ends(gain: Difference | None) -> str:
-    return "no ground truth" if gain is None else f"{gain.value:+.3f}, {_ends(gain)}"
-
-
-def _ends(gain: Difference | None) -> str:
-    return "no ground truth" if gain is None else f"{gain.interval.low:+.3f} to {gain.interval.high:+.3f}"
+def format_delta(delta: Delta | None) -> str:
+    """Format a difference with its interval."""
+    if delta is None:
+        return "no ground truth"
+    return f"{delta.value:+.3f}, {delta.low:+.3f} to {delta.high:+.3f}"

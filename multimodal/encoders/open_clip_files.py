@@ -1,6 +1,6 @@
-"""Where an open_clip model lies on this machine: a folder, a file, or what an earlier download has left.
+"""Finding an open_clip model on this machine: in a folder, in a file, or in the cache of a download.
 
-Only the file system is looked at; nothing here reaches for the network.
+Only the file system is searched; nothing is downloaded.
 """
 
 import json
@@ -10,38 +10,38 @@ from pathlib import Path
 from typing import Any, Final
 
 from deim.errors import CheckpointError, ConfigError
-from multimodal.prompts import nearest
+from deim.files import suggest
 
 DEFAULT_MODEL: Final = "ViT-B-32"
 DEFAULT_WEIGHTS: Final = "laion2b_s34b_b79k"
-"""Trained on LAION-2B; MIT license; 512 numbers in a vector."""
+"""Trained on LAION-2B; MIT license; vectors of 512 numbers."""
 
 CONFIG_NAME: Final = "open_clip_config.json"
 WEIGHTS_NAMES: Final = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""Names of the weights in an open_clip model folder, the better one first."""
+"""Names of the weights in an open_clip model folder, in order of preference."""
 WEIGHTS_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth")
 
 FOLDER_PREFIX: Final = "local-dir:"
-"""How open_clip itself marks a folder; it may be left out."""
+"""open_clip's mark of a folder, which is optional here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFiles:
-    """Where a model's text tower is described and where its weights are."""
+    """The description of a model and its weights."""
 
     model_config: Mapping[str, Any]
     """`embed_dim`, `text_cfg` and perhaps `quick_gelu`, as in open_clip's own files."""
     weights: Path
     """`.safetensors`, or a pickle of torch."""
     identity: str
-    """The model and its weights in words."""
+    """Name of the model and of its weights."""
 
 
 def find_model_files(weights: str, model_name: str | None) -> ModelFiles:
     """Find a model's description and weights on this machine; the weights are not opened.
 
     Args:
-        weights: Folder, weights file or tag; see `load_open_clip_encoder`.
+        weights: Folder, weights file or tag; see `OpenClipEncoderOptions`.
         model_name: open_clip's name of the model, or None.
 
     Raises:
@@ -58,15 +58,11 @@ def find_model_files(weights: str, model_name: str | None) -> ModelFiles:
             f"{place}: no such file or folder (looked in {Path.cwd()}). Name a folder with {CONFIG_NAME} and "
             f"{WEIGHTS_NAMES[0]}, a weights file, or a tag such as {DEFAULT_WEIGHTS}."
         )
+    model_config = _known_model(model_name)
     if place.is_file():
-        return ModelFiles(
-            model_config=_known_model(model_name), weights=place, identity=f"{model_name}, {place.name}"
-        )
-    return ModelFiles(
-        model_config=_known_model(model_name),
-        weights=_find_tagged(model_name, weights),
-        identity=f"{model_name}, {weights}",
-    )
+        return ModelFiles(model_config=model_config, weights=place, identity=f"{model_name}, {place.name}")
+    path = _find_tagged(model_name, weights)
+    return ModelFiles(model_config=model_config, weights=path, identity=f"{model_name}, {weights}")
 
 
 def _files_of_folder(folder: Path, model_name: str | None) -> ModelFiles:
@@ -83,8 +79,8 @@ def _files_of_folder(folder: Path, model_name: str | None) -> ModelFiles:
             raise CheckpointError(f"{path}: 'model_cfg' is a {type(model_config).__name__}, needs a block.")
         if model_name is not None and model_config != _known_model(model_name):
             raise ConfigError(
-                f"{path}: describes another model than {model_name}. Leave the model's name out: the folder "
-                f"says what it is."
+                f"{path}: describes another model than {model_name}. Leave out the name of the model: the "
+                f"folder names it."
             )
     elif model_name is not None:
         model_config = _known_model(model_name)
@@ -102,10 +98,10 @@ def _weights_of_folder(folder: Path) -> Path:
     for name in WEIGHTS_NAMES:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
-    if len(found) == 1:
-        return found[0]
-    holds = f"several weights files: {', '.join(path.name for path in found)}" if found else "no weights"
+    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
+    if len(files) == 1:
+        return files[0]
+    holds = f"several weights files: {', '.join(path.name for path in files)}" if files else "no weights"
     raise CheckpointError(
         f"{folder}: holds {holds}. Put {WEIGHTS_NAMES[0]} there, or name one weights file and its model."
     )
@@ -117,14 +113,14 @@ def _known_model(model_name: str) -> dict[str, Any]:
     known = open_clip.list_models()
     if model_name not in known:
         raise ConfigError(
-            f"model '{model_name}': open_clip knows no such model. {nearest(model_name, known)}"
+            f"model '{model_name}': open_clip knows no such model. {suggest(model_name, known)}"
         )
-    found: dict[str, Any] = open_clip.get_model_config(model_name)
-    return found
+    model_config: dict[str, Any] = open_clip.get_model_config(model_name)
+    return model_config
 
 
 def _find_tagged(model_name: str, tag: str) -> Path:
-    """The file that a download of open_clip has left on this machine."""
+    """Return the file that a download of open_clip left on this machine."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(model_name)
@@ -132,7 +128,7 @@ def _find_tagged(model_name: str, tag: str) -> Path:
     if not entry:
         raise ConfigError(
             f"weights '{tag}': neither a file or folder here (looked in {Path.cwd()}) nor a tag of "
-            f"{model_name}. {nearest(tag, tags) if tags else 'It has no tags: name a folder.'}"
+            f"{model_name}. {suggest(tag, tags) if tags else 'It has no tags: name a folder.'}"
         )
     if bool(entry.get("quick_gelu")) != bool(_known_model(model_name).get("quick_gelu")):
         other = (
@@ -141,7 +137,7 @@ def _find_tagged(model_name: str, tag: str) -> Path:
         raise ConfigError(
             f"weights '{tag}' were trained with another activation than {model_name} has. Use {other}."
         )
-    for path in _left_by_downloads(entry):
+    for path in _download_paths(entry):
         if path.is_file():
             return path
     repository = entry.get("hf_hub", "").rpartition("/")[0]
@@ -149,20 +145,20 @@ def _find_tagged(model_name: str, tag: str) -> Path:
     raise CheckpointError(
         f"weights '{tag}' of {model_name} are not on this machine, and nothing is downloaded here. Get "
         f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]} (or {WEIGHTS_NAMES[1]}) from {source}, put them into a folder "
-        f"such as weights/{model_name}, and give that folder in place of the tag. For a trial without "
-        f"meaning there is the encoder 'hashed'."
+        f"such as weights/{model_name}, and name that folder instead of the tag. The encoder 'hashed' needs "
+        f"no weights, but its vectors have no meaning."
     )
 
 
-def _left_by_downloads(entry: Mapping[str, Any]) -> Iterator[Path]:
-    """Where open_clip keeps what it has downloaded: Hugging Face's cache, and its own."""
+def _download_paths(entry: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the places where open_clip keeps downloads: the cache of Hugging Face, and `~/.cache/clip`."""
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, name = entry.get("hf_hub", "").rpartition("/")
     if repository:
         for file_name in [name] if name else WEIGHTS_NAMES:
-            found = try_to_load_from_cache(repository, file_name)  # looks into a folder, nothing more
-            if isinstance(found, str):
-                yield Path(found)
+            path = try_to_load_from_cache(repository, file_name)  # searches a folder only
+            if isinstance(path, str):
+                yield Path(path)
     if entry.get("url"):
         yield Path("~/.cache/clip").expanduser() / entry["url"].rpartition("/")[2]

@@ -11,7 +11,7 @@ from deim.engine.seeding import seed_everything
 from deim.engine.step import StepContext, train_step
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
-from deim.model.options import ModelOptions
+from deim.model.detector import ModelOptions
 from deim.structures import Target
 
 NUM_STEPS = 200

@@ -39,7 +39,7 @@ def test_groups_are_transformer_decayed_and_not_then_the_rest(
     assert [group["weight_decay"] for group in groups] == [1e-4, 0, 0, 1e-4]
     assert [group["lr"] for group in groups] == [2.5e-5, 2.5e-5, 5e-4, 5e-4]
     assert [group["flat_lr"] for group in groups] == [group["lr"] for group in groups]
-    in_vit = {id(parameter) for parameter in model.backbone.vit.parameters()}
+    in_vit = {id(parameter) for parameter in model.backbone.pretrained.parameters()}
     for group, of_vit in zip(groups, (True, True, False, False), strict=True):
         assert group["params"]
         assert {id(parameter) in in_vit for parameter in group["params"]} == {of_vit}

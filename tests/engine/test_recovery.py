@@ -89,7 +89,7 @@ def test_bad_steps_of_every_kind_are_survived(
         if kind == "image":
             batch.images[0, 0, 5, 5] = float("inf")
         elif kind == "activation":
-            block = model.backbone.vit.blocks[1]
+            block = model.backbone.pretrained.blocks[1]
             hooks.append(block.register_forward_hook(lambda *args: args[-1] * float("inf")))
         elif kind == "gradient":
             weight = model.decoder.enc_score_head.weight

@@ -165,7 +165,7 @@ def test_memory_that_runs_out_in_the_update_is_not_for_another_try(
 
 
 def test_an_infinite_activation_is_refused(setup: Setup) -> None:
-    block = setup.model.backbone.vit.blocks[1]
+    block = setup.model.backbone.pretrained.blocks[1]
     handle = block.register_forward_hook(lambda *args: args[-1] * float("inf"))
     parameters, moments = setup.state()
     assert setup.step(make_batch()).skip_reason

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deim.errors import NonFiniteError
-from deim.loss.matcher import HungarianMatcher, pack_targets
+from deim.loss.matcher import HungarianMatcher, MatcherOptions, pack_targets
 from deim.structures import LayerOutput, Target
 from tests.loss.plain import plain_giou, plain_iou, sigmoid, to_xyxy
 from tests.model.tiny import random_targets
@@ -21,9 +21,7 @@ NUM_CLASSES = 3
 
 @pytest.fixture
 def matcher():
-    return HungarianMatcher(
-        cost_class=2, cost_bbox=5, cost_giou=2, alpha=0.25, gamma=2, iou_order=4, late_epoch=LATE_EPOCH
-    )
+    return HungarianMatcher(MatcherOptions(), late_epoch=LATE_EPOCH)
 
 
 def random_output(batch: int, num_queries: int, *, seed: int = 0) -> LayerOutput:

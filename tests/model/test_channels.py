@@ -42,7 +42,7 @@ def test_a_detector_started_from_rgb_sees_gray_as_before(
     rgb = tiny_detector(kind, seed=1, shake=0.05).eval()
     other = tiny_detector(kind, seed=2, shake=0.05, channels=channels).eval()
     path = tmp_path / "weights.pth"
-    torch.save(rgb.state_dict() if part == "detector" else rgb.backbone.vit.state_dict(), path)
+    torch.save(rgb.state_dict() if part == "detector" else rgb.backbone.pretrained.state_dict(), path)
     with caplog.at_level(logging.INFO, logger="deim"):
         report = load_initial_weights(other, path)
     assert report.share == 1.0
@@ -54,7 +54,7 @@ def test_a_detector_started_from_rgb_sees_gray_as_before(
     def answer(model: torch.nn.Module, images: Tensor) -> list[Tensor]:
         return model(images) if part == "backbone" else model.backbone(images)
 
-    models = (other, rgb) if part == "detector" else (other.backbone.vit, rgb.backbone.vit)
+    models = (other, rgb) if part == "detector" else (other.backbone.pretrained, rgb.backbone.pretrained)
     with torch.no_grad():
         pairs = zip(
             answer(models[0], gray.expand(-1, channels, -1, -1)),
@@ -79,11 +79,11 @@ def test_all_weights_of_other_channels_get_a_gradient(kind: Kind, channels: int)
     images = torch.randn(2, channels, 64, 64, generator=torch.Generator().manual_seed(0))
     output = model(images, random_targets((2, 1)))
     (output["pred_logits"].sum() + output["pred_boxes"].sum()).backward()
-    for weight in (model.backbone.vit.patch_embed.proj.weight, model.backbone.sta.stem[0].weight):
+    for weight in (model.backbone.pretrained.patch_embed.proj.weight, model.backbone.sta.stem[0].weight):
         assert weight.shape[1] == channels
         assert (weight.grad.abs().sum(dim=(0, 2, 3)) > 0).all()
 
 
 def test_images_of_other_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"images: got 3 channels, the detector is built for 1\. Give it"):
+    with pytest.raises(ValueError, match=r"images: got 3 channels, the detector is built for 1\. Prepare"):
         tiny_detector(channels=1)(torch.zeros(1, 3, 64, 64))

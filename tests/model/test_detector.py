@@ -57,7 +57,7 @@ def test_other_sizes_are_refused_with_the_remedy(height, width):
 
 
 def test_as_many_targets_as_images_are_needed():
-    with pytest.raises(ValueError, match=r"^targets: got 1 for 2 images\. Give one an image\.$"):
+    with pytest.raises(ValueError, match=r"^targets: got 1 for 2 images\. Pass one target for each image\.$"):
         tiny_detector().train()(random_images(2), random_targets((1,)))
 
 
@@ -160,7 +160,7 @@ def test_within_a_model_only_the_two_frozen_scalars_stand_under_two_names():
 
 
 def test_dinov3_rescales_its_coordinates_in_training_only():
-    vit = tiny_detector("dinov3", shake=0.05).backbone.vit
+    vit = tiny_detector("dinov3", shake=0.05).backbone.pretrained
     images = random_images(1)
     with torch.no_grad():
         training = [vit.train()(images)[-1] for _ in range(2)]
@@ -170,7 +170,7 @@ def test_dinov3_rescales_its_coordinates_in_training_only():
 
 
 def test_vit_tiny_computes_the_same_in_training_and_evaluation():
-    vit = tiny_detector(shake=0.05).backbone.vit
+    vit = tiny_detector(shake=0.05).backbone.pretrained
     images = random_images(1)
     with torch.no_grad():
         assert torch.equal(vit.train()(images)[-1], vit.eval()(images)[-1])
@@ -178,9 +178,9 @@ def test_vit_tiny_computes_the_same_in_training_and_evaluation():
 
 def test_key_bias_of_dinov3_is_masked_and_the_others_are_not():
     model = tiny_detector("dinov3", dim=32)
-    for block in model.backbone.vit.blocks:
+    for block in model.backbone.pretrained.blocks:
         assert block.attn.qkv.bias_mask.tolist() == [1.0] * 32 + [0.0] * 32 + [1.0] * 32
-    vit, images = model.backbone.vit.eval(), random_images(1)
+    vit, images = model.backbone.pretrained.eval(), random_images(1)
 
     def last_map() -> Tensor:
         with torch.no_grad():

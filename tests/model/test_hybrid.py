@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from deim.model.encoder.hybrid import HybridEncoder, sincos_positions
+from deim.model.encoder.hybrid import HybridEncoder, HybridEncoderOptions, sincos_positions
 
 CPU = torch.device("cpu")
 DIM = 16
+OPTIONS = HybridEncoderOptions(num_heads=4, dim_feedforward=32, expansion=0.5, depth_mult=0.34)
 
 
 def code(a: int, b: int) -> torch.Tensor:
-    """Spec, section 3.1: sin aω, cos aω, sin bω, cos bω, with ω_k = 10000^(-k/g)."""
+    """sin aω, cos aω, sin bω, cos bω, with ω_k = 10000^(-k/g)."""
     omega = torch.tensor([10000 ** (-k / (DIM // 4)) for k in range(DIM // 4)])
     return torch.cat([(a * omega).sin(), (a * omega).cos(), (b * omega).sin(), (b * omega).cos()])
 
@@ -37,7 +38,7 @@ def test_all_cells_have_codes_of_their_own():
 @pytest.mark.parametrize("size_hw", [(2, 2), (1, 3)])
 def test_encoder_keeps_the_shapes_of_its_maps(size_hw):
     torch.manual_seed(0)
-    encoder = HybridEncoder(DIM, 4, dim_feedforward=32, expansion=0.5, depth_mult=0.34).eval()
+    encoder = HybridEncoder(OPTIONS, DIM).eval()
     height, width = size_hw
     maps = [torch.randn(2, DIM, height * factor, width * factor) for factor in (4, 2, 1)]
     mixed = encoder(maps)
@@ -47,7 +48,7 @@ def test_encoder_keeps_the_shapes_of_its_maps(size_hw):
 
 def test_every_output_depends_on_every_input():
     torch.manual_seed(0)
-    encoder = HybridEncoder(DIM, 4, dim_feedforward=32, expansion=0.5, depth_mult=0.34).eval()
+    encoder = HybridEncoder(OPTIONS, DIM).eval()
     maps = [torch.randn(1, DIM, 4 * f, 4 * f, requires_grad=True) for f in (4, 2, 1)]
     for output in encoder(maps):
         grads = torch.autograd.grad(output.square().sum(), maps, retain_graph=True)

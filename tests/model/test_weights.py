@@ -145,9 +145,9 @@ def test_plain_state_dict_as_safetensors_loads(source, target, save):
 
 def test_vit_tiny_file_fills_the_backbone_and_nothing_else(source, target, save):
     before = copy_of(target)
-    report = load_initial_weights(target, save(copy_of(source.backbone.vit), "vitt_distill.pt"))
+    report = load_initial_weights(target, save(copy_of(source.backbone.pretrained), "vitt_distill.pt"))
     assert (report.part, report.share) == ("backbone", 1.0)
-    assert_equal_states(copy_of(target.backbone.vit), copy_of(source.backbone.vit))
+    assert_equal_states(copy_of(target.backbone.pretrained), copy_of(source.backbone.pretrained))
     outside = [key for key in before if not key.startswith("backbone.dinov3.")]
     assert all(torch.equal(target.state_dict()[key], before[key]) for key in outside)
 
@@ -155,19 +155,19 @@ def test_vit_tiny_file_fills_the_backbone_and_nothing_else(source, target, save)
 @pytest.mark.parametrize("kind", DINOV3_KINDS)
 def test_dinov3_file_loads_even_if_its_bias_masks_were_never_filled(save, kind):
     source, target = (tiny_detector(kind, seed=seed, shake=0.05) for seed in (1, 2))
-    state = copy_of(source.backbone.vit)
+    state = copy_of(source.backbone.pretrained)
     for key in [key for key in state if key.endswith("bias_mask")]:
         state[key] = torch.full_like(state[key], math.nan)
     report = load_initial_weights(target, save(state))
     assert report.part == "backbone"
-    assert_equal_states(copy_of(target.backbone.vit), copy_of(source.backbone.vit))
+    assert_equal_states(copy_of(target.backbone.pretrained), copy_of(source.backbone.pretrained))
 
 
 @pytest.mark.parametrize("kind", DINOV3_KINDS)
 @pytest.mark.parametrize("prefix", ["", "model.", "model.layer."])
 def test_hugging_face_file_gives_the_outputs_of_the_model_it_was_renamed_from(save, kind, prefix, caplog):
     source, target = (tiny_detector(kind, seed=seed, shake=0.05) for seed in (1, 2))
-    state = to_hugging_face(copy_of(source.backbone.vit))
+    state = to_hugging_face(copy_of(source.backbone.pretrained))
     if prefix == "model.layer.":
         state = {re.sub(r"^layer\.", prefix, key): value for key, value in state.items()}
     else:
@@ -175,7 +175,7 @@ def test_hugging_face_file_gives_the_outputs_of_the_model_it_was_renamed_from(sa
     report = load_initial_weights(target, save(state, "model.safetensors"))
     assert report.part == "backbone"
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    ours, theirs = copy_of(target.backbone.vit), copy_of(source.backbone.vit)
+    ours, theirs = copy_of(target.backbone.pretrained), copy_of(source.backbone.pretrained)
     biases = tuple(key for key in ours if key.endswith("qkv.bias"))
     assert_equal_states(ours, theirs, but=biases)
     for key in biases:
@@ -184,7 +184,9 @@ def test_hugging_face_file_gives_the_outputs_of_the_model_it_was_renamed_from(sa
         assert torch.equal(torch.cat([query, value]), torch.cat(theirs[key].chunk(3)[::2]))
     images = random_images(1)
     with torch.no_grad():
-        maps = zip(target.backbone.vit.eval()(images), source.backbone.vit.eval()(images), strict=True)
+        maps = zip(
+            target.backbone.pretrained.eval()(images), source.backbone.pretrained.eval()(images), strict=True
+        )
     assert all(torch.equal(one, other) for one, other in maps)
 
 
@@ -216,7 +218,7 @@ def test_a_file_of_another_size_is_refused_with_the_share_that_fits(target, save
 
 
 def test_the_share_counts_elements(target, source, save):
-    state = copy_of(source.backbone.vit)
+    state = copy_of(source.backbone.pretrained)
     kept = {key: value for key, value in state.items() if not key.startswith("blocks.2.")}
     share = sum(value.numel() for value in kept.values()) / sum(value.numel() for value in state.values())
     assert refusal(target, save(kept)).startswith(f"fills only {share:.0%} of the backbone")
@@ -225,7 +227,7 @@ def test_the_share_counts_elements(target, source, save):
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 @pytest.mark.parametrize("kept", [0.0, 0.5])
 def test_a_truncated_file_is_refused(target, source, save, name, kept):
-    path = save(copy_of(source.backbone.vit), name)
+    path = save(copy_of(source.backbone.pretrained), name)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
     message = refusal(target, path)

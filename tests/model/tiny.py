@@ -6,12 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deim.model.backbone.options import DinoV3Options, VitTinyOptions
+from deim.model.backbone.dinov3 import DinoV3Options
+from deim.model.backbone.vit_tiny import VitTinyOptions
 from deim.model.build import build_model
-from deim.model.decoder.options import DecoderOptions
-from deim.model.detector import Detector
-from deim.model.encoder.options import HybridEncoderOptions
-from deim.model.options import ModelOptions
+from deim.model.decoder.decoder import DecoderOptions
+from deim.model.detector import Detector, ModelOptions
+from deim.model.encoder.hybrid import HybridEncoderOptions
 from deim.structures import Target
 
 Kind = Literal["vit_tiny", "dinov3", "dinov3_swiglu"]

@@ -12,8 +12,8 @@ from deim.engine.trainer import Trainer
 PROMPTS = """
 classes:
   - {name: pit, en: a round red dent, keywords: [dent, hole]}
-  - {name: scratch, en: a long blue line, contrast: {class: crack, en: a shallow mark}}
-  - {name: crack, en: an open green gap, contrast: {class: scratch, en: a deep open gap}}
+  - {name: scratch, en: a long blue line, contrast: {class_name: crack, en: a shallow mark}}
+  - {name: crack, en: an open green gap, contrast: {class_name: scratch, en: a deep open gap}}
 background:
   - {en: even gray metal}
   - {en: a reflection of light}

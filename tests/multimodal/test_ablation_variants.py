@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from deim.errors import ConfigError
 from deim.loss.build import build_criterion
 from multimodal.ablation.variants import (
-    CONTROLS,
+    ABLATED_VARIANTS,
     VARIANTS,
-    FindingsFusion,
+    FusionModel,
     VariantSource,
     build_variant,
     derangement,
     swap_text,
     variant_groups,
 )
-from multimodal.loss import FusionCriterion, FusionLossWeights
-from multimodal.wrapper import DetectorFindings
+from multimodal.loss import FusionCriterion, FusionLossOptions
+from multimodal.wrapper import DetectorOutputs
 from tests.model.tiny import random_targets
 from tests.multimodal.fused import open_gates, random_text, state_hash
 
@@ -35,28 +35,28 @@ def source_of(text: Tensor | None = None, *, class_head_from_epoch: int | None =
     )
 
 
-def findings(seed: int = 0) -> DetectorFindings:
+def detector_outputs(seed: int = 0) -> DetectorOutputs:
     generator = torch.Generator().manual_seed(seed)
-    return DetectorFindings(
+    return DetectorOutputs(
         query_features=torch.randn(2, 20, 32, generator=generator),
         pred_logits=torch.randn(2, 20, 3, generator=generator),
         pred_boxes=torch.rand(2, 20, 4, generator=generator) / 2 + 0.2,
     )
 
 
-def num_trained(model: FindingsFusion) -> int:
+def num_trained(model: FusionModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_starts_as_the_detector_and_learns_through_all_that_it_trains(variant):
     model = build_variant(variant, source_of(), seed=0)
-    found, targets = findings(), random_targets((1, 2))
+    found, targets = detector_outputs(), random_targets((1, 2))
     assert torch.equal(model(found)["pred_logits"], found.pred_logits)
     groups = variant_groups(variant, model, 5e-5, weight_decay=1e-4, class_head_from_epoch=None)
     optimizer = torch.optim.AdamW(groups)
     criterion = FusionCriterion(
-        build_criterion().matcher, FusionLossWeights(), num_classes=3, confused=[(0, 1)]
+        build_criterion().matcher, FusionLossOptions(), num_classes=3, confused=[(0, 1)]
     )
     for _ in range(3):
         optimizer.zero_grad()
@@ -99,8 +99,8 @@ def test_rates_are_those_of_the_fusion_head():
         for start in (None, 7):
             model = build_variant(variant, source_of(class_head_from_epoch=start), seed=0)
             groups = variant_groups(variant, model, 5e-5, weight_decay=1e-4, class_head_from_epoch=start)
-            wanted = rates if start is None else rates | {"class_head": 5e-5}
-            assert {group["name"]: group["flat_lr"] for group in groups} == pytest.approx(wanted)
+            expected_rates = rates if start is None else rates | {"class_head": 5e-5}
+            assert {group["name"]: group["flat_lr"] for group in groups} == pytest.approx(expected_rates)
             assert {g["first_epoch"] for g in groups if g["name"] == "class_head"} == {start} - {None}
             decayed = {group["name"] for group in groups if group["weight_decay"]}
             assert decayed == {"layers"} if variant == "mlp" else {"text_layers"}
@@ -117,7 +117,11 @@ def test_the_class_head_alone_learns_from_the_first_epoch_at_a_rate_to_be_reckon
 
 def test_what_stands_for_the_text():
     source = source_of()
-    heads = {name: build_variant(name, source, seed=3).head for name in ("text", *CONTROLS) if name != "mlp"}
+    heads = {
+        name: build_variant(name, source, seed=3).head
+        for name in ("text", *ABLATED_VARIANTS)
+        if name != "mlp"
+    }
     real = heads["text"].text
     for name in ("random", "free", "one_hot"):
         assert heads[name].text.shape == real.shape
@@ -154,7 +158,7 @@ def test_layers_of_a_seed_start_alike_whatever_the_text():
 def test_one_hot_vectors_need_room():
     message = (
         "text: got width 6 for 3 classes and 4 background prompts. One-hot vectors need one number each. "
-        "Name all --controls but one_hot."
+        "Leave one_hot out of --variants."
     )
     source = VariantSource(
         query_dim=32,
@@ -175,20 +179,18 @@ def test_a_derangement_leaves_nothing_in_its_place():
     assert all(sorted(order) == [0, 1, 2, 3] for order in drawn)
     assert len(set(drawn)) == 9  # all that there are
     assert derangement(2, generator).tolist() == [1, 0]
-    with pytest.raises(
-        ValueError, match=r"^derangement: got 1 to put in another order. It takes at least 2.$"
-    ):
+    with pytest.raises(ValueError, match=r"^derangement: got 1 items. It needs at least 2.$"):
         derangement(1, generator)
 
 
 def test_exchanged_texts_change_nothing_behind_shut_gates_and_two_columns_behind_open_ones():
     model = build_variant("text", source_of(), seed=0).eval()
-    found = findings()
+    found = detector_outputs()
     with torch.no_grad():
         assert torch.equal(swap_text(model, (0, 2))(found)["pred_logits"], found.pred_logits)
         open_gates(model.head)
         before = state_hash(model)
-        own, swapped = model(found)["evidence"], swap_text(model, (0, 2))(found)["evidence"]
+        own, swapped = model(found)["text_scores"], swap_text(model, (0, 2))(found)["text_scores"]
         twice = swap_text(swap_text(model, (0, 2)), (2, 0))
     torch.testing.assert_close(swapped.class_logits, own.class_logits[..., [2, 1, 0]])
     assert torch.equal(swapped.background_logits, own.background_logits)

@@ -8,14 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.data.batch import collate
+from deim.data.augment.pipeline import Augmentation
+from deim.data.collate import collate
 from deim.data.dataset import DetectionDataset
+from deim.data.loader import build_train_dataset
 from deim.data.splits import read_split
 from deim.engine.checkpoints import read_checkpoint
 from deim.engine.step import Precision
 from deim.errors import DataError
-from multimodal.feature_cache import FindingsBatch, FindingsLoader, FindingsStore, open_store
-from deim.engine.checkpoints import load_trained
+from multimodal.feature_cache import (
+    DetectorOutputBatch,
+    DetectorOutputLoader,
+    DetectorOutputStore,
+    open_store,
+)
+from multimodal.task import load_trained
 from multimodal.wrapper import TextFusedDetector
 from tests.multimodal.fused import random_text, small_head
 
@@ -37,8 +44,8 @@ def dataset_of(tiny_config, tmp_path):
     return build
 
 
-def loader_of(fused, dataset, store, batches=BATCHES, *, num_views: int = 1) -> FindingsLoader:
-    return FindingsLoader(
+def loader_of(fused, dataset, store, batches=BATCHES, *, num_views: int = 1) -> DetectorOutputLoader:
+    return DetectorOutputLoader(
         fused,
         dataset,
         batches,
@@ -51,7 +58,7 @@ def loader_of(fused, dataset, store, batches=BATCHES, *, num_views: int = 1) -> 
     )
 
 
-def assert_equal(one: FindingsBatch, other: FindingsBatch) -> None:
+def assert_equal(one: DetectorOutputBatch, other: DetectorOutputBatch) -> None:
     for part in dataclasses.fields(one.images):
         assert torch.equal(getattr(one.images, part.name), getattr(other.images, part.name))
     for a, b in zip(one.targets, other.targets, strict=True):
@@ -66,12 +73,12 @@ def assert_equal(one: FindingsBatch, other: FindingsBatch) -> None:
 
 def test_what_is_read_is_what_was_found(fused, dataset_of, tiny_set, tmp_path, monkeypatch):
     dataset = dataset_of(tiny_set, "data.resize=letterbox")
-    store = FindingsStore(tmp_path / "cache")
+    store = DetectorOutputStore(tmp_path / "cache")
     found = list(loader_of(fused, dataset, store))
     for batch, items in zip(found, BATCHES, strict=True):
         images = collate([dataset[item] for item in items])
-        direct = fused.find(images.images)
-        assert_equal(batch, FindingsBatch(images=direct, targets=images.targets))
+        direct = fused.run_detector(images.images)
+        assert_equal(batch, DetectorOutputBatch(images=direct, targets=images.targets))
     monkeypatch.setattr(DetectionDataset, "__getitem__", lambda *_: pytest.fail("an image was loaded"))
     for epoch in (1, 2):
         batches = [[(epoch, index) for _, index in items] for items in BATCHES]
@@ -83,7 +90,7 @@ def test_tiles_are_found_and_read_like_images(fused, dataset_of, tiny_set, tmp_p
     dataset = dataset_of(tiny_set, "data.tiles={size: 48}", "data.resize=letterbox")
     last = len(dataset) - 1
     assert dataset.image_index(last) == 5 < last
-    store = FindingsStore(tmp_path / "cache")
+    store = DetectorOutputStore(tmp_path / "cache")
     batches = [[(0, 1), (0, last)], [(0, 6), (0, 0)]]
     found, again = (list(loader_of(fused, dataset, store, batches)) for _ in range(2))
     assert {target["placement"].tile_xyxy is None for batch in found for target in batch.targets} == {False}
@@ -96,7 +103,7 @@ def test_views_take_turns(fused, dataset_of, tiny_set, tmp_path):
         horizontal_flip=0.5, vertical_flip=0.5, photometric=0.0, start_epoch=0, stop_epoch=9
     )
     dataset = dataset_of(tiny_set, augmentation=augmentation)
-    store = FindingsStore(tmp_path / "cache")
+    store = DetectorOutputStore(tmp_path / "cache")
     batches = [[(epoch, index) for index in (0, 1, 2)] for epoch in range(6)]
     found = list(loader_of(fused, dataset, store, batches, num_views=3))
     for epoch in range(3):
@@ -106,7 +113,7 @@ def test_views_take_turns(fused, dataset_of, tiny_set, tmp_path):
 
 
 def test_a_part_that_is_missing_or_damaged_is_found_again(fused, dataset_of, tiny_set, tmp_path):
-    dataset, store = dataset_of(tiny_set), FindingsStore(tmp_path / "cache")
+    dataset, store = dataset_of(tiny_set), DetectorOutputStore(tmp_path / "cache")
     found = list(loader_of(fused, dataset, store))
     store.path((0, 1)).unlink()
     damaged = store.path((0, 5))
@@ -119,7 +126,7 @@ def test_a_part_that_is_missing_or_damaged_is_found_again(fused, dataset_of, tin
 
 
 def test_a_batch_is_cut_into_its_images(fused, dataset_of, tiny_set, tmp_path):
-    batch, _ = loader_of(fused, dataset_of(tiny_set), FindingsStore(tmp_path / "cache"))
+    batch, _ = loader_of(fused, dataset_of(tiny_set), DetectorOutputStore(tmp_path / "cache"))
     parts = batch.split(2)
     assert [len(part.targets) for part in parts] == [2, 1]
     for part in dataclasses.fields(batch.images):
@@ -175,21 +182,23 @@ def test_every_change_leads_to_another_store(fused, dataset_of, tiny_set, tmp_pa
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(fused, dataset_of, tiny_set, tmp_path):
     (tmp_path / "cache").write_text("a file, not a folder")
-    loader = loader_of(fused, dataset_of(tiny_set), FindingsStore(tmp_path / "cache"))
-    with pytest.raises(DataError, match=r"cannot be stored .* go without by task\.cache=false\.$"):
+    loader = loader_of(fused, dataset_of(tiny_set), DetectorOutputStore(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"cannot be stored .* switch the cache off with cache=false\.$"):
         list(loader)
 
 
 @pytest.mark.slow
 def test_the_cache_does_not_change_the_weights(phase2_config, build_phase2, tmp_path):
-    options = ["epochs=4", "task.class_head_from_epoch=2"]
+    options = ["epochs=4", "multimodal.class_head_from_epoch=2"]
     runs = {
-        cache: build_phase2(phase2_config(*options, f"task.cache={cache}", f"output_dir={tmp_path / cache}"))
+        cache: build_phase2(
+            phase2_config(*options, f"multimodal.cache={cache}", f"output_dir={tmp_path / cache}")
+        )
         for cache in ("true", "false")
     }
     for trainer in runs.values():
         trainer.run(show_progress=False)
-    cached, plain = (read_checkpoint(trainer.checkpoints.last_path).model for trainer in runs.values())
+    cached, plain = (read_checkpoint(trainer.last_path)["model"] for trainer in runs.values())
     assert any(torch.count_nonzero(value) for name, value in cached.items() if "class_head_delta" in name)
     for name, value in cached.items():
         torch.testing.assert_close(value, plain[name], rtol=0, atol=1e-5)

@@ -95,7 +95,7 @@ def test_equal_texts_tell_no_classes_apart():
                 parameter += 0.2 * torch.randn_like(parameter)
         head.gate.fill_(0.7)
     queries = draw(2, 20, 32)
-    logits = head.evidence(queries).class_logits
+    logits = head.compare(queries).class_logits
     assert logits.std() > 0.1
     assert torch.allclose(logits, logits[..., :1].expand_as(logits), atol=1e-3)
     shift = head(torch.zeros(2, 20, 3), queries)[..., :3]
@@ -107,23 +107,23 @@ def test_what_no_text_says_tells_no_classes_apart():
     head = open_gates(small_head())
     queries = draw(1, 20, 32)
     with torch.no_grad():
-        before = head.evidence(queries).class_logits
+        before = head.compare(queries).class_logits
         # A direction at right angles to all texts is added to all queries: they may come to lie nearer to or
         # farther from the texts, but from all of them alike.
         texts = torch.cat([head.class_text(), F.normalize(head.background - head.center, dim=-1)])
         other = torch.linalg.svd(texts).Vh[-1]
         head.projection[-1].bias += 3 * other
-        after = head.evidence(queries).class_logits
+        after = head.compare(queries).class_logits
     assert not torch.allclose(after, before, rtol=0.1)
     assert torch.allclose(F.normalize(after, dim=-1), F.normalize(before, dim=-1), atol=1e-4)
 
 
 def test_text_directions_have_length_1_and_the_adapter_starts_as_nothing():
     head = small_head()
-    evidence = head.evidence(draw(1, 5, 32))
-    assert torch.allclose(evidence.class_text.norm(dim=-1), torch.ones(3), atol=1e-6)
-    assert torch.allclose(evidence.class_text, evidence.plain_text, atol=1e-6)
-    trained = open_gates(head).evidence(draw(1, 5, 32))
+    scores = head.compare(draw(1, 5, 32))
+    assert torch.allclose(scores.class_text.norm(dim=-1), torch.ones(3), atol=1e-6)
+    assert torch.allclose(scores.class_text, scores.plain_text, atol=1e-6)
+    trained = open_gates(head).compare(draw(1, 5, 32))
     assert not torch.allclose(trained.class_text, trained.plain_text, atol=1e-2)
 
 
@@ -154,7 +154,7 @@ def test_scale_is_at_most_100_and_can_come_back(log_scale):
     with torch.no_grad():
         head.log_scale.fill_(log_scale)
     assert head.scale().item() == 100.0
-    assert head.evidence(draw(1, 20, 32)).class_logits.abs().max() <= 100.001
+    assert head.compare(draw(1, 20, 32)).class_logits.abs().max() <= 100.001
     head.scale().backward()
     assert head.log_scale.grad.item() == pytest.approx(100.0)
 
@@ -170,8 +170,8 @@ def test_cosines_times_the_scale_are_the_evidence_of_the_classes():
     cosines = head.cosines(features)
     assert cosines.shape == (2, 4, 6, 3)
     assert cosines.abs().max() <= 1 + 1e-6
-    evidence = head.evidence(features.flatten(1, 2))
-    assert torch.allclose(head.scale() * cosines.flatten(1, 2), evidence.class_logits, atol=1e-4)
+    scores = head.compare(features.flatten(1, 2))
+    assert torch.allclose(head.scale() * cosines.flatten(1, 2), scores.class_logits, atol=1e-4)
 
 
 def test_text_travels_with_the_weights():
@@ -227,13 +227,13 @@ def test_every_parameter_is_in_one_group_with_its_rate():
             torch.ones(3, 2, 8) * torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, torch.nan]])[..., None],
             torch.ones(2, 8),
             "text: got 2 embeddings that are 0, NaN or infinite, the first at [1, 1]. "
-            "Each must have a direction. Build the text bank anew.",
+            "Each must have a direction. Build the text bank again.",
         ),
         (
             torch.ones(3, 2, 8),
             torch.full((1, 8), torch.inf),
             "background: got 1 embeddings that are 0, NaN or infinite, the first at [0]. "
-            "Each must have a direction. Build the text bank anew.",
+            "Each must have a direction. Build the text bank again.",
         ),
     ],
 )

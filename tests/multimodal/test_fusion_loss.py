@@ -11,17 +11,17 @@ from deim.errors import NonFiniteError
 from deim.loss.build import build_criterion
 from deim.loss.criterion import LossCounts
 from deim.structures import Target
-from multimodal.fusion_head import TextEvidence
-from multimodal.loss import FusionCriterion, FusionLossWeights
+from multimodal.fusion_head import TextScores
+from multimodal.loss import FusionCriterion, FusionLossOptions
 from multimodal.wrapper import FusedOutput
 from tests.model.tiny import random_images, random_targets
 from tests.multimodal.fused import open_gates, tiny_fused
 
-ONES = FusionLossWeights(mal=1.0, contrastive=1.0, margin=1.0, anchor=1.0)
+ONES = FusionLossOptions(mal=1.0, contrastive=1.0, margin=1.0, anchor=1.0)
 TERMS = ["loss_mal", "loss_contrastive", "loss_margin", "loss_anchor"]
 
 
-def criterion(weights: FusionLossWeights = ONES, **settings) -> FusionCriterion:
+def criterion(weights: FusionLossOptions = ONES, **settings) -> FusionCriterion:
     return FusionCriterion(build_criterion().matcher, weights, num_classes=3, **settings)
 
 
@@ -34,7 +34,7 @@ def output_of(
         "pred_logits": detector_logits.clone().requires_grad_(),
         "pred_boxes": boxes,
         "detector_logits": detector_logits,
-        "evidence": TextEvidence(
+        "text_scores": TextScores(
             class_logits=class_logits,
             background_logits=background_logits,
             class_text=0.5 * plain + math.sqrt(0.75) * plain.roll(1, dims=1),
@@ -99,7 +99,7 @@ def test_terms_are_those_of_the_formulas():
 def test_weights_scale_the_terms():
     output, targets = five_queries()
     ones = criterion(confused=[(0, 1)])(output, targets)
-    weighted = criterion(FusionLossWeights(), confused=[(0, 1)])(output, targets)
+    weighted = criterion(FusionLossOptions(), confused=[(0, 1)])(output, targets)
     factors = [(weighted[name] / ones[name]).item() for name in TERMS]
     assert factors == pytest.approx([1.0, 0.5, 0.25, 0.1], rel=1e-5)
 

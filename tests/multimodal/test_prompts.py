@@ -9,16 +9,24 @@ import pytest
 from deim.config.loader import shipped_configs_dir
 from deim.data.synthetic.defects import CLASS_NAMES
 from deim.errors import ConfigError
-from multimodal.prompts import BackgroundPrompt, ClassPrompt, Contrast, Prompts, find_negations, load_prompts
+from multimodal.prompts import (
+    NEGATIONS,
+    BackgroundPrompt,
+    ClassPrompt,
+    Contrast,
+    Prompts,
+    find_negations,
+    load_prompts,
+)
 
 SHIPPED = shipped_configs_dir() / "prompts" / "industrial.yml"
 GOOD = """\
 classes:
   - name: crack
     es: grieta abierta
-    en: an open   crack
+    en: an open crack
     keywords: [fracture, gap]
-    contrast: {class: scratch, es: línea honda, en: a deep dark line}
+    contrast: {class_name: scratch, es: línea honda, en: a deep dark line}
   - name: scratch
     en: a fine line
 background:
@@ -53,7 +61,6 @@ def test_a_file_is_read_as_it_stands(write: Callable[..., str]) -> None:
         contrast=Contrast(class_name="scratch", es="línea honda", en="a deep dark line"),
     )
     assert load_prompts(write()) == Prompts(
-        path=Path("p.yml"),
         classes=(crack, ClassPrompt(name="scratch", en="a fine line")),
         background=(BackgroundPrompt(es="reflejo", en="a reflection"),),
         templates=("a photo of {}.",),
@@ -77,66 +84,58 @@ def test_the_shipped_prompts_are_whole_and_affirmative(caplog: pytest.LogCapture
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("keywords:", "keyword:", "class 'crack': unknown key 'keyword'. Did you mean 'keywords'?"),
+        ("keywords:", "keyword:", "unknown key 'classes[1].keyword'. Did you mean 'keywords'?"),
         (
             "background:",
             "backgroud:",
             "unknown key 'backgroud'. Did you mean 'background'?\n"
-            "p.yml: background: got nothing, needs a list with at least one entry.",
+            "p.yml: missing key 'background', which has no default. Give a list, each a block of options.",
         ),
         (
             "    en: a fine line\n",
             "    es: una línea\n",
-            "class 'scratch': 'es' is there, 'en' is missing. English CLIP does not read Spanish; "
-            "multilingual encoders such as xlm-roberta-base-ViT-B-32 do, but are not supported here. "
-            "Write 'en'.",
+            "missing key 'classes[2].en', which has no default. Give text.",
         ),
-        ("    en: a fine line\n", "", "class 'scratch': en: got nothing, needs text with at least one word."),
-        ("en: a fine line", "en: 5", "class 'scratch': en: got 5, needs text with at least one word."),
+        ("en: a fine line", "en: 5", "classes[2].en: got 5, needs text"),
+        ("en: a fine line", "en: '...'", "classes[2].en: got '...', needs text with at least one word"),
+        ("en: a reflection", "en: '...'", "background[1].en: got '...', needs text with at least one word"),
         (
-            "en: a fine line",
-            "en: '...'",
-            "class 'scratch': en: got '...', needs text with at least one word.",
+            "en: a deep dark line",
+            "en: ''",
+            "classes[1].contrast.en: got '', needs text with at least one word",
         ),
-        ("name: scratch", "nam: scratch", "classes, entry 2: unknown key 'nam'. Did you mean 'name'?"),
+        ("name: scratch", "nam: scratch", "unknown key 'classes[2].nam'. Did you mean 'name'?"),
         (
-            "class: scratch",
-            "class: scratches",
-            "class 'crack': contrast: class 'scratches' is not in this file. Did you mean 'scratch'?",
+            "class_name: scratch",
+            "class_name: scratches",
+            "classes: the contrast of 'crack' names 'scratches', which has no entry. Did you mean 'scratch'?",
         ),
         (
-            "class: scratch",
-            "class: crack",
-            "class 'crack': contrast: is with the class itself. Name the class that it is confused with.",
+            "class_name: scratch",
+            "class_name: crack",
+            "classes: the contrast of 'crack' names the class itself. Name the one that it is confused with.",
         ),
-        ("name: scratch", "name: crack", "class 'crack': stands 2 times. Each class has one entry."),
-        (
-            "[fracture, gap]",
-            "fracture",
-            "class 'crack': keywords: got 'fracture', needs a list of English words.",
-        ),
+        ("name: scratch\n", "name: crack\n", "classes: 'crack' stands 2 times. Give each class one entry."),
+        ("[fracture, gap]", "fracture", "classes[1].keywords: got 'fracture', needs a list, each text"),
+        ("[fracture, gap]", "[fracture, 7]", "classes[1].keywords: got ['fracture', 7], needs a list"),
         (
             "[fracture, gap]",
-            "[fracture, 7]",
-            "class 'crack': keywords: got 7, needs text with at least one word.",
+            "[fracture, '?']",
+            "classes[1].keywords: got '?', needs text with at least one word",
         ),
         (
             "{es: reflejo, en: a reflection}",
             "glare",
-            "background, entry 1: got 'glare', needs a block with en and es.",
+            "background[1]: got 'glare', needs a block of options",
         ),
+        ("photo of {}.", "photo.", "templates: got 'a photo.', needs '{}' once, where the text goes."),
+        ("photo of {}.", "photo {0} {}", "templates: got 'a photo {0} {}', needs '{}' once"),
         (
-            "photo of {}.",
-            "photo.",
-            "templates, entry 1: got 'a photo.', needs '{}' once, where the text goes.",
-        ),
-        ("photo of {}.", "photo {0} {}", "templates, entry 1: got 'a photo {0} {}', needs '{}' once"),
-        (
-            "    en: an open   crack\n",
+            "    en: an open crack\n",
             "    en: a\n    en: b\n",
             "p.yml:5: not valid YAML: duplicate key 'en'",
         ),
-        ("classes:", "classes: []\nbackgrounds:", "classes: got an empty list, needs a list"),
+        ("classes:", "classes: []\nbackgrounds:", "classes: got [], needs a list"),
     ],
     ids=lambda value: value.strip()[:24] if isinstance(value, str) else "",
 )
@@ -149,14 +148,16 @@ def test_what_is_wrong_is_named(old: str, new: str, message: str, write: Callabl
 
 def test_all_problems_come_at_once(write: Callable[..., str]) -> None:
     path = write(
-        ("keywords:", "keyword:"), ("en: a fine line", "en: null"), ("class: scratch", "class: dent")
+        ("keywords:", "keyword:"),
+        ("en: a fine line", "en: null"),
+        ("class_name: scratch", "class_name: dent"),
     )
     with pytest.raises(ConfigError) as caught:
         load_prompts(path)
     assert str(caught.value).splitlines() == [
-        "p.yml: class 'crack': unknown key 'keyword'. Did you mean 'keywords'?",
-        "p.yml: class 'scratch': en: got null, needs text with at least one word.",
-        "p.yml: class 'crack': contrast: class 'dent' is not in this file. Valid here: crack, scratch.",
+        "p.yml: unknown key 'classes[1].keyword'. Did you mean 'keywords'?",
+        "p.yml: classes[2].en: got null, needs text",
+        "p.yml: classes: the contrast of 'crack' names 'dent', which has no entry. Valid are crack, scratch.",
     ]
 
 
@@ -173,24 +174,26 @@ def test_negations_draw_a_warning_with_class_and_word(
     )
     with caplog.at_level(logging.WARNING, logger="multimodal"):
         load_prompts(path)
-    advice = "CLIP reads over negations: say what is there instead."
+    advice = "Say what is there instead."
     assert [record.getMessage() for record in caplog.records] == [
-        f"p.yml: class 'crack': contrast: es: says 'Ningún'. {advice}",
-        f"p.yml: class 'scratch': en: says 'without'. {advice}",
-        f"p.yml: templates, entry 1: says 'no'. {advice}",
+        f"p.yml: classes[1].contrast.es: CLIP ignores the negation 'Ningún'. {advice}",
+        f"p.yml: classes[2].en: CLIP ignores the negation 'without'. {advice}",
+        f"p.yml: templates[1]: CLIP ignores the negation 'no'. {advice}",
     ]
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("language", "text", "words"),
     [
-        ("", ()),
-        ("a notch in the north note, single knot", ()),
-        ("superficie fina y sintética, nogal", ()),
-        ("does NOT break, isn't bent, can’t bend", ("NOT", "isn't", "can’t")),  # noqa: RUF001
-        ("sin grietas ni poros, nunca, jamás, sin más", ("sin", "ni", "nunca", "jamás")),
-        ("not a crack; not a hole", ("not",)),
+        ("en", "", ()),
+        ("en", "a notch in the north note, single knot", ()),
+        ("es", "superficie fina y sintética, nogal", ()),
+        ("en", "does NOT break, isn't bent, can’t bend", ("NOT", "isn't", "can’t")),  # noqa: RUF001
+        ("es", "sin grietas ni poros, nunca, jamás, sin más", ("sin", "ni", "nunca", "jamás")),
+        ("en", "not a crack; not a hole", ("not",)),
+        ("en", "a sin of omission", ()),
     ],
 )
-def test_negations_are_whole_words(text: str, words: tuple[str, ...]) -> None:
-    assert find_negations(text) == words
+def test_negations_are_whole_words(language: str, text: str, words: tuple[str, ...]) -> None:
+    assert language in NEGATIONS
+    assert find_negations(text, language) == words

@@ -160,9 +160,9 @@ def test_the_detector_never_gets_more_images_at_once_than_evaluation(
     phase2_config, build_phase2, monkeypatch, cache
 ):
     sizes = []
-    find = TextFusedDetector.find
+    run = TextFusedDetector.run_detector
     monkeypatch.setattr(
-        TextFusedDetector, "find", lambda self, images: sizes.append(len(images)) or find(self, images)
+        TextFusedDetector, "run_detector", lambda self, images: sizes.append(len(images)) or run(self, images)
     )
     options = ["data.batch_size=2", "data.effective_batch_size=6", "data.eval_batch_size=2", "epochs=1"]
     build_phase2(phase2_config(*options, f"task.cache={cache}")).run(show_progress=False)

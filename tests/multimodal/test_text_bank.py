@@ -28,7 +28,6 @@ from multimodal.text_bank import (
 )
 
 PROMPTS = Prompts(
-    path=Path("p.yml"),
     classes=(
         ClassPrompt(
             name="crack",
@@ -96,19 +95,19 @@ def test_a_prompt_is_the_mean_over_templates_of_unit_vectors(encoder: HashedText
 
 def test_the_detector_decides_on_classes_and_order(bank: TextBank, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="multimodal"):
-        found = build_text_bank(PROMPTS, HashedTextEncoder(), ["pit", "crack"])
+        found = build_text_bank(PROMPTS, HashedTextEncoder(), ["pit", "crack"], where="p.yml")
     assert found.class_names == ("pit", "crack")
     assert torch.equal(found.prompts, bank.prompts[[2, 0]])
-    assert caplog.messages == ["p.yml: not among the detector's classes, left out: scratch"]
+    assert caplog.messages == ["p.yml: not used, because the detector lacks the classes: scratch"]
 
 
 def test_classes_without_prompts_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        build_text_bank(PROMPTS, HashedTextEncoder(), ["cracks", "pit", "pit", "ROTURA"])
+        build_text_bank(PROMPTS, HashedTextEncoder(), ["cracks", "pit", "pit", "ROTURA"], where="p.yml")
     assert str(caught.value).splitlines() == [
         "p.yml: has no prompts for class 'cracks'. Did you mean 'crack'?",
-        "p.yml: has no prompts for class 'ROTURA'. Valid here: crack, scratch, pit.",
         "class 'pit': is named 2 times. Name each once.",
+        "p.yml: has no prompts for class 'ROTURA'. Valid are crack, scratch, pit.",
     ]
     with pytest.raises(ConfigError, match="got none"):
         build_text_bank(PROMPTS, HashedTextEncoder(), [])
@@ -198,12 +197,12 @@ def test_another_ending_is_refused(bank: TextBank, tmp_path: Path) -> None:
             ("scratch", "crack", "pit"),
             "class 0 is 'crack' in the text bank, 'scratch' in the detector.\n"
             "{path}: class 1 is 'scratch' in the text bank, 'crack' in the detector.\n"
-            "Build the bank again with tools/build_text_bank.py and --checkpoint.",
+            "Build the bank again with deim text-bank --checkpoint.",
         ),
         (
             ("crack", "pit"),
             "the text bank has 3 classes (crack, scratch, pit), the detector 2 (crack, pit). "
-            "Build the bank again with tools/build_text_bank.py and --checkpoint.",
+            "Build the bank again with deim text-bank --checkpoint.",
         ),
     ],
     ids=["order", "number"],
@@ -220,7 +219,7 @@ def test_another_order_of_classes_is_refused(
 
 def test_missing_and_damaged_files_are_refused(bank: TextBank, tmp_path: Path) -> None:
     path = tmp_path / "bank.safetensors"
-    with pytest.raises(CheckpointError, match=r"no such text bank .* Make it with tools/build_text_bank\.py"):
+    with pytest.raises(CheckpointError, match=r"no such text bank .* Build it with deim text-bank"):
         load_text_bank(path)
     save_text_bank(bank, path)
     whole = path.read_bytes()
@@ -229,7 +228,7 @@ def test_missing_and_damaged_files_are_refused(bank: TextBank, tmp_path: Path) -
         with pytest.raises(CheckpointError, match="damaged or not a text bank"):
             load_text_bank(path)
     path.write_bytes(whole[:-4] + bytes([whole[-4] ^ 1]) + whole[-3:])
-    with pytest.raises(CheckpointError, match="damaged: its numbers are not those that were written"):
+    with pytest.raises(CheckpointError, match="damaged, its numbers have changed"):
         load_text_bank(path)
 
 
@@ -242,9 +241,9 @@ def test_other_weights_files_and_versions_are_refused(bank: TextBank, tmp_path: 
     tensors = load_file(path)
     described = {key: value for key, value in text_bank_to_dict(bank).items() if key not in tensors}
     for change, message in (
-        ({"format": 2}, "has text bank format 2, this version reads 1"),
-        ({"class_names": ["crack"]}, r"not a whole text bank \(ValueError\('prompts: got \(3, 3, 512\)"),
-        ({"templates": None}, "not a whole text bank"),
+        ({"format": 2}, "text bank format 2; this version reads 1"),
+        ({"class_names": ["crack"]}, r"not a complete text bank \(prompts: got \(3, 3, 512\)"),
+        ({"templates": None}, "not a complete text bank"),
     ):
         save_file(tensors, path, metadata={"text_bank": json.dumps(described | change)})
         with pytest.raises(CheckpointError, match=message):
@@ -256,8 +255,8 @@ def test_other_weights_files_and_versions_are_refused(bank: TextBank, tmp_path: 
     [
         ({"prompts": torch.ones(3, 512)}, "prompts: got"),
         ({"background": torch.ones(1, 512)}, "background: got"),
-        ({"background": torch.ones(2, 512)}, "length is not 1"),
-        ({"background": torch.full((2, 512), torch.nan)}, "length is not 1"),
+        ({"background": torch.ones(2, 512)}, "norm is not 1"),
+        ({"background": torch.full((2, 512), torch.nan)}, "norm is not 1"),
         ({"prompt_texts": (("a",),)}, "needs 3 rows of 3 texts"),
         ({"prompts": F.normalize(torch.ones(3, 3, 512), dim=-1).double()}, "needs float32"),
     ],

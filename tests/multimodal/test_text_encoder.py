@@ -15,8 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deim.errors import CheckpointError, ConfigError, DeimError
-from multimodal.encoders.hashed import HashedTextEncoder, TextEncoder, hash_tensors
-from multimodal.encoders.open_clip import OpenClipTextEncoder, load_open_clip_encoder, read_text_tower
+from deim.model.weights import hash_tensors
+from multimodal.encoders.build import build_encoder
+from multimodal.encoders.hashed import HashedEncoderOptions, HashedTextEncoder
+from multimodal.encoders.interface import TextEncoder
+from multimodal.encoders.open_clip import (
+    OpenClipEncoderOptions,
+    OpenClipTextEncoder,
+    load_open_clip_encoder,
+    read_text_tower,
+)
 
 TEXTS = ["an open crack in steel", "a stain", "a fine superficial line along the metal"]
 TINY = {
@@ -58,6 +66,9 @@ class TestHashed:
         assert first.identity == "hashed bag of words, seed 0 (without meaning)"
         assert first.identity != second.identity
         assert first.weights_hash is None
+
+    def test_it_is_built_by_its_options(self) -> None:
+        assert build_encoder(HashedEncoderOptions(type="hashed")) == HashedTextEncoder()
 
     def test_a_text_without_words_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"text 1 holds no word, got ' \.\.\. '"):
@@ -107,8 +118,12 @@ def write_folder(folder: Path, state: dict[str, Tensor], config: object = TINY) 
     return folder
 
 
+def load(weights: str = OpenClipEncoderOptions().weights, model: str | None = None) -> OpenClipTextEncoder:
+    return load_open_clip_encoder(OpenClipEncoderOptions(weights=weights, clip_model=model))
+
+
 def load_tiny(folder: Path) -> OpenClipTextEncoder:
-    return load_open_clip_encoder(str(folder))
+    return load(str(folder))
 
 
 @pytest.mark.usefixtures("no_network")
@@ -199,20 +214,20 @@ class TestOpenClip:
         (snapshot / "open_clip_model.safetensors").write_bytes(b"left here")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(CheckpointError, match=r"snapshots/abc/open_clip_model\.safetensors: damaged"):
-            load_open_clip_encoder("laion2b_s34b_b79k", model_name="ViT-B-32")
+            load("laion2b_s34b_b79k", "ViT-B-32")
 
     def test_without_weights_it_says_where_to_put_them(
         self, open_clip: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(CheckpointError) as caught:
-            load_open_clip_encoder()
+            load()
         assert str(caught.value) == (
             "weights 'laion2b_s34b_b79k' of ViT-B-32 are not on this machine, and nothing is downloaded "
             "here. Get open_clip_config.json and open_clip_model.safetensors (or "
             "open_clip_pytorch_model.bin) from huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K, put "
-            "them into a folder such as weights/ViT-B-32, and give that folder in place of the tag. For a "
-            "trial without meaning there is the encoder 'hashed'."
+            "them into a folder such as weights/ViT-B-32, and name that folder instead of the tag. The "
+            "encoder 'hashed' needs no weights, but its vectors have no meaning."
         )
 
     @pytest.mark.parametrize(
@@ -237,7 +252,7 @@ class TestOpenClip:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(DeimError) as caught:
-            load_open_clip_encoder(weights, model_name=model_name)
+            load(weights, model_name)
         assert message in str(caught.value)
 
     @pytest.mark.parametrize(
@@ -300,7 +315,7 @@ class TestOpenClip:
 
     def test_a_folder_of_another_model_is_refused(self, folder: Path) -> None:
         with pytest.raises(ConfigError, match="describes another model than ViT-B-32"):
-            load_open_clip_encoder(str(folder), model_name="ViT-B-32")
+            load(str(folder), "ViT-B-32")
 
     def test_weights_that_do_not_fill_the_tower_are_refused(self, model: Any, tmp_path: Path) -> None:
         lacking, foreign, spoiled = (state_of(model) for _ in range(3))
@@ -320,4 +335,4 @@ def test_without_open_clip_it_says_how_to_install_it(monkeypatch: pytest.MonkeyP
     for name in ("open_clip", "open_clip.model", "open_clip.tokenizer"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=r"python -m pip install 'deim-defects\[clip\]'"):
-        load_open_clip_encoder("laion2b_s34b_b79k")
+        load("laion2b_s34b_b79k")

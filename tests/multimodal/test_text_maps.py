@@ -15,7 +15,7 @@ from deim.data.images.resize import fit_to_input
 from deim.structures import Placement
 from multimodal.confused_pairs import tracked_pair
 from multimodal.text_maps import TextMap, compute_heat, compute_text_map
-from multimodal.wrapper import DetectorFindings, TextFusedDetector
+from multimodal.wrapper import DetectorOutputs, TextFusedDetector
 from tests.model.tiny import random_images
 from tests.multimodal.fused import open_gates, text_bank_of, tiny_fused, trained_fused
 
@@ -38,12 +38,12 @@ def map_of_fractions(
     model: TextFusedDetector, boxes_cxcywh: Tensor, placement: Placement, monkeypatch
 ) -> TextMap:
     generator = torch.Generator().manual_seed(1)
-    found = DetectorFindings(
+    found = DetectorOutputs(
         query_features=torch.randn(1, len(boxes_cxcywh), 32, generator=generator),
         pred_logits=torch.randn(1, len(boxes_cxcywh), 3, generator=generator),
         pred_boxes=boxes_cxcywh[None],
     )
-    monkeypatch.setattr(model, "find", lambda images: found)
+    monkeypatch.setattr(model, "run_detector", lambda images: found)
     return compute_text_map(model, torch.zeros(1, 3, 64, 64), placement)
 
 
@@ -65,14 +65,13 @@ def test_values_are_those_of_head_and_detector(training):
         alone = model.detector(images, with_queries=True)
         cosines = model.head.cosines(alone["query_features"])[0]
         fused = model(images)["pred_logits"][0].sigmoid()
-    assert torch.equal(text_map.boxes_cxcywh, alone["pred_boxes"][0])
     assert torch.equal(text_map.detector_scores, alone["pred_logits"][0].sigmoid())
     assert torch.equal(text_map.cosines, cosines)
     assert torch.equal(text_map.fused_scores, fused)
     assert not torch.equal(text_map.fused_scores, text_map.detector_scores)
     assert text_map.orig_size_hw == (50, 80)
-    evidence = model(images)["evidence"].class_logits[0] / model.head.scale()
-    torch.testing.assert_close(text_map.cosines, evidence.detach(), atol=1e-5, rtol=0)
+    scores = model(images)["text_scores"].class_logits[0] / model.head.scale()
+    torch.testing.assert_close(text_map.cosines, scores.detach(), atol=1e-5, rtol=0)
     assert model.training == training
 
 

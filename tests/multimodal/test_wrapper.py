@@ -18,7 +18,7 @@ from deim.loss.build import build_criterion
 from deim.model.build import build_variant
 from deim.structures import Placement
 from multimodal.fusion_head import FusionHead, parameter_groups
-from multimodal.loss import FusionCriterion, FusionLossWeights
+from multimodal.loss import FusionCriterion, FusionLossOptions
 from multimodal.wrapper import TextFusedDetector
 from tests.model.tiny import Kind, random_images, random_targets, tiny_detector
 from tests.multimodal.fused import adamw, open_gates, random_text, small_head, state_hash, tiny_fused
@@ -30,7 +30,7 @@ HEAD_PARAMETERS = {"nano": 922_143, "s": 987_807, "m": 1_053_471, "l": 1_020_639
 
 def criterion_of(num_classes: int = 3) -> FusionCriterion:
     return FusionCriterion(
-        build_criterion().matcher, FusionLossWeights(), num_classes=num_classes, confused=[(0, 1)]
+        build_criterion().matcher, FusionLossOptions(), num_classes=num_classes, confused=[(0, 1)]
     )
 
 
@@ -104,7 +104,7 @@ def test_training_and_evaluation_give_the_same_and_targets_do_not_matter():
     second = model.eval()(images)
     for name in ("pred_logits", "pred_boxes", "detector_logits"):
         assert torch.equal(first[name], second[name])
-    assert set(first) == {"pred_logits", "pred_boxes", "detector_logits", "evidence"}
+    assert set(first) == {"pred_logits", "pred_boxes", "detector_logits", "text_scores"}
 
 
 def test_the_background_is_never_predicted():
@@ -114,7 +114,7 @@ def test_the_background_is_never_predicted():
         model.head.background.copy_(model.head.plain_text()[:1] + model.head.center)
         model.head.log_scale.fill_(4.0)
         output = model(random_images(2))
-        columns = model.head.fuse(output["detector_logits"], output["evidence"])
+        columns = model.head.fuse(output["detector_logits"], output["text_scores"])
     assert columns.shape == (2, 20, 4)
     assert (columns.argmax(dim=-1) == 3).any()
     assert output["pred_logits"].shape == (2, 20, 3)
@@ -151,7 +151,7 @@ def test_steps_at_the_prescribed_rates_lower_the_loss():
 
 def test_findings_may_stand_for_images():
     model = trained(tiny_fused())
-    found = model.find(random_images(2))
+    found = model.run_detector(random_images(2))
     assert found.query_features.shape == (2, 20, 32)
     assert not any(
         tensor.requires_grad for tensor in (found.query_features, found.pred_logits, found.pred_boxes)
@@ -198,7 +198,7 @@ def test_a_class_head_in_training_equals_the_detectors_own_trained_alike():
     torch.testing.assert_close(changed(images)["pred_logits"], output["pred_logits"], rtol=0, atol=1e-5)
     assert not torch.equal(
         output["pred_logits"],
-        model.head(output["detector_logits"], model.find(images).query_features)[..., :3],
+        model.head(output["detector_logits"], model.run_detector(images).query_features)[..., :3],
     )
 
 
@@ -252,7 +252,7 @@ def test_every_size_of_detector_is_exact_at_the_start_and_keeps_its_boxes(name):
         assert torch.equal(output["pred_logits"], expected["pred_logits"])
         open_gates(model.head)
         moved = model(images)
-        assert model.head(expected["pred_logits"], model.find(images).query_features).shape[-1] == 7
+        assert model.head(expected["pred_logits"], model.run_detector(images).query_features).shape[-1] == 7
     assert not torch.allclose(moved["pred_logits"], expected["pred_logits"], atol=1e-3)
     assert torch.equal(moved["pred_boxes"], expected["pred_boxes"])
 

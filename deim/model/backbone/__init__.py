@@ -1,1 +1,1 @@
-"""The backbone: a vision transformer with a spatial adapter."""
+"""Backbones: `interface.py` says what one must offer, `build.py` chooses one."""

@@ -4,11 +4,11 @@ Source:
     DEIMv2 (arXiv:2509.20787), section on the spatial tuning adapter.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from deim.model.backbone.vision_transformer import VisionTransformer
 
 
 def _down(in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
@@ -21,13 +21,13 @@ class SpatialPrior(nn.Module):
 
     Args:
         width: Channels of the stem; the outputs have 2, 4 and 4 times as many.
-        channels: Of the images.
+        in_channels: Number of image channels.
     """
 
-    def __init__(self, width: int, *, channels: int = 3) -> None:
+    def __init__(self, width: int, *, in_channels: int = 3) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            *_down(channels, width), nn.GELU(), nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+            *_down(in_channels, width), nn.GELU(), nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         )
         # Each output is taken before its activation; the next step begins with it.
         self.conv2 = nn.Sequential(*_down(width, 2 * width))
@@ -35,38 +35,42 @@ class SpatialPrior(nn.Module):
         self.conv4 = nn.Sequential(nn.GELU(), *_down(4 * width, 4 * width))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return maps at strides 8, 16, 32 of images (B, channels, H, W)."""
+        """Return maps at strides 8, 16, 32 of images (B, in_channels, H, W)."""
         stride_8 = self.conv2(self.stem(images))
         stride_16 = self.conv3(stride_8)
         return stride_8, stride_16, self.conv4(stride_16)
 
 
 class SpatialAdapterBackbone(nn.Module):
-    """Vision transformer and spatial prior, fused at strides 8, 16 and 32.
+    """Vision transformer and spatial prior, fused at strides 8, 16 and 32; a `Backbone`.
 
     Args:
-        vit: The transformer; its three maps feed the strides in order.
-        vit_dim: Width of its maps.
-        adapter_width: Stem channels of the spatial prior.
+        vit: The transformer. Its three maps feed the strides in order; its `blocks` may be recomputed.
         hidden_dim: Channels of the outputs.
-        nested: True if the official weights hold the transformer one level deeper (`dinov3._model.…`), as
+        vit_dim: Channels of the transformer's maps.
+        adapter_width: Stem channels of the spatial prior.
+        in_channels: Number of image channels, the same as the transformer's.
+        is_nested: Whether the official weights hold the transformer one level deeper (`dinov3._model.…`), as
             those of the ViT-Tiny family do.
-        channels: Of the images, the same as of the transformer.
     """
+
+    pixel_filter_keys = ("patch_embed.proj.weight", "sta.stem.0.weight")
+    strides = (8, 16, 32)
 
     def __init__(
         self,
-        vit: VisionTransformer,
-        vit_dim: int,
-        *,
-        adapter_width: int,
+        vit: nn.Module,
         hidden_dim: int,
-        nested: bool,
-        channels: int = 3,
+        *,
+        vit_dim: int,
+        adapter_width: int,
+        in_channels: int,
+        is_nested: bool,
     ) -> None:
         super().__init__()
-        self.dinov3: nn.Module = nn.ModuleDict({"_model": vit}) if nested else vit
-        self.sta = SpatialPrior(adapter_width, channels=channels)
+        self.in_channels = in_channels
+        self.dinov3: nn.Module = nn.ModuleDict({"_model": vit}) if is_nested else vit
+        self.sta = SpatialPrior(adapter_width, in_channels=in_channels)
         self.convs = nn.ModuleList(
             nn.Conv2d(vit_dim + factor * adapter_width, hidden_dim, kernel_size=1, bias=False)
             for factor in (2, 4, 4)
@@ -74,26 +78,26 @@ class SpatialAdapterBackbone(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(hidden_dim) for _ in range(3))
 
     @property
-    def vit(self) -> VisionTransformer:
-        """The transformer, wherever it is nested."""
-        vit = self.dinov3["_model"] if isinstance(self.dinov3, nn.ModuleDict) else self.dinov3
-        assert isinstance(vit, VisionTransformer)
-        return vit
+    def pretrained(self) -> nn.Module:
+        """The transformer."""
+        return self.dinov3["_model"] if isinstance(self.dinov3, nn.ModuleDict) else self.dinov3
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def checkpointable_blocks(self) -> Sequence[nn.Module]:
+        """Return the blocks of the transformer."""
+        return list(self.pretrained.get_submodule("blocks").children())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature pyramid.
 
         Args:
-            images: (B, channels, H, W) float, normalized; H and W multiples of 32.
+            images: (B, in_channels, H, W) float, normalized; H and W multiples of 32.
 
         Returns:
             Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
         """
-        details = self.sta(images)
+        details, maps = self.sta(images), self.pretrained(images)
         fused = []
-        for semantic, detail, conv, norm in zip(
-            self.vit(images), details, self.convs, self.norms, strict=True
-        ):
+        for semantic, detail, conv, norm in zip(maps, details, self.convs, self.norms, strict=True):
             resized = F.interpolate(semantic, size=detail.shape[-2:], mode="bilinear", align_corners=False)
             fused.append(norm(conv(torch.cat([resized, detail], dim=1))))
-        return fused
+        return tuple(fused)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deim.config.checks import below, check, not_fraction, not_positive
 from deim.model.decoder.denoising import DenoisingQueries, build_denoising_queries
 from deim.model.decoder.distribution import compute_bin_values, distances_to_boxes, expected_distances
 from deim.model.decoder.heads import LocationQuality, Mlp, class_head
@@ -31,14 +32,59 @@ POSITION_BOUND = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderOptions:
+    """Transformer decoder with iterative refinement of edge distributions."""
+
+    num_layers: int = 4
+    """Decoder layers, at least 2."""
+    num_heads: int = 8
+    """Attention heads; divides `model.hidden_dim`."""
+    dim_feedforward: int = 512
+    """Twice the hidden width of the gated feed-forward; even."""
+    num_queries: int = 300
+    """Object queries of an image; also the number of detections kept."""
+    num_points: tuple[int, int, int] = (3, 6, 3)
+    """Sampling points of each head at strides 8, 16 and 32."""
+    reg_max: int = 32
+    """Number of bins of an edge distribution minus one; even."""
+    reg_scale: float = 4.0
+    """Distances are in units of box side / reg_scale."""
+    up: float = 0.5
+    """Half range of the fine bins, in units of reg_scale."""
+    num_denoising: int = 100
+    """Approximate number of positive denoising queries of an image; 0 switches denoising off."""
+    label_noise_ratio: float = 0.5
+    """Twice the probability that a denoising query gets a random label, in [0, 1]."""
+    box_noise_scale: float = 1.0
+    """Size of the box noise in units of half the box side, at least 0."""
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                *below(2, num_layers=self.num_layers, dim_feedforward=self.dim_feedforward),
+                *below(1, num_heads=self.num_heads, num_queries=self.num_queries),
+                *below(0, num_denoising=self.num_denoising, box_noise_scale=self.box_noise_scale),
+                *not_positive(reg_scale=self.reg_scale, up=self.up),
+                *not_fraction(label_noise_ratio=self.label_noise_ratio),
+                (self.dim_feedforward % 2 != 0, f"dim_feedforward: got {self.dim_feedforward}, must be even"),
+                (min(self.num_points) < 1, f"num_points: got {list(self.num_points)}, each at least 1"),
+                (
+                    self.reg_max < 8 or self.reg_max % 2 != 0,
+                    f"reg_max: got {self.reg_max}, needs an even number of at least 8",
+                ),
+            ]
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Refinement:
-    """What the stack of layers gives; the lists hold one entry a layer, or only the last in evaluation."""
+    """Outputs of the layers: lists with an entry for each layer, or in evaluation mode the last one only."""
 
     logits: list[Tensor]
     boxes: list[Tensor]
     corners: list[Tensor]
     tokens: Tensor
-    """(B, Q, D): what the last class head reads."""
+    """(B, Q, D): input of the last class head."""
     first_logits: Tensor
     first_boxes: Tensor
 
@@ -48,7 +94,7 @@ class RefiningStack(nn.Module):
 
     Args:
         layers: The decoder layers.
-        reg_max: Bins of an edge distribution less one.
+        reg_max: Number of bins of an edge distribution minus one.
         up: (1,) frozen parameter, half range of the fine bins.
         reg_scale: (1,) frozen parameter.
     """
@@ -67,50 +113,26 @@ class Decoder(nn.Module):
     """Query selection, denoising, refinement and heads.
 
     Args:
+        options: Sizes of the decoder, and the noise of its denoising queries.
         hidden_dim: Channels of maps and queries.
         num_classes: C.
-        num_layers: Decoder layers.
-        num_heads: Attention heads.
-        dim_feedforward: Twice the hidden width of the layers' feed-forward.
-        num_queries: Object queries an image.
-        num_points: Sampling points of each head on each level.
-        reg_max: Bins of an edge distribution less one.
-        reg_scale: Distances are in units of box side / reg_scale.
-        up: Half range of the fine bins, in units of reg_scale.
-        num_denoising: Denoising positives an image, about.
-        label_noise_ratio: Twice the probability of a random label.
-        box_noise_scale: Size of the box noise in units of half the box side.
     """
 
-    def __init__(
-        self,
-        hidden_dim: int,
-        num_classes: int,
-        *,
-        num_layers: int,
-        num_heads: int,
-        dim_feedforward: int,
-        num_queries: int,
-        num_points: Sequence[int],
-        reg_max: int,
-        reg_scale: float,
-        up: float,
-        num_denoising: int,
-        label_noise_ratio: float,
-        box_noise_scale: float,
-    ) -> None:
+    def __init__(self, options: DecoderOptions, hidden_dim: int, *, num_classes: int) -> None:
         super().__init__()
+        num_layers, reg_max = options.num_layers, options.reg_max
+        self.options = options
         self.num_classes = num_classes
-        self.num_queries = num_queries
-        self.reg_max = reg_max
-        self.num_denoising = num_denoising
-        self.label_noise_ratio = label_noise_ratio
-        self.box_noise_scale = box_noise_scale
         # Frozen and shared with the stack: the official weights hold both under two names.
-        self.up = nn.Parameter(torch.tensor([up]), requires_grad=False)
-        self.reg_scale = nn.Parameter(torch.tensor([float(reg_scale)]), requires_grad=False)
+        self.up = nn.Parameter(torch.tensor([options.up]), requires_grad=False)
+        self.reg_scale = nn.Parameter(torch.tensor([float(options.reg_scale)]), requires_grad=False)
         layers = [
-            DecoderLayer(hidden_dim, num_heads, dim_feedforward=dim_feedforward, num_points=num_points)
+            DecoderLayer(
+                hidden_dim,
+                options.num_heads,
+                dim_feedforward=options.dim_feedforward,
+                num_points=options.num_points,
+            )
             for _ in range(num_layers)
         ]
         self.decoder = RefiningStack(layers, reg_max, up=self.up, reg_scale=self.reg_scale)
@@ -140,15 +162,15 @@ class Decoder(nn.Module):
 
         Args:
             features: Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
-            targets: Ground truth, an image each; needed for the denoising queries of training.
-            max_boxes: Boxes of the fullest image, where the batch is a part of a larger one.
-            with_queries: Give `query_features` too; in evaluation mode only.
+            targets: Ground truth of each image; training mode makes denoising queries of it.
+            max_boxes: Largest number of boxes in an image, if the batch is a part of a larger one.
+            with_queries: Also return `query_features`; only in evaluation mode.
 
         Returns:
             The last layer's output and, in training, all supervised outputs.
 
         Raises:
-            ValueError: If the queries are asked for in training mode.
+            ValueError: If `with_queries` is set in training mode.
         """
         if with_queries and self.training:
             raise ValueError("with_queries: the detector is in training mode. Call detector.eval() first.")
@@ -161,7 +183,7 @@ class Decoder(nn.Module):
         else:
             # Keeps the embedding in the graph, so that every parameter has a gradient in every step.
             content = content + 0 * self.denoising_class_embed.weight.sum().to(content.dtype)
-        bin_values = compute_bin_values(self.reg_max, self.up, self.reg_scale)
+        bin_values = compute_bin_values(self.options.reg_max, self.up, self.reg_scale)
         blocked = None if denoising is None else denoising.blocked
         refined = self._refine(content, ref_logits, features, blocked, bin_values)
         if self.training:
@@ -178,7 +200,7 @@ class Decoder(nn.Module):
         anchor_logits, valid = compute_anchors(sizes_hw, device=memory.device)
         memory = memory * valid
         logits = self.enc_score_head(memory)
-        top = select_top_cells(logits, self.num_queries)
+        top = select_top_cells(logits, self.options.num_queries)
         content = gather_cells(memory, top)
         ref_logits = _in_float32(self.enc_bbox_head, content) + anchor_logits[top]
         enc_outputs: LayerOutput = {
@@ -196,9 +218,9 @@ class Decoder(nn.Module):
             targets,
             self.num_classes,
             num_queries=num_queries,
-            num_denoising=self.num_denoising,
-            label_noise_ratio=self.label_noise_ratio,
-            box_noise_scale=self.box_noise_scale,
+            num_denoising=self.options.num_denoising,
+            label_noise_ratio=self.options.label_noise_ratio,
+            box_noise_scale=self.options.box_noise_scale,
             max_boxes=max_boxes,
         )
 
@@ -282,5 +304,5 @@ def _in_float32(head: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _queries(output: LayerOutput, part: slice) -> LayerOutput:
-    """The queries of `part`, in every tensor of the output."""
+    """Take the queries of `part` from every tensor of the output."""
     return {name: tensor[:, part] for name, tensor in output.items()}  # type: ignore[return-value,index]

@@ -52,7 +52,7 @@ class DeformableAttention(nn.Module):
         Args:
             query: (B, Q, D) float.
             ref_boxes_cxcywh: (B, Q, 4) float in [0, 1].
-            features: A map (B, D, H, W) float32 a level; half precision could not tell cells apart.
+            features: A map (B, D, H, W) float32 for each level; half precision cannot resolve the cells.
 
         Returns:
             (B, Q, D) float.

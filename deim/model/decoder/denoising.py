@@ -19,7 +19,7 @@ from deim.structures import DenoisingMeta, Target
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenoisingQueries:
-    """The denoising part of a batch, to be put before the object queries."""
+    """The denoising queries of a batch, which are put before the object queries."""
 
     labels: Tensor
     """(B, K) int64, noised class index; `num_classes` stands for padding."""
@@ -28,7 +28,7 @@ class DenoisingQueries:
     blocked: Tensor
     """(K + Q, K + Q) bool, true where a query must not see another."""
     meta: DenoisingMeta
-    """What the loss needs."""
+    """The pairs of queries and boxes, for the loss."""
 
 
 def build_denoising_queries(
@@ -43,19 +43,19 @@ def build_denoising_queries(
 ) -> DenoisingQueries | None:
     """Draw the denoising queries of a batch.
 
-    With g boxes in the fullest image there are G = max(1, num_denoising // g) groups of g positives (noise
-    within the box) and g negatives (noise beyond it), so K = 2·g·G. If every target has a `noise_seed`, its
-    noise follows from that alone, whatever the rest of the batch; else the draws come from torch's global
-    generator in this order: which labels change, to what, signs of the box noise, its size.
+    If the image with the most boxes has g of them, there are G = max(1, num_denoising // g) groups of g
+    positives (noise within the box) and g negatives (noise beyond it), so K = 2·g·G. If every target has a
+    `noise_seed`, its noise depends on that seed alone. Otherwise the draws come from torch's global generator
+    in this order: which labels change, the new labels, signs of the box noise, its size.
 
     Args:
-        targets: Ground truth, an image each.
+        targets: Ground truth of each image.
         num_classes: C; also the label of padding.
         num_queries: Q, the object queries that follow.
-        num_denoising: Positives an image, about; 0 gives none.
+        num_denoising: Approximate number of positives in an image; 0 for none.
         label_noise_ratio: Twice the probability of a random label.
         box_noise_scale: Size of the box noise in units of half the box side.
-        max_boxes: Boxes of the fullest image, where the batch is a part of a larger one; None: of this batch.
+        max_boxes: Largest number of boxes in an image, g; None takes it from this batch.
 
     Returns:
         The queries, or None if no image has a box or `num_denoising` is 0.
@@ -103,7 +103,7 @@ class _Noise:
     change: Tensor
     """(B, K) float in [0, 1): a label changes where this is low."""
     labels: Tensor
-    """(B, K) integer class index, to change to."""
+    """(B, K) integer class index, the new label."""
     sign: Tensor
     """(B, K, 4) float, -1 or 1."""
     size: Tensor
@@ -120,7 +120,7 @@ def _draw_by_batch(labels: Tensor, boxes: Tensor, num_classes: int) -> _Noise:
 
 
 def _draw_by_image(seeds: Sequence[int], labels: Tensor, num_classes: int) -> _Noise:
-    """Ten numbers a query, drawn on the CPU so that they are the same on every device."""
+    """Draw ten numbers for each query, on the CPU so that they are the same on every device."""
     num_queries = labels.shape[1]
     drawn = torch.stack(
         [torch.rand(num_queries, 10, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
@@ -151,7 +151,7 @@ def _noise_boxes(boxes_cxcywh: Tensor, noise: _Noise, negative: Tensor, box_nois
     half_sides = (boxes_cxcywh[..., 2:] * 0.5).repeat(1, 1, 2) * box_noise_scale
     moved = noise.sign * (noise.size + negative) * half_sides
     noised = (cxcywh_to_xyxy(boxes_cxcywh) + moved).clamp(min=0, max=1)
-    # Noise can swap two corners; the side is then measured the other way.
+    # Noise can swap two corners, which makes a side negative.
     center, sides = xyxy_to_cxcywh(noised).split(2, dim=-1)
     return torch.cat([center, sides.abs()], dim=-1)
 

@@ -17,12 +17,12 @@ def compute_bin_values(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
     """Distance that each bin stands for.
 
     Args:
-        reg_max: Bins less one (R); even.
+        reg_max: Number of bins minus one, R; even.
         up: (1,) float, half range of the fine bins in units of reg_scale.
         reg_scale: (1,) float.
 
     Returns:
-        (R+1,) float, ascending and odd about the middle bin; the outermost bins lie at ±2 · up · reg_scale.
+        (R+1,) float, ascending, with W(R-n) = -W(n); the outermost bins lie at ±2 · up · reg_scale.
     """
     bound = (up.abs() * reg_scale.abs()).float()
     step = (bound + 1) ** (2 / (reg_max - 2))

@@ -52,8 +52,8 @@ class LocationQuality(nn.Module):
     """Correction of class logits by how sharp the edge distributions are.
 
     Args:
-        reg_max: Bins of a distribution less one.
-        top_k: Largest bin probabilities of each edge that are looked at; their mean is one more input.
+        reg_max: Number of bins of a distribution minus one.
+        top_k: Number of largest bin probabilities of each edge that enter, beside their mean.
 
     Source:
         Generalized Focal Loss V2 (arXiv:2011.12885), as used in D-FINE.
@@ -69,5 +69,5 @@ class LocationQuality(nn.Module):
         """Return (B, Q, 1), to be added to the logits of every class, of pred_corners (B, Q, 4·(R+1))."""
         probabilities = pred_corners.float().unflatten(-1, (4, self.num_bins)).softmax(dim=-1)
         largest = probabilities.topk(self.top_k, dim=-1).values
-        evidence = torch.cat([largest, largest.mean(dim=-1, keepdim=True)], dim=-1).flatten(-2)
-        return self.reg_conf(evidence)
+        statistics = torch.cat([largest, largest.mean(dim=-1, keepdim=True)], dim=-1).flatten(-2)
+        return self.reg_conf(statistics)

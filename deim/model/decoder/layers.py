@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(dim))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return (..., D) of tokens (..., D), in their own type."""
+        """Return (..., D) of tokens (..., D), in the same type."""
         wide = tokens.float()
         normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
         return normed.to(tokens.dtype) * self.scale
@@ -98,8 +98,8 @@ class DecoderLayer(nn.Module):
             tokens: (B, Q, D) float.
             positions: (B, Q, D) float, added to queries and keys.
             ref_boxes_cxcywh: (B, Q, 4) float in [0, 1].
-            features: A map (B, D, H, W) a level.
-            blocked: (Q, Q) bool, true where a query must not see another; None if all see all.
+            features: A map (B, D, H, W) for each level.
+            blocked: (Q, Q) bool, true where a query must not attend to another; None for full attention.
 
         Returns:
             (B, Q, D) float.
@@ -107,7 +107,7 @@ class DecoderLayer(nn.Module):
         query = tokens + positions
         mixed, _ = self.self_attn(query, query, tokens, attn_mask=blocked, need_weights=False)
         tokens = self.norm1(tokens + mixed)
-        seen = self.cross_attn(tokens + positions, ref_boxes_cxcywh, features)
-        tokens = self.gateway(tokens, seen)
+        sampled = self.cross_attn(tokens + positions, ref_boxes_cxcywh, features)
+        tokens = self.gateway(tokens, sampled)
         tokens = (tokens + self.swish_ffn(tokens)).clamp(min=-HALF_MAX, max=HALF_MAX)
         return self.norm3(tokens)

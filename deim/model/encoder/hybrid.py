@@ -5,40 +5,56 @@ Source:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deim.config.checks import below, check
 from deim.model.encoder.blocks import ConvNorm, Downsample, FusionBlock, TransformerEncoderLayer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HybridEncoderOptions:
+    """Hybrid encoder: attention at stride 32, then fusion up and down the pyramid."""
+
+    num_heads: int = 8
+    """Attention heads; divides `model.hidden_dim`."""
+    dim_feedforward: int = 512
+    """Hidden width of the attention layer's feed-forward."""
+    expansion: float = 1.0
+    """Width of the fusion blocks relative to half of `model.hidden_dim`, in (0, 4]."""
+    depth_mult: float = 1.0
+    """Fusion blocks have round(3 · depth_mult) convolutions in sequence."""
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                *below(1, num_heads=self.num_heads, dim_feedforward=self.dim_feedforward),
+                (not 0 < self.expansion <= 4, f"expansion: got {self.expansion}, needs (0, 4]"),
+                (round(3 * self.depth_mult) < 1, f"depth_mult: got {self.depth_mult}, gives no block at all"),
+            ]
+        )
 
 
 class HybridEncoder(nn.Module):
     """Mix the three maps of the backbone.
 
     Args:
+        options: Sizes of the encoder.
         hidden_dim: Channels of inputs and outputs; a multiple of 4.
-        num_heads: Attention heads of the transformer layer.
-        dim_feedforward: Hidden width of its feed-forward.
-        expansion: Width of the fusion blocks relative to half of `hidden_dim`.
-        depth_mult: Fusion blocks have round(3 · depth_mult) convolution blocks in a row.
     """
 
-    def __init__(
-        self,
-        hidden_dim: int,
-        num_heads: int,
-        *,
-        dim_feedforward: int,
-        expansion: float,
-        depth_mult: float,
-    ) -> None:
+    def __init__(self, options: HybridEncoderOptions, hidden_dim: int) -> None:
         super().__init__()
-        layer = TransformerEncoderLayer(hidden_dim, num_heads, dim_feedforward=dim_feedforward)
+        layer = TransformerEncoderLayer(
+            hidden_dim, options.num_heads, dim_feedforward=options.dim_feedforward
+        )
         # Two wrappers deep, as in the official weights: a stack for each level that has attention.
         self.encoder = nn.ModuleList([nn.ModuleDict({"layers": nn.ModuleList([layer])})])
-        mid_channels = round(expansion * hidden_dim // 2)
-        num_blocks = round(3 * depth_mult)
+        mid_channels = round(options.expansion * hidden_dim // 2)
+        num_blocks = round(3 * options.depth_mult)
         self.lateral_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim) for _ in range(2))
         self.fpn_blocks = nn.ModuleList(
             FusionBlock(hidden_dim, mid_channels, num_blocks=num_blocks) for _ in range(2)
@@ -65,6 +81,10 @@ class HybridEncoder(nn.Module):
         out_32 = self.pan_blocks[1](self.downsample_convs[1](out_16) + lateral_32)
         return [out_8, out_16, out_32]
 
+    def checkpointable_blocks(self) -> list[nn.Module]:
+        """Return the blocks whose activations may be recomputed in the backward pass."""
+        return [*self.fpn_blocks, *self.pan_blocks]
+
     def _attend(self, features: Tensor) -> Tensor:
         channels, height, width = features.shape[1:]
         if features.requires_grad:
@@ -85,8 +105,7 @@ def sincos_positions(
     """Fixed sine and cosine code of the cells of a map.
 
     A quarter of the channels each for sin y, cos y, sin x, cos x, in this order. The official table has the
-    two axes in the same places on square maps and mixes them on others; see the project's decision on
-    non-square maps.
+    two axes in the same places on square maps, but mixes them on others.
 
     Args:
         size_hw: Height and width of the map, in cells.

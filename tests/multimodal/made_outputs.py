@@ -1,4 +1,4 @@
-"""Findings made by hand, of which is known what their text can and cannot do for a detector."""
+"""Detector outputs made by hand, with texts that are known to help a detector or not."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deim.engine.device import select_precision
+from deim.engine.optimizer import RecipeOptions
 from deim.engine.schedule import EmaOptions, ScheduleOptions, resolve_ema, resolve_schedule
 from deim.loss.build import build_criterion
 from deim.structures import Placement, Target
-from multimodal.ablation.trials import TrialSetting
+from multimodal.ablation.trials import TrialContext
 from multimodal.ablation.variants import VariantSource
-from multimodal.feature_cache import FindingsBatch
-from multimodal.loss import FusionCriterion, FusionLossWeights
-from multimodal.wrapper import DetectorFindings
+from multimodal.feature_cache import DetectorOutputBatch
+from multimodal.loss import FusionCriterion, FusionLossOptions
+from multimodal.wrapper import DetectorOutputs
 
 NUM_QUERIES, TEXT_DIM, QUERY_DIM = 12, 24, 64
 SIDE = 120
@@ -27,7 +28,7 @@ BATCH_SIZE = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """How findings are made. Of an object, features are a linear map of a meaning, and noise."""
+    """How outputs are made: the features of an object are a linear map of a meaning, plus noise."""
 
     meanings: Tensor
     """(C, D): what the features of each class show."""
@@ -104,7 +105,7 @@ def nothing_left(seed: int) -> Case:
     return replace(unknown_words(seed), detector_knows=8.0, background_logit=-8.0)
 
 
-def make_setting(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e-4, num_resamples: int = 200):
+def make_context(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e-4, num_resamples: int = 200):
     """The trials of a case."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(1000 + seed)
@@ -115,11 +116,11 @@ def make_setting(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e
     timeline = resolve_schedule(ScheduleOptions(), epochs=epochs, steps_per_epoch=steps, has_stages=False)
     background = torch.randn(2, TEXT_DIM, generator=generator)
 
-    def batches(seed: int, epoch: int) -> Iterable[FindingsBatch]:
+    def batches(seed: int, epoch: int) -> Iterable[DetectorOutputBatch]:
         order = np.random.default_rng([seed, epoch]).permutation(len(train))
         return [join([train[i] for i in part]) for part in np.array_split(order, steps)]
 
-    return TrialSetting(
+    return TrialContext(
         source=VariantSource(
             query_dim=QUERY_DIM,
             text=case.text[:, None].repeat(1, 2, 1),
@@ -128,11 +129,8 @@ def make_setting(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e
             adapter_dim=16,
             class_head_from_epoch=None,
         ),
-        criterion=FusionCriterion(build_criterion().matcher, FusionLossWeights(), num_classes=len(case.text)),
-        base_lr=base_lr,
-        weight_decay=1e-4,
-        betas=(0.9, 0.999),
-        clip_grad_norm=1.0,
+        criterion=FusionCriterion(build_criterion().matcher, FusionLossOptions(), num_classes=len(case.text)),
+        recipe=RecipeOptions(lr=base_lr, weight_decay=1e-4, betas=(0.9, 0.999), clip_grad_norm=1.0),
         timeline=timeline,
         averaging=resolve_ema(EmaOptions(), total_steps=timeline.total_steps),
         device=torch.device("cpu"),
@@ -145,7 +143,7 @@ def make_setting(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e
     )
 
 
-Image = tuple[DetectorFindings, Target]
+Image = tuple[DetectorOutputs, Target]
 
 
 def make_images(
@@ -171,7 +169,7 @@ def make_images(
         logits = 0.3 * torch.randn(NUM_QUERIES, len(num_boxes), generator=generator)
         logits[len(own) :] += case.background_logit
         logits[torch.arange(len(own)), own] += case.detector_knows
-        found = DetectorFindings(
+        found = DetectorOutputs(
             query_features=features[None], pred_logits=logits[None], pred_boxes=boxes[None]
         )
         place = Placement(orig_size_hw=(SIDE, SIDE), span_hw=(float(SIDE), float(SIDE)), shift_yx=(0.0, 0.0))
@@ -187,10 +185,10 @@ def make_images(
     return images
 
 
-def join(images: Sequence[Image]) -> FindingsBatch:
+def join(images: Sequence[Image]) -> DetectorOutputBatch:
     names = ("query_features", "pred_logits", "pred_boxes")
     found = {name: torch.cat([getattr(one, name) for one, _ in images]) for name in names}
-    return FindingsBatch(images=DetectorFindings(**found), targets=[target for _, target in images])
+    return DetectorOutputBatch(images=DetectorOutputs(**found), targets=[target for _, target in images])
 
 
 def to_coco(images: Sequence[Image], num_classes: int) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""What the detector needs of a backbone."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Backbone(Protocol):
+    """A module that turns images into a feature pyramid. An implementation is also an `nn.Module`."""
+
+    @property
+    def pixel_filter_keys(self) -> tuple[str, ...]:
+        """Endings of the names of the convolution weights that see the image, (out, in_channels, h, w).
+
+        They are adapted when a weights file has another number of image channels.
+        """
+
+    @property
+    def in_channels(self) -> int:
+        """Number of image channels."""
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Stride of each map in pixels, finest first. Image sides must be multiples of the last one."""
+
+    @property
+    def pretrained(self) -> nn.Module:
+        """The part that backbone weight files fill. It learns at `recipe.backbone_lr`."""
+
+    def checkpointable_blocks(self) -> Sequence[nn.Module]:
+        """Return the blocks whose activations may be recomputed in the backward pass."""
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the forward pass in place; inherited from `nn.Module`."""
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature pyramid.
+
+        Args:
+            images: (B, in_channels, H, W) float, normalized; H and W multiples of the last stride.
+
+        Returns:
+            A map (B, hidden_dim, H/s, W/s) for each stride s.
+        """

@@ -1,0 +1,181 @@
+"""What the vision transformers share: patches, attention, feed-forward and the block of all three.
+
+Attribute names follow the published weight files.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deim.config.checks import below, check
+from deim.model.backbone.rope import RotaryTable, rotate
+
+PATCH_SIZE = 16
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into 16 x 16 patches and project each to a token."""
+
+    def __init__(self, dim: int, *, in_channels: int = 3) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return tokens (B, H/16 · W/16, D) of images (B, in_channels, H, W), and the grid (H/16, W/16)."""
+        patches = self.proj(images)
+        return patches.flatten(2).transpose(1, 2), (patches.shape[2], patches.shape[3])
+
+
+class MaskedBiasLinear(nn.Linear):
+    """Linear layer whose bias is multiplied by a stored mask: DINOv3 switches the key bias off."""
+
+    bias_mask: Tensor
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__(dim, out_dim)
+        mask = torch.ones(out_dim)
+        mask[out_dim // 3 : 2 * out_dim // 3] = 0
+        self.register_buffer("bias_mask", mask)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (..., out_dim) of tokens (..., dim)."""
+        return F.linear(tokens, self.weight, self.bias * self.bias_mask)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions on the patch tokens."""
+
+    def __init__(self, dim: int, num_heads: int, *, mask_key_bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = MaskedBiasLinear(dim, 3 * dim) if mask_key_bias else nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, table: RotaryTable, num_prefix: int) -> Tensor:
+        """Return (B, T, D) of tokens (B, T, D), `num_prefix` of which come before the patches."""
+        batch, length, dim = tokens.shape
+        qkv = self.qkv(tokens).view(batch, length, 3, self.num_heads, dim // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query = rotate(query, table, num_prefix=num_prefix)
+        key = rotate(key, table, num_prefix=num_prefix)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, length, dim))
+
+
+class Mlp(nn.Module):
+    """Feed-forward of two linear layers with GELU between."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (..., D) of tokens (..., D)."""
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class SwiGlu(nn.Module):
+    """Gated feed-forward of ViT-S+."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim)
+        self.w2 = nn.Linear(dim, hidden_dim)
+        self.w3 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (..., D) of tokens (..., D)."""
+        return self.w3(F.silu(self.w1(tokens)) * self.w2(tokens))
+
+
+class LayerScale(nn.Module):
+    """Learned factor for each channel of a residual branch."""
+
+    def __init__(self, dim: int, *, init: float = 1e-5) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (..., D) of tokens (..., D)."""
+        return tokens * self.gamma
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block.
+
+    Args:
+        dim: Token width.
+        num_heads: Attention heads.
+        norm_eps: Epsilon of the layer norms.
+        ffn: Feed-forward.
+        has_layer_scale: Scale each residual branch by learned factors.
+        masks_key_bias: Switch off the bias of the keys.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        norm_eps: float,
+        ffn: Literal["mlp", "swiglu"] = "mlp",
+        has_layer_scale: bool = False,
+        masks_key_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, num_heads, mask_key_bias=masks_key_bias)
+        self.ls1: nn.Module = LayerScale(dim) if has_layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp: nn.Module = Mlp(dim, 4 * dim) if ffn == "mlp" else SwiGlu(dim, _swiglu_width(dim))
+        self.ls2: nn.Module = LayerScale(dim) if has_layer_scale else nn.Identity()
+
+    def forward(self, tokens: Tensor, table: RotaryTable, num_prefix: int) -> Tensor:
+        """Return (B, T, D) of tokens (B, T, D), `num_prefix` of which come before the patches."""
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens), table, num_prefix))
+        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+
+
+def init_linears(module: nn.Module) -> None:
+    """Draw the weights of all linear layers from a truncated normal distribution; biases become 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+
+def tokens_to_map(tokens: Tensor, grid_hw: tuple[int, int], *, num_prefix: int) -> Tensor:
+    """Arrange the patch tokens of (B, T, D) as a map (B, D, H/16, W/16)."""
+    return tokens[:, num_prefix:].transpose(1, 2).unflatten(2, grid_hw)
+
+
+def check_vit(
+    dim: int, depth: int, num_heads: int, return_blocks: tuple[int, int, int], adapter_width: int
+) -> None:
+    """Check the options that all vision transformers have.
+
+    Raises:
+        ConfigError: If any is out of range; one line for each problem.
+    """
+    check(
+        [
+            *below(1, dim=dim, depth=depth, num_heads=num_heads, adapter_width=adapter_width),
+            (
+                dim % (max(num_heads, 1) * 4) != 0,
+                f"dim: {dim} is not a multiple of num_heads · 4 = {num_heads * 4}",
+            ),
+            (
+                list(return_blocks) != sorted(set(return_blocks))
+                or not all(0 <= block < depth for block in return_blocks),
+                f"return_blocks: got {list(return_blocks)}, needs three ascending blocks in [0, {depth})",
+            ),
+        ]
+    )
+
+
+def _swiglu_width(dim: int) -> int:
+    """Two thirds of six times the width, rounded up to a multiple of 8."""
+    return (dim * 6 * 2 // 3 + 7) // 8 * 8
