@@ -11,8 +11,8 @@ from pathlib import Path
 
 from deim.data.splits import read_split
 from deim.errors import CheckpointError, ConfigError, DeimError
-from deim.inference.evaluator import evaluator_of
-from deim.report.files import ReportFiles, read_scored, write_report_files
+from deim.inference.evaluator import build_evaluator
+from deim.report.files import ReportFiles, read_report_inputs, write_report_files
 from deim.report.summary import describe_report
 from deim.report.tables import format_class_table, format_operating_table
 from multimodal.report import assess
@@ -25,9 +25,7 @@ def evaluate(args: argparse.Namespace) -> None:
         if args.split or args.set:
             raise ConfigError("--split, --set: a report is made again as it is. Name the checkpoint instead.")
         report_path = args.output or args.source
-        scored = read_scored(args.source)
-        report = write_report_files(scored, report_path)
-        metrics = scored.metrics
+        report = write_report_files(read_report_inputs(args.source), report_path)
     else:
         if args.source.is_dir():
             raise CheckpointError(
@@ -36,10 +34,9 @@ def evaluate(args: argparse.Namespace) -> None:
         split = args.split or "val"
         report_path = args.output or args.source.parent / f"evaluation_{split}.json"
         trained = load_trained(args.source, overrides=args.set)
-        evaluator = evaluator_of(trained, read_split(trained.config.data, split))
-        result = assess(trained, evaluator, split_name=split, report_path=report_path)
-        report, metrics = result.report, result.evaluation.metrics
-    print(format_class_table(metrics))
+        evaluator = build_evaluator(trained, read_split(trained.config.data, split))
+        report = assess(trained, evaluator, split_name=split, report_path=report_path).report
+    print(format_class_table(report))
     print(f"\n{format_operating_table(report)}\n")
     print("\n".join(describe_report(report)))
     files = ReportFiles(report=report_path)

@@ -30,6 +30,8 @@ from deim.engine.prepare import (
 from deim.engine.signals import ignore_stop_signals
 from deim.errors import DeimError, StopSignalError
 from deim.inference.evaluator import Evaluator
+from deim.metrics.coco import compute_coco_metrics
+from deim.metrics.convergence import describe_convergence
 from deim.report.evaluate import to_validation, validation_sheet
 from deim.report.summary import describe_report
 from deim.report.tables import format_class_table, format_operating_table
@@ -81,11 +83,11 @@ def train(
 
     def validate(model: nn.Module) -> Validation:
         evaluation = evaluator.evaluate(model)
+        metrics = compute_coco_metrics(evaluation.ground_truth, evaluation.detections)
         if not (config.runtime.tensorboard and distributed.is_main):
-            return to_validation(evaluation.metrics)
+            return to_validation(metrics)
         threshold = config.evaluation.draw_threshold
-        sheet = validation_sheet(evaluation, evaluator, score_threshold=threshold)
-        return to_validation(evaluation.metrics, sheet)
+        return to_validation(metrics, validation_sheet(evaluation, evaluator, score_threshold=threshold))
 
     trainer = build_trainer(
         config,
@@ -115,11 +117,11 @@ def train(
         return
     result = assess(best, evaluator, split_name="val", report_path=folder / "report.json")
     print(f"\n{'best' if has_best else 'last'} epoch on val ({len(splits.val)} images):\n")
-    print(format_class_table(result.evaluation.metrics))
+    print(format_class_table(result.report))
     print(f"\n{format_operating_table(result.report)}\n")
     print("\n".join(describe_report(result.report)))
-    if result.report["convergence"]:
-        print(result.report["convergence"]["in_words"])
+    if result.report.convergence:
+        print(describe_convergence(result.report.convergence))
     if not has_best:
         assert config.multimodal is not None  # else the first validation writes it
         print(

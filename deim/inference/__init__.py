@@ -1,1 +1,1 @@
-
+"""From a trained detector and images to detections."""

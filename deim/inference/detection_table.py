@@ -190,7 +190,7 @@ class DetectionTable:
         items = [detections[image] for image in images]
         counts = [len(item.scores) for item in items]
 
-        def column(tensors: Sequence[torch.Tensor], shape: tuple[int, ...]) -> NDArray[Any]:
+        def column(tensors: list[torch.Tensor], shape: tuple[int, ...]) -> NDArray[Any]:
             return torch.cat(tensors).numpy() if tensors else np.zeros(shape)
 
         # Boxes become xywh in float32 first: the same numbers as in a file of COCO results.
@@ -209,9 +209,7 @@ class DetectionTable:
         order = np.argsort(np.concatenate([table.image for table in tables]), kind="stable")
         names = ("image", "label", "boxes_xywh", "score", "query")
         return cls(
-            **{
-                name: np.concatenate([getattr(table, name) for table in tables])[order] for name in names
-            }
+            **{name: np.concatenate([getattr(table, name) for table in tables])[order] for name in names}
         )
 
     @classmethod

@@ -1,6 +1,7 @@
 """Non-maximum suppression: removal of detections that repeat a better one.
 
-DETR-like detectors need none in principle; in practice one query may give two classes, or two queries one box.
+DETR-like detectors need none in principle; in practice one query may give two classes, or two queries one
+box.
 """
 
 from dataclasses import dataclass
@@ -117,4 +118,3 @@ def _is_best_of_query(detections: DetectionTable) -> NDArray[np.bool_]:
     is_best = detections.query < 0
     is_best[known[np.unique(key, return_index=True)[1]]] = True
     return is_best
-

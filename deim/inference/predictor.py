@@ -34,7 +34,8 @@ from deim.records import from_json
 from deim.structures import Detections, Placement
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]
-"""A file, a Pillow image, or an (H, W, C) or (H, W) array with the depth and channels of the training images."""
+"""A file, a Pillow image, or an (H, W, C) or (H, W) array with the depth and channels of the training
+images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -128,9 +128,7 @@ def analyze_split(
     )
     kept = raw.take(points.keep(detections))
     assignment = assign(ground_truth, kept.detections, overlaps=kept.overlaps)
-    kinds = classify_errors(
-        ground_truth, kept.detections, overlaps=kept.overlaps, assignment=assignment
-    )
+    kinds = classify_errors(ground_truth, kept.detections, overlaps=kept.overlaps, assignment=assignment)
     after_nms, nms_assignment = raw, raw_assignment
     stays = apply_nms(detections, points.nms)
     if not stays.all():
@@ -160,9 +158,7 @@ def analyze_split(
             ground_truth, kept.detections, overlaps=kept.overlaps, assignment=assignment
         ),
         error_counts=count_errors(ground_truth, kept.detections, kinds=kinds),
-        tide=tide_delta_ap50(
-            ground_truth, detections, overlaps=raw.overlaps, assignment=raw_assignment
-        ),
+        tide=tide_delta_ap50(ground_truth, detections, overlaps=raw.overlaps, assignment=raw_assignment),
         duplicates=_count_duplicates(
             ground_truth,
             raw.take(detections.score >= points.thresholds[detections.label]),
@@ -203,7 +199,7 @@ def _precision_recall(
     ranking = rank_by_score(ground_truth, detections)
     ranking = ranking[~assignment.is_ignored[0, ranking]]
     num_boxes = ground_truth.boxes_per_class
-    curves = []
+    curves: list[PrecisionRecall | None] = []
     for label in range(ground_truth.num_classes):
         order = ranking[detections.label[ranking] == label]
         if not num_boxes[label] or not len(order):

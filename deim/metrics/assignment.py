@@ -123,7 +123,7 @@ def assign(
         (detections.label[overlaps.detection] == ground_truth.label[overlaps.truth])
         & (overlaps.iou >= limits.min())
     )
-    # Groups of one image and class are independent: the first detection of each takes its box, then the second…
+    # Images and classes are independent: first the best detection of each takes its box, then the second…
     rank = _rank_among_paired(detections, overlaps.detection[pairs])
     pairs = pairs[np.argsort(rank, kind="stable")]
     rounds = np.split(pairs, np.cumsum(np.bincount(rank))[:-1]) if len(pairs) else []

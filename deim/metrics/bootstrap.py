@@ -431,9 +431,7 @@ def _average_precision(
         seen = np.cumsum(steps @ part, axis=0)
         here = part[image[needed]]
         reached = _recall_levels(boxes)
-        for row, tp_mask, ignored_mask in zip(
-            scores, is_tp[:, needed], is_ignored[:, needed], strict=True
-        ):
+        for row, tp_mask, ignored_mask in zip(scores, is_tp[:, needed], is_ignored[:, needed], strict=True):
             row[start : start + at_once] = _sum_over_recall(here, seen, reached, tp_mask, ignored_mask)
         scores[:, start : start + at_once][:, boxes == 0] = np.nan
     return scores

@@ -239,7 +239,12 @@ def _to_coco(
     names, values = list(columns), [column.tolist() for column in columns.values()]
     annotations = [
         # Ids count from 1: the evaluator takes 0 for "not matched".
-        {"id": number, "image_id": image_id, "category_id": category_id, **dict(zip(names, rest, strict=True))}
+        {
+            "id": number,
+            "image_id": image_id,
+            "category_id": category_id,
+            **dict(zip(names, rest, strict=True)),
+        }
         for number, (image_id, category_id, *rest) in enumerate(
             zip(image_ids, label.tolist(), *values, strict=True), start=1
         )

@@ -85,7 +85,9 @@ def _most_confused(counts: NDArray[np.int64], sums: NDArray[np.int64], labels: t
     a, b = (int(index) for index in np.unravel_index(np.argmax(both), both.shape))
     if wrong[b, a] > wrong[a, b]:
         a, b = b, a
-    text = f"{wrong[a, b]} of {sums[a]} {labels[a]} were predicted as {labels[b]} ({wrong[a, b] / sums[a]:.0%})"
+    text = (
+        f"{wrong[a, b]} of {sums[a]} {labels[a]} were predicted as {labels[b]} ({wrong[a, b] / sums[a]:.0%})"
+    )
     if wrong[b, a]:
         text += f", and {wrong[b, a]} of {sums[b]} {labels[b]} as {labels[a]} ({wrong[b, a] / sums[b]:.0%})"
     return text

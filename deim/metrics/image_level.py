@@ -78,9 +78,7 @@ def count_images(
     images = _sort_images(ground_truth)
     is_defect = ground_truth.is_defect(detections.label)
     boxes = np.bincount(detections.image[is_defect], minlength=num_images)
-    hits = np.bincount(
-        detections.image[_hitting(ground_truth, detections, overlaps)], minlength=num_images
-    )
+    hits = np.bincount(detections.image[_hitting(ground_truth, detections, overlaps)], minlength=num_images)
     num_defective, num_good = int(images.defective.sum()), int(images.good.sum())
     num_escaped = int((images.defective & (hits == 0)).sum())
     num_unmarked = int((images.defective & (boxes == 0)).sum())
@@ -122,9 +120,7 @@ def trace_escapes(
     thresholds = np.concatenate([nothing, (levels + np.append(levels[1:], 0.0)[: len(levels)]) / 2])
     chosen = np.unique(np.linspace(0, len(thresholds) - 1, MAX_CURVE_POINTS).round().astype(np.int64))
     thresholds = thresholds[chosen]
-    overkill = (
-        None if share is None else 1 - share for share in _shares_below(good_scores, thresholds)
-    )
+    overkill = (None if share is None else 1 - share for share in _shares_below(good_scores, thresholds))
     num_fp = len(fp_scores) - np.searchsorted(np.sort(fp_scores), thresholds, side="left")
     return EscapeCurve(
         thresholds=tuple(thresholds.tolist()),

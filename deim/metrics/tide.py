@@ -212,9 +212,7 @@ def tide_delta_ap50(
                 hits[best] = True
                 corrected = mean_ap(label, hits, remains, num_boxes)
             case ErrorKind.MISSED:
-                missed = np.bincount(
-                    ground_truth.label[kinds.is_missed], minlength=ground_truth.num_classes
-                )
+                missed = np.bincount(ground_truth.label[kinds.is_missed], minlength=ground_truth.num_classes)
                 corrected = mean_ap(detections.label, is_tp, stays, num_boxes - missed)
             case _:
                 corrected = mean_ap(detections.label, is_tp, stays & (kinds.kind != kind), num_boxes)

@@ -224,9 +224,7 @@ def _write_counts(axes: Axes, confusion: Confusion, *, with_percent: bool) -> No
         count, share = confusion.counts[row][column], confusion.row_percent[row][column]
         text = f"{count}\n{share:.0f} %" if with_percent and share is not None else str(count)
         color = "white" if (share or 0) > 55 else "black" if count or with_percent else GRAY
-        axes.text(
-            column, row, text, ha="center", va="center", fontsize=9 if with_percent else 8, color=color
-        )
+        axes.text(column, row, text, ha="center", va="center", fontsize=9 if with_percent else 8, color=color)
 
 
 def _class_ap50(figure: Figure, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Boxes and their labels drawn on images, and sheets of such images: for reports, previews and predictions."""
+"""Drawings of boxes with labels, and sheets of them: for reports, previews and predictions."""
 
 import math
 from collections import Counter
@@ -173,9 +173,7 @@ def _draw_row(row: PanelRow, panel_height: int) -> Image.Image:
         cell = Image.new("RGB", (PANEL_WIDTH, LINE_HEIGHT + panel_height), EMPTY)
         cell.paste(PAPER, (0, 0, PANEL_WIDTH, LINE_HEIGHT))
         write_line(cell, (0, 0), panel.caption, size=CAPTION_SIZE, color=FAINT)
-        drawn = draw_boxes(
-            row.image, panel.boxes_xyxy, texts=panel.texts, colors=panel.colors, scale=scale
-        )
+        drawn = draw_boxes(row.image, panel.boxes_xyxy, texts=panel.texts, colors=panel.colors, scale=scale)
         cell.paste(
             drawn, ((PANEL_WIDTH - drawn.width) // 2, LINE_HEIGHT + (panel_height - drawn.height) // 2)
         )
@@ -183,9 +181,7 @@ def _draw_row(row: PanelRow, panel_height: int) -> Image.Image:
     return canvas
 
 
-def short_names(
-    names: Sequence[str], *, kind: str = "class", longest: int = LONGEST_NAME
-) -> tuple[str, ...]:
+def short_names(names: Sequence[str], *, kind: str = "class", longest: int = LONGEST_NAME) -> tuple[str, ...]:
     """Shorten names for images and charts so that they stay distinct.
 
     A name that is too long loses its middle. A character that the font lacks becomes a question mark. A name

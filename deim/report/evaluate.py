@@ -184,7 +184,7 @@ def _provenance(
             weights=trained.weights,
         ),
         model=ModelInfo(
-            name=config.model.name if config.multimodal is None else f"{config.model.name} with text fusion",
+            name=config.model.name,
             parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         ),
         image_size_hw=config.image_size_hw,

@@ -1,13 +1,13 @@
 """The files of a report: everything that one evaluation writes, and how it is made again without the model.
 
-    report.json              the numbers
-    report.html              the page, which needs no other file
-    report/
-        classes.csv          the table of classes
-        predictions.json     raw detections, COCO results with the query of each
-        ground_truth.json    the ground truth, COCO
-        predictions.png      some images with their kept detections
-        *.png *.svg          the charts
+report.json              the numbers
+report.html              the page, which needs no other file
+report/
+classes.csv          the table of classes
+predictions.json     raw detections, COCO results with the query of each
+ground_truth.json    the ground truth, COCO
+predictions.png      some images with their kept detections
+*.png *.svg          the charts
 """
 
 import json
@@ -95,9 +95,7 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
     ground_truth, detections = inputs.ground_truth, inputs.detections
     # What cannot be computed again comes first.
     write_text(files.ground_truth, json.dumps(ground_truth.to_coco(), ensure_ascii=False, allow_nan=False))
-    write_json_list(
-        files.predictions, detections.to_coco(ground_truth.image_ids, ground_truth.category_ids)
-    )
+    write_json_list(files.predictions, detections.to_coco(ground_truth.image_ids, ground_truth.category_ids))
     analysis = analyze_split(
         ground_truth, detections, points=inputs.points, num_resamples=inputs.num_resamples
     )
@@ -180,7 +178,9 @@ class ImageFolder:
         if not self._missing:
             return ""
         first = next(iter(self._missing))
-        return f"{len(self._missing)} images are not shown: they are missing in {self._folder}, such as {first}."
+        return (
+            f"{len(self._missing)} images are not shown: they are missing in {self._folder}, such as {first}."
+        )
 
 
 def prediction_sheet(

@@ -176,7 +176,7 @@ def draw_entry(
 def _best_scores_on_truth(
     ground_truth: GroundTruthTable, raw: DetectionTable, overlaps: Overlaps
 ) -> NDArray[np.float64]:
-    """(G,) highest raw score of its class on each ground-truth box, by IoU 0.5 or more; -1 if there is none."""
+    """(G,) highest raw score of its class on each ground-truth box, by IoU 0.5 or more; -1 without any."""
     row, truth = overlaps.detection, overlaps.truth
     fits = (raw.label[row] == ground_truth.label[truth]) & (overlaps.iou >= IOU_50)
     best = np.full(len(ground_truth), -1.0)
@@ -288,7 +288,7 @@ def _rows_in_crop(
     *,
     kind: str,
 ) -> NDArray[np.int64]:
-    """Rows of the boxes in the crop: that of the entry first, if it is of this kind, then by overlap with it."""
+    """Rows of the boxes in the crop: that of the entry first, if of this kind, then by overlap with it."""
     x, y, width, height = table.boxes_xywh.T
     x1, y1, x2, y2 = crop
     inside = (table.image == entry.image) & (x < x2) & (x + width > x1) & (y < y2) & (y + height > y1)

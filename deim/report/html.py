@@ -15,7 +15,7 @@ from deim.report.tables import ap_values, format_interval, format_number
 READING_HELP = (
     "AP is COCO's average precision, the mean over the IoU thresholds 0.50 to 0.95; AP50 at IoU 0.50 alone. "
     "n counts ground-truth boxes, crowd regions left out.",
-    "Precision, recall and F1 hold at the stated threshold and IoU 0.50; they are no part of the COCO metrics.",
+    "Precision, recall and F1 hold at the stated threshold and IoU 0.50; they are not COCO metrics.",
     "An escape is a defective image on which no detection overlaps a defect by IoU 0.50 or more, whatever "
     "their classes; overkill is a good image with any detection of a defect class.",
     "Intervals say how far a score would move with other images of the same kind. They do not include the "
@@ -43,7 +43,7 @@ def render_report(
     """
     gallery_lines = [missing_images] if missing_images else []
     if gallery:
-        gallery_lines.append("Blue is correct, red is wrong; the yellow frame marks the box in question.")
+        gallery_lines.append("Blue is correct, red is wrong; a yellow frame marks the box in question.")
     elif not missing_images:
         gallery_lines.append("No box was missed and no detection was false.")
     sections = [

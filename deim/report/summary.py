@@ -55,8 +55,8 @@ def _describe_images(level: ImageLevel) -> str:
     overkill = "no good image, so no overkill rate"
     if level.overkill_rate is not None:
         overkill = (
-            f"overkill rate {level.overkill_rate:.1%} ({level.num_overkilled} of {level.num_good} good images), "
-            f"{level.fp_per_good_image:.2f} false boxes per good image"
+            f"overkill rate {level.overkill_rate:.1%} ({level.num_overkilled} of {level.num_good} good "
+            f"images), {level.fp_per_good_image:.2f} false boxes per good image"
         )
     return f"{escapes}; {overkill}"
 

@@ -78,7 +78,9 @@ def format_class_table(report: Report) -> str:
         for row in report.classes
     ]
     rows.append(["all", str(report.num_images), str(report.num_boxes), *ap_cells(report.summary)])
-    return format_table(["class", "images", "boxes", "AP50", "AP", "AP75", "AR100", "AP S", "AP M", "AP L"], rows)
+    return format_table(
+        ["class", "images", "boxes", "AP50", "AP", "AP75", "AR100", "AP S", "AP M", "AP L"], rows
+    )
 
 
 def format_operating_table(report: Report) -> str:

@@ -125,7 +125,7 @@ def build_trials(
         precision=precision,
         train=_TrainBatches(loader, batches),
         val=_val_findings(config, evaluator, loader),
-        ground_truth=evaluator.ground_truth(),
+        ground_truth=evaluator.ground_truth,
         max_detections=evaluator.max_detections,
         num_resamples=num_resamples,
     )

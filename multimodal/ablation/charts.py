@@ -8,16 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deim.report.charts import (
-    BLUE,
-    GRAY,
-    ON_WHITE,
-    RED,
-    chart_names,
-    class_color,
-    save_chart,
-    say_nothing_to_show,
-)
+from deim.report.charts import ON_WHITE, chart_names, save_chart, say_nothing_to_show
+from deim.report.palette import BLUE, GRAY, RED, chart_color
 from multimodal.ablation.trials import FROZEN, SWAPPED
 
 WIDTH = 11.0
@@ -58,7 +50,7 @@ def _models(figure: Figure, evidence: Mapping[str, Any]) -> None:
         say_nothing_to_show(right, "no class has ground truth")
         return
     for position, model in enumerate(models):
-        color = {"text": BLUE, FROZEN: GRAY}.get(model["name"], class_color(2))
+        color = {"text": BLUE, FROZEN: GRAY}.get(model["name"], chart_color(2))
         left.barh(position, model["ap50"], color=color, height=0.6)
         ends = model["ap50_interval"] or [model["ap50"]] * 2
         left.plot(ends, [position, position], color="black", linewidth=1.4, marker="|", markersize=9)
@@ -102,10 +94,10 @@ def _classes(figure: Figure, evidence: Mapping[str, Any]) -> None:
             if found["value"] is None:
                 continue
             place = position + offset
-            color = class_color(number)
+            color = chart_color(number)
             axes.plot([found["low"], found["high"]], [place, place], color=color, linewidth=1.6)
             axes.plot(found["value"], place, "o", color=color, markeredgecolor="black", markersize=5)
-        axes.plot([], [], "o-", color=class_color(number), label=model["description"])
+        axes.plot([], [], "o-", color=chart_color(number), label=model["description"])
     for position in range(1, len(rows)):
         axes.axhline(position - 0.5, color="#e6e6e6", linewidth=1)
     labels = [f"{name}\nn = {row['num_boxes']}" for name, row in zip(names, rows, strict=True)]

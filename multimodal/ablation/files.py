@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deim.report.build import write_whole
-from deim.report.files import read_scored, write_report_files
+from deim.files import write_text
+from deim.report.files import read_report_inputs, write_report_files
 from deim.report.page import Cell, Section, Table, embed_svg, render_page
+from deim.report.schema import TaskSection
 from deim.report.tables import DASH
 from multimodal.ablation.charts import draw_evidence_charts
 from multimodal.ablation.schema import REPORTED_KEYS
@@ -49,9 +50,9 @@ def write_evidence(evidence: Mapping[str, Any], folder: Path) -> Path:
     path = folder / "evidence.json"
     charts_folder = folder / "evidence"
     charts_folder.mkdir(parents=True, exist_ok=True)
-    write_whole(json.dumps(evidence, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+    write_text(path, json.dumps(evidence, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     charts = draw_evidence_charts(evidence, charts_folder)
-    write_whole(_page(evidence, charts), path.with_suffix(".html"))
+    write_text(path.with_suffix(".html"), _page(evidence, charts))
     return path
 
 
@@ -71,13 +72,20 @@ def add_to_report(evidence: Mapping[str, Any], report_path: Path) -> bool:
     """
     if not report_path.is_file():
         return False
-    scored = read_scored(report_path)
-    names = [category["name"] for category in scored.ground_truth["categories"]]
-    if names != [row["name"] for row in evidence["models"][0]["classes"]]:
+    inputs = read_report_inputs(report_path)
+    if list(inputs.ground_truth.class_names) != [row["name"] for row in evidence["models"][0]["classes"]]:
         logger.warning("%s: is of other classes, and does not get the verdict", report_path)
         return False
     entry = {key: evidence[key] for key in REPORTED_KEYS}
-    write_report_files(replace(scored, text_evidence=entry), report_path)
+    section = inputs.task_section
+    if section is None:
+        section = TaskSection(task="text_fusion", title="Text fusion", summary=(), data={})
+    earlier = section.data.get("ablation", {}).get("in_words", ())
+    summary = tuple(line for line in section.summary if line not in earlier)
+    section = replace(
+        section, summary=(*summary, *entry["in_words"]), data={**section.data, "ablation": entry}
+    )
+    write_report_files(replace(inputs, task_section=section), report_path)
     return True
 
 
@@ -85,7 +93,7 @@ def _page(evidence: Mapping[str, Any], charts: Mapping[str, Path]) -> str:
     sections = [
         Section(title="In words", lines=[*evidence["in_words"], evidence["rule"]]),
         Section(title="Models", tables=[_model_table(evidence)]),
-        Section(title="Charts", pictures=[embed_svg(path, title) for title, path in charts.items()]),
+        Section(title="Charts", figures=[embed_svg(path, title) for title, path in charts.items()]),
         Section(title="Classes", tables=[_class_table(evidence), _lead_table(evidence)]),
         Section(title="How to read this", lines=READING_HELP),
     ]

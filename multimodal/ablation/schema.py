@@ -1,7 +1,6 @@
 """What the trials found, as a tree of JSON types: the one source of console, page, charts and report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +12,8 @@ from deim.metrics.bootstrap import (
     interval,
     mean_over_runs,
 )
-from deim.report.compare.runs import score_difference
+from deim.records import to_json
+from deim.report.compare.schema import ScoreDifference
 from multimodal.ablation.build import TrialPlan
 from multimodal.ablation.trials import FROZEN, SWAPPED, TrialScores
 from multimodal.ablation.variants import CONTROLS, VARIANTS
@@ -119,8 +119,8 @@ def _model_entry(
         "ap": mean.mean_ap.value,
         "ap_interval": _ends(mean.mean_ap),
         "ap50_of_seeds": [one.mean_ap50.value for one in samples],
-        "over_frozen": asdict(score_difference(gain.mean_ap50)),
-        "text_over_it": asdict(score_difference(lead.mean_ap50)),
+        "over_frozen": to_json(ScoreDifference.from_difference(gain.mean_ap50)),
+        "text_over_it": to_json(ScoreDifference.from_difference(lead.mean_ap50)),
         "classes": [
             {
                 "name": mean.class_names[label],
@@ -129,7 +129,7 @@ def _model_entry(
                 "ap50_interval": _ends(mean.ap50[label]),
                 "ap": mean.ap[label].value,
                 "ap_interval": _ends(mean.ap[label]),
-                "text_over_it": asdict(score_difference(lead.ap50[label])),
+                "text_over_it": to_json(ScoreDifference.from_difference(lead.ap50[label])),
             }
             for label in range(len(mean.class_names))
         ],

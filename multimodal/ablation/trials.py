@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -12,9 +12,8 @@ from deim.engine.ema import ModelEma
 from deim.engine.optimizer import set_learning_rates
 from deim.engine.schedule import EmaSchedule, Timeline
 from deim.engine.step import Precision, StepParts, train_step
-from deim.inference.detection_table import split_results
+from deim.inference.detection_table import GroundTruthTable
 from deim.inference.predictor import predict_split
-from deim.metrics.assignment import COCO_IOU_THRESHOLDS, assign, compute_overlaps
 from deim.metrics.bootstrap import ScoreSamples, resample_scores
 from multimodal.ablation.variants import (
     VARIANTS,
@@ -57,7 +56,7 @@ class TrialSetting:
     """Training batches of a seed and an epoch."""
     val: Iterable[FindingsBatch]
     """Each image that is scored, once; read anew for every model."""
-    ground_truth: Mapping[str, Any]
+    ground_truth: GroundTruthTable
     """COCO dict of these images; categories in the order of the class indices."""
     max_detections: int
     """Raw detections kept an image."""
@@ -182,11 +181,16 @@ def score(model: FindingsFusion, setting: TrialSetting) -> ScoreSamples:
     Raises:
         DataError: If an image is damaged, or findings cannot be stored.
     """
-    found = predict_split(model, setting.val, device=setting.device, max_detections=setting.max_detections)
-    category_ids = [category["id"] for category in setting.ground_truth["categories"]]
-    results = split_results(setting.ground_truth, found.to_coco(category_ids))
-    assignment = assign(results, compute_overlaps(results), iou_thresholds=COCO_IOU_THRESHOLDS)
-    return resample_scores(results, assignment, num_resamples=setting.num_resamples)
+    predictions = predict_split(
+        model,
+        setting.val,
+        device=setting.device,
+        max_detections=setting.max_detections,
+        image_ids=setting.ground_truth.image_ids,
+    )
+    return resample_scores(
+        setting.ground_truth, predictions.detections, num_resamples=setting.num_resamples
+    )
 
 
 def _in_words(samples: ScoreSamples) -> str:
