@@ -77,18 +77,18 @@ def brute_force(
     """Right and false boxes at the best of all thresholds."""
     scores = sorted({one["score"] for one in predictions if one["category_id"] == category_id}, reverse=True)
     trials = [plain_counts(ground_truth, predictions, category_id, score) for score in scores]
-    num_truth = trials[0][2]
+    num_boxes = trials[0][2]
     match goal:
         case BestF1Goal():
-            best = max(trials, key=lambda trial: 2 * trial[0] / (trial[0] + trial[1] + num_truth))
+            best = max(trials, key=lambda trial: 2 * trial[0] / (trial[0] + trial[1] + num_boxes))
         case RecallGoal():
-            enough = [trial for trial in trials if trial[0] / num_truth >= goal.at_least]
+            enough = [trial for trial in trials if trial[0] / num_boxes >= goal.at_least]
             best = enough[0] if enough else max(trials, key=lambda trial: trial[0])
         case FalseBoxesGoal():
             few = [
                 trial for trial in trials if trial[1] / len(ground_truth["images"]) <= goal.at_most_per_image
             ]
-            best = few[-1] if few else (0, 0, num_truth)
+            best = few[-1] if few else (0, 0, num_boxes)
     return best[0], best[1]
 
 
@@ -164,12 +164,12 @@ def test_precision_recall_and_f1_are_those_of_the_counts() -> None:
         assert entry.num_detections == entry.tp + entry.fp
         assert entry.num_boxes == entry.tp + entry.fn
         assert (entry.precision is None) == (entry.num_detections == 0)
-        assert (entry.recall is None) == (entry.f1 is None) == (entry.num_truth == 0)
+        assert (entry.recall is None) == (entry.f1 is None) == (entry.num_boxes == 0)
         if entry.tp:
             expected = 2 / (1 / entry.precision + 1 / entry.recall)
             assert entry.f1 == pytest.approx(expected)
     total = count_all(count_classes(*shipped, assignment))
-    for name in ("num_truth", "num_detections", "tp", "fp", "fn"):
+    for name in ("num_boxes", "num_detections", "tp", "fp", "fn"):
         assert getattr(total, name) == sum(getattr(entry, name) for entry in counts)
     assert counts[CLASS_NAMES.index("never predicted")].f1 == 0
     assert counts[CLASS_NAMES.index("absent")].f1 is None

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+from deim.report.compare.runs import ComparedRun
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -16,7 +17,6 @@ from deim.inference.detection_table import split_results
 from deim.metrics.assignment import assign, compute_overlaps
 from deim.report import charts
 from deim.report.compare import charts as comparison
-from deim.report.compare.runs import ComparedRun
 
 HARD_NAMES = ("scratch $5 to $10", "$a", "_hidden", "裂纹", "crack 裂纹 2", "RAYÓN", r"a\b^2 %")
 LONG_NAMES = tuple(f"defect {chr(97 + k)} of the very long wall of the vessel" for k in range(20))

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deim.report.worst_errors import GalleryEntry, choose_gallery
 from PIL import Image, ImageFont
 
 from deim.inference.detection_table import SplitResults, split_results
@@ -22,7 +23,6 @@ from deim.report.gallery import (
     _shown_caption,
     draw_entry,
 )
-from deim.report.worst_errors import GalleryEntry, choose_gallery
 from tests.metrics.random_results import random_split
 
 FIRST = [100.0, 100.0, 40.0, 40.0]
