@@ -138,7 +138,7 @@ def _build(
     return build_trainer(
         config,
         splits,
-        validate=validate(lambda model: to_validation(evaluator.evaluate(model).metrics)),
+        validate=validate(lambda model: to_validation(evaluator.evaluate(model))),
         build_subject=subject_builder(config),
         overwrite=overwrite,
         resume_from=resume_from,

@@ -30,7 +30,6 @@ from deim.engine.prepare import (
 from deim.engine.signals import ignore_stop_signals
 from deim.errors import DeimError, StopSignalError
 from deim.inference.evaluator import Evaluator
-from deim.metrics.coco import compute_coco_metrics
 from deim.metrics.convergence import describe_convergence
 from deim.report.evaluate import to_validation, validation_sheet
 from deim.report.summary import describe_report
@@ -83,11 +82,11 @@ def train(
 
     def validate(model: nn.Module) -> Validation:
         evaluation = evaluator.evaluate(model)
-        metrics = compute_coco_metrics(evaluation.ground_truth, evaluation.detections)
         if not (config.runtime.tensorboard and distributed.is_main):
-            return to_validation(metrics)
+            return to_validation(evaluation)
         threshold = config.evaluation.draw_threshold
-        return to_validation(metrics, validation_sheet(evaluation, evaluator, score_threshold=threshold))
+        sheet = validation_sheet(evaluation, evaluator, score_threshold=threshold)
+        return to_validation(evaluation, sheet)
 
     trainer = build_trainer(
         config,

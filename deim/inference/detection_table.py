@@ -161,6 +161,8 @@ class DetectionTable:
 
     def take(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "DetectionTable":
         """Return the detections that a (D,) mask, or a list of positions in ascending order, selects."""
+        if kept.dtype == np.bool_ and kept.all():
+            return self
         return DetectionTable(
             image=self.image[kept],
             label=self.label[kept],

@@ -34,6 +34,8 @@ class Overlaps:
             kept: (D,) mask, or ascending positions.
             num_detections: D, the number of detections before.
         """
+        if kept.dtype == np.bool_ and kept.all():
+            return self
         position = np.full(num_detections, -1, dtype=np.int64)
         position[kept] = np.arange(np.count_nonzero(kept) if kept.dtype == np.bool_ else len(kept))
         moved = position[self.detection]
@@ -47,7 +49,7 @@ class Assignment:
 
     iou_thresholds: tuple[float, ...]
     """T thresholds in [0, 1]."""
-    truth: NDArray[np.int64]
+    truth: NDArray[np.int32]
     """(T, D) position of the ground-truth box that the detection hits; -1 where it hits none."""
     is_ignored: NDArray[np.bool_]
     """(T, D) true where the detection lies in a crowd region of its class and counts neither as TP nor FP."""
@@ -116,7 +118,7 @@ def assign(
     limits = np.minimum(np.array(iou_thresholds), 1 - 1e-10)
     if overlaps is None:
         overlaps = compute_overlaps(ground_truth, detections, min_iou=float(limits.min()))
-    truth = np.full((len(limits), len(detections)), -1, dtype=np.int64)
+    truth = np.full((len(limits), len(detections)), -1, dtype=np.int32)
     is_ignored = np.zeros((len(limits), len(detections)), dtype=np.bool_)
     is_taken = np.zeros((len(limits), len(ground_truth)), dtype=np.bool_)
     pairs = np.flatnonzero(

@@ -28,8 +28,8 @@ _PRIOR_BOXES = 0.25
 """Boxes with AP 0, and as many with AP 1, that count beside the real ones, so that log-odds are finite."""
 _FEW_BOXES = 5.0
 """Boxes missed or found, below which resamples say too little about the tail."""
-_MAX_CELLS = 1_000_000
-"""Detections times resamples that are held at once; about 70 bytes each at the most."""
+_MAX_CELLS = 500_000
+"""True positives times resamples that are held at once; about 70 bytes each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

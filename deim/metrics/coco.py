@@ -189,29 +189,9 @@ def _evaluate(
         Precision (10, 101, c, 4, 3) by IoU threshold, recall threshold, class, area range and detections per
         image, and recall (10, c, 4, 3); -1 where there is no ground truth.
     """
-    truth = np.flatnonzero(np.isin(ground_truth.label, labels))
-    rows = np.flatnonzero(np.isin(detections.label, labels))
-    table = detections.take(rows)
     evaluator = COCOeval_faster(
-        _to_coco(
-            ground_truth,
-            labels,
-            image=ground_truth.image[truth],
-            label=ground_truth.label[truth],
-            bbox=ground_truth.boxes_xywh[truth],
-            area=ground_truth.area[truth],
-            iscrowd=ground_truth.is_crowd[truth].astype(np.int64),
-        ),
-        _to_coco(
-            ground_truth,
-            labels,
-            image=table.image,
-            label=table.label,
-            bbox=table.boxes_xywh,
-            area=table.boxes_xywh[:, 2] * table.boxes_xywh[:, 3],
-            iscrowd=np.zeros(len(table), dtype=np.int64),
-            score=table.score,
-        ),
+        _truth_to_coco(ground_truth, labels),
+        _detections_to_coco(ground_truth, detections.take(np.isin(detections.label, labels)), labels),
         iouType="bbox",
         print_function=_silent,
     )
@@ -223,6 +203,35 @@ def _evaluate(
     return (
         precision.reshape(NUM_IOU_THRESHOLDS, NUM_RECALL_THRESHOLDS, *shape),
         recall.reshape(NUM_IOU_THRESHOLDS, *shape),
+    )
+
+
+def _truth_to_coco(ground_truth: GroundTruthTable, labels: NDArray[np.int64]) -> Any:
+    rows = np.isin(ground_truth.label, labels)
+    return _to_coco(
+        ground_truth,
+        labels,
+        image=ground_truth.image[rows],
+        label=ground_truth.label[rows],
+        bbox=ground_truth.boxes_xywh[rows],
+        area=ground_truth.area[rows],
+        iscrowd=ground_truth.is_crowd[rows].astype(np.int64),
+    )
+
+
+def _detections_to_coco(
+    ground_truth: GroundTruthTable, detections: DetectionTable, labels: NDArray[np.int64]
+) -> Any:
+    boxes = detections.boxes_xywh
+    return _to_coco(
+        ground_truth,
+        labels,
+        image=detections.image,
+        label=detections.label,
+        bbox=boxes,
+        area=boxes[:, 2] * boxes[:, 3],
+        iscrowd=np.zeros(len(boxes), dtype=np.int64),
+        score=detections.score,
     )
 
 

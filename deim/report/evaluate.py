@@ -19,7 +19,7 @@ from deim.inference.nms import candidate_rules
 from deim.inference.predictor import match_config, stored_points
 from deim.inference.thresholds import OperatingPoints
 from deim.metrics.choose_thresholds import choose_operating_points
-from deim.metrics.coco import CocoMetrics, compute_coco_metrics, worst_class
+from deim.metrics.coco import compute_coco_metrics, worst_class
 from deim.metrics.convergence import Convergence, read_convergence
 from deim.records import from_json, to_json
 from deim.report.build import ReportInputs, installed_versions
@@ -203,13 +203,14 @@ def _convergence(trained: TrainedDetector) -> Convergence | None:
     return read_convergence(log, planned_epochs=trained.config.epochs) if log.is_file() else None
 
 
-def to_validation(metrics: CocoMetrics, picture: Image.Image | None = None) -> Validation:
+def to_validation(result: EvaluationResult, picture: Image.Image | None = None) -> Validation:
     """Return what the trainer needs of an evaluation.
 
     Args:
-        metrics: Metrics of the validation split.
+        result: Evaluation of the validation split.
         picture: Some images with their detections, for TensorBoard.
     """
+    metrics = compute_coco_metrics(result.ground_truth, result.detections)
     worst = worst_class(metrics)
     return Validation(
         ap=metrics.summary.ap,

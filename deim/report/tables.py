@@ -39,7 +39,7 @@ def format_table(
     Returns:
         Lines of equal width, the headings first.
     """
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
     aligned = range(1, len(headers)) if right_aligned is None else right_aligned
     for index, header in enumerate(headers):
         table.add_column(

@@ -17,7 +17,7 @@ from deim.data.splits import read_split
 from deim.engine.checkpoints import FORMAT, load_trained, read_checkpoint, save_checkpoint
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, DataError
-from deim.inference.evaluator import evaluator_of
+from deim.inference.evaluator import build_evaluator
 from deim.model.build import build_model
 from deim.model.detector import Detector
 
@@ -239,4 +239,4 @@ def test_evaluating_a_dataset_with_other_classes_is_refused(
         DataError,
         match=r"val\.json: class 'dent' is not known to the detector, which has pit, scratch, crack\.",
     ):
-        evaluator_of(trained, read_split(trained.config.data, "val"))
+        build_evaluator(trained, read_split(trained.config.data, "val"))
