@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from deim.boxes import clip_boxes, iou, xywh_to_xyxy
@@ -19,18 +19,8 @@ from deim.data.images.input_format import build_input_format
 from deim.data.images.load import read_preview, read_tiles
 from deim.data.images.resize import normalize
 from deim.engine.checkpoints import TrainedDetector
-from deim.report.draw import (
-    EMPTY,
-    FAINT,
-    INK,
-    PAPER,
-    Color,
-    class_color,
-    draw_boxes,
-    short_name,
-    shown_names,
-    write_line,
-)
+from deim.report.draw import draw_boxes, load_font, short_names, write_line
+from deim.report.palette import EMPTY, FAINT, INK, PAPER, Color, class_color
 from multimodal.text_maps import TextMap, compute_heat, compute_text_map, join_text_maps
 from multimodal.wrapper import TextFusedDetector
 
@@ -113,7 +103,7 @@ def write_text_maps(
         rows = [_draw_image(trained, split, labels, index=index, label=label) for index in indices]
         path = folder / _file_name(trained.class_names, label)
         _stack(
-            rows, name=short_name(trained.class_names, label), split_name=split.annotations_path.stem
+            rows, name=short_names(trained.class_names)[label], split_name=split.annotations_path.stem
         ).save(path)
         paths.append(path)
     return paths
@@ -166,7 +156,7 @@ def draw_text_map(
     truth = _Truth(
         boxes_xyxy=boxes_xyxy[order].float(), labels=labels[order].tolist(), label=label, scale=scale
     )
-    name = short_name(class_names, label)
+    name = short_names(class_names)[label]
     row = Image.new("RGB", (MAP_WIDTH, HEAD_HEIGHT + panel_height + FOOT_HEIGHT), PAPER)
     num_own = truth.labels.count(label)
     counted = f"true boxes of {name}: {num_own} of {len(truth.labels)}"
@@ -203,7 +193,7 @@ class _Truth:
 
 
 def _truth_picture(photograph: Image.Image, truth: _Truth, class_names: Sequence[str]) -> Image.Image:
-    names = shown_names(class_names)
+    names = short_names(class_names)
     return draw_boxes(
         photograph,
         truth.boxes_xyxy * truth.scale,
@@ -266,7 +256,7 @@ def _draw_scale(row: Image.Image, column: int, *, least: float, name: str) -> No
     values = np.linspace(least, 1, width, dtype=np.float32)[None].repeat(SCALE_HEIGHT, axis=0)
     backdrop = np.full((*values.shape, 3), float(SCALE_BACKDROP))
     row.paste(Image.fromarray(_blend(backdrop, values)), (left, top))
-    draw, font = ImageDraw.Draw(row), ImageFont.load_default(size=TAG_SIZE)
+    draw, font = ImageDraw.Draw(row), load_font(TAG_SIZE)
     draw.rectangle((left - 1, top - 1, left + width, top + SCALE_HEIGHT), outline=INK)
     below = top + SCALE_HEIGHT
     for tick in np.linspace(least, 1, 5).tolist():

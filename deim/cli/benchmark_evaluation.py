@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from deim.inference.detection_table import split_results
+from deim.inference.detection_table import DetectionTable, GroundTruthTable
 from deim.inference.nms import NmsRule
 from deim.inference.thresholds import BestF1Goal
 from deim.metrics.analysis import analyze_split
-from deim.metrics.assignment import COCO_IOU_THRESHOLDS, assign, compute_overlaps
+from deim.metrics.assignment import COCO_IOU_THRESHOLDS, assign
 from deim.metrics.bootstrap import resample_scores
 from deim.metrics.choose_thresholds import choose_operating_points
 from deim.metrics.coco import compute_coco_metrics
@@ -57,17 +57,17 @@ def time_evaluation(num_images: int, num_boxes: int) -> dict[str, Any]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    ground_truth, predictions = random_set(num_images, num_boxes)
+    ground_truth, detections = random_set(num_images, num_boxes)
     started = time.process_time()
-    summary = compute_coco_metrics(ground_truth, predictions).summary
+    summary = compute_coco_metrics(ground_truth, detections).summary
     ours = time.process_time() - started
-    results = split_results(ground_truth, predictions)
-    assignment = assign(results, compute_overlaps(results), iou_thresholds=COCO_IOU_THRESHOLDS)
+    assignment = assign(ground_truth, detections, iou_thresholds=COCO_IOU_THRESHOLDS)
     started = time.process_time()
-    resample_scores(results, assignment, num_resamples=NUM_RESAMPLES)
+    resample_scores(ground_truth, detections, assignment=assignment, num_resamples=NUM_RESAMPLES)
     resampling = time.process_time() - started
     points = choose_operating_points(
-        results,
+        ground_truth,
+        detections,
         goal=BestF1Goal(),
         rules=[NmsRule()],
         split_name="val",
@@ -76,14 +76,14 @@ def time_evaluation(num_images: int, num_boxes: int) -> dict[str, Any]:
         max_escape_rate=0.01,
     )
     started = time.process_time()
-    analyze_split(results, points, num_resamples=NUM_RESAMPLES)
+    analyze_split(ground_truth, detections, points=points, num_resamples=NUM_RESAMPLES)
     analysis = time.process_time() - started
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    # Last: pycocotools writes into the predictions.
+    predictions = list(detections.to_coco(ground_truth.image_ids, ground_truth.category_ids))
     started = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = ground_truth
+        truth.dataset = ground_truth.to_coco()
         truth.createIndex()
         official = COCOeval(truth, truth.loadRes(predictions), "bbox")
         official.evaluate()
@@ -105,41 +105,49 @@ def time_evaluation(num_images: int, num_boxes: int) -> dict[str, Any]:
     }
 
 
-def random_set(num_images: int, num_boxes: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Images with 0 to 8 boxes; of the predictions three in ten lie near a box."""
+def random_set(num_images: int, num_boxes: int) -> tuple[GroundTruthTable, DetectionTable]:
+    """Make images with 0 to 8 boxes; of the detections three in ten lie near a box."""
     rng = np.random.default_rng(0)
-    categories = [{"id": number, "name": f"class {number}"} for number in range(1, NUM_CLASSES + 1)]
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    predictions: list[dict[str, Any]] = []
-    for image_id in range(1, num_images + 1):
-        images.append({"id": image_id, "file_name": f"{image_id}.png", "width": SIDE, "height": SIDE})
+    counts, truths, truth_labels, boxes, labels, scores = [], [], [], [], [], []
+    for _ in range(num_images):
         number = int(rng.integers(0, 9))
-        boxes, labels = random_boxes(rng, number), rng.integers(1, NUM_CLASSES + 1, number)
-        annotations += [
-            {
-                "id": len(annotations) + k + 1,
-                "image_id": image_id,
-                "category_id": int(labels[k]),
-                "bbox": boxes[k].tolist(),
-                "area": float(boxes[k, 2] * boxes[k, 3]),
-                "iscrowd": 0,
-            }
-            for k in range(number)
-        ]
-        found, seen = random_boxes(rng, num_boxes), rng.integers(1, NUM_CLASSES + 1, num_boxes)
+        truth, truth_label = random_boxes(rng, number), rng.integers(1, NUM_CLASSES + 1, number)
+        found, label = random_boxes(rng, num_boxes), rng.integers(1, NUM_CLASSES + 1, num_boxes)
         if number:
             near = rng.uniform(size=num_boxes) < 0.3
             about = rng.integers(0, number, num_boxes)
-            found[near] = boxes[about[near]] + rng.normal(0, 8, (int(near.sum()), 4))
-            seen[near] = labels[about[near]]
-        predictions += [
-            {"image_id": image_id, "category_id": int(label), "bbox": box, "score": score}
-            for box, label, score in zip(
-                np.maximum(found, 1).tolist(), seen, rng.uniform(size=num_boxes).tolist(), strict=True
-            )
-        ]
-    return {"images": images, "annotations": annotations, "categories": categories}, predictions
+            found[near] = truth[about[near]] + rng.normal(0, 8, (int(near.sum()), 4))
+            label[near] = truth_label[about[near]]
+        score = rng.uniform(size=num_boxes)
+        order = np.argsort(-score, kind="stable")
+        counts.append(number)
+        truths.append(truth)
+        truth_labels.append(truth_label - 1)
+        boxes.append(np.maximum(found, 1)[order])
+        labels.append(label[order] - 1)
+        scores.append(score[order])
+    truth_boxes = np.concatenate(truths)
+    ground_truth = GroundTruthTable(
+        class_names=tuple(f"class {number}" for number in range(1, NUM_CLASSES + 1)),
+        category_ids=tuple(range(1, NUM_CLASSES + 1)),
+        normal_class=None,
+        image_ids=tuple(range(1, num_images + 1)),
+        file_names=tuple(f"{number}.png" for number in range(1, num_images + 1)),
+        sizes_hw=np.full((num_images, 2), SIDE, dtype=np.int64),
+        image=np.repeat(np.arange(num_images), counts),
+        label=np.concatenate(truth_labels),
+        boxes_xywh=truth_boxes,
+        area=truth_boxes[:, 2] * truth_boxes[:, 3],
+        is_crowd=np.zeros(len(truth_boxes), dtype=np.bool_),
+    )
+    detections = DetectionTable(
+        image=np.repeat(np.arange(num_images), num_boxes),
+        label=np.concatenate(labels),
+        boxes_xywh=np.concatenate(boxes),
+        score=np.concatenate(scores),
+        query=np.full(num_images * num_boxes, -1, dtype=np.int64),
+    )
+    return ground_truth, detections
 
 
 def random_boxes(rng: np.random.Generator, number: int) -> np.ndarray:

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from deim.errors import DeimError
+from deim.report.compare.build import describe_comparison, read_runs
 from deim.report.compare.files import write_comparison
-from deim.report.compare.runs import describe_comparison, read_runs
 
 
 def main() -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from deim.data.images.load import read_preview
 from deim.errors import ConfigError, DataError, DeimError
-from deim.inference.predictor import Predictor, above, to_coco_results
+from deim.inference.detection_table import DetectionTable
+from deim.inference.predictor import Predictor, above
 from deim.report.draw import draw_detections
 from multimodal.task import load_trained
 
@@ -122,10 +123,11 @@ def predict(args: argparse.Namespace) -> None:
     detector = Predictor(load_trained(args.checkpoint, overrides=args.set))
     names = dict(zip(detector.category_ids, detector.class_names, strict=True))
     found = detector.predict(paths, score_threshold=args.score_threshold)
+    file_names = {ids[path]: path.name for path in paths}
+    table = DetectionTable.from_detections(dict(enumerate(found)))
     results = [
-        entry | {"file_name": path.name, "category_name": names[entry["category_id"]]}
-        for path, detections in zip(paths, found, strict=True)
-        for entry in to_coco_results(ids[path], detections, detector.category_ids)
+        entry | {"file_name": file_names[entry["image_id"]], "category_name": names[entry["category_id"]]}
+        for entry in table.to_coco([ids[path] for path in paths], detector.category_ids)
     ]
     # A folder of their own: the pictures have the names of the images and must never replace them.
     pictures = args.output / "pictures"

@@ -31,6 +31,7 @@ from deim.engine.prepare import (
 from deim.engine.signals import ignore_stop_signals
 from deim.errors import DeimError, StopSignalError
 from deim.inference.evaluator import Evaluator
+from deim.metrics.convergence import describe_convergence
 from deim.report.evaluate import to_validation, validation_sheet
 from deim.report.summary import describe_report
 from deim.report.tables import format_class_table, format_operating_table
@@ -83,10 +84,10 @@ def train(
     def validate(model: nn.Module) -> Validation:
         evaluation = evaluator.evaluate(model)
         if not (config.runtime.tensorboard and distributed.is_main):
-            return to_validation(evaluation.metrics)
+            return to_validation(evaluation)
         threshold = config.evaluation.draw_threshold
         sheet = validation_sheet(evaluation, evaluator, score_threshold=threshold)
-        return to_validation(evaluation.metrics, sheet)
+        return to_validation(evaluation, sheet)
 
     trainer = build_trainer(
         config,
@@ -116,11 +117,11 @@ def train(
         return
     result = assess(best, evaluator, split_name="val", report_path=folder / "report.json")
     print(f"\n{'best' if has_best else 'last'} epoch on val ({len(splits.val)} images):\n")
-    print(format_class_table(result.evaluation.metrics))
+    print(format_class_table(result.report))
     print(f"\n{format_operating_table(result.report)}\n")
     print("\n".join(describe_report(result.report)))
-    if result.report["convergence"]:
-        print(result.report["convergence"]["in_words"])
+    if result.report.convergence:
+        print(describe_convergence(result.report.convergence))
     if not has_best:
         assert config.multimodal is not None  # else the first validation writes it
         print(

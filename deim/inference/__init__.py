@@ -1,1 +1,1 @@
-"""TODO."""
+"""From a trained detector and images to detections."""

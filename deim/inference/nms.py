@@ -1,9 +1,9 @@
-"""NmsRule of duplicates: further detections of what a better one has shown already.
+"""Non-maximum suppression: removal of detections that repeat a better one.
 
-DETR-like detectors need none in principle; in practice one query gives two classes, or two queries one box.
+DETR-like detectors need none in principle; in practice one query may give two classes, or two queries one
+box.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -11,21 +11,21 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.ops import nms
+from torchvision.ops import batched_nms
 
 from deim.boxes import xywh_to_xyxy
 from deim.config.checks import Auto, check
-from deim.inference.detection_table import FoundBoxes
+from deim.inference.detection_table import DetectionTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NmsOptions:
-    """NmsRule of duplicates among the detections that count; `auto` is settled on validation."""
+    """NMS among the detections above their thresholds; `auto` is chosen on the validation split."""
 
     mode: Literal["none", "class_aware", "agnostic"] | Auto = "auto"
-    """Which better boxes rule a detection out by overlapping it: none, those of its class, any."""
+    """Which better boxes remove a detection that they overlap: none, those of its class, or any."""
     iou_threshold: float | Auto = "auto"
-    """IoU above which they do so, in (0, 1); auto with mode none."""
+    """IoU above which they remove it, in (0, 1); must be auto with mode none."""
     best_class_per_query: bool | Auto = "auto"
     """Keep only the best class of each query."""
 
@@ -51,17 +51,17 @@ SEARCHED_IOU_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NmsRule:
-    """Which detections an image's better ones rule out."""
+    """Which detections are removed because of better ones of the same image."""
 
     best_class_per_query: bool = False
-    """Of the detections of one query, keep the best only."""
+    """Keep only the best detection of each query."""
     mode: Literal["none", "class_aware", "agnostic"] = "none"
-    """What may rule a detection out: nothing, better ones of its class, better ones of any class."""
+    """What removes a detection: nothing, a better one of its class, or a better one of any class."""
     iou_threshold: float | None = None
-    """A better one does so if it overlaps it by more than this IoU; None with mode `none`."""
+    """A better one removes it if their IoU is above this; None with mode `none`."""
 
     def describe(self) -> str:
-        """The rule in words."""
+        """Return the rule as a phrase."""
         parts = ["best class of each query"] if self.best_class_per_query else []
         if self.mode != "none":
             which = "of its class " if self.mode == "class_aware" else ""
@@ -69,39 +69,41 @@ class NmsRule:
         return "; ".join(parts) or "none"
 
 
-def apply_nms(found: FoundBoxes, rule: NmsRule) -> NDArray[np.bool_]:
+def apply_nms(detections: DetectionTable, rule: NmsRule) -> NDArray[np.bool_]:
     """Decide which detections stay.
 
     Args:
-        found: Detections of any images.
-        rule: What rules a detection out.
+        detections: Detections of any images.
+        rule: What removes a detection.
 
     Returns:
-        (D,) true for those that stay: all of them if the rule is the default one.
+        (D,) true for those that stay: all of them for the default rule.
     """
-    stays = np.ones(len(found), dtype=np.bool_)
+    stays = np.ones(len(detections), dtype=np.bool_)
     if rule.best_class_per_query:
-        stays &= _is_best_of_query(found)
+        stays &= _is_best_of_query(detections)
     if rule.iou_threshold is None:
         return stays
-    group = found.image if rule.mode == "agnostic" else _image_and_label(found)
-    for positions in _groups(group, np.flatnonzero(stays)):
-        boxes_xyxy = xywh_to_xyxy(torch.from_numpy(found.boxes_xywh[positions]))
-        kept = nms(boxes_xyxy, torch.from_numpy(found.scores[positions]), rule.iou_threshold).numpy()
-        stays[positions] = False
-        stays[positions[kept]] = True
+    group = np.zeros_like(detections.label) if rule.mode == "agnostic" else detections.label
+    positions = np.flatnonzero(stays)
+    # Image by image: on many groups at once, batched_nms takes time that grows with their square.
+    for rows in np.split(positions, np.flatnonzero(np.diff(detections.image[positions])) + 1):
+        kept = batched_nms(
+            xywh_to_xyxy(torch.from_numpy(detections.boxes_xywh[rows])),
+            torch.from_numpy(detections.score[rows]),
+            torch.from_numpy(group[rows]),
+            rule.iou_threshold,
+        )
+        stays[rows] = False
+        stays[rows[kept.numpy()]] = True
     return stays
 
 
-def candidate_rules(config: NmsOptions) -> list[NmsRule]:
-    """The rules that a config leaves open, the gentlest first; one rule if it leaves nothing open.
-
-    Args:
-        config: Options that are `auto` are searched.
-    """
-    modes = ("none", "class_aware", "agnostic") if config.mode == "auto" else (config.mode,)
-    best_class = (False, True) if config.best_class_per_query == "auto" else (config.best_class_per_query,)
-    ious = SEARCHED_IOU_THRESHOLDS[::-1] if config.iou_threshold == "auto" else (config.iou_threshold,)
+def candidate_rules(options: NmsOptions) -> list[NmsRule]:
+    """List the rules that the options leave open, the mildest first; one rule if nothing is `auto`."""
+    modes = ("none", "class_aware", "agnostic") if options.mode == "auto" else (options.mode,)
+    best_class = (False, True) if options.best_class_per_query == "auto" else (options.best_class_per_query,)
+    ious = SEARCHED_IOU_THRESHOLDS[::-1] if options.iou_threshold == "auto" else (options.iou_threshold,)
     rules = [
         NmsRule(best_class_per_query=best, mode=mode, iou_threshold=None if mode == "none" else iou_threshold)
         for best, mode, iou_threshold in product(best_class, modes, ious)
@@ -109,22 +111,10 @@ def candidate_rules(config: NmsOptions) -> list[NmsRule]:
     return list(dict.fromkeys(rules))
 
 
-def _is_best_of_query(found: FoundBoxes) -> NDArray[np.bool_]:
-    # Sorted by falling score within an image: the first of a query is its best. Unknown queries stand alone.
-    known = np.flatnonzero(found.query >= 0)
-    pairs = np.stack([found.image[known], found.query[known]], axis=1)
-    first = np.unique(pairs, axis=0, return_index=True)[1]
-    is_best = found.query < 0
-    is_best[known[first]] = True
+def _is_best_of_query(detections: DetectionTable) -> NDArray[np.bool_]:
+    # Sorted by falling score within an image: the first of a query is its best. Unknown queries stay.
+    known = np.flatnonzero(detections.query >= 0)
+    key = detections.image[known] * (int(detections.query.max(initial=0)) + 1) + detections.query[known]
+    is_best = detections.query < 0
+    is_best[known[np.unique(key, return_index=True)[1]]] = True
     return is_best
-
-
-def _image_and_label(found: FoundBoxes) -> NDArray[np.int64]:
-    return found.image * (int(found.label.max(initial=0)) + 1) + found.label
-
-
-def _groups(group: NDArray[np.int64], chosen: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """The chosen positions of each group that has more than one of them."""
-    order = chosen[np.argsort(group[chosen], kind="stable")]
-    borders = np.flatnonzero(np.diff(group[order])) + 1
-    yield from (positions for positions in np.split(order, borders) if len(positions) > 1)

@@ -8,124 +8,150 @@ import torch
 from numpy.typing import NDArray
 
 from deim.boxes import coco_overlap
-from deim.inference.detection_table import FoundBoxes, SplitResults
+from deim.inference.detection_table import DetectionTable, GroundTruthTable
 
 IOU_50 = 0.5
 COCO_IOU_THRESHOLDS = tuple(float(threshold) for threshold in np.linspace(0.5, 0.95, 10))
 MIN_IOU = 0.1
-"""The least overlap that any analysis asks for."""
+"""Lowest overlap that any analysis needs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overlaps:
-    """Pairs of a detection and a ground-truth box of the same image, of any class. P counts them."""
+    """P pairs of a detection and a ground-truth box of the same image, of any class."""
 
-    found: NDArray[np.int64]
+    detection: NDArray[np.int64]
     """(P,) position of the detection, ascending."""
     truth: NDArray[np.int64]
     """(P,) position of the ground-truth box, ascending for each detection."""
     iou: NDArray[np.float64]
     """(P,) in [0, 1]; with a crowd region, the share of the detection that lies in it."""
 
+    def take(self, kept: NDArray[np.bool_] | NDArray[np.int64], *, num_detections: int) -> "Overlaps":
+        """Return the overlaps of some of the detections, as `DetectionTable.take` numbers them.
+
+        Args:
+            kept: (D,) mask, or ascending positions.
+            num_detections: D, the number of detections before.
+        """
+        if kept.dtype == np.bool_ and kept.all():
+            return self
+        position = np.full(num_detections, -1, dtype=np.int64)
+        position[kept] = np.arange(np.count_nonzero(kept) if kept.dtype == np.bool_ else len(kept))
+        moved = position[self.detection]
+        stays = moved >= 0
+        return Overlaps(detection=moved[stays], truth=self.truth[stays], iou=self.iou[stays])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """The outcome of COCO's assignment at T IoU thresholds for D detections."""
+    """Result of COCO's assignment of D detections at T IoU thresholds."""
 
     iou_thresholds: tuple[float, ...]
     """T thresholds in [0, 1]."""
-    truth: NDArray[np.int64]
+    truth: NDArray[np.int32]
     """(T, D) position of the ground-truth box that the detection hits; -1 where it hits none."""
     is_ignored: NDArray[np.bool_]
-    """(T, D) true where the detection lies in a crowd region of its class: neither right nor wrong."""
+    """(T, D) true where the detection lies in a crowd region of its class and counts neither as TP nor FP."""
 
     @property
-    def is_hit(self) -> NDArray[np.bool_]:
+    def is_tp(self) -> NDArray[np.bool_]:
         """(T, D) true where the detection hits a box that is not a crowd region."""
         return self.truth >= 0
 
     @property
-    def is_false(self) -> NDArray[np.bool_]:
+    def is_fp(self) -> NDArray[np.bool_]:
         """(T, D) true where the detection hits nothing and is not ignored."""
-        return ~self.is_hit & ~self.is_ignored
+        return ~self.is_tp & ~self.is_ignored
 
 
-def compute_overlaps(results: SplitResults, *, min_iou: float = MIN_IOU) -> Overlaps:
-    """Overlaps of detections with the ground truth of their images, classes disregarded.
+def compute_overlaps(
+    ground_truth: GroundTruthTable, detections: DetectionTable, *, min_iou: float = MIN_IOU
+) -> Overlaps:
+    """Compute the overlaps of detections with the ground truth of their images, whatever their classes.
 
     Args:
-        results: The split.
-        min_iou: Smaller overlaps are left out, in (0, 1].
+        ground_truth: The split.
+        detections: Detections of the split.
+        min_iou: Lowest overlap to keep, in (0, 1].
     """
-    borders = np.arange(results.num_images + 1)
-    first_found = np.searchsorted(results.found.image, borders)
-    first_truth = np.searchsorted(results.truth.image, borders)
-    parts = []
-    for image in range(results.num_images):
-        founds = slice(first_found[image], first_found[image + 1])
+    borders = np.arange(ground_truth.num_images + 1)
+    first_detection = np.searchsorted(detections.image, borders)
+    first_truth = np.searchsorted(ground_truth.image, borders)
+    has_both = (np.diff(first_detection) > 0) & (np.diff(first_truth) > 0)
+    boxes, truth = torch.from_numpy(detections.boxes_xywh), torch.from_numpy(ground_truth.boxes_xywh)
+    is_crowd = torch.from_numpy(ground_truth.is_crowd)
+    columns = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))]
+    for image in np.flatnonzero(has_both).tolist():
+        rows = slice(first_detection[image], first_detection[image + 1])
         truths = slice(first_truth[image], first_truth[image + 1])
-        if founds.start == founds.stop or truths.start == truths.stop:
-            continue
-        iou = coco_overlap(
-            torch.from_numpy(results.found.boxes_xywh[founds]),
-            torch.from_numpy(results.truth.boxes_xywh[truths]),
-            is_crowd=torch.from_numpy(results.truth.is_crowd[truths]),
-        ).numpy()
-        rows, columns = np.nonzero(iou >= min_iou)
-        parts.append((rows + founds.start, columns + truths.start, iou[rows, columns]))
-    if not parts:
-        nothing = np.zeros(0, dtype=np.int64)
-        return Overlaps(found=nothing, truth=nothing, iou=np.zeros(0))
-    found, truth, iou = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Overlaps(found=found, truth=truth, iou=iou)
+        iou = coco_overlap(boxes[rows], truth[truths], is_crowd=is_crowd[truths]).numpy()
+        row, column = np.nonzero(iou >= min_iou)
+        columns.append((row + rows.start, column + truths.start, iou[row, column]))
+    detection, truth_position, values = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return Overlaps(detection=detection, truth=truth_position, iou=values)
 
 
 def assign(
-    results: SplitResults, overlaps: Overlaps, *, iou_thresholds: Sequence[float] = (IOU_50,)
+    ground_truth: GroundTruthTable,
+    detections: DetectionTable,
+    *,
+    overlaps: Overlaps | None = None,
+    iou_thresholds: Sequence[float] = (IOU_50,),
 ) -> Assignment:
     """Assign detections to ground-truth boxes of their class by COCO's rule.
 
-    In the order of falling score, each detection takes the free box of its class that it overlaps most, if by
-    at least the threshold; of boxes overlapped alike the last. One that gets none may lie in a crowd region.
-    A lower score never changes what a higher one hits, so a threshold on scores may be applied afterwards.
+    In the order of falling score, each detection takes the free box of its class that it overlaps most, if
+    the overlap reaches the threshold; of equal overlaps the last box. A detection that gets none may lie in a
+    crowd region. A lower score never changes what a higher one hits, so a threshold on scores may be applied
+    afterwards.
 
     Args:
-        results: The split.
-        overlaps: Of `results`; those of at least the lowest threshold are needed.
+        ground_truth: The split.
+        detections: Detections of the split.
+        overlaps: Overlaps of these detections down to the lowest threshold; None computes them.
         iou_thresholds: T thresholds in (0, 1].
 
     Source:
         The evaluation code of COCO (Lin et al., 2014), with all areas and without a limit of detections.
     """
     limits = np.minimum(np.array(iou_thresholds), 1 - 1e-10)
-    num_found = len(results.found)
-    hit = np.full((len(limits), num_found), -1, dtype=np.int64)
-    is_ignored = np.zeros((len(limits), num_found), dtype=np.bool_)
-    is_taken = np.zeros((len(limits), len(results.truth)), dtype=np.bool_)
-    relevant = (results.found.label[overlaps.found] == results.truth.label[overlaps.truth]) & (
-        overlaps.iou >= limits.min()
+    if overlaps is None:
+        overlaps = compute_overlaps(ground_truth, detections, min_iou=float(limits.min()))
+    truth = np.full((len(limits), len(detections)), -1, dtype=np.int32)
+    is_ignored = np.zeros((len(limits), len(detections)), dtype=np.bool_)
+    is_taken = np.zeros((len(limits), len(ground_truth)), dtype=np.bool_)
+    pairs = np.flatnonzero(
+        (detections.label[overlaps.detection] == ground_truth.label[overlaps.truth])
+        & (overlaps.iou >= limits.min())
     )
-    found, truth, iou = overlaps.found[relevant], overlaps.truth[relevant], overlaps.iou[relevant]
-    owners, starts, counts = np.unique(found, return_index=True, return_counts=True)
-    for owner, start, stop in zip(owners, starts, starts + counts, strict=True):
-        candidates = truth[start:stop]
-        overlap = iou[start:stop]
-        is_crowd = results.truth.is_crowd[candidates]
-        reaches = overlap >= limits[:, None]
-        is_free = reaches & ~is_crowd & ~is_taken[:, candidates]
-        # Reversed, so that of equal overlaps the last one counts.
-        best = len(candidates) - 1 - np.argmax(np.where(is_free, overlap, -1.0)[:, ::-1], axis=1)
-        has_hit = is_free.any(axis=1)
-        hit[has_hit, owner] = candidates[best[has_hit]]
-        is_taken[has_hit, candidates[best[has_hit]]] = True
-        is_ignored[:, owner] = ~has_hit & (reaches & is_crowd).any(axis=1)
+    # Images and classes are independent: first the best detection of each takes its box, then the second…
+    rank = _rank_among_paired(detections, overlaps.detection[pairs])
+    pairs = pairs[np.argsort(rank, kind="stable")]
+    rounds = np.split(pairs, np.cumsum(np.bincount(rank))[:-1]) if len(pairs) else []
+    for pairs_of_round in rounds:
+        candidates, iou = overlaps.truth[pairs_of_round], overlaps.iou[pairs_of_round]
+        owners, starts, counts = np.unique(
+            overlaps.detection[pairs_of_round], return_index=True, return_counts=True
+        )
+        is_crowd = ground_truth.is_crowd[candidates]
+        reaches = iou >= limits[:, None]
+        value = np.where(reaches & ~is_crowd & ~is_taken[:, candidates], iou, -1.0)
+        best = np.maximum.reduceat(value, starts, axis=1)
+        is_best = (value == np.repeat(best, counts, axis=1)) & (value >= 0)
+        last = np.maximum.reduceat(np.where(is_best, np.arange(len(candidates)), -1), starts, axis=1)
+        level, column = np.nonzero(last >= 0)
+        hit = candidates[last[level, column]]
+        truth[level, owners[column]] = hit
+        is_taken[level, hit] = True
+        is_ignored[:, owners] = (last < 0) & np.logical_or.reduceat(reaches & is_crowd, starts, axis=1)
     return Assignment(
-        iou_thresholds=tuple(float(limit) for limit in iou_thresholds), truth=hit, is_ignored=is_ignored
+        iou_thresholds=tuple(float(limit) for limit in iou_thresholds), truth=truth, is_ignored=is_ignored
     )
 
 
 def iou_with(boxes_xywh: NDArray[np.float64], box_xywh: NDArray[np.float64]) -> NDArray[np.float64]:
-    """IoU of boxes with one box.
+    """Compute the IoU of boxes with one box.
 
     Args:
         boxes_xywh: (N, 4) or (4,), pixels.
@@ -139,20 +165,31 @@ def iou_with(boxes_xywh: NDArray[np.float64], box_xywh: NDArray[np.float64]) -> 
         torch.from_numpy(box_xywh.reshape(1, 4)),
         is_crowd=torch.zeros(1, dtype=torch.bool),
     )
-    found: NDArray[np.float64] = overlap[:, 0].numpy()
-    return found
+    iou: NDArray[np.float64] = overlap[:, 0].numpy()
+    return iou
 
 
-def rank_in_class(found: FoundBoxes) -> NDArray[np.int64]:
-    """(D,) how many detections of the same image and class come before each detection.
+def rank_in_class(detections: DetectionTable) -> NDArray[np.int64]:
+    """Count the detections of the same image and class that come before each detection.
 
-    Args:
-        found: Detections of a split.
+    Returns:
+        (D,) from 0.
     """
-    num_classes = int(found.label.max(initial=0)) + 1
-    group = found.image * num_classes + found.label
+    num_classes = int(detections.label.max(initial=0)) + 1
+    group = detections.image * num_classes + detections.label
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], group[order], side="left")
-    ranks = np.empty(len(found), dtype=np.int64)
-    ranks[order] = np.arange(len(found)) - starts
+    ranks = np.empty(len(detections), dtype=np.int64)
+    ranks[order] = np.arange(len(detections)) - starts
     return ranks
+
+
+def _rank_among_paired(detections: DetectionTable, paired: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rank of each pair's detection among the detections of its image and class that have a pair.
+
+    Args:
+        detections: All detections.
+        paired: (P,) position of the detection of each pair, ascending.
+    """
+    owners, owner_of_pair = np.unique(paired, return_inverse=True)
+    return rank_in_class(detections.take(owners))[owner_of_pair]

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
 from scipy.special import betaincinv, expit, logit, stdtrit
 
-from deim.inference.detection_table import SplitResults
-from deim.metrics.assignment import COCO_IOU_THRESHOLDS, Assignment
-from deim.metrics.average_precision import ranked
+from deim.inference.detection_table import DetectionTable, GroundTruthTable
+from deim.metrics.assignment import COCO_IOU_THRESHOLDS, Assignment, assign
+from deim.metrics.average_precision import rank_by_score
 from deim.metrics.coco import NUM_RECALL_THRESHOLDS
 
 LEVEL = 0.95
@@ -27,8 +28,8 @@ _PRIOR_BOXES = 0.25
 """Boxes with AP 0, and as many with AP 1, that count beside the real ones, so that log-odds are finite."""
 _FEW_BOXES = 5.0
 """Boxes missed or found, below which resamples say too little about the tail."""
-_MAX_CELLS = 1_000_000
-"""Detections times resamples that are held at once; about 70 bytes each at the most."""
+_MAX_CELLS = 500_000
+"""True positives times resamples that are held at once; about 70 bytes each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +112,12 @@ class PairedComparison:
 
 
 def resample_scores(
-    results: SplitResults, assignment: Assignment, *, num_resamples: int = 1000, seed: int = 0
+    ground_truth: GroundTruthTable,
+    detections: DetectionTable,
+    *,
+    assignment: Assignment | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
 ) -> ScoreSamples:
     """AP of a split, and of as many images drawn from it with replacement, again and again.
 
@@ -132,44 +138,48 @@ def resample_scores(
         AP as in the evaluation code of COCO (Lin et al., 2014): precision made falling, at 101 recalls, with
         at most 100 detections of an image and a class.
     """
+    if assignment is None:
+        assignment = assign(ground_truth, detections, iou_thresholds=COCO_IOU_THRESHOLDS)
     if assignment.iou_thresholds != COCO_IOU_THRESHOLDS:
         raise ValueError(
             f"assignment: wrong IoU thresholds, got {assignment.iou_thresholds}."
             " AP needs 0.50, 0.55, …, 0.95. Pass iou_thresholds=COCO_IOU_THRESHOLDS to assign."
         )
-    if assignment.truth.shape[1] != len(results.found):
+    if assignment.truth.shape[1] != len(detections):
         raise ValueError(
             f"assignment: wrong number of detections, got {assignment.truth.shape[1]},"
-            f" the split has {len(results.found)}. Each detection needs its outcome."
+            f" the split has {len(detections)}. Each detection needs its outcome."
             " Pass the results that were assigned."
         )
     if num_resamples < 2:
         raise ValueError(f"num_resamples: too small, got {num_resamples}. An interval needs at least 2.")
-    copies = _draw_copies(np.array(results.image_ids, dtype=np.int64), num_resamples, seed)
-    found, truth = results.found, results.truth
-    owners = [truth.image[~truth.is_crowd & (truth.label == label)] for label in range(results.num_classes)]
-    ranking = ranked(results, np.ones(len(results.found), dtype=np.bool_))
-    is_hit = assignment.is_hit
-    scores = np.empty((results.num_classes, len(COCO_IOU_THRESHOLDS), 1 + num_resamples))
-    for label in range(results.num_classes):
-        own = ranking[found.label[ranking] == label]
+    copies = _draw_copies(np.array(ground_truth.image_ids, dtype=np.int64), num_resamples, seed)
+    images_of_boxes = [
+        ground_truth.image[~ground_truth.is_crowd & (ground_truth.label == label)]
+        for label in range(ground_truth.num_classes)
+    ]
+    ranking = rank_by_score(ground_truth, detections)
+    is_tp = assignment.is_tp
+    scores = np.empty((ground_truth.num_classes, len(COCO_IOU_THRESHOLDS), 1 + num_resamples))
+    for label, images in enumerate(images_of_boxes):
+        of_label = ranking[detections.label[ranking] == label]
         scores[label] = _average_precision(
             copies,
-            image=found.image[own],
-            is_hit=is_hit[:, own],
-            is_ignored=assignment.is_ignored[:, own],
-            num_boxes=np.bincount(owners[label], minlength=results.num_images),
+            image=detections.image[of_label],
+            is_tp=is_tp[:, of_label],
+            is_ignored=assignment.is_ignored[:, of_label],
+            num_boxes=np.bincount(images, minlength=ground_truth.num_images),
         )
     ap, ap50 = scores.mean(axis=1), scores[:, 0]
-    everything = truth.image[~truth.is_crowd]
+    all_images = ground_truth.image[~ground_truth.is_crowd]
     return ScoreSamples(
-        class_names=results.class_names,
-        image_ids=tuple(sorted(results.image_ids)),
+        class_names=ground_truth.class_names,
+        image_ids=tuple(sorted(ground_truth.image_ids)),
         seed=seed,
-        ap=tuple(_sampled_score(*pair) for pair in zip(ap, owners, strict=True)),
-        ap50=tuple(_sampled_score(*pair) for pair in zip(ap50, owners, strict=True)),
-        mean_ap=_sampled_score(_mean_of_valid(ap), everything),
-        mean_ap50=_sampled_score(_mean_of_valid(ap50), everything),
+        ap=tuple(_sampled_score(*pair) for pair in zip(ap, images_of_boxes, strict=True)),
+        ap50=tuple(_sampled_score(*pair) for pair in zip(ap50, images_of_boxes, strict=True)),
+        mean_ap=_sampled_score(_mean_of_valid(ap), all_images),
+        mean_ap50=_sampled_score(_mean_of_valid(ap50), all_images),
     )
 
 
@@ -386,69 +396,84 @@ def _average_precision(
     copies: NDArray[np.int32],
     *,
     image: NDArray[np.int64],
-    is_hit: NDArray[np.bool_],
+    is_tp: NDArray[np.bool_],
     is_ignored: NDArray[np.bool_],
     num_boxes: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """AP of one class at T IoU thresholds.
+    """Compute AP of one class at T IoU thresholds in S splits of resampled images.
+
+    Precision and recall are needed only at true positives of any threshold, and ranks change by ignored
+    detections: between these K detections, only the sum of all others counts.
 
     Args:
-        copies: (I, S) copies of each image in S splits.
+        copies: (I, S) copies of each image in each split.
         image: (D,) position of the image of each detection, by falling score.
-        is_hit: (T, D).
+        is_tp: (T, D).
         is_ignored: (T, D).
         num_boxes: (I,) boxes of each image.
 
     Returns:
         (T, S) in [0, 1]; NaN where a split has no box.
     """
-    scores = np.empty((len(is_hit), copies.shape[1]))
-    at_once = max(1, _MAX_CELLS // max(1, len(image)))
+    scores = np.empty((len(is_tp), copies.shape[1]))
+    needed = np.flatnonzero((is_tp | is_ignored).any(axis=0))
+    # (K, I): detections of each image after the last needed one, up to and including this one.
+    step = np.searchsorted(needed, np.arange(len(image)))
+    within = step < len(needed)
+    steps = coo_array(
+        (np.ones(within.sum(), dtype=np.int32), (step[within], image[within])),
+        shape=(len(needed), len(copies)),
+    ).tocsr()
+    at_once = max(1, _MAX_CELLS // max(1, len(needed)))
     for start in range(0, copies.shape[1], at_once):
         part = np.ascontiguousarray(copies[:, start : start + at_once])
         boxes = num_boxes @ part
-        seen = np.cumsum(part[image], axis=0, dtype=np.int32)
-        for row, hits, ignored in zip(scores, is_hit, is_ignored, strict=True):
-            row[start : start + at_once] = _sum_over_recall(
-                part, boxes, seen, image=image, hits=np.flatnonzero(hits), ignored=np.flatnonzero(ignored)
-            )
+        seen = np.cumsum(steps @ part, axis=0)
+        here = part[image[needed]]
+        reached = _recall_levels(boxes)
+        for row, tp_mask, ignored_mask in zip(scores, is_tp[:, needed], is_ignored[:, needed], strict=True):
+            row[start : start + at_once] = _sum_over_recall(here, seen, reached, tp_mask, ignored_mask)
         scores[:, start : start + at_once][:, boxes == 0] = np.nan
     return scores
 
 
+def _recall_levels(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(S, max boxes + 1) number of COCO's recall thresholds that each number of true positives reaches."""
+    tp = np.arange(int(boxes.max(initial=0)) + 1)
+    return np.searchsorted(_RECALL_THRESHOLDS, tp / np.maximum(boxes, 1)[:, None], side="right")
+
+
 def _sum_over_recall(
-    copies: NDArray[np.int32],
-    boxes: NDArray[np.int64],
+    here: NDArray[np.int32],
     seen: NDArray[np.int32],
-    *,
-    image: NDArray[np.int64],
-    hits: NDArray[np.int64],
-    ignored: NDArray[np.int64],
+    reached: NDArray[np.int64],
+    is_tp: NDArray[np.bool_],
+    is_ignored: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
-    """AP of one class at one IoU threshold; only at hits can precision and recall rise.
+    """Compute AP of one class at one IoU threshold.
 
     Args:
-        copies: (I, S) copies of each image.
-        boxes: (S,) boxes of the class.
-        seen: (D, S) detections up to each one, itself included.
-        image: (D,) position of the image of each detection.
-        hits: Positions of the detections that hit a box, ascending.
-        ignored: Positions of those that are neither right nor wrong, ascending.
+        here: (K, S) copies of the image of each needed detection.
+        seen: (K, S) copies of all detections up to each needed one, itself included.
+        reached: From `_recall_levels`.
+        is_tp: (K,)
+        is_ignored: (K,)
 
     Returns:
-        (S,) in [0, 1]; of no meaning where there are no boxes.
+        (S,) in [0, 1]; meaningless where there are no boxes.
     """
-    right = np.cumsum(copies[image[hits]], axis=0)
+    hits = np.flatnonzero(is_tp)
+    tp = np.cumsum(here[hits], axis=0)
     judged = seen[hits]
+    ignored = np.flatnonzero(is_ignored)
     if len(ignored):
-        skipped = np.cumsum(copies[image[ignored]], axis=0)
+        skipped = np.cumsum(here[ignored], axis=0)
         before = np.searchsorted(ignored, hits)
         judged[before > 0] -= skipped[before[before > 0] - 1]
     # A hit in an image that was not drawn may have nothing before it.
-    precision = right / np.maximum(judged, 1)
+    precision = tp / np.maximum(judged, 1)
     best_from_here = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    reached = np.searchsorted(_RECALL_THRESHOLDS, right / np.maximum(boxes, 1), side="right")
-    newly_reached = np.diff(reached, axis=0, prepend=0)
+    newly_reached = np.diff(reached[np.arange(here.shape[1]), tp], axis=0, prepend=0)
     return (best_from_here * newly_reached).sum(axis=0) / NUM_RECALL_THRESHOLDS
 
 

@@ -1,137 +1,59 @@
-"""Operating points: the lowest score at which a detection of each class counts, chosen for a stated goal.
+"""Choosing operating points: the lowest score at which a detection of each class is kept, for a stated goal.
 
-They are chosen on one split, the validation split, and hold for every other. A threshold lies in the middle
-between the lowest score that it keeps and the highest that it drops, so that rounding decides nothing.
+They are chosen on one split, the validation split, and hold for every other. A threshold lies midway between
+the lowest score that it keeps and the highest that it drops, so that rounding decides nothing.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.inference.detection_table import FoundBoxes, SplitResults
+from deim.inference.detection_table import DetectionTable, GroundTruthTable
 from deim.inference.nms import NmsRule, apply_nms
-from deim.inference.thresholds import BestF1Goal, FalseBoxesGoal, Goal, RecallGoal
-from deim.metrics.assignment import Assignment, assign, compute_overlaps
+from deim.inference.thresholds import (
+    BestF1Goal,
+    ClassThreshold,
+    FalseBoxesGoal,
+    Goal,
+    OperatingPoints,
+    RecallGoal,
+    describe_goal,
+)
+from deim.metrics.assignment import Assignment, Overlaps, assign, compute_overlaps
 from deim.metrics.image_level import count_images, threshold_for_escapes
 
 ROUNDING = 1e-9
-"""Goals are reached up to this, in boxes."""
-Origin = Literal["its own boxes", "all classes together", "default"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassThreshold:
-    """The operating point of one class."""
-
-    name: str
-    """The class."""
-    threshold: float
-    """Detections of the class with at least this score are kept."""
-    origin: Origin
-    """What it was chosen on; a class without boxes takes the threshold of all classes together."""
-    note: str | None
-    """Why the goal was not reached, or why the threshold is not its own; None if there is nothing to say."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OperatingPoints:
-    """Everything that turns raw detections into those that count."""
-
-    goal: str
-    """What the thresholds were chosen for, in words."""
-    chosen_on: str
-    """Name of the split, such as `val`."""
-    annotations_sha256: str
-    """Hash of that split's annotation file."""
-    num_images: int
-    """Images of that split."""
-    nms: NmsRule
-    """NmsRule of duplicates among the detections above the thresholds."""
-    classes: tuple[ClassThreshold, ...]
-    """C thresholds, by class index."""
-    normal_class: str | None
-    """Class that marks a good surface; None if there is none."""
-    max_escape_rate: float
-    """Limit of the share of defective images without a hit, in [0, 1]."""
-    escape_threshold: float | None
-    """Highest threshold, the same for all classes and without nms, that holds the limit; None if none
-    does."""
-    lowest_escape_rate: float | None
-    """Escape rate with all detections, whatever their score; None without defective images."""
-
-    @property
-    def thresholds(self) -> NDArray[np.float64]:
-        """(C,) thresholds by class index."""
-        return np.array([entry.threshold for entry in self.classes], dtype=np.float64)
-
-    def keep(self, found: FoundBoxes) -> NDArray[np.int64]:
-        """Positions of the detections that count: first the thresholds, then the nms.
-
-        In this order a box that is not shown itself never hides another.
-
-        Args:
-            found: Raw detections of any images.
-        """
-        above = np.flatnonzero(found.scores >= self.thresholds[found.label])
-        return above[apply_nms(found.take(above), self.nms)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain types, for checkpoints and reports."""
-        return asdict(self) | {"classes": [asdict(entry) for entry in self.classes]}
-
-
-def operating_points_from_dict(tree: Mapping[str, Any]) -> OperatingPoints:
-    """Undo `OperatingPoints.to_dict`."""
-    return OperatingPoints(
-        **(
-            dict(tree)
-            | {
-                "nms": NmsRule(**tree["nms"]),
-                "classes": tuple(ClassThreshold(**entry) for entry in tree["classes"]),
-            }
-        )
-    )
+"""Tolerance of goals, in boxes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Right, false and missed boxes at a threshold, IoU 0.5."""
+    """True positives, false positives and false negatives at IoU 0.5."""
 
-    num_truth: int
+    num_boxes: int
     """Ground-truth boxes, crowd regions not counted."""
-    num_found: int
-    """Detections that count, those in crowd regions left out."""
-    num_right: int
-    """Detections that hit a box of their class (true positives)."""
-    num_false: int
-    """Detections that hit none (false positives)."""
-    num_missed: int
-    """Boxes that are not hit (false negatives)."""
+    num_detections: int
+    """Kept detections, without those in crowd regions."""
+    tp: int
+    """Detections that hit a box of their class."""
+    fp: int
+    """Detections that hit no box of their class."""
+    fn: int
+    """Boxes that no detection hits."""
     precision: float | None
-    """num_right / num_found; None if nothing was found."""
+    """tp / num_detections; None without detections."""
     recall: float | None
-    """num_right / num_truth; None if there is no ground truth."""
+    """tp / num_boxes; None without ground truth."""
     f1: float | None
-    """Harmonic mean of both, 0 if nothing is right; None if there is no ground truth."""
-
-
-def describe_goal(goal: Goal) -> str:
-    """A goal in words."""
-    match goal:
-        case BestF1Goal():
-            return "best F1"
-        case RecallGoal():
-            return f"recall at least {goal.at_least:g}"
-        case FalseBoxesGoal():
-            return f"at most {goal.at_most_per_image:g} false boxes of the class an image"
+    """Harmonic mean of both, 0 without true positives; None without ground truth."""
 
 
 def choose_operating_points(
-    results: SplitResults,
+    ground_truth: GroundTruthTable,
+    detections: DetectionTable,
     *,
     goal: Goal,
     rules: Sequence[NmsRule],
@@ -140,48 +62,55 @@ def choose_operating_points(
     default_threshold: float,
     max_escape_rate: float,
 ) -> OperatingPoints:
-    """Choose the thresholds of all classes and the nms of duplicates.
+    """Choose the thresholds of all classes and the NMS rule.
 
-    Of several rules of nms the one wins with which most classes reach the goal, then the one that
-    comes nearest to it, then the one with the highest mean F1 of the classes; of equals the first. Thresholds
-    are chosen among the detections that the rule leaves. As it is applied after them later, rules across
-    classes may then leave others: whether the goal is reached is judged by what counts in the end.
+    The best NMS rule is the one with which most classes reach the goal, then the one that comes nearest to
+    it, then the one with the highest mean F1 of the classes; of equals the first. Thresholds are chosen among
+    the detections that the rule leaves. Since NMS is applied after them later, rules across classes may then
+    leave others: whether the goal is reached is judged by the detections that are kept in the end.
 
     Args:
-        results: Raw detections of the split to choose on.
-        goal: What each class's threshold shall reach.
-        rules: At least one, the gentlest first.
-        split_name: Name of the split, to be remembered.
-        annotations_sha256: Hash of its annotation file, to be remembered.
-        default_threshold: For splits without any box, on which nothing can be chosen.
+        ground_truth: The split to choose on.
+        detections: Its raw detections.
+        goal: Goal of each class's threshold.
+        rules: At least one, the mildest first.
+        split_name: Name of the split, for the record.
+        annotations_sha256: Hash of its annotation file, for the record.
+        default_threshold: Threshold for splits without any box, on which nothing can be chosen.
         max_escape_rate: Limit for the threshold that all classes share, see `OperatingPoints`.
+
+    Raises:
+        ValueError: If `rules` is empty.
     """
     if not rules:
-        raise ValueError("choose_operating_points: no rule of nms was given. Give at least one.")
-    raw_overlaps = compute_overlaps(results)
-    escape_threshold = threshold_for_escapes(results, raw_overlaps, max_escape_rate)
-    lowest_escape_rate = count_images(results, raw_overlaps).escape_rate
+        raise ValueError("choose_operating_points: no NMS rule, got an empty list. Give at least one.")
+    overlaps = compute_overlaps(ground_truth, detections)
+    escape_threshold = threshold_for_escapes(
+        ground_truth, detections, overlaps=overlaps, max_rate=max_escape_rate
+    )
     best: OperatingPoints | None = None
     best_rank = (-1, -1.0, -1.0)
     for rule in rules:
-        remaining = results.with_found(apply_nms(results.found, rule))
-        assignment = assign(remaining, compute_overlaps(remaining))
+        stays = apply_nms(detections, rule)
+        remaining, assignment = _assign_kept(ground_truth, detections, overlaps, stays)
+        normal = ground_truth.normal_class
         points = OperatingPoints(
             goal=describe_goal(goal),
             chosen_on=split_name,
             annotations_sha256=annotations_sha256,
-            num_images=results.num_images,
+            num_images=ground_truth.num_images,
             nms=rule,
-            classes=_choose_classes(remaining, assignment, goal, default_threshold),
-            normal_class=None if results.normal_class is None else results.class_names[results.normal_class],
+            classes=_choose_classes(ground_truth, remaining, assignment, goal, default_threshold),
+            normal_class=None if normal is None else ground_truth.class_names[normal],
             max_escape_rate=max_escape_rate,
             escape_threshold=escape_threshold,
-            lowest_escape_rate=lowest_escape_rate,
+            lowest_escape_rate=count_images(ground_truth, detections, overlaps=overlaps).escape_rate,
         )
-        shipped = results.with_found(points.keep(results.found))
-        counts = count_classes(shipped, assign(shipped, compute_overlaps(shipped)))
+        counts = count_classes(
+            ground_truth, *_assign_kept(ground_truth, detections, overlaps, points.keep(detections))
+        )
         classes = tuple(
-            _judged(point, entry, goal, results.num_images)
+            _with_note(point, entry, goal, ground_truth.num_images)
             for point, entry in zip(points.classes, counts, strict=True)
         )
         rank = (sum(point.note is None for point in classes), _nearness(counts, goal), mean_f1(counts))
@@ -191,6 +120,17 @@ def choose_operating_points(
     return best
 
 
+def _assign_kept(
+    ground_truth: GroundTruthTable,
+    detections: DetectionTable,
+    overlaps: Overlaps,
+    kept: NDArray[np.bool_] | NDArray[np.int64],
+) -> tuple[DetectionTable, Assignment]:
+    kept_overlaps = overlaps.take(kept, num_detections=len(detections))
+    table = detections.take(kept)
+    return table, assign(ground_truth, table, overlaps=kept_overlaps)
+
+
 def _nearness(counts: Sequence[Counts], goal: Goal) -> float:
     """How near the classes come to a recall, in [0, 1] each; 0 for other goals."""
     if not isinstance(goal, RecallGoal):
@@ -198,83 +138,80 @@ def _nearness(counts: Sequence[Counts], goal: Goal) -> float:
     return sum(min(entry.recall, goal.at_least) for entry in counts if entry.recall is not None)
 
 
-def _judged(point: ClassThreshold, counts: Counts, goal: Goal, num_images: int) -> ClassThreshold:
-    """The same threshold, with a note if what counts in the end does not reach the goal."""
+def _with_note(point: ClassThreshold, counts: Counts, goal: Goal, num_images: int) -> ClassThreshold:
+    """Add a note if the detections that are kept in the end do not reach the goal."""
     if point.note is not None or point.origin != "its own boxes":
         return point
     note = None
     match goal:
-        case RecallGoal() if counts.num_right < goal.at_least * counts.num_truth - ROUNDING:
-            note = f"with the nms of duplicates, recall is {counts.num_right / counts.num_truth:.3f}"
-        case FalseBoxesGoal() if counts.num_false > goal.at_most_per_image * num_images + ROUNDING:
-            note = (
-                f"with the nms of duplicates, {counts.num_false / num_images:.3g} false boxes an image remain"
-            )
+        case RecallGoal() if counts.tp < goal.at_least * counts.num_boxes - ROUNDING:
+            note = f"with NMS, recall is {counts.tp / counts.num_boxes:.3f}"
+        case FalseBoxesGoal() if counts.fp > goal.at_most_per_image * num_images + ROUNDING:
+            note = f"with NMS, {counts.fp / num_images:.3g} false boxes an image remain"
     return replace(point, note=note)
 
 
 def _choose_classes(
-    results: SplitResults, assignment: Assignment, goal: Goal, default_threshold: float
+    ground_truth: GroundTruthTable,
+    detections: DetectionTable,
+    assignment: Assignment,
+    goal: Goal,
+    default_threshold: float,
 ) -> tuple[ClassThreshold, ...]:
-    num_truth = np.bincount(results.truth.label[~results.truth.is_crowd], minlength=results.num_classes)
-    is_found = np.bincount(results.found.label, minlength=results.num_classes) > 0
-    has_own = (num_truth > 0) & is_found
-    pooled = _choose(results, assignment, num_truth > 0, goal) if has_own.any() else None
-    chosen = []
-    for label, name in enumerate(results.class_names):
-        lacks = "never predicted" if num_truth[label] else "no ground-truth box of this class"
-        if has_own[label]:
-            threshold, note = _choose(results, assignment, np.arange(results.num_classes) == label, goal)
+    num_classes = ground_truth.num_classes
+    num_boxes = ground_truth.boxes_per_class
+    is_detected = np.bincount(detections.label, minlength=num_classes) > 0
+    can_choose = (num_boxes > 0) & is_detected
+
+    def choose(is_chosen: NDArray[np.bool_]) -> tuple[float, str | None]:
+        """Choose one threshold for the classes of a (C,) mask."""
+        rows = is_chosen[detections.label]
+        return choose_threshold(
+            detections.score[rows],
+            is_tp=assignment.is_tp[0, rows],
+            is_fp=assignment.is_fp[0, rows],
+            num_boxes=int(num_boxes[is_chosen].sum()),
+            num_images=ground_truth.num_images,
+            goal=goal,
+        )
+
+    pooled = choose(num_boxes > 0) if can_choose.any() else None
+    classes = []
+    for label, name in enumerate(ground_truth.class_names):
+        note: str | None = "never predicted" if num_boxes[label] else "no ground-truth box of this class"
+        note = f"{note} to choose on"
+        if can_choose[label]:
+            threshold, note = choose(np.arange(num_classes) == label)
             entry = ClassThreshold(name=name, threshold=threshold, origin="its own boxes", note=note)
         elif pooled is not None:
-            entry = ClassThreshold(
-                name=name, threshold=pooled[0], origin="all classes together", note=f"{lacks} to choose on"
-            )
+            entry = ClassThreshold(name=name, threshold=pooled[0], origin="all classes together", note=note)
         else:
-            entry = ClassThreshold(
-                name=name, threshold=default_threshold, origin="default", note=f"{lacks} to choose on"
-            )
-        chosen.append(entry)
-    return tuple(chosen)
-
-
-def _choose(
-    results: SplitResults, assignment: Assignment, of_class: NDArray[np.bool_], goal: Goal
-) -> tuple[float, str | None]:
-    """Threshold of the classes that a (C,) mask names, taken as one, and what there is to say of it."""
-    own = of_class[results.found.label]
-    truth = of_class[results.truth.label] & ~results.truth.is_crowd
-    return choose_threshold(
-        results.found.scores[own],
-        is_right=assignment.is_hit[0, own],
-        is_false=assignment.is_false[0, own],
-        num_truth=int(truth.sum()),
-        num_images=results.num_images,
-        goal=goal,
-    )
+            entry = ClassThreshold(name=name, threshold=default_threshold, origin="default", note=note)
+        classes.append(entry)
+    return tuple(classes)
 
 
 def choose_threshold(
     scores: NDArray[np.float64],
     *,
-    is_right: NDArray[np.bool_],
-    is_false: NDArray[np.bool_],
-    num_truth: int,
+    is_tp: NDArray[np.bool_],
+    is_fp: NDArray[np.bool_],
+    num_boxes: int,
     num_images: int,
     goal: Goal,
 ) -> tuple[float, str | None]:
-    """Choose the score from which detections of one class count.
+    """Choose the lowest score at which detections of one class are kept.
 
     Best F1: the threshold with the highest F1, of equals the highest. Recall: the highest threshold that
-    reaches it. False boxes: the lowest threshold that keeps to the limit.
+    reaches it. False boxes: the lowest threshold within the limit.
 
     Args:
         scores: (D,) in any order, at least one.
-        is_right: (D,) hits a ground-truth box.
-        is_false: (D,) hits none; neither right nor false for detections in crowd regions.
-        num_truth: Ground-truth boxes of the class, at least 1.
+        is_tp: (D,) true positives.
+        is_fp: (D,) false positives; detections in crowd regions are neither.
+        num_boxes: Ground-truth boxes of the class, at least 1.
         num_images: Images of the split, at least 1.
-        goal: What to reach.
+        goal: Goal of the threshold.
 
     Returns:
         The threshold, and why the goal is not reached; None if it is.
@@ -282,26 +219,26 @@ def choose_threshold(
     order = np.argsort(-scores, kind="stable")
     negated, counts = np.unique(-scores, return_counts=True)
     levels, ends = -negated, np.cumsum(counts) - 1
-    right, false = np.cumsum(is_right[order])[ends], np.cumsum(is_false[order])[ends]
+    tp, fp = np.cumsum(is_tp[order])[ends], np.cumsum(is_fp[order])[ends]
     match goal:
         case BestF1Goal():
-            # 2 · right / (found + truth) is F1, without a division by zero.
-            f1 = 2 * right / (right + false + num_truth)
+            # 2 · TP / (detections + boxes) is F1, without a division by zero.
+            f1 = 2 * tp / (tp + fp + num_boxes)
             chosen = int(np.argmax(f1))
-            note = None if right[chosen] else "no detection is right at any threshold"
+            note = None if tp[chosen] else "no detection is correct at any threshold"
             return _between(levels, chosen), note
         case RecallGoal():
-            reached = np.flatnonzero(right >= goal.at_least * num_truth - ROUNDING)
+            reached = np.flatnonzero(tp >= goal.at_least * num_boxes - ROUNDING)
             if len(reached):
                 return _between(levels, int(reached[0])), None
             # Nothing below the last hit helps.
-            chosen = int(np.argmax(right))
+            chosen = int(np.argmax(tp))
             return (
                 _between(levels, chosen),
-                f"recall {goal.at_least:g} is out of reach, the highest is {right[-1] / num_truth:.3f}",
+                f"recall {goal.at_least:g} is out of reach, the highest is {tp[-1] / num_boxes:.3f}",
             )
         case FalseBoxesGoal():
-            allowed = np.flatnonzero(false <= goal.at_most_per_image * num_images + ROUNDING)
+            allowed = np.flatnonzero(fp <= goal.at_most_per_image * num_images + ROUNDING)
             if len(allowed):
                 return _between(levels, int(allowed[-1])), None
             highest = float(levels[0])
@@ -318,49 +255,51 @@ def _between(levels: NDArray[np.float64], chosen: int) -> float:
     return middle if middle > below else float(levels[chosen])
 
 
-def count_classes(results: SplitResults, assignment: Assignment) -> tuple[Counts, ...]:
-    """Counts of each class, for the detections that count.
+def count_classes(
+    ground_truth: GroundTruthTable, detections: DetectionTable, assignment: Assignment
+) -> tuple[Counts, ...]:
+    """Count true and false positives and false negatives of each class.
 
     Args:
-        results: A split with the detections that `OperatingPoints.keep` kept.
-        assignment: Of these, at IoU 0.5.
+        ground_truth: The split.
+        detections: Kept detections.
+        assignment: Assignment of these detections at IoU 0.5.
 
     Returns:
         C counts, by class index.
     """
-    return tuple(
-        _count(results, assignment, np.arange(results.num_classes) == label)
-        for label in range(results.num_classes)
+    num_classes = ground_truth.num_classes
+    tp, fp = (
+        np.bincount(detections.label[mask], minlength=num_classes).tolist()
+        for mask in (assignment.is_tp[0], assignment.is_fp[0])
+    )
+    boxes = ground_truth.boxes_per_class.tolist()
+    return tuple(_to_counts(*numbers) for numbers in zip(tp, fp, boxes, strict=True))
+
+
+def count_all(classes: Sequence[Counts]) -> Counts:
+    """Add the counts of all classes up."""
+    return _to_counts(
+        tp=sum(counts.tp for counts in classes),
+        fp=sum(counts.fp for counts in classes),
+        num_boxes=sum(counts.num_boxes for counts in classes),
     )
 
 
-def count_all(results: SplitResults, assignment: Assignment) -> Counts:
-    """Counts of all classes together; arguments as for `count_classes`."""
-    return _count(results, assignment, np.ones(results.num_classes, dtype=np.bool_))
-
-
-def _count(results: SplitResults, assignment: Assignment, of_class: NDArray[np.bool_]) -> Counts:
-    own = of_class[results.found.label]
-    num_right, num_false = (int(mask[0, own].sum()) for mask in (assignment.is_hit, assignment.is_false))
-    num_truth = int((of_class[results.truth.label] & ~results.truth.is_crowd).sum())
-    num_found = num_right + num_false
+def _to_counts(tp: int, fp: int, num_boxes: int) -> Counts:
     return Counts(
-        num_truth=num_truth,
-        num_found=num_found,
-        num_right=num_right,
-        num_false=num_false,
-        num_missed=num_truth - num_right,
-        precision=num_right / num_found if num_found else None,
-        recall=num_right / num_truth if num_truth else None,
-        f1=2 * num_right / (num_found + num_truth) if num_truth else None,
+        num_boxes=num_boxes,
+        num_detections=tp + fp,
+        tp=tp,
+        fp=fp,
+        fn=num_boxes - tp,
+        precision=tp / (tp + fp) if tp + fp else None,
+        recall=tp / num_boxes if num_boxes else None,
+        f1=2 * tp / (tp + fp + num_boxes) if num_boxes else None,
     )
 
 
-def mean_f1(counts: Sequence[Counts]) -> float:
-    """Mean F1 of the classes that have ground truth; 0 if none has.
-
-    Args:
-        counts: One of each class.
-    """
-    scores = [entry.f1 for entry in counts if entry.f1 is not None]
+def mean_f1(classes: Sequence[Counts]) -> float:
+    """Average F1 over the classes that have ground truth; 0 if none has."""
+    scores = [counts.f1 for counts in classes if counts.f1 is not None]
     return sum(scores) / len(scores) if scores else 0.0

@@ -1,10 +1,9 @@
-"""The COCO numbers of a split, in total and class by class; faster-coco-eval does the matching.
+"""The COCO metrics of a split, in total and by class; faster-coco-eval matches the boxes.
 
-A number that COCO cannot compute, for want of ground truth, is None, never -1; no class is ever left out.
+A number that COCO cannot compute, because there is no ground truth, is None, never -1; no class is left out.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +12,27 @@ from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
 from deim.errors import DataError
+from deim.inference.detection_table import DetectionTable, GroundTruthTable
 
-_NUM_IOU_THRESHOLDS, _IOU_50, _IOU_75 = 10, 0, 5
+NUM_IOU_THRESHOLDS, IOU_50_ROW, IOU_75_ROW = 10, 0, 5
 """IoU thresholds 0.50, 0.55, …, 0.95 and the positions of two of them."""
-NUM_RECALL_THRESHOLDS, NUM_AREA_RANGES, NUM_MAX_DETS = 101, 4, 3
-"""Recall 0.00 to 1.00; all, small, medium, large (limits 32² and 96² px); 1, 10, 100 detections."""
+NUM_RECALL_THRESHOLDS = 101
+"""Recall 0.00, 0.01, …, 1.00."""
+AREAS_AND_MAX_DETS = (4, 3)
+"""Area ranges all, small, medium and large (limits 32² and 96² px); 1, 10 and 100 detections."""
 MAX_DETECTIONS = 100
 """Detections of an image and a class that AP counts."""
-NAMED_IDS = 10  # how many wrong ids a message lists
+MAX_DETECTIONS_AT_ONCE = 200_000
+"""Detections that the evaluator holds as dictionaries at once, about 1 kB each; at least one class."""
+NUM_LISTED = 10
+"""Rows that a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CocoSummary:
-    """The twelve COCO numbers, each in [0, 1], the mean over the classes that have ground truth.
+    """The twelve COCO metrics, each in [0, 1]: means over the classes that have ground truth.
 
-    A number is None if no class has ground truth of its size.
+    A metric is None if no class has ground truth of its size.
     """
 
     ap: float | None
@@ -58,7 +63,7 @@ class CocoSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassMetrics:
-    """The numbers of one class. A class that was never predicted has 0.0, one without ground truth None."""
+    """The metrics of one class: 0.0 for a class that was never predicted, None for one without ground truth."""
 
     category_id: int
     """The id in the COCO file."""
@@ -85,184 +90,180 @@ class ClassMetrics:
     ap_large: float | None
     """`ap` of boxes with area from 96² px."""
     note: str | None
-    """Why numbers are None and whether the class was never predicted; None if nothing needs explaining."""
+    """Why metrics are None, and whether the class was never predicted; None if neither holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CocoMetrics:
-    """The COCO numbers of one split."""
+    """The COCO metrics of one split."""
 
     num_images: int
     """Images of the split, those without boxes included."""
     num_images_without_boxes: int
-    """Images without a box; a crowd region is no box."""
+    """Images without a box; crowd regions are not counted."""
     num_boxes: int
     """Boxes of the split, crowd regions not counted."""
     summary: CocoSummary
-    """The twelve numbers over all classes."""
+    """The twelve metrics over all classes."""
     classes: tuple[ClassMetrics, ...]
     """One entry per category, in the order of the COCO file."""
 
 
-def compute_coco_metrics(
-    ground_truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
-) -> CocoMetrics:
-    """Score predictions against a COCO ground truth by boxes.
+def compute_coco_metrics(ground_truth: GroundTruthTable, detections: DetectionTable) -> CocoMetrics:
+    """Evaluate detections against ground truth by COCO's protocol for boxes.
 
-    The protocol is COCO's: IoU thresholds 0.50 to 0.95 in steps of 0.05, at most 100 detections per image and
-    class, area limits 32² and 96² px, crowd regions ignored. Neither argument is changed.
+    The IoU thresholds are 0.50 to 0.95 in steps of 0.05; at most 100 detections per image and class count;
+    the area limits are 32² and 96² px; crowd regions are ignored.
 
     Args:
-        ground_truth: COCO dict with `images`, `annotations` (`bbox` xywh and `area` in pixels, `iscrowd`; an
-            absent area is w · h, an absent iscrowd 0) and `categories`. Any of them may be empty.
-        predictions: COCO results: `image_id`, `category_id`, `bbox` (xywh in pixels), `score`. May be empty.
+        ground_truth: The split; may be empty.
+        detections: Its raw detections.
 
     Returns:
         The metrics; numbers without ground truth are None.
 
     Raises:
-        DataError: If an annotation or a prediction names an image or a category that the ground truth does
-            not have, or if the box or the score of a prediction is not finite.
+        DataError: If the box or the score of a detection is not finite.
     """
-    numbers = _checked_numbers(ground_truth, predictions)
-    boxes = [box for box in ground_truth["annotations"] if not box.get("iscrowd", 0)]
-    precision, recall = _evaluate(ground_truth, predictions, numbers, has_boxes=bool(boxes))
-    positions = {key: k for k, key in enumerate(sorted(one["id"] for one in ground_truth["categories"]))}
-    box_counts = Counter(box["category_id"] for box in boxes)
-    image_counts = Counter(key for key, _ in {(box["category_id"], box["image_id"]) for box in boxes})
-    prediction_counts = Counter(prediction["category_id"] for prediction in predictions)
-    classes = tuple(
-        _class_metrics(
-            category,
-            num_images=image_counts[category["id"]],
-            num_boxes=box_counts[category["id"]],
-            num_predictions=prediction_counts[category["id"]],
-            precision=precision[:, :, positions[category["id"]]],
-            recall=recall[:, positions[category["id"]]],
-        )
-        for category in ground_truth["categories"]
-    )
+    _check_finite(detections)
+    num_classes = ground_truth.num_classes
+    precision = np.full((NUM_IOU_THRESHOLDS, NUM_RECALL_THRESHOLDS, num_classes, *AREAS_AND_MAX_DETS), -1.0)
+    recall = np.full((NUM_IOU_THRESHOLDS, num_classes, *AREAS_AND_MAX_DETS), -1.0)
+    num_boxes = ground_truth.boxes_per_class
+    for labels in _groups_of_classes(np.bincount(detections.label, minlength=num_classes)):
+        if num_boxes[labels].any():
+            precision[:, :, labels], recall[:, labels] = _evaluate(ground_truth, detections, labels)
+    counted = ~ground_truth.is_crowd
+    pairs = np.unique(np.stack([ground_truth.label[counted], ground_truth.image[counted]]), axis=1)
+    num_images = np.bincount(pairs[0], minlength=num_classes)
+    num_predictions = np.bincount(detections.label, minlength=num_classes)
+    by_id = np.argsort(ground_truth.category_ids)  # the order in which COCO adds classes up
     return CocoMetrics(
-        num_images=len(ground_truth["images"]),
-        num_images_without_boxes=len(ground_truth["images"]) - len({box["image_id"] for box in boxes}),
-        num_boxes=len(boxes),
-        summary=_summarize(precision, recall),
-        classes=classes,
+        num_images=ground_truth.num_images,
+        num_images_without_boxes=ground_truth.num_images - len(np.unique(pairs[1])),
+        num_boxes=int(counted.sum()),
+        summary=_summarize(precision[:, :, by_id], recall[:, by_id]),
+        classes=tuple(
+            _class_metrics(
+                _summarize(precision[:, :, label], recall[:, label]),
+                category_id=ground_truth.category_ids[label],
+                name=name,
+                num_images=int(num_images[label]),
+                num_boxes=int(num_boxes[label]),
+                num_predictions=int(num_predictions[label]),
+            )
+            for label, name in enumerate(ground_truth.class_names)
+        ),
     )
 
 
 def worst_class(metrics: CocoMetrics) -> ClassMetrics | None:
-    """The class with the lowest AP50 among those with ground truth.
-
-    Args:
-        metrics: The metrics of a split.
-
-    Returns:
-        The class, the first in order if several are equal; None if no class has ground truth.
-    """
-    scored = [(entry.ap50, entry) for entry in metrics.classes if entry.ap50 is not None]
-    return min(scored, key=lambda pair: pair[0])[1] if scored else None
+    """Return the class with the lowest AP50, the first of several; None if no class has ground truth."""
+    rated = [(entry.ap50, entry) for entry in metrics.classes if entry.ap50 is not None]
+    return min(rated, key=lambda pair: pair[0])[1] if rated else None
 
 
-def _checked_numbers(
-    ground_truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
-) -> NDArray[np.float64]:
-    """Refuse what cannot be scored; (D, 5) box xywh and score of each prediction."""
-    problems = []
-    for where, entries in (("ground truth", ground_truth["annotations"]), ("predictions", predictions)):
-        for key, kind in (("image_id", "images"), ("category_id", "categories")):
-            strangers = {entry[key] for entry in entries} - {known["id"] for known in ground_truth[kind]}
-            if strangers:
-                problems.append(
-                    f"{where}: unknown {key}, got {_listed(strangers)}. Every {key} must be among the {kind}"
-                    " of the ground truth. Use the annotation file of the images that were predicted."
-                )
-    numbers = np.array([[*one["bbox"], one["score"]] for one in predictions], dtype=np.float64).reshape(-1, 5)
+def _check_finite(detections: DetectionTable) -> None:
+    numbers = np.column_stack([detections.boxes_xywh, detections.score])
     wild = np.flatnonzero(~np.isfinite(numbers).all(axis=1)).tolist()
     if wild:
-        problems.append(
-            f"predictions: bbox or score is not finite, got NaN or infinity at the positions {_listed(wild)}."
+        listed = ", ".join(map(str, wild[:NUM_LISTED])) + (" …" if len(wild) > NUM_LISTED else "")
+        raise DataError(
+            f"predictions: bbox or score is not finite, got NaN or infinity in the rows {listed}."
             " Only finite numbers can be ranked. Look for non-finite weights in the checkpoint."
         )
-    if problems:
-        raise DataError("\n".join(problems))
-    return numbers
 
 
-def _listed(ids: Iterable[Any]) -> str:
-    ordered = sorted(ids)
-    more = f" and {len(ordered) - NAMED_IDS} more" if len(ordered) > NAMED_IDS else ""
-    return ", ".join(str(one) for one in ordered[:NAMED_IDS]) + more
+def _groups_of_classes(num_detections: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Split the classes into groups of consecutive ones, to bound the memory of the evaluator."""
+    group = np.cumsum(num_detections) // MAX_DETECTIONS_AT_ONCE
+    yield from np.split(np.arange(len(group)), np.flatnonzero(np.diff(group)) + 1)
 
 
 def _evaluate(
-    ground_truth: Mapping[str, Any],
-    predictions: Sequence[Mapping[str, Any]],
-    numbers: NDArray[np.float64],
-    *,
-    has_boxes: bool,
+    ground_truth: GroundTruthTable, detections: DetectionTable, labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Run the evaluator on copies of what it needs.
+    """Run the evaluator on some classes; their numbers do not depend on the other classes.
 
     Returns:
-        Precision (10, 101, C, 4, 3) by IoU threshold, recall threshold, category in ascending id, area range
-        and detections per image, and recall (10, C, 4, 3); -1 where there is no ground truth.
+        Precision (10, 101, c, 4, 3) by IoU threshold, recall threshold, class, area range and detections per
+        image, and recall (10, c, 4, 3); -1 where there is no ground truth.
     """
-    shape = (len(ground_truth["categories"]), NUM_AREA_RANGES, NUM_MAX_DETS)
-    precision_shape = (_NUM_IOU_THRESHOLDS, NUM_RECALL_THRESHOLDS, *shape)
-    recall_shape = (_NUM_IOU_THRESHOLDS, *shape)
-    if not has_boxes:
-        return np.full(precision_shape, -1.0), np.full(recall_shape, -1.0)
-    truth = _coco(ground_truth, [_gt_entry(box) for box in ground_truth["annotations"]])
-    results = _coco(ground_truth, _result_entries(predictions, numbers))
-    evaluator = COCOeval_faster(truth, results, iouType="bbox", print_function=_silent)
+    evaluator = COCOeval_faster(
+        _truth_to_coco(ground_truth, labels),
+        _detections_to_coco(ground_truth, detections.take(np.isin(detections.label, labels)), labels),
+        iouType="bbox",
+        print_function=_silent,
+    )
     evaluator.evaluate()
     evaluator.accumulate()
+    shape = (len(labels), *AREAS_AND_MAX_DETS)
     precision = np.asarray(evaluator.eval["precision"], dtype=np.float64)
     recall = np.asarray(evaluator.eval["recall"], dtype=np.float64)
-    return precision.reshape(precision_shape), recall.reshape(recall_shape)
+    return (
+        precision.reshape(NUM_IOU_THRESHOLDS, NUM_RECALL_THRESHOLDS, *shape),
+        recall.reshape(NUM_IOU_THRESHOLDS, *shape),
+    )
 
 
-def _coco(ground_truth: Mapping[str, Any], entries: list[dict[str, Any]]) -> Any:
-    dataset = {
-        "images": [{"id": image["id"]} for image in ground_truth["images"]],
-        "categories": [{"id": category["id"]} for category in ground_truth["categories"]],
-        # Counted anew, from 1: the evaluator takes id 0 for "not matched", and files may repeat ids.
-        "annotations": entries,
-    }
-    for number, entry in enumerate(entries, start=1):
-        entry["id"] = number
-    return COCO(dataset, print_function=_silent)
+def _truth_to_coco(ground_truth: GroundTruthTable, labels: NDArray[np.int64]) -> Any:
+    rows = np.isin(ground_truth.label, labels)
+    return _to_coco(
+        ground_truth,
+        labels,
+        image=ground_truth.image[rows],
+        label=ground_truth.label[rows],
+        bbox=ground_truth.boxes_xywh[rows],
+        area=ground_truth.area[rows],
+        iscrowd=ground_truth.is_crowd[rows].astype(np.int64),
+    )
 
 
-def _gt_entry(box: Mapping[str, Any]) -> dict[str, Any]:
-    left, top, width, height = (float(value) for value in box["bbox"])
-    return {
-        "image_id": box["image_id"],
-        "category_id": box["category_id"],
-        "bbox": [left, top, width, height],
-        "area": float(box.get("area", width * height)),
-        "iscrowd": int(box.get("iscrowd", 0)),
-    }
+def _detections_to_coco(
+    ground_truth: GroundTruthTable, detections: DetectionTable, labels: NDArray[np.int64]
+) -> Any:
+    boxes = detections.boxes_xywh
+    return _to_coco(
+        ground_truth,
+        labels,
+        image=detections.image,
+        label=detections.label,
+        bbox=boxes,
+        area=boxes[:, 2] * boxes[:, 3],
+        iscrowd=np.zeros(len(boxes), dtype=np.int64),
+        score=detections.score,
+    )
 
 
-def _result_entries(
-    predictions: Sequence[Mapping[str, Any]], numbers: NDArray[np.float64]
-) -> list[dict[str, Any]]:
-    # By the million: one pass, and floats from one array.
-    return [
+def _to_coco(
+    ground_truth: GroundTruthTable,
+    labels: NDArray[np.int64],
+    *,
+    image: NDArray[np.int64],
+    label: NDArray[np.int64],
+    **columns: NDArray[Any],
+) -> Any:
+    """Build the evaluator's data set from columns; categories are numbered by class index."""
+    image_ids = np.array(ground_truth.image_ids, dtype=np.int64)[image].tolist()
+    names, values = list(columns), [column.tolist() for column in columns.values()]
+    annotations = [
+        # Ids count from 1: the evaluator takes 0 for "not matched".
         {
-            "image_id": prediction["image_id"],
-            "category_id": prediction["category_id"],
-            "bbox": bbox,
-            "area": bbox[2] * bbox[3],
-            "score": score,
-            "iscrowd": 0,
+            "id": number,
+            "image_id": image_id,
+            "category_id": category_id,
+            **dict(zip(names, rest, strict=True)),
         }
-        for prediction, bbox, score in zip(
-            predictions, numbers[:, :4].tolist(), numbers[:, 4].tolist(), strict=True
+        for number, (image_id, category_id, *rest) in enumerate(
+            zip(image_ids, label.tolist(), *values, strict=True), start=1
         )
     ]
+    dataset = {
+        "images": [{"id": image_id} for image_id in ground_truth.image_ids],
+        "categories": [{"id": category_id} for category_id in labels.tolist()],
+        "annotations": annotations,
+    }
+    return COCO(dataset, print_function=_silent)
 
 
 def _silent(*_: object) -> None:
@@ -275,11 +276,11 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def _summarize(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> CocoSummary:
-    every, small, medium, large = (precision[..., area, -1] for area in range(NUM_AREA_RANGES))
+    every, small, medium, large = (precision[..., area, -1] for area in range(4))
     return CocoSummary(
         ap=_mean(every),
-        ap50=_mean(every[_IOU_50]),
-        ap75=_mean(every[_IOU_75]),
+        ap50=_mean(every[IOU_50_ROW]),
+        ap75=_mean(every[IOU_75_ROW]),
         ap_small=_mean(small),
         ap_medium=_mean(medium),
         ap_large=_mean(large),
@@ -293,34 +294,33 @@ def _summarize(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> C
 
 
 def _class_metrics(
-    category: Mapping[str, Any],
+    summary: CocoSummary,
     *,
+    category_id: int,
+    name: str,
     num_images: int,
     num_boxes: int,
     num_predictions: int,
-    precision: NDArray[np.float64],
-    recall: NDArray[np.float64],
 ) -> ClassMetrics:
-    # One class is a split with one class: its numbers are the summary of its slice.
-    own = _summarize(precision, recall)
-    by_size = {"small": own.ap_small, "medium": own.ap_medium, "large": own.ap_large}
+    """Build the entry of a class from the summary of its slice."""
+    by_size = {"small": summary.ap_small, "medium": summary.ap_medium, "large": summary.ap_large}
     missing = " or ".join(size for size, value in by_size.items() if value is None)
     notes = ["never predicted"] if num_boxes > 0 and num_predictions == 0 else []
     if missing:
         size = f"{missing} " if num_boxes > 0 else ""
         notes.append(f"no {size}ground-truth box of this class in the split")
     return ClassMetrics(
-        category_id=category["id"],
-        name=category["name"],
+        category_id=category_id,
+        name=name,
         num_images=num_images,
         num_boxes=num_boxes,
         num_predictions=num_predictions,
-        ap=own.ap,
-        ap50=own.ap50,
-        ap75=own.ap75,
-        ar100=own.ar100,
-        ap_small=own.ap_small,
-        ap_medium=own.ap_medium,
-        ap_large=own.ap_large,
+        ap=summary.ap,
+        ap50=summary.ap50,
+        ap75=summary.ap75,
+        ar100=summary.ar100,
+        ap_small=summary.ap_small,
+        ap_medium=summary.ap_medium,
+        ap_large=summary.ap_large,
         note="; ".join(notes) or None,
     )

@@ -1,21 +1,22 @@
 """The files of a report: everything that one evaluation writes, and how it is made again without the model.
 
-report.json          the numbers
-report.html          the page, with everything in it
+report.json              the numbers
+report.html              the page, which needs no other file
 report/
-classes.csv        the table of classes
-predictions.json   raw detections, COCO results with the query of each
-ground_truth.json  what they were scored against, COCO
-predictions.png    some images with the detections that count
-*.png *.svg        the charts
+classes.csv          the table of classes
+predictions.json     raw detections, COCO results with the query of each
+ground_truth.json    the ground truth, COCO
+predictions.png      some images with their kept detections
+*.png *.svg          the charts
 """
 
-import datetime
 import json
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,28 @@ from PIL import Image
 from deim.boxes import xywh_to_xyxy
 from deim.data.images.load import read_preview
 from deim.errors import DataError
-from deim.files import sha256_of_file
-from deim.inference.detection_table import SplitResults, split_results
-from deim.metrics.analysis import SplitAnalysis, analyze_split
-from deim.metrics.choose_thresholds import OperatingPoints, operating_points_from_dict
-from deim.metrics.coco import CocoMetrics, compute_coco_metrics
-from deim.report.build import build_report, read_report, write_report, write_whole
+from deim.files import sha256_of_file, write_atomically, write_text
+from deim.inference.detection_table import DetectionTable, GroundTruthTable
+from deim.metrics.analysis import analyze_split
+from deim.metrics.coco import compute_coco_metrics
+from deim.report.build import ReportInputs, build_report
 from deim.report.charts import draw_report_charts
-from deim.report.draw import MAX_SAMPLES, SheetEntry, contact_sheet
-from deim.report.gallery import draw_entry
+from deim.report.draw import Panel, PanelRow, detections_panel, panel_sheet, short_names
+from deim.report.gallery import choose_gallery, draw_entry
 from deim.report.html import render_report
-from deim.report.page import Picture, embed_image
-from deim.report.provenance import Provenance, provenance_from_report
+from deim.report.page import Figure, embed_image
+from deim.report.palette import class_color
+from deim.report.schema import Report, check_report_path, read_report, write_record
 from deim.report.tables import format_class_csv
-from deim.structures import Detections
 
-ReadImage = Callable[[int], Image.Image | None]
-"""Gives the image at a position of a split; None if it is not there."""
+MAX_SHEET_IMAGES = 12
+ENTRIES_AT_ONCE = 10_000
+"""Detections that become text at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportFiles:
-    """Where the files of a report are."""
+    """Paths of the files of a report."""
 
     report: Path
     """The JSON report."""
@@ -68,50 +69,21 @@ class ReportFiles:
 
     @property
     def ground_truth(self) -> Path:
-        """What they were scored against."""
+        """Ground truth."""
         return self.folder / "ground_truth.json"
 
     @property
     def sheet(self) -> Path:
-        """Some images with the detections that count."""
+        """Some images with their kept detections."""
         return self.folder / "predictions.png"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
-    """Predictions of a split with everything to report on them."""
-
-    ground_truth: Mapping[str, Any]
-    """COCO dict; categories in the order of the class indices."""
-    predictions: Sequence[Mapping[str, Any]]
-    """COCO results, raw."""
-    points: OperatingPoints
-    provenance: Provenance
-    metrics: CocoMetrics
-    """The COCO numbers of the predictions."""
-    num_resamples: int
-    """Resamples behind intervals; 0 for none."""
-    convergence: Mapping[str, Any] | None = None
-    """Of the run, from `convergence_entry`; None if its log is not there."""
-    fusion: Mapping[str, Any] | None = None
-    """How text fusion differs from its detector alone; None for a detector."""
-    text_evidence: Mapping[str, Any] | None = None
-    """Verdict on the run's text; None if there is none."""
-    text_maps: Sequence[Path] = ()
-    """Pictures of phase 2 to go along, by the names in `fusion`."""
-    created: datetime.datetime | None = None
-    """Time of the evaluation; None for now."""
-
-
-def write_report_files(scored: Scored, report_path: Path) -> dict[str, Any]:
-    """Analyze predictions and write all files of the report.
+def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
+    """Analyze detections and write all files of the report.
 
     Args:
-        scored: The predictions.
+        inputs: Detections of a split.
         report_path: The JSON report, with the suffix `.json`; the other files lie beside it.
-
-    Returns:
-        The report.
 
     Raises:
         DataError: If `report_path` is a folder or has another suffix.
@@ -120,124 +92,68 @@ def write_report_files(scored: Scored, report_path: Path) -> dict[str, Any]:
     check_report_path(report_path)
     files = ReportFiles(report=report_path)
     files.folder.mkdir(parents=True, exist_ok=True)
-    # First what cannot be computed again.
-    _write_json(scored.ground_truth, files.ground_truth)
-    _write_json(scored.predictions, files.predictions)
-    results = split_results(
-        scored.ground_truth, scored.predictions, normal_class=scored.provenance.dataset.normal_class
+    ground_truth, detections = inputs.ground_truth, inputs.detections
+    # What cannot be computed again comes first.
+    write_text(files.ground_truth, json.dumps(ground_truth.to_coco(), ensure_ascii=False, allow_nan=False))
+    write_json_list(files.predictions, detections.to_coco(ground_truth.image_ids, ground_truth.category_ids))
+    analysis = analyze_split(
+        ground_truth, detections, points=inputs.points, num_resamples=inputs.num_resamples
     )
-    analysis = analyze_split(results, scored.points, num_resamples=scored.num_resamples)
-    report = build_report(
-        scored.metrics,
-        analysis,
-        scored.provenance,
-        created=scored.created or datetime.datetime.now(datetime.UTC),
-        convergence=scored.convergence,
-        fusion=scored.fusion,
-        text_evidence=scored.text_evidence,
-    )
-    report["files"] = {path.name: sha256_of_file(path) for path in (files.ground_truth, files.predictions)}
-    write_whole(format_class_csv(report), files.folder / "classes.csv")
-    charts = draw_report_charts(report, files.folder)
-    images = ImageFolder(Path(scored.provenance.dataset.image_dir), results.file_names)
-    title = f"{scored.provenance.model.name} on {scored.provenance.split}"
-    prediction_sheet(analysis.shipped, images.read, title=title).save(files.sheet)
-    gallery = _draw_gallery(analysis, images)
+    hashes = {path.name: sha256_of_file(path) for path in (files.ground_truth, files.predictions)}
+    report = build_report(inputs, analysis, files=hashes)
+    write_text(files.folder / "classes.csv", format_class_csv(report))
+    images = ImageFolder(Path(report.provenance.dataset.image_dir), ground_truth.file_names)
+    prediction_sheet(ground_truth, analysis.kept, images=images, title=report.title).save(files.sheet)
+    gallery = []
+    for entry in choose_gallery(ground_truth, detections, analysis=analysis):
+        image = images.read(entry.image)
+        if image is not None:
+            drawn = draw_entry(entry, image, ground_truth=ground_truth, analysis=analysis)
+            gallery.append(embed_image(drawn, entry.caption))
     page = render_report(
         report,
-        charts=charts,
+        charts=draw_report_charts(report, files.folder),
         gallery=gallery,
         missing_images=images.describe_missing(),
-        text_maps=_take_along(scored.text_maps, files.folder),
+        task_images=_task_images(inputs, files.folder),
     )
-    write_whole(page, files.page)
-    write_report(report, report_path)
+    write_text(files.page, page)
+    write_record(report, report_path)
     return report
 
 
-def check_report_path(path: Path) -> None:
-    """Refuse a name that cannot be that of a report.
-
-    Raises:
-        DataError: If it is a folder or has another suffix than `.json`.
-    """
-    if path.is_dir() or path.suffix != ".json":
-        raise DataError(f"{path}: not the name of a JSON file. Name the report like report.json.")
-
-
-def read_scored(report_path: Path) -> Scored:
-    """Read the predictions behind a report, to report on them again.
+def read_report_inputs(report_path: Path) -> ReportInputs:
+    """Read everything that a report was made from, to make it again or to compare it.
 
     Raises:
         DataError: If the report or one of the files behind it cannot be read.
     """
     report = read_report(report_path)
     files = ReportFiles(report=report_path)
-    ground_truth, predictions = (_read_json(path, report) for path in (files.ground_truth, files.predictions))
-    points = {key: value for key, value in report["operating_points"].items() if key != "all_classes"}
-    points["classes"] = [
-        {
-            "name": entry["name"],
-            "threshold": entry["threshold"],
-            "origin": entry["threshold_origin"],
-            "note": entry["threshold_note"],
-        }
-        for entry in report["classes"]
-    ]
-    return Scored(
+    ground_truth = GroundTruthTable.from_coco(
+        _read_json(files.ground_truth, report), normal_class=report.provenance.dataset.normal_class
+    )
+    detections = DetectionTable.from_coco(_read_json(files.predictions, report), ground_truth)
+    return ReportInputs(
         ground_truth=ground_truth,
-        predictions=predictions,
-        metrics=compute_coco_metrics(ground_truth, predictions),
-        points=operating_points_from_dict(points),
-        provenance=provenance_from_report(report),
-        num_resamples=report["intervals"]["num_resamples"] if report["intervals"] else 0,
-        convergence=report["convergence"],
-        fusion=report["fusion"],
-        text_maps=_text_maps(report, files.folder),
-        text_evidence=report["text_evidence"],
-        created=datetime.datetime.fromisoformat(report["created"]),
+        detections=detections,
+        metrics=compute_coco_metrics(ground_truth, detections),
+        points=report.operating_points,
+        provenance=report.provenance,
+        num_resamples=report.intervals.num_resamples if report.intervals else 0,
+        convergence=report.convergence,
+        task_section=report.task_section,
+        image_folder=files.folder,
+        created=datetime.fromisoformat(report.created),
     )
 
 
-def prediction_sheet(shipped: SplitResults, read: ReadImage, *, title: str) -> Image.Image:
-    """Draw ground truth and detections of a fixed random choice of images.
-
-    Args:
-        shipped: A split with the detections to be drawn.
-        read: Gives the image at a position of the split; None leaves it out.
-        title: First line of the sheet.
-    """
-    chosen = random.Random(0).sample(range(shipped.num_images), min(MAX_SAMPLES, shipped.num_images))
-    samples = []
-    for position in sorted(chosen):
-        image = read(position)
-        if image is None:
-            continue
-        truth, found = shipped.truth, shipped.found
-        boxes, ones = truth.image == position, found.image == position
-        samples.append(
-            SheetEntry(
-                image=image,
-                caption=shipped.file_names[position],
-                boxes_xyxy=xywh_to_xyxy(torch.from_numpy(truth.boxes_xywh[boxes])),
-                labels=torch.from_numpy(truth.label[boxes]),
-                detections=Detections(
-                    boxes_xyxy=xywh_to_xyxy(torch.from_numpy(found.boxes_xywh[ones])),
-                    scores=torch.from_numpy(found.scores[ones]),
-                    labels=torch.from_numpy(found.label[ones]),
-                    queries=torch.from_numpy(found.query[ones]),
-                ),
-            )
-        )
-    return contact_sheet(samples, title=title, class_names=shipped.class_names)
-
-
 class ImageFolder:
-    """Images of a split, read by their position; those that are not there are remembered.
+    """Reads images of a split by position and remembers those that are missing.
 
     Args:
-        folder: What the file names are relative to.
-        file_names: By position.
+        folder: Folder that the file names are relative to.
+        file_names: Names by position.
     """
 
     def __init__(self, folder: Path, file_names: Sequence[str]) -> None:
@@ -246,10 +162,10 @@ class ImageFolder:
         self._missing: dict[str, None] = {}
 
     def read(self, position: int) -> Image.Image | None:
-        """The image upright, in RGB with 8 bits; None if it is not there.
+        """Read an image upright, in RGB with 8 bits; None if it is missing.
 
         Raises:
-            DataError: If it is there but damaged.
+            DataError: If the image is damaged.
         """
         path = self._folder / self._file_names[position]
         if not path.is_file():
@@ -258,58 +174,87 @@ class ImageFolder:
         return read_preview(path)
 
     def describe_missing(self) -> str:
-        """What was asked for and not there, in a sentence; empty if nothing was."""
+        """Return a sentence about the images that were asked for and are missing; empty if there are none."""
         if not self._missing:
             return ""
         first = next(iter(self._missing))
         return (
-            f"Pictures of {len(self._missing)} images are left out: the images, such as {first}, are not in "
-            f"{self._folder}."
+            f"{len(self._missing)} images are not shown: they are missing in {self._folder}, such as {first}."
         )
 
 
-def _draw_gallery(analysis: SplitAnalysis, images: ImageFolder) -> list[Picture]:
-    pictures = []
-    for entry in analysis.gallery:
-        image = images.read(entry.image)
-        if image is not None:
-            drawn = draw_entry(
-                entry,
-                image,
-                shipped=analysis.shipped,
-                kinds=analysis.kinds,
-                score_thresholds=analysis.points.thresholds,
-            )
-            pictures.append(embed_image(drawn, entry.caption))
-    return pictures
+def prediction_sheet(
+    ground_truth: GroundTruthTable, kept: DetectionTable, *, images: ImageFolder, title: str
+) -> Image.Image:
+    """Draw ground truth and detections of a fixed random choice of at most 12 images.
+
+    Args:
+        ground_truth: The split.
+        kept: Detections to draw.
+        images: Images of the split; missing ones are skipped.
+        title: First line of the sheet.
+    """
+    number = min(MAX_SHEET_IMAGES, ground_truth.num_images)
+    names = short_names(ground_truth.class_names)
+    rows = []
+    for position in sorted(random.Random(0).sample(range(ground_truth.num_images), number)):
+        image = images.read(position)
+        if image is None:
+            continue
+        boxes = ground_truth.image == position
+        labels = ground_truth.label[boxes].tolist()
+        truth = Panel(
+            caption=f"ground truth: {len(labels)}",
+            boxes_xyxy=xywh_to_xyxy(torch.from_numpy(ground_truth.boxes_xywh[boxes])),
+            texts=[names[label] for label in labels],
+            colors=[class_color(label) for label in labels],
+        )
+        detections = kept.detections_of_image(position)
+        caption = f"detections: {len(detections.scores)}"
+        found = detections_panel(detections, class_names=ground_truth.class_names, caption=caption)
+        rows.append(PanelRow(image=image, caption=ground_truth.file_names[position], panels=[truth, found]))
+    return panel_sheet(rows, title=title, columns=2)
 
 
-def _text_maps(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """The pictures of phase 2 that still lie in a report's folder."""
-    names = report["fusion"]["text_maps"] if report["fusion"] else []
-    return [folder / name for name in names if (folder / name).is_file()]
+def write_json_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Write a list as a JSON file without holding all its entries.
+
+    Raises:
+        OSError: If the file cannot be written.
+        ValueError: If an entry holds NaN or infinity.
+    """
+
+    def write(file: Any) -> None:
+        separator, remaining = "[", iter(entries)
+        while batch := list(islice(remaining, ENTRIES_AT_ONCE)):
+            text = json.dumps(batch, ensure_ascii=False, allow_nan=False)
+            file.write((separator + text[1:-1]).encode("utf-8"))
+            separator = ", "
+        file.write(b"[]" if separator == "[" else b"]")
+
+    write_atomically(path, write)
 
 
-def _take_along(pictures: Sequence[Path], folder: Path) -> list[Picture]:
-    """Copy pictures into the folder, if they are not there, and take them into the page."""
-    for path in pictures:
-        if path.parent.resolve() != folder.resolve():
-            shutil.copyfile(path, folder / path.name)
-    return [embed_image(Image.open(path), path.stem) for path in pictures]
+def _task_images(inputs: ReportInputs, folder: Path) -> list[Figure]:
+    """Embed the images of the task section; copy them into the folder of the report first."""
+    figures = []
+    for name in inputs.task_section.images if inputs.task_section else ():
+        source = (inputs.image_folder or folder) / name
+        if source.is_file():
+            if source.parent.resolve() != folder.resolve():
+                shutil.copyfile(source, folder / name)
+            figures.append(embed_image(Image.open(source), source.stem))
+    return figures
 
 
-def _write_json(content: Any, path: Path) -> None:
-    write_whole(json.dumps(content, ensure_ascii=False, allow_nan=False), path)
-
-
-def _read_json(path: Path, report: Mapping[str, Any]) -> Any:
+def _read_json(path: Path, report: Report) -> Any:
     advice = (
-        "A report is made again from the files in the folder beside it; evaluate the checkpoint anew with "
+        "A report is made again from the files in the folder beside it; evaluate the checkpoint again with "
         "tools/evaluate.py."
     )
     try:
-        if sha256_of_file(path) != report["files"][path.name]:
+        if sha256_of_file(path) != report.files[path.name]:
             raise DataError(f"{path}: is not the file that the report was made from. {advice}")
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: cannot be read ({error}). {advice}") from None

@@ -1,144 +1,277 @@
-"""Pictures of the worst errors: what is there, what was found, how the classes scored."""
+"""The worst errors of each class: which ones they are, what happened, and an image of each."""
 
-import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from deim.inference.detection_table import SplitResults
-from deim.metrics.assignment import iou_with
-from deim.metrics.tide import ErrorKind, ErrorKinds
-from deim.report.draw import (
+from deim.inference.detection_table import DetectionTable, GroundTruthTable
+from deim.metrics.analysis import SplitAnalysis
+from deim.metrics.assignment import IOU_50, Overlaps, iou_with
+from deim.metrics.tide import ErrorKind
+from deim.report.draw import draw_boxes, short_names, write_line
+from deim.report.palette import (
+    CORRECT_COLOR,
     EMPTY,
     FAINT,
+    IGNORED_COLOR,
     INK,
-    LONGEST_NAME,
+    MARK_COLOR,
     PAPER,
+    WRONG_COLOR,
     Color,
-    Font,
-    draw_boxes,
-    fit_text,
-    shown_names,
-    write_line,
 )
-from deim.report.worst_errors import GalleryEntry
 
-RIGHT_COLOR: Color = (0, 90, 181)
-WRONG_COLOR: Color = (220, 50, 32)
-"""Blue and red that color-blind readers tell apart."""
-NEUTRAL_COLOR: Color = (120, 120, 120)
-MARK_COLOR: Color = (255, 214, 0)
-"""The frame around the box that a picture is about."""
-
-PICTURE_SIDE, BARS_WIDTH, GAP = 390, 300, 10
-ENTRY_WIDTH = 2 * PICTURE_SIDE + BARS_WIDTH + 2 * GAP
-TITLE_HEIGHT, PLACE_HEIGHT, CAPTION_HEIGHT, BOTTOM = 28, 22, 22, 14
-ENTRY_HEIGHT = TITLE_HEIGHT + PLACE_HEIGHT + CAPTION_HEIGHT + PICTURE_SIDE + BOTTOM
-TITLE_SIZE, CAPTION_SIZE, TAG_SIZE, BAR_TEXT_SIZE = 18, 14, 13, 12
-LINE_WIDTH, MARK_WIDTH = 3, 4
-PICTURE_MARGIN = LINE_WIDTH + MARK_WIDTH + 3
-"""Around the picture in its panel, so that the mark of a box at the edge of the image is seen."""
-LEAST_CONTEXT, MOST_CONTEXT = 3.0, 9.0
-"""Side of the part that is shown, in multiples of the longer side of the box."""
-SHARE_OF_IMAGE = 0.25
-"""Between these two, that part is a quarter of the longer side of the image."""
-LEAST_PART = 32
-"""Least side of that part, in pixels of the image."""
+ENTRIES_PER_CLASS = 4
+"""Most misses, and most false alarms, of each class."""
+SIDE, GAP, LINE = 520, 10, 24
+"""Side of a panel, gap between panels and height of a line of text, in pixels."""
+LINE_WIDTH, MARK_WIDTH, MARGIN = 3, 4, 10
+MIN_CONTEXT, MAX_CONTEXT, SHARE_OF_IMAGE, MIN_CROP = 3.0, 9.0, 0.25, 32
+"""The crop is a quarter of the longer side of the image, but at least 3 and at most 9 times as long as the
+box, and at least 32 px."""
 MAX_TAGS = 12
 """Further boxes of a panel get no tag."""
-MAX_BARS = 20
-LEAST_NAME = 10
-"""Letters that stay of a name beside its bar."""
+MAX_SCORES = 4
+"""Classes whose scores are listed."""
 
-Rectangle = tuple[float, float, float, float]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GalleryEntry:
+    """One error."""
+
+    kind: Literal["miss", "false alarm"]
+    label: int
+    """Class index of the missed box or of the false detection."""
+    image: int
+    """Position of the image in the split."""
+    position: int
+    """Position of the box: in the ground truth for a miss, in the kept detections for a false alarm."""
+    box_xywh: tuple[float, float, float, float]
+    """The box in pixels of the image."""
+    score: float | None
+    """Score of a false alarm. Highest score of its class on the box for a miss; None if there is none."""
+    caption: str
+    """What happened."""
+    class_scores: tuple[float, ...]
+    """C numbers: the highest raw score of each class on the box, by IoU 0.5 or more; 0 if there is none."""
+
+
+def choose_gallery(
+    ground_truth: GroundTruthTable, raw: DetectionTable, *, analysis: SplitAnalysis
+) -> list[GalleryEntry]:
+    """Choose the worst misses and the strongest false alarms of each class.
+
+    A miss is a ground-truth box that no kept detection hits. The worst have the lowest raw scores of their
+    class, or none at all; of equals the largest box comes first.
+
+    Args:
+        ground_truth: The split.
+        raw: Its raw detections.
+        analysis: Analysis of these detections.
+
+    Returns:
+        Entries by class, the misses of each before its false alarms, the worst first.
+    """
+    kept, kinds = analysis.kept, analysis.kinds
+    best_score = _best_scores_on_truth(ground_truth, raw, analysis.raw_overlaps)
+    is_miss = ~ground_truth.is_crowd & ~kinds.is_hit()
+    worst_first = np.lexsort((-ground_truth.boxes_xywh[:, 2:].prod(axis=1), best_score))
+    worst_first = worst_first[is_miss[worst_first]]
+    strongest_first = np.argsort(-kept.score, kind="stable")
+    strongest_first = strongest_first[kinds.kind[strongest_first] >= 0]
+
+    def entry(
+        kind: Literal["miss", "false alarm"], position: int, *, score: float | None, caption: str
+    ) -> GalleryEntry:
+        table: GroundTruthTable | DetectionTable = ground_truth if kind == "miss" else kept
+        image, box = int(table.image[position]), table.boxes_xywh[position]
+        x, y, width, height = box.tolist()
+        return GalleryEntry(
+            kind=kind,
+            label=int(table.label[position]),
+            image=image,
+            position=position,
+            box_xywh=(x, y, width, height),
+            score=score,
+            caption=caption,
+            class_scores=_class_scores(raw, image, box, ground_truth.num_classes),
+        )
+
+    entries = []
+    for label in range(ground_truth.num_classes):
+        misses = worst_first[ground_truth.label[worst_first] == label]
+        for box in misses[:ENTRIES_PER_CLASS].tolist():
+            score = float(best_score[box]) if best_score[box] >= 0 else None
+            caption = _miss_caption(ground_truth, analysis, box, score)
+            entries.append(entry("miss", box, score=score, caption=caption))
+        false_alarms = strongest_first[kept.label[strongest_first] == label]
+        for row in false_alarms[:ENTRIES_PER_CLASS].tolist():
+            caption = _false_alarm_caption(ground_truth, analysis, row)
+            entries.append(entry("false alarm", row, score=float(kept.score[row]), caption=caption))
+    return entries
 
 
 def draw_entry(
-    entry: GalleryEntry,
-    image: Image.Image,
-    *,
-    shipped: SplitResults,
-    kinds: ErrorKinds,
-    score_thresholds: Sequence[float] | NDArray[np.float64],
+    entry: GalleryEntry, image: Image.Image, *, ground_truth: GroundTruthTable, analysis: SplitAnalysis
 ) -> Image.Image:
-    """Draw an entry: the ground truth, the detections that count, and the scores of the classes on its box.
+    """Draw an error: the ground truth and the kept detections around its box, and the scores on it.
 
-    Both pictures show the surroundings of the box, enlarged or reduced. Blue is right and red is wrong; a
-    yellow frame marks the place in both. Boxes of crowd regions, and detections in them, are gray.
+    Blue is correct and red is wrong; a yellow frame marks the box in both panels. Crowd regions, and
+    detections in them, are gray.
 
     Args:
         entry: From `choose_gallery`.
-        image: The image of the entry, upright, 8 bits a channel.
-        shipped: As given to `choose_gallery`.
-        kinds: As given to `choose_gallery`.
-        score_thresholds: As given to `choose_gallery`.
+        image: The image of the entry, upright, 8 bits per channel.
+        ground_truth: The split.
+        analysis: As for `choose_gallery`.
 
     Returns:
-        An RGB image 1100 px wide and 476 px high, whatever the entry.
+        An RGB image of constant size.
     """
-    part = _surroundings(entry.box_xywh, image.size)
-    truth, found = shipped.truth, shipped.found
-    names = shown_names(shipped.class_names)
-    is_hit = np.zeros(len(truth), dtype=np.bool_)
-    is_hit[kinds.truth[kinds.kind == ErrorKind.RIGHT]] = True
-    boxes = _seen(truth.image, truth.boxes_xywh, entry, part, first="miss")
-    truth_picture = _picture(
+    kept, kinds = analysis.kept, analysis.kinds
+    crop = _crop_around(entry.box_xywh, image.size)
+    names = short_names(ground_truth.class_names)
+    is_hit = kinds.is_hit()
+    truths = _rows_in_crop(ground_truth, entry, crop, kind="miss")
+    rows = _rows_in_crop(kept, entry, crop, kind="false alarm")
+    truth_panel = _draw_crop(
         image,
-        part,
+        crop,
         entry,
-        boxes_xywh=truth.boxes_xywh[boxes],
-        texts=[names[int(truth.label[box])] + (" (crowd)" if truth.is_crowd[box] else "") for box in boxes],
+        boxes_xywh=ground_truth.boxes_xywh[truths],
+        texts=[names[ground_truth.label[row]] for row in truths],
         colors=[
-            NEUTRAL_COLOR if truth.is_crowd[box] else RIGHT_COLOR if is_hit[box] else WRONG_COLOR
-            for box in boxes
+            IGNORED_COLOR if ground_truth.is_crowd[row] else CORRECT_COLOR if is_hit[row] else WRONG_COLOR
+            for row in truths
         ],
     )
-    ones = _seen(found.image, found.boxes_xywh, entry, part, first="false alarm")
-    found_picture = _picture(
+    detection_panel = _draw_crop(
         image,
-        part,
+        crop,
         entry,
-        boxes_xywh=found.boxes_xywh[ones],
-        texts=[f"{names[int(found.label[one])]} {found.scores[one]:.2f}" for one in ones],
-        colors=[_color_of_kind(int(kinds.kind[one])) for one in ones],
+        boxes_xywh=kept.boxes_xywh[rows],
+        texts=[f"{names[kept.label[row]]} {kept.score[row]:.2f}" for row in rows],
+        colors=[_color_of_kind(int(kinds.kind[row])) for row in rows],
     )
-    x1, y1, x2, y2 = part
-    place = (
-        f"{shipped.file_names[entry.image]}, {image.width} by {image.height} px; shown are {x2 - x1} by"
-        f" {y2 - y1} px at x {x1}, y {y1}"
-    )
-    bars_title = "Highest score on this box, by class"
-    if len(names) > MAX_BARS:
-        bars_title += f" ({MAX_BARS} of {len(names)})"
-    truth_title = "Ground truth: blue is found, red is missed" if len(boxes) else "Ground truth: no box here"
-    found_title = (
-        "Detections that count: blue is right, red wrong" if len(ones) else "Detections that count: none here"
-    )
-    canvas = Image.new("RGB", (ENTRY_WIDTH, ENTRY_HEIGHT), PAPER)
-    write_line(
-        canvas, (0, 4), _shown_caption(entry.caption, shipped.class_names, names), size=TITLE_SIZE, color=INK
-    )
-    write_line(canvas, (0, TITLE_HEIGHT), place, size=CAPTION_SIZE, color=FAINT)
-    top = TITLE_HEIGHT + PLACE_HEIGHT
+    canvas = Image.new("RGB", (2 * SIDE + GAP, 4 * LINE + SIDE + GAP), PAPER)
+    x1, y1, x2, y2 = crop
+    place = f"{ground_truth.file_names[entry.image]}, {x2 - x1} x {y2 - y1} px at x {x1}, y {y1}"
+    write_line(canvas, (0, 0), entry.caption, size=18, color=INK)
+    write_line(canvas, (0, LINE), place, size=14, color=FAINT)
+    write_line(canvas, (0, 2 * LINE), _scores_line(entry, names, analysis), size=14, color=FAINT)
     for left, title, panel in (
-        (0, truth_title, truth_picture),
-        (PICTURE_SIDE + GAP, found_title, found_picture),
-        (2 * (PICTURE_SIDE + GAP), bars_title, _bars(entry, shipped.class_names, score_thresholds)),
+        (0, "Ground truth: blue is found, red is missed", truth_panel),
+        (SIDE + GAP, "Kept detections: blue is correct, red is wrong", detection_panel),
     ):
-        write_line(canvas, (left, top), title, size=CAPTION_SIZE, color=INK)
-        canvas.paste(panel, (left, top + CAPTION_HEIGHT))
+        write_line(canvas, (left, 3 * LINE), title, size=14, color=INK)
+        canvas.paste(panel, (left, 4 * LINE))
     return canvas
 
 
-def _surroundings(box_xywh: Rectangle, image_wh: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Corners in whole pixels of the part of the image to show: a square where the image has room for it."""
+def _best_scores_on_truth(
+    ground_truth: GroundTruthTable, raw: DetectionTable, overlaps: Overlaps
+) -> NDArray[np.float64]:
+    """(G,) highest raw score of its class on each ground-truth box, by IoU 0.5 or more; -1 without any."""
+    row, truth = overlaps.detection, overlaps.truth
+    fits = (raw.label[row] == ground_truth.label[truth]) & (overlaps.iou >= IOU_50)
+    best = np.full(len(ground_truth), -1.0)
+    np.maximum.at(best, truth[fits], raw.score[row[fits]])
+    return best
+
+
+def _class_scores(
+    raw: DetectionTable, image: int, box_xywh: NDArray[np.float64], num_classes: int
+) -> tuple[float, ...]:
+    rows = raw.rows_of_image(image)
+    fits = iou_with(raw.boxes_xywh[rows], box_xywh) >= IOU_50
+    scores = np.zeros(num_classes)
+    np.maximum.at(scores, raw.label[rows][fits], raw.score[rows][fits])
+    return tuple(scores.tolist())
+
+
+def _scores_line(entry: GalleryEntry, names: Sequence[str], analysis: SplitAnalysis) -> str:
+    ranked = sorted(range(len(names)), key=lambda label: -entry.class_scores[label])
+    thresholds = analysis.points.thresholds
+    listed = [
+        f"{names[label]} {entry.class_scores[label]:.2f} (threshold {thresholds[label]:.2f})"
+        for label in ranked[:MAX_SCORES]
+        if entry.class_scores[label] > 0
+    ]
+    return f"Highest raw scores on this box: {', '.join(listed) or 'none'}"
+
+
+def _miss_caption(
+    ground_truth: GroundTruthTable, analysis: SplitAnalysis, box: int, best_score: float | None
+) -> str:
+    kept, kinds = analysis.kept, analysis.kinds
+    label = ground_truth.label[box]
+    threshold = float(analysis.points.thresholds[label])
+    text = f"{ground_truth.class_names[label]} missed: "
+    if best_score is None:
+        text += "no detection of it at any score"
+    elif best_score < threshold:
+        # More digits where two would make the numbers look alike.
+        digits = 2 if f"{best_score:.2f}" != f"{threshold:.2f}" else 4
+        text += f"best score {best_score:.{digits}f}, threshold {threshold:.{digits}f}"
+    else:
+        rows = kept.rows_of_image(int(ground_truth.image[box]))
+        fits = iou_with(kept.boxes_xywh[rows], ground_truth.boxes_xywh[box]) >= IOU_50
+        is_kept = (fits & (kept.label[rows] == label)).any()
+        text += f"best score {best_score:.2f} "
+        text += "hits another box" if is_kept else "was removed by NMS"
+    explains = np.isin(kinds.kind, (ErrorKind.CLASSIFICATION, ErrorKind.LOCALIZATION))
+    for row in np.flatnonzero(explains & (kinds.truth == box))[:1].tolist():
+        if kinds.kind[row] == ErrorKind.CLASSIFICATION:
+            text += f"; predicted as {ground_truth.class_names[kept.label[row]]} at {kept.score[row]:.2f}"
+        else:
+            iou = _iou_text(kept, row, ground_truth, box)
+            text += f"; the box at {kept.score[row]:.2f} overlaps it too little ({iou})"
+    return text
+
+
+def _false_alarm_caption(ground_truth: GroundTruthTable, analysis: SplitAnalysis, row: int) -> str:
+    kept, kinds = analysis.kept, analysis.kinds
+    text = f"{ground_truth.class_names[kept.label[row]]} at {kept.score[row]:.2f}"
+    about = int(kinds.truth[row])
+    if about < 0:
+        return f"{text} where there is none"
+    other = ground_truth.class_names[ground_truth.label[about]]
+    iou = _iou_text(kept, row, ground_truth, about)
+    match ErrorKind(int(kinds.kind[row])):
+        case ErrorKind.CLASSIFICATION:
+            return f"{text} on a box of {other}"
+        case ErrorKind.LOCALIZATION:
+            return f"{text} overlaps the box of {other} too little ({iou})"
+        case ErrorKind.DUPLICATE:
+            return f"{text} on a box of {other} that a higher score hits"
+        case _:
+            return f"{text} beside a box of {other} ({iou})"
+
+
+def _iou_text(kept: DetectionTable, row: int, ground_truth: GroundTruthTable, box: int) -> str:
+    iou = iou_with(kept.boxes_xywh[row], ground_truth.boxes_xywh[box])
+    return f"IoU {np.floor(100 * iou[0]) / 100:.2f}"  # 0.498 must not read 0.50
+
+
+def _color_of_kind(kind: int) -> Color:
+    if kind == ErrorKind.TP:
+        return CORRECT_COLOR
+    return IGNORED_COLOR if kind == ErrorKind.IGNORED else WRONG_COLOR
+
+
+def _crop_around(
+    box_xywh: tuple[float, float, float, float], image_wh: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Corners in whole pixels of the crop to show: a square where the image is large enough."""
     x, y, width, height = box_xywh
     longer = max(width, height)
-    quarter = min(SHARE_OF_IMAGE * max(image_wh), MOST_CONTEXT * longer)
-    side = round(max(LEAST_CONTEXT * longer, quarter, LEAST_PART))
+    quarter = min(SHARE_OF_IMAGE * max(image_wh), MAX_CONTEXT * longer)
+    side = round(max(MIN_CONTEXT * longer, quarter, MIN_CROP))
     corners = []
     for center, length in ((x + width / 2, image_wh[0]), (y + height / 2, image_wh[1])):
         extent = min(side, length)
@@ -148,140 +281,56 @@ def _surroundings(box_xywh: Rectangle, image_wh: tuple[int, int]) -> tuple[int, 
     return x1, y1, x2, y2
 
 
-def _seen(
-    images: NDArray[np.int64],
-    boxes_xywh: NDArray[np.float64],
+def _rows_in_crop(
+    table: GroundTruthTable | DetectionTable,
     entry: GalleryEntry,
-    part: tuple[int, int, int, int],
+    crop: tuple[int, int, int, int],
     *,
-    first: str,
+    kind: str,
 ) -> NDArray[np.int64]:
-    """Boxes in the part shown: the entry's own if its kind is `first`, then by falling overlap with it."""
-    x, y, width, height = boxes_xywh.T
-    x1, y1, x2, y2 = part
-    inside = (images == entry.image) & (x < x2) & (x + width > x1) & (y < y2) & (y + height > y1)
-    positions = np.flatnonzero(inside)
-    is_own = (positions == entry.position) & (entry.kind == first)
-    # Then what overlaps it most: the first get the tags.
-    overlap = iou_with(boxes_xywh[positions], np.array(entry.box_xywh))
-    return positions[np.lexsort((-overlap, ~is_own))]
+    """Rows of the boxes in the crop: that of the entry first, if of this kind, then by overlap with it."""
+    x, y, width, height = table.boxes_xywh.T
+    x1, y1, x2, y2 = crop
+    inside = (table.image == entry.image) & (x < x2) & (x + width > x1) & (y < y2) & (y + height > y1)
+    rows = np.flatnonzero(inside)
+    is_entry = (rows == entry.position) & (entry.kind == kind)
+    overlap = iou_with(table.boxes_xywh[rows], np.array(entry.box_xywh))
+    return rows[np.lexsort((-overlap, ~is_entry))]
 
 
-def _picture(
+def _draw_crop(
     image: Image.Image,
-    part: tuple[int, int, int, int],
+    crop: tuple[int, int, int, int],
     entry: GalleryEntry,
     *,
     boxes_xywh: NDArray[np.float64],
     texts: Sequence[str],
     colors: Sequence[Color],
 ) -> Image.Image:
-    """A square panel with a part of an image, its boxes, and the mark of the entry."""
-    x1, y1, x2, y2 = part
-    scale = (PICTURE_SIDE - 2 * PICTURE_MARGIN) / max(x2 - x1, y2 - y1)
+    """Draw a square panel with a crop of an image, its boxes, and the mark of the entry."""
+    x1, y1, x2, y2 = crop
+    scale = (SIDE - 2 * MARGIN) / max(x2 - x1, y2 - y1)
     width, height = max(1, round((x2 - x1) * scale)), max(1, round((y2 - y1) * scale))
-    left, top = (PICTURE_SIDE - width) // 2, (PICTURE_SIDE - height) // 2
-    panel = Image.new("RGB", (PICTURE_SIDE, PICTURE_SIDE), EMPTY)
-    panel.paste(image.crop(part).convert("RGB").resize((width, height)), (left, top))
+    left, top = (SIDE - width) // 2, (SIDE - height) // 2
+    panel = Image.new("RGB", (SIDE, SIDE), EMPTY)
+    panel.paste(image.crop(crop).convert("RGB").resize((width, height)), (left, top))
 
     def to_panel(boxes_xywh: NDArray[np.float64]) -> NDArray[np.float64]:
         low = (boxes_xywh[:, :2] - (x1, y1)) * scale + (left, top)
         return np.concatenate([low, low + boxes_xywh[:, 2:] * scale], axis=1)
 
     reach = LINE_WIDTH + MARK_WIDTH - 1
-    own = to_panel(np.array([entry.box_xywh]))[0] + (-reach, -reach, reach, reach)
-    x1_mark, y1_mark, x2_mark, y2_mark = np.clip(own, 1, PICTURE_SIDE - 2).tolist()
+    mark = to_panel(np.array([entry.box_xywh]))[0] + (-reach, -reach, reach, reach)
+    mark_x1, mark_y1, mark_x2, mark_y2 = np.clip(mark, 1, SIDE - 2).tolist()
     draw = ImageDraw.Draw(panel)
-    outline = (x1_mark - 1, y1_mark - 1, x2_mark + 1, y2_mark + 1)
+    outline = (mark_x1 - 1, mark_y1 - 1, mark_x2 + 1, mark_y2 + 1)
     draw.rectangle(outline, outline=INK, width=MARK_WIDTH + 2)
-    draw.rectangle((x1_mark, y1_mark, x2_mark, y2_mark), outline=MARK_COLOR, width=MARK_WIDTH)
+    draw.rectangle((mark_x1, mark_y1, mark_x2, mark_y2), outline=MARK_COLOR, width=MARK_WIDTH)
     return draw_boxes(
         panel,
         torch.from_numpy(to_panel(boxes_xywh)),
         texts=[text if number < MAX_TAGS else "" for number, text in enumerate(texts)],
         colors=colors,
         line_width=LINE_WIDTH,
-        font_size=TAG_SIZE,
+        font_size=13,
     )
-
-
-def _color_of_kind(kind: int) -> Color:
-    if kind == ErrorKind.RIGHT:
-        return RIGHT_COLOR
-    return NEUTRAL_COLOR if kind == ErrorKind.IGNORED else WRONG_COLOR
-
-
-def _bars(
-    entry: GalleryEntry,
-    class_names: Sequence[str],
-    score_thresholds: Sequence[float] | NDArray[np.float64],
-) -> Image.Image:
-    """A panel with one bar for each class; names stand above their bars, or beside them if there are many."""
-    labels = _labels_of_bars(entry)
-    panel = Image.new("RGB", (BARS_WIDTH, PICTURE_SIDE), PAPER)
-    draw = ImageDraw.Draw(panel)
-    font = ImageFont.load_default(size=BAR_TEXT_SIZE)
-    legend_height, number_width = 60, 34
-    row_height = min(44.0, (PICTURE_SIDE - legend_height) / max(1, len(labels)))
-    is_stacked = row_height >= 34
-    bar_left = 4 if is_stacked else 134
-    bar_width = BARS_WIDTH - bar_left - number_width - 4
-    name_width = BARS_WIDTH - 8 if is_stacked else bar_left - 10
-    names = _names_within(class_names, font, name_width)
-    for row, label in enumerate(labels):
-        score, threshold = entry.class_scores[label], float(score_thresholds[label])
-        if label == entry.right_label:
-            color = RIGHT_COLOR
-        else:
-            color = WRONG_COLOR if score > 0 and score >= threshold else NEUTRAL_COLOR
-        top, bottom = row * row_height, (row + 1) * row_height - 4
-        name = fit_text(names[label], font, name_width)
-        if is_stacked:
-            draw.text((bar_left, top), name, font=font, fill=INK)
-            top += 17
-        else:
-            draw.text((bar_left - 6, (top + bottom) / 2), name, font=font, fill=INK, anchor="rm")
-        draw.rectangle((bar_left, top, bar_left + bar_width, bottom), fill=EMPTY)
-        if score > 0:
-            draw.rectangle((bar_left, top, bar_left + max(1.0, score * bar_width), bottom), fill=color)
-        if threshold <= 1:
-            at = bar_left + threshold * bar_width
-            draw.rectangle((at - 2, top - 2, at + 1, bottom + 2), fill=INK, outline=PAPER)
-        draw.text((BARS_WIDTH - 4, (top + bottom) / 2), f"{score:.2f}", font=font, fill=INK, anchor="rm")
-    axis = len(labels) * row_height + 1
-    for tick in (0.0, 0.5, 1.0):
-        at = bar_left + tick * bar_width
-        draw.line((at, axis, at, axis + 4), fill=INK)
-        anchor = {0.0: "la", 0.5: "ma", 1.0: "ra"}[tick]
-        draw.text((at, axis + 5), f"{tick:g}", font=font, fill=INK, anchor=anchor)
-    draw.line((bar_left, axis, bar_left + bar_width, axis), fill=INK)
-    right = "no box here" if entry.right_label is None else "blue: class of the box"
-    for line, text in enumerate((f"score; {right}", "red: wrong, above its threshold (black mark)")):
-        write_line(panel, (4, round(axis) + 22 + 17 * line), text, size=BAR_TEXT_SIZE, color=FAINT)
-    return panel
-
-
-def _labels_of_bars(entry: GalleryEntry) -> list[int]:
-    """All classes, or the entry's own and those with the highest scores, in the order of the classes."""
-    own = {entry.label, entry.right_label}
-    ranked = sorted(
-        range(len(entry.class_scores)), key=lambda label: (label not in own, -entry.class_scores[label])
-    )
-    return sorted(ranked[:MAX_BARS])
-
-
-def _names_within(class_names: Sequence[str], font: Font, width: float) -> tuple[str, ...]:
-    """Names so short that all fit a width, and still differ; a few letters at least stay."""
-    longest = LONGEST_NAME
-    names = shown_names(class_names, longest=longest)
-    while longest > LEAST_NAME and max(map(font.getlength, names), default=0.0) > width:
-        longest -= 1
-        names = shown_names(class_names, longest=longest)
-    return names
-
-
-def _shown_caption(caption: str, class_names: Sequence[str], names: Sequence[str]) -> str:
-    shown = {name: short for name, short in zip(class_names, names, strict=True) if name}
-    # The longest first: a name may be part of another one.
-    pattern = "|".join(re.escape(name) for name in sorted(shown, key=len, reverse=True))
-    return re.sub(pattern, lambda match: shown[match[0]], caption) if shown else caption

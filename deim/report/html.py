@@ -1,109 +1,108 @@
-"""The page of a report: what `report.json` says, with charts and the worst errors, in one HTML file."""
+"""The page of a report: its numbers, charts and worst errors in one HTML file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from deim.report.page import Cell, Picture, Section, Table, embed_svg, render_page
+from deim.metrics.bootstrap import Interval
+from deim.metrics.choose_thresholds import Counts
+from deim.metrics.coco import ClassMetrics, CocoSummary
+from deim.metrics.convergence import describe_convergence
+from deim.report.page import Cell, Figure, Section, Table, embed_svg, render_page
+from deim.report.schema import Report
 from deim.report.summary import describe_report
-from deim.report.tables import DASH
+from deim.report.tables import ap_values, format_interval, format_number
 
 READING_HELP = (
     "AP is COCO's average precision, the mean over the IoU thresholds 0.50 to 0.95; AP50 at IoU 0.50 alone. "
     "n counts ground-truth boxes, crowd regions left out.",
-    "Precision, recall and F1 are those at the stated threshold and IoU 0.50, no point of the COCO table.",
+    "Precision, recall and F1 hold at the stated threshold and IoU 0.50; they are not COCO metrics.",
     "An escape is a defective image on which no detection overlaps a defect by IoU 0.50 or more, whatever "
     "their classes; overkill is a good image with any detection of a defect class.",
-    "Intervals say how far a score would move with other images of the same kind. They leave out the chance "
-    "in training: another seed is another detector. In simulations nineteen of twenty held the truth, but of "
-    "those of mAP over IoU 0.50 to 0.95 only about nine of ten.",
-)
-
-
-TEXT_MAPS_HELP = (
-    "Each pixel shows the highest value of the queries whose boxes cover it: the detector's own score of the "
-    "class, the cosine of the query with the text of the class, and the score after the fusion."
+    "Intervals say how far a score would move with other images of the same kind. They do not include the "
+    "chance in training: another seed gives another detector. In simulations nineteen of twenty held the "
+    "truth, but only about nine of ten for mAP over IoU 0.50 to 0.95.",
 )
 
 
 def render_report(
-    report: Mapping[str, Any],
+    report: Report,
     *,
     charts: Mapping[str, Path],
-    gallery: Sequence[Picture],
+    gallery: Sequence[Figure],
     missing_images: str,
-    text_maps: Sequence[Picture] = (),
+    task_images: Sequence[Figure] = (),
 ) -> str:
-    """Lay a report out as one HTML page.
+    """Render a report as one HTML page that needs no other file.
 
     Args:
-        report: From `build_report`.
+        report: The report.
         charts: Path of each chart's SVG by its title.
         gallery: The worst errors.
-        missing_images: Why the gallery lacks pictures; empty if it lacks none.
-        text_maps: Of phase 2: where the text of a class answers.
-
-    Returns:
-        HTML that needs no other file.
+        missing_images: Why the gallery lacks images; empty if it lacks none.
+        task_images: Images of the task section.
     """
+    gallery_lines = [missing_images] if missing_images else []
+    if gallery:
+        gallery_lines.append("Blue is correct, red is wrong; a yellow frame marks the box in question.")
+    elif not missing_images:
+        gallery_lines.append("No box was missed and no detection was false.")
     sections = [
-        Section(title="In words", lines=describe_report(report)),
+        Section(title="Summary", lines=describe_report(report)),
         Section(title="Classes", tables=[_class_table(report), _operating_table(report)]),
         Section(
             title="Charts",
-            pictures=[embed_svg(path, title) for title, path in charts.items()],
-            pictures_in_columns=True,
+            figures=[embed_svg(path, title) for title, path in charts.items()],
+            figures_in_columns=True,
         ),
-        Section(
-            title="The worst errors of each class",
-            lines=_gallery_lines(gallery, missing_images),
-            pictures=gallery,
-        ),
+        Section(title="The worst errors of each class", lines=gallery_lines, figures=gallery),
     ]
-    if text_maps:
-        sections.append(Section(title="Where the text answers", lines=[TEXT_MAPS_HELP], pictures=text_maps))
-    if report["convergence"]:
-        sections.append(Section(title="Convergence", lines=report["convergence"]["in_words"].splitlines()))
-    if report["text_evidence"]:
-        sections.append(Section(title="Does the text help?", lines=report["text_evidence"]["in_words"]))
+    if report.task_section is not None:
+        task = report.task_section
+        sections.append(Section(title=task.title, lines=task.summary, figures=task_images))
+    if report.convergence is not None:
+        sections.append(Section(title="Convergence", lines=[describe_convergence(report.convergence)]))
     sections += [
-        Section(title="Made from", tables=[_provenance_table(report)]),
+        Section(title="Provenance", tables=[_provenance_table(report)]),
         Section(title="How to read this", lines=READING_HELP),
     ]
-    title = f"{report['model']['name']} on {report['split']}"
     subtitle = (
-        f"{report['dataset']['annotations_file']}, {report['dataset']['num_images']} images, "
-        f"{report['dataset']['num_boxes']} boxes; made {report['created']}"
+        f"{report.provenance.dataset.annotations_file}, {report.num_images} images, {report.num_boxes} boxes; "
+        f"made {report.created}"
     )
-    return render_page(title, subtitle, sections)
+    return render_page(report.title, subtitle, sections)
 
 
-def _class_table(report: Mapping[str, Any]) -> Table:
-    keys = ("ap50", "ap", "ap75", "ar100", "ap_small", "ap_medium", "ap_large")
-    rows = []
-    for entry in report["classes"]:
-        rows.append(
-            [
-                Cell(text=entry["name"], small=entry["note"] or "", is_text=True),
-                Cell(text=str(entry["num_images"])),
-                Cell(text=str(entry["num_boxes"])),
-                *(_score_cell(entry[key], entry.get(f"{key}_interval")) for key in keys),
-            ]
+def number_cell(value: float | None, interval: Interval | None = None) -> Cell:
+    """Build the cell of a number and its interval."""
+    return Cell(text=format_number(value), small=format_interval(interval))
+
+
+def _class_table(report: Report) -> Table:
+    rows = [
+        _class_row(
+            Cell(text=row.metrics.name, small=row.metrics.note or "", is_text=True),
+            row.metrics,
+            num_images=row.metrics.num_images,
+            num_boxes=row.metrics.num_boxes,
+            intervals=(row.ap50_interval, row.ap_interval),
         )
-    summary, dataset, intervals = report["summary"], report["dataset"], report["intervals"] or {}
+        for row in report.classes
+    ]
+    intervals = report.intervals
     rows.append(
-        [
+        _class_row(
             Cell(text="all", is_text=True),
-            Cell(text=str(dataset["num_images"])),
-            Cell(text=str(dataset["num_boxes"])),
-            *(_score_cell(summary[key], intervals.get(key)) for key in keys),
-        ]
+            report.summary,
+            num_images=report.num_images,
+            num_boxes=report.num_boxes,
+            intervals=(intervals.ap50, intervals.ap) if intervals else (None, None),
+        )
     )
     notes = []
     if intervals:
         notes.append(
-            f"Small numbers: {intervals['level']:.0%} intervals from {intervals['num_resamples']} resamples "
-            f"of the {intervals['num_images']} images ({intervals['method']})."
+            f"Small numbers: {intervals.level:.0%} intervals from {intervals.num_resamples} resamples "
+            f"of the {intervals.num_images} images ({intervals.method})."
         )
     return Table(
         title="Average precision, over all raw detections",
@@ -114,70 +113,73 @@ def _class_table(report: Mapping[str, Any]) -> Table:
     )
 
 
-def _operating_table(report: Mapping[str, Any]) -> Table:
-    points = report["operating_points"]
+def _class_row(
+    name: Cell,
+    metrics: ClassMetrics | CocoSummary,
+    *,
+    num_images: int,
+    num_boxes: int,
+    intervals: tuple[Interval | None, Interval | None],
+) -> list[Cell]:
+    ap50, ap, *others = ap_values(metrics)
+    return [
+        name,
+        Cell(text=str(num_images)),
+        Cell(text=str(num_boxes)),
+        number_cell(ap50, intervals[0]),
+        number_cell(ap, intervals[1]),
+        *map(number_cell, others),
+    ]
+
+
+def _operating_table(report: Report) -> Table:
+    points = report.operating_points
     rows = []
-    for entry in [*report["classes"], points["all_classes"] | {"name": "all", "threshold": None}]:
-        rows.append(
-            [
-                Cell(text=entry["name"], small=_threshold_note(entry), is_text=True),
-                Cell(text=str(entry["num_right"] + entry["num_missed"])),
-                *(_score_cell(entry[key]) for key in ("threshold", "precision", "recall", "f1")),
-                *(Cell(text=str(entry[key])) for key in ("num_right", "num_false", "num_missed")),
-            ]
-        )
+    for row, point in zip(report.classes, points.classes, strict=True):
+        origin = "" if point.origin == "its own boxes" else f"; threshold: {point.origin}"
+        note = f"{point.note}{origin}" if point.note else ""
+        name = Cell(text=row.metrics.name, small=note, is_text=True)
+        rows.append(_counts_row(name, point.threshold, row.counts))
+    rows.append(_counts_row(Cell(text="all", is_text=True), None, report.counts))
     return Table(
-        title=f"At the operating points: {points['goal']}, chosen on {points['chosen_on']}",
-        heads=["class", "n", "threshold", "precision", "recall", "F1", "right", "false", "missed"],
+        title=f"At the operating points: {points.goal}, chosen on {points.chosen_on}",
+        heads=["class", "n", "threshold", "precision", "recall", "F1", "TP", "FP", "FN"],
         rows=rows,
         has_total=True,
+        notes=["TP: boxes found; FP: false boxes; FN: missed boxes."],
     )
 
 
-def _threshold_note(entry: Mapping[str, Any]) -> str:
-    if not entry.get("threshold_note"):
-        return ""
-    origin = entry["threshold_origin"]
-    return entry["threshold_note"] + ("" if origin == "its own boxes" else f"; threshold: {origin}")
+def _counts_row(name: Cell, threshold: float | None, counts: Counts) -> list[Cell]:
+    return [
+        name,
+        Cell(text=str(counts.num_boxes)),
+        *map(number_cell, (threshold, counts.precision, counts.recall, counts.f1)),
+        *(Cell(text=str(number)) for number in (counts.tp, counts.fp, counts.fn)),
+    ]
 
 
-def _score_cell(value: float | None, ends: Sequence[float] | None = None) -> Cell:
-    if value is None:
-        return Cell(text=DASH)
-    return Cell(text=f"{value:.3f}", small=f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "")
-
-
-def _gallery_lines(gallery: Sequence[Picture], missing_images: str) -> list[str]:
-    lines = [missing_images] if missing_images else []
-    if gallery:
-        lines.append("Blue is right, red is wrong; the yellow frame marks the box that a picture is about.")
-    elif not missing_images:
-        lines.append("No box was missed and no detection was false.")
-    return lines
-
-
-def _provenance_table(report: Mapping[str, Any]) -> Table:
-    checkpoint, dataset = report["checkpoint"], report["dataset"]
-    height, width = report["image_size_hw"]
-    time, tiles = report["time_per_image_ms"], report["tiles"]
-    of_tiles = f", of tiles of {tiles['size']} px, overlap {tiles['overlap']:g}" if tiles else ""
-    epoch = "" if checkpoint["epoch"] is None else f", epoch {checkpoint['epoch'] + 1}"
-    pairs = {
-        "checkpoint": f"{checkpoint['path']} ({checkpoint['weights']} weights{epoch})",
-        "checkpoint SHA-256": checkpoint["sha256"],
-        "annotations": dataset["annotations_file"],
-        "annotations SHA-256": dataset["sha256"],
-        "images without boxes": str(dataset["num_images_without_boxes"]),
-        "normal class": dataset["normal_class"] or "none",
-        "model": f"{report['model']['name']}, {report['model']['parameters'] / 1e6:.1f} M parameters",
-        "network input": f"{height} x {width} px (height x width), {report['resize']}{of_tiles}",
-        "raw detections an image": str(report["max_detections"]),
-        "time an image": "; ".join(
-            f"{key} {value:.1f} ms" for key, value in time.items() if value is not None
-        ),
-        "device": report["device"],
-        "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
-        "report version": str(report["schema_version"]),
+def _provenance_table(report: Report) -> Table:
+    source = report.provenance
+    checkpoint, dataset, tiles = source.checkpoint, source.dataset, source.tiles
+    height, width = source.image_size_hw
+    cut = f", tiles of {tiles.size} px, overlap {tiles.overlap:g}" if tiles else ""
+    epoch = "" if checkpoint.epoch is None else f", epoch {checkpoint.epoch + 1}"
+    times = {"network": source.time_per_image_ms.network, "total": source.time_per_image_ms.total}
+    values = {
+        "checkpoint": f"{checkpoint.path} ({checkpoint.weights} weights{epoch})",
+        "checkpoint SHA-256": checkpoint.sha256,
+        "annotations": dataset.annotations_file,
+        "annotations SHA-256": dataset.sha256,
+        "images without boxes": str(report.num_images_without_boxes),
+        "normal class": dataset.normal_class or "none",
+        "model": f"{source.model.name}, {source.model.parameters / 1e6:.1f} M parameters",
+        "network input": f"{height} x {width} px (height x width), {source.resize}{cut}",
+        "raw detections per image": str(source.max_detections),
+        "time per image": "; ".join(f"{key} {ms:.1f} ms" for key, ms in times.items() if ms is not None),
+        "device": source.device,
+        "versions": ", ".join(f"{name} {version}" for name, version in source.versions.items()),
+        "report version": str(report.schema_version),
     }
-    rows = [[Cell(text=name, is_text=True), Cell(text=text, is_text=True)] for name, text in pairs.items()]
-    return Table(heads=["what", "which"], rows=rows)
+    rows = [[Cell(text=name, is_text=True), Cell(text=text, is_text=True)] for name, text in values.items()]
+    return Table(heads=["item", "value"], rows=rows)

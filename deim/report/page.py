@@ -1,4 +1,4 @@
-"""A page of sections, tables and pictures as one HTML file, readable offline and on paper."""
+"""A page of sections, tables and figures as one HTML file, readable offline and on paper."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ class Cell:
     small: str = ""
     """A second line in small letters."""
     is_text: bool = False
-    """Words rather than a number: set on the left, may break."""
+    """Text rather than a number: aligned left, may wrap."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,60 +37,47 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """A picture that travels inside the page."""
+class Figure:
+    """An image inside the page."""
 
     title: str
-    """What it shows, for readers who cannot see it."""
+    """Description for readers who cannot see it."""
     data: str
-    """The picture itself, as a data URL."""
+    """The image as a data URL."""
     caption: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A part of the page: sentences, then tables, then pictures."""
+    """A part of the page: sentences, then tables, then figures."""
 
     title: str
     lines: Sequence[str] = ()
     tables: Sequence[Table] = ()
-    pictures: Sequence[Picture] = ()
-    pictures_in_columns: bool = False
-    """Pictures stand beside each other where the window is wide enough."""
+    figures: Sequence[Figure] = ()
+    figures_in_columns: bool = False
+    """Figures stand side by side where the window is wide enough."""
 
 
-def embed_svg(path: Path, title: str) -> Picture:
-    """Take an SVG file into a page.
-
-    Args:
-        path: The file.
-        title: What it shows.
-    """
-    return Picture(title=title, data=_data_url(path.read_bytes(), "image/svg+xml"))
+def embed_svg(path: Path, title: str) -> Figure:
+    """Embed an SVG file, described by `title`."""
+    return Figure(title=title, data=_data_url(path.read_bytes(), "image/svg+xml"))
 
 
-def embed_image(image: Image.Image, title: str) -> Picture:
-    """Take a picture into a page, as JPEG.
-
-    Args:
-        image: RGB.
-        title: What it shows.
-    """
+def embed_image(image: Image.Image, title: str) -> Figure:
+    """Embed an RGB image as JPEG, described by `title`."""
     content = io.BytesIO()
     image.save(content, format="JPEG", quality=JPEG_QUALITY)
-    return Picture(title=title, data=_data_url(content.getvalue(), "image/jpeg"))
+    return Figure(title=title, data=_data_url(content.getvalue(), "image/jpeg"))
 
 
 def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """Lay a page out; all texts are escaped, nothing is loaded from outside.
+    """Render a page as HTML that needs no other file; all texts are escaped.
 
     Args:
-        title: Its head.
-        subtitle: The line below.
-        sections: Its parts, in order.
-
-    Returns:
-        HTML.
+        title: Heading of the page.
+        subtitle: Line below the heading.
+        sections: Parts of the page, in order.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

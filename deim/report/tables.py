@@ -1,110 +1,119 @@
-"""The numbers of each class as tables: for the console and as CSV."""
+"""Numbers as tables: for the console and as CSV."""
 
 import csv
 import io
-import unicodedata
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deim.metrics.coco import ClassMetrics, CocoMetrics, CocoSummary
+from deim.metrics.bootstrap import Interval
+from deim.metrics.coco import ClassMetrics, CocoSummary
+from deim.records import to_json
+from deim.report.schema import Report
 
 DASH = "\N{EN DASH}"
+TABLE_WIDTH = 100
+"""Most characters of a line; longer names are cut."""
 MAX_NAME_WIDTH = 32
-COLUMNS = (
-    ("images", 7),
-    ("boxes", 7),
-    ("AP50", 7),
-    ("AP", 7),
-    ("AP75", 7),
-    ("AR100", 7),
-    ("AP small", 10),
-    ("AP medium", 11),
-    ("AP large", 10),
-)
-"""Heads of the number columns and their widths in characters, the gap on the left included."""
-OPERATING_COLUMNS = (
-    ("boxes", 7),
-    ("threshold", 11),
-    ("precision", 11),
-    ("recall", 8),
-    ("F1", 7),
-    ("right", 7),
-    ("false", 7),
-    ("missed", 8),
-)
 
 
-def format_class_table(metrics: CocoMetrics) -> str:
-    """Lay the numbers out for the console.
+def format_table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right_aligned: Sequence[int] | None = None,
+    width: int = TABLE_WIDTH,
+) -> str:
+    """Lay a table out as plain text for the console or a pipe.
 
     Args:
-        metrics: What `compute_coco_metrics` gave.
+        headers: N headings.
+        rows: N cells each.
+        right_aligned: Columns that are aligned right; None for all but the first.
+        width: Most characters of a line.
 
     Returns:
-        Lines of equal width, at most 120 columns: the heads, a row per class and a row `all`. Under `images`,
-        a class has the images with a box of it and `all` has every image of the split. A dash stands for a
-        number without ground truth. Long names are cut.
+        Lines of equal width, the headings first.
     """
-    names = [entry.name for entry in metrics.classes]
-    width = min(max(_width(name) for name in ["class", *names]), MAX_NAME_WIDTH)
-    rows = [_row("class", [head for head, _ in COLUMNS], name_width=width, columns=COLUMNS)]
-    for entry in metrics.classes:
-        cells = [str(entry.num_images), str(entry.num_boxes), *_number_cells(entry)]
-        rows.append(_row(entry.name, cells, name_width=width, columns=COLUMNS))
-    totals = [str(metrics.num_images), str(metrics.num_boxes), *_number_cells(metrics.summary)]
-    rows.append(_row("all", totals, name_width=width, columns=COLUMNS))
-    return "\n".join(rows)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
+    aligned = range(1, len(headers)) if right_aligned is None else right_aligned
+    for index, header in enumerate(headers):
+        table.add_column(
+            header,
+            justify="right" if index in aligned else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            max_width=None if index in aligned else MAX_NAME_WIDTH,
+        )
+    for row in rows:
+        table.add_row(*(Text(" ".join(cell.split())) for cell in row))
+    text = io.StringIO()
+    Console(file=text, width=width, color_system=None, force_terminal=False).print(table)
+    return text.getvalue().rstrip("\n")
 
 
-def format_operating_table(report: Mapping[str, Any]) -> str:
-    """Lay the operating points and what they find out for the console.
+def format_number(value: float | None, digits: int = 3) -> str:
+    """Return a number with some digits; a dash for None."""
+    return DASH if value is None else f"{value:.{digits}f}"
 
-    Args:
-        report: From `build_report`.
+
+def format_interval(interval: Interval | None) -> str:
+    """Return the ends of an interval; nothing for None."""
+    return "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def format_class_table(report: Report) -> str:
+    """Lay the COCO metrics out for the console.
 
     Returns:
-        Lines of equal width, at most 120 columns: the heads, a row per class and a row `all`. A dash stands
-        for what cannot be told.
+        A row per class and a row `all`. Under `images`, a class has the images with a box of it and `all`
+        has every image of the split. A dash stands for a number without ground truth.
     """
-    rows = [(entry["name"], entry) for entry in report["classes"]]
-    rows.append(("all", {"threshold": None, **report["operating_points"]["all_classes"]}))
-    width = min(max(_width(name) for name, _ in [("class", {}), *rows]), MAX_NAME_WIDTH)
-    lines = [
-        _row("class", [head for head, _ in OPERATING_COLUMNS], name_width=width, columns=OPERATING_COLUMNS)
+    rows = [
+        [row.metrics.name, str(row.metrics.num_images), str(row.metrics.num_boxes), *ap_cells(row.metrics)]
+        for row in report.classes
     ]
-    for name, entry in rows:
-        cells = [
-            str(entry["num_right"] + entry["num_missed"]),
-            *(
-                DASH if entry[key] is None else f"{entry[key]:.3f}"
-                for key in ("threshold", "precision", "recall", "f1")
-            ),
-            *(str(entry[key]) for key in ("num_right", "num_false", "num_missed")),
+    rows.append(["all", str(report.num_images), str(report.num_boxes), *ap_cells(report.summary)])
+    return format_table(
+        ["class", "images", "boxes", "AP50", "AP", "AP75", "AR100", "AP S", "AP M", "AP L"], rows
+    )
+
+
+def format_operating_table(report: Report) -> str:
+    """Lay the operating points and their counts out for the console: a row per class and a row `all`."""
+    thresholds = [entry.threshold for entry in report.operating_points.classes]
+    named = [(row.metrics.name, row.counts) for row in report.classes]
+    rows = [
+        [
+            name,
+            str(counts.num_boxes),
+            *map(format_number, (threshold, counts.precision, counts.recall, counts.f1)),
+            *map(str, (counts.tp, counts.fp, counts.fn)),
         ]
-        lines.append(_row(name, cells, name_width=width, columns=OPERATING_COLUMNS))
-    return "\n".join(lines)
+        for (name, counts), threshold in zip(
+            [*named, ("all", report.counts)], [*thresholds, None], strict=True
+        )
+    ]
+    return format_table(["class", "boxes", "threshold", "precision", "recall", "F1", "TP", "FP", "FN"], rows)
 
 
-def format_class_csv(report: Mapping[str, Any]) -> str:
-    """Lay all that a report says of each class out as CSV: a row a class, numbers in full, nulls empty.
-
-    Args:
-        report: From `build_report`. Of an interval, the two ends become columns with `_low` and `_high`.
-    """
+def format_class_csv(report: Report) -> str:
+    """Lay all numbers of each class out as CSV: a row per class, numbers in full, None empty."""
     rows = []
-    for entry in report["classes"]:
-        row: dict[str, Any] = {}
-        for key, value in entry.items():
-            if key.endswith("_interval"):
-                name = key.removesuffix("_interval")
-                row[f"{name}_low"], row[f"{name}_high"] = value or (None, None)
-            else:
-                row[key] = value
-        rows.append(row)
+    for entry, point in zip(report.classes, report.operating_points.classes, strict=True):
+        intervals = {"ap": entry.ap_interval, "ap50": entry.ap50_interval}
+        ends: dict[str, Any] = {}
+        for name, interval in intervals.items():
+            ends[f"{name}_low"] = None if interval is None else interval.low
+            ends[f"{name}_high"] = None if interval is None else interval.high
+        counts = to_json(entry.counts)
+        del counts["num_boxes"]
+        threshold = {"threshold": point.threshold, "threshold_origin": point.origin}
+        rows.append(to_json(entry.metrics) | ends | threshold | {"threshold_note": point.note} | counts)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
@@ -112,59 +121,19 @@ def format_class_csv(report: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _number_cells(values: ClassMetrics | CocoSummary) -> list[str]:
-    numbers = (
-        values.ap50,
-        values.ap,
-        values.ap75,
-        values.ar100,
-        values.ap_small,
-        values.ap_medium,
-        values.ap_large,
-    )
-    return [DASH if number is None else f"{number:.3f}" for number in numbers]
-
-
-def _row(name: str, cells: Sequence[str], *, name_width: int, columns: Sequence[tuple[str, int]]) -> str:
-    aligned = (cell.rjust(width) for cell, (_, width) in zip(cells, columns, strict=True))
-    return _fit(name, name_width) + "".join(aligned)
-
-
-def _fit(text: str, width: int) -> str:
-    """Cut or pad a text to a width in console columns; control characters become blanks."""
-    text = "".join(" " if unicodedata.category(one) == "Cc" else one for one in text)
-    if _width(text) > width:
-        while _width(text) > width - 1:
-            text = text[:-1]
-        text += "…"
-    return text + " " * (width - _width(text))
-
-
-def _width(text: str) -> int:
-    # Chinese, Japanese and Korean characters take two columns, combining marks none.
-    return sum(
-        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1
-        for one in text
+def ap_values(metrics: ClassMetrics | CocoSummary) -> tuple[float | None, ...]:
+    """Return the AP and AR values in the order of the tables."""
+    return (
+        metrics.ap50,
+        metrics.ap,
+        metrics.ap75,
+        metrics.ar100,
+        metrics.ap_small,
+        metrics.ap_medium,
+        metrics.ap_large,
     )
 
 
-def format_table(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], *, right_aligned: Collection[int] = ()
-) -> str:
-    """Lay out a table for the console.
-
-    Args:
-        headers: Title of each column.
-        rows: Texts of each row.
-        right_aligned: Positions of the columns to align right.
-    """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
-    for index, header in enumerate(headers):
-        justify: Literal["left", "right"] = "right" if index in right_aligned else "left"
-        table.add_column(Text(header), justify=justify, no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console = Console(file=io.StringIO(), width=10_000, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+def ap_cells(metrics: ClassMetrics | CocoSummary) -> list[str]:
+    """Return `ap_values` as text."""
+    return [format_number(value) for value in ap_values(metrics)]

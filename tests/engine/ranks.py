@@ -17,6 +17,7 @@ from deim.engine.seeding import seed_everything
 from deim.engine.step import StepContext, train_step, unwrap_model
 from deim.inference.evaluator import Evaluator
 from deim.loss.build import build_criterion
+from deim.metrics.coco import compute_coco_metrics
 from deim.model.build import build_model
 from deim.model.detector import Detector
 from deim.structures import Target
@@ -99,8 +100,12 @@ def main() -> None:
             own = len({target["image_id"] for batch in evaluator.loader for target in batch.targets})
             result = {
                 "shares": distributed.gather(own),
-                "entries": evaluation.predictions.to_coco(evaluation.category_ids),
-                "ap50": evaluation.metrics.summary.ap50,
+                "entries": list(
+                    evaluation.detections.to_coco(
+                        evaluation.ground_truth.image_ids, evaluation.ground_truth.category_ids
+                    )
+                ),
+                "ap50": compute_coco_metrics(evaluation.ground_truth, evaluation.detections).summary.ap50,
             }
         if distributed.is_main:
             torch.save(result, sys.argv[2])

@@ -26,7 +26,7 @@ from deim.engine.checkpoints import (
 )
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, DataError
-from deim.inference.evaluator import evaluator_of
+from deim.inference.evaluator import build_evaluator
 from deim.model.build import build_model
 from deim.model.detector import Detector
 
@@ -250,4 +250,4 @@ def test_evaluating_a_dataset_with_other_classes_is_refused(
         DataError,
         match=r"val\.json: class 'dent' is not known to the detector, which has pit, scratch, crack\.",
     ):
-        evaluator_of(trained, read_split(trained.config.data, "val"))
+        build_evaluator(trained, read_split(trained.config.data, "val"))

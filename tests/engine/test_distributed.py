@@ -126,7 +126,7 @@ def test_a_run_with_an_uneven_last_batch_stops_early_and_is_scored(
     assert "stopping early" in out
     assert out.count("epoch 3/9") == 1
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["dataset"]["num_images"] == 3
+    assert report["num_images"] == 3
 
 
 @pytest.mark.slow

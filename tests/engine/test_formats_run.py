@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,14 +13,15 @@ from deim.data.formats.read import Format
 from deim.data.splits import read_split
 from deim.engine.checkpoints import load_trained
 from deim.engine.trainer import Trainer
-from deim.inference.evaluator import evaluator_of
-from deim.report.evaluate import assess
+from deim.inference.evaluator import build_evaluator
+from deim.report.evaluate import evaluate_checkpoint
+from deim.report.schema import Report
 
 
-def report_of(run: Path, path: Path) -> dict[str, Any]:
+def report_of(run: Path, path: Path) -> Report:
     trained = load_trained(run / "best.pth", overrides=["evaluation.bootstrap_resamples=10"])
-    evaluator = evaluator_of(trained, read_split(trained.config.data, "test"))
-    return assess(trained, evaluator, split_name="test", report_path=path).report
+    evaluator = build_evaluator(trained, read_split(trained.config.data, "test"))
+    return evaluate_checkpoint(trained, evaluator, split_name="test", report_path=path).report
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def test_a_run_on_another_format_is_that_on_coco(
 
     run = tmp_path / f"run_{data_format}"
     first = report_of(run, tmp_path / "first.json")
-    assert report_of(run, tmp_path / "again.json")["dataset"]["sha256"] == first["dataset"]["sha256"]
+    assert report_of(run, tmp_path / "again.json").provenance.dataset.sha256 == first.provenance.dataset.sha256
     assert "other annotations" not in caplog.text
     # Each file of boxes counts, though none of them is the list of images.
     files = sorted(root.rglob("*.txt" if data_format == "yolo" else "*.xml"))
@@ -58,7 +58,7 @@ def test_a_run_on_another_format_is_that_on_coco(
         path = next(path for path in files if path.stem.startswith(part) and path.parent.name != "Main")
         path.write_text("" if data_format == "yolo" else without_objects(path.read_text("utf-8")), "utf-8")
     second = report_of(run, tmp_path / "second.json")
-    assert second["dataset"]["sha256"] != first["dataset"]["sha256"]
+    assert second.provenance.dataset.sha256 != first.provenance.dataset.sha256
     assert "its thresholds were chosen on other annotations of val" in caplog.text
 
 

@@ -1,6 +1,5 @@
 """Whole runs on tiles: training, validation and prediction cut alike; scores are of whole images."""
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -18,18 +17,20 @@ from deim.data.splits import read_split
 from deim.engine.checkpoints import load_trained, read_checkpoint
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, StopSignalError
-from deim.inference.evaluator import evaluator_of
-from deim.inference.predictor import Predictions, Predictor, join_predictions, predict_split
-from deim.report.evaluate import assess
+from deim.inference.detection_table import DetectionTable
+from deim.inference.evaluator import build_evaluator
+from deim.inference.predictor import Predictor, predict_split
+from deim.report.evaluate import evaluate_checkpoint
+from deim.report.schema import TilesInfo, read_report
 from deim.structures import Detections
 
 TILES = "data.tiles={size: 48, overlap: 0.25}"
 
 
-def evaluate(run: Path, *overrides: str) -> Predictions:
+def evaluate(run: Path, *overrides: str) -> DetectionTable:
     trained = load_trained(run / "best.pth", overrides=overrides)
     split = read_split(trained.config.data, "val")
-    return evaluator_of(trained, split).evaluate(trained.model).predictions
+    return build_evaluator(trained, split).evaluate(trained.model).detections
 
 
 def predict(run: Path, *overrides: str) -> list[Detections]:
@@ -37,6 +38,11 @@ def predict(run: Path, *overrides: str) -> list[Detections]:
     split = read_split(trained.config.data, "val")
     paths = [split.image_path(index) for index in range(len(split))]
     return Predictor(trained).predict(paths, score_threshold=0.0)
+
+
+def assert_same_tables(one: DetectionTable, other: DetectionTable) -> None:
+    for column in ("image", "label", "boxes_xywh", "score", "query"):
+        np.testing.assert_array_equal(getattr(one, column), getattr(other, column), err_msg=column)
 
 
 def assert_same_bits(one: Detections, other: Detections) -> None:
@@ -50,9 +56,8 @@ def test_images_that_fit_into_a_tile_give_the_bits_of_a_detector_without_tiles(
 ) -> None:
     options, tiles = f"data.resize={resize}", "data.tiles={size: 97, overlap: 0.5}"
     whole, tiled = evaluate(tiny_run, options), evaluate(tiny_run, options, tiles)
-    assert list(whole.by_image) == list(tiled.by_image)
-    for image_id, found in whole.by_image.items():
-        assert_same_bits(found, tiled.by_image[image_id])
+    assert len(whole) > 0
+    assert_same_tables(whole, tiled)
     for found, other in zip(predict(tiny_run, options), predict(tiny_run, options, tiles), strict=True):
         assert_same_bits(found, other)
 
@@ -63,9 +68,8 @@ def test_predict_gives_what_evaluation_scored_to_the_bit(
 ) -> None:
     options = (f"data.resize={resize}", f"data.eval_batch_size={batch_size}", TILES)
     scored, found = evaluate(tiny_run, *options), predict(tiny_run, *options)
-    assert len(scored.by_image) == len(found) == 6
-    for one, other in zip(scored.by_image.values(), found, strict=True):
-        assert_same_bits(one, other)
+    assert len(found) == 6
+    assert_same_tables(scored, DetectionTable.from_detections(dict(enumerate(found))))
     sizes = [Image.open(tiny_set / "images" / f"train_{index}.png").size for index in range(6)]
     for (width, height), one in zip(sizes, found, strict=True):
         assert len(one.scores) == 20  # as many as there are queries, however many tiles
@@ -84,15 +88,13 @@ def test_neither_batches_nor_workers_nor_processes_change_what_is_found(tiny_run
         in_processes(tiny_run, 2),
     ]
     for other in others:
-        assert list(other.by_image) == list(plain.by_image)
-        for image_id, found in plain.by_image.items():
-            again = other.by_image[image_id]
-            # Images of a batch are not rounded quite as one alone is.
-            torch.testing.assert_close(again.boxes_xyxy, found.boxes_xyxy, atol=1e-3, rtol=0)
-            torch.testing.assert_close(again.scores, found.scores, atol=1e-5, rtol=0)
+        np.testing.assert_array_equal(other.image, plain.image)
+        # Images of a batch are not rounded quite as one alone is.
+        np.testing.assert_allclose(other.boxes_xywh, plain.boxes_xywh, atol=1e-3, rtol=0)
+        np.testing.assert_allclose(other.score, plain.score, atol=1e-5, rtol=0)
 
 
-def in_processes(run: Path, number: int) -> Predictions:
+def in_processes(run: Path, number: int) -> DetectionTable:
     """What the parts of several processes give, one after the other in this one."""
     trained = load_trained(run / "best.pth", overrides=[TILES])
     split = read_split(trained.config.data, "val")
@@ -110,11 +112,12 @@ def in_processes(run: Path, number: int) -> Predictions:
             ),
             device=trained.device,
             max_detections=20,
-        )
+            image_ids=split.image_ids.tolist(),
+        ).detections
         for rank in range(number)
     ]
-    assert [len(part.by_image) for part in parts] == [3, 3]
-    return join_predictions(parts, split)
+    assert [len(np.unique(part.image)) for part in parts] == [3, 3]
+    return DetectionTable.concatenate(parts)
 
 
 def test_a_run_on_tiles_trains_and_is_scored_by_whole_images(
@@ -135,10 +138,9 @@ def test_a_run_on_tiles_trains_and_is_scored_by_whole_images(
     trainer.run(show_progress=False)
     trained = load_trained(trainer.checkpoints.best_path)
     assert trained.config.data.tiles == config.data.tiles
-    found = evaluator_of(trained, read_split(config.data, "test")).evaluate(trained.model)
-    assert list(found.predictions.by_image) == [10, 11, 12]
-    assert found.metrics.num_images == 3
-    assert {entry["image_id"] for entry in found.results} == {10, 11, 12}
+    found = build_evaluator(trained, read_split(config.data, "test")).evaluate(trained.model)
+    assert found.ground_truth.image_ids == (10, 11, 12)
+    assert set(found.detections.image.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.slow
@@ -172,15 +174,14 @@ def test_a_stopped_run_on_tiles_goes_on_to_the_same_weights_and_report(
         build_tiny(other_tiles, resume_from=stopped.checkpoints.last_path)
 
     trained = load_trained(stopped.best_path)
-    evaluator = evaluator_of(trained, read_split(config.data, "test"))
+    evaluator = build_evaluator(trained, read_split(config.data, "test"))
     report_path = tmp_path / "report.json"
-    found = assess(trained, evaluator, split_name="test", report_path=report_path)
-    report = json.loads(report_path.read_text())
-    assert report["dataset"]["num_images"] == 3
-    assert report["tiles"] == {"size": 48, "overlap": 0.25, "keep_fraction": 0.5}
-    assert "stretch, of tiles of 48 px, overlap 0.25" in found.files.page.read_text(encoding="utf-8")
-    seconds = found.evaluation.predictions.total_seconds
-    assert report["time_per_image_ms"]["total"] == pytest.approx(1000 * seconds / 3)
+    found = evaluate_checkpoint(trained, evaluator, split_name="test", report_path=report_path)
+    report = read_report(report_path)
+    assert report.num_images == 3
+    expected = TilesInfo(size=48, overlap=0.25, extra={"keep_fraction": 0.5})
+    assert report.provenance.tiles == expected
+    assert "stretch, tiles of 48 px, overlap 0.25" in found.files.page.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

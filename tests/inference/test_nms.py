@@ -1,22 +1,22 @@
-"""NmsRule of duplicates."""
+"""Non-maximum suppression."""
 
 import numpy as np
 import pytest
 
 from deim.errors import ConfigError
-from deim.inference.detection_table import FoundBoxes, split_results
+from deim.inference.detection_table import DetectionTable
 from deim.inference.nms import NmsOptions, NmsRule, apply_nms, candidate_rules
-from tests.metrics.random_results import random_split
+from tests.metrics.random_results import random_split, split_tables
 
 
-def found(*rows: tuple[int, int, list[float], float, int]) -> FoundBoxes:
+def found(*rows: tuple[int, int, list[float], float, int]) -> DetectionTable:
     """Detections of image, label, box, score, query."""
     image, label, boxes, scores, query = zip(*rows, strict=True)
-    return FoundBoxes(
+    return DetectionTable(
         image=np.array(image),
         label=np.array(label),
         boxes_xywh=np.array(boxes, dtype=np.float64),
-        scores=np.array(scores),
+        score=np.array(scores),
         query=np.array(query),
     )
 
@@ -58,7 +58,7 @@ def test_identical_boxes_with_two_labels_become_one_box() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_that_stays_overlaps_a_better_one_that_stays(seed: int) -> None:
-    every = split_results(*random_split(seed, decimals=6)).found
+    every = split_tables(*random_split(seed, decimals=6)).detections
     kept = every.take(apply_nms(every, NmsRule(mode="agnostic", iou_threshold=0.4)))
     assert 0 < len(kept) < len(every)
     for image in np.unique(kept.image):

@@ -13,8 +13,10 @@ from deim.data.formats.coco import CocoSplit
 from deim.data.splits import read_split
 from deim.engine.checkpoints import load_trained
 from deim.errors import DataError
-from deim.inference.evaluator import Evaluation, evaluator_of
-from deim.inference.predictor import Predictor, above, to_coco_results
+from deim.inference.detection_table import DetectionTable
+from deim.inference.evaluator import EvaluationResult, build_evaluator
+from deim.inference.predictor import Predictor, above
+from deim.metrics.coco import compute_coco_metrics
 from deim.structures import Detections
 
 
@@ -28,10 +30,10 @@ def images(tiny_set: Path) -> list[Path]:
     return sorted((tiny_set / "images").glob("val_*.png"))
 
 
-def evaluate(run: Path, *overrides: str) -> tuple[CocoSplit, Evaluation]:
+def evaluate(run: Path, *overrides: str) -> tuple[CocoSplit, EvaluationResult]:
     trained = load_trained(run / "best.pth", overrides=overrides)
     split = read_split(trained.config.data, "val")
-    evaluator = evaluator_of(trained, split)
+    evaluator = build_evaluator(trained, split)
     return split, evaluator.evaluate(trained.model)
 
 
@@ -75,12 +77,11 @@ def test_predict_gives_exactly_what_evaluation_scored(
     trained = load_trained(tiny_run / "best.pth", overrides=options)
     paths = [split.image_path(index) for index in range(len(split))]
     found = Predictor(trained).predict(paths, score_threshold=0.0)
-    assert len(found) == len(split) == len(evaluation.predictions.by_image)
-    for image_id, detections in zip(split.image_ids, found, strict=True):
-        scored = evaluation.predictions.by_image[int(image_id)]
-        assert torch.equal(detections.boxes_xyxy, scored.boxes_xyxy)
-        assert torch.equal(detections.scores, scored.scores)
-        assert torch.equal(detections.labels, scored.labels)
+    assert len(found) == len(split) == evaluation.ground_truth.num_images
+    predicted, evaluated = DetectionTable.from_detections(dict(enumerate(found))), evaluation.detections
+    assert len(predicted) > 0
+    for column in ("image", "label", "boxes_xywh", "score", "query"):
+        np.testing.assert_array_equal(getattr(predicted, column), getattr(evaluated, column))
 
 
 @pytest.mark.parametrize(
@@ -100,9 +101,12 @@ def test_what_is_no_picture_is_refused(detector: Predictor, image: object, probl
 def test_the_batch_size_changes_nothing(tiny_run: Path) -> None:
     _, one = evaluate(tiny_run, "data.eval_batch_size=1")
     _, eight = evaluate(tiny_run, "data.eval_batch_size=8")
-    assert one.metrics == eight.metrics
-    for image_id, detections in one.predictions.by_image.items():
-        assert_close(detections, eight.predictions.by_image[image_id])
+    assert compute_coco_metrics(one.ground_truth, one.detections) == compute_coco_metrics(
+        eight.ground_truth, eight.detections
+    )
+    for position in range(one.ground_truth.num_images):
+        detections, others = (result.detections.detections_of_image(position) for result in (one, eight))
+        assert_close(detections, others)
 
 
 def test_a_path_a_picture_and_an_array_agree(detector: Predictor, images: list[Path]) -> None:
@@ -165,7 +169,8 @@ def test_results_carry_the_ids_of_the_annotations() -> None:
         labels=torch.zeros(0).long(),
         queries=torch.zeros(0).long(),
     )
-    assert to_coco_results(5, nothing, (3, 7)) == []
+    assert list(DetectionTable.from_detections({0: nothing}).to_coco((5,), (3, 7))) == []
+    assert list(DetectionTable.from_detections({}).to_coco((), ())) == []
     two = Detections(
         boxes_xyxy=torch.tensor([[1.0, 2.0, 4.0, 8.0], [0.0, 0.0, 5.0, 5.0]]),
         scores=torch.tensor([0.75, 0.5]),
@@ -173,7 +178,7 @@ def test_results_carry_the_ids_of_the_annotations() -> None:
         queries=torch.tensor([4, 9]),
     )
     first = {"image_id": 5, "category_id": 7, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.75, "query": 4}
-    assert to_coco_results(5, two, (3, 7))[0] == first
+    assert next(DetectionTable.from_detections({1: two}).to_coco((4, 5), (3, 7))) == first
 
 
 def test_a_damaged_image_is_named(detector: Predictor, tmp_path: Path) -> None:
@@ -184,6 +189,7 @@ def test_a_damaged_image_is_named(detector: Predictor, tmp_path: Path) -> None:
 
 def test_an_image_of_any_size_is_accepted(detector: Predictor) -> None:
     for height, width in ((1, 1), (300, 20), (64, 64)):
-        (found,) = detector.predict(np.zeros((height, width, 3), dtype=np.uint8))
+        (found,) = detector.predict(np.zeros((height, width, 3), dtype=np.uint8), score_threshold=0.0)
+        assert len(found.scores) == 20  # as many as there are queries
         assert found.boxes_xyxy[:, 2].max() <= width
         assert found.boxes_xyxy[:, 3].max() <= height

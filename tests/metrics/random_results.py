@@ -4,9 +4,13 @@
 of crowd regions only; scores with many ties; one image with more than 100 detections of a class.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
+from deim.inference.detection_table import DetectionTable, GroundTruthTable
+from deim.metrics.coco import CocoMetrics, compute_coco_metrics
 
 CLASS_NAMES = ("scratch", "pit", "crack", "absent", "never predicted", "only crowd", "NORMAL")
 CATEGORY_IDS = (90, 3, 7, 12, 40, 41, 200)
@@ -83,3 +87,27 @@ def random_split(
         predict(images[0]["id"], min(1, num_classes - 1), random_box())
     predictions = [predictions[k] for k in rng.permutation(len(predictions))]
     return {"images": images, "annotations": annotations, "categories": categories}, predictions
+
+
+class Split(NamedTuple):
+    """Both tables of a split, in the order in which the metrics take them."""
+
+    truth: GroundTruthTable
+    detections: DetectionTable
+
+    def keep(self, kept: NDArray[Any]) -> "Split":
+        """The same ground truth with some of the detections."""
+        return Split(self.truth, self.detections.take(kept))
+
+
+def split_tables(
+    ground_truth: dict[str, Any], predictions: list[dict[str, Any]], *, normal_class: str | None = None
+) -> Split:
+    """The tables of COCO dictionaries."""
+    truth = GroundTruthTable.from_coco(ground_truth, normal_class=normal_class)
+    return Split(truth, DetectionTable.from_coco(predictions, truth))
+
+
+def coco_metrics(ground_truth: dict[str, Any], predictions: list[dict[str, Any]]) -> CocoMetrics:
+    """COCO metrics of COCO dictionaries."""
+    return compute_coco_metrics(*split_tables(ground_truth, predictions))

@@ -6,17 +6,16 @@ import io
 import numpy as np
 import pytest
 
-from deim.inference.detection_table import SplitResults, split_results
 from deim.metrics.assignment import (
     COCO_IOU_THRESHOLDS,
     assign,
     compute_overlaps,
     rank_in_class,
 )
-from tests.metrics.random_results import CATEGORY_IDS, random_split
+from tests.metrics.random_results import CATEGORY_IDS, Split, random_split, split_tables
 
 
-def official_matches(ground_truth: dict, results: SplitResults) -> tuple[np.ndarray, np.ndarray]:
+def official_matches(ground_truth: dict, results: Split) -> tuple[np.ndarray, np.ndarray]:
     """(T, D) id of the annotation that each detection hits (0: none), and whether it is ignored."""
     coco_module = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
@@ -24,14 +23,14 @@ def official_matches(ground_truth: dict, results: SplitResults) -> tuple[np.ndar
         coco = coco_module.COCO()
         coco.dataset = ground_truth
         coco.createIndex()
-        found = results.found
+        found = results.detections
         detections = coco.loadRes(
             [
                 {
-                    "image_id": results.image_ids[found.image[k]],
-                    "category_id": results.category_ids[found.label[k]],
+                    "image_id": results.truth.image_ids[found.image[k]],
+                    "category_id": results.truth.category_ids[found.label[k]],
                     "bbox": found.boxes_xywh[k].tolist(),
-                    "score": float(found.scores[k]),
+                    "score": float(found.score[k]),
                 }
                 for k in range(len(found))
             ]
@@ -53,37 +52,37 @@ def official_matches(ground_truth: dict, results: SplitResults) -> tuple[np.ndar
 @pytest.mark.parametrize("seed", range(4))
 def test_hits_and_ignored_detections_equal_those_of_pycocotools(seed: int) -> None:
     ground_truth, predictions = random_split(seed)
-    results = split_results(ground_truth, predictions)
-    found = assign(results, compute_overlaps(results), iou_thresholds=COCO_IOU_THRESHOLDS)
+    results = split_tables(ground_truth, predictions)
+    found = assign(*results, iou_thresholds=COCO_IOU_THRESHOLDS)
     hit, ignored = official_matches(ground_truth, results)
     ids = np.array([box["id"] for box in ground_truth["annotations"]])
-    ours = np.where(found.is_hit, ids[found.truth], 0)
+    ours = np.where(found.is_tp, ids[found.truth], 0)
     np.testing.assert_array_equal(ours, np.where(ignored, 0, hit))
     np.testing.assert_array_equal(found.is_ignored, ignored)
-    assert found.is_hit[0].sum() > 20
+    assert found.is_tp[0].sum() > 20
     assert found.is_ignored[0].sum() > 3
-    assert (found.is_hit[0] != found.is_hit[-1]).any()
+    assert (found.is_tp[0] != found.is_tp[-1]).any()
 
 
 def test_a_box_is_hit_once_and_only_by_its_own_class() -> None:
     ground_truth, predictions = random_split(5)
-    results = split_results(ground_truth, predictions)
-    found = assign(results, compute_overlaps(results))
-    hits = np.flatnonzero(found.is_hit[0])
+    results = split_tables(ground_truth, predictions)
+    found = assign(*results)
+    hits = np.flatnonzero(found.is_tp[0])
     truths = found.truth[0, hits]
     assert len(set(truths.tolist())) == len(truths)
-    np.testing.assert_array_equal(results.truth.label[truths], results.found.label[hits])
-    np.testing.assert_array_equal(results.truth.image[truths], results.found.image[hits])
+    np.testing.assert_array_equal(results.truth.label[truths], results.detections.label[hits])
+    np.testing.assert_array_equal(results.truth.image[truths], results.detections.image[hits])
     assert not results.truth.is_crowd[truths].any()
 
 
 def test_leaving_out_low_scores_changes_no_hit_of_high_ones() -> None:
-    results = split_results(*random_split(6, decimals=6))
-    overlaps = compute_overlaps(results)
-    all_hits = assign(results, overlaps).truth[0]
-    kept = results.found.scores >= 0.4
-    fewer = results.with_found(kept)
-    np.testing.assert_array_equal(assign(fewer, compute_overlaps(fewer)).truth[0], all_hits[kept])
+    results = split_tables(*random_split(6, decimals=6))
+    overlaps = compute_overlaps(*results)
+    all_hits = assign(*results, overlaps=overlaps).truth[0]
+    kept = results.detections.score >= 0.4
+    fewer = results.keep(kept)
+    np.testing.assert_array_equal(assign(*fewer).truth[0], all_hits[kept])
 
 
 @pytest.mark.parametrize("empty", ["truth", "predictions", "images"])
@@ -93,24 +92,24 @@ def test_nothing_to_assign(empty: str) -> None:
         predictions = []
     if empty == "images":
         ground_truth, predictions = ground_truth | {"images": []}, []
-    results = split_results(ground_truth, predictions)
-    found = assign(results, compute_overlaps(results))
+    results = split_tables(ground_truth, predictions)
+    found = assign(*results)
     assert found.truth.shape == (1, len(predictions))
-    assert not found.is_hit.any()
-    assert found.is_false.all()
+    assert not found.is_tp.any()
+    assert found.is_fp.all()
 
 
 def test_results_are_sorted_by_image_and_falling_score_whatever_the_order_of_the_file() -> None:
     ground_truth, predictions = random_split(1)
-    found = split_results(ground_truth, predictions).found
-    key = list(zip(found.image.tolist(), (-found.scores).tolist(), strict=True))
+    found = split_tables(ground_truth, predictions).detections
+    key = list(zip(found.image.tolist(), (-found.score).tolist(), strict=True))
     assert key == sorted(key)
     assert len(found) == len(predictions)
     assert {CATEGORY_IDS[label] for label in found.label} == {one["category_id"] for one in predictions}
 
 
 def test_rank_in_class_counts_from_the_best_of_each_image_and_class() -> None:
-    found = split_results(*random_split(2)).found
+    found = split_tables(*random_split(2)).detections
     expected, seen = [], {}
     for image, label in zip(found.image.tolist(), found.label.tolist(), strict=True):
         expected.append(seen.get((image, label), 0))

@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 
-from deim.inference.detection_table import split_results
 from deim.metrics.assignment import COCO_IOU_THRESHOLDS, assign, compute_overlaps
 from deim.metrics.average_precision import average_precisions
-from deim.metrics.coco import compute_coco_metrics
-from tests.metrics.random_results import random_split
+from tests.metrics.random_results import coco_metrics, random_split, split_tables
 
 
 @pytest.mark.parametrize("decimals", [1, 6])
@@ -15,10 +13,12 @@ from tests.metrics.random_results import random_split
 def test_it_equals_the_coco_metrics(seed: int, decimals: int) -> None:
     ground_truth, predictions = random_split(seed, decimals=decimals)
     ground_truth["images"] = ground_truth["images"][::-1]
-    results = split_results(ground_truth, predictions)
-    overlaps = compute_overlaps(results)
-    found = average_precisions(results, assign(results, overlaps, iou_thresholds=COCO_IOU_THRESHOLDS))
-    metrics = compute_coco_metrics(ground_truth, predictions)
+    results = split_tables(ground_truth, predictions)
+    overlaps = compute_overlaps(*results)
+    found = average_precisions(
+        *results, assignment=assign(*results, overlaps=overlaps, iou_thresholds=COCO_IOU_THRESHOLDS)
+    )
+    metrics = coco_metrics(ground_truth, predictions)
     for label, row in enumerate(metrics.classes):
         if row.ap is None:
             assert np.isnan(found[:, label]).all()

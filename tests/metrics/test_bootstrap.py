@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deim.inference.detection_table import FoundBoxes, SplitResults, TruthBoxes, split_results
+from deim.inference.detection_table import DetectionTable, GroundTruthTable
 from deim.metrics.assignment import COCO_IOU_THRESHOLDS, Assignment, assign, compute_overlaps
 from deim.metrics.bootstrap import (
     Interval,
@@ -20,16 +20,15 @@ from deim.metrics.bootstrap import (
     mean_over_runs,
     resample_scores,
 )
-from deim.metrics.coco import compute_coco_metrics
-from tests.metrics.random_results import CLASS_NAMES, random_split
+from tests.metrics.random_results import CLASS_NAMES, Split, coco_metrics, random_split, split_tables
 
 
 def sampled(
     ground_truth: dict[str, Any], predictions: list[dict[str, Any]], *, num_resamples: int = 40, seed: int = 0
 ) -> ScoreSamples:
-    results = split_results(ground_truth, predictions)
-    assignment = assign(results, compute_overlaps(results), iou_thresholds=COCO_IOU_THRESHOLDS)
-    return resample_scores(results, assignment, num_resamples=num_resamples, seed=seed)
+    results = split_tables(ground_truth, predictions)
+    assignment = assign(*results, iou_thresholds=COCO_IOU_THRESHOLDS)
+    return resample_scores(*results, assignment=assignment, num_resamples=num_resamples, seed=seed)
 
 
 def random_population(
@@ -41,7 +40,7 @@ def random_population(
     score_gap: float = 1.6,
     box_quality: tuple[float, float] = (9.0, 2.2),
     false_per_image: float = 8.0,
-) -> tuple[SplitResults, Assignment]:
+) -> tuple[Split, Assignment]:
     """Images as they come, one to four boxes each, some images harder than others, and their detections.
 
     The outcome of the assignment is drawn, so boxes are left at 0 px.
@@ -71,27 +70,27 @@ def random_population(
     reached = np.concatenate([iou[hit], np.zeros(len(false_image))])
     order = np.lexsort((-scores, image))
     thresholds = np.array(COCO_IOU_THRESHOLDS)[:, None]
-    results = SplitResults(
+    truth = GroundTruthTable(
         class_names=tuple(f"class {number}" for number in range(num_classes)),
         category_ids=tuple(range(num_classes)),
         normal_class=None,
         image_ids=tuple(range(num_images)),
         file_names=tuple(str(number) for number in range(num_images)),
-        truth=TruthBoxes(
-            image=owner,
-            label=label,
-            boxes_xywh=np.zeros((len(owner), 4)),
-            is_crowd=np.zeros(len(owner), dtype=np.bool_),
-        ),
-        found=FoundBoxes(
-            image=image[order],
-            label=labels[order],
-            boxes_xywh=np.zeros((len(image), 4)),
-            scores=scores[order],
-            query=np.full(len(image), -1),
-        ),
+        sizes_hw=np.zeros((num_images, 2), dtype=np.int64),
+        image=owner,
+        label=label,
+        boxes_xywh=np.zeros((len(owner), 4)),
+        area=np.zeros(len(owner)),
+        is_crowd=np.zeros(len(owner), dtype=np.bool_),
     )
-    return results, Assignment(
+    detections = DetectionTable(
+        image=image[order],
+        label=labels[order],
+        boxes_xywh=np.zeros((len(image), 4)),
+        score=scores[order],
+        query=np.full(len(image), -1),
+    )
+    return Split(truth, detections), Assignment(
         iou_thresholds=COCO_IOU_THRESHOLDS,
         truth=np.where(reached[order] >= thresholds, matched[order], -1),
         is_ignored=np.zeros((len(COCO_IOU_THRESHOLDS), len(image)), dtype=np.bool_),
@@ -110,7 +109,7 @@ def test_the_values_of_the_split_are_those_of_coco(seed: int, decimals: int, ste
     ground_truth, predictions = random_split(seed, decimals=decimals)
     ground_truth["images"] = ground_truth["images"][::step]  # equal scores go by image id, not by position
     samples = sampled(ground_truth, predictions, num_resamples=2)
-    metrics = compute_coco_metrics(ground_truth, predictions)
+    metrics = coco_metrics(ground_truth, predictions)
     for ours, ours50, theirs in zip(samples.ap, samples.ap50, metrics.classes, strict=True):
         assert ours.value == (None if theirs.ap is None else pytest.approx(theirs.ap, abs=1e-9))
         assert ours50.value == (None if theirs.ap50 is None else pytest.approx(theirs.ap50, abs=1e-9))
@@ -134,7 +133,7 @@ def test_a_resample_is_the_set_with_copied_images() -> None:
             own_boxes = [box for box in ground_truth["annotations"] if box["image_id"] == image["id"]]
             boxes += [box | {"image_id": new_id, "id": len(boxes) + k} for k, box in enumerate(own_boxes, 1)]
             found += [one | {"image_id": new_id} for one in predictions if one["image_id"] == image["id"]]
-        metrics = compute_coco_metrics(ground_truth | {"images": images, "annotations": boxes}, found)
+        metrics = coco_metrics(ground_truth | {"images": images, "annotations": boxes}, found)
         for ours, ours50, theirs in zip(samples.ap, samples.ap50, metrics.classes, strict=True):
             expected = [np.nan if number is None else number for number in (theirs.ap, theirs.ap50)]
             np.testing.assert_allclose(
@@ -353,16 +352,16 @@ def test_the_mean_over_classes_is_over_those_with_ground_truth() -> None:
 
 
 def test_wrong_arguments_are_refused() -> None:
-    results = split_results(*random_split(8))
-    overlaps = compute_overlaps(results)
+    results = split_tables(*random_split(8))
+    overlaps = compute_overlaps(*results)
     with pytest.raises(ValueError, match=r"wrong IoU thresholds, got \(0.5,\)"):
-        resample_scores(results, assign(results, overlaps))
-    assignment = assign(results, overlaps, iou_thresholds=COCO_IOU_THRESHOLDS)
+        resample_scores(*results, assignment=assign(*results, overlaps=overlaps))
+    assignment = assign(*results, overlaps=overlaps, iou_thresholds=COCO_IOU_THRESHOLDS)
     with pytest.raises(ValueError, match="num_resamples: too small, got 1"):
-        resample_scores(results, assignment, num_resamples=1)
+        resample_scores(*results, assignment=assignment, num_resamples=1)
     with pytest.raises(ValueError, match="wrong number of detections"):
-        resample_scores(results.with_found(results.found.scores > 0.5), assignment)
-    samples = resample_scores(results, assignment, num_resamples=2)
+        resample_scores(*results.keep(results.detections.score > 0.5), assignment=assignment)
+    samples = resample_scores(*results, assignment=assignment, num_resamples=2)
     for level in (0.0, 1.0, 95.0):
         with pytest.raises(ValueError, match="level: out of range"):
             interval(samples.mean_ap, level=level)
@@ -381,7 +380,7 @@ def coverage(
     held: list[list[bool]] = [[], [], []]
     for seed in range(1, num_samples + 1):
         results, assignment = random_population(seed, num_images=num_images, **population)
-        samples = resample_scores(results, assignment, num_resamples=num_resamples, seed=seed)
+        samples = resample_scores(*results, assignment=assignment, num_resamples=num_resamples, seed=seed)
         for shares, scores, truths in zip(
             held,
             [(samples.mean_ap50,), samples.ap50, samples.ap],
@@ -444,7 +443,7 @@ def test_a_thousand_resamples_of_five_hundred_images_take_less_than_twenty_secon
     results, assignment = random_population(
         0, num_images=500, class_shares=(1 / 6,) * 6, false_per_image=260.0
     )
-    assert len(results.found) > 500 * 250
+    assert len(results.detections) > 500 * 250
     start = time.perf_counter()
-    resample_scores(results, assignment, num_resamples=1000)
+    resample_scores(*results, assignment=assignment, num_resamples=1000)
     assert time.perf_counter() - start < 20

@@ -1,24 +1,21 @@
 """Thresholds against brute force, and what they keep."""
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deim.inference.detection_table import SplitResults, split_results
 from deim.inference.nms import NmsRule
-from deim.inference.thresholds import BestF1Goal, FalseBoxesGoal, Goal, RecallGoal
-from deim.metrics.assignment import assign, compute_overlaps
+from deim.inference.thresholds import BestF1Goal, FalseBoxesGoal, Goal, OperatingPoints, RecallGoal
+from deim.metrics.assignment import assign
 from deim.metrics.choose_thresholds import (
-    OperatingPoints,
     choose_operating_points,
     count_all,
     count_classes,
     mean_f1,
-    operating_points_from_dict,
 )
-from tests.metrics.random_results import CLASS_NAMES, random_split
+from deim.records import from_json, to_json
+from tests.metrics.random_results import CLASS_NAMES, Split, random_split, split_tables
 
 GOALS: list[Goal] = [
     BestF1Goal(),
@@ -27,9 +24,9 @@ GOALS: list[Goal] = [
 ]
 
 
-def choose(results: SplitResults, goal: Goal = BestF1Goal(), *rules: NmsRule) -> OperatingPoints:  # noqa: B008
+def choose(results: Split, goal: Goal = BestF1Goal(), *rules: NmsRule) -> OperatingPoints:  # noqa: B008
     return choose_operating_points(
-        results,
+        *results,
         goal=goal,
         rules=rules or [NmsRule()],
         split_name="val",
@@ -39,8 +36,8 @@ def choose(results: SplitResults, goal: Goal = BestF1Goal(), *rules: NmsRule) ->
     )
 
 
-def keep(results: SplitResults, points: OperatingPoints) -> SplitResults:
-    return results.with_found(points.keep(results.found))
+def keep(results: Split, points: OperatingPoints) -> Split:
+    return results.keep(points.keep(results.detections))
 
 
 def plain_counts(
@@ -80,18 +77,18 @@ def brute_force(
     """Right and false boxes at the best of all thresholds."""
     scores = sorted({one["score"] for one in predictions if one["category_id"] == category_id}, reverse=True)
     trials = [plain_counts(ground_truth, predictions, category_id, score) for score in scores]
-    num_truth = trials[0][2]
+    num_boxes = trials[0][2]
     match goal:
         case BestF1Goal():
-            best = max(trials, key=lambda trial: 2 * trial[0] / (trial[0] + trial[1] + num_truth))
+            best = max(trials, key=lambda trial: 2 * trial[0] / (trial[0] + trial[1] + num_boxes))
         case RecallGoal():
-            enough = [trial for trial in trials if trial[0] / num_truth >= goal.at_least]
+            enough = [trial for trial in trials if trial[0] / num_boxes >= goal.at_least]
             best = enough[0] if enough else max(trials, key=lambda trial: trial[0])
         case FalseBoxesGoal():
             few = [
                 trial for trial in trials if trial[1] / len(ground_truth["images"]) <= goal.at_most_per_image
             ]
-            best = few[-1] if few else (0, 0, num_truth)
+            best = few[-1] if few else (0, 0, num_boxes)
     return best[0], best[1]
 
 
@@ -100,32 +97,32 @@ def brute_force(
 @pytest.mark.parametrize("seed", range(3))
 def test_thresholds_and_counts_equal_brute_force(seed: int, goal: Goal, decimals: int) -> None:
     ground_truth, predictions = random_split(seed, decimals=decimals)
-    results = split_results(ground_truth, predictions)
+    results = split_tables(ground_truth, predictions)
     points = choose(results, goal)
     shipped = keep(results, points)
-    counts = count_classes(shipped, assign(shipped, compute_overlaps(shipped)))
+    counts = count_classes(*shipped, assign(*shipped))
     for label, name in enumerate(CLASS_NAMES):
         entry = points.classes[label]
-        category_id = results.category_ids[label]
+        category_id = results.truth.category_ids[label]
         # The counts of the report are those of plain loops, whatever the threshold.
         plain = plain_counts(ground_truth, predictions, category_id, entry.threshold)
-        assert (counts[label].num_right, counts[label].num_false, counts[label].num_truth) == plain
+        assert (counts[label].tp, counts[label].fp, counts[label].num_boxes) == plain
         if name not in ("absent", "never predicted", "only crowd"):
             assert plain[:2] == brute_force(ground_truth, predictions, category_id, goal), name
             assert entry.origin == "its own boxes"
-    assert sum(entry.num_right for entry in counts) > 3
+    assert sum(entry.tp for entry in counts) > 3
 
 
 @pytest.mark.parametrize("goal", GOALS, ids=["best F1", "recall", "false boxes"])
 def test_thresholds_lie_between_scores(goal: Goal) -> None:
-    results = split_results(*random_split(0, decimals=6))
+    results = split_tables(*random_split(0, decimals=6))
     for label, entry in enumerate(choose(results, goal).classes):
-        scores = results.found.scores[results.found.label == label]
+        scores = results.detections.score[results.detections.label == label]
         assert not (scores == entry.threshold).any()
 
 
 def test_classes_without_boxes_take_the_threshold_of_all() -> None:
-    results = split_results(*random_split(0))
+    results = split_tables(*random_split(0))
     points = {entry.name: entry for entry in choose(results).classes}
     for name, note in (
         ("absent", "no ground-truth box of this class to choose on"),
@@ -140,39 +137,39 @@ def test_classes_without_boxes_take_the_threshold_of_all() -> None:
 @pytest.mark.parametrize("empty", ["truth", "predictions"])
 def test_without_anything_to_choose_on_the_default_threshold_holds(empty: str) -> None:
     ground_truth, predictions = random_split(0, empty=empty == "truth")
-    results = split_results(ground_truth, [] if empty == "predictions" else predictions)
+    results = split_tables(ground_truth, [] if empty == "predictions" else predictions)
     points = choose(results)
     assert {entry.threshold for entry in points.classes} == {0.4}
     assert {entry.origin for entry in points.classes} == {"default"}
     shipped = keep(results, points)
-    assert (shipped.found.scores >= 0.4).all()
+    assert (shipped.detections.score >= 0.4).all()
 
 
 def test_goals_out_of_reach_are_said_to_be() -> None:
-    results = split_results(*random_split(0))
+    results = split_tables(*random_split(0))
     scratch = choose(results, RecallGoal(type="recall", at_least=1.0)).classes[0]
     assert scratch.note is not None
     assert scratch.note.startswith("recall 1 is out of reach, the highest is 0.")
     pit = choose(results, FalseBoxesGoal(type="false_boxes", at_most_per_image=0.0)).classes[1]
     assert pit.note == "even the highest scores are false in more than 0 boxes an image"
-    assert pit.threshold > results.found.scores[results.found.label == 1].max()
+    assert pit.threshold > results.detections.score[results.detections.label == 1].max()
 
 
 def test_precision_recall_and_f1_are_those_of_the_counts() -> None:
-    results = split_results(*random_split(3))
+    results = split_tables(*random_split(3))
     shipped = keep(results, choose(results))
-    assignment = assign(shipped, compute_overlaps(shipped))
-    counts = count_classes(shipped, assignment)
+    assignment = assign(*shipped)
+    counts = count_classes(*shipped, assignment)
     for entry in counts:
-        assert entry.num_found == entry.num_right + entry.num_false
-        assert entry.num_truth == entry.num_right + entry.num_missed
-        assert (entry.precision is None) == (entry.num_found == 0)
-        assert (entry.recall is None) == (entry.f1 is None) == (entry.num_truth == 0)
-        if entry.num_right:
+        assert entry.num_detections == entry.tp + entry.fp
+        assert entry.num_boxes == entry.tp + entry.fn
+        assert (entry.precision is None) == (entry.num_detections == 0)
+        assert (entry.recall is None) == (entry.f1 is None) == (entry.num_boxes == 0)
+        if entry.tp:
             expected = 2 / (1 / entry.precision + 1 / entry.recall)
             assert entry.f1 == pytest.approx(expected)
-    total = count_all(shipped, assignment)
-    for name in ("num_truth", "num_found", "num_right", "num_false", "num_missed"):
+    total = count_all(count_classes(*shipped, assignment))
+    for name in ("num_boxes", "num_detections", "tp", "fp", "fn"):
         assert getattr(total, name) == sum(getattr(entry, name) for entry in counts)
     assert counts[CLASS_NAMES.index("never predicted")].f1 == 0
     assert counts[CLASS_NAMES.index("absent")].f1 is None
@@ -182,15 +179,15 @@ def test_the_rule_of_suppression_with_the_best_f1_wins_and_of_equals_the_first()
     ground_truth, predictions = random_split(4, decimals=6)
     doubled = [*predictions, *({**one, "score": one["score"] * 0.999} for one in predictions)]
     rules = [NmsRule(), NmsRule(mode="class_aware", iou_threshold=0.7)]
-    results = split_results(ground_truth, doubled)
+    results = split_tables(ground_truth, doubled)
     points = choose(results, BestF1Goal(), *rules)
     assert points.nms == rules[1]
     same = [NmsRule(), NmsRule(best_class_per_query=True)]  # every query has one class here
-    assert choose(split_results(ground_truth, predictions), BestF1Goal(), *same).nms == same[0]
+    assert choose(split_tables(ground_truth, predictions), BestF1Goal(), *same).nms == same[0]
     scores = []
     for rule in rules:
         shipped = keep(results, choose(results, BestF1Goal(), rule))
-        scores.append(mean_f1(count_classes(shipped, assign(shipped, compute_overlaps(shipped)))))
+        scores.append(mean_f1(count_classes(*shipped, assign(*shipped))))
     assert scores[1] > scores[0]
 
 
@@ -199,21 +196,19 @@ def test_a_box_below_its_threshold_hides_no_other() -> None:
     image_id = ground_truth["images"][0]["id"]
     box = {"image_id": image_id, "bbox": [10.0, 10.0, 50.0, 50.0], "query": 0}
     predictions = [box | {"category_id": 90, "score": 0.5}, box | {"category_id": 3, "score": 0.45}]
-    results = split_results(ground_truth, predictions)
+    results = split_tables(ground_truth, predictions)
     points = choose(results, BestF1Goal(), NmsRule(best_class_per_query=True))
-    tree = points.to_dict()
+    tree = to_json(points)
     tree["classes"][0]["threshold"], tree["classes"][1]["threshold"] = 0.6, 0.4
-    shipped = keep(results, operating_points_from_dict(tree))
-    assert shipped.found.label.tolist() == [1]
+    shipped = keep(results, from_json(OperatingPoints, tree))
+    assert shipped.detections.label.tolist() == [1]
 
 
 def test_they_survive_a_checkpoint() -> None:
-    points = choose(
-        split_results(*random_split(0)), BestF1Goal(), NmsRule(mode="agnostic", iou_threshold=0.6)
-    )
-    tree = points.to_dict()
-    assert operating_points_from_dict(tree) == points
-    assert tree["nms"] == asdict(points.nms)
+    points = choose(split_tables(*random_split(0)), BestF1Goal(), NmsRule(mode="agnostic", iou_threshold=0.6))
+    tree = to_json(points)
+    assert from_json(OperatingPoints, tree) == points
+    assert tree["nms"] == to_json(points.nms)
     np.testing.assert_array_equal(points.thresholds, [entry["threshold"] for entry in tree["classes"]])
 
 
@@ -228,7 +223,7 @@ def test_a_recall_is_not_given_up_for_a_better_f1() -> None:
     found = {"image_id": first["image_id"], "category_id": first["category_id"], "query": 7}
     doubled += [found | {"bbox": box["bbox"], "score": 0.9 + k / 100} for k, box in enumerate((first, inner))]
     rules = [NmsRule(), NmsRule(mode="agnostic", iou_threshold=0.5)]
-    results = split_results(ground_truth, doubled)
+    results = split_tables(ground_truth, doubled)
     for at_least in (0.3, 0.6, 0.9, 1.0):
         goal = RecallGoal(type="recall", at_least=at_least)
         chosen = choose(results, goal, *rules)
@@ -240,7 +235,7 @@ def test_a_recall_is_not_given_up_for_a_better_f1() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_goal_without_a_note_is_kept_by_what_counts_in_the_end(seed: int) -> None:
-    results = split_results(*random_split(seed, decimals=6))
+    results = split_tables(*random_split(seed, decimals=6))
     rules = [
         NmsRule(mode="agnostic", iou_threshold=0.5),
         NmsRule(best_class_per_query=True, mode="agnostic", iou_threshold=0.3),
@@ -248,7 +243,7 @@ def test_a_goal_without_a_note_is_kept_by_what_counts_in_the_end(seed: int) -> N
     for rule in rules:
         points = choose(results, FalseBoxesGoal(type="false_boxes", at_most_per_image=0.1), rule)
         shipped = keep(results, points)
-        counts = count_classes(shipped, assign(shipped, compute_overlaps(shipped)))
+        counts = count_classes(*shipped, assign(*shipped))
         for point, entry in zip(points.classes, counts, strict=True):
             if point.origin == "its own boxes":
-                assert (entry.num_false <= 0.1 * results.num_images + 1e-9) == (point.note is None)
+                assert (entry.fp <= 0.1 * results.truth.num_images + 1e-9) == (point.note is None)

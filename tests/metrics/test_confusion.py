@@ -5,16 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deim.inference.detection_table import SplitResults, split_results
 from deim.metrics.assignment import assign, compute_overlaps
 from deim.metrics.choose_thresholds import count_classes
 from deim.metrics.confusion import Confusion, compute_confusion
-from tests.metrics.random_results import CLASS_NAMES, random_split
+from tests.metrics.random_results import CLASS_NAMES, Split, random_split, split_tables
 
 
-def confusion_of(results: SplitResults) -> Confusion:
-    overlaps = compute_overlaps(results)
-    return compute_confusion(results, overlaps, assign(results, overlaps))
+def confusion_of(results: Split) -> Confusion:
+    overlaps = compute_overlaps(*results)
+    return compute_confusion(*results, overlaps=overlaps, assignment=assign(*results, overlaps=overlaps))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 2.0])
@@ -22,15 +21,15 @@ def confusion_of(results: SplitResults) -> Confusion:
 def test_rows_sum_to_ground_truth_columns_to_detections_and_the_diagonal_is_right(
     seed: int, threshold: float
 ) -> None:
-    results = split_results(*random_split(seed))
-    results = results.with_found(results.found.scores >= threshold)
+    results = split_tables(*random_split(seed))
+    results = results.keep(results.detections.score >= threshold)
     counts = np.array(confusion_of(results).counts)
-    assignment = assign(results, compute_overlaps(results))
+    assignment = assign(*results)
     truth = results.truth.label[~results.truth.is_crowd]
     np.testing.assert_array_equal(counts[:-1].sum(axis=1), np.bincount(truth, minlength=7))
-    counted = results.found.label[~assignment.is_ignored[0]]
+    counted = results.detections.label[~assignment.is_ignored[0]]
     np.testing.assert_array_equal(counts[:, :-1].sum(axis=0), np.bincount(counted, minlength=7))
-    right = [entry.num_right for entry in count_classes(results, assignment)]
+    right = [entry.tp for entry in count_classes(*results, assignment)]
     assert np.diag(counts)[:-1].tolist() == right
     assert counts[-1, -1] == 0
     if threshold == 2.0:
@@ -55,9 +54,9 @@ def boxes(*rows: tuple[int, int]) -> tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 def test_the_most_confused_pair_is_named_with_both_directions() -> None:
-    found = confusion_of(split_results(*boxes((0, 2), (0, 2), (0, 0), (2, 0), (1, 0), (1, -1))))
+    found = confusion_of(split_tables(*boxes((0, 2), (0, 2), (0, 0), (2, 0), (1, 0), (1, -1))))
     assert found.most_confused == (
-        "2 of 3 scratch were taken for crack (67%), and 1 of 1 crack for scratch (100%)"
+        "2 of 3 scratch were predicted as crack (67%), and 1 of 1 crack as scratch (100%)"
     )
     assert found.labels == ("scratch", "pit", "crack", "background")
     assert found.counts == ((1, 0, 2, 0), (1, 0, 0, 1), (1, 0, 0, 0), (0, 0, 0, 0))
@@ -66,22 +65,22 @@ def test_the_most_confused_pair_is_named_with_both_directions() -> None:
 
 
 def test_without_confusion_nothing_is_named() -> None:
-    assert confusion_of(split_results(*boxes((0, 0), (1, -1)))).most_confused is None
+    assert confusion_of(split_tables(*boxes((0, 0), (1, -1)))).most_confused is None
 
 
 def test_a_right_box_counts_as_right_though_another_class_overlaps_better() -> None:
     tree, found = boxes((0, 0))
     shifted = found[0] | {"bbox": [0.0, 14.0, 40.0, 40.0]}
     wrong = found[0] | {"category_id": tree["categories"][1]["id"], "score": 0.95}
-    counts = confusion_of(split_results(tree, [shifted, wrong])).counts
+    counts = confusion_of(split_tables(tree, [shifted, wrong])).counts
     assert counts[0] == (1, 0, 0, 0)
     assert counts[3] == (0, 1, 0, 0)  # the other one found nothing that was left
 
 
 def test_only_empty_images() -> None:
-    results = split_results(*random_split(0, empty=True))
+    results = split_tables(*random_split(0, empty=True))
     found = confusion_of(results)
     assert np.array(found.counts)[:-1].sum() == 0
-    assert np.array(found.counts)[-1].sum() == len(results.found)
+    assert np.array(found.counts)[-1].sum() == len(results.detections)
     assert found.most_confused is None
     assert len(found.labels) == len(CLASS_NAMES) + 1

@@ -5,10 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deim.inference.detection_table import SplitResults, split_results
 from deim.metrics.assignment import compute_overlaps
 from deim.metrics.image_level import count_images, threshold_for_escapes, trace_escapes
-from tests.metrics.random_results import CATEGORY_IDS, CLASS_NAMES, random_split
+from tests.metrics.random_results import (
+    CATEGORY_IDS,
+    CLASS_NAMES,
+    Split,
+    random_split,
+    split_tables,
+)
 
 NORMAL = CATEGORY_IDS[CLASS_NAMES.index("NORMAL")]
 
@@ -56,10 +61,10 @@ def plain(
 @pytest.mark.parametrize("seed", range(3))
 def test_counts_equal_brute_force(seed: int, normal: str | None) -> None:
     ground_truth, predictions = random_split(seed)
-    results = split_results(ground_truth, predictions, normal_class=normal)
+    results = split_tables(ground_truth, predictions, normal_class=normal)
     for threshold in (0.0, 0.35, 0.65, 0.85, 1.1):
-        kept = results.with_found(results.found.scores >= threshold)
-        found = count_images(kept, compute_overlaps(kept))
+        kept = results.keep(results.detections.score >= threshold)
+        found = count_images(*kept, overlaps=compute_overlaps(*kept))
         expected = plain(ground_truth, predictions, threshold, NORMAL if normal else None)
         assert expected == {
             "defective": found.num_defective,
@@ -67,8 +72,8 @@ def test_counts_equal_brute_force(seed: int, normal: str | None) -> None:
             "unmarked": found.num_unmarked,
             "good": found.num_good,
             "overkilled": found.num_overkilled,
-            "boxes": round((found.false_boxes_per_good_image or 0) * found.num_good),
-            "left_out": found.num_left_out,
+            "boxes": round((found.fp_per_good_image or 0) * found.num_good),
+            "left_out": found.num_ignored,
         }
         assert found.escape_rate == expected["escaped"] / expected["defective"]
         assert found.overkill_rate == expected["overkilled"] / expected["good"]
@@ -81,51 +86,51 @@ def test_images_with_nothing_but_normal_boxes_are_good() -> None:
     ground_truth["annotations"] = [box | {"id": 1, "iscrowd": 0}]
     predictions = [box | {"score": 0.9}]
     for normal, num_good, num_overkilled in ((None, 23, 0), ("NORMAL", 24, 0)):
-        results = split_results(ground_truth, predictions, normal_class=normal)
-        found = count_images(results, compute_overlaps(results))
+        results = split_tables(ground_truth, predictions, normal_class=normal)
+        found = count_images(*results, overlaps=compute_overlaps(*results))
         assert (found.num_good, found.num_overkilled) == (num_good, num_overkilled)
         assert found.num_defective == 24 - num_good
 
 
-def curve_points(results: SplitResults) -> list[tuple[float, float, float, float]]:
-    curve = trace_escapes(results, compute_overlaps(results))
-    columns = (curve.thresholds, curve.escape_rate, curve.overkill_rate, curve.false_boxes_per_good_image)
+def curve_points(results: Split) -> list[tuple[float, float, float, float]]:
+    curve = trace_escapes(*results, overlaps=compute_overlaps(*results))
+    columns = (curve.thresholds, curve.escape_rate, curve.overkill_rate, curve.fp_per_good_image)
     return list(zip(*columns, strict=True))
 
 
 @pytest.mark.parametrize("decimals", [1, 6])
 def test_each_point_of_the_curve_is_what_counting_gives(decimals: int) -> None:
-    results = split_results(*random_split(1, decimals=decimals), normal_class="NORMAL")
+    results = split_tables(*random_split(1, decimals=decimals), normal_class="NORMAL")
     points = curve_points(results)
     for threshold, *rates in points:
-        kept = results.with_found(results.found.scores >= threshold)
-        found = count_images(kept, compute_overlaps(kept))
-        expected = [found.escape_rate, found.overkill_rate, found.false_boxes_per_good_image]
+        kept = results.keep(results.detections.score >= threshold)
+        found = count_images(*kept, overlaps=compute_overlaps(*kept))
+        expected = [found.escape_rate, found.overkill_rate, found.fp_per_good_image]
         assert rates == pytest.approx(expected)
     thresholds = [point[0] for point in points]
     assert thresholds == sorted(thresholds, reverse=True)
     assert points[0][1:] == (1.0, 0.0, 0.0)  # the first keeps nothing
-    kept = compute_overlaps(results)
-    assert points[-1][1] == count_images(results, kept).escape_rate  # the last everything
+    kept = compute_overlaps(*results)
+    assert points[-1][1] == count_images(*results, overlaps=kept).escape_rate  # the last everything
 
 
 def test_a_long_curve_is_thinned_out_between_its_ends() -> None:
-    results = split_results(*random_split(2, num_images=400, decimals=6))
+    results = split_tables(*random_split(2, num_images=400, decimals=6))
     points = curve_points(results)
     assert 150 < len(points) <= 200
     assert points[0][1] == 1.0
-    assert points[-1][1] == count_images(results, compute_overlaps(results)).escape_rate
+    assert points[-1][1] == count_images(*results, overlaps=compute_overlaps(*results)).escape_rate
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.1, 0.3, 0.9])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_threshold_for_escapes_is_the_highest_that_holds_the_limit(seed: int, limit: float) -> None:
-    results = split_results(*random_split(seed, num_images=60), normal_class="NORMAL")
-    threshold = threshold_for_escapes(results, compute_overlaps(results), limit)
+    results = split_tables(*random_split(seed, num_images=60), normal_class="NORMAL")
+    threshold = threshold_for_escapes(*results, overlaps=compute_overlaps(*results), max_rate=limit)
 
     def escapes(at: float) -> float:
-        kept = results.with_found(results.found.scores >= at)
-        rate = count_images(kept, compute_overlaps(kept)).escape_rate
+        kept = results.keep(results.detections.score >= at)
+        rate = count_images(*kept, overlaps=compute_overlaps(*kept)).escape_rate
         assert rate is not None
         return rate
 
@@ -133,7 +138,7 @@ def test_the_threshold_for_escapes_is_the_highest_that_holds_the_limit(seed: int
         assert escapes(0.0) > limit
         return
     assert escapes(threshold) <= limit
-    higher = results.found.scores[results.found.scores >= threshold].min()
+    higher = results.detections.score[results.detections.score >= threshold].min()
     assert escapes(float(np.nextafter(higher, 2.0))) > limit
 
 
@@ -142,11 +147,11 @@ def test_what_cannot_be_told_is_none(empty: str) -> None:
     ground_truth, predictions = random_split(0, empty=empty != "predictions")
     if empty == "images":
         ground_truth, predictions = ground_truth | {"images": []}, []
-    results = split_results(ground_truth, [] if empty == "predictions" else predictions)
-    overlaps = compute_overlaps(results)
-    found = count_images(results, overlaps)
-    assert threshold_for_escapes(results, overlaps, 0.01) is None
-    curve = trace_escapes(results, overlaps)
+    results = split_tables(ground_truth, [] if empty == "predictions" else predictions)
+    overlaps = compute_overlaps(*results)
+    found = count_images(*results, overlaps=overlaps)
+    assert threshold_for_escapes(*results, overlaps=overlaps, max_rate=0.01) is None
+    curve = trace_escapes(*results, overlaps=overlaps)
     if empty == "predictions":
         assert (found.escape_rate, found.unmarked_rate, found.overkill_rate) == (1.0, 1.0, 0.0)
         assert (curve.escape_rate, curve.overkill_rate) == ((1.0,), (0.0,))

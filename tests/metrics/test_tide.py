@@ -5,10 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deim.inference.detection_table import SplitResults, split_results
 from deim.metrics.assignment import assign, compute_overlaps, rank_in_class
 from deim.metrics.average_precision import average_precision
-from deim.metrics.coco import compute_coco_metrics
 from deim.metrics.tide import (
     ERROR_KINDS,
     ErrorKind,
@@ -18,7 +16,7 @@ from deim.metrics.tide import (
     count_errors,
     tide_delta_ap50,
 )
-from tests.metrics.random_results import random_split
+from tests.metrics.random_results import Split, coco_metrics, random_split, split_tables
 
 SCRATCH, PIT = 5, 6
 FIRST = [100.0, 100.0, 40.0, 40.0]
@@ -31,9 +29,9 @@ FAR = [300.0, 300.0, 40.0, 40.0]
 
 def split_of(
     truth: list[tuple[int, list[float]]], found: list[tuple[int, list[float], float]], *, crowd: bool = False
-) -> SplitResults:
+) -> Split:
     """One image, two classes."""
-    return split_results(
+    return split_tables(
         {
             "images": [{"id": 1, "file_name": "a.png"}],
             "categories": [{"id": SCRATCH, "name": "scratch"}, {"id": PIT, "name": "pit"}],
@@ -49,20 +47,20 @@ def split_of(
     )
 
 
-def kinds_of(results: SplitResults) -> ErrorKinds:
-    overlaps = compute_overlaps(results)
-    return classify_errors(results, overlaps, assign(results, overlaps))
+def kinds_of(results: Split) -> ErrorKinds:
+    overlaps = compute_overlaps(*results)
+    return classify_errors(*results, overlaps=overlaps, assignment=assign(*results, overlaps=overlaps))
 
 
-def gains_of(results: SplitResults) -> TideDeltaAp50:
-    overlaps = compute_overlaps(results)
-    return tide_delta_ap50(results, overlaps, assign(results, overlaps))
+def gains_of(results: Split) -> TideDeltaAp50:
+    overlaps = compute_overlaps(*results)
+    return tide_delta_ap50(*results, overlaps=overlaps, assignment=assign(*results, overlaps=overlaps))
 
 
 @pytest.mark.parametrize(
     ("truth", "found", "kind", "about", "missed"),
     [
-        ([(SCRATCH, FIRST)], [(SCRATCH, NEAR, 0.9)], ErrorKind.RIGHT, 0, [False]),
+        ([(SCRATCH, FIRST)], [(SCRATCH, NEAR, 0.9)], ErrorKind.TP, 0, [False]),
         ([(SCRATCH, FIRST)], [(PIT, NEAR, 0.9)], ErrorKind.CLASSIFICATION, 0, [False]),
         ([(SCRATCH, FIRST)], [(SCRATCH, OFF, 0.9)], ErrorKind.LOCALIZATION, 0, [False]),
         ([(SCRATCH, FIRST)], [(PIT, OFF, 0.9)], ErrorKind.BOTH, 0, [True]),
@@ -129,18 +127,18 @@ def test_an_error_is_about_the_box_that_it_overlaps_most() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_detection_has_a_kind_and_counts_add_up(seed: int) -> None:
-    results = split_results(*random_split(seed))
-    overlaps = compute_overlaps(results)
-    assignment = assign(results, overlaps)
-    kinds = classify_errors(results, overlaps, assignment)
-    np.testing.assert_array_equal(kinds.kind == ErrorKind.RIGHT, assignment.is_hit[0])
+    results = split_tables(*random_split(seed))
+    overlaps = compute_overlaps(*results)
+    assignment = assign(*results, overlaps=overlaps)
+    kinds = classify_errors(*results, overlaps=overlaps, assignment=assignment)
+    np.testing.assert_array_equal(kinds.kind == ErrorKind.TP, assignment.is_tp[0])
     np.testing.assert_array_equal(kinds.kind == ErrorKind.IGNORED, assignment.is_ignored[0])
-    np.testing.assert_array_equal(kinds.kind >= 0, assignment.is_false[0])
+    np.testing.assert_array_equal(kinds.kind >= 0, assignment.is_fp[0])
     assert set(kinds.kind[kinds.kind >= 0].tolist()) == {0, 1, 2, 3, 4}
-    counts = count_errors(results, kinds)
-    assert counts.shape == (len(ERROR_KINDS), results.num_classes)
+    counts = count_errors(*results, kinds=kinds)
+    assert counts.shape == (len(ERROR_KINDS), results.truth.num_classes)
     np.testing.assert_array_equal(
-        counts[:5].sum(axis=0), np.bincount(results.found.label[assignment.is_false[0]], minlength=7)
+        counts[:5].sum(axis=0), np.bincount(results.detections.label[assignment.is_fp[0]], minlength=7)
     )
     assert counts[ErrorKind.MISSED].sum() == kinds.is_missed.sum() > 0
     absent, never, crowd = 3, 4, 5
@@ -150,12 +148,18 @@ def test_every_detection_has_a_kind_and_counts_add_up(seed: int) -> None:
 
 
 def test_the_assignment_must_be_at_iou_one_half() -> None:
-    results = split_results(*random_split(0))
-    overlaps = compute_overlaps(results)
-    two = assign(results, overlaps, iou_thresholds=(0.75, 0.5))
-    np.testing.assert_array_equal(classify_errors(results, overlaps, two).kind, kinds_of(results).kind)
-    with pytest.raises(ValueError, match=r"no hits at IoU 0\.5, got those at IoU \(0\.75,\)"):
-        classify_errors(results, overlaps, assign(results, overlaps, iou_thresholds=(0.75,)))
+    results = split_tables(*random_split(0))
+    overlaps = compute_overlaps(*results)
+    two = assign(*results, overlaps=overlaps, iou_thresholds=(0.75, 0.5))
+    np.testing.assert_array_equal(
+        classify_errors(*results, overlaps=overlaps, assignment=two).kind, kinds_of(results).kind
+    )
+    with pytest.raises(ValueError, match=r"IoU 0\.5 is not among its thresholds, got \(0\.75,\)"):
+        classify_errors(
+            *results,
+            overlaps=overlaps,
+            assignment=assign(*results, overlaps=overlaps, iou_thresholds=(0.75,)),
+        )
 
 
 @pytest.mark.parametrize(
@@ -184,44 +188,44 @@ def test_ap50_is_that_of_coco_and_every_kind_costs_some(seed: int, decimals: int
     ground_truth, predictions = random_split(seed, decimals=decimals)
     # Equal scores are ranked by the id of the image, whatever its place in the file.
     ground_truth["images"] = ground_truth["images"][::-1]
-    found = gains_of(split_results(ground_truth, predictions))
-    expected = compute_coco_metrics(ground_truth, predictions).summary.ap50
+    found = gains_of(split_tables(ground_truth, predictions))
+    expected = coco_metrics(ground_truth, predictions).summary.ap50
     assert found.ap50 == pytest.approx(expected, abs=1e-9)
-    assert tuple(found.gains) == ERROR_KINDS
-    assert all(gain is not None and gain > 1e-4 for gain in found.gains.values())
+    assert tuple(found.deltas) == ERROR_KINDS
+    assert all(gain is not None and gain > 1e-4 for gain in found.deltas.values())
 
 
 def mended(
     ground_truth: dict[str, Any], predictions: list[dict[str, Any]], kind: ErrorKind
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The files as they would be without the errors of one kind, box by box."""
-    results = split_results(ground_truth, predictions)
+    results = split_tables(ground_truth, predictions)
     kinds = kinds_of(results)
     truth_labels = results.truth.label
     best: dict[int, int] = {}
-    for one in range(len(results.found)):
-        if kinds.kind[one] in (ErrorKind.RIGHT, kind):
+    for one in range(len(results.detections)):
+        if kinds.kind[one] in (ErrorKind.TP, kind):
             best.setdefault(int(kinds.truth[one]), one)
     fixed = []
-    for one in range(len(results.found)):
+    for one in range(len(results.detections)):
         entry = {
-            "image_id": results.image_ids[results.found.image[one]],
-            "category_id": results.category_ids[results.found.label[one]],
-            "bbox": results.found.boxes_xywh[one].tolist(),
-            "score": float(results.found.scores[one]),
+            "image_id": results.truth.image_ids[results.detections.image[one]],
+            "category_id": results.truth.category_ids[results.detections.label[one]],
+            "bbox": results.detections.boxes_xywh[one].tolist(),
+            "score": float(results.detections.score[one]),
         }
         box = int(kinds.truth[one])
         if kind in (ErrorKind.CLASSIFICATION, ErrorKind.LOCALIZATION):
-            if kinds.kind[one] in (ErrorKind.RIGHT, kind) and best[box] != one:
+            if kinds.kind[one] in (ErrorKind.TP, kind) and best[box] != one:
                 continue
             if kinds.kind[one] == kind:
-                entry["category_id"] = results.category_ids[truth_labels[box]]
+                entry["category_id"] = results.truth.category_ids[truth_labels[box]]
                 entry["bbox"] = results.truth.boxes_xywh[box].tolist()
         elif kinds.kind[one] == kind:
             continue
         fixed.append(entry)
     missed = {
-        (results.image_ids[results.truth.image[box]], *results.truth.boxes_xywh[box].tolist())
+        (results.truth.image_ids[results.truth.image[box]], *results.truth.boxes_xywh[box].tolist())
         for box in np.flatnonzero(kinds.is_missed)
     }
     kept = [
@@ -236,39 +240,39 @@ def mended(
 @pytest.mark.parametrize("seed", [1, 2])
 def test_gains_are_those_of_mended_files(seed: int, kind: ErrorKind) -> None:
     ground_truth, predictions = random_split(seed, decimals=6)
-    results = split_results(ground_truth, predictions)
+    results = split_tables(ground_truth, predictions)
     # With room below the limit of 100 for those that change their class.
-    few = set(results.found.query[rank_in_class(results.found) < 40].tolist())
+    few = set(results.detections.query[rank_in_class(results.detections) < 40].tolist())
     predictions = [entry for entry in predictions if entry["query"] in few]
-    found = gains_of(split_results(ground_truth, predictions))
-    expected = compute_coco_metrics(*mended(ground_truth, predictions, kind)).summary.ap50
-    assert found.ap50 + found.gains[kind] == pytest.approx(expected, abs=1e-9)
+    found = gains_of(split_tables(ground_truth, predictions))
+    expected = coco_metrics(*mended(ground_truth, predictions, kind)).summary.ap50
+    assert found.ap50 + found.deltas[kind] == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_mended_detection_yields_to_a_higher_score_on_its_box() -> None:
     truth = [(SCRATCH, FIRST)]
     late = gains_of(split_of(truth, [(SCRATCH, FIRST, 0.9), (PIT, FIRST, 0.5)]))
     assert late.ap50 == 1.0
-    assert late.gains[ErrorKind.CLASSIFICATION] == 0.0
+    assert late.deltas[ErrorKind.CLASSIFICATION] == 0.0
     early = gains_of(split_of(truth, [(SCRATCH, FAR, 0.7), (SCRATCH, FIRST, 0.6), (PIT, FIRST, 0.9)]))
     assert early.ap50 == 0.5
-    assert early.gains[ErrorKind.CLASSIFICATION] == pytest.approx(0.5)
-    assert early.gains[ErrorKind.BACKGROUND] == pytest.approx(0.5)
-    assert early.gains[ErrorKind.MISSED] == 0.0
+    assert early.deltas[ErrorKind.CLASSIFICATION] == pytest.approx(0.5)
+    assert early.deltas[ErrorKind.BACKGROUND] == pytest.approx(0.5)
+    assert early.deltas[ErrorKind.MISSED] == 0.0
 
 
 def test_detections_beyond_the_hundredth_do_not_count() -> None:
     crowded = [(SCRATCH, [*FAR[:2], 5.0 + k, 5.0], 0.9 - 0.001 * k) for k in range(100)]
     found = gains_of(split_of([(SCRATCH, FIRST)], [*crowded, (SCRATCH, FIRST, 0.1)]))
     assert found.ap50 == 0.0
-    assert found.gains[ErrorKind.BACKGROUND] == 0.0
-    assert found.gains[ErrorKind.MISSED] is None  # every box is missed
+    assert found.deltas[ErrorKind.BACKGROUND] == 0.0
+    assert found.deltas[ErrorKind.MISSED] is None  # every box is missed
 
 
 def test_a_class_that_is_missed_throughout_leaves_the_mean() -> None:
     found = gains_of(split_of([(SCRATCH, FIRST), (PIT, FAR)], [(SCRATCH, FIRST, 0.9)]))
     assert found.ap50 == 0.5
-    assert found.gains[ErrorKind.MISSED] == 0.5
+    assert found.deltas[ErrorKind.MISSED] == 0.5
 
 
 @pytest.mark.parametrize("empty", ["truth", "predictions", "images"])
@@ -278,14 +282,14 @@ def test_sets_without_truth_or_detections(empty: str) -> None:
         predictions = []
     if empty == "images":
         ground_truth = ground_truth | {"images": []}
-    results = split_results(ground_truth, predictions)
+    results = split_tables(ground_truth, predictions)
     kinds, gains = kinds_of(results), gains_of(results)
     if empty == "predictions":
         assert kinds.is_missed.sum() == (~results.truth.is_crowd).sum()
         assert gains.ap50 == 0.0
-        assert gains.gains == dict.fromkeys(ERROR_KINDS, 0.0) | {ErrorKind.MISSED: None}
+        assert gains.deltas == dict.fromkeys(ERROR_KINDS, 0.0) | {ErrorKind.MISSED: None}
     else:
         assert (kinds.kind == ErrorKind.BACKGROUND).all()
         assert gains.ap50 is None
-        assert gains.gains == dict.fromkeys(ERROR_KINDS)
-    assert count_errors(results, kinds).shape == (6, 7)
+        assert gains.deltas == dict.fromkeys(ERROR_KINDS)
+    assert count_errors(*results, kinds=kinds).shape == (6, 7)

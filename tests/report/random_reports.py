@@ -1,4 +1,4 @@
-"""Reports of random splits, and all that they are made from."""
+"""Reports of random splits, and everything that they are made from."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,23 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deim.inference.detection_table import split_results
 from deim.inference.nms import NmsOptions, candidate_rules
 from deim.inference.thresholds import BestF1Goal
 from deim.metrics.analysis import analyze_split
 from deim.metrics.choose_thresholds import choose_operating_points
 from deim.metrics.coco import compute_coco_metrics
-from deim.report.build import build_report
-from deim.report.files import Scored
-from deim.report.provenance import (
-    CheckpointInfo,
-    DatasetInfo,
-    ModelInfo,
-    Provenance,
-    TimePerImage,
-    installed_versions,
-)
-from tests.metrics.random_results import random_split
+from deim.report.build import ReportInputs, build_report, installed_versions
+from deim.report.schema import CheckpointInfo, DatasetInfo, ModelInfo, Provenance, Report, TimePerImage
+from tests.metrics.random_results import Split, random_split, split_tables
 
 
 def make_provenance(image_dir: Path, **changes: Any) -> Provenance:
@@ -44,26 +35,38 @@ def make_provenance(image_dir: Path, **changes: Any) -> Provenance:
     return Provenance(**(arguments | changes))
 
 
-def make_scored(
-    image_dir: Path, *, seed: int = 0, num_resamples: int = 50, predictions: bool = True, **options: Any
-) -> Scored:
-    """A random split, scored; images are written to `image_dir` but for the last one.
+def make_inputs(
+    image_dir: Path,
+    *,
+    seed: int = 0,
+    num_resamples: int = 50,
+    predictions: bool = True,
+    first_name: str | None = None,
+    **options: Any,
+) -> ReportInputs:
+    """What the report of a random split is made from; images are written to `image_dir` but for the last one.
 
     Args:
         image_dir: For the images.
         seed: Of the split.
         num_resamples: Behind intervals.
-        predictions: False leaves all of them out.
+        predictions: False drops all of them.
+        first_name: Another name for the first class.
         options: Of `random_split`.
     """
-    ground_truth, found = random_split(seed, **options)
-    found = found if predictions else []
+    coco, results = random_split(seed, **options)
+    if first_name is not None:
+        coco["categories"][0]["name"] = first_name
+    split = split_tables(coco, results if predictions else [])
     image_dir.mkdir(parents=True, exist_ok=True)
-    for image in ground_truth["images"][:-1]:
-        pixels = np.full((image["height"], image["width"], 3), 140, dtype=np.uint8)
-        Image.fromarray(pixels).save(image_dir / image["file_name"])
+    for name, (height, width) in zip(split.truth.file_names[:-1], split.truth.sizes_hw, strict=False):
+        Image.fromarray(np.full((height, width, 3), 140, dtype=np.uint8)).save(image_dir / name)
+    return inputs_of(split, image_dir, num_resamples=num_resamples)
+
+
+def inputs_of(split: Split, image_dir: Path, *, num_resamples: int) -> ReportInputs:
     points = choose_operating_points(
-        split_results(ground_truth, found),
+        *split,
         goal=BestF1Goal(),
         rules=candidate_rules(NmsOptions(mode="agnostic", iou_threshold=0.7)),
         split_name="val",
@@ -71,27 +74,25 @@ def make_scored(
         default_threshold=0.4,
         max_escape_rate=0.2,
     )
-    return Scored(
-        ground_truth=ground_truth,
-        predictions=found,
+    return ReportInputs(
+        ground_truth=split.truth,
+        detections=split.detections,
+        metrics=compute_coco_metrics(*split),
         points=points,
         provenance=make_provenance(image_dir),
-        metrics=compute_coco_metrics(ground_truth, found),
         num_resamples=num_resamples,
-    )
-
-
-def make_report(image_dir: Path, **options: Any) -> dict[str, Any]:
-    """The report of `make_scored`; arguments as there."""
-    return report_of(make_scored(image_dir, **options))
-
-
-def report_of(scored: Scored) -> dict[str, Any]:
-    """The numbers alone, without any file."""
-    results = split_results(scored.ground_truth, scored.predictions)
-    return build_report(
-        scored.metrics,
-        analyze_split(results, scored.points, num_resamples=scored.num_resamples),
-        scored.provenance,
         created=datetime(2026, 11, 22, tzinfo=UTC),
     )
+
+
+def make_report(image_dir: Path, **options: Any) -> Report:
+    """The report of `make_inputs`; arguments as there."""
+    return report_of(make_inputs(image_dir, **options))
+
+
+def report_of(inputs: ReportInputs, *, files: dict[str, str] | None = None) -> Report:
+    """The numbers alone, without any file."""
+    analysis = analyze_split(
+        inputs.ground_truth, inputs.detections, points=inputs.points, num_resamples=inputs.num_resamples
+    )
+    return build_report(inputs, analysis, files=files or {})

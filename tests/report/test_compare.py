@@ -5,53 +5,51 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from deim.errors import DataError
 from deim.files import sha256_of_file
 from deim.metrics.coco import compute_coco_metrics
-from deim.report.build import write_report
+from deim.records import from_json
+from deim.report.build import ReportInputs
+from deim.report.compare.build import compare_runs, describe_comparison, images_that_differ, read_runs
 from deim.report.compare.files import write_comparison
-from deim.report.compare.runs import (
-    COMPARISON_KEYS,
-    compare_runs,
-    describe_comparison,
-    images_that_differ,
-    read_runs,
-)
-from deim.report.files import ReportFiles, Scored
-from tests.report.random_reports import make_scored, report_of
+from deim.report.compare.schema import Comparison
+from deim.report.files import ReportFiles
+from deim.report.schema import write_record
+from tests.report.random_reports import make_inputs, report_of
 
 
-def write_numbers(scored: Scored, path: Path) -> None:
+def write_numbers(inputs: ReportInputs, path: Path) -> None:
     """The files of a report that a comparison reads."""
     files = ReportFiles(report=path)
     files.folder.mkdir(parents=True)
-    files.ground_truth.write_text(json.dumps(scored.ground_truth))
-    files.predictions.write_text(json.dumps(scored.predictions))
+    truth = inputs.ground_truth
+    files.ground_truth.write_text(json.dumps(truth.to_coco()))
+    results = list(inputs.detections.to_coco(truth.image_ids, truth.category_ids))
+    files.predictions.write_text(json.dumps(results))
     hashes = {one.name: sha256_of_file(one) for one in (files.ground_truth, files.predictions)}
-    write_report(report_of(scored) | {"files": hashes}, path)
+    write_record(report_of(inputs, files=hashes), path)
 
 
 @pytest.fixture(scope="module")
 def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with run a, a copy of it, one with fewer detections, and one on other data."""
     folder = tmp_path_factory.mktemp("runs")
-    scored = make_scored(folder / "images", num_images=40, num_resamples=20, decimals=6)
-    write_numbers(scored, folder / "a" / "report.json")
+    inputs = make_inputs(folder / "images", num_images=40, num_resamples=20, decimals=6)
+    write_numbers(inputs, folder / "a" / "report.json")
     shutil.copytree(folder / "a", folder / "copy")
     for suffix in (".json", ""):
         copy = shutil.copytree if not suffix else shutil.copy
         copy(folder / "a" / f"report{suffix}", folder / "a" / f"evaluation_test{suffix}")
-    half = [one for k, one in enumerate(scored.predictions) if k % 2]
+    half = inputs.detections.take(np.arange(1, len(inputs.detections), 2))
     write_numbers(
-        dataclasses.replace(
-            scored, predictions=half, metrics=compute_coco_metrics(scored.ground_truth, half)
-        ),
+        dataclasses.replace(inputs, detections=half, metrics=compute_coco_metrics(inputs.ground_truth, half)),
         folder / "half" / "report.json",
     )
-    other = make_scored(folder / "images", num_images=40, num_resamples=20, seed=1)
+    other = make_inputs(folder / "images", num_images=40, num_resamples=20, seed=1)
     write_numbers(other, folder / "other" / "report.json")
     return folder
 
@@ -59,12 +57,12 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_compared_with_itself_never_differs(runs_folder: Path) -> None:
     runs = read_runs([runs_folder / "a", runs_folder / "copy", runs_folder / "a"], split="val")
     comparison = compare_runs(runs, num_resamples=100)
-    for entry in comparison["differences"]:
-        for difference in (entry["ap"], entry["ap50"], *entry["class_ap"], *entry["class_ap50"]):
-            assert difference["verdict"] in ("not distinguishable", "cannot be told")
-            assert difference["value"] in (0, None)
-            assert difference["low"] in (0, None)
-            assert difference["high"] in (0, None)
+    for entry in comparison.differences:
+        for difference in (entry.ap, entry.ap50, *entry.class_ap, *entry.class_ap50):
+            assert difference.verdict in ("not distinguishable", "cannot be compared")
+            assert difference.value in (0, None)
+            assert difference.low in (0, None)
+            assert difference.high in (0, None)
     assert (
         "95% interval +0.000 to +0.000 (40 images): not distinguishable."
         in describe_comparison(comparison)[0]
@@ -74,21 +72,20 @@ def test_a_run_compared_with_itself_never_differs(runs_folder: Path) -> None:
 def test_a_run_that_lost_half_of_its_detections_is_worse(runs_folder: Path) -> None:
     runs = read_runs([runs_folder / "a", runs_folder / "half"], split="val")
     comparison = compare_runs(runs, num_resamples=200)
-    assert list(comparison) == list(COMPARISON_KEYS)
-    (entry,) = comparison["differences"]
-    assert entry["ap50"]["verdict"] == "worse"
-    assert entry["ap50"]["high"] < 0
-    first, second = comparison["runs"]
-    assert entry["ap50"]["value"] == pytest.approx(second["ap50"] - first["ap50"], abs=1e-9)
-    for own, before, difference in zip(second["classes"], first["classes"], entry["class_ap50"], strict=True):
-        if before["ap50"] is None:
-            assert difference["verdict"] == "cannot be told"
+    (entry,) = comparison.differences
+    assert entry.ap50.verdict == "worse"
+    assert entry.ap50.high < 0
+    first, second = comparison.runs
+    assert entry.ap50.value == pytest.approx(second.ap50 - first.ap50, abs=1e-9)
+    for own, before, difference in zip(second.classes, first.classes, entry.class_ap50, strict=True):
+        if before.ap50 is None:
+            assert difference.verdict == "cannot be compared"
         else:
-            assert difference["value"] == pytest.approx(own["ap50"] - before["ap50"], abs=1e-9)
-            assert difference["low"] <= difference["value"] <= difference["high"]
-    turned = compare_runs(runs[::-1], num_resamples=200)["differences"][0]["ap50"]
-    assert turned["verdict"] == "better"
-    assert turned["value"] == pytest.approx(-entry["ap50"]["value"])
+            assert difference.value == pytest.approx(own.ap50 - before.ap50, abs=1e-9)
+            assert difference.low <= difference.value <= difference.high
+    turned = compare_runs(runs[::-1], num_resamples=200).differences[0].ap50
+    assert turned.verdict == "better"
+    assert turned.value == pytest.approx(-entry.ap50.value)
     words = describe_comparison(comparison)
     assert words[0].startswith("half against a: mAP50 -0.")
     assert words[0].endswith("(40 images): worse.")
@@ -101,7 +98,7 @@ def test_the_images_shown_are_those_with_the_largest_difference(runs_folder: Pat
     assert len(chosen) == 5
     assert images_that_differ([runs[0], runs[0]], 3) == [0, 1, 2]
     for position in chosen:
-        kept = [(run.shipped.found.image == position).sum() for run in runs]
+        kept = [(run.kept.image == position).sum() for run in runs]
         assert kept[0] != kept[1]
 
 
@@ -109,7 +106,7 @@ def test_the_images_shown_are_those_with_the_largest_difference(runs_folder: Pat
 def test_all_files_of_a_comparison(runs_folder: Path, tmp_path: Path) -> None:
     runs = read_runs([runs_folder / "a", runs_folder / "half"], split="val")
     comparison = write_comparison(runs, tmp_path / "comparison.json")
-    assert json.loads((tmp_path / "comparison.json").read_text()) == comparison
+    assert from_json(Comparison, json.loads((tmp_path / "comparison.json").read_text())) == comparison
     names = ("map_by_epoch", "class_ap50_bars", "classes_over_runs", "time_against_map", "confusion_1")
     assert {path.name for path in (tmp_path / "comparison").iterdir()} == {
         "images.png",

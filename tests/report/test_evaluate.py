@@ -15,9 +15,13 @@ from PIL import Image
 from deim.data.splits import read_split
 from deim.engine.checkpoints import load_trained, read_checkpoint
 from deim.errors import ConfigError, DataError
-from deim.inference.evaluator import Evaluation, evaluator_of
-from deim.inference.predictor import Predictor, stored_points, to_coco_results
-from deim.report.evaluate import Assessment, assess, score, to_validation
+from deim.inference.detection_table import DetectionTable
+from deim.inference.evaluator import EvaluationResult, build_evaluator
+from deim.inference.predictor import Predictor, stored_points
+from deim.metrics.coco import CocoMetrics, compute_coco_metrics
+from deim.records import to_json
+from deim.report.evaluate import WrittenReport, evaluate_checkpoint, evaluate_split, to_validation
+from deim.report.schema import read_report
 
 PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 SUMMARY = (*PRECISIONS, "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
@@ -25,15 +29,23 @@ VAL = "data.val_annotations=annotations/val.json"
 FEW = "evaluation.bootstrap_resamples=20"
 
 
-def run_evaluate(run: Path, *overrides: str, split: str = "val") -> Evaluation:
+def run_evaluate(run: Path, *overrides: str, split: str = "val") -> EvaluationResult:
     trained = load_trained(run / "best.pth", overrides=overrides)
-    return evaluator_of(trained, read_split(trained.config.data, split)).evaluate(trained.model)
+    return build_evaluator(trained, read_split(trained.config.data, split)).evaluate(trained.model)
 
 
-def run_assess(run: Path, report: Path, *overrides: str, split: str = "val") -> Assessment:
+def run_assess(run: Path, report: Path, *overrides: str, split: str = "val") -> WrittenReport:
     trained = load_trained(run / "best.pth", overrides=[FEW, *overrides])
-    evaluator = evaluator_of(trained, read_split(trained.config.data, split))
-    return assess(trained, evaluator, split_name=split, report_path=report)
+    evaluator = build_evaluator(trained, read_split(trained.config.data, split))
+    return evaluate_checkpoint(trained, evaluator, split_name=split, report_path=report)
+
+
+def metrics_of(result: EvaluationResult) -> CocoMetrics:
+    return compute_coco_metrics(result.ground_truth, result.detections)
+
+
+def coco_results(result: EvaluationResult) -> list[dict]:
+    return list(result.detections.to_coco(result.ground_truth.image_ids, result.ground_truth.category_ids))
 
 
 @pytest.fixture
@@ -59,28 +71,27 @@ def test_a_split_of_only_empty_images_gives_a_report_without_numbers(
 ) -> None:
     root = write_coco(tmp_path / "set", empty=["val"])
     result = run_assess(own_run, tmp_path / "report.json", f"data.root={root}", VAL)
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report["summary"].values()) == {None}
-    assert [entry["name"] for entry in report["classes"]] == ["pit", "scratch", "crack"]
-    assert report["dataset"]["num_images_without_boxes"] == report["dataset"]["num_images"] == 4
-    assert {entry["threshold_origin"] for entry in report["classes"]} == {"default"}
-    assert report["image_level"]["at_operating_points"]["num_good"] == 4
-    assert to_validation(result.evaluation.metrics).worst_class is None
+    report = read_report(tmp_path / "report.json")
+    assert set(to_json(report.summary).values()) == {None}
+    assert report.class_names == ("pit", "scratch", "crack")
+    assert report.num_images_without_boxes == report.num_images == 4
+    assert {entry.origin for entry in report.operating_points.classes} == {"default"}
+    assert report.image_level.at_operating_points.num_good == 4
     assert Image.open(result.files.sheet).size[0] > 100
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_numbers_equal_those_of_pycocotools(split: str, tiny_run: Path, tiny_set: Path) -> None:
     evaluation = run_evaluate(tiny_run, VAL, split=split)
-    expected = official_numbers(tiny_set / "annotations" / f"{split}.json", evaluation.results)
+    expected = official_numbers(tiny_set / "annotations" / f"{split}.json", coco_results(evaluation))
     for name, number in zip(SUMMARY, expected, strict=True):
-        found = getattr(evaluation.metrics.summary, name)
+        found = getattr(metrics_of(evaluation).summary, name)
         assert (-1 if found is None else found) == pytest.approx(number, abs=1e-6), name
 
 
 def test_the_detector_of_the_tiny_run_finds_something(tiny_run: Path) -> None:
     """Without this, equal numbers could all be zero."""
-    summary = run_evaluate(tiny_run, split="train").metrics.summary
+    summary = metrics_of(run_evaluate(tiny_run, split="train")).summary
     assert summary.ar100 is not None
     assert summary.ar100 > 0
     assert summary.ap50 is not None
@@ -89,22 +100,21 @@ def test_the_detector_of_the_tiny_run_finds_something(tiny_run: Path) -> None:
 
 def test_the_report_names_everything_it_was_made_from(own_run: Path, tmp_path: Path) -> None:
     result = run_assess(own_run, tmp_path / "deep" / "report.json", VAL)
-    report = json.loads(result.files.report.read_text())
+    report = read_report(result.files.report)
     assert report == result.report
-    assert [(entry["category_id"], entry["name"]) for entry in report["classes"]] == [
+    assert [(entry.metrics.category_id, entry.metrics.name) for entry in report.classes] == [
         (3, "pit"),
         (7, "scratch"),
         (90, "crack"),
     ]
-    summary = result.evaluation.metrics.summary
-    assert report["summary"] == {name: getattr(summary, name) for name in SUMMARY}
-    assert report["checkpoint"]["path"].endswith("best.pth")
-    assert report["dataset"]["annotations_file"] == "val.json"
-    assert (report["split"], report["image_size_hw"], report["resize"]) == ("val", [64, 64], "stretch")
-    assert report["max_detections"] == 20
-    assert 0 < report["time_per_image_ms"]["network"] <= report["time_per_image_ms"]["total"]
-    assert report["convergence"]["num_validations"] == 3
-    assert report["convergence"]["phases"][-1]["name"] == "final stage"
+    source = report.provenance
+    assert source.checkpoint.path.endswith("best.pth")
+    assert source.dataset.annotations_file == "val.json"
+    assert (source.split, source.image_size_hw, source.resize) == ("val", (64, 64), "stretch")
+    assert source.max_detections == 20
+    assert 0 < source.time_per_image_ms.network <= source.time_per_image_ms.total
+    assert report.convergence is not None
+    assert len([ap for ap in report.convergence.ap if ap is not None]) == 3
     assert (result.files.folder / "convergence.svg").is_file()
 
 
@@ -113,25 +123,22 @@ def test_scoring_the_best_checkpoint_gives_the_score_that_made_it_best(tiny_run:
     lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     best = [line for line in lines if line.get("is_best")][-1]
     assert best["ap"] > 0.05
-    assert evaluation.metrics.summary.ap == pytest.approx(best["ap"], abs=1e-9)
-    assert to_validation(evaluation.metrics).summary == pytest.approx(best["val"], abs=1e-9)
+    assert metrics_of(evaluation).summary.ap == pytest.approx(best["ap"], abs=1e-9)
+    assert to_validation(evaluation).summary == pytest.approx(best["val"], abs=1e-9)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_training_evaluation_and_prediction_agree_on_the_score(batch_size: int, tiny_run: Path) -> None:
     """One truth: what training recorded, what evaluation finds, and COCO on the JSON of predict."""
-    recorded = read_checkpoint(tiny_run / "best.pth").best.score
+    recorded = read_checkpoint(tiny_run / "best.pth")["best"]["score"]
     overrides = [f"data.eval_batch_size={batch_size}"]
-    assert run_evaluate(tiny_run, *overrides).metrics.summary.ap == pytest.approx(recorded, abs=1e-6)
+    assert metrics_of(run_evaluate(tiny_run, *overrides)).summary.ap == pytest.approx(recorded, abs=1e-6)
     trained = load_trained(tiny_run / "best.pth", overrides=overrides)
     split = read_split(trained.config.data, "val")
     paths = [split.image_path(index) for index in range(len(split))]
     found = Predictor(trained).predict(paths, score_threshold=0.0)
-    results = [
-        entry
-        for image_id, detections in zip(split.image_ids.tolist(), found, strict=True)
-        for entry in to_coco_results(image_id, detections, trained.category_ids)
-    ]
+    table = DetectionTable.from_detections(dict(enumerate(found)))
+    results = list(table.to_coco(split.image_ids.tolist(), trained.category_ids))
     results = json.loads(json.dumps(results))
     assert official_numbers(split.annotations_path, results)[0] == pytest.approx(recorded, abs=1e-6)
 
@@ -141,11 +148,11 @@ def test_a_class_that_the_split_does_not_list_is_reported_without_numbers(
 ) -> None:
     root = write_coco(tmp_path / "set", categories={"crack": 4, "pit": 9})
     evaluation = run_evaluate(tiny_run, f"data.root={root}", VAL)
-    assert evaluation.category_ids == (9, 7, 4)  # 7 is its id in training
-    results = [entry for entry in evaluation.results if entry["category_id"] != 7]
+    assert evaluation.ground_truth.category_ids == (9, 7, 4)  # 7 is its id in training
+    results = [entry for entry in coco_results(evaluation) if entry["category_id"] != 7]
     expected = official_numbers(root / "annotations" / "val.json", results)
-    assert evaluation.metrics.summary.ap == pytest.approx(expected[0], abs=1e-6)
-    rows = {entry.name: entry for entry in evaluation.metrics.classes}
+    assert metrics_of(evaluation).summary.ap == pytest.approx(expected[0], abs=1e-6)
+    rows = {entry.name: entry for entry in metrics_of(evaluation).classes}
     assert sorted(rows) == ["crack", "pit", "scratch"]
     assert (rows["scratch"].ap, rows["scratch"].num_boxes) == (None, 0)
     assert rows["scratch"].note is not None
@@ -155,7 +162,7 @@ def test_an_id_that_the_split_gives_to_another_class_is_not_used_twice(
     tiny_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
 ) -> None:
     root = write_coco(tmp_path / "set", categories={"crack": 7, "pit": 3})
-    assert run_evaluate(tiny_run, f"data.root={root}", VAL).category_ids == (3, 1, 7)
+    assert run_evaluate(tiny_run, f"data.root={root}", VAL).ground_truth.category_ids == (3, 1, 7)
 
 
 def test_crowd_regions_are_ignored_by_the_scores(
@@ -167,9 +174,9 @@ def test_crowd_regions_are_ignored_by_the_scores(
     tree["annotations"][0]["iscrowd"] = 1
     path.write_text(json.dumps(tree))
     evaluation = run_evaluate(tiny_run, f"data.root={root}", VAL)
-    assert evaluation.metrics.num_boxes == len(tree["annotations"]) - 1
-    expected = official_numbers(path, evaluation.results)[0]
-    assert evaluation.metrics.summary.ap == pytest.approx(expected, abs=1e-6)
+    assert metrics_of(evaluation).num_boxes == len(tree["annotations"]) - 1
+    expected = official_numbers(path, coco_results(evaluation))[0]
+    assert metrics_of(evaluation).summary.ap == pytest.approx(expected, abs=1e-6)
 
 
 def test_thresholds_are_chosen_on_validation_stored_and_used_by_predict(
@@ -182,22 +189,24 @@ def test_thresholds_are_chosen_on_validation_stored_and_used_by_predict(
     assert points is not None
     assert (points.goal, points.chosen_on) == ("best F1", "val")
     assert [entry.threshold for entry in points.classes] == [
-        entry["threshold"] for entry in result.report["classes"]
+        entry.threshold for entry in result.report.operating_points.classes
     ]
     # What predict keeps by default is what the report has counted.
     split = read_split(trained.config.data, "val")
     detector = Predictor(trained)
     paths = [split.image_path(index) for index in range(len(split))]
     shipped, raw = detector.predict(paths), detector.predict(paths, score_threshold=0.0)
-    total = result.report["operating_points"]["all_classes"]
-    assert sum(len(one.scores) for one in shipped) == total["num_found"] > 0
-    assert sum(len(one.scores) for one in raw) == len(result.evaluation.results)
+    total = result.report.counts
+    assert sum(len(one.scores) for one in shipped) == total.num_detections > 0
+    assert sum(len(one.scores) for one in raw) == sum(
+        entry.metrics.num_predictions for entry in result.report.classes
+    )
     for one, other in zip(raw, detector.predict(paths, score_threshold=0.0), strict=True):
         assert torch.equal(one.scores, other.scores)
     # The weights are what they were.
     before, after = read_checkpoint(own_run / "last.pth"), read_checkpoint(own_run / "best.pth")
-    assert before.operating_points is None
-    assert after.operating_points == points.to_dict()
+    assert "operating_points" not in before
+    assert after["operating_points"] == to_json(points)
 
 
 @pytest.mark.slow
@@ -211,14 +220,14 @@ def test_another_split_is_reported_at_the_stored_thresholds(
     again = run_assess(own_run, tmp_path / "again.json", split="test")
     assert "choosing" not in caplog.text
     for report in (first.report, again.report):
-        assert report["split"] == "test"
-        assert report["operating_points"]["chosen_on"] == "val"
-    assert first.report["classes"] == again.report["classes"]
+        assert report.provenance.split == "test"
+        assert report.operating_points.chosen_on == "val"
+    assert first.report.classes == again.report.classes
     caplog.clear()
     goal = "evaluation.goal={type: recall, at_least: 0.5}"
     other = run_assess(own_run, tmp_path / "other.json", goal, split="test")
     assert "choosing them on val first" in caplog.text
-    assert other.report["operating_points"]["goal"] == "recall at least 0.5"
+    assert other.report.operating_points.goal == "recall at least 0.5"
 
 
 @pytest.mark.slow
@@ -243,7 +252,10 @@ def test_without_stored_thresholds_predict_keeps_scores_from_the_draw_threshold(
 
 
 def test_a_normal_class_that_does_not_exist_is_refused_with_the_right_name(tiny_run: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.normal_class: got 'scrach', .* Did you mean 'scratch'\?"):
+    with pytest.raises(
+        DataError,
+        match=r"data\.normal_class: not a class of the detector, got 'scrach'\. Did you mean 'scratch'\?",
+    ):
         run_evaluate(tiny_run, "data.normal_class=scrach")
 
 
@@ -251,10 +263,10 @@ def test_a_normal_class_that_does_not_exist_is_refused_with_the_right_name(tiny_
 def test_images_with_normal_boxes_only_count_as_good(own_run: Path, tmp_path: Path) -> None:
     for name, more in (("null", 0), ("pit", 1)):
         report = run_assess(own_run, tmp_path / f"{name}.json", f"data.normal_class={name}").report
-        level = report["image_level"]["at_operating_points"]
-        assert report["dataset"]["normal_class"] == (None if name == "null" else name)
-        assert level["num_good"] >= 1 + more
-        assert level["num_good"] + level["num_defective"] == report["dataset"]["num_images"]
+        level = report.image_level.at_operating_points
+        assert report.provenance.dataset.normal_class == (None if name == "null" else name)
+        assert level.num_good >= 1 + more
+        assert level.num_good + level.num_defective == report.num_images
 
 
 @pytest.mark.slow
@@ -264,12 +276,12 @@ def test_thresholds_of_other_data_or_for_another_goal_are_not_predicted_as_ones_
     caplog.set_level(logging.INFO)
     root = write_coco(tmp_path / "set", seed=5)
     run_assess(own_run, tmp_path / "report.json", f"data.root={root}", VAL)
-    stored = read_checkpoint(own_run / "best.pth").operating_points
+    stored = read_checkpoint(own_run / "best.pth")["operating_points"]
     report = run_assess(own_run, tmp_path / "test.json", split="test").report
     assert "its thresholds were chosen on other annotations" in caplog.text
-    assert report["operating_points"]["annotations_sha256"] != stored["annotations_sha256"]
+    assert report.operating_points.annotations_sha256 != stored["annotations_sha256"]
     # A report alone changes nothing of what ships.
-    assert read_checkpoint(own_run / "best.pth").operating_points == stored
+    assert read_checkpoint(own_run / "best.pth")["operating_points"] == stored
     trained = load_trained(own_run / "best.pth", overrides=["evaluation.nms.mode=none"])
     if trained.operating_points["nms"]["mode"] != "none":
         with pytest.raises(
@@ -287,13 +299,15 @@ def test_the_goal_that_thresholds_were_chosen_for_stays_with_them(own_run: Path,
     assert points is not None
     assert points.goal == "recall at least 0.5"
     test = run_assess(own_run, tmp_path / "test.json", split="test").report
-    assert test["operating_points"]["goal"] == "recall at least 0.5"
+    assert test.operating_points.goal == "recall at least 0.5"
 
 
 def test_thresholds_of_other_inputs_are_not_stored(own_run: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = (own_run / "best.pth").read_bytes()
     trained = load_trained(own_run / "best.pth", overrides=["data.mean=[0.1, 0.1, 0.1]"])
-    score(trained, evaluator_of(trained, read_split(trained.config.data, "val")), split_name="val")
+    evaluate_split(
+        trained, build_evaluator(trained, read_split(trained.config.data, "val")), split_name="val"
+    )
     assert "they were chosen with another data.mean than prediction will use" in caplog.text
     assert (own_run / "best.pth").read_bytes() == before
 
@@ -301,14 +315,18 @@ def test_thresholds_of_other_inputs_are_not_stored(own_run: Path, caplog: pytest
 def test_thresholds_of_other_inputs_are_not_used(own_run: Path, tiny_set: Path) -> None:
     path, image = own_run / "best.pth", tiny_set / "images" / "val_0.png"
     trained = load_trained(path)
-    score(trained, evaluator_of(trained, read_split(trained.config.data, "val")), split_name="val")
+    evaluate_split(
+        trained, build_evaluator(trained, read_split(trained.config.data, "val")), split_name="val"
+    )
     with pytest.raises(ConfigError, match=r"chosen with another image_size and data\.tiles and do not hold"):
         Predictor(
             load_trained(path, overrides=["image_size=96", "data.tiles={size: 40, overlap: 0.1}"])
         ).predict(image)
     other = load_trained(path, overrides=["data.tiles={size: 40, overlap: 0.1}"])
     assert len(Predictor(other).predict(image, score_threshold=0.0)) == 1
-    _, scored = score(other, evaluator_of(other, read_split(other.config.data, "test")), split_name="test")
-    assert scored.points.chosen_on == "val"
-    assert scored.points.to_dict() != stored_points(load_trained(path)).to_dict()
+    inputs = evaluate_split(
+        other, build_evaluator(other, read_split(other.config.data, "test")), split_name="test"
+    )
+    assert inputs.points.chosen_on == "val"
+    assert inputs.points != stored_points(load_trained(path))
     Predictor(load_trained(path, overrides=["data.num_workers=1"])).predict(image)

@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 
 from deim.errors import DataError
-from deim.metrics.coco import compute_coco_metrics
-from deim.report.build import read_report
-from deim.report.files import ReportFiles, read_scored, write_report_files
-from tests.report.random_reports import make_scored
+from deim.report.files import ReportFiles, read_report_inputs, write_report_files
+from deim.report.schema import TaskSection, read_report
+from tests.report.random_reports import make_inputs
 
 CHARTS = {"class_ap50", "precision_recall", "confusion", "escapes", "errors"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -23,10 +22,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 def write(folder: Path, **options: Any) -> ReportFiles:
     path = folder / "run" / "report.json"
-    scored = make_scored(folder / "images", **options)
-    scored.ground_truth["categories"][0]["name"] = "<b>scratch & dent</b>"
-    metrics = compute_coco_metrics(scored.ground_truth, scored.predictions)
-    write_report_files(replace(scored, metrics=metrics), path)
+    inputs = make_inputs(folder / "images", first_name="<b>scratch & dent</b>", **options)
+    write_report_files(inputs, path)
     return ReportFiles(report=path)
 
 
@@ -64,7 +61,7 @@ def test_the_report_is_made_again_from_its_files_without_the_model(
 ) -> None:
     first = read_report(files.report)
     again = tmp_path / "again.json"
-    write_report_files(read_scored(files.report), again)
+    write_report_files(read_report_inputs(files.report), again)
     second = read_report(again)
     assert second == first
     for name in ("classes.csv", "predictions.json", "ground_truth.json", "confusion.svg"):
@@ -72,21 +69,29 @@ def test_the_report_is_made_again_from_its_files_without_the_model(
 
 
 @pytest.mark.slow
-def test_a_verdict_on_the_text_stays_when_the_report_is_made_again(
+def test_the_section_of_a_task_stays_when_the_report_is_made_again(
     files: ReportFiles, tmp_path: Path
 ) -> None:
     before = read_report(files.report)
-    assert before["text_evidence"] is None
-    again = ReportFiles(report=tmp_path / "again.json")
-    sentence = "Verdict: nothing helps (1 < 2 seeds)."
-    write_report_files(
-        replace(read_scored(files.report), text_evidence={"in_words": [sentence]}), again.report
+    assert before.task_section is None
+    first, again = ReportFiles(report=tmp_path / "first.json"), ReportFiles(report=tmp_path / "again.json")
+    section = TaskSection(
+        task="text_fusion",
+        title="Does the text help?",
+        summary=("Nothing helps (1 < 2 seeds).",),
+        data={"key": 1},
+        images=("map.png", "gone.png"),
     )
-    write_report_files(read_scored(again.report), again.report)
-    assert read_report(again.report) == before | {"text_evidence": {"in_words": [sentence]}}
+    first.folder.mkdir()
+    Image.new("RGB", (50, 50)).save(first.folder / "map.png")
+    inputs = replace(read_report_inputs(files.report), task_section=section, image_folder=None)
+    write_report_files(inputs, first.report)
+    write_report_files(read_report_inputs(first.report), again.report)
+    assert read_report(again.report) == replace(before, task_section=section)
     page = again.page.read_text(encoding="utf-8")
     assert "Does the text help?" in page
-    assert "Verdict: nothing helps (1 &lt; 2 seeds)." in page
+    assert "Nothing helps (1 &lt; 2 seeds)." in page
+    assert (again.folder / "map.png").is_file()
     assert "Does the text help?" not in files.page.read_text(encoding="utf-8")
 
 
@@ -98,7 +103,7 @@ def test_predictions_are_read_by_pycocotools_and_give_the_same_score(files: Repo
     scored.evaluate()
     scored.accumulate()
     scored.summarize()
-    assert read_report(files.report)["summary"]["ap"] == pytest.approx(scored.stats[0], abs=1e-6)
+    assert read_report(files.report).summary.ap == pytest.approx(scored.stats[0], abs=1e-6)
 
 
 @pytest.mark.slow
@@ -107,28 +112,28 @@ def test_sets_with_little_in_them(tmp_path: Path, options: dict[str, Any]) -> No
     files = write(tmp_path, **options)
     assert files.page.stat().st_size > 10_000
     report = read_report(files.report)
-    assert len(report["classes"]) == options.get("num_classes", 7)
+    assert len(report.classes) == options.get("num_classes", 7)
 
 
 @pytest.mark.slow
 def test_images_that_are_gone_are_left_out_and_said_to_be(tmp_path: Path) -> None:
     files = write(tmp_path)
     shutil.rmtree(tmp_path / "images")
-    write_report_files(read_scored(files.report), files.report)
+    write_report_files(read_report_inputs(files.report), files.report)
     page = files.page.read_text(encoding="utf-8")
-    assert "images are left out: the images, such as" in page
+    assert "images are not shown: they are missing in" in page
     assert "data:image/jpeg" not in page
 
 
 def test_bad_names_and_lost_files_are_refused(files: ReportFiles, tmp_path: Path) -> None:
-    scored = make_scored(tmp_path / "images", num_images=2)
+    scored = make_inputs(tmp_path / "images", num_images=2)
     (tmp_path / "folder.json").mkdir()
     for name in ("folder.json", "report.txt"):
         with pytest.raises(DataError, match="not the name of a JSON file"):
             write_report_files(scored, tmp_path / name)
     copied = Path(shutil.copy(files.report, tmp_path))
-    with pytest.raises(DataError, match=r"truth\.json: cannot be read .* evaluate the checkpoint anew"):
-        read_scored(copied)
+    with pytest.raises(DataError, match=r"truth\.json: cannot be read .* evaluate the checkpoint again"):
+        read_report_inputs(copied)
 
 
 def browse(page: Path, *options: str) -> str:
@@ -157,7 +162,7 @@ def test_the_page_opens_in_a_browser_and_prints(files: ReportFiles, tmp_path: Pa
     dom = browse(probed, "--window-size=1200,900", "--virtual-time-budget=10000", "--dump-dom")
     found = json.loads(re.search(r"<title>(.*?)</title>", dom).group(1))
     assert found["loaded"] == found["all"] >= len(CHARTS) + 4
-    assert found["tables"] >= 2 * (len(report["classes"]) + 1)
+    assert found["tables"] >= 2 * (len(report.classes) + 1)
     assert found["width"] <= found["window"]
     printed = tmp_path / "report.pdf"
     browse(files.page, f"--print-to-pdf={printed}", "--no-pdf-header-footer")
@@ -172,7 +177,7 @@ def test_the_page_opens_in_a_browser_and_prints(files: ReportFiles, tmp_path: Pa
 def test_predictions_of_another_report_are_refused(files: ReportFiles, tmp_path: Path) -> None:
     copied = ReportFiles(report=Path(shutil.copy(files.report, tmp_path)))
     shutil.copytree(files.folder, copied.folder)
-    read_scored(copied.report)
+    read_report_inputs(copied.report)
     copied.predictions.write_text("[]")
     with pytest.raises(DataError, match=r"predictions\.json: is not the file that the report was made from"):
-        read_scored(copied.report)
+        read_report_inputs(copied.report)

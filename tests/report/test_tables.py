@@ -1,4 +1,4 @@
-"""The tables of classes: for the console and as CSV."""
+"""Tables for the console and as CSV."""
 
 import csv
 import io
@@ -7,108 +7,86 @@ from pathlib import Path
 
 import pytest
 
-from deim.metrics.coco import CocoMetrics, compute_coco_metrics
-from deim.report.tables import format_class_csv, format_class_table, format_operating_table
+from deim.report.tables import format_class_csv, format_class_table, format_operating_table, format_table
 from tests.report.random_reports import make_report
 
 DASH = "\N{EN DASH}"
-TABLE = """\
-class   images  boxes   AP50     AP   AP75  AR100  AP small  AP medium  AP large
-pit          1      1  1.000  1.000  1.000  1.000         ~      1.000         ~
-scratch      1      1  0.000  0.000  0.000  0.000     0.000          ~         ~
-absent       0      0      ~      ~      ~      ~         ~          ~         ~
-all          3      2  0.500  0.500  0.500  0.500     0.000      1.000         ~""".replace("~", DASH)
-
-
-def make_metrics(names: tuple[str, ...] = ("pit", "scratch", "absent")) -> CocoMetrics:
-    """Three images, one empty; a box of the first two classes, found for the first only."""
-    boxes = [(1, 0, [10, 10, 50, 50]), (2, 1, [5, 5, 20, 20])]
-    return compute_coco_metrics(
-        {
-            "images": [{"id": 1}, {"id": 2}, {"id": 3}],
-            "annotations": [
-                {
-                    "id": i,
-                    "image_id": image_id,
-                    "category_id": category_id,
-                    "bbox": bbox,
-                    "area": bbox[2] * bbox[3],
-                }
-                for i, (image_id, category_id, bbox) in enumerate(boxes)
-            ],
-            "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
-        },
-        [{"image_id": 1, "category_id": 0, "bbox": [10, 10, 50, 50], "score": 0.9}],
-    )
 
 
 def display_width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
 
 
-def test_table_shows_every_class_and_dashes() -> None:
-    assert format_class_table(make_metrics()).splitlines() == TABLE.splitlines()
+def test_a_table_is_plain_text_of_equal_lines() -> None:
+    text = format_table(["class", "n"], [["pit", "1"], ["裂纹", "1000"], ["tab\tand\nnewline [red]", "7"]])
+    lines = text.splitlines()
+    assert "\x1b" not in text
+    assert len({display_width(line) for line in lines}) == 1
+    assert lines[0].split() == ["class", "n"]
+    assert lines[2].startswith("pit ")
+    assert lines[2].endswith("    1")
+    assert lines[4].startswith("tab and newline [red] ")
 
 
-def test_table_stays_within_120_columns() -> None:
-    names = ("a name that no console has room for " * 5, "裂纹" * 30, "tab\tand\nnewline")
-    lines = format_class_table(make_metrics(names)).splitlines()
-    assert len(lines) == 5
-    assert {display_width(line) for line in lines} == {display_width(lines[0])}
-    assert display_width(lines[0]) <= 120
-    assert lines[1].startswith("a name that no console has room…")
-    assert lines[3].startswith("tab and newline ")
+def test_long_names_are_cut_and_nothing_else() -> None:
+    lines = format_table(["class", "n"], [["a name that no console has room for " * 5, "12"]]).splitlines()
+    assert lines[-1].startswith("a name that no console has room")
+    assert "…" in lines[-1]
+    assert lines[-1].endswith("12")
 
 
-def test_table_without_classes() -> None:
-    empty = compute_coco_metrics({"images": [], "annotations": [], "categories": []}, [])
-    lines = format_class_table(empty).splitlines()
-    assert len(lines) == 2
-    assert lines[1].split() == ["all", "0", "0", *[DASH] * 7]
+def test_the_class_table_shows_every_class_and_dashes(tmp_path: Path) -> None:
+    report = make_report(tmp_path)
+    lines = format_class_table(report).splitlines()
+    assert lines[0].split()[:5] == ["class", "images", "boxes", "AP50", "AP"]
+    assert len(lines) == 3 + len(report.classes)
+    assert max(map(display_width, lines)) <= 80
+    scratch = report.classes[0].metrics
+    assert lines[2].split()[:4] == [
+        "scratch",
+        str(scratch.num_images),
+        str(scratch.num_boxes),
+        f"{scratch.ap50:.3f}",
+    ]
+    absent = next(line for line in lines if line.startswith("absent"))
+    assert absent.split()[3:] == [DASH] * 7
+    assert lines[-1].split()[:3] == ["all", "24", str(report.num_boxes)]
 
 
 def test_the_operating_table_shows_what_the_report_says(tmp_path: Path) -> None:
     report = make_report(tmp_path)
     lines = format_operating_table(report).splitlines()
-    assert lines[0].split() == [
-        "class",
-        "boxes",
-        "threshold",
-        "precision",
-        "recall",
-        "F1",
-        "right",
-        "false",
-        "missed",
-    ]
-    assert len(lines) == 2 + len(report["classes"])
-    assert {len(line) for line in lines} == {len(lines[0])}
-    scratch = report["classes"][0]
-    numbers = [scratch[key] for key in ("threshold", "precision", "recall", "f1")]
-    counts = [scratch[key] for key in ("num_right", "num_false", "num_missed")]
-    assert lines[1].split() == [
+    heads = ["class", "boxes", "threshold", "precision", "recall", "F1", "TP", "FP", "FN"]
+    assert lines[0].split() == heads
+    assert len(lines) == 3 + len(report.classes)
+    counts, point = report.classes[0].counts, report.operating_points.classes[0]
+    numbers = (point.threshold, counts.precision, counts.recall, counts.f1)
+    assert lines[2].split() == [
         "scratch",
-        str(scratch["num_boxes"]),
+        str(counts.num_boxes),
         *(f"{number:.3f}" for number in numbers),
-        *map(str, counts),
+        *map(str, (counts.tp, counts.fp, counts.fn)),
     ]
-    assert lines[-1].split()[:3] == ["all", str(report["dataset"]["num_boxes"]), DASH]
+    assert lines[-1].split()[:3] == ["all", str(report.num_boxes), DASH]
 
 
 @pytest.mark.parametrize("num_resamples", [0, 20])
-def test_the_csv_has_all_that_the_report_says_of_each_class(tmp_path: Path, num_resamples: int) -> None:
+def test_the_csv_has_all_numbers_of_each_class(tmp_path: Path, num_resamples: int) -> None:
     report = make_report(tmp_path, num_resamples=num_resamples)
     rows = list(csv.DictReader(io.StringIO(format_class_csv(report))))
-    assert [row["name"] for row in rows] == [entry["name"] for entry in report["classes"]]
-    for row, entry in zip(rows, report["classes"], strict=True):
-        for key, value in entry.items():
-            if key.endswith("_interval"):
-                name = key.removesuffix("_interval")
-                found = [row[f"{name}_low"], row[f"{name}_high"]]
-                assert found == (["", ""] if value is None else [str(end) for end in value])
-            else:
-                assert row[key] == ("" if value is None else str(value))
-
-
-def test_a_csv_without_classes_is_empty() -> None:
-    assert format_class_csv({"classes": []}).strip() == ""
+    assert tuple(row["name"] for row in rows) == report.class_names
+    for row, entry, point in zip(rows, report.classes, report.operating_points.classes, strict=True):
+        ends = entry.ap50_interval
+        expected = {
+            "ap50": entry.metrics.ap50,
+            "num_boxes": entry.metrics.num_boxes,
+            "note": entry.metrics.note,
+            "ap50_low": None if ends is None else ends.low,
+            "ap50_high": None if ends is None else ends.high,
+            "threshold": point.threshold,
+            "threshold_origin": point.origin,
+            "tp": entry.counts.tp,
+            "f1": entry.counts.f1,
+        }
+        for key, value in expected.items():
+            assert row[key] == ("" if value is None else str(value)), key

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deim.config.loader import shipped_configs_dir
-from deim.report.build import read_report
+from deim.report.schema import read_report
 
 PROMPTS = """\
 classes:
@@ -53,16 +54,17 @@ def test_trials_end_in_a_verdict_in_words_files_and_the_report(
     names = ["frozen", "text", "random", "shuffled", "one_hot", "free", "mlp", "class_head", "swapped"]
     assert [model["name"] for model in evidence["models"]] == names
     assert evidence["pair"] == {"first": "pit", "second": "crack", "origin": "named by hand"}
-    assert evidence["models"][0]["ap50"] == pytest.approx(before["summary"]["ap50"], abs=1e-9)
+    assert evidence["models"][0]["ap50"] == pytest.approx(before.summary.ap50, abs=1e-9)
     assert "\n".join(evidence["in_words"]) in out
     assert "the class head alone" in out
     assert (folder / "evidence.html").is_file()
     assert (folder / "evidence" / "models.png").is_file()
     report = read_report(tmp_path / "run" / "report.json")
-    said = report["ablate_text"]
-    assert said["in_words"] == evidence["in_words"]
-    assert "models" not in said
-    assert report == before | {"ablate_text": said}
+    assert report.task_section is not None
+    ablation = report.task_section.data["ablation"]
+    assert ablation["in_words"] == evidence["in_words"] == list(report.task_section.summary)
+    assert "models" not in ablation
+    assert report == replace(before, task_section=report.task_section)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert evidence["in_words"][0] in page
     assert out.endswith("report   run/report.html\n")

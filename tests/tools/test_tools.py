@@ -74,7 +74,7 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     scored = run_command("evaluate", "run/best.pth", "--split", "test", cwd=tmp_path)
     assert scored.returncode == 0, scored.stderr
     report = json.loads((run / "evaluation_test.json").read_text())
-    assert report["dataset"]["num_images"] == 3
+    assert report["num_images"] == 3
     assert report["operating_points"]["chosen_on"] == "val"
     assert "report  run/evaluation_test.html" in scored.stdout
     assert "Parts: escape rate" in scored.stdout

@@ -1,0 +1,251 @@
+"""Runs side by side on the same images: what differs, and whether the difference is more than chance."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deim.errors import DataError
+from deim.inference.detection_table import DetectionTable, GroundTruthTable
+from deim.metrics.assignment import assign
+from deim.metrics.bootstrap import LEVEL, ScoreSamples, compare_paired, resample_scores
+from deim.report.compare.schema import (
+    COMPARISON_VERSION,
+    ClassSummary,
+    ComparedRun,
+    Comparison,
+    RunDifference,
+    RunSummary,
+    ScoreDifference,
+)
+from deim.report.files import read_report_inputs
+from deim.report.schema import read_report
+
+NUM_RESAMPLES = 1000
+
+
+def read_runs(paths: Sequence[Path], *, split: str) -> list[ComparedRun]:
+    """Read the reports of runs, and the detections behind them.
+
+    Args:
+        paths: Run folders, or JSON reports; at least two.
+        split: Which report of a folder: `val` is the one that training ended with, others come from
+            tools/evaluate.py.
+
+    Raises:
+        DataError: If there are fewer than two, one cannot be read, or they are not of the same images,
+            boxes and classes.
+    """
+    if len(paths) < 2:
+        raise DataError(f"a comparison needs at least two runs, got {len(paths)}. Name their folders.")
+    runs = [
+        _read_run(_report_path(path, split), name)
+        for path, name in zip(paths, _short_names(paths), strict=True)
+    ]
+    for run in runs[1:]:
+        differing = _describe_mismatch(runs[0].ground_truth, run.ground_truth)
+        if differing:
+            raise DataError(
+                f"{run.path}: not of the same {differing} as {runs[0].path}. Runs can only be compared on "
+                f"the same annotation file. Evaluate both with --set data.root=… on the same set."
+            )
+    return runs
+
+
+def compare_runs(runs: Sequence[ComparedRun], *, num_resamples: int = NUM_RESAMPLES) -> Comparison:
+    """Compare each run with the first.
+
+    Args:
+        runs: From `read_runs`.
+        num_resamples: Resamples of the images, the same for all runs; at least 2.
+    """
+    first, *others = [resample_scores(run.ground_truth, run.raw, num_resamples=num_resamples) for run in runs]
+    report = runs[0].report
+    return Comparison(
+        schema_version=COMPARISON_VERSION,
+        split=report.provenance.split,
+        dataset=report.provenance.dataset,
+        num_images=report.num_images,
+        num_boxes=report.num_boxes,
+        level=LEVEL,
+        num_resamples=num_resamples,
+        runs=tuple(_summarize_run(run) for run in runs),
+        differences=tuple(
+            _run_difference(run.name, first, samples) for run, samples in zip(runs[1:], others, strict=True)
+        ),
+    )
+
+
+def compare_detections(
+    ground_truth: GroundTruthTable,
+    base: DetectionTable,
+    other: DetectionTable,
+    *,
+    name: str,
+    num_resamples: int = NUM_RESAMPLES,
+) -> RunDifference:
+    """Compare the detections of two detectors on the same images.
+
+    Args:
+        ground_truth: The split.
+        base: Raw detections of the one to compare with.
+        other: Raw detections of the other.
+        name: Name of the other.
+        num_resamples: Resamples of the images; at least 2.
+    """
+    before, after = (
+        resample_scores(ground_truth, detections, num_resamples=num_resamples) for detections in (base, other)
+    )
+    return _run_difference(name, before, after)
+
+
+def describe_comparison(comparison: Comparison) -> list[str]:
+    """Return the differences as sentences."""
+    first = comparison.runs[0]
+    lines = []
+    for entry in comparison.differences:
+        lines.append(f"{entry.name} against {first.name}: mAP50 {_describe(entry.ap50, comparison)}.")
+        for verdict in ("better", "worse"):
+            listed = [
+                f"{row.name} ({difference.value:+.3f})"
+                for row, difference in zip(first.classes, entry.class_ap50, strict=True)
+                if difference.verdict == verdict
+            ]
+            if listed:
+                lines.append(f"{entry.name} is {verdict} than {first.name} in AP50 of {', '.join(listed)}.")
+    return lines
+
+
+def images_that_differ(runs: Sequence[ComparedRun], number: int) -> list[int]:
+    """Find the images on which the runs differ most in their errors.
+
+    Args:
+        runs: From `read_runs`.
+        number: Most images to return.
+
+    Returns:
+        Ascending positions of the images with the largest difference in false positives and false negatives
+        between any two runs, of equals the first.
+    """
+    errors = np.stack([_errors_per_image(run) for run in runs])
+    spread = errors.max(axis=0) - errors.min(axis=0)
+    return sorted(np.argsort(-spread, kind="stable")[:number].tolist())
+
+
+def _read_run(path: Path, name: str) -> ComparedRun:
+    inputs = read_report_inputs(path)
+    kept = inputs.detections.take(inputs.points.keep(inputs.detections))
+    return ComparedRun(
+        name=name,
+        path=path,
+        report=read_report(path),
+        ground_truth=inputs.ground_truth,
+        raw=inputs.detections,
+        kept=kept,
+        assignment=assign(inputs.ground_truth, kept),
+    )
+
+
+def _errors_per_image(run: ComparedRun) -> NDArray[np.int64]:
+    is_fn = ~run.ground_truth.is_crowd
+    is_fn[run.assignment.truth[0, run.assignment.is_tp[0]]] = False
+    num_images = run.ground_truth.num_images
+    errors: NDArray[np.int64] = np.bincount(
+        run.kept.image[run.assignment.is_fp[0]], minlength=num_images
+    ) + np.bincount(run.ground_truth.image[is_fn], minlength=num_images)
+    return errors
+
+
+def _report_path(path: Path, split: str) -> Path:
+    if path.suffix == ".json":
+        return path
+    if not path.is_dir():
+        raise DataError(f"{path}: no such run folder or report. Name the folder that holds best.pth.")
+    # Training writes report.json on val; an evaluation since then has the newer thresholds.
+    names = [f"evaluation_{split}.json", *(["report.json"] if split == "val" else [])]
+    existing = [path / name for name in names if (path / name).is_file()]
+    if not existing:
+        raise DataError(
+            f"{path}: has no {names[0]}. Make it with tools/evaluate.py {path / 'best.pth'} --split {split}."
+        )
+    return max(existing, key=lambda report: report.stat().st_mtime)
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Take the last part of each path; more parts, or a number, where that does not tell them apart."""
+    parts = [(path.with_suffix("") if path.suffix == ".json" else path).resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(item[-length:]) for item in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{item[-1]} ({number})" for number, item in enumerate(parts, start=1)]
+
+
+def _describe_mismatch(a: GroundTruthTable, b: GroundTruthTable) -> str:
+    """Name what two splits do not share; empty if they share everything."""
+    is_same = {
+        "classes": a.class_names == b.class_names,
+        "images": a.image_ids == b.image_ids,
+        "boxes": np.array_equal(a.boxes_xywh, b.boxes_xywh)
+        and np.array_equal(a.label, b.label)
+        and np.array_equal(a.is_crowd, b.is_crowd),
+        "normal class": a.normal_class == b.normal_class,
+    }
+    return " and ".join(name for name, same in is_same.items() if not same)
+
+
+def _run_difference(name: str, before: ScoreSamples, after: ScoreSamples) -> RunDifference:
+    paired = compare_paired(before, after)
+    return RunDifference(
+        name=name,
+        ap=ScoreDifference.from_difference(paired.mean_ap),
+        ap50=ScoreDifference.from_difference(paired.mean_ap50),
+        class_ap=tuple(map(ScoreDifference.from_difference, paired.ap)),
+        class_ap50=tuple(map(ScoreDifference.from_difference, paired.ap50)),
+    )
+
+
+def _summarize_run(run: ComparedRun) -> RunSummary:
+    report, source = run.report, run.report.provenance
+    level, convergence = report.image_level.at_operating_points, report.convergence
+    return RunSummary(
+        name=run.name,
+        report=str(run.path),
+        checkpoint_sha256=source.checkpoint.sha256,
+        model=source.model.name,
+        parameters=source.model.parameters,
+        image_size_hw=source.image_size_hw,
+        epochs=convergence.last_epoch + 1 if convergence else None,
+        hours=convergence.hours if convergence else None,
+        ms_per_image=source.time_per_image_ms.network,
+        ap=report.summary.ap,
+        ap50=report.summary.ap50,
+        ap50_interval=report.intervals.ap50 if report.intervals else None,
+        precision=report.counts.precision,
+        recall=report.counts.recall,
+        f1=report.counts.f1,
+        escape_rate=level.escape_rate,
+        overkill_rate=level.overkill_rate,
+        classes=tuple(
+            ClassSummary(
+                name=row.metrics.name,
+                num_boxes=row.metrics.num_boxes,
+                ap=row.metrics.ap,
+                ap50=row.metrics.ap50,
+                ap_interval=row.ap_interval,
+                ap50_interval=row.ap50_interval,
+                f1=row.counts.f1,
+            )
+            for row in report.classes
+        ),
+    )
+
+
+def _describe(difference: ScoreDifference, comparison: Comparison) -> str:
+    if difference.value is None:
+        return "cannot be compared, because there is no ground truth"
+    return (
+        f"{difference.value:+.3f}, {comparison.level:.0%} interval {difference.low:+.3f} to "
+        f"{difference.high:+.3f} ({comparison.num_images} images): {difference.verdict}"
+    )

@@ -1,0 +1,148 @@
+"""The comparison of runs as a tree of records."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from deim.inference.detection_table import DetectionTable, GroundTruthTable
+from deim.metrics.assignment import Assignment
+from deim.metrics.bootstrap import Difference, Interval
+from deim.report.schema import DatasetInfo, Report
+
+COMPARISON_VERSION = 2
+"""Raised whenever a key of the comparison changes its name or its meaning."""
+
+Verdict = Literal["better", "worse", "not distinguishable", "cannot be compared"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComparedRun:
+    """One run of a comparison, in memory."""
+
+    name: str
+    """Short, and different from those of the other runs."""
+    path: Path
+    """Its report."""
+    report: Report
+    ground_truth: GroundTruthTable
+    raw: DetectionTable
+    """Raw detections."""
+    kept: DetectionTable
+    """Those that the run's operating points keep."""
+    assignment: Assignment
+    """Assignment of the kept detections at IoU 0.5."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreDifference:
+    """Difference of a score of a run from that of the first run."""
+
+    value: float | None
+    """Score of the run minus that of the first run, in [-1, 1]; None if it cannot be computed."""
+    low: float | None
+    """Lower end of the interval of the difference; None without a value."""
+    high: float | None
+    """Upper end."""
+    num_boxes: int | None
+    """Ground-truth boxes behind the score; None without a value."""
+    verdict: Verdict
+    """Whether the interval lies above 0, below it, or holds it."""
+
+    @classmethod
+    def from_difference(cls, difference: Difference | None) -> "ScoreDifference":
+        """Judge a difference of the bootstrap."""
+        if difference is None:
+            return cls(value=None, low=None, high=None, num_boxes=None, verdict="cannot be compared")
+        verdict: Verdict = "not distinguishable"
+        if difference.is_distinguishable:
+            verdict = "better" if difference.value > 0 else "worse"
+        return cls(
+            value=difference.value,
+            low=difference.interval.low,
+            high=difference.interval.high,
+            num_boxes=difference.num_boxes,
+            verdict=verdict,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunDifference:
+    """Difference of a run from the first one."""
+
+    name: str
+    """Name of the run."""
+    ap: ScoreDifference
+    """Difference of mAP."""
+    ap50: ScoreDifference
+    """Difference of mAP50."""
+    class_ap: tuple[ScoreDifference, ...]
+    """Differences of AP by class index."""
+    class_ap50: tuple[ScoreDifference, ...]
+    """Differences of AP50 by class index."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassSummary:
+    """Numbers of one class in a run, from its report."""
+
+    name: str
+    num_boxes: int
+    ap: float | None
+    ap50: float | None
+    ap_interval: Interval | None
+    ap50_interval: Interval | None
+    f1: float | None
+    """At the run's operating point."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSummary:
+    """Numbers of one run, from its report."""
+
+    name: str
+    report: str
+    """Path of the report."""
+    checkpoint_sha256: str
+    model: str
+    """Name of the model."""
+    parameters: int
+    """Number of parameters."""
+    image_size_hw: tuple[int, int]
+    """Size of the network input in pixels."""
+    epochs: int | None
+    """Epochs that the run trained; None if its log is missing."""
+    hours: float | None
+    """Training and validation; None if unknown."""
+    ms_per_image: float | None
+    """Time in the network."""
+    ap: float | None
+    ap50: float | None
+    ap50_interval: Interval | None
+    precision: float | None
+    """Of all classes at the run's operating points, as are the next four."""
+    recall: float | None
+    f1: float | None
+    escape_rate: float | None
+    overkill_rate: float | None
+    classes: tuple[ClassSummary, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Runs side by side, and the difference of each from the first."""
+
+    schema_version: int
+    split: str
+    """Split that all runs were evaluated on."""
+    dataset: DatasetInfo
+    num_images: int
+    num_boxes: int
+    level: float
+    """Share of intervals that hold the truth."""
+    num_resamples: int
+    """Resamples of the images behind the intervals."""
+    runs: tuple[RunSummary, ...]
+    differences: tuple[RunDifference, ...]
+    """One for each run but the first."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Keys of a newer version."""

@@ -1,0 +1,274 @@
+"""The report of an evaluation as a tree of records: the one source of its page, tables and charts."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from deim.errors import DataError
+from deim.files import write_text
+from deim.inference.thresholds import OperatingPoints
+from deim.metrics.analysis import Duplicates, PrecisionRecall
+from deim.metrics.bootstrap import Interval
+from deim.metrics.choose_thresholds import Counts
+from deim.metrics.coco import ClassMetrics, CocoSummary
+from deim.metrics.confusion import Confusion
+from deim.metrics.convergence import Convergence
+from deim.metrics.image_level import EscapeCurve, ImageLevel
+from deim.records import from_json, to_json
+
+SCHEMA_VERSION = 4
+"""Raised whenever a key of the report changes its name or its meaning."""
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetInfo:
+    """Annotations that the detector was evaluated on."""
+
+    annotations_file: str
+    """Name of the annotation file, without its folder."""
+    sha256: str
+    """Hash of the annotations, see `CocoSplit.annotations_sha256`."""
+    image_dir: str
+    """Folder of the images at that time."""
+    normal_class: str | None
+    """Class that marks a good surface; None if there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointInfo:
+    """Weights that were evaluated."""
+
+    path: str
+    """Path of the checkpoint at that time."""
+    sha256: str
+    """Hash of the file, see `sha256_of_file`."""
+    epoch: int | None
+    """0-based epoch that the weights come from; None if the checkpoint holds weights only."""
+    weights: Literal["ema", "raw"]
+    """Averaged weights, or those of the last step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelInfo:
+    """Model that was evaluated."""
+
+    name: str
+    """Name of the model, such as `deimv2_s`."""
+    parameters: int
+    """Number of its parameters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TilesInfo:
+    """Tiles that images were cut into."""
+
+    size: int
+    """Side in pixels."""
+    overlap: float
+    """Share of the side that neighbors have in common, in [0, 1)."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Other options of the tiles."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimePerImage:
+    """Mean time per image in milliseconds; None where it was not measured."""
+
+    network: float | None
+    """Network, post-processing and merging of tiles."""
+    total: float | None
+    """The same with reading and preparing the image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """What is needed to get the numbers of a report again."""
+
+    split: str
+    """Name of the split, such as `val`."""
+    dataset: DatasetInfo
+    checkpoint: CheckpointInfo
+    model: ModelInfo
+    image_size_hw: tuple[int, int]
+    """Size of the network input in pixels."""
+    resize: str
+    """How images were brought to that size, such as `stretch` or `letterbox`."""
+    tiles: TilesInfo | None = None
+    """Tiles that were brought to that size instead of images; None without tiles."""
+    time_per_image_ms: TimePerImage
+    device: str
+    """Name of the device, such as `cpu` or `cuda:0`."""
+    versions: dict[str, str | None]
+    """Version of each package; None if a package runs without being installed."""
+    max_detections: int
+    """Raw detections per image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intervals:
+    """How far AP would move with other images of the same kind; see `deim.metrics.bootstrap.interval`."""
+
+    level: float
+    """Share of such intervals that hold the truth."""
+    method: str
+    """How the intervals were computed."""
+    num_images: int
+    """Images that were resampled."""
+    num_resamples: int
+    seed: int
+    ap: Interval | None
+    """Interval of mAP; None if it cannot be computed."""
+    ap50: Interval | None
+    """Interval of mAP50."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassReport:
+    """All numbers of one class; its threshold stands in `OperatingPoints.classes`."""
+
+    metrics: ClassMetrics
+    """COCO metrics over all raw detections."""
+    ap_interval: Interval | None
+    ap50_interval: Interval | None
+    counts: Counts
+    """Counts at the operating point."""
+    precision_recall: PrecisionRecall | None
+    """Curve at IoU 0.5; None without ground truth or detections."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageLevelReport:
+    """Escapes and overkill."""
+
+    at_operating_points: ImageLevel
+    at_escape_threshold: ImageLevel | None
+    """At the threshold for the limit of escapes; None if there is no such threshold."""
+    curve: EscapeCurve
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorReport:
+    """Errors of one kind of TIDE."""
+
+    count: int
+    """Errors at the operating points."""
+    by_class: tuple[int, ...]
+    """The same by class index."""
+    ap50_delta: float | None
+    """Gain of AP50 without these errors, over all raw detections; None if it cannot be computed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSection:
+    """What a training task adds to a report."""
+
+    task: str
+    """Name of the task, such as `text_fusion`."""
+    title: str
+    """Title on the page."""
+    summary: tuple[str, ...]
+    """Sentences for the console and the page."""
+    data: dict[str, Any]
+    """JSON types, described by the task."""
+    images: tuple[str, ...] = ()
+    """Names of images in the folder of the report."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """The report of one evaluation. A None has a note beside it, or there is no ground truth."""
+
+    schema_version: int
+    created: str
+    """Time of the evaluation, ISO 8601 in UTC."""
+    provenance: Provenance
+    num_images: int
+    """Images of the split, those without boxes included."""
+    num_images_without_boxes: int
+    num_boxes: int
+    """Boxes of the split, crowd regions not counted."""
+    summary: CocoSummary
+    """The twelve COCO metrics over all raw detections."""
+    intervals: Intervals | None
+    """None without resamples."""
+    classes: tuple[ClassReport, ...]
+    """C entries, by class index."""
+    operating_points: OperatingPoints
+    counts: Counts
+    """Counts of all classes at the operating points."""
+    image_level: ImageLevelReport
+    confusion: Confusion
+    """At the operating points, IoU 0.5."""
+    errors: dict[str, ErrorReport]
+    """Errors by kind: `classification`, `localization`, `both`, `duplicate`, `background`, `missed`."""
+    duplicates: Duplicates
+    convergence: Convergence | None
+    """Convergence of the run; None if its log is not beside the checkpoint."""
+    task_section: TaskSection | None
+    """What the training task adds; None for plain detection."""
+    files: dict[str, str]
+    """SHA-256 of the ground truth and the predictions beside the report, by file name."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Keys of a newer version."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names, by class index."""
+        return tuple(entry.metrics.name for entry in self.classes)
+
+    @property
+    def title(self) -> str:
+        """Model and split."""
+        return f"{self.provenance.model.name} on {self.provenance.split}"
+
+
+def write_record(record: object, path: Path) -> None:
+    """Write a record as a JSON file.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(to_json(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_report(path: Path) -> Report:
+    """Read a report of this version.
+
+    Raises:
+        DataError: If it cannot be read, is of another version, or lacks a key.
+    """
+    return read_record(Report, path, version=SCHEMA_VERSION)
+
+
+def read_record(record: type[R], path: Path, *, version: int) -> R:
+    """Read a record that has a `schema_version` from a JSON file.
+
+    Raises:
+        DataError: If it cannot be read, is of another version, or lacks a key.
+    """
+    advice = "Evaluate the checkpoint again with tools/evaluate.py."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable report, got {error}. {advice}") from None
+    found = content.get("schema_version") if isinstance(content, dict) else None
+    if found != version:
+        raise DataError(f"{path}: has report version {found}, this version reads {version}. {advice}")
+    try:
+        return from_json(record, content)
+    except ValueError as error:
+        raise DataError(f"{path}: not a complete report, got {error} {advice}") from None
+
+
+def check_report_path(path: Path) -> None:
+    """Check that a path can be that of a report.
+
+    Raises:
+        DataError: If it is a folder, or its suffix is not `.json`.
+    """
+    if path.is_dir() or path.suffix != ".json":
+        raise DataError(f"{path}: not the name of a JSON file. Name the report like report.json.")
