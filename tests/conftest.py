@@ -1,8 +1,6 @@
 """A COCO folder of a few small pictures, an experiment of seconds, one finished run of it, and tools."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deim.cli.main import main
 from deim.config.loader import config_from_dict
 from deim.config.schema import Config
 from deim.data.splits import Splits, build_splits
@@ -26,7 +25,14 @@ from multimodal.task import subject_builder
 # Tiny tensors gain nothing from threads, and on a shared machine waiting for them costs a hundredfold.
 torch.set_num_threads(1)
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+TOOL_COMMANDS = {
+    "show_config": ["config", "show"],
+    "make_synthetic": ["synthetic"],
+    "build_text_bank": ["text-bank"],
+    "ablate_text": ["ablate-text"],
+    "benchmark_evaluation": ["benchmark", "evaluation"],
+}
+"""Commands of the tools that have another name."""
 
 COLORS = {"pit": (230, 40, 40), "scratch": (40, 60, 230), "crack": (40, 200, 60)}
 CATEGORIES = {"pit": 3, "scratch": 7, "crack": 90}
@@ -190,17 +196,11 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Runs a tool's `main` in this process, in an empty folder; gives exit code, stdout and stderr."""
+    """Run a command in this process, in an empty folder; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(tool: str, *arguments: object) -> tuple[int, str, str]:
-        spec = importlib.util.spec_from_file_location(f"tool_{tool}", TOOLS / f"{tool}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
-        code = module.main()
+        code = main([*TOOL_COMMANDS.get(tool, [tool]), *map(str, arguments)])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

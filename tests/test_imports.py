@@ -21,9 +21,10 @@ FLOORS = [
     {"deim.curation", "deim.analysis", "deim.sweep", "deim.deploy"},
     {"multimodal"},
     {"deim.cli"},
+    {"multimodal.cli"},
     {"tools"},
 ]
-"""A room may import itself and the rooms of the floors before its own."""
+"""A room may import itself and the rooms of the floors before its own. `deim.cli` calls `multimodal.cli` by name."""
 CONTENTS = {"deim/config/schema.py", "deim/config/loader.py"}
 """The table of contents of all options: it imports the rooms whose options an experiment consists of."""
 FILES = sorted(path for room in ("deim", "multimodal", "tools") for path in (ROOT / room).rglob("*.py"))
@@ -34,7 +35,8 @@ def name_of(path: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    return ".".join(module.split(".")[:2]) if module.startswith("deim.") else module.split(".")[0]
+    has_rooms = module.startswith(("deim.", "multimodal.cli"))
+    return ".".join(module.split(".")[:2]) if has_rooms else module.split(".")[0]
 
 
 def floor_of(module: str) -> int:

@@ -123,23 +123,6 @@ def config_to_yaml(config: Config) -> str:
     return yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-def shipped_configs_dir() -> Path:
-    """Folder of the project's own configs: inside an installed package, or `configs/` of a checkout.
-
-    Raises:
-        ConfigError: If neither folder exists.
-    """
-    package = Path(__file__).resolve().parent.parent
-    places = (package / "shipped_configs", package.parent / "configs")
-    for place in places:
-        if place.is_dir():
-            return place
-    raise ConfigError(
-        f"The shipped configs are missing: neither {places[0]} nor {places[1]} exists. "
-        f"Install the package again, or run from a complete checkout."
-    )
-
-
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that writes a list on one line and a block over several."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deim.config.loader import shipped_configs_dir
+from deim.config.shipped import shipped_configs_dir
 from deim.report.build import read_report
 
 PROMPTS = """\

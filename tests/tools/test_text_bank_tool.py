@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deim.config.loader import shipped_configs_dir
+from deim.config.shipped import shipped_configs_dir
 from multimodal.text_bank import load_text_bank
 
 INDUSTRIAL = shipped_configs_dir() / "prompts" / "industrial.yml"
@@ -34,7 +34,7 @@ def test_the_shipped_prompts_make_a_bank(call: Callable, tmp_path: Path) -> None
         "encoder  hashed bag of words, seed 0 (without meaning)\nweights  none\n"
     )
     assert "\ncosines between classes, raw\n" in out
-    assert "\ncentered: less the mean over classes, as the fusion head starts\n" in out
+    assert "\ncosines between classes, centered on the mean of the classes as in the fusion head\n" in out
     assert out.count("1.000") == 12
     assert "warning" not in out
     assert out.endswith("\ntext bank  outputs/text_bank.safetensors\n")
@@ -66,8 +66,8 @@ def test_classes_of_one_text_draw_a_warning(call: Callable, tmp_path: Path) -> N
     code, out, _ = call("build_text_bank", "twins.yml", "--encoder", "hashed")
     assert code == 0
     assert (
-        "\nwarning: crack and pit: cosine 1.000 raw, 1.000 centered. Above 0.95 texts are hardly told apart: "
-        "say more of what sets them apart.\n"
+        "\nwarning: crack, pit: cosine 1.000 raw, 1.000 centered. Texts above 0.95 are hard to distinguish: "
+        "describe what makes the classes different.\n"
     ) in out
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.config.loader import load_config, shipped_configs_dir
+from deim.config.loader import load_config
+from deim.config.shipped import shipped_configs_dir
 from deim.data.collate import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
@@ -86,7 +87,7 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     images = sorted(path.name for path in (tiny_set / "images").iterdir())
     assert sorted({entry["file_name"] for entry in results}) == images
     assert {entry["category_name"] for entry in results} <= {"pit", "scratch", "crack"}
-    assert len(list((tmp_path / "found" / "pictures").glob("*.png"))) == len(images)
+    assert len(list((tmp_path / "found" / "annotated").glob("*.png"))) == len(images)
 
 
 def test_a_misspelled_option_ends_with_its_nearest_name_and_nothing_else(
@@ -193,7 +194,7 @@ def test_predict_takes_image_ids_from_annotations(
     assert out.startswith("80 detections in 4 images\n")
     results = json.loads((tmp_path / "found" / "predictions.json").read_text())
     assert {entry["image_id"] for entry in results} == {10, 11, 12, 13}
-    pictures = tmp_path / "found" / "pictures"
+    pictures = tmp_path / "found" / "annotated"
     assert {path.name for path in pictures.iterdir()} == {f"val_{i}.png" for i in range(4)}
     with Image.open(pictures / "val_0.png") as drawn:
         assert drawn.size == Image.open(tiny_set / "images" / "val_0.png").size
@@ -365,7 +366,7 @@ def test_an_image_without_extension_is_predicted(
     shutil.copyfile(tiny_set / "images" / "val_0.png", tmp_path / "part")
     code, _, err = call("predict", tiny_run / "best.pth", "part", "--output", "found")
     assert (code, err) == (0, "")
-    assert (tmp_path / "found" / "pictures" / "part.png").is_file()
+    assert (tmp_path / "found" / "annotated" / "part.png").is_file()
 
 
 @pytest.mark.slow
