@@ -24,7 +24,7 @@ FLOORS = [
     {"multimodal.cli"},
     {"tools"},
 ]
-"""A room may import itself and the rooms of the floors before its own. `deim.cli` calls `multimodal.cli` by name."""
+"""A room may import itself and the rooms of the floors before its own; `deim.cli` knows `multimodal.cli` by name only."""
 CONTENTS = {"deim/config/schema.py", "deim/config/loader.py"}
 """The table of contents of all options: it imports the rooms whose options an experiment consists of."""
 FILES = sorted(path for room in ("deim", "multimodal", "tools") for path in (ROOT / room).rglob("*.py"))

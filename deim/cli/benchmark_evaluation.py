@@ -80,8 +80,8 @@ def measure(args: Namespace) -> dict[str, float]:
     return {
         "images": args.images,
         "boxes": args.boxes,
-        "coco_s": round(ours, 2),
-        "pycocotools_s": round(theirs, 2),
+        "coco_s": round(ours, 3),
+        "pycocotools_s": round(theirs, 3),
         "ratio": round(ours / theirs, 3),
         "largest_difference": max(abs((-1 if value is None else value) - other) for value, other in pairs),
         "resampling_s": round(resampling, 2),

@@ -25,7 +25,7 @@ def build_parser() -> ArgumentParser:
     add("checkpoint", type=Path, help="Checkpoint of a run, such as best.pth.")
     add("images", type=Path, help="An image, or a folder of images.")
     add("--output", type=Path, default=Path("outputs/predictions"), help="Folder to write to.")
-    what = "COCO file: predict only the images that it lists, with their ids; without it, ids are 1, 2, 3, …"
+    what = "COCO file: predict only the images that it lists, with their ids; without it, ids count from 1."
     add("--annotations", type=Path, help=what)
     what = "Lowest score of a detection, 0 for raw detections; without it, the thresholds in the checkpoint."
     add("--score-threshold", type=float, help=what)

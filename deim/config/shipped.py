@@ -49,7 +49,7 @@ def find_config(name: str | Path) -> Path:
         ConfigError: If there is neither such a file nor a shipped config of that name.
     """
     path = Path(name)
-    if path.exists():
+    if path.exists() and not path.is_dir():
         return path
     shipped = path.relative_to(CHECKOUT_FOLDER) if path.parts[:1] == (CHECKOUT_FOLDER,) else path
     for candidate in (shipped, shipped.with_name(f"{shipped.name}.yml")):

@@ -172,7 +172,8 @@ def test_predicting_what_is_not_there_is_refused(call: Callable, tiny_run: Path,
     code, _, err = call("predict", tiny_run / "best.pth", "empty")
     assert (code, err) == (
         2,
-        "empty: no image there. Give an image, or a folder of .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp.\n",
+        "empty: there is no image. Give an image, or a folder of "
+        ".bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp.\n",
     )
     (tmp_path / "part.png").write_bytes(b"no image")
     code, _, err = call("predict", tiny_run / "best.pth", "part.png", "--output", "found")
