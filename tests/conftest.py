@@ -72,7 +72,7 @@ def _write_split(
     root: Path, name: str, categories: Mapping[str, int], num_images: int, *, empty: bool, seed: int
 ) -> None:
     rng = np.random.default_rng([seed, len(name), num_images])
-    tree: dict[str, Any] = {
+    coco: dict[str, Any] = {
         "images": [],
         "annotations": [],
         "categories": [{"id": number, "name": label} for label, number in categories.items()],
@@ -88,9 +88,9 @@ def _write_split(
             box_width, box_height = (int(side) for side in rng.integers(14, 24, size=2))
             left, top = int(rng.integers(0, width - box_width)), int(rng.integers(0, height - box_height))
             pixels[top : top + box_height, left : left + box_width] = COLORS.get(label, (250, 250, 250))
-            tree["annotations"].append(
+            coco["annotations"].append(
                 {
-                    "id": len(tree["annotations"]) + 1,
+                    "id": len(coco["annotations"]) + 1,
                     "image_id": 10 + index,
                     "category_id": categories[label],
                     "bbox": [left, top, box_width, box_height],
@@ -100,8 +100,8 @@ def _write_split(
             )
         file_name = f"{name}_{index}.png"
         Image.fromarray(pixels).save(root / "images" / file_name)
-        tree["images"].append({"id": 10 + index, "file_name": file_name, "width": width, "height": height})
-    (root / "annotations" / f"{name}.json").write_text(json.dumps(tree), encoding="utf-8")
+        coco["images"].append({"id": 10 + index, "file_name": file_name, "width": width, "height": height})
+    (root / "annotations" / f"{name}.json").write_text(json.dumps(coco), encoding="utf-8")
 
 
 def _write_coco(
@@ -131,7 +131,7 @@ def _build(
     overwrite: bool = False,
     resume_from: Path | None = None,
     force: bool = False,
-    validate: Callable[[Validate], Validate] = lambda own: own,
+    validate: Callable[[Validate], Validate] = lambda validate: validate,
 ) -> Trainer:
     splits: Splits = build_splits(config.data)
     evaluator = Evaluator(

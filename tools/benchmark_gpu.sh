@@ -28,7 +28,7 @@ for amp in $precisions; do
     train -c configs/deimv2_1024.yml --set "data.root=$out/data" "output_dir=$out/train_$amp" epochs=2 \
         "image_size=$size" "runtime.amp=$amp" "runtime.device=$device" schedule.warmup_steps=4 schedule.flat_epochs=1 \
         evaluation.bootstrap_resamples=0 evaluation.every_epochs=2
-    tail -n 2 "$out/train_$amp/metrics.jsonl" | log
+    tail -n 2 "$out/train_$amp/metrics.jsonl" | cut -c -400 | log
 done
 
 amp=${precisions%% *}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from deim.config.catalog import find_config
 from deim.config.loader import load_config
-from deim.config.shipped import find_config
 from deim.data.loader import build_augmentation, build_train_dataset, input_format
 from deim.data.speed import Batches, Way, make_photographs, plain_ways, stages_of, time_in_turns, whole_way
 

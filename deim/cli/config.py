@@ -9,7 +9,7 @@ Examples:
 from argparse import ArgumentParser, Namespace
 
 from deim.cli.arguments import add_config_argument, add_override_argument, new_parser
-from deim.config.shipped import find_config, list_shipped
+from deim.config.catalog import find_config, list_shipped
 from deim.errors import ConfigError
 
 

@@ -21,7 +21,7 @@ from deim.cli.arguments import (
     new_parser,
     progress_bar,
 )
-from deim.config.shipped import find_config
+from deim.config.catalog import find_config
 from deim.errors import DataError
 from deim.files import write_text
 

@@ -43,9 +43,9 @@ def run(args: Namespace) -> None:
                 "checkpoint instead."
             )
         report_path = args.output or args.source
-        scored = read_scored(args.source)
-        report = write_report_files(scored, report_path)
-        metrics = scored.metrics
+        evaluated = read_scored(args.source)
+        report = write_report_files(evaluated, report_path)
+        metrics = evaluated.metrics
     else:
         if args.source.is_dir():
             raise CheckpointError(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deim.cli.arguments import add_config_argument, add_override_argument, new_parser
-from deim.config.shipped import find_config
+from deim.config.catalog import find_config
 from deim.errors import StopSignalError
 
 if TYPE_CHECKING:

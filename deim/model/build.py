@@ -1,7 +1,7 @@
 """From configuration to detector."""
 
 from deim.config.loader import load_block
-from deim.config.shipped import shipped_configs_dir
+from deim.config.catalog import shipped_configs_dir
 from deim.errors import ConfigError
 from deim.model.backbone.options import DinoV3Options, VitTinyOptions
 from deim.model.backbone.spatial_adapter import SpatialAdapterBackbone

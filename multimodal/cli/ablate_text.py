@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deim.cli.arguments import add_config_argument, add_override_argument, at_least, new_parser
-from deim.config.shipped import find_config
+from deim.config.catalog import find_config
 
 VARIANTS = ("random", "shuffled", "one_hot", "free", "mlp", "class_head")
 
@@ -51,12 +51,12 @@ def run(args: Namespace) -> None:
     variants = [name for name in VARIANTS if name in args.variants]
     scores = run_trials(plan.setting, variants, seeds, pair=plan.pair)
     minutes = (time.perf_counter() - started) / 60
-    evidence = build_evidence(plan, scores, seeds=seeds, minutes=minutes, created=datetime.now(UTC))
+    ablation = build_evidence(plan, scores, seeds=seeds, minutes=minutes, created=datetime.now(UTC))
     run_folder = Path(config.output_dir)
-    path = write_evidence(evidence, args.output or run_folder / "text_ablation")
-    print(f"\n{format_models(evidence)}\n\n{format_classes(evidence)}\n")
-    print("\n".join(evidence["in_words"]))
+    path = write_evidence(ablation, args.output or run_folder / "text_ablation")
+    print(f"\n{format_models(ablation)}\n\n{format_classes(ablation)}\n")
+    print("\n".join(ablation["in_words"]))
     print(f"\npage     {path.with_suffix('.html')}\nnumbers  {path}")
     report = run_folder / "report.json"
-    if add_to_report(evidence, report):
+    if add_to_report(ablation, report):
         print(f"report   {report.with_suffix('.html')}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deim.cli.arguments import new_parser
-from deim.config.shipped import find_config
+from deim.config.catalog import find_config
 from deim.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deim.config.loader import config_from_dict, load_block, load_config
-from deim.config.shipped import shipped_configs_dir
+from deim.config.catalog import shipped_configs_dir
 from deim.config.schema import Config
 from deim.data.augment.industrial import IndustrialOptions
 from deim.data.augment.options import AugmentOptions

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deim.config.loader import load_block, load_config
-from deim.config.shipped import shipped_configs_dir
+from deim.config.catalog import shipped_configs_dir
 from deim.data.collate import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer

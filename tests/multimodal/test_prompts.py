@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deim.config.shipped import shipped_configs_dir
+from deim.config.catalog import shipped_configs_dir
 from deim.data.synthetic.make import CATEGORIES
 from deim.errors import ConfigError
 from multimodal.prompts import BackgroundPrompt, ClassPrompt, Contrast, Prompts, find_negations, load_prompts

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deim.config.shipped import shipped_configs_dir
+from deim.config.catalog import shipped_configs_dir
 from deim.report.build import read_report
 
 PROMPTS = """\
@@ -48,22 +48,22 @@ def test_trials_end_in_a_verdict_in_words_files_and_the_report(
     code, out, err = call("ablate_text", "-c", experiment, "--seeds", 1, "--pair", "pit", "crack")
     assert (code, err) == (0, "")
     folder = tmp_path / "run" / "ablate_text"
-    evidence = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+    ablation = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
     names = ["frozen", "text", "random", "shuffled", "one_hot", "free", "mlp", "class_head", "swapped"]
-    assert [model["name"] for model in evidence["models"]] == names
-    assert evidence["pair"] == {"first": "pit", "second": "crack", "origin": "named by hand"}
-    assert evidence["models"][0]["ap50"] == pytest.approx(before["summary"]["ap50"], abs=1e-9)
-    assert "\n".join(evidence["in_words"]) in out
+    assert [model["name"] for model in ablation["models"]] == names
+    assert ablation["pair"] == {"first": "pit", "second": "crack", "origin": "named by hand"}
+    assert ablation["models"][0]["ap50"] == pytest.approx(before["summary"]["ap50"], abs=1e-9)
+    assert "\n".join(ablation["in_words"]) in out
     assert "the class head alone" in out
     assert (folder / "evidence.html").is_file()
     assert (folder / "evidence" / "models.png").is_file()
     report = read_report(tmp_path / "run" / "report.json")
     said = report["ablate_text"]
-    assert said["in_words"] == evidence["in_words"]
+    assert said["in_words"] == ablation["in_words"]
     assert "models" not in said
     assert report == before | {"ablate_text": said}
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert evidence["in_words"][0] in page
+    assert ablation["in_words"][0] in page
     assert out.endswith("report   run/report.html\n")
 
 
@@ -74,9 +74,9 @@ def test_some_controls_give_a_hasty_verdict_and_no_report_is_made_up(
     options = ("--seeds", 1, "--variants", "mlp", "random", "--output", "hasty", "--set", "epochs=1")
     code, out, _ = call("ablate_text", "-c", experiment, *options)
     assert code == 0
-    evidence = json.loads((tmp_path / "hasty" / "evidence.json").read_text(encoding="utf-8"))
-    assert [model["name"] for model in evidence["models"]] == ["frozen", "text", "random", "mlp", "swapped"]
-    assert evidence["verdict"] != "text helps"
+    ablation = json.loads((tmp_path / "hasty" / "evidence.json").read_text(encoding="utf-8"))
+    assert [model["name"] for model in ablation["models"]] == ["frozen", "text", "random", "mlp", "swapped"]
+    assert ablation["verdict"] != "text helps"
     assert "Not tried: shuffled descriptions, one-hot vectors, free prototypes, the class head alone." in out
     assert not (tmp_path / "run").exists()
     # A report that cannot be read costs no more than the verdict in it.

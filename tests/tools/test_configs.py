@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from deim.config.catalog import shipped_configs_dir
 from deim.config.loader import config_from_dict, config_to_dict, load_config
 from deim.config.schema import Config
-from deim.config.shipped import shipped_configs_dir
 from deim.engine.experiment import SHARED_BLOCKS
 from deim.engine.schedule import resolve_ema, resolve_schedule
 from deim.model.build import build_model

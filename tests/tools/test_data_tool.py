@@ -51,9 +51,9 @@ def test_images_of_the_same_name_are_grouped_as_the_check_groups_them(call: Call
     assert "group 't0' is in split train (such as 't0.png') and in val (such as 't0.png')" in out
     code, _, err = call("data", "split", "yolo", *by_name, "--ratios", 60, 40, 0, "--output", "new")
     assert (code, err) == (0, "")
-    found = sorted(path.relative_to(tmp_path / "new").as_posix() for path in tmp_path.glob("new/**/*t0.png"))
-    assert [path.split("images/")[-1].split("/")[0] for path in found] in (["train"] * 2, ["val"] * 2)
-    assert {path.split("/", 2)[-1] for path in found} == {"train/t0.png", "val/t0.png"}
+    paths = sorted(path.relative_to(tmp_path / "new").as_posix() for path in tmp_path.glob("new/**/*t0.png"))
+    assert [path.split("images/")[-1].split("/")[0] for path in paths] in (["train"] * 2, ["val"] * 2)
+    assert {path.split("/", 2)[-1] for path in paths} == {"train/t0.png", "val/t0.png"}
 
 
 def test_a_set_is_converted_and_the_new_one_is_checked(call: Callable, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deim.config.shipped import shipped_configs_dir
+from deim.config.catalog import shipped_configs_dir
 from multimodal.text_bank import load_text_bank
 
 INDUSTRIAL = shipped_configs_dir() / "prompts" / "industrial.yml"

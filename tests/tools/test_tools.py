@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from deim.config.catalog import shipped_configs_dir
 from deim.config.loader import load_config
-from deim.config.shipped import shipped_configs_dir
 from deim.data.collate import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
@@ -72,17 +72,17 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     assert again.stderr.startswith("run: already holds a run (last.pth, best.pth, report.json, ")
     assert contents(run) == before
 
-    scored = run_command("evaluate", "run/best.pth", "--split", "test", cwd=tmp_path)
-    assert scored.returncode == 0, scored.stderr
+    evaluated = run_command("evaluate", "run/best.pth", "--split", "test", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
     report = json.loads((run / "evaluation_test.json").read_text())
     assert report["dataset"]["num_images"] == 3
     assert report["operating_points"]["chosen_on"] == "val"
-    assert "report  run/evaluation_test.html" in scored.stdout
-    assert "Parts: escape rate" in scored.stdout
+    assert "report  run/evaluation_test.html" in evaluated.stdout
+    assert "Parts: escape rate" in evaluated.stdout
 
     everything = ("--score-threshold", "0", "--output", "found")
-    found = run_command("predict", "run/best.pth", tiny_set / "images", *everything, cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
+    predicted = run_command("predict", "run/best.pth", tiny_set / "images", *everything, cwd=tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
     results = json.loads((tmp_path / "found" / "predictions.json").read_text())
     images = sorted(path.name for path in (tiny_set / "images").iterdir())
     assert sorted({entry["file_name"] for entry in results}) == images
@@ -195,9 +195,9 @@ def test_predict_takes_image_ids_from_annotations(
     assert out.startswith("80 detections in 4 images\n")
     results = json.loads((tmp_path / "found" / "predictions.json").read_text())
     assert {entry["image_id"] for entry in results} == {10, 11, 12, 13}
-    pictures = tmp_path / "found" / "annotated"
-    assert {path.name for path in pictures.iterdir()} == {f"val_{i}.png" for i in range(4)}
-    with Image.open(pictures / "val_0.png") as drawn:
+    annotated = tmp_path / "found" / "annotated"
+    assert {path.name for path in annotated.iterdir()} == {f"val_{i}.png" for i in range(4)}
+    with Image.open(annotated / "val_0.png") as drawn:
         assert drawn.size == Image.open(tiny_set / "images" / "val_0.png").size
 
 
@@ -220,7 +220,7 @@ def test_predict_says_so_where_no_image_has_an_id(
 
 
 def spoil_annotation(field: str, value: object) -> Callable[[dict], None]:
-    return lambda tree: tree["annotations"][0].update({field: value})
+    return lambda coco: coco["annotations"][0].update({field: value})
 
 
 @pytest.mark.parametrize(
@@ -235,16 +235,16 @@ def spoil_annotation(field: str, value: object) -> Callable[[dict], None]:
         ("train", spoil_annotation("category_id", 4), "has category id 4, which is not in 'categories'"),
         ("train", spoil_annotation("area", -5), "has area -5. It must be a number from 0, or null"),
         ("train", spoil_annotation("image_id", 2**70), "It must be a whole number of at most 63 bits"),
-        ("train", lambda tree: tree["categories"][0].update(name=" "), "It must be text that is not empty"),
+        ("train", lambda coco: coco["categories"][0].update(name=" "), "It must be text that is not empty"),
         (
             "train",
-            lambda tree: tree["images"][0].update(file_name="lost.png"),
+            lambda coco: coco["images"][0].update(file_name="lost.png"),
             "'lost.png' (id 10) is",
         ),
-        ("train", lambda tree: tree.pop("images"), "not a COCO file, got annotations, categories"),
+        ("train", lambda coco: coco.pop("images"), "not a COCO file, got annotations, categories"),
         (
             "val",
-            lambda tree: tree["categories"].append({"id": 99, "name": "dent"}),
+            lambda coco: coco["categories"].append({"id": 99, "name": "dent"}),
             "class 'dent' of split val is not known to train",
         ),
     ],
@@ -270,9 +270,9 @@ def test_wrong_annotations_end_with_a_message_and_code_2(
 ) -> None:
     root = write_coco(tmp_path / "set")
     file = root / "annotations" / f"{split}.json"
-    tree = json.loads(file.read_text())
-    spoil(tree)
-    file.write_text(json.dumps(tree))
+    coco = json.loads(file.read_text())
+    spoil(coco)
+    file.write_text(json.dumps(coco))
     code, _, err = call(
         "train", "-c", config_path("neu_det"), "--set", *QUICK, "data.root=set", "output_dir=run"
     )
@@ -371,7 +371,7 @@ def test_an_image_without_extension_is_predicted(
 
 
 @pytest.mark.slow
-def test_a_step_of_run_five_on_a_cpu_is_finite() -> None:
+def test_a_step_of_deimv2_1024_on_a_cpu_is_finite() -> None:
     config = load_config(config_path("deimv2_1024"))
     torch.manual_seed(0)
     model = build_model(config.model, 6).train()
@@ -382,7 +382,7 @@ def test_a_step_of_run_five_on_a_cpu_is_finite() -> None:
         }
     ]
     before = model.decoder.dec_score_head[0].weight.detach().clone()
-    parts = StepParts(
+    step_parts = StepParts(
         model=model,
         criterion=build_criterion(config.loss, matcher_change_epoch=99),
         optimizer=build_optimizer(model, config.recipe),
@@ -390,7 +390,7 @@ def test_a_step_of_run_five_on_a_cpu_is_finite() -> None:
         clip_grad_norm=config.recipe.clip_grad_norm,
     )
     batch = Batch(images=torch.randn(1, 3, *config.image_size_hw), targets=targets)
-    result = train_step(parts, batch, epoch=0)
+    result = train_step(step_parts, batch, epoch=0)
     assert result.skip_reason is None
     assert 0 < result.loss < 1000
     assert result.grad_norm > 0
@@ -431,9 +431,9 @@ def test_the_benchmark_of_evaluation_finds_the_same_numbers_as_pycocotools(call:
     pytest.importorskip("pycocotools")
     code, out, err = call("benchmark_evaluation", "--images", "20", "--boxes", "30")
     assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert found["largest_difference"] < 1e-9
-    assert min(found["coco_s"], found["pycocotools_s"], found["peak_mb"]) > 0
+    numbers = json.loads(out)
+    assert numbers["largest_difference"] < 1e-9
+    assert min(numbers["coco_s"], numbers["pycocotools_s"], numbers["peak_mb"]) > 0
 
 
 def test_the_benchmark_of_loading_prints_stages_and_ratios(call: Callable) -> None:
@@ -443,6 +443,6 @@ def test_the_benchmark_of_loading_prints_stages_and_ratios(call: Callable) -> No
     *table, line = out.splitlines()
     stages = ["decode and resize", "augment", "normalize and collate"]
     assert [row.split("  ")[0] for row in table[:3]] == stages
-    found = json.loads(line)
-    assert found["ours_images_per_s"] > 0
-    assert found["ours_disk_cache_to_plain"] > 0
+    numbers = json.loads(line)
+    assert numbers["ours_images_per_s"] > 0
+    assert numbers["ours_disk_cache_to_plain"] > 0

@@ -51,11 +51,11 @@ def find_config(name: str | Path) -> Path:
     path = Path(name)
     if path.exists() and not path.is_dir():
         return path
-    shipped = path.relative_to(CHECKOUT_FOLDER) if path.parts[:1] == (CHECKOUT_FOLDER,) else path
-    for candidate in (shipped, shipped.with_name(f"{shipped.name}.yml")):
-        found = shipped_configs_dir() / candidate
-        if not path.is_absolute() and found.is_file():
-            return found
+    inside = path.relative_to(CHECKOUT_FOLDER) if path.parts[:1] == (CHECKOUT_FOLDER,) else path
+    for candidate in (inside, inside.with_name(f"{inside.name}.yml")):
+        file = shipped_configs_dir() / candidate
+        if not path.is_absolute() and file.is_file():
+            return file
     raise ConfigError(
         f"{path}: cannot be read, no such file exists (looked in {Path.cwd()}). Name a config file, or a "
         f"shipped config. {suggest(path.stem, list_shipped())}"
