@@ -158,7 +158,7 @@ def _profile(train_step: Callable[[], object], device: torch.device) -> str:
     kernels = [
         event
         for event in profiled.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith("step:")
+        if event.device_type.name == "CUDA" and not event.name.startswith("step:")
     ]
     busy_us = sum(event.time_range.elapsed_us() for event in kernels)
     averages = profiled.key_averages()

@@ -43,12 +43,13 @@ def run(args: Namespace) -> None:
     from multimodal.ablation.schema import build_evidence
     from multimodal.ablation.tables import format_classes, format_models
     from multimodal.ablation.trials import run_trials
+    from multimodal.ablation.variants import CONTROLS
 
     started = time.perf_counter()
     config = load_experiment(find_config(args.config), args.set)
     plan = build_trials(config, pair_names=args.pair)
     seeds = range(config.seed, config.seed + args.seeds)
-    variants = [name for name in VARIANTS if name in args.variants]
+    variants = [name for name in CONTROLS if name in args.variants]
     scores = run_trials(plan.setting, variants, seeds, pair=plan.pair)
     minutes = (time.perf_counter() - started) / 60
     ablation = build_evidence(plan, scores, seeds=seeds, minutes=minutes, created=datetime.now(UTC))
