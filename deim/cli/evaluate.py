@@ -8,10 +8,15 @@ Examples:
 """
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from deim.cli.arguments import SPLITS, add_override_argument, new_parser
 from deim.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from deim.metrics.coco import CocoMetrics
 
 
 def build_parser() -> ArgumentParser:
@@ -31,8 +36,6 @@ def run(args: Namespace) -> None:
     from deim.data.splits import read_split
     from deim.inference.evaluator import evaluator_of
     from deim.report.files import ReportFiles, read_scored, write_report_files
-    from deim.report.summary import describe_report
-    from deim.report.tables import format_class_table, format_operating_table
     from multimodal.report import assess
     from multimodal.task import load_trained
 
@@ -57,8 +60,16 @@ def run(args: Namespace) -> None:
         evaluator = evaluator_of(trained, read_split(trained.config.data, split))
         result = assess(trained, evaluator, split_name=split, report_path=report_path)
         report, metrics = result.report, result.evaluation.metrics
+    print_evaluation(report, metrics)
+    files = ReportFiles(report=report_path)
+    print(f"\nreport  {files.page}\nnumbers {files.report}\nfolder  {files.folder}")
+
+
+def print_evaluation(report: Mapping[str, Any], metrics: "CocoMetrics") -> None:
+    """Print the tables and the summary of a report."""
+    from deim.report.summary import describe_report
+    from deim.report.tables import format_class_table, format_operating_table
+
     print(format_class_table(metrics))
     print(f"\n{format_operating_table(report)}\n")
     print("\n".join(describe_report(report)))
-    files = ReportFiles(report=report_path)
-    print(f"\nreport  {files.page}\nnumbers {files.report}\nfolder  {files.folder}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deim.cli.arguments import add_config_argument, add_override_argument, new_parser
+from deim.cli.evaluate import print_evaluation
 from deim.config.catalog import find_config
 from deim.errors import StopSignalError
 
@@ -133,8 +134,6 @@ def _report(
     config: "Config", trainer: "Trainer", evaluator: "Evaluator", distributed: "DistributedContext"
 ) -> None:
     """Evaluate the best weights on the validation split, write the report and print it."""
-    from deim.report.summary import describe_report
-    from deim.report.tables import format_class_table, format_operating_table
     from multimodal.report import assess, take_part
     from multimodal.task import load_trained
 
@@ -146,9 +145,7 @@ def _report(
     report_path = Path(config.output_dir) / "report.json"
     result = assess(best, evaluator, split_name="val", report_path=report_path)
     print(f"\n{'best' if has_best else 'last'} epoch on val ({len(evaluator.split)} images):\n")
-    print(format_class_table(result.evaluation.metrics))
-    print(f"\n{format_operating_table(result.report)}\n")
-    print("\n".join(describe_report(result.report)))
+    print_evaluation(result.report, result.evaluation.metrics)
     if result.report["convergence"]:
         print(result.report["convergence"]["in_words"])
     if not has_best:

@@ -40,14 +40,14 @@ def experiment(tmp_path: Path, tiny_run: Path) -> str:
 
 
 @pytest.mark.slow
-def test_trials_end_in_a_verdict_in_words_files_and_the_report(
+def test_an_ablation_ends_in_a_verdict_in_files_and_in_the_report(
     call: Callable, experiment: str, tiny_run: Path, tmp_path: Path
 ) -> None:
     assert call("evaluate", tiny_run / "best.pth", "--output", "run/report.json")[0] == 0
     before = read_report(tmp_path / "run" / "report.json")
     code, out, err = call("ablate_text", "-c", experiment, "--seeds", 1, "--pair", "pit", "crack")
     assert (code, err) == (0, "")
-    folder = tmp_path / "run" / "ablate_text"
+    folder = tmp_path / "run" / "text_ablation"
     ablation = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
     names = ["frozen", "text", "random", "shuffled", "one_hot", "free", "mlp", "class_head", "swapped"]
     assert [model["name"] for model in ablation["models"]] == names
@@ -58,17 +58,17 @@ def test_trials_end_in_a_verdict_in_words_files_and_the_report(
     assert (folder / "evidence.html").is_file()
     assert (folder / "evidence" / "models.png").is_file()
     report = read_report(tmp_path / "run" / "report.json")
-    said = report["ablate_text"]
-    assert said["in_words"] == ablation["in_words"]
-    assert "models" not in said
-    assert report == before | {"ablate_text": said}
+    entry = report["text_evidence"]
+    assert entry["in_words"] == ablation["in_words"]
+    assert "models" not in entry
+    assert report == before | {"text_evidence": entry}
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert ablation["in_words"][0] in page
     assert out.endswith("report   run/report.html\n")
 
 
 @pytest.mark.slow
-def test_some_controls_give_a_hasty_verdict_and_no_report_is_made_up(
+def test_some_variants_give_a_weaker_verdict_and_no_report_is_made_up(
     call: Callable, experiment: str, tmp_path: Path
 ) -> None:
     options = ("--seeds", 1, "--variants", "mlp", "random", "--output", "hasty", "--set", "epochs=1")

@@ -418,13 +418,13 @@ def test_two_runs_are_compared_and_a_report_is_made_again(
     assert (tmp_path / "first" / "report.html").is_file()
     code, _, err = call("evaluate", "first/report.json", "--split", "test")
     assert code == 2
-    assert "a report is made again as it is" in err
+    assert "a report is written again from its own files" in err
     code, _, err = call("compare", "first", "lost")
     assert code == 2
     assert err.startswith("lost: no such run folder or report.")
     code, _, err = call("evaluate", "first")
     assert code == 2
-    assert err.startswith("first: is a folder. Name a checkpoint, such as first/best.pth")
+    assert err.startswith("first: is a folder. Give a checkpoint, such as first/best.pth.")
 
 
 def test_the_benchmark_of_evaluation_finds_the_same_numbers_as_pycocotools(call: Callable) -> None:
