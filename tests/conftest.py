@@ -1,8 +1,6 @@
-"""A COCO folder of a few small pictures, an experiment of seconds, one finished run of it, and tools."""
+"""A tiny COCO dataset, a config that trains on it in seconds, a finished run, and the commands."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deim.cli.main import main
 from deim.config.loader import config_from_dict
 from deim.config.schema import Config
 from deim.data.splits import Splits, build_splits
@@ -22,10 +21,17 @@ from deim.engine.validation import Validate
 from deim.inference.evaluator import Evaluator
 from deim.report.evaluate import to_validation
 
-# Tiny tensors gain nothing from threads, and on a shared machine waiting for them costs a hundredfold.
+# Tiny tensors gain nothing from threads, and waiting for threads on a shared machine is slow.
 torch.set_num_threads(1)
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+TOOL_COMMANDS = {
+    "show_config": ["config", "show"],
+    "make_synthetic": ["synthetic"],
+    "build_text_bank": ["text-bank"],
+    "ablate_text": ["ablate-text"],
+    "benchmark_evaluation": ["benchmark", "evaluation"],
+}
+"""Commands of the tools that have another name."""
 
 COLORS = {"pit": (230, 40, 40), "scratch": (40, 60, 230), "crack": (40, 200, 60)}
 CATEGORIES = {"pit": 3, "scratch": 7, "crack": 90}
@@ -65,7 +71,7 @@ def _write_split(
     root: Path, name: str, categories: Mapping[str, int], num_images: int, *, empty: bool, seed: int
 ) -> None:
     rng = np.random.default_rng([seed, len(name), num_images])
-    tree: dict[str, Any] = {
+    coco: dict[str, Any] = {
         "images": [],
         "annotations": [],
         "categories": [{"id": number, "name": label} for label, number in categories.items()],
@@ -81,9 +87,9 @@ def _write_split(
             box_width, box_height = (int(side) for side in rng.integers(14, 24, size=2))
             left, top = int(rng.integers(0, width - box_width)), int(rng.integers(0, height - box_height))
             pixels[top : top + box_height, left : left + box_width] = COLORS.get(label, (250, 250, 250))
-            tree["annotations"].append(
+            coco["annotations"].append(
                 {
-                    "id": len(tree["annotations"]) + 1,
+                    "id": len(coco["annotations"]) + 1,
                     "image_id": 10 + index,
                     "category_id": categories[label],
                     "bbox": [left, top, box_width, box_height],
@@ -93,8 +99,8 @@ def _write_split(
             )
         file_name = f"{name}_{index}.png"
         Image.fromarray(pixels).save(root / "images" / file_name)
-        tree["images"].append({"id": 10 + index, "file_name": file_name, "width": width, "height": height})
-    (root / "annotations" / f"{name}.json").write_text(json.dumps(tree), encoding="utf-8")
+        coco["images"].append({"id": 10 + index, "file_name": file_name, "width": width, "height": height})
+    (root / "annotations" / f"{name}.json").write_text(json.dumps(coco), encoding="utf-8")
 
 
 def _write_coco(
@@ -105,7 +111,7 @@ def _write_coco(
     empty: Sequence[str] = (),
     seed: int = 0,
 ) -> Path:
-    """Write a set: ids from 10, the last image of each split (and all of those in `empty`) without a box."""
+    """Write a dataset with ids from 10; the last image of each split, and all of `empty`, have no box."""
     for folder in ("images", "annotations"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name, number in num_images.items():
@@ -124,7 +130,7 @@ def _build(
     overwrite: bool = False,
     resume_from: Path | None = None,
     force: bool = False,
-    validate: Callable[[Validate], Validate] = lambda own: own,
+    validate: Callable[[Validate], Validate] = lambda validate: validate,
 ) -> Trainer:
     splits: Splits = build_splits(config.data)
     evaluator = Evaluator(
@@ -146,31 +152,31 @@ def _build(
 
 @pytest.fixture(scope="session")
 def write_coco() -> Callable[..., Path]:
-    """Writes a tiny COCO folder: `write_coco(root, categories=…, num_images=…, empty=…, seed=…)`."""
+    """Return a function that writes a tiny COCO folder."""
     return _write_coco
 
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., Config]:
-    """An experiment of seconds: `tiny_config(root, output_dir, "epochs=2", …)`."""
+    """Return a function for a config that trains in seconds: `tiny_config(root, output_dir, "epochs=2")`."""
     return _tiny_config
 
 
 @pytest.fixture(scope="session")
 def build_tiny() -> Callable[..., Trainer]:
-    """A trainer as `tools/train.py` builds it; `validate` may wrap the validation."""
+    """Return a function that builds a trainer like `deim train`; `validate` may wrap the validation."""
     return _build
 
 
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One tiny COCO folder for all tests that do not change it."""
+    """Return a tiny COCO folder for all tests that do not change it."""
     return _write_coco(tmp_path_factory.mktemp("tiny_set"))
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
-    """Folder of a finished run on `tiny_set`; validated on its training images, so that scores are not 0."""
+    """Return the folder of a finished run on `tiny_set`, validated on training images so that AP is not 0."""
     folder = tmp_path_factory.mktemp("tiny_run") / "run"
     config = _tiny_config(
         tiny_set,
@@ -188,17 +194,11 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Runs a tool's `main` in this process, in an empty folder; gives exit code, stdout and stderr."""
+    """Run a command in this process, in an empty folder; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(tool: str, *arguments: object) -> tuple[int, str, str]:
-        spec = importlib.util.spec_from_file_location(f"tool_{tool}", TOOLS / f"{tool}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
-        code = module.main()
+        code = main([*TOOL_COMMANDS.get(tool, [tool]), *map(str, arguments)])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

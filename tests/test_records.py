@@ -39,24 +39,24 @@ def test_a_record_comes_back_as_it_was():
 
 
 def test_unknown_keys_are_kept_where_there_is_a_place_and_stand_beside_the_others():
-    tree = to_json(ROOT) | {"from_the_future": [1]}
-    root = from_json(Root, tree)
+    node = to_json(ROOT) | {"from_the_future": [1]}
+    root = from_json(Root, node)
     assert root.extra == {"from_the_future": [1]}
-    assert to_json(root) == tree
+    assert to_json(root) == node
 
 
 def test_missing_optional_values_are_none_and_missing_required_ones_are_named():
-    tree = to_json(ROOT)
-    del tree["note"], tree["leaves"][0]["score"]
-    assert from_json(Root, tree) == ROOT.__class__(
+    node = to_json(ROOT)
+    del node["note"], node["leaves"][0]["score"]
+    assert from_json(Root, node) == ROOT.__class__(
         leaves=(Leaf(name="pit", score=None), ROOT.leaves[1]),
         size_hw=(2, 3),
         by_label=ROOT.by_label,
         note=None,
     )
-    del tree["leaves"][1]["name"]
+    del node["leaves"][1]["name"]
     with pytest.raises(ValueError, match=r"^report\.json\.leaves\[1\]\.name: missing\.$"):
-        from_json(Root, tree, where="report.json")
+        from_json(Root, node, where="report.json")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
-"""Find out whether the text of phase 2 helps. `--help` says how."""
+"""Test whether the text of text fusion helps; the same as `deim ablate-text`."""
 
-import sys
-
-from multimodal.cli.ablate_text import main
+from deim.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main(command=["ablate-text"]))

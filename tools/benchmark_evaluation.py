@@ -1,8 +1,6 @@
-"""Time the evaluation of random predictions beside pycocotools. `--help` says how."""
+"""Time the evaluation of random predictions; the same as `deim benchmark evaluation`."""
 
-import sys
-
-from deim.cli.benchmark_evaluation import main
+from deim.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main(command=["benchmark", "evaluation"]))

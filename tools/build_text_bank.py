@@ -1,8 +1,6 @@
-"""Embed the texts of each class into the text bank of phase 2. `--help` says how."""
+"""Embed the texts of the classes for text fusion; the same as `deim text-bank`."""
 
-import sys
-
-from multimodal.cli.text_bank import main
+from deim.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main(command=["text-bank"]))

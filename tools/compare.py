@@ -1,8 +1,6 @@
-"""Compare runs on the same images. `--help` says how."""
+"""Compare runs on the same images; the same as `deim compare`."""
 
-import sys
-
-from deim.cli.compare import main
+from deim.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main(command=["compare"]))

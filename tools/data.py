@@ -1,8 +1,6 @@
-"""Check. `--help` says how."""
+"""Check, convert, split, describe or preview a dataset; the same as `deim data`."""
 
-import sys
-
-from deim.cli.data import main
+from deim.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main(command=["data"]))

@@ -1,8 +1,6 @@
-"""Score a trained detector. `--help` says how."""
+"""Evaluate a checkpoint; the same as `deim evaluate`."""
 
-import sys
-
-from deim.cli.evaluate import main
+from deim.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main(command=["evaluate"]))

@@ -1,8 +1,6 @@
-"""Make a synthetic surface-defect dataset in COCO format. `--help` says how."""
+"""Make a synthetic dataset; the same as `deim synthetic`."""
 
-import sys
-
-from deim.cli.synthetic import main
+from deim.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main(command=["synthetic"]))

@@ -1,8 +1,6 @@
-"""Detect defects in images. `--help` says how."""
+"""Detect defects in images; the same as `deim predict`."""
 
-import sys
-
-from deim.cli.predict import main
+from deim.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main(command=["predict"]))

@@ -1,8 +1,6 @@
-"""Print an experiment's resolved config. `--help` says how."""
+"""Print every option of a config; the same as `deim config show`."""
 
-import sys
-
-from deim.cli.config import main
+from deim.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main(command=["config", "show"]))

@@ -1,8 +1,6 @@
-"""Train a detector. `--help` says how."""
+"""Train a detector; the same as `deim train`."""
 
-import sys
-
-from deim.cli.train import main
+from deim.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main(command=["train"]))

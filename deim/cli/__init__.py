@@ -1,1 +1,1 @@
-"""The commands, one file each; `deim COMMAND` and the files of the same name in `tools/` run them."""
+"""The commands, one file each; `deim COMMAND` and the files in `tools/` run them."""

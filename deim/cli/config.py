@@ -1,37 +1,41 @@
-"""Print an experiment's resolved config: its bases, its own file and the overrides, with every option."""
+"""List the shipped configs, or print a config with its base files, its overrides and every default.
 
-import argparse
-import sys
-from collections.abc import Sequence
+Examples:
+  deim config list
+  deim config show quickstart
+  deim config show configs/deimv2_1024.yml --set image_size=640
+"""
 
-from deim.config.loader import config_to_yaml, load_config
-from deim.errors import DeimError
+from argparse import ArgumentParser, Namespace
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the config as YAML; return 0, or 2 if it is not valid."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("path", nargs="?", metavar="PATH", help="config file, before any --set")
-    source.add_argument("-c", "--config", metavar="PATH", help="config file")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="options that replace those of the file, such as data.batch_size=8",
-    )
-    args = parser.parse_args(argv)
-    try:
-        config = load_config(args.path or args.config, args.overrides)
-    except (DeimError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(config_to_yaml(config), end="")
-    return 0
+from deim.cli.arguments import add_config_argument, add_override_argument, new_parser
+from deim.config.catalog import find_config, list_shipped
+from deim.errors import ConfigError
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def build_parser() -> ArgumentParser:
+    """Return the parser of `deim config`."""
+    parser = new_parser("config", __doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="List the shipped configs.", description="List the shipped configs.")
+    what = "Print every option of a config as YAML."
+    show = actions.add_parser("show", help=what, description=what)
+    show.add_argument("name", nargs="?", metavar="NAME_OR_PATH", help="The same as --config.")
+    add_config_argument(show, required=False)
+    add_override_argument(show, "data.batch_size=8")
+    return parser
+
+
+def run(args: Namespace) -> None:
+    """List the shipped configs, or print one config as YAML."""
+    if args.action == "list":
+        for name, summary in list_shipped().items():
+            print(f"{name:<24} {summary}")
+        return
+    from deim.config.loader import config_to_yaml
+    from deim.engine.experiment import load_experiment
+
+    name = args.name or args.config
+    if name is None:
+        raise ConfigError("deim config show: got no config. Give a path, or a name from `deim config list`.")
+    print(config_to_yaml(load_experiment(find_config(name), args.set)), end="")

@@ -1,57 +1,79 @@
-"""Check, convert, split and describe a dataset in COCO, YOLO or Pascal VOC format; preview its training.
+"""Check, convert, split and describe a dataset in COCO, YOLO or Pascal VOC format, or preview its training.
 
-python tools/data.py check data/defects --image-size 1024
-python tools/data.py convert data/defects --to yolo --output data/defects_yolo
-python tools/data.py split data/all --group-regex '^(part[0-9]+)_' --output data/defects
-python tools/data.py stats data/defects --image-size 1024
-python tools/data.py preview -c configs/deimv2_1024.yml
+Examples:
+  deim data check data/defects --image-size 1024
+  deim data convert data/defects --to yolo --output data/defects_yolo
+  deim data split data/all --group-regex '^(part[0-9]+)_' --output data/defects
+  deim data stats data/defects --image-size 1024
+  deim data preview -c deimv2_1024
 """
 
-import argparse
-import io
 import json
-import sys
-from collections.abc import Callable, Iterable
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+from deim.cli.arguments import (
+    add_config_argument,
+    add_override_argument,
+    at_least,
+    new_parser,
+    progress_bar,
+)
+from deim.config.catalog import find_config
+from deim.errors import DataError
+from deim.files import write_text
 
-from deim.curation.charts import draw_stats
-from deim.curation.check import check_dataset, describe_check, read_for_check
-from deim.curation.convert import describe_losses, refuse_existing, write_dataset
-from deim.curation.groups import find_groups, find_groups_of_splits
-from deim.curation.preview import draw_sheet
-from deim.curation.scan import ImageFacts, scan_images
-from deim.curation.split import describe_division, divide, pool_splits
-from deim.curation.stats import compute_stats, describe_stats
-from deim.data.formats.read import FORMATS, detect_format, read_all, to_splits
-from deim.data.images.input_format import InputFormat
-from deim.data.images.tiling import TilesOptions
-from deim.data.loader import build_sampler, build_train_loader
-from deim.data.splits import prepare_root, read_split
-from deim.engine.distributed import DistributedContext
-from deim.engine.experiment import load_experiment
-from deim.engine.preflight import plan_batches
-from deim.engine.schedule import resolve_schedule
-from deim.engine.task import augment_epochs
-from deim.errors import DataError, DeimError
+if TYPE_CHECKING:
+    from deim.data.formats.coco import CocoSplit
+    from deim.data.images.scan import ImageFacts
+
+FORMATS = ("coco", "yolo", "voc")
 
 
-def check(args: argparse.Namespace) -> int:
-    """Print the issues and write them all as JSON; returns 1 if there are errors."""
+def build_parser() -> ArgumentParser:
+    """Return the parser of `deim data`."""
+    parser = new_parser("data", __doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, (_, summary, needs_dataset) in ACTIONS.items():
+        action = actions.add_parser(name, help=summary, description=summary)
+        if needs_dataset:
+            action.add_argument("root", type=Path, help="Folder of the dataset, or its data.yaml.")
+            what = "Format of the dataset; without it, the format that its files have."
+            action.add_argument("--format", choices=FORMATS, help=what)
+        _add_options(action, name)
+    return parser
+
+
+def run(args: Namespace) -> int:
+    """Run the action; returns the exit code."""
+    action, _, needs_dataset = ACTIONS[args.action]
+    if needs_dataset and args.format is None:
+        from deim.data.formats.read import detect_format
+
+        args.format = detect_format(args.root)
+    return action(args) or 0
+
+
+def check(args: Namespace) -> int:
+    """Print the issues and write them as JSON; returns 1 if there are errors."""
+    from deim.curation.check import check_dataset, describe_check, read_for_check
+    from deim.curation.groups import find_groups_of_splits
+
     raws, unread = read_for_check(args.root, args.format)
     groups = find_groups_of_splits(raws, pattern=args.group_regex, table=args.group_csv)
-    total = sum(len(raw.images) for raw in raws.values())
-    with tqdm(total=total, desc="images", disable=None, leave=False) as bar:
+    with progress_bar("images", sum(len(raw.images) for raw in raws.values())) as progress:
         report = check_dataset(
             raws,
-            input_format=_input_format(args),
-            decode=not args.quick,
+            input_size_hw=_size_hw(args.image_size),
+            resize=args.resize,
+            tile_size=args.tile_size,
+            full=not args.quick,
             groups=groups,
             unread=unread,
             workers=args.workers,
-            progress=lambda _: bar.update(),
+            progress=progress,
         )
     print("\n".join(describe_check(report)))
     _write_json(args.output, {"root": str(args.root), "format": args.format, **report.to_dict()})
@@ -59,8 +81,11 @@ def check(args: argparse.Namespace) -> int:
     return 1 if report.num_errors else 0
 
 
-def convert(args: argparse.Namespace) -> int:
+def convert(args: Namespace) -> None:
     """Write the dataset in another format."""
+    from deim.curation.convert import describe_losses, refuse_existing, write_dataset
+    from deim.data.formats.read import read_all, to_splits
+
     refuse_existing(args.output)
     raws = read_all(args.root, args.format)
     splits = to_splits(raws)
@@ -68,168 +93,150 @@ def convert(args: argparse.Namespace) -> int:
     images, boxes = sum(map(len, splits.values())), sum(len(split.boxes_xywh) for split in splits.values())
     print(f"{args.format} to {args.to}: {images} images and {boxes} boxes in {', '.join(splits)}")
     print("\n".join([*describe_losses(raws, args.to), f"dataset  {args.output}"]))
-    return 0
 
 
-def split(args: argparse.Namespace) -> int:
-    """Write the dataset anew with other splits."""
+def split(args: Namespace) -> None:
+    """Write the dataset with new splits."""
+    from deim.curation.convert import describe_losses, refuse_existing, write_dataset
+    from deim.curation.groups import find_groups
+    from deim.curation.split import describe_division, divide, pool_splits
+    from deim.data.formats.read import read_all, to_splits
+
     refuse_existing(args.output)
     raws = read_all(args.root, args.format)
     pool, names = pool_splits(to_splits(raws))
     groups = find_groups(names, pattern=args.group_regex, table=args.group_csv, paths=pool.file_names)
-    facts = _scan((pool.image_path(index) for index in range(len(pool))), args.workers)
+    facts = _scan(pool, args.workers)
     division = divide(pool, names, facts=facts, groups=groups, ratios=args.ratios, seed=args.seed)
     data_format = args.to or args.format
     write_dataset(division.splits(), data_format, args.output, names=division.new_names())
     print("\n".join([*describe_division(division), *describe_losses(raws, data_format)]))
     print(f"dataset  {args.output}")
-    return 0
 
 
-def stats(args: argparse.Namespace) -> int:
-    """Print the numbers and draw the charts."""
+def stats(args: Namespace) -> None:
+    """Print statistics of the dataset and draw charts."""
+    from deim.curation.charts import draw_stats
+    from deim.curation.stats import compute_stats, describe_stats
+    from deim.data.formats.read import read_all, to_splits
+
     splits = to_splits(read_all(args.root, args.format))
-    facts = {
-        name: _scan((part.image_path(index) for index in range(len(part))), args.workers)
-        for name, part in splits.items()
-    }
-    found = compute_stats(splits, facts, input_format=_input_format(args))
-    paths = draw_stats(found, splits, args.output, seed=args.seed)
-    _write_json(args.output / "stats.json", found.to_dict())
-    print("\n".join(describe_stats(found)))
-    print(f"charts   {', '.join(path.name for path in paths)}\nnumbers  stats.json\nfolder   {args.output}")
-    return 0
+    statistics = compute_stats(
+        splits,
+        {name: _scan(part, args.workers) for name, part in splits.items()},
+        input_size_hw=_size_hw(args.image_size),
+        resize=args.resize,
+        tile_size=args.tile_size,
+    )
+    charts = draw_stats(statistics, splits, args.output, seed=args.seed)
+    _write_json(args.output / "stats.json", statistics.to_dict())
+    print("\n".join(describe_stats(statistics)))
+    print(f"charts   {', '.join(path.name for path in charts)}\nnumbers  stats.json\nfolder   {args.output}")
 
 
-def preview(args: argparse.Namespace) -> int:
-    """Draw the first batches of each stage of a run as the network gets them."""
-    config = load_experiment(args.config, [*args.set, "data.num_workers=0"])
+def preview(args: Namespace) -> None:
+    """Draw the first batches of each stage of a training run as the network receives them."""
+    from deim.curation.preview import draw_sheet
+    from deim.data.augment.pipeline import find_stages
+    from deim.data.loader import build_train_batches, build_train_loader, input_format, iterate
+    from deim.data.splits import prepare_root, read_split
+    from deim.engine.distributed import DistributedContext
+    from deim.engine.experiment import load_experiment
+    from deim.engine.preflight import plan_batches
+    from deim.engine.schedule import resolve_schedule
+    from deim.engine.task import build_training_changes
+
+    config = load_experiment(find_config(args.config), [*args.set, "data.num_workers=0"])
     prepare_root(config.data)
     train = read_split(config.data, "train")
-    sampler = build_sampler(
-        config.data,
-        train,
-        seed=config.seed,
-        batch_size=plan_batches(config, DistributedContext()).effective,
-        image_size_hw=config.image_size_hw,
+    batches = build_train_batches(
+        config, train, batch_size=plan_batches(config, DistributedContext()).effective
     )
     timeline = resolve_schedule(
         config.schedule,
         epochs=config.epochs,
-        steps_per_epoch=len(sampler),
+        steps_per_epoch=len(batches),
         has_stages=config.multimodal is None,
     )
-    loader = build_train_loader(
-        sampler,
-        train,
-        data=config.data,
-        augment=config.augment,
-        image_size_hw=config.image_size_hw,
-        seed=config.seed,
-        epochs=augment_epochs(timeline),
-    )
+    augmentation, changes = build_training_changes(config, timeline)
+    loader = build_train_loader(config, train, augmentation=augmentation, batches=batches, changes=changes)
     args.output.mkdir(parents=True, exist_ok=True)
     for old in args.output.glob("stage_*.png"):
         old.unlink()
-    for number, stage in enumerate(loader.pipeline.stages(config.epochs), start=1):
-        loader.set_epoch(stage.first_epoch)
+    for number, stage in enumerate(find_stages(augmentation, changes, epochs=config.epochs), start=1):
+        batches.epoch = stage.first_epoch
         sheet = draw_sheet(
-            loader,
+            iterate(loader),
             title=f"stage {number}, {stage.describe()}",
             class_names=train.class_names,
-            input_format=loader.dataset.input_format,
+            input_format=input_format(config),
             num_images=args.images,
         )
         path = args.output / f"stage_{number}.png"
         sheet.save(path)
         print(f"stage {number}  {stage.describe()}\n         {path}")
-    return 0
 
 
-COMMANDS = {
-    "check": (check, "find what is wrong: files, sizes, boxes, classes, duplicates; exit code 1 on errors"),
-    "convert": (convert, "write the dataset in another format; boxes and categories stay the same"),
-    "split": (split, "divide all images anew, by class and by group"),
-    "stats": (stats, "describe classes, sizes, positions and brightness, in numbers and pictures"),
-    "preview": (preview, "draw what the network sees in each stage of a training run"),
+ACTIONS = {
+    "check": (check, "Find errors in files, sizes, boxes, classes and splits; exit code 1 if any.", True),
+    "convert": (convert, "Write the dataset in another format with the same boxes and categories.", True),
+    "split": (split, "Divide all images anew by class and by group.", True),
+    "stats": (stats, "Describe classes, sizes, positions and brightness in numbers and charts.", True),
+    "preview": (preview, "Draw what the network receives in each stage of a training run.", False),
 }
+"""Function and summary of each action, and whether it reads a dataset folder."""
 
 
-def main() -> int:
-    """Parse, run the sub-command, report errors; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, (run, what) in COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=what)
-        command.set_defaults(run=run)
-        _add_options(command, name)
-    args = parser.parse_args()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
-    try:
-        if args.command != "preview":
-            args.format = args.format or detect_format(args.root)
-        return args.run(args)
-    except (DeimError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-
-
-def _add_options(command: argparse.ArgumentParser, name: str) -> None:
-    add = command.add_argument
-    if name == "preview":
-        add("-c", "--config", required=True, help="experiment (YAML)")
-        add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options")
-        add("--images", type=_at_least(1), default=12, help="images of a sheet; default: 12")
-        add("--output", type=Path, default=Path("outputs/data_preview"), help="folder of the sheets")
-        return
-    add("root", type=Path, help="folder of the dataset, or its data.yaml")
-    add("--format", choices=FORMATS, help="of the dataset; default: by what lies in the folder")
+def _add_options(action: ArgumentParser, name: str) -> None:
+    add = action.add_argument
     if name in ("check", "stats"):
-        add("--image-size", type=int, nargs="+", default=[1024], metavar="PX", help="height, or height width")
-        add("--tile-size", type=_at_least(32), metavar="PX", help="data.tiles.size; default: whole images")
-        add("--resize", choices=["stretch", "letterbox"], default="stretch", help="default: stretch")
+        what = "Input size of the network in pixels: one side, or height and width."
+        add("--image-size", type=int, nargs="+", default=(1024,), metavar="PX", help=what)
+        add("--tile-size", type=at_least(32), metavar="PX", help="Side of the tiles; without it, no tiles.")
+        what = "How images are fitted to the input size."
+        add("--resize", choices=["stretch", "letterbox"], default="stretch", help=what)
     if name in ("check", "split"):
-        add("--group-regex", help="group of an image: what the parentheses match in its file name")
-        add("--group-csv", type=Path, help="table with the columns file_name and group")
+        add("--group-regex", help="Regular expression; its parentheses match the group in a file name.")
+        add("--group-csv", type=Path, help="CSV file with the columns file_name and group.")
     if name in ("split", "stats"):
-        add("--seed", type=_at_least(0), default=0, help="the same seed gives the same result")
-    if name != "convert":
-        add("--workers", type=_at_least(1), default=2, help="images decoded at a time; default: 2")
+        add("--seed", type=at_least(0), default=0, help="Random seed; the same seed gives the same result.")
+    if name in ("check", "split", "stats"):
+        add("--workers", type=at_least(1), default=2, help="Number of images decoded at the same time.")
+    new_folder = "Folder to make; it must not exist yet."
     match name:
         case "check":
-            add("--quick", action="store_true", help="read headers alone: no damage inside, no likenesses")
-            add("--output", type=Path, default=Path("outputs/data_check.json"), help="JSON of all issues")
+            add("--quick", action="store_true", help="Read only headers: skip damage and near duplicates.")
+            add(
+                "--output",
+                type=Path,
+                default=Path("outputs/data_check.json"),
+                help="JSON file of the issues.",
+            )
         case "convert":
-            add("--to", choices=FORMATS, required=True)
-            add("--output", type=Path, required=True, help="folder to make; it must not exist yet")
+            add("--to", choices=FORMATS, required=True, help="Format to write.")
+            add("--output", type=Path, required=True, help=new_folder)
         case "split":
-            add("--ratios", type=float, nargs=3, default=[80, 10, 10], metavar=("TRAIN", "VAL", "TEST"))
-            add("--to", choices=FORMATS, help="format of the new dataset; default: that of the old one")
-            add("--output", type=Path, required=True, help="folder to make; it must not exist yet")
+            names = ("TRAIN", "VAL", "TEST")
+            add(
+                "--ratios",
+                type=float,
+                nargs=3,
+                default=(80, 10, 10),
+                metavar=names,
+                help="Shares of the splits.",
+            )
+            add("--to", choices=FORMATS, help="Format to write; without it, the format of the dataset.")
+            add("--output", type=Path, required=True, help=new_folder)
         case "stats":
-            add("--output", type=Path, default=Path("outputs/data_stats"), help="folder of the charts")
+            add("--output", type=Path, default=Path("outputs/data_stats"), help="Folder of the charts.")
+        case "preview":
+            add_config_argument(action)
+            add_override_argument(action, "augment.mosaic=0.3")
+            add("--images", type=at_least(1), default=12, help="Number of images on a sheet.")
+            add("--output", type=Path, default=Path("outputs/data_preview"), help="Folder of the sheets.")
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f"got {number}, needs at least {least}")
-        return number
-
-    return whole_number
-
-
-def _input_format(args: argparse.Namespace) -> InputFormat:
-    tiles = None if args.tile_size is None else TilesOptions(size=args.tile_size)
-    return InputFormat(size_hw=_size_hw(args.image_size), resize=args.resize, tiles=tiles)
-
-
-def _size_hw(image_size: list[int]) -> tuple[int, int]:
+def _size_hw(image_size: Sequence[int]) -> tuple[int, int]:
     if len(image_size) > 2 or min(image_size) < 1:
         raise DataError(
             f"--image-size: got {' '.join(map(str, image_size))}. Give one side, or height and width."
@@ -237,16 +244,14 @@ def _size_hw(image_size: list[int]) -> tuple[int, int]:
     return image_size[0], image_size[-1]
 
 
-def _scan(paths: Iterable[Path], workers: int) -> list[ImageFacts]:
-    every = list(paths)
-    with tqdm(total=len(every), desc="images", disable=None, leave=False) as bar:
-        return scan_images(every, decode=True, workers=workers, progress=lambda _: bar.update())
+def _scan(part: "CocoSplit", workers: int) -> "list[ImageFacts]":
+    from deim.data.images.scan import scan_images
+
+    paths = [part.image_path(index) for index in range(len(part))]
+    with progress_bar("images", len(paths)) as progress:
+        return scan_images(paths, decode=True, workers=workers, progress=progress)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    write_text(path, json.dumps(content, indent=1))

@@ -1,73 +1,75 @@
-"""Score a trained detector; nothing but the checkpoint is needed. Or make a report again from its own files.
+"""Evaluate a checkpoint and write a report, or write the page of an existing report again.
 
-python tools/evaluate.py outputs/quickstart/best.pth --split test
-python tools/evaluate.py outputs/quickstart/evaluation_test.json
+A checkpoint holds all options, so that nothing else has to be given.
+
+Examples:
+  deim evaluate outputs/quickstart/best.pth --split test
+  deim evaluate outputs/quickstart/evaluation_test.json
 """
 
-import argparse
-import logging
-import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from deim.data.splits import read_split
-from deim.engine.checkpoints import load_trained
-from deim.errors import CheckpointError, ConfigError, DeimError
-from deim.inference.evaluator import evaluator_of
-from deim.report.files import ReportFiles, read_scored, write_report_files
-from deim.report.summary import describe_report
-from deim.report.tables import format_class_table, format_operating_table
-from deim.report.task_report import evaluate_run
+from deim.cli.arguments import SPLITS, add_override_argument, new_parser
+from deim.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from deim.metrics.coco import CocoMetrics
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Score the detector of a checkpoint, or read what was scored before; write the report and print it."""
+def build_parser() -> ArgumentParser:
+    """Return the parser of `deim evaluate`."""
+    parser = new_parser("evaluate", __doc__)
+    add = parser.add_argument
+    add("source", type=Path, help="Checkpoint of a run, or the JSON file of a report.")
+    add("--split", choices=SPLITS, help="Split to evaluate; without it, val.")
+    what = "JSON file to write; without it, evaluation_SPLIT.json beside the checkpoint."
+    add("--output", type=Path, help=what)
+    add_override_argument(parser, "data.root=data/other")
+    return parser
+
+
+def run(args: Namespace) -> None:
+    """Evaluate a checkpoint or read an earlier evaluation, write the report and print it."""
+    from deim.data.splits import read_split
+    from deim.inference.evaluator import evaluator_of
+    from deim.report.files import ReportFiles, read_scored, write_report_files
+    from multimodal.report import assess
+    from multimodal.task import load_trained
+
     if args.source.suffix == ".json":
         if args.split or args.set:
-            raise ConfigError("--split, --set: a report is made again as it is. Name the checkpoint instead.")
+            raise ConfigError(
+                "--split, --set: a report is written again from its own files. To change options, give the "
+                "checkpoint instead."
+            )
         report_path = args.output or args.source
-        scored = read_scored(args.source)
-        report = write_report_files(scored, report_path)
-        metrics = scored.metrics
+        evaluated = read_scored(args.source)
+        report = write_report_files(evaluated, report_path)
+        metrics = evaluated.metrics
     else:
         if args.source.is_dir():
             raise CheckpointError(
-                f"{args.source}: is a folder. Name a checkpoint, such as {args.source / 'best.pth'}"
+                f"{args.source}: is a folder. Give a checkpoint, such as {args.source / 'best.pth'}."
             )
         split = args.split or "val"
         report_path = args.output or args.source.parent / f"evaluation_{split}.json"
         trained = load_trained(args.source, overrides=args.set)
         evaluator = evaluator_of(trained, read_split(trained.config.data, split))
-        result = evaluate_run(trained, evaluator, split_name=split, report_path=report_path)
+        result = assess(trained, evaluator, split_name=split, report_path=report_path)
         report, metrics = result.report, result.evaluation.metrics
-    print(format_class_table(metrics))
-    print(f"\n{format_operating_table(report)}\n")
-    print("\n".join(describe_report(report)))
+    print_evaluation(report, metrics)
     files = ReportFiles(report=report_path)
     print(f"\nreport  {files.page}\nnumbers {files.report}\nfolder  {files.folder}")
 
 
-def main() -> int:
-    """Parse, evaluate, report errors."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path, help="best.pth or last.pth of a run, or a report's JSON file")
-    parser.add_argument("--split", choices=["train", "val", "test"], help="default: val")
-    parser.add_argument(
-        "--output", type=Path, help="report; default: evaluation_SPLIT.json by the checkpoint"
-    )
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override stored options"
-    )
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        evaluate(args)
-    except (DeimError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+def print_evaluation(report: Mapping[str, Any], metrics: "CocoMetrics") -> None:
+    """Print the tables and the summary of a report."""
+    from deim.report.summary import describe_report
+    from deim.report.tables import format_class_table, format_operating_table
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(format_class_table(metrics))
+    print(f"\n{format_operating_table(report)}\n")
+    print("\n".join(describe_report(report)))

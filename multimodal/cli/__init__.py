@@ -1,1 +1,1 @@
-"""The commands of text fusion, one file each."""
+"""The commands for text fusion, one file each."""

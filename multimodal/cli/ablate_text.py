@@ -1,84 +1,63 @@
-"""Find out whether the text of phase 2 helps, or only the training that comes with it.
+"""Test whether the text of a text fusion helps, or only the training that comes with it.
 
-python tools/ablate_text.py -c configs/quickstart_multimodal.yml
-python tools/ablate_text.py -c outputs/deimv2_1024_multimodal/config.yml --seeds 5
-python tools/ablate_text.py -c configs/quickstart_multimodal.yml --set epochs=10 --variants random mlp
+Trains the fusion head with the real text and with every variant, on the same detector outputs with the same
+seeds and budget, and writes the verdict. If the run's folder holds a report, the verdict is added to it.
 
-Trains the real text and every variant on the same detector outputs, seeds and budget, and writes the verdict.
+Examples:
+  deim ablate-text -c quickstart_multimodal
+  deim ablate-text -c outputs/deimv2_1024_multimodal/config.yml --seeds 5
+  deim ablate-text -c quickstart_multimodal --set epochs=10 --variants random mlp
 """
 
-import argparse
-import logging
-import sys
 import time
+from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from deim.config.loader import load_config
-from deim.errors import ConfigError, DeimError
-from multimodal.ablation.build import build_trials
-from multimodal.ablation.files import format_classes, format_models, write_ablation
-from multimodal.ablation.schema import build_ablation
-from multimodal.ablation.trials import run_trials
-from multimodal.ablation.variants import ABLATED_VARIANTS
+from deim.cli.arguments import add_config_argument, add_override_argument, at_least, new_parser
+from deim.config.catalog import find_config
+
+VARIANTS = ("random", "shuffled", "one_hot", "free", "mlp", "class_head")
 
 
-def ablate(args: argparse.Namespace) -> None:
+def build_parser() -> ArgumentParser:
+    """Return the parser of `deim ablate-text`."""
+    parser = new_parser("ablate-text", __doc__)
+    add_config_argument(parser)
+    add_override_argument(parser, "epochs=10")
+    add = parser.add_argument
+    add("--seeds", type=at_least(1), default=3, help="Number of trainings of each variant.")
+    what = "Variants to train. Only if all are trained, the verdict can be that the text helps."
+    add("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help=what)
+    what = "Classes whose texts are exchanged at test time; without it, the pair that is confused most."
+    add("--pair", nargs=2, metavar=("CLASS", "OTHER"), help=what)
+    add("--output", type=Path, help="Folder to write to; without it, text_ablation in the run's folder.")
+    return parser
+
+
+def run(args: Namespace) -> None:
     """Train and evaluate all variants, judge, write and print."""
+    from deim.engine.experiment import load_experiment
+    from multimodal.ablation.build import build_trials
+    from multimodal.ablation.files import add_to_report, write_evidence
+    from multimodal.ablation.schema import build_evidence
+    from multimodal.ablation.tables import format_classes, format_models
+    from multimodal.ablation.trials import run_trials
+    from multimodal.ablation.variants import CONTROLS
+
     started = time.perf_counter()
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds: got {args.seeds}. Each variant is trained with at least 1.")
-    config = load_config(args.config, args.set)
+    config = load_experiment(find_config(args.config), args.set)
     plan = build_trials(config, pair_names=args.pair)
     seeds = range(config.seed, config.seed + args.seeds)
-    variants = [name for name in ABLATED_VARIANTS if name in args.variants]
-    scores = run_trials(plan.context, variants, seeds, pair=plan.pair)
+    variants = [name for name in CONTROLS if name in args.variants]
+    scores = run_trials(plan.setting, variants, seeds, pair=plan.pair)
     minutes = (time.perf_counter() - started) / 60
-    ablation = build_ablation(plan, scores, seeds=seeds, minutes=minutes, created=datetime.now(UTC))
-    path = args.output or Path(config.output_dir) / "text_ablation.json"
-    write_ablation(ablation, path)
+    ablation = build_evidence(plan, scores, seeds=seeds, minutes=minutes, created=datetime.now(UTC))
+    run_folder = Path(config.output_dir)
+    path = write_evidence(ablation, args.output or run_folder / "text_ablation")
     print(f"\n{format_models(ablation)}\n\n{format_classes(ablation)}\n")
-    print("\n".join(ablation.summary))
-    print(f"\nnumbers  {path}")
-
-
-def main() -> int:
-    """Parse, run the ablation, report errors."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "-c", "--config", required=True, help="experiment of phase 2, or the config.yml of its run"
-    )
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options"
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each variant; default: 3")
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=ABLATED_VARIANTS,
-        default=ABLATED_VARIANTS,
-        help="default: all; with fewer the verdict is never that the text helps",
-    )
-    parser.add_argument(
-        "--pair",
-        nargs=2,
-        metavar=("CLASS", "OTHER"),
-        help="classes whose texts are exchanged at test time; default: those that the detector confuses most",
-    )
-    parser.add_argument(
-        "--output", type=Path, help="JSON file; default: text_ablation.json in the run's folder"
-    )
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        ablate(args)
-    except (DeimError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print("\n".join(ablation["in_words"]))
+    print(f"\npage     {path.with_suffix('.html')}\nnumbers  {path}")
+    report = run_folder / "report.json"
+    if add_to_report(ablation, report):
+        print(f"report   {report.with_suffix('.html')}")

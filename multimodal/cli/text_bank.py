@@ -1,40 +1,70 @@
-"""Embed the texts of each class into the text bank of phase 2, and show how alike the classes are in words.
+"""Embed the texts of the classes into a text bank, and show how similar the classes are as text.
 
-python tools/build_text_bank.py configs/prompts/industrial.yml --checkpoint outputs/deimv2_1024/best.pth
-python tools/build_text_bank.py configs/prompts/industrial.yml --weights weights/ViT-B-32
-python tools/build_text_bank.py configs/prompts/industrial.yml --encoder hashed
+Examples:
+  deim text-bank configs/prompts/industrial.yml --checkpoint outputs/deimv2_1024/best.pth
+  deim text-bank configs/prompts/industrial.yml --weights weights/ViT-B-32
+  deim text-bank configs/prompts/industrial.yml --encoder hashed
 """
 
-import argparse
-import logging
-import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from deim.cli.arguments import new_parser
+from deim.config.catalog import find_config
+from deim.errors import ConfigError
 
-from deim.engine.checkpoints import read_checkpoint
-from deim.errors import ConfigError, DeimError
-from multimodal.encoders.hashed import HashedTextEncoder, TextEncoder
-from multimodal.encoders.open_clip import load_open_clip_encoder
-from multimodal.encoders.open_clip_files import DEFAULT_MODEL, DEFAULT_WEIGHTS
-from multimodal.prompts import load_prompts
-from multimodal.text_bank import CLOSE_COSINE, TextBank, build_text_bank, class_cosines, save_text_bank
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from multimodal.encoders.hashed import TextEncoder
+    from multimodal.text_bank import TextBank
+
+DEFAULT_MODEL = "ViT-B-32"
+DEFAULT_WEIGHTS = "laion2b_s34b_b79k"
 
 
-def build(args: argparse.Namespace) -> None:
-    """Read the prompts, embed them, write the bank and print what it says."""
-    prompts = load_prompts(args.prompts)
+def build_parser() -> ArgumentParser:
+    """Return the parser of `deim text-bank`."""
+    parser = new_parser("text-bank", __doc__)
+    add = parser.add_argument
+    add("prompts", type=Path, help="YAML file of texts, such as configs/prompts/industrial.yml.")
+    classes = parser.add_mutually_exclusive_group()
+    what = "Checkpoint of the detector, whose classes the text bank gets."
+    classes.add_argument("--checkpoint", type=Path, help=what)
+    what = "Names of the classes; without it, those of the YAML file."
+    classes.add_argument("--classes", nargs="+", metavar="NAME", help=what)
+    what = "Text encoder. hashed needs no weights, but its vectors have no meaning."
+    add("--encoder", choices=["open_clip", "hashed"], default="open_clip", help=what)
+    what = f"Model of open_clip; without it, the model that the weights folder names, or {DEFAULT_MODEL}."
+    add("--model", help=what)
+    what = f"Weights of open_clip: a tag, a folder or a file; without it, {DEFAULT_WEIGHTS}."
+    add("--weights", metavar="TAG_OR_PATH", help=what)
+    add("--output", type=Path, default=Path("outputs/text_bank.safetensors"), help="File to write.")
+    return parser
+
+
+def run(args: Namespace) -> None:
+    """Read the prompts, embed them, write the text bank and describe it."""
+    from deim.engine.checkpoints import read_checkpoint
+    from multimodal.prompts import load_prompts
+    from multimodal.text_bank import build_text_bank, save_text_bank
+
+    prompts = load_prompts(find_config(args.prompts))
     class_names = args.classes
     if args.checkpoint is not None:
-        class_names = read_checkpoint(args.checkpoint).class_names
-    bank = build_text_bank(prompts, _encoder(args), class_names)
+        class_names = read_checkpoint(args.checkpoint)["class_names"]
+    bank = build_text_bank(prompts, _build_encoder(args), class_names)
     save_text_bank(bank, args.output)
     print(_describe(bank))
     print(f"\ntext bank  {args.output}")
 
 
-def _encoder(args: argparse.Namespace) -> TextEncoder:
+def _build_encoder(args: Namespace) -> "TextEncoder":
+    from multimodal.encoders.hashed import HashedTextEncoder
+    from multimodal.encoders.open_clip import load_open_clip_encoder
+
     if args.encoder == "open_clip":
         return load_open_clip_encoder(args.weights or DEFAULT_WEIGHTS, model_name=args.model)
     if args.model or args.weights:
@@ -42,8 +72,10 @@ def _encoder(args: argparse.Namespace) -> TextEncoder:
     return HashedTextEncoder()
 
 
-def _describe(bank: TextBank) -> str:
-    """Sizes, encoder, both matrices and the classes that are hardly told apart."""
+def _describe(bank: "TextBank") -> str:
+    """Describe sizes, encoder, both matrices of cosines, and the pairs of classes with similar texts."""
+    from multimodal.text_bank import CLOSE_COSINE, class_cosines
+
     num_classes, num_prompts, dim = bank.prompts.shape
     cosines = class_cosines(bank)
     lines = [
@@ -52,19 +84,19 @@ def _describe(bank: TextBank) -> str:
         f"encoder  {bank.encoder}",
         f"weights  {bank.weights_hash or 'none'}",
         "\ncosines between classes, raw",
-        _matrix(bank.class_names, cosines.raw),
-        "\ncentered: less the mean over classes, as the fusion head starts",
-        _matrix(bank.class_names, cosines.centered),
+        _format_matrix(bank.class_names, cosines.raw),
+        "\ncosines between classes, centered on the mean of the classes as in the fusion head",
+        _format_matrix(bank.class_names, cosines.centered),
     ]
     lines += [
-        f"\nwarning: {pair.first} and {pair.second}: cosine {pair.raw:.3f} raw, {pair.centered:.3f} centered. "
-        f"Above {CLOSE_COSINE} texts are hardly told apart: say more of what sets them apart."
+        f"\nwarning: {pair.first}, {pair.second}: cosine {pair.raw:.3f} raw, {pair.centered:.3f} centered. "
+        f"Texts above {CLOSE_COSINE} are hard to distinguish: describe what makes the classes different."
         for pair in cosines.close_pairs
     ]
     return "\n".join(lines)
 
 
-def _matrix(names: Sequence[str], cosines: Tensor) -> str:
+def _format_matrix(names: Sequence[str], cosines: "Tensor") -> str:
     width = max(len(name) for name in names)
     head = " " * width + "".join(f"{label:>8}" for label in range(len(names)))
     rows = [
@@ -72,44 +104,3 @@ def _matrix(names: Sequence[str], cosines: Tensor) -> str:
         for name, row in zip(names, cosines.tolist(), strict=True)
     ]
     return "\n".join([head, *rows])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, build, report errors."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("prompts", type=Path, help="YAML file, such as configs/prompts/industrial.yml")
-    order = parser.add_mutually_exclusive_group()
-    order.add_argument("--checkpoint", type=Path, help="best.pth of the detector; gives the classes")
-    order.add_argument("--classes", nargs="+", metavar="NAME", help="or their names; default: as in the file")
-    parser.add_argument(
-        "--encoder",
-        choices=["open_clip", "hashed"],
-        default="open_clip",
-        help="default: open_clip; hashed needs no weights and has no meaning",
-    )
-    parser.add_argument("--model", help=f"of open_clip; default: {DEFAULT_MODEL}, or what the folder says")
-    parser.add_argument(
-        "--weights",
-        metavar="TAG_OR_PATH",
-        help=f"of open_clip: tag, model folder or file; default: {DEFAULT_WEIGHTS}",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("outputs/text_bank.safetensors"),
-        help="default: outputs/text_bank.safetensors",
-    )
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        build(args)
-    except (DeimError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deim.config.loader import shipped_configs_dir
+from deim.config.catalog import shipped_configs_dir
 from deim.errors import CheckpointError, ConfigError
 from multimodal.encoders.hashed import HashedTextEncoder
 from multimodal.prompts import BackgroundPrompt, ClassPrompt, Contrast, Prompts, load_prompts

@@ -1,14 +1,13 @@
-"""tools/ablate_text.py on the tiny run: what it prints, writes and refuses."""
+"""`deim ablate-text` on the tiny run: its output, its files and its error messages."""
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deim.config.loader import shipped_configs_dir
-from deim.report.schema import read_report
+from deim.config.catalog import shipped_configs_dir
+from deim.report.build import read_report
 
 PROMPTS = """\
 classes:
@@ -21,8 +20,7 @@ templates: ["a photo of {}."]
 EXPERIMENT = """\
 output_dir: run
 epochs: 2
-task:
-  type: text_fusion
+multimodal:
   detector: %s
   prompts: prompts.yml
   encoder: {type: hashed}
@@ -42,44 +40,43 @@ def experiment(tmp_path: Path, tiny_run: Path) -> str:
 
 
 @pytest.mark.slow
-def test_trials_end_in_a_verdict_in_words_files_and_the_report(
+def test_an_ablation_ends_in_a_verdict_in_files_and_in_the_report(
     call: Callable, experiment: str, tiny_run: Path, tmp_path: Path
 ) -> None:
     assert call("evaluate", tiny_run / "best.pth", "--output", "run/report.json")[0] == 0
     before = read_report(tmp_path / "run" / "report.json")
     code, out, err = call("ablate_text", "-c", experiment, "--seeds", 1, "--pair", "pit", "crack")
     assert (code, err) == (0, "")
-    folder = tmp_path / "run" / "ablate_text"
-    evidence = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+    folder = tmp_path / "run" / "text_ablation"
+    ablation = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
     names = ["frozen", "text", "random", "shuffled", "one_hot", "free", "mlp", "class_head", "swapped"]
-    assert [model["name"] for model in evidence["models"]] == names
-    assert evidence["pair"] == {"first": "pit", "second": "crack", "origin": "named by hand"}
-    assert evidence["models"][0]["ap50"] == pytest.approx(before.summary.ap50, abs=1e-9)
-    assert "\n".join(evidence["in_words"]) in out
+    assert [model["name"] for model in ablation["models"]] == names
+    assert ablation["pair"] == {"first": "pit", "second": "crack", "origin": "named by hand"}
+    assert ablation["models"][0]["ap50"] == pytest.approx(before["summary"]["ap50"], abs=1e-9)
+    assert "\n".join(ablation["in_words"]) in out
     assert "the class head alone" in out
     assert (folder / "evidence.html").is_file()
     assert (folder / "evidence" / "models.png").is_file()
     report = read_report(tmp_path / "run" / "report.json")
-    assert report.task_section is not None
-    ablation = report.task_section.data["ablation"]
-    assert ablation["in_words"] == evidence["in_words"] == list(report.task_section.summary)
-    assert "models" not in ablation
-    assert report == replace(before, task_section=report.task_section)
+    entry = report["text_evidence"]
+    assert entry["in_words"] == ablation["in_words"]
+    assert "models" not in entry
+    assert report == before | {"text_evidence": entry}
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert evidence["in_words"][0] in page
+    assert ablation["in_words"][0] in page
     assert out.endswith("report   run/report.html\n")
 
 
 @pytest.mark.slow
-def test_some_controls_give_a_hasty_verdict_and_no_report_is_made_up(
+def test_some_variants_give_a_weaker_verdict_and_no_report_is_made_up(
     call: Callable, experiment: str, tmp_path: Path
 ) -> None:
-    options = ("--seeds", 1, "--controls", "mlp", "random", "--output", "hasty", "--set", "epochs=1")
+    options = ("--seeds", 1, "--variants", "mlp", "random", "--output", "hasty", "--set", "epochs=1")
     code, out, _ = call("ablate_text", "-c", experiment, *options)
     assert code == 0
-    evidence = json.loads((tmp_path / "hasty" / "evidence.json").read_text(encoding="utf-8"))
-    assert [model["name"] for model in evidence["models"]] == ["frozen", "text", "random", "mlp", "swapped"]
-    assert evidence["verdict"] != "text helps"
+    ablation = json.loads((tmp_path / "hasty" / "evidence.json").read_text(encoding="utf-8"))
+    assert [model["name"] for model in ablation["models"]] == ["frozen", "text", "random", "mlp", "swapped"]
+    assert ablation["verdict"] != "text helps"
     assert "Not tried: shuffled descriptions, one-hot vectors, free prototypes, the class head alone." in out
     assert not (tmp_path / "run").exists()
     # A report that cannot be read costs no more than the verdict in it.
@@ -94,7 +91,6 @@ def test_some_controls_give_a_hasty_verdict_and_no_report_is_made_up(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--seeds", 0), "--seeds: got 0. Each variant is trained with at least 1.\n"),
         (
             ("--pair", "pit", "hole"),
             "--pair: got pit, hole. Name two different classes of pit, scratch, crack.\n",
@@ -104,25 +100,25 @@ def test_some_controls_give_a_hasty_verdict_and_no_report_is_made_up(
             "--pair: got pit, pit. Name two different classes of pit, scratch, crack.\n",
         ),
         (
-            ("--set", "task.cache=false"),
-            "task.cache: got false. The trials train many heads on the same stored outputs of the "
-            "detector: set task.cache=true, and cached_views as many as augmentation needs.\n",
+            ("--set", "multimodal.cache=false"),
+            "multimodal.cache: got false. The trials train many heads on what the detector finds once: set "
+            "multimodal.cache=true, and cached_views as many as augmentation needs.\n",
         ),
     ],
 )
-def test_what_cannot_be_tried_is_refused(
+def test_bad_options_are_refused(
     call: Callable, experiment: str, options: tuple[object, ...], message: str
 ) -> None:
     code, _, err = call("ablate_text", "-c", experiment, *options)
     assert (code, err) == (2, message)
 
 
-def test_a_detector_has_no_text_to_be_judged(call: Callable, tmp_path: Path) -> None:
+def test_a_config_without_text_is_refused(call: Callable, tmp_path: Path) -> None:
     code, _, err = call("ablate_text", "-c", shipped_configs_dir() / "quickstart.yml")
     assert (code, err) == (
         2,
-        "task.type: got detection, needs text_fusion. Name a config like "
-        "configs/quickstart_multimodal.yml.\n",
+        "multimodal: the experiment has no such block. Only phase 2 has a text that may help: name a config "
+        "like configs/quickstart_multimodal.yml.\n",
     )
     assert not any(tmp_path.iterdir())  # no data set was made
 

@@ -1,4 +1,4 @@
-"""The commands: from a COCO folder to weights, a report and pictures, and what they say when they cannot."""
+"""The commands, from a COCO folder to weights, a report and predictions, and their error messages."""
 
 import json
 import os
@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.config.loader import load_config, shipped_configs_dir
-from deim.data.batch import Batch
+from deim.config.catalog import shipped_configs_dir
+from deim.config.loader import load_config
+from deim.data.collate import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
-from deim.engine.step import StepContext, train_step
+from deim.engine.step import StepParts, train_step
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
 from deim.structures import Target
@@ -71,27 +72,25 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     assert again.stderr.startswith("run: already holds a run (last.pth, best.pth, report.json, ")
     assert contents(run) == before
 
-    scored = run_command("evaluate", "run/best.pth", "--split", "test", cwd=tmp_path)
-    assert scored.returncode == 0, scored.stderr
+    evaluated = run_command("evaluate", "run/best.pth", "--split", "test", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
     report = json.loads((run / "evaluation_test.json").read_text())
-    assert report["num_images"] == 3
+    assert report["dataset"]["num_images"] == 3
     assert report["operating_points"]["chosen_on"] == "val"
-    assert "report  run/evaluation_test.html" in scored.stdout
-    assert "Parts: escape rate" in scored.stdout
+    assert "report  run/evaluation_test.html" in evaluated.stdout
+    assert "Parts: escape rate" in evaluated.stdout
 
     everything = ("--score-threshold", "0", "--output", "found")
-    found = run_command("predict", "run/best.pth", tiny_set / "images", *everything, cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
+    predicted = run_command("predict", "run/best.pth", tiny_set / "images", *everything, cwd=tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
     results = json.loads((tmp_path / "found" / "predictions.json").read_text())
     images = sorted(path.name for path in (tiny_set / "images").iterdir())
     assert sorted({entry["file_name"] for entry in results}) == images
     assert {entry["category_name"] for entry in results} <= {"pit", "scratch", "crack"}
-    assert len(list((tmp_path / "found" / "pictures").glob("*.png"))) == len(images)
+    assert len(list((tmp_path / "found" / "annotated").glob("*.png"))) == len(images)
 
 
-def test_a_misspelled_option_ends_with_its_nearest_name_and_nothing_else(
-    call: Callable, tmp_path: Path
-) -> None:
+def test_a_misspelled_option_is_answered_with_the_nearest_name(call: Callable, tmp_path: Path) -> None:
     options = ["data.batchsize=2", "output_dir=run"]
     code, out, err = call("train", "-c", config_path("quickstart"), "--set", *options)
     assert (code, out) == (2, "")
@@ -101,7 +100,7 @@ def test_a_misspelled_option_ends_with_its_nearest_name_and_nothing_else(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_dataset_is_told_how_to_be_made_or_named(call: Callable, tmp_path: Path) -> None:
+def test_a_missing_dataset_is_reported_with_the_fix(call: Callable, tmp_path: Path) -> None:
     code, _, err = call("train", "-c", config_path("deimv2_1024"))
     assert code == 2
     assert err == (
@@ -145,14 +144,16 @@ def test_a_missing_config_is_named(tool: str, call: Callable) -> None:
     assert "lost.yml: cannot be read" in err
 
 
-def test_resuming_from_a_checkpoint_that_is_not_there_is_refused(call: Callable, tmp_path: Path) -> None:
+def test_resuming_from_a_missing_checkpoint_is_refused(call: Callable, tmp_path: Path) -> None:
     code, _, err = call("train", "-c", config_path("quickstart"), "--resume", "lost.pth")
     assert code == 2
     assert err.startswith("lost.pth: no such checkpoint to resume from.")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluating_what_is_not_there_is_refused(call: Callable, tiny_run: Path, tmp_path: Path) -> None:
+def test_evaluating_a_missing_file_or_split_is_refused(
+    call: Callable, tiny_run: Path, tmp_path: Path
+) -> None:
     code, _, err = call("evaluate", "lost.pth")
     assert code == 2
     assert err.startswith("lost.pth: no such weights file")
@@ -166,12 +167,15 @@ def test_evaluating_what_is_not_there_is_refused(call: Callable, tiny_run: Path,
     assert "lost/annotations/train.json: no such annotation file." in err
 
 
-def test_predicting_what_is_not_there_is_refused(call: Callable, tiny_run: Path, tmp_path: Path) -> None:
+def test_predicting_a_missing_or_damaged_image_is_refused(
+    call: Callable, tiny_run: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     code, _, err = call("predict", tiny_run / "best.pth", "empty")
     assert (code, err) == (
         2,
-        "empty: no image there. Give an image, or a folder of .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp.\n",
+        "empty: there is no image. Give an image, or a folder of "
+        ".bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp.\n",
     )
     (tmp_path / "part.png").write_bytes(b"no image")
     code, _, err = call("predict", tiny_run / "best.pth", "part.png", "--output", "found")
@@ -193,9 +197,9 @@ def test_predict_takes_image_ids_from_annotations(
     assert out.startswith("80 detections in 4 images\n")
     results = json.loads((tmp_path / "found" / "predictions.json").read_text())
     assert {entry["image_id"] for entry in results} == {10, 11, 12, 13}
-    pictures = tmp_path / "found" / "pictures"
-    assert {path.name for path in pictures.iterdir()} == {f"val_{i}.png" for i in range(4)}
-    with Image.open(pictures / "val_0.png") as drawn:
+    annotated = tmp_path / "found" / "annotated"
+    assert {path.name for path in annotated.iterdir()} == {f"val_{i}.png" for i in range(4)}
+    with Image.open(annotated / "val_0.png") as drawn:
         assert drawn.size == Image.open(tiny_set / "images" / "val_0.png").size
 
 
@@ -208,7 +212,7 @@ def test_predict_never_overwrites_an_image(call: Callable, tiny_run: Path, tmp_p
     assert path.read_bytes() == before
 
 
-def test_predict_says_so_where_no_image_has_an_id(
+def test_annotations_without_any_of_the_images_are_refused(
     call: Callable, tiny_run: Path, tiny_set: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "ids.json").write_text('{"images": [{"id": 1, "file_name": "folder/other.png"}]}')
@@ -218,7 +222,7 @@ def test_predict_says_so_where_no_image_has_an_id(
 
 
 def spoil_annotation(field: str, value: object) -> Callable[[dict], None]:
-    return lambda tree: tree["annotations"][0].update({field: value})
+    return lambda coco: coco["annotations"][0].update({field: value})
 
 
 @pytest.mark.parametrize(
@@ -233,17 +237,17 @@ def spoil_annotation(field: str, value: object) -> Callable[[dict], None]:
         ("train", spoil_annotation("category_id", 4), "has category id 4, which is not in 'categories'"),
         ("train", spoil_annotation("area", -5), "has area -5. It must be a number from 0, or null"),
         ("train", spoil_annotation("image_id", 2**70), "It must be a whole number of at most 63 bits"),
-        ("train", lambda tree: tree["categories"][0].update(name=" "), "It must be text that is not empty"),
+        ("train", lambda coco: coco["categories"][0].update(name=" "), "It must be text that is not empty"),
         (
             "train",
-            lambda tree: tree["images"][0].update(file_name="lost.png"),
+            lambda coco: coco["images"][0].update(file_name="lost.png"),
             "'lost.png' (id 10) is",
         ),
-        ("train", lambda tree: tree.pop("images"), "not a COCO file, got annotations, categories"),
+        ("train", lambda coco: coco.pop("images"), "not a COCO file, got annotations, categories"),
         (
             "val",
-            lambda tree: tree["categories"].append({"id": 99, "name": "dent"}),
-            "class 'dent' of split val is not in train",
+            lambda coco: coco["categories"].append({"id": 99, "name": "dent"}),
+            "class 'dent' of split val is not known to train",
         ),
     ],
     ids=[
@@ -268,9 +272,9 @@ def test_wrong_annotations_end_with_a_message_and_code_2(
 ) -> None:
     root = write_coco(tmp_path / "set")
     file = root / "annotations" / f"{split}.json"
-    tree = json.loads(file.read_text())
-    spoil(tree)
-    file.write_text(json.dumps(tree))
+    coco = json.loads(file.read_text())
+    spoil(coco)
+    file.write_text(json.dumps(coco))
     code, _, err = call(
         "train", "-c", config_path("neu_det"), "--set", *QUICK, "data.root=set", "output_dir=run"
     )
@@ -365,11 +369,11 @@ def test_an_image_without_extension_is_predicted(
     shutil.copyfile(tiny_set / "images" / "val_0.png", tmp_path / "part")
     code, _, err = call("predict", tiny_run / "best.pth", "part", "--output", "found")
     assert (code, err) == (0, "")
-    assert (tmp_path / "found" / "pictures" / "part.png").is_file()
+    assert (tmp_path / "found" / "annotated" / "part.png").is_file()
 
 
 @pytest.mark.slow
-def test_a_step_of_run_five_on_a_cpu_is_finite() -> None:
+def test_a_step_of_deimv2_1024_on_a_cpu_is_finite() -> None:
     config = load_config(config_path("deimv2_1024"))
     torch.manual_seed(0)
     model = build_model(config.model, 6).train()
@@ -380,7 +384,7 @@ def test_a_step_of_run_five_on_a_cpu_is_finite() -> None:
         }
     ]
     before = model.decoder.dec_score_head[0].weight.detach().clone()
-    parts = StepContext(
+    step_parts = StepParts(
         model=model,
         criterion=build_criterion(config.loss, matcher_change_epoch=99),
         optimizer=build_optimizer(model, config.recipe),
@@ -388,7 +392,7 @@ def test_a_step_of_run_five_on_a_cpu_is_finite() -> None:
         clip_grad_norm=config.recipe.clip_grad_norm,
     )
     batch = Batch(images=torch.randn(1, 3, *config.image_size_hw), targets=targets)
-    result = train_step(parts, batch, epoch=0)
+    result = train_step(step_parts, batch, epoch=0)
     assert result.skip_reason is None
     assert 0 < result.loss < 1000
     assert result.grad_norm > 0
@@ -396,7 +400,7 @@ def test_a_step_of_run_five_on_a_cpu_is_finite() -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_are_compared_and_a_report_is_made_again(
+def test_two_runs_are_compared_and_a_report_is_written_again(
     call: Callable, tiny_run: Path, tmp_path: Path
 ) -> None:
     few = ["--set", "evaluation.bootstrap_resamples=20"]
@@ -416,22 +420,22 @@ def test_two_runs_are_compared_and_a_report_is_made_again(
     assert (tmp_path / "first" / "report.html").is_file()
     code, _, err = call("evaluate", "first/report.json", "--split", "test")
     assert code == 2
-    assert "a report is made again as it is" in err
+    assert "a report is written again from its own files" in err
     code, _, err = call("compare", "first", "lost")
     assert code == 2
     assert err.startswith("lost: no such run folder or report.")
     code, _, err = call("evaluate", "first")
     assert code == 2
-    assert err.startswith("first: is a folder. Name a checkpoint, such as first/best.pth")
+    assert err.startswith("first: is a folder. Give a checkpoint, such as first/best.pth.")
 
 
 def test_the_benchmark_of_evaluation_finds_the_same_numbers_as_pycocotools(call: Callable) -> None:
     pytest.importorskip("pycocotools")
     code, out, err = call("benchmark_evaluation", "--images", "20", "--boxes", "30")
     assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert found["largest_difference"] < 1e-9
-    assert min(found["coco_s"], found["pycocotools_s"], found["peak_mb"]) > 0
+    numbers = json.loads(out)
+    assert numbers["largest_difference"] < 1e-9
+    assert min(numbers["coco_s"], numbers["pycocotools_s"], numbers["peak_mb"]) > 0
 
 
 def test_the_benchmark_of_loading_prints_stages_and_ratios(call: Callable) -> None:
@@ -441,6 +445,6 @@ def test_the_benchmark_of_loading_prints_stages_and_ratios(call: Callable) -> No
     *table, line = out.splitlines()
     stages = ["decode and resize", "augment", "normalize and collate"]
     assert [row.split("  ")[0] for row in table[:3]] == stages
-    found = json.loads(line)
-    assert found["ours_images_per_s"] > 0
-    assert found["ours_disk_cache_to_plain"] > 0
+    numbers = json.loads(line)
+    assert numbers["ours_images_per_s"] > 0
+    assert numbers["ours_disk_cache_to_plain"] > 0

@@ -1,0 +1,67 @@
+"""Arguments and console elements that several commands share."""
+
+from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SPLITS = ("train", "val", "test")
+
+
+class CommandParser(ArgumentParser):
+    """A parser whose help states the default of each option."""
+
+    def add_argument(self, *names: str, **options: Any) -> Action:
+        """Add an argument as `ArgumentParser` does, and append its default to the help."""
+        default = options.get("default")
+        if default not in (None, SUPPRESS, []):
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+            options["help"] += f" Default: {shown}."
+        return super().add_argument(*names, **options)
+
+
+def new_parser(command: str, description: str | None) -> CommandParser:
+    """Return an empty parser for `deim COMMAND`; the description is the docstring of its module."""
+    return CommandParser(
+        prog=f"deim {command}", description=description, formatter_class=RawDescriptionHelpFormatter
+    )
+
+
+def add_config_argument(parser: ArgumentParser, *, required: bool = True) -> None:
+    """Add `--config`, a path or the name of a shipped config."""
+    what = "Config file, or the name of a shipped config such as quickstart."
+    parser.add_argument("-c", "--config", required=required, help=what)
+
+
+def add_override_argument(parser: ArgumentParser, example: str) -> None:
+    """Add `--set`, which overrides options; the example is shown in the help."""
+    what = f"Override options of the config, for example {example}."
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=what)
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return an argument type for whole numbers from `minimum`."""
+
+    def whole_number(text: str) -> int:
+        number = int(text)
+        if number < minimum:
+            raise ArgumentTypeError(f"got {number}, needs at least {minimum}")
+        return number
+
+    return whole_number
+
+
+@contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Callable[[object], None]]:
+    """Show a progress bar in a terminal, and nothing in a pipe.
+
+    Yields:
+        A function to call after each of `total` items; its argument is ignored.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda _: progress.advance(task)

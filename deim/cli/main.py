@@ -1,0 +1,96 @@
+"""The console command `deim`: choose a command, run it, and turn errors into messages and exit codes.
+
+A command is a module with `build_parser()` and `run(args)`. It is imported when it is called, and imports
+torch and the rest of the package only in `run`, so that `--help` answers at once.
+"""
+
+import importlib
+import io
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from deim.errors import DeimError, StopSignalError
+from deim.files import suggest
+
+TEXT_COMMANDS = "multimodal.cli"
+"""Package of the commands for text fusion; it stands above this one, which knows nothing else of it."""
+
+COMMANDS = {
+    "train": ("deim.cli.train", "Train a detector from a config."),
+    "evaluate": ("deim.cli.evaluate", "Evaluate a checkpoint and write a report."),
+    "predict": ("deim.cli.predict", "Detect defects in images."),
+    "compare": ("deim.cli.compare", "Compare runs that were evaluated on the same images."),
+    "data": ("deim.cli.data", "Check, convert, split, describe or preview a dataset."),
+    "config": ("deim.cli.config", "List the shipped configs, or show a config with every option."),
+    "synthetic": ("deim.cli.synthetic", "Make a synthetic dataset of surface defects."),
+    "benchmark": ("deim.cli.benchmark", "Time training steps, data loading, evaluation or text fusion."),
+    "text-bank": (f"{TEXT_COMMANDS}.text_bank", "Embed the texts of the classes for text fusion."),
+    "ablate-text": (f"{TEXT_COMMANDS}.ablate_text", "Test whether the text of text fusion helps."),
+}
+"""Module and summary of each command."""
+
+
+def main(argv: Sequence[str] | None = None, *, command: Sequence[str] = ()) -> int:
+    """Run a command.
+
+    Args:
+        argv: Arguments after the program's name; None takes those of the process.
+        command: Arguments that come before them, such as `["train"]` in `tools/train.py`.
+
+    Returns:
+        Exit code: 0, or 2 after an error, or 128 plus the signal that stopped a training run; `data check`
+        returns 1 if the dataset has errors.
+    """
+    name, *rest = [*command, *(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(version("deim-defects"))
+        return 0
+    if name not in COMMANDS:
+        print(f"deim: there is no command {name!r}. {suggest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(COMMANDS[name][0])
+    return run_command(module.run, module.build_parser().parse_args(rest))
+
+
+def run_command(run: Callable[[Namespace], int | None], args: Namespace) -> int:
+    """Set up logging, run a command, and print errors that are meant for the user without a traceback.
+
+    Args:
+        run: Does the work; its result is the exit code, None stands for 0.
+        args: The parsed arguments.
+
+    Returns:
+        The exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be valid Unicode
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_PrintHandler()])
+    try:
+        return run(args) or 0
+    except StopSignalError as error:
+        print(error, file=sys.stderr)
+        return 128 + error.number
+    except (DeimError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+class _PrintHandler(logging.Handler):
+    """Prints to the present `sys.stdout`, which a progress bar may have replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record))
+
+
+def _overview() -> str:
+    lines = [f"  {name:<12} {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: deim COMMAND [options]", "", *lines, "", "`deim COMMAND --help` explains a command."]
+    )

@@ -1,0 +1,160 @@
+"""The command `deim` and the tools that call it: help, names, shipped configs and the installed package."""
+
+import ast
+import os
+import subprocess
+import sys
+from argparse import SUPPRESS
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deim.cli.arguments import CommandParser
+from deim.cli.main import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = sorted((ROOT / "tools").glob("*.py"))
+HELP = """
+import contextlib, io, sys
+from deim.cli.main import COMMANDS, main
+for name in COMMANDS:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main([name, "--help"])
+    assert out.getvalue().startswith(f"usage: deim {name} "), name
+heavy = {"torch", "numpy", "matplotlib", "PIL", "scipy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_help_of_every_command_imports_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]], ids=str)
+def test_the_overview_lists_all_commands(arguments: list[str], call: Callable) -> None:
+    code, out, err = call(*(arguments or ["-h"]))
+    assert (code, err) == (0, "")
+    listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+    assert listed == list(COMMANDS)
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(call: Callable) -> None:
+    assert call("trian") == (2, "", "deim: there is no command 'trian'. Did you mean 'train'?\n")
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.stem)
+def test_a_tool_is_a_door_to_a_command(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 6
+    command = ast.literal_eval(lines[-1].partition("command=")[2].removesuffix("))"))
+    assert command[0] in COMMANDS
+    assert lines[0].endswith(f'; the same as `deim {" ".join(command)}`."""')
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained_in_a_sentence(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: dict[str, str] = {}
+
+    def add_argument(self: CommandParser, *names: str, **options: object) -> object:
+        texts[names[-1]] = str(options.get("help"))
+        return super(CommandParser, self).add_argument(*names, **options)
+
+    monkeypatch.setattr(CommandParser, "add_argument", add_argument)
+    import_module(COMMANDS[command][0]).build_parser()
+    texts.pop("--help")
+    wrong = {name: text for name, text in texts.items() if not (text[0].isupper() and text.endswith("."))}
+    assert wrong == {}
+    assert all(summary[0].isupper() and summary.endswith(".") for _, summary in COMMANDS.values())
+
+
+def test_help_states_defaults() -> None:
+    parser = CommandParser()
+    parser.add_argument("--size", default=(640, 512), help="Image size.")
+    parser.add_argument("--force", action="store_true", help="Do it.")
+    parser.add_argument("--hidden", default=SUPPRESS, help="Nothing.")
+    text = parser.format_help()
+    assert "Image size. Default: 640 512." in text
+    assert text.count("Default") == 1
+
+
+def test_choices_are_those_of_the_rooms() -> None:
+    """They are repeated in the commands so that `--help` does not import the rooms."""
+    from deim.cli import benchmark, data
+    from deim.data.formats import read
+    from deim.model import build
+    from multimodal.ablation import variants
+    from multimodal.cli import ablate_text, text_bank
+    from multimodal.encoders import open_clip_files
+
+    assert data.FORMATS == read.FORMATS
+    assert benchmark.VARIANTS == build.VARIANTS
+    assert ablate_text.VARIANTS == variants.CONTROLS
+    assert text_bank.DEFAULT_MODEL == open_clip_files.DEFAULT_MODEL
+    assert text_bank.DEFAULT_WEIGHTS == open_clip_files.DEFAULT_WEIGHTS
+
+
+def test_shipped_configs_are_listed_with_their_first_line(call: Callable) -> None:
+    code, out, _ = call("config", "list")
+    assert code == 0
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names == sorted(path.stem for path in (ROOT / "configs").glob("*.yml"))
+    assert all(len(line) <= 140 and line.endswith(".") for line in out.splitlines())
+
+
+@pytest.mark.parametrize("name", ["neu_det", "neu_det.yml", "configs/neu_det.yml"])
+def test_a_shipped_config_is_found_by_its_name(name: str, call: Callable) -> None:
+    code, out, err = call("config", "show", name, "--set", "epochs=7")
+    assert (code, err) == (0, "")
+    config = yaml.safe_load(out)
+    assert (config["output_dir"], config["epochs"]) == ("outputs/neu_det", 7)
+    assert call("config", "show", "-c", name, "--set", "epochs=7")[1] == out
+
+
+def test_a_file_comes_before_a_shipped_config(call: Callable, tmp_path: Path) -> None:
+    (tmp_path / "neu_det").write_text("epochs: 0\n")
+    code, _, err = call("config", "show", "neu_det")
+    assert code == 2
+    assert "neu_det: epochs: got 0" in err
+
+
+def test_an_unknown_config_is_answered_with_the_nearest(call: Callable) -> None:
+    code, out, err = call("config", "show", "quickstrat")
+    assert (code, out) == (2, "")
+    assert err.startswith("quickstrat: cannot be read, no such file exists (looked in ")
+    assert "Did you mean 'quickstart'?" in err
+    code, _, err = call("config", "show")
+    assert (code, err.partition(":")[0]) == (2, "deim config show")
+
+
+@pytest.mark.slow
+def test_the_installed_package_works_in_an_empty_folder(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="the build backend is not installed")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheels = tmp_path / "wheels"
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, ROOT], check=True)
+    site = tmp_path / "site"
+    wheel = next(wheels.glob("deim_defects-*.whl"))
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", site, wheel], check=True)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, site / "bin" / "deim", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=empty, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "quickstart " in run("config", "list")
+    assert run("--help").startswith("usage: deim COMMAND")
+    assert run("--version").strip()
+    assert "output_dir: outputs/quickstart\n" in run("config", "show", "quickstart")
+    assert list(empty.iterdir()) == []
+    options = ("--train-images", "2", "--val-images", "1", "--test-images", "1", "--max-size", "96", "96")
+    assert "train: 2 images" in run("synthetic", "--root", "data", *options)

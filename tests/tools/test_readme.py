@@ -1,0 +1,65 @@
+"""The README: its Python blocks run, its commands are accepted, and its files exist."""
+
+import re
+import shlex
+import shutil
+from argparse import Namespace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from deim.cli.main import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+COMMAND_LINES = [
+    line.partition("   #")[0].strip().removeprefix("$ ")
+    for language, block in BLOCKS
+    if not language
+    for line in block.splitlines()
+    if line.startswith(("deim ", "$ deim "))
+]
+PYTHON = [block for language, block in BLOCKS if language == "python"]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.splitlines()[0])
+def test_python_blocks_run(
+    block: str, tiny_run: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outputs" / "quickstart").mkdir(parents=True)
+    shutil.copyfile(tiny_run / "best.pth", tmp_path / "outputs" / "quickstart" / "best.pth")
+    for number in (1, 2):
+        shutil.copyfile(tiny_set / "images" / f"val_{number}.png", tmp_path / f"part_{number}.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    if "terms" in names:
+        assert isinstance(names["model"], torch.nn.Module)
+        assert any(parameter.grad is not None for parameter in names["model"].parameters())
+    else:
+        assert len(names["names"]) == len(names["detections"].boxes_xyxy)
+
+
+def test_there_are_two_python_blocks_and_many_commands() -> None:
+    assert len(PYTHON) == 2
+    assert len(COMMAND_LINES) > 12
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_commands_are_accepted(line: str) -> None:
+    _, name, *arguments = shlex.split(line)
+    parser = import_module(COMMANDS[name][0]).build_parser()
+    assert isinstance(parser.parse_args(arguments), Namespace)
+
+
+def test_named_scripts_and_linked_files_exist() -> None:
+    scripts = set(re.findall(r"tools/\w+\.py", README))
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").glob("*.py")} - scripts == {
+        "tools/benchmark_evaluation.py"
+    }
+    links = re.findall(r"\]\(([\w./]+)\)", README)
+    missing = [name for name in [*scripts, *links] if not (ROOT / name).exists()]
+    assert missing == []
