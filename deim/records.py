@@ -72,7 +72,7 @@ def _read(kind: Any, value: Any, path: str) -> Any:
         return _read_union(args, value, path)
     if origin is Literal:
         return _expect(value in args, value, path, f"one of {', '.join(map(repr, args))}")
-    if is_dataclass(kind):
+    if is_dataclass(kind) and isinstance(kind, type):
         return _read_record(kind, value, path)
     if origin in (tuple, list):
         return _read_sequence(origin, args, value, path)
@@ -100,7 +100,8 @@ def _read_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
 
 def _read_record(kind: type[Any], value: Any, path: str) -> Any:
     _expect(isinstance(value, Mapping), value, path, "an object")
-    hints, known = _hints(kind), {}
+    hints = _hints(kind)
+    known: dict[str, Any] = {}
     names = [field.name for field in fields(kind)]
     for field in fields(kind):
         here = f"{path}.{field.name}" if path else field.name

@@ -10,19 +10,22 @@ name is their hash, so that a change of any of them leads to another folder. Num
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from deim.data.collate import Batch, collate
-from deim.data.dataset import DetectionDataset, InputFormat
+from deim.data.batch import Batch
+from deim.data.dataset import DetectionDataset
 from deim.data.formats.coco import CocoSplit
-from deim.data.loader import iterate, load_batches
-from deim.engine.memory import VALIDATION_ADVICE, ends_without_memory
+from deim.data.images.input_format import InputFormat
+from deim.data.loader import BatchLoader
+from deim.data.sampling import BatchRequest
+from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
 from deim.files import write_atomically
@@ -37,6 +40,16 @@ FORMAT = 1
 
 View = tuple[int, int]
 """Number of the augmented view, and index of the image, or tile, in its dataset."""
+
+
+class BatchSampler(Protocol):
+    """The order of the images in batches, such as `deim.data.sampling.EpochSampler`."""
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+
+    def requests(self, epoch: int, *, first_batch: int = 0) -> Iterator[BatchRequest]:
+        """Yield the batches of an epoch (0-based), from `first_batch` on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +131,7 @@ class DetectorOutputLoader:
     Args:
         model: Its detector computes what is not stored yet.
         dataset: Images and targets, by (view, index).
-        batches: Lists of (epoch, index), such as an epoch's sampler; copies of an image have the same view.
+        sampler: Order of the images; copies of an image have the same view.
         store: The stored outputs.
         num_views: Views of each image; epochs use them in turn.
         device: Device of the detector.
@@ -131,7 +144,7 @@ class DetectorOutputLoader:
         self,
         model: TextFusedDetector,
         dataset: DetectionDataset,
-        batches: Iterable[Sequence[tuple[int, ...]]],
+        sampler: BatchSampler,
         *,
         store: DetectorOutputStore,
         num_views: int,
@@ -142,13 +155,22 @@ class DetectorOutputLoader:
     ) -> None:
         self.model = model
         self.dataset = dataset
-        self.batches = batches
+        self.sampler = sampler
         self.store = store
         self.num_views = num_views
         self.device = device
         self.precision = precision
         self.images_at_once = images_at_once
         self.num_workers = num_workers
+        self._epoch, self._first_batch = 0, 0
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch (0-based), and the first of its batches, that the next pass yields."""
+        self._epoch, self._first_batch = epoch, first_batch
 
     def __iter__(self) -> Iterator[DetectorOutputBatch]:
         """Yield the batches; those that are read from files are on the CPU.
@@ -156,14 +178,20 @@ class DetectorOutputLoader:
         Raises:
             DataError: If an image is damaged, or outputs cannot be stored.
         """
-        plan = [[(epoch % self.num_views, index) for epoch, index, *_ in batch] for batch in self.batches]
+        plan = [
+            [(item[0] % self.num_views, item[1]) for item in request.items[request.part]]
+            for request in self.sampler.requests(self._epoch, first_batch=self._first_batch)
+        ]
         stored = [all(self.store.has(view) for view in views) for views in plan]
         absent = [views for views, is_stored in zip(plan, stored, strict=True) if not is_stored]
-        loaded = iterate(load_batches(self.dataset, absent, num_workers=self.num_workers))
+        requests = [
+            BatchRequest(epoch=0, number=number, items=tuple(views)) for number, views in enumerate(absent)
+        ]
+        loaded = iter(BatchLoader(self.dataset, requests, num_workers=self.num_workers))
         for views, is_stored in zip(plan, stored, strict=True):
             batch = self._read(views) if is_stored else self._compute(views, next(loaded))
             # A damaged file is computed and written again.
-            yield batch or self._compute(views, collate([self.dataset[view] for view in views]))
+            yield batch or self._compute(views, self.dataset.load_items(views))
 
     def _compute(self, views: Sequence[View], batch: Batch) -> DetectorOutputBatch:
         images = batch.images.to(self.device, non_blocking=True)
@@ -196,7 +224,7 @@ def run_detector_in_chunks(
     Raises:
         TrainingError: If memory runs out.
     """
-    with ends_without_memory("in the frozen detector", VALIDATION_ADVICE), autocast(precision):
+    with explain_out_of_memory("in the frozen detector", VALIDATION_ADVICE), autocast(precision):
         chunks = [model.run_detector(chunk) for chunk in images.split(images_at_once)]
     return DetectorOutputs(
         **{name: torch.cat([getattr(chunk, name) for chunk in chunks]) for name in OUTPUT_NAMES}
@@ -244,6 +272,7 @@ def open_store(
     Raises:
         DataError: If an image cannot be read.
     """
+    pipeline = dataset.pipeline if dataset.pipeline is not None and dataset.pipeline.changes_images else None
     key = {
         "format": FORMAT,
         "torch": torch.__version__,
@@ -253,8 +282,8 @@ def open_store(
         "images": _hash_images(dataset.split),
         "input": _input_key(dataset.input_format),
         "classes": dataset.class_index,
-        "augmentation": None if dataset.augmentation is None else asdict(dataset.augmentation),
-        "seed": None if dataset.augmentation is None else dataset.seed,
+        "augmentation": None if pipeline is None else [asdict(pipeline.options), asdict(pipeline.epochs)],
+        "seed": None if pipeline is None else dataset.seed,
     }
     content = json.dumps(key, sort_keys=True)
     return DetectorOutputStore(folder / hashlib.sha256(content.encode("utf-8")).hexdigest()[:16])

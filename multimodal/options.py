@@ -4,46 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from deim.config.checks import below, check, not_fraction
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OpenClipEncoderOptions:
-    """Texts are embedded by the text tower of a CLIP model."""
-
-    type: Literal["open_clip"] = "open_clip"
-    weights: str = "laion2b_s34b_b79k"
-    """Tag of pretrained weights, or path of a model folder or weights file."""
-    clip_model: str | None = None
-    """Name of the model; null: ViT-B-32 for a tag, or what the folder says."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HashedEncoderOptions:
-    """Texts become bags of words without meaning: needs no weights; for tests and the quickstart."""
-
-    type: Literal["hashed"]
-
-
-TextEncoderOptions = OpenClipEncoderOptions | HashedEncoderOptions
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FusionLossOptions:
-    """Weights of the loss terms; boxes have no term."""
-
-    mal: float = 1.0
-    """Weight of the matchability-aware classification loss on the fused logits."""
-    contrastive: float = 0.5
-    """Weight of the choice between the text of the classes and of the background."""
-    margin: float = 0.25
-    """Weight of the distance between classes that the detector confuses."""
-    anchor: float = 0.1
-    """Weight of the nearness of the adapted text to the text itself."""
-
-    def __post_init__(self) -> None:
-        check(
-            below(0, mal=self.mal, contrastive=self.contrastive, margin=self.margin, anchor=self.anchor),
-        )
+from multimodal.encoders.build import EncoderOptions
+from multimodal.encoders.open_clip import OpenClipEncoderOptions
+from multimodal.loss import FusionLossOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +23,7 @@ class TextFusionOptions:
     """File of `deim text-bank`; null embeds `prompts` with `encoder` when the run starts."""
     prompts: str = "configs/prompts/industrial.yml"
     """YAML file with the texts of each class; not used with `text_bank`."""
-    encoder: TextEncoderOptions = field(default_factory=OpenClipEncoderOptions)
+    encoder: EncoderOptions = field(default_factory=OpenClipEncoderOptions)
     """Encoder that embeds the prompts; not used with `text_bank`."""
     hidden_dim: int = 1024
     """Hidden width of the projection of the queries."""

@@ -1,7 +1,7 @@
 """The task `text_fusion`: a head that fuses text into the class scores of a frozen detector."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,26 +12,30 @@ from torch import nn
 from deim.config.checks import check
 from deim.config.loader import config_to_dict
 from deim.config.schema import Config
-from deim.data.collate import Batch
-from deim.data.loader import build_train_dataset, load_batches
+from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
+from deim.data.loader import TrainLoader, build_train_loader
 from deim.engine.checkpoints import INPUT_OPTIONS, Checkpoint, TrainedDetector, load_trained, read_checkpoint
 from deim.engine.context import RunContext
-from deim.engine.loading import AugmentEpochs, EpochSampler, build_pipeline, set_epoch
 from deim.engine.log import ProgressBar
 from deim.engine.schedule import Timeline, resolve_schedule
-from deim.engine.step import Precision
 from deim.engine.task import TaskDefaults, TaskProducts, detection_options
 from deim.errors import CheckpointError, ConfigError
 from deim.files import sha256_of_file
 from deim.loss.build import build_matcher
 from deim.model.build import build_model
 from deim.model.detector import Detector
+from deim.model.weights import hash_tensors
 from multimodal.confused_pairs import ConfusedPair, confused_pairs, count_confusions
-from multimodal.encoders.hashed import HashedTextEncoder, TextEncoder, hash_tensors
-from multimodal.feature_cache import FindingsBatch, FindingsLoader, find_in_parts, open_store
+from multimodal.encoders.build import build_encoder
+from multimodal.feature_cache import (
+    DetectorOutputBatch,
+    DetectorOutputLoader,
+    open_store,
+    run_detector_in_chunks,
+)
 from multimodal.fusion_head import FusionHead, parameter_groups
-from multimodal.loss import FusionCriterion, FusionLossWeights
-from multimodal.options import HashedEncoderOptions, OpenClipEncoderOptions, TextFusionOptions
+from multimodal.loss import FusionCriterion, FusionLossOptions
+from multimodal.options import TextFusionOptions
 from multimodal.prompts import load_prompts
 from multimodal.text_bank import (
     TextBank,
@@ -60,7 +64,7 @@ class TextFusionTask:
         "report_comparison.json",
         "report_comparison.html",
         "report_comparison",
-        "text_evidence",
+        "text_ablation.json",
     )
     # Detector and text are compared by their fingerprints.
     free_options: tuple[str, ...] = (
@@ -133,7 +137,7 @@ class TextFusionTask:
         assert isinstance(trained.model, Detector)
         model = build_fused(trained.model, bank, options).to(context.device)
         loader = build_fusion_loader(context, model)
-        pairs = _find_confused_pairs(context, loader, share=options.confusion_share)
+        pairs = _find_confused_pairs(context, model, loader, share=options.confusion_share)
         groups = parameter_groups(
             model.head,
             config.recipe.lr,
@@ -145,12 +149,7 @@ class TextFusionTask:
             model=model,
             criterion=FusionCriterion(
                 build_matcher(config.loss.matcher, change_epoch=config.epochs),
-                FusionLossWeights(
-                    mal=options.loss.mal,
-                    contrastive=options.loss.contrastive,
-                    margin=options.loss.margin,
-                    anchor=options.loss.anchor,
-                ),
+                options.loss,
                 num_classes=len(train.class_names),
                 confused=[(pair.label, pair.predicted_as) for pair in pairs],
                 mal_gamma=config.loss.mal_gamma,
@@ -253,10 +252,12 @@ def _check_options(context: RunContext, options: TextFusionOptions) -> None:
     """Raise ConfigError if the rest of the experiment does not fit the task; one line for each problem."""
     config = context.config
     views, start = options.cached_views, options.class_head_from_epoch
-    changes_images = build_pipeline(config, epochs=context.augment_epochs).changes_images
+    pipeline = build_pipeline(
+        config.augment, epochs=context.augment_epochs, image_size_hw=config.image_size_hw
+    )
     problems = [
         (
-            options.cache and views > 1 and not changes_images,
+            options.cache and views > 1 and not pipeline.changes_images,
             f"task.cached_views: got {views}, but without augmentation they are all the same. Use 1, or set "
             f"augment.horizontal_flip.",
         ),
@@ -316,50 +317,15 @@ def _to_text(value: object) -> str:
 def _text_bank(options: TextFusionOptions, class_names: Sequence[str]) -> TextBank:
     if options.text_bank is not None:
         return load_text_bank(Path(options.text_bank), class_names=class_names)
-    bank = build_text_bank(load_prompts(Path(options.prompts)), _encoder(options), class_names)
+    encoder = build_encoder(options.encoder)
+    bank = build_text_bank(load_prompts(options.prompts), encoder, class_names, where=options.prompts)
     check_classes(bank, class_names, where=options.prompts)
     logger.info("text: %s, by %s", options.prompts, bank.encoder)
     return bank
 
 
-def _encoder(options: TextFusionOptions) -> TextEncoder:
-    match options.encoder:
-        case HashedEncoderOptions():
-            return HashedTextEncoder()
-        case OpenClipEncoderOptions(weights=weights, clip_model=model):
-            # Importing CLIP takes seconds and is needed here alone.
-            from multimodal.encoders.open_clip import load_open_clip_encoder
-
-            return load_open_clip_encoder(weights, model_name=model)
-
-
-class FusionLoader:
-    """Training batches of the fusion head.
-
-    Args:
-        batches: What the head trains on, in the order of the sampler.
-        outputs: The same with the detector's outputs.
-        sampler: Order of the images.
-    """
-
-    def __init__(
-        self, batches: Iterable[Any], outputs: Iterable[FindingsBatch], sampler: EpochSampler
-    ) -> None:
-        self.batches = batches
-        self.outputs = outputs
-        self.sampler = sampler
-
-    def __len__(self) -> int:
-        """Return the number of batches of a whole epoch."""
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the batches of the epoch."""
-        return iter(self.batches)
-
-    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose the epoch (0-based), and the first of its batches, that the next pass yields."""
-        set_epoch(self.sampler, epoch, first_batch)
+FusionLoader = TrainLoader | DetectorOutputLoader
+"""Training batches of the fusion head: images, or stored outputs of the detector."""
 
 
 def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> FusionLoader:
@@ -373,25 +339,28 @@ def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> Fusion
         ConfigError: If a change of images needs a package that is not installed.
         DataError: If an image cannot be read.
     """
-    config, train = context.config, context.splits.train
-    options = fusion_options(config)
+    config, options = context.config, fusion_options(context.config)
     # The number of a stored view stands for the epoch.
     stop = options.cached_views if options.cache else config.epochs
-    pipeline = build_pipeline(config, epochs=AugmentEpochs(start=0, mix_end=stop, stop=stop))
-    augmentation = pipeline.images if pipeline.changes_images else None
-    dataset = build_train_dataset(config, train, augmentation=augmentation)
-    images_at_once, num_workers = config.data.eval_batch_size, config.data.num_workers
+    images = build_train_loader(
+        context.sampler,
+        context.splits.train,
+        data=config.data,
+        augment=config.augment,
+        image_size_hw=config.image_size_hw,
+        seed=config.seed,
+        epochs=AugmentEpochs(start=0, mix_end=stop, stop=stop),
+    )
     if not options.cache:
-        images = load_batches(dataset, context.sampler, num_workers=num_workers)
-        outputs = _DetectorOutputs(model, images, context.device, context.precision, images_at_once)
-        return FusionLoader(images, outputs, context.sampler)
-    if augmentation is not None and options.cached_views == 1:
+        return images
+    dataset = images.dataset
+    if images.pipeline.changes_images and options.cached_views == 1:
         logger.warning("task.cached_views: 1 view of each image, so its augmentation is drawn only once")
     store = open_store(Path(options.cache_dir), dataset, model, context.precision)
     views = [(view, index) for view in range(options.cached_views) for index in range(len(dataset))]
     num_stored = sum(map(store.has, views))
     logger.info("feature cache: %s holds %d of %d views of images", store.folder, num_stored, len(views))
-    cached = FindingsLoader(
+    return DetectorOutputLoader(
         model,
         dataset,
         context.sampler,
@@ -399,46 +368,38 @@ def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> Fusion
         num_views=options.cached_views,
         device=context.device,
         precision=context.precision,
-        images_at_once=images_at_once,
-        num_workers=num_workers,
+        images_at_once=config.data.eval_batch_size,
+        num_workers=config.data.num_workers,
     )
-    return FusionLoader(cached, cached, context.sampler)
 
 
-class _DetectorOutputs:
-    """Batches of images as batches of the detector's outputs, which are not stored."""
-
-    def __init__(
-        self,
-        model: TextFusedDetector,
-        images: Iterable[Batch],
-        device: torch.device,
-        precision: Precision,
-        images_at_once: int,
-    ) -> None:
-        self.model = model
-        self.images = images
-        self.device = device
-        self.precision = precision
-        self.images_at_once = images_at_once
-
-    def __iter__(self) -> Iterator[FindingsBatch]:
-        for batch in self.images:
-            on_device = batch.to(self.device)
-            outputs = find_in_parts(self.model, on_device.images, self.images_at_once, self.precision)
-            yield FindingsBatch(images=outputs, targets=on_device.targets)
+def _detector_outputs(
+    context: RunContext, model: TextFusedDetector, loader: FusionLoader
+) -> Iterator[DetectorOutputBatch]:
+    """Yield the batches of a loader with the detector's outputs, which are computed where they are not stored."""
+    for batch in loader:
+        if isinstance(batch, DetectorOutputBatch):
+            yield batch
+            continue
+        on_device = batch.to(context.device)
+        outputs = run_detector_in_chunks(
+            model, on_device.images, context.config.data.eval_batch_size, context.precision
+        )
+        yield DetectorOutputBatch(images=outputs, targets=on_device.targets)
 
 
-def _find_confused_pairs(context: RunContext, loader: FusionLoader, *, share: float) -> list[ConfusedPair]:
+def _find_confused_pairs(
+    context: RunContext, model: TextFusedDetector, loader: FusionLoader, *, share: float
+) -> list[ConfusedPair]:
     """Return the classes that the detector confuses on the training images, and log them."""
     config, class_names = context.config, context.splits.train.class_names
     matcher = build_matcher(config.loss.matcher, change_epoch=config.epochs)
-    criterion = FusionCriterion(matcher, FusionLossWeights(), num_classes=len(class_names))
+    criterion = FusionCriterion(matcher, FusionLossOptions(), num_classes=len(class_names))
     loader.set_epoch(0)
     is_main = context.distributed.is_main
     with ProgressBar("outputs of the detector", total=len(loader), is_shown=is_main) as bar:
         counts = count_confusions(
-            bar.track(loader.outputs),
+            bar.track(_detector_outputs(context, model, loader)),
             criterion,
             num_classes=len(class_names),
             distributed=context.distributed,

@@ -299,9 +299,7 @@ def _draw_image(
     inputs = read_tiles(split.image_path(index), form)
     text_map = join_text_maps(
         [
-            compute_text_map(
-                trained.model, normalize(fitted, form)[None].to(trained.device), placement
-            )
+            compute_text_map(trained.model, normalize(fitted, form)[None].to(trained.device), placement)
             for fitted, placement in inputs
         ]
     )

@@ -21,10 +21,9 @@ from torch import Tensor
 
 from deim.boxes import clip_boxes, clip_to_window, cxcywh_to_xyxy, to_original_pixels
 from deim.data.formats.coco import CocoSplit, match_classes
-from deim.data.images.pixel_format import read_picture
-from deim.data.images.tiling import read_tiles
-from deim.data.loader import input_format
-from deim.data.transforms import normalize
+from deim.data.images.input_format import build_input_format
+from deim.data.images.load import read_preview, read_tiles
+from deim.data.images.resize import normalize
 from deim.engine.checkpoints import TrainedDetector
 from deim.report.charts import chart_names
 from deim.structures import Placement
@@ -169,7 +168,7 @@ def write_text_maps(
             boxes = boxes[~split.is_crowd[boxes]]
             draw_text_map(
                 row,
-                read_picture(split.image_path(index)),
+                read_preview(split.image_path(index)),
                 _text_map(trained, split.image_path(index)),
                 label,
                 boxes_xywh=split.boxes_xywh[boxes],
@@ -222,19 +221,13 @@ def draw_text_map(
 
 
 def _text_map(trained: TrainedDetector, path: Path) -> TextMap:
-    model, form = trained.model, input_format(trained.config)
+    model, config = trained.model, trained.config
     assert isinstance(model, TextFusedDetector)
-    inputs = read_tiles(
-        path,
-        form.size_hw,
-        resize=form.resize,
-        pixels=form.pixels,
-        reduced=form.reduced_decode,
-        tiling=form.tiling,
-    )
+    form = build_input_format(config.data, config.image_size_hw)
+    inputs = read_tiles(path, form)
     return join_text_maps(
         [
-            compute_text_map(model, normalize(fitted, form.mean, form.std)[None].to(trained.device), place)
+            compute_text_map(model, normalize(fitted, form)[None].to(trained.device), place)
             for fitted, place in inputs
         ]
     )

@@ -91,6 +91,19 @@ def load_block(path: str | Path, key: str, block_class: type[T]) -> T:
     return decode(block_class, block, path=key)
 
 
+def load_file(path: str | Path, record: type[T]) -> T:
+    """Read a whole file as one record, such as a file of prompts.
+
+    Args:
+        path: YAML file; its `_base_` files are relative to it.
+        record: Dataclass of the file.
+
+    Raises:
+        ConfigError: If the file cannot be read or anything in it is wrong; one line for each problem.
+    """
+    return decode(record, load_node(Path(path)))
+
+
 def config_from_dict(plain: Mapping[str, object], *, where: str, overrides: Sequence[str] = ()) -> Config:
     """Rebuild a config from plain types, such as those stored in a checkpoint.
 
@@ -176,6 +189,13 @@ def _decode(hint: object, node: Node, path: str, problems: list[str]) -> object:
         record = records[0] if len(records) == 1 else _choose_by_type(records, node, path, problems)
         return MISSING if record is None else _decode_record(record, node, path, problems)
     for option in alternatives:
+        item_record = _item_record(option)
+        if item_record is not None and isinstance(node.value, list) and node.value:
+            items = [
+                _decode(item_record, to_node(item, node.where), f"{path}[{number}]", problems)
+                for number, item in enumerate(node.value, start=1)
+            ]
+            return MISSING if any(item is MISSING for item in items) else tuple(items)
         value = _match(option, node.value)
         if value is not MISSING:
             return value
@@ -273,6 +293,12 @@ def _match(hint: object, value: Any) -> object:
         is_finite = isinstance(number, int | float) and abs(number) <= float_info.max
         return float(number) if is_finite and not isinstance(number, bool) else MISSING
     return value if type(value) is hint else MISSING
+
+
+def _item_record(hint: object) -> Any | None:
+    """Return the dataclass of the items of `tuple[Record, ...]`; None for every other type."""
+    items = get_args(hint) if get_origin(hint) is tuple else ()
+    return items[0] if items and is_dataclass(items[0]) else None
 
 
 def _alternatives(hint: object) -> tuple[Any, ...]:

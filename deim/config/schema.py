@@ -18,7 +18,7 @@ from deim.engine.task import TASKS, TaskOptions, detection_options, task_options
 from deim.inference.nms import NmsOptions
 from deim.inference.thresholds import BestF1Goal, Goal
 from deim.loss.criterion import LossOptions
-from deim.model.options import ModelOptions
+from deim.model.detector import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from deim.config.schema import Config
+from deim.data.augment.pipeline import AugmentEpochs
+from deim.data.sampling import EpochSampler
 from deim.data.splits import Splits
 from deim.engine.distributed import DistributedContext
 from deim.engine.ema import ModelEma
-from deim.engine.loading import AugmentEpochs, EpochSampler
 from deim.engine.schedule import Timeline
 from deim.engine.step import Precision, StepContext
 from deim.engine.task import TaskProducts, TrainingTask

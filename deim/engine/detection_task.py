@@ -9,9 +9,9 @@ from typing import Literal
 from torch import nn
 
 from deim.config.schema import Config
+from deim.data.loader import TrainLoader, build_train_loader
 from deim.engine.checkpoints import Checkpoint
 from deim.engine.context import RunContext
-from deim.engine.loading import TrainLoader, build_train_loader
 from deim.engine.optimizer import build_optimizer
 from deim.engine.schedule import Timeline, resolve_schedule
 from deim.engine.task import TaskDefaults, TaskProducts
@@ -90,6 +90,13 @@ def build_detection_loader(context: RunContext) -> TrainLoader:
     Raises:
         ConfigError: If a change of images needs a package that is not installed.
     """
+    config = context.config
     return build_train_loader(
-        context.config, context.sampler, context.splits.train, epochs=context.augment_epochs
+        context.sampler,
+        context.splits.train,
+        data=config.data,
+        augment=config.augment,
+        image_size_hw=config.image_size_hw,
+        seed=config.seed,
+        epochs=context.augment_epochs,
     )

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from deim.data.collate import Batch
+from deim.data.augment.pipeline import build_pipeline
+from deim.data.batch import Batch
 from deim.data.images.tiling import tile_split
-from deim.data.loader import tiling
 from deim.engine.context import RunContext, TrainingRun
-from deim.engine.loading import build_pipeline
 from deim.engine.memory import gigabytes, limit_bytes, peak_bytes, reset_peak
 from deim.engine.step import forward_and_backward, unwrap_model
 from deim.errors import NonFiniteError, TrainingError
@@ -84,11 +83,13 @@ def preflight(run: TrainingRun, *, micro_batch_size: int | None) -> int:
 def find_largest_input(context: RunContext) -> LargestInput:
     """Return the largest size of a run, and the number of boxes that needs the most memory."""
     config, train = context.config, context.splits.train
-    pipeline = build_pipeline(config, epochs=context.augment_epochs)
+    pipeline = build_pipeline(
+        config.augment, epochs=context.augment_epochs, image_size_hw=config.image_size_hw
+    )
     if config.data.tiles is None:
         most_boxes = int((train.first_box[1:] - train.first_box[:-1]).max(initial=0))
     else:
-        most_boxes = tile_split(train, tiling(config.data)).most_boxes
+        most_boxes = tile_split(train, config.data.tiles).most_boxes
     num_boxes = most_demanding_boxes(pipeline.max_boxes(most_boxes), config.model.decoder.num_denoising)
     return LargestInput(size_hw=pipeline.largest_size_hw, num_boxes=num_boxes)
 

@@ -7,12 +7,12 @@ from torch import nn
 
 from deim.config.loader import config_to_yaml
 from deim.config.schema import Config
+from deim.data.loader import build_sampler
 from deim.data.splits import Splits
 from deim.engine.context import BatchPlan, RunContext, TrainingRun
 from deim.engine.device import select_device, select_precision
 from deim.engine.distributed import DistributedContext, exchange_gradients
 from deim.engine.ema import ModelEma
-from deim.engine.loading import build_sampler
 from deim.engine.preflight import preflight
 from deim.engine.run_folder import prepare_run_dir, refuse_existing_run
 from deim.engine.schedule import resolve_ema
@@ -73,9 +73,11 @@ def prepare_run(
     device = select_device(config.runtime.device, distributed=distributed)
     precision = select_precision(config.runtime.amp, device)
     sampler = build_sampler(
-        config,
+        config.data,
         splits.train,
+        seed=config.seed,
         batch_size=plan.effective,
+        image_size_hw=config.image_size_hw,
         rank=distributed.rank,
         num_ranks=distributed.size,
     )

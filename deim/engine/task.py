@@ -101,7 +101,7 @@ class TrainingTask(Protocol):
 
     @property
     def report_module(self) -> str | None:
-        """Module with the task's `evaluate_trained` and `evaluate_share`; None for a detector's report."""
+        """Module with the task's `evaluate_checkpoint` and `evaluate_share`; None for a detector's report."""
 
     def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:
         """Return the options on which an experiment rests.
@@ -172,7 +172,7 @@ def report_function(task: str, name: str, default: Callable[..., Any]) -> Callab
 
     Args:
         task: A key of `TASKS`.
-        name: `evaluate_trained` or `evaluate_share`.
+        name: `evaluate_checkpoint` or `evaluate_share`.
         default: The detector's function.
     """
     module = load_task(task).report_module

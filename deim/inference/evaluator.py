@@ -7,12 +7,11 @@ from itertools import count
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from deim.config.schema import Config
-from deim.data.collate import Batch
 from deim.data.formats.coco import CocoSplit, match_classes
-from deim.data.loader import build_eval_loader, input_format
+from deim.data.images.input_format import build_input_format
+from deim.data.loader import build_eval_loader
 from deim.engine.checkpoints import TrainedDetector
 from deim.engine.distributed import DistributedContext
 from deim.errors import DataError
@@ -76,11 +75,11 @@ class Evaluator:
             category_ids=_all_category_ids(class_index, category_ids),
             normal_class=normal_class,
         )
-        self.loader: DataLoader[Batch] = build_eval_loader(
+        self.loader = build_eval_loader(
             split,
             class_index,
-            input_format=input_format(config),
-            config=config.data,
+            data=config.data,
+            input_format=build_input_format(config.data, config.image_size_hw),
             rank=self.distributed.rank,
             num_ranks=self.distributed.size,
         )

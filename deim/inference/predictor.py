@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +14,13 @@ from torch import Tensor, nn
 
 from deim.boxes import clip_boxes, clip_to_window
 from deim.config.schema import Config
-from deim.data.dataset import InputFormat
-from deim.data.images.pixel_format import PixelFormat, scale_values
-from deim.data.images.read import image_orientation, plain_values, turn_upright
-from deim.data.images.tiling import fit_tiles, read_tiles
-from deim.data.loader import input_format, iterate
-from deim.data.transforms import image_to_tensor, normalize
+from deim.data.images.input_format import InputFormat, build_input_format
+from deim.data.images.load import read_tiles, to_tensor
+from deim.data.images.resize import fit_tiles, normalize
 from deim.engine.checkpoints import TrainedDetector, load_trained
 from deim.engine.device import select_device
 from deim.engine.step import StepBatch
-from deim.errors import ConfigError, DataError
+from deim.errors import ConfigError
 from deim.inference.detection_table import DetectionTable
 from deim.inference.nms import candidate_rules
 from deim.inference.postprocess import select_detections
@@ -110,7 +106,7 @@ def predict_split(
     merger = TileMerger(max_detections=max_detections)
     network_seconds = 0.0
     started = time.perf_counter()
-    for batch in iterate(loader):
+    for batch in loader:
         images = batch.images.to(device, non_blocking=True)
         network_started = time.perf_counter()
         placements = [target["placement"] for target in batch.targets]
@@ -149,7 +145,8 @@ class Predictor:
     @property
     def input_format(self) -> InputFormat:
         """How an image becomes the network's input."""
-        return input_format(self.trained.config)
+        config = self.trained.config
+        return build_input_format(config.data, config.image_size_hw)
 
     @property
     def operating_points(self) -> OperatingPoints | None:
@@ -223,7 +220,7 @@ class Predictor:
         form = self.input_format
         for number, image in enumerate(images):
             for fitted, placement in _fit(image, form):
-                yield number, normalize(fitted, form.mean, form.std), placement
+                yield number, normalize(fitted, form), placement
 
 
 def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
@@ -276,31 +273,5 @@ def max_detections(config: Config) -> int:
 def _fit(image: ImageLike, form: InputFormat) -> Iterator[tuple[Tensor, Placement]]:
     """Yield the image, or its tiles, at the size of the network input, and where each lies in the image."""
     if isinstance(image, (str, Path)):
-        return read_tiles(
-            Path(image),
-            form.size_hw,
-            resize=form.resize,
-            pixels=form.pixels,
-            reduced=form.reduced_decode,
-            tiling=form.tiling,
-        )
-    return fit_tiles(_to_tensor(image, form.pixels), form.size_hw, resize=form.resize, tiling=form.tiling)
-
-
-def _to_tensor(image: Image.Image | NDArray[Any], pixels: PixelFormat) -> Tensor:
-    if isinstance(image, Image.Image):
-        if pixels.is_rgb8:
-            return image_to_tensor(image, where="predict")
-        values = turn_upright(plain_values(image, where="predict"), image_orientation(image))
-        return scale_values(values, pixels, where="predict")
-    is_array = isinstance(image, np.ndarray) and image.dtype in (np.uint8, np.uint16)
-    if not is_array or image.ndim not in (2, 3) or not image.size:
-        kind = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise DataError(
-            f"predict: got a {kind}. Give a path, a Pillow image, or a uint8 array (H, W, 3) RGB or (H, W) "
-            f"gray; a detector with data.scaling takes uint16 too, one with data.channels C takes (H, W, C)."
-        )
-    if pixels.is_rgb8 and image.dtype == np.uint8:
-        return image_to_tensor(Image.fromarray(image))
-    values = np.moveaxis(image if image.ndim == 3 else image[..., None], -1, 0)
-    return scale_values(values, pixels, where="predict")
+        return read_tiles(Path(image), form)
+    return fit_tiles(to_tensor(image, form.pixels, where="predict"), form)

@@ -1,7 +1,7 @@
 """Detectors by their config, or by the name of a shipped size."""
 
-from deim.config.loader import load_block
 from deim.config.catalog import shipped_configs_dir
+from deim.config.loader import load_block
 from deim.errors import ConfigError
 from deim.model.detector import Detector, ModelOptions
 

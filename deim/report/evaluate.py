@@ -11,7 +11,7 @@ from deim.data.formats.coco import to_split
 from deim.data.options import DataOptions
 from deim.data.splits import read_raw_split, read_split
 from deim.engine.checkpoints import TrainedDetector, store_operating_points
-from deim.engine.context import Validation
+from deim.engine.validation import Validation
 from deim.errors import DataError
 from deim.files import sha256_of_file
 from deim.inference.evaluator import EvaluationResult, Evaluator, build_evaluator
@@ -203,12 +203,12 @@ def _convergence(trained: TrainedDetector) -> Convergence | None:
     return read_convergence(log, planned_epochs=trained.config.epochs) if log.is_file() else None
 
 
-def to_validation(result: EvaluationResult, picture: Image.Image | None = None) -> Validation:
+def to_validation(result: EvaluationResult, image: Image.Image | None = None) -> Validation:
     """Return what the trainer needs of an evaluation.
 
     Args:
         result: Evaluation of the validation split.
-        picture: Some images with their detections, for TensorBoard.
+        image: Some images with their detections, for TensorBoard.
     """
     metrics = compute_coco_metrics(result.ground_truth, result.detections)
     worst = worst_class(metrics)
@@ -219,7 +219,7 @@ def to_validation(result: EvaluationResult, picture: Image.Image | None = None) 
         worst_class_ap50=None if worst is None else worst.ap50,
         summary=to_json(metrics.summary),
         class_ap50={row.name: row.ap50 for row in metrics.classes},
-        picture=None if picture is None else np.asarray(picture),
+        image=None if image is None else np.asarray(image),
     )
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from deim.engine.checkpoints import TrainedDetector
 from deim.engine.task import report_function
 from deim.inference.evaluator import Evaluator
-from deim.report.evaluate import Assessment, assess
+from deim.report.evaluate import WrittenReport, evaluate_checkpoint
 
 
 def evaluate_run(
     trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, report_path: Path
-) -> Assessment:
+) -> WrittenReport:
     """Evaluate a detector of any task on a split and write its report.
 
     Args:
@@ -22,8 +22,8 @@ def evaluate_run(
     Raises:
         DataError: If an image is damaged, or `report_path` is a folder.
     """
-    evaluate = report_function(trained.task, "evaluate_checkpoint", assess)
-    result: Assessment = evaluate(trained, evaluator, split_name=split_name, report_path=report_path)
+    evaluate = report_function(trained.task, "evaluate_checkpoint", evaluate_checkpoint)
+    result: WrittenReport = evaluate(trained, evaluator, split_name=split_name, report_path=report_path)
     return result
 
 

@@ -1,6 +1,7 @@
 """The trials of an experiment: everything that the variants share."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from deim.config.schema import Config
-from deim.data.dataset import DetectionDataset, EpochBatches
-from deim.data.loader import build_train_batches
+from deim.data.sampling import BatchRequest, EpochSampler
 from deim.data.splits import build_splits
-from deim.engine.device import select_device, select_precision
-from deim.engine.distributed import DistributedContext
-from deim.engine.preflight import plan_batches
-from deim.engine.schedule import resolve_ema, resolve_schedule
-from deim.engine.task import Setting
+from deim.engine.device import select_precision
+from deim.engine.prepare import prepare_run
+from deim.engine.schedule import resolve_ema
 from deim.errors import ConfigError, DataError
 from deim.inference.evaluator import Evaluator
 from multimodal.ablation.trials import TrialContext
@@ -23,7 +21,7 @@ from multimodal.ablation.variants import VariantSource
 from multimodal.feature_cache import DetectorOutputBatch, DetectorOutputLoader, open_store
 from multimodal.loss import FusionCriterion
 from multimodal.options import TextFusionOptions
-from multimodal.task import build_fusion_subject
+from multimodal.task import TASK, fusion_options
 from multimodal.wrapper import TextFusedDetector
 
 NUM_RESAMPLES = 1000
@@ -73,27 +71,9 @@ def build_trials(
             f"{splits.train.annotations_path.name}: has only the class {splits.train.class_names[0]}. The "
             f"text of a class can only be judged beside the text of another."
         )
-    device = select_device(config.runtime.device)
-    precision = select_precision(config.runtime.amp, device)
-    batches = build_train_batches(
-        config, splits.train, batch_size=plan_batches(config, DistributedContext()).effective
-    )
-    timeline = resolve_schedule(
-        config.schedule, epochs=config.epochs, steps_per_epoch=len(batches), has_stages=False
-    )
-    subject = build_fusion_subject(
-        Setting(
-            config=config,
-            splits=splits,
-            batches=batches,
-            timeline=timeline,
-            device=device,
-            precision=precision,
-            distributed=DistributedContext(),
-            is_new=True,
-        )
-    )
-    model, criterion, loader = subject.model, subject.criterion, subject.loader
+    run = prepare_run(config, splits)
+    products = TASK.build(run)
+    model, criterion, loader = products.model, products.criterion, products.loader
     assert isinstance(model, TextFusedDetector)
     assert isinstance(criterion, FusionCriterion)
     assert isinstance(loader, DetectorOutputLoader)
@@ -102,9 +82,9 @@ def build_trials(
         splits.val,
         class_names=splits.train.class_names,
         category_ids=splits.train.category_ids,
-        device=device,
+        device=run.device,
     )
-    confused: list[dict[str, Any]] = subject.stored["fusion"]["confused"]
+    confused: list[dict[str, Any]] = products.state["confused"]
     pair, origin = _pair(pair_names, confused, model.head.plain_text(), splits.train.class_names)
     context = TrialContext(
         source=VariantSource(
@@ -117,13 +97,13 @@ def build_trials(
         ),
         criterion=criterion,
         recipe=config.recipe,
-        timeline=timeline,
-        averaging=resolve_ema(config.ema, total_steps=timeline.total_steps),
-        device=device,
-        precision=precision,
-        train=_TrainBatches(loader, batches),
+        timeline=run.timeline,
+        averaging=resolve_ema(config.ema, total_steps=run.timeline.total_steps),
+        device=run.device,
+        precision=run.precision,
+        train=_TrainBatches(loader, run.sampler),
         val=_val_outputs(config, evaluator, loader),
-        ground_truth=evaluator.ground_truth(),
+        ground_truth=evaluator.ground_truth,
         max_detections=evaluator.max_detections,
         num_resamples=num_resamples,
     )
@@ -132,7 +112,7 @@ def build_trials(
         class_names=splits.train.class_names,
         pair=pair,
         pair_origin=origin,
-        encoder=subject.stored["fusion"]["text_bank"]["encoder"],
+        encoder=products.state["text_bank"]["encoder"],
         detector=options.detector,
     )
 
@@ -140,35 +120,49 @@ def build_trials(
 class _TrainBatches:
     """Training batches in an order that depends only on the seed and the epoch."""
 
-    def __init__(self, loader: DetectorOutputLoader, like: EpochBatches) -> None:
-        self.loader = loader
+    def __init__(self, loader: DetectorOutputLoader, like: EpochSampler) -> None:
+        self.loader = copy(loader)
         self.like = like
 
     def __call__(self, seed: int, epoch: int) -> Iterable[DetectorOutputBatch]:
-        order = EpochBatches(
+        self.loader.sampler = EpochSampler(
             len(self.loader.dataset),
             self.like.batch_size,
             seed=seed,
             repeat_factors=self.like.repeat_factors,
         )
-        order.epoch = epoch
-        self.loader.batches = order
+        self.loader.set_epoch(epoch)
         return self.loader
+
+
+class _FixedBatches:
+    """The images of a split in the order of its file, the same in each epoch."""
+
+    def __init__(self, num_images: int, batch_size: int) -> None:
+        self.starts = range(0, num_images, batch_size)
+        self.num_images = num_images
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def requests(self, epoch: int, *, first_batch: int = 0) -> Iterator[BatchRequest]:
+        for number in range(first_batch, len(self)):
+            start = self.starts[number]
+            stop = min(start + self.starts.step, self.num_images)
+            items = tuple((epoch, index) for index in range(start, stop))
+            yield BatchRequest(epoch=epoch, number=number, items=items)
 
 
 def _val_outputs(config: Config, evaluator: Evaluator, train: DetectorOutputLoader) -> DetectorOutputLoader:
     """Load the detector outputs of the validation images, in float32 as evaluation does."""
-    assert config.multimodal is not None
     dataset = evaluator.loader.dataset
-    assert isinstance(dataset, DetectionDataset)
     precision = select_precision("off", evaluator.device)
     size = config.data.eval_batch_size
-    starts = range(0, len(dataset), size)
     return DetectorOutputLoader(
         train.model,
         dataset,
-        [[(0, index) for index in range(start, min(start + size, len(dataset)))] for start in starts],
-        store=open_store(Path(config.multimodal.cache_dir), dataset, train.model, precision),
+        _FixedBatches(len(dataset), size),
+        store=open_store(Path(fusion_options(config).cache_dir), dataset, train.model, precision),
         num_views=1,
         device=evaluator.device,
         precision=precision,
@@ -178,17 +172,13 @@ def _val_outputs(config: Config, evaluator: Evaluator, train: DetectorOutputLoad
 
 
 def _options(config: Config) -> TextFusionOptions:
-    if config.multimodal is None:
+    options = fusion_options(config)
+    if not options.cache:
         raise ConfigError(
-            "multimodal: the experiment has no such block. Only a text fusion has a text to judge: name a "
-            "config like configs/quickstart_multimodal.yml."
+            "task.cache: got false. All variants train on the same detector outputs: set task.cache=true, "
+            "and cached_views as many as augmentation needs."
         )
-    if not config.multimodal.cache:
-        raise ConfigError(
-            "multimodal.cache: got false. All variants train on the same detector outputs: set "
-            "multimodal.cache=true, and cached_views as many as augmentation needs."
-        )
-    return config.multimodal
+    return options
 
 
 def _pair(

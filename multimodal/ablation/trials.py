@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ from deim.engine.ema import ModelEma
 from deim.engine.optimizer import RecipeOptions, set_learning_rates
 from deim.engine.schedule import EmaSchedule, Timeline
 from deim.engine.step import Precision, StepContext, train_step
-from deim.inference.detection_table import split_results
+from deim.inference.detection_table import GroundTruthTable
 from deim.inference.predictor import predict_split
 from deim.metrics.assignment import COCO_IOU_THRESHOLDS, assign, compute_overlaps
 from deim.metrics.bootstrap import ScoreSamples, resample_scores
@@ -48,8 +47,8 @@ class TrialContext:
     """Returns the training batches of a seed and an epoch."""
     val: Iterable[DetectorOutputBatch]
     """Each validation image once; read again for every model."""
-    ground_truth: Mapping[str, Any]
-    """COCO dict of these images; categories in the order of the class indices."""
+    ground_truth: GroundTruthTable
+    """Ground truth of these images."""
     max_detections: int
     """Raw detections kept for each image."""
     num_resamples: int
@@ -174,10 +173,14 @@ def evaluate_variant(model: FusionModel, context: TrialContext) -> ScoreSamples:
     Raises:
         DataError: If an image is damaged, or detector outputs cannot be stored.
     """
+    truth = context.ground_truth
     detections = predict_split(
-        model, context.val, device=context.device, max_detections=context.max_detections
-    )
-    category_ids = [category["id"] for category in context.ground_truth["categories"]]
-    results = split_results(context.ground_truth, detections.to_coco(category_ids))
-    assignment = assign(results, compute_overlaps(results), iou_thresholds=COCO_IOU_THRESHOLDS)
-    return resample_scores(results, assignment, num_resamples=context.num_resamples)
+        model,
+        context.val,
+        device=context.device,
+        max_detections=context.max_detections,
+        image_ids=truth.image_ids,
+    ).detections
+    overlaps = compute_overlaps(truth, detections)
+    assignment = assign(truth, detections, overlaps=overlaps, iou_thresholds=COCO_IOU_THRESHOLDS)
+    return resample_scores(truth, detections, assignment=assignment, num_resamples=context.num_resamples)
