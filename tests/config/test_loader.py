@@ -26,8 +26,9 @@ from deim.config.schema import Config
 from deim.data.synthetic.options import SyntheticOptions
 from deim.engine.task import TASKS, TaskDefaults, task_options_class
 from deim.errors import ConfigError
-from deim.model.backbone.options import DinoV3Options, VitTinyOptions
-from deim.model.options import ModelOptions
+from deim.model.backbone.dinov3 import DinoV3Options
+from deim.model.backbone.vit_tiny import VitTinyOptions
+from deim.model.detector import ModelOptions
 from multimodal.task import TextFusionTask
 
 ROOT = Path(__file__).parents[2]
@@ -318,9 +319,7 @@ def test_a_range_problem_is_blamed_on_the_option_that_the_check_names(write):
 
 def test_size_that_is_no_multiple_of_32(write):
     (line,) = problems_of(write(MINIMAL.replace("64", "100", 1)))
-    assert line.startswith(
-        "x.yml: image_size: got 100x100, both must be multiples of 32 and at least 64"
-    )
+    assert line.startswith("x.yml: image_size: got 100x100, both must be multiples of 32 and at least 64")
     assert line.endswith("the nearest are 96x96")
 
 
@@ -401,8 +400,7 @@ def test_ranges_are_checked_in_every_block_that_can_be_read(write):
     ]
     assert sorted(problems_of(path, "seed=-1")) == [
         "--set: seed: got -1, needs at least 0",
-        "x.yml: image_size: got 100x100, both must be multiples of 32 and at least 64; "
-        "the nearest are 96x96",
+        "x.yml: image_size: got 100x100, both must be multiples of 32 and at least 64; the nearest are 96x96",
     ]
 
 

@@ -13,13 +13,12 @@ from deim.config.schema import Config
 from deim.data.augment.industrial import IndustrialOptions
 from deim.data.augment.multi_scale import compute_sizes, resize_batch
 from deim.data.augment.options import AugmentOptions
-from deim.data.augment.pipeline import build_pipeline
+from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
 from deim.data.augment.transform import ImageSource, Sample
 from deim.data.batch import Batch
 from deim.data.formats.coco import CocoSplit, read_coco
 from deim.data.images.input_format import InputFormat
 from deim.engine.schedule import resolve_schedule
-from deim.engine.task import augment_epochs
 from deim.errors import ConfigError
 from tests.data.building import make_pipeline, make_train_loader
 
@@ -79,7 +78,9 @@ def test_the_full_preset_has_the_stages_of_the_reference() -> None:
     # The reference's M: 102 epochs, 12 of them without pipeline, policy [4, 49, 90].
     schedule = replace(config.schedule, no_aug_epochs=12, warmup_steps="auto", flat_epochs="auto")
     timeline = resolve_schedule(schedule, epochs=102, steps_per_epoch=100)
-    epochs = augment_epochs(timeline)
+    epochs = AugmentEpochs(
+        start=timeline.augment_start_epoch, mix_end=timeline.mix_end_epoch, stop=timeline.no_aug_epoch
+    )
     pipeline = build_pipeline(full, epochs=epochs, image_size_hw=config.image_size_hw)
     assert pipeline.describe(102) == [
         "epochs 0 to 3: flips, several sizes",

@@ -127,7 +127,9 @@ def test_a_tiff_in_which_zero_is_white_is_refused(tmp_path: Path) -> None:
 
 def test_fractions_and_palettes_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(DataError, match=r"float\.tif: cannot be read without loss, got a TIFF with 32 bits per channel"):
+    with pytest.raises(
+        DataError, match=r"float\.tif: cannot be read without loss, got a TIFF with 32 bits per channel"
+    ):
         read_values(tmp_path / "float.tif")
     with pytest.raises(DataError, match=r"float\.tif: has 32 bits per channel"):
         read_image(tmp_path / "float.tif")

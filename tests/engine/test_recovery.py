@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deim.config.schema import Config
-from deim.data.collate import Batch
+from deim.data.batch import Batch
 from deim.engine import recovery as recovery_module
 from deim.engine.checkpoints import read_checkpoint
 from deim.engine.step import StepContext, StepResult, train_step, unwrap_model

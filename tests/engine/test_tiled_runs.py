@@ -1,5 +1,6 @@
 """Whole runs on tiles: training, validation and prediction cut alike; scores are of whole images."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 
 from deim.config.schema import Config
 from deim.data.images.input_format import build_input_format
-from deim.data.images.tiles import tile_split
+from deim.data.images.tiling import tile_split
 from deim.data.loader import build_eval_loader
 from deim.data.splits import read_split
 from deim.engine.checkpoints import load_trained, read_checkpoint
@@ -131,7 +132,11 @@ def test_a_run_on_tiles_trains_and_is_scored_by_whole_images(
     config = tiny_config(root, tmp_path / "run", TILES, "epochs=1", "runtime.preflight=true")
     with caplog.at_level(logging.INFO):
         trainer = build_tiny(config)
-    num_tiles = len(tile_split(read_split(config.data, "train"), build_input_format(config.data, config.image_size_hw).tiles))
+    num_tiles = len(
+        tile_split(
+            read_split(config.data, "train"), build_input_format(config.data, config.image_size_hw).tiles
+        )
+    )
     assert num_tiles > 4
     assert f"tiles: 2 images become {num_tiles} tiles of at most 48x48 px" in caplog.text
     assert len(trainer.prepared.products.loader) == -(-num_tiles // 3)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.data.augment.pipeline import Augmentation
-from deim.data.collate import collate
+from deim.data.augment.options import AugmentOptions
+from deim.data.augment.pipeline import AugmentEpochs
 from deim.data.dataset import DetectionDataset
-from deim.data.loader import build_train_dataset
+from deim.data.loader import build_sampler, build_train_loader
+from deim.data.sampling import BatchRequest
 from deim.data.splits import read_split
-from deim.engine.checkpoints import read_checkpoint
+from deim.engine.checkpoints import load_trained, read_checkpoint
 from deim.engine.step import Precision
 from deim.errors import DataError
 from multimodal.feature_cache import (
@@ -22,12 +23,28 @@ from multimodal.feature_cache import (
     DetectorOutputStore,
     open_store,
 )
-from multimodal.task import load_trained
 from multimodal.wrapper import TextFusedDetector
 from tests.multimodal.fused import random_text, small_head
 
 FLOAT32 = Precision(device_type="cpu", dtype=None, scaler=torch.amp.GradScaler("cpu", enabled=False))
 BATCHES = [[(0, 4), (0, 1), (0, 0)], [(0, 2), (0, 5), (0, 3)]]
+
+
+NO_CHANGES = AugmentOptions(horizontal_flip=0.0, photometric=0.0)
+
+
+class Batches:
+    """A sampler of given items."""
+
+    def __init__(self, items: list[list[tuple[int, int]]]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def requests(self, epoch: int, *, first_batch: int = 0):
+        for number, items in enumerate(self.items[first_batch:], start=first_batch):
+            yield BatchRequest(epoch=epoch, number=number, items=tuple(items))
 
 
 @pytest.fixture
@@ -37,9 +54,19 @@ def fused(tiny_run) -> TextFusedDetector:
 
 @pytest.fixture
 def dataset_of(tiny_config, tmp_path):
-    def build(root: Path, *overrides: str, augmentation: Augmentation | None = None) -> DetectionDataset:
+    def build(root: Path, *overrides: str, augment: AugmentOptions = NO_CHANGES) -> DetectionDataset:
         config = tiny_config(root, tmp_path / "run", *overrides)
-        return build_train_dataset(config, read_split(config.data, "train"), augmentation=augmentation)
+        split, size_hw = read_split(config.data, "train"), config.image_size_hw
+        sampler = build_sampler(config.data, split, seed=config.seed, batch_size=3, image_size_hw=size_hw)
+        return build_train_loader(
+            sampler,
+            split,
+            data=config.data,
+            augment=augment,
+            image_size_hw=size_hw,
+            seed=config.seed,
+            epochs=AugmentEpochs(start=0, mix_end=9, stop=9),
+        ).dataset
 
     return build
 
@@ -48,7 +75,7 @@ def loader_of(fused, dataset, store, batches=BATCHES, *, num_views: int = 1) -> 
     return DetectorOutputLoader(
         fused,
         dataset,
-        batches,
+        Batches(batches),
         store=store,
         num_views=num_views,
         device=torch.device("cpu"),
@@ -76,10 +103,10 @@ def test_what_is_read_is_what_was_found(fused, dataset_of, tiny_set, tmp_path, m
     store = DetectorOutputStore(tmp_path / "cache")
     found = list(loader_of(fused, dataset, store))
     for batch, items in zip(found, BATCHES, strict=True):
-        images = collate([dataset[item] for item in items])
+        images = dataset.load_items(items)
         direct = fused.run_detector(images.images)
         assert_equal(batch, DetectorOutputBatch(images=direct, targets=images.targets))
-    monkeypatch.setattr(DetectionDataset, "__getitem__", lambda *_: pytest.fail("an image was loaded"))
+    monkeypatch.setattr(DetectionDataset, "read", lambda *_: pytest.fail("an image was loaded"))
     for epoch in (1, 2):
         batches = [[(epoch, index) for _, index in items] for items in BATCHES]
         for one, other in zip(found, loader_of(fused, dataset, store, batches), strict=True):
@@ -99,10 +126,8 @@ def test_tiles_are_found_and_read_like_images(fused, dataset_of, tiny_set, tmp_p
 
 
 def test_views_take_turns(fused, dataset_of, tiny_set, tmp_path):
-    augmentation = Augmentation(
-        horizontal_flip=0.5, vertical_flip=0.5, photometric=0.0, start_epoch=0, stop_epoch=9
-    )
-    dataset = dataset_of(tiny_set, augmentation=augmentation)
+    flips = AugmentOptions(horizontal_flip=0.5, vertical_flip=0.5, photometric=0.0)
+    dataset = dataset_of(tiny_set, augment=flips)
     store = DetectorOutputStore(tmp_path / "cache")
     batches = [[(epoch, index) for index in (0, 1, 2)] for epoch in range(6)]
     found = list(loader_of(fused, dataset, store, batches, num_views=3))
@@ -143,7 +168,7 @@ def test_every_change_leads_to_another_store(fused, dataset_of, tiny_set, tmp_pa
         dataset = dataset_of(root, *overrides, **options)
         return open_store(tmp_path / "cache", dataset, fused, FLOAT32).folder.name
 
-    flips = Augmentation(horizontal_flip=0.5, vertical_flip=0, photometric=0, start_epoch=0, stop_epoch=9)
+    flips = AugmentOptions(horizontal_flip=0.5, photometric=0.0)
     first = name()
     names = {
         first,
@@ -151,8 +176,8 @@ def test_every_change_leads_to_another_store(fused, dataset_of, tiny_set, tmp_pa
         name("image_size=96"),
         name("data.mean=[0.5, 0.5, 0.5]"),
         name("data.tiles={size: 48}"),
-        name(augmentation=flips),
-        name("seed=1", augmentation=flips),
+        name(augment=flips),
+        name("seed=1", augment=flips),
     }
     assert len(names) == 7
     assert name("seed=1", "data.cache_mb=1") == first  # without augmentation the seed decides nothing
@@ -189,16 +214,14 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(fused, dataset
 
 @pytest.mark.slow
 def test_the_cache_does_not_change_the_weights(phase2_config, build_phase2, tmp_path):
-    options = ["epochs=4", "multimodal.class_head_from_epoch=2"]
+    options = ["epochs=4", "task.class_head_from_epoch=2"]
     runs = {
-        cache: build_phase2(
-            phase2_config(*options, f"multimodal.cache={cache}", f"output_dir={tmp_path / cache}")
-        )
+        cache: build_phase2(phase2_config(*options, f"task.cache={cache}", f"output_dir={tmp_path / cache}"))
         for cache in ("true", "false")
     }
     for trainer in runs.values():
         trainer.run(show_progress=False)
-    cached, plain = (read_checkpoint(trainer.last_path)["model"] for trainer in runs.values())
+    cached, plain = (read_checkpoint(trainer.checkpoints.last_path).model for trainer in runs.values())
     assert any(torch.count_nonzero(value) for name, value in cached.items() if "class_head_delta" in name)
     for name, value in cached.items():
         torch.testing.assert_close(value, plain[name], rtol=0, atol=1e-5)

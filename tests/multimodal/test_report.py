@@ -12,8 +12,9 @@ import multimodal
 from deim.data.splits import read_split
 from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
 from deim.files import sha256_of_file
-from deim.inference.evaluator import evaluator_of
-from deim.report.build import REPORT_KEYS
+from deim.inference.evaluator import build_evaluator
+from deim.metrics.coco import compute_coco_metrics
+from deim.report.schema import read_report
 from multimodal.report import FUSION_KEYS, evaluate_fused
 from multimodal.task import detector_alone
 
@@ -37,45 +38,43 @@ def checkpoint(phase2_config: Callable, build_phase2: Callable) -> Path:
 def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, tiny_run, tmp_path):
     before = checkpoint.read_bytes()
     trained = load_trained(checkpoint)
-    evaluator = evaluator_of(trained, read_split(trained.config.data, "val"))
+    evaluator = build_evaluator(trained, read_split(trained.config.data, "val"))
     found = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
-    report = json.loads((tmp_path / "report.json").read_text())
-    alone = json.loads(found.alone.report.read_text())
-    assert list(report) == list(REPORT_KEYS)
-    assert set(report["fusion"]) == set(FUSION_KEYS)
-    assert alone["fusion"] is None
-    assert alone["convergence"] is None
-    assert alone["checkpoint"] == {
-        "path": str(tiny_run / "best.pth"),
-        "sha256": sha256_of_file(tiny_run / "best.pth"),
-        "epoch": read_checkpoint(tiny_run / "best.pth").epoch,
-        "weights": "ema",
-    }
-    fusion = report["fusion"]
-    assert fusion["detector"]["ap"] == alone["summary"]["ap"]
+    report, alone = read_report(tmp_path / "report.json"), read_report(found.alone.report)
+    assert report.task_section is not None
+    fusion = report.task_section.data
+    assert set(fusion) == set(FUSION_KEYS)
+    assert alone.task_section is None
+    assert alone.convergence is None
+    checkpoint_info = alone.provenance.checkpoint
+    assert checkpoint_info.path == str(tiny_run / "best.pth")
+    assert checkpoint_info.sha256 == sha256_of_file(tiny_run / "best.pth")
+    assert checkpoint_info.epoch == read_checkpoint(tiny_run / "best.pth").epoch
+    assert fusion["detector"]["ap"] == alone.summary.ap
     assert fusion["detector"]["path"] == str(tiny_run / "best.pth")
-    assert report["model"]["name"] == "tiny with text fusion"
+    assert report.provenance.model.name == "tiny with text fusion"
     head = sum(parameter.numel() for parameter in trained.model.head.parameters())
-    assert report["model"]["parameters"] == alone["model"]["parameters"] + head
+    assert report.provenance.model.parameters == alone.provenance.model.parameters + head
     # The numbers of the detector alone are those of its own evaluation.
     own = load_trained(tiny_run / "best.pth", overrides=[f"data.root={trained.config.data.root}"])
-    metrics = evaluator_of(own, evaluator.split).evaluate(own.model).metrics
-    assert [row["ap"] for row in alone["classes"]] == [row.ap for row in metrics.classes]
-    loss = alone["classes"][2]["ap"] - report["classes"][2]["ap"]
+    result = build_evaluator(own, evaluator.split).evaluate(own.model)
+    metrics = compute_coco_metrics(result.ground_truth, result.detections)
+    assert tuple(row.metrics for row in alone.classes) == metrics.classes
+    loss = alone.classes[2].metrics.ap - report.classes[2].metrics.ap
     assert loss > 0.01
     assert fusion["losing_classes"] == [
-        row["name"]
-        for row, other in zip(alone["classes"], report["classes"], strict=True)
-        if row["ap"] - other["ap"] > 0.01
+        row.metrics.name
+        for row, other in zip(alone.classes, report.classes, strict=True)
+        if row.metrics.ap - other.metrics.ap > 0.01
     ]
     assert "crack" in fusion["losing_classes"]
-    words = "\n".join(fusion["in_words"])
+    words = "\n".join(report.task_section.summary)
     assert f"crack loses {100 * loss:.1f} points of AP by the text" in words
     assert f"the detector alone is better: {tiny_run / 'best.pth'}." in words
     page = (tmp_path / "report.html").read_text()
     assert "the detector alone is better" in page
-    assert "Where the text answers" in page
-    assert all((tmp_path / "report" / name).is_file() for name in fusion["text_maps"])
+    assert "Text fusion" in page
+    assert all((tmp_path / "report" / name).is_file() for name in report.task_section.images)
     comparison = json.loads(found.comparison.read_text())
     assert [run["name"] for run in comparison["runs"]] == ["report_detector", "report"]
     assert comparison["differences"][0]["class_ap"][2]["value"] == pytest.approx(-loss)
@@ -88,10 +87,10 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
 
 def test_a_tolerance_that_is_not_exceeded_is_said_too(checkpoint, tmp_path):
     trained = load_trained(checkpoint, overrides=["task.class_tolerance=1.0"])
-    evaluator = evaluator_of(trained, read_split(trained.config.data, "val"))
+    evaluator = build_evaluator(trained, read_split(trained.config.data, "val"))
     fused = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json").fused
-    assert fused.report["fusion"]["losing_classes"] == []
-    assert "No class loses more than 100 points of AP by the text." in fused.report["fusion"]["in_words"]
+    assert fused.report.task_section.data["losing_classes"] == []
+    assert "No class loses more than 100 points of AP by the text." in fused.report.task_section.summary
 
 
 def test_evaluate_and_predict_take_checkpoints_of_phase_2(checkpoint, call, tiny_run):
@@ -101,13 +100,13 @@ def test_evaluate_and_predict_take_checkpoints_of_phase_2(checkpoint, call, tiny
     assert (code, err) == (0, "")
     assert "the detector alone is better" in out or "class loses more than" in out
     report = checkpoint.parent / "evaluation_test.json"
-    first = json.loads(report.read_text())
+    first = read_report(report)
     assert call("evaluate", report, "--output", report.with_name("again.json"))[0] == 0
-    again = json.loads(report.with_name("again.json").read_text())
-    assert first["fusion"] == again["fusion"]
-    assert first["fusion"]["text_maps"]
-    assert all((checkpoint.parent / "again" / name).is_file() for name in again["fusion"]["text_maps"])
-    assert first["classes"] == again["classes"]
+    again = read_report(report.with_name("again.json"))
+    assert first.task_section == again.task_section
+    assert first.task_section.images
+    assert all((checkpoint.parent / "again" / name).is_file() for name in again.task_section.images)
+    assert first.classes == again.classes
     code, out, err = call("predict", checkpoint, root / "images", "--output", "found", "--score-threshold", 0)
     assert (code, err) == (0, "")
     predictor = multimodal.load_detector(checkpoint)

@@ -7,14 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.data.images.input_format import build_input_format
 from deim.data.images.tiling import tile_split
 from deim.data.splits import read_split
-from deim.engine.checkpoints import read_checkpoint, save_checkpoint
-from deim.inference.evaluator import evaluator_of
+from deim.engine.checkpoints import load_trained, read_checkpoint
+from deim.inference.evaluator import build_evaluator
 from deim.inference.predictor import Predictor
 from multimodal.report import evaluate_fused
-from deim.engine.checkpoints import load_trained
 
 TILES = {"size": 48, "overlap": 0.25, "keep_fraction": 0.5}
 
@@ -36,7 +34,7 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
     assert config.data.tiles.size == 48
     trainer = build_phase2(config)
     trainer.run(show_progress=False)
-    num_tiles = len(tile_split(read_split(config.data, "train"), build_input_format(config.data, config.image_size_hw).tiling))
+    num_tiles = len(tile_split(read_split(config.data, "train"), config.data.tiles))
     stored = list((tmp_path / "cache").rglob("*.safetensors"))
     assert len(stored) == num_tiles > 20
     maps = []
@@ -45,13 +43,13 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
         maps.append(text_map)
         return Image.new("RGB", (1500, 10))
 
-    monkeypatch.setattr("multimodal.text_map_pictures.draw_text_map", note)
+    monkeypatch.setattr("multimodal.text_maps.draw_text_map", note)
     trained = load_trained(trainer.checkpoints.last_path)
     split = read_split(config.data, "val")
-    evaluator = evaluator_of(trained, split)
+    evaluator = build_evaluator(trained, split)
     found = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["dataset"]["num_images"] == len(split) == 6
+    assert report["num_images"] == len(split) == 6
     # A text map has the queries of all tiles, 20 each, over the whole image.
     assert maps
     for text_map in maps:
@@ -60,5 +58,7 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
         assert (text_map.boxes_xyxy[:, 2:] <= torch.tensor(text_map.orig_size_hw[::-1])).all()
     paths = [split.image_path(index) for index in range(len(split))]
     predicted = Predictor(trained).predict(paths, score_threshold=0.0)
-    for one, other in zip(predicted, found.fused.evaluation.predictions.by_image.values(), strict=True):
-        assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
+    evaluated = json.loads(found.fused.files.predictions.read_text())
+    assert [entry["score"] for entry in evaluated] == [
+        score for detections in predicted for score in detections.scores.tolist()
+    ]
