@@ -12,7 +12,7 @@ from PIL import Image
 
 from deim.config.schema import Config
 from deim.data.images.input_format import build_input_format
-from deim.data.images.tiles import tile_split
+from deim.data.images.tiling import tile_split
 from deim.data.loader import build_eval_loader
 from deim.data.splits import read_split
 from deim.engine.checkpoints import load_trained, read_checkpoint
