@@ -18,11 +18,9 @@ import json
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -31,9 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from deim.config.loader import load_config, shipped_configs_dir
-from deim.data.loader import build_augmentation, build_train_dataset, input_format
-from deim.data.speed import Batches, Way, make_photographs, plain_ways, stages_of, time_in_turns, whole_way
+from deim.cli import benchmark_data
 from deim.engine.device import select_device, select_precision
 from deim.errors import DeimError
 from deim.inference.postprocess import select_detections
@@ -47,10 +43,6 @@ from multimodal.wrapper import TextFusedDetector, query_dim
 NUM_CLASSES, NUM_PROMPTS, NUM_BACKGROUND, TEXT_DIM = 6, 3, 4, 512
 WARMUP_STEPS = 3
 PROFILED_STEPS = 5
-RGB8_HW = (1350, 1650)
-"""Of `data`: the photographs of the industrial set."""
-OWN_WAYS = {"ours": "", "ours, memory cache": "cache_mb", "ours, disk cache": "disk_cache_mb"}
-"""Of `data`: what is timed, and the option of the cache."""
 
 
 def main() -> int:
@@ -84,7 +76,7 @@ def main() -> int:
             "--size is a multiple of 32 from 64; --batch, --steps, --images are at least 1, --boxes 0"
         )
     try:
-        timers = {"step": time_steps, "fusion": time_fusion, "data": time_data}
+        timers = {"step": time_steps, "fusion": time_fusion, "data": benchmark_data.measure}
         print(json.dumps(timers[args.what](args)))
     except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
@@ -256,51 +248,6 @@ def time_fusion(args: argparse.Namespace) -> dict[str, float | str]:
         "parameters_added": sum(parameter.numel() for parameter in head.parameters()),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "what": f"fusion on deim {args.variant} {args.size}px {device}, torch {torch.__version__}",
-    }
-
-
-def time_data(args: argparse.Namespace) -> dict[str, float | str]:
-    """Time the loading of photographs in this process, beside the plain pipeline."""
-    with tempfile.TemporaryDirectory(prefix="benchmark_data.") as scratch:
-        root = Path(scratch)
-        config = load_config(
-            args.config or shipped_configs_dir() / "deimv2_1024.yml",
-            [f"image_size={args.size}", f"data.root={root}", f"data.disk_cache_dir={root / 'cache'}"],
-        )
-        split = make_photographs(root, args.images, size_hw=RGB8_HW)
-        num_loaded = args.steps * args.batch
-        # Never more epochs than images are loaded: colors change in all of them.
-        augmentation = build_augmentation(config.augment, start_epoch=0, stop_epoch=num_loaded)
-        batches = Batches(len(split), args.batch)
-        stages: dict[str, Way] = {}
-        ways: dict[str, Way] = {}
-        for name, option in OWN_WAYS.items():
-            # Room for all images, on disk with their records.
-            room = {option: len(split) * (3 * args.size**2 + 2**13) // 2**20 + 1} if option else {}
-            data = replace(config.data, **{"cache_mb": 0, "disk_cache_mb": 0, **room})
-            dataset = build_train_dataset(replace(config, data=data), split, augmentation=augmentation)
-            for index in range(len(split) if option else 0):
-                dataset.read((0, index))
-            stages = stages or stages_of(dataset, batches)
-            ways[name] = whole_way(dataset, batches)
-        plain = plain_ways(split, batches, input_format=input_format(config), augmentation=augmentation)
-        seconds = time_in_turns({**stages, **ways, **plain}, steps=args.steps)
-    speeds = {name: num_loaded / value for name, value in seconds.items()}
-    for name, speed in speeds.items():
-        ratio = f"{speed / speeds['plain']:7.2f} times plain" if name not in stages else ""
-        print(f"{name:24} {speed:8.1f} images/s {ratio}")
-    keys = {name: name.replace(",", "").replace(" ", "_") for name in speeds}
-    return {
-        **{f"{keys[name]}_images_per_s": round(speed, 2) for name, speed in speeds.items()},
-        **{
-            f"{keys[own]}_to_{keys[other]}": round(speeds[own] / speeds[other], 2)
-            for own in ways
-            for other in plain
-        },
-        "what": (
-            f"data {RGB8_HW[1]}x{RGB8_HW[0]} JPEG to {args.size}px, {args.images} images, batch "
-            f"{args.batch}, {args.steps} steps, torch {torch.__version__}"
-        ),
     }
 
 

@@ -185,7 +185,7 @@ def test_what_a_format_has_no_place_for_is_counted(tmp_path: Path) -> None:
 def test_images_of_one_name_in_two_splits_get_a_folder_each() -> None:
     names = {"train": ["a.png", "b.png"], "val": ["a.jpg"]}
     assert place_names(names, by_stem=False) == names
-    assert place_names(names, by_stem=True, apart=True) == names
+    assert place_names(names, by_stem=True, has_split_folders=True) == names
     assert place_names(names, by_stem=True) == {
         "train": ["train/a.png", "train/b.png"],
         "val": ["val/a.jpg"],
@@ -197,7 +197,7 @@ def test_images_that_would_meet_or_leave_the_folder_are_refused_together() -> No
         place_names({"train": ["a.png", "a.jpg", "../b.png"]}, by_stem=True)
     assert str(caught.value).splitlines() == [
         "train: 2 images would have the file 'a'. Give each a different name.",
-        "train: image '../b.png' lies outside the folder of images. Move it into the folder.",
+        "train: image '../b.png' lies outside the image folder. Move it into the folder.",
     ]
 
 
