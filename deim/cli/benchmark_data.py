@@ -120,7 +120,6 @@ def make_stages(dataset: DetectionDataset) -> dict[str, LoadStep]:
     form, pipeline = dataset.input_format, dataset.pipeline
     assert pipeline is not None
     images: list[Tensor] = []
-    no_boxes = {"boxes_xyxy": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
 
     def decode(items: list[tuple[int, int]]) -> None:
         images[:] = [read_input(dataset.split.image_path(index), form)[0] for _, index in items]
@@ -128,8 +127,9 @@ def make_stages(dataset: DetectionDataset) -> dict[str, LoadStep]:
     def augment(items: list[tuple[int, int]]) -> None:
         for place, (epoch, index) in enumerate(items):
             rng = np.random.default_rng([dataset.seed, epoch, index])
-            sample = pipeline.change(Sample(image=images[place], **no_boxes), epoch=epoch, rng=rng)
-            images[place] = sample.image
+            labels = torch.zeros(0, dtype=torch.int64)
+            sample = Sample(image=images[place], boxes_xyxy=torch.zeros(0, 4), labels=labels)
+            images[place] = pipeline.change(sample, epoch=epoch, rng=rng).image
 
     def finish(items: list[tuple[int, int]]) -> object:  # noqa: ARG001
         return collate(images, [], form)

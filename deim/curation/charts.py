@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -77,7 +78,7 @@ def _save(draw: Callable[[Figure], None], path: Path, *, height: float) -> Path:
 
 
 def _most_frequent(stats: DatasetStats, most: int) -> NDArray[np.int64]:
-    """Return the positions of the classes with the most boxes, at most `most`, in the order of the classes."""
+    """Return the positions of the `most` classes with the most boxes, in ascending order."""
     return np.sort(np.argsort(-stats.counts().sum(axis=0), kind="stable")[:most])
 
 
@@ -182,7 +183,7 @@ def _brightness(figure: Figure, stats: DatasetStats) -> None:
 
 
 def _split_histogram(
-    figure: Figure, stats: DatasetStats, values: tuple[NDArray[np.generic], ...], edges: NDArray[np.float64]
+    figure: Figure, stats: DatasetStats, values: tuple[NDArray[np.generic], ...], edges: NDArray[Any]
 ) -> Axes:
     """Draw the distribution of a number of each image, one outline per split, in percent of its images."""
     axes = figure.subplots()

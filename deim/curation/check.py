@@ -346,8 +346,9 @@ def _image_issues(listed: Sequence[_ListedImage], facts: Sequence[ImageFacts]) -
             yield Issue(rule="size_differs", split=split, file=image.name, message=message)
         elif fact.orientation != UPRIGHT:
             message = (
-                f"{where}: image {image.name!r} is rotated by its EXIF data (orientation {fact.orientation}). "
-                f"Training turns it upright: its boxes must have been drawn on the upright view."
+                f"{where}: image {image.name!r} is rotated by its EXIF data (orientation "
+                f"{fact.orientation}). Training turns it upright: its boxes must have been drawn on the "
+                f"upright view."
             )
             yield Issue(rule="exif_rotation", split=split, file=image.name, message=message)
 

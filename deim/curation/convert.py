@@ -29,8 +29,8 @@ def write_dataset(
 ) -> None:
     """Write splits and copies of their images as a new dataset.
 
-    The folder appears only when it is complete. Images keep their names; where two splits have an image of the
-    same name, each split gets a folder.
+    The folder appears only when it is complete. Images keep their names; where two splits have an image of
+    the same name, each split gets a folder.
 
     Args:
         splits: Splits with the same classes, by name.

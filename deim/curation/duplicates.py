@@ -83,9 +83,9 @@ def hash_equal_lengths(paths: Sequence[Path]) -> list[str]:
 def find_near(facts: Sequence[ImageFacts], split_of: Sequence[str]) -> list[Duplicate]:
     """Return the images whose thumbnail equals an earlier one except for brightness and contrast.
 
-    With 20 images or more, the mean of all thumbnails is subtracted first, because images of parts in the same
-    holder look alike. Of copies saved as JPEG with quality 60, at least 97 % are found; of copies with half
-    the size or 15 % more brightness, at least 68 %. Mirrored, rotated and cropped copies are not found.
+    With 20 images or more, the mean of all thumbnails is subtracted first, because images of parts in the
+    same holder look alike. Of copies saved as JPEG with quality 60, at least 97 % are found; of copies with
+    half the size or 15 % more brightness, at least 68 %. Mirrored, rotated and cropped copies are not found.
 
     Args:
         facts: Facts about each image, decoded.

@@ -90,7 +90,8 @@ def groups_by_table(
         paths: Path of each image, which the table may use in place of the name.
 
     Raises:
-        DataError: If the file cannot be read, lacks a column, an image or its group, or gives an image two groups.
+        DataError: If the file cannot be read, lacks a column, an image or its group, or gives an image two
+        groups.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -178,10 +178,10 @@ def assign_groups(
 ) -> NDArray[np.int64]:
     """Choose a split for each group so that each feature is distributed by the ratios.
 
-    The feature with the fewest unassigned images comes first, its largest group first, each into the split that
-    lacks most of it. If a feature has no more groups left than there are splits without it, only those splits
-    get it, so that a class of three groups is in all three splits. Then single groups are moved while that
-    improves the result.
+    The feature with the fewest unassigned images comes first, its largest group first, each into the split
+    that lacks most of it. If a feature has no more groups left than there are splits without it, only those
+    splits get it, so that a class of three groups is in all three splits. Then single groups are moved while
+    that improves the result.
 
     Args:
         features: (G, F) number of images of each group with each feature; the last one counts all images.

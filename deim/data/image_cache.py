@@ -152,8 +152,8 @@ class DiskCache:
         if error.errno == errno.ENOSPC:
             needed = -(-self.capacity * self.image_bytes // 2**20)
             return DataError(
-                f"{self.folder}: the disk is full; the cache of the split needs {needed} MiB. Free some space, "
-                f"lower data.disk_cache_mb, or name another disk with data.disk_cache_dir."
+                f"{self.folder}: the disk is full; the cache of the split needs {needed} MiB. Free some "
+                f"space, lower data.disk_cache_mb, or name another disk with data.disk_cache_dir."
             )
         return DataError(
             f"{self.folder}: cannot be written ({error.strerror}). Name another folder with "
@@ -162,7 +162,7 @@ class DiskCache:
 
 
 def _file_state(path: Path) -> list[int]:
-    """Return size in bytes and time of the last change in nanoseconds of a file; -1 and -1 if it is missing."""
+    """Return size in bytes and time of the last change in nanoseconds; -1 and -1 for a missing file."""
     try:
         state = path.stat()
     except OSError:

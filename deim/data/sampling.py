@@ -34,7 +34,8 @@ class RepeatFactorSampling:
 
 
 Item = tuple[int, ...]
-"""(epoch, index) of an image, or tile; repeated images of an epoch add the number of the repetition, from 1."""
+"""(epoch, index) of an image, or tile; repeated images of an epoch add the number of the repetition, from
+1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

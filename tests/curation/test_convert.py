@@ -109,7 +109,10 @@ def test_training_reads_each_format_to_the_same_samples(
         assert one.file_names == other.file_names
         pairs = zip(
             *(
-                [DetectionDataset(split, index, input_format=FORM).read((0, image)) for image in range(len(split))]
+                [
+                    DetectionDataset(split, index, input_format=FORM).read((0, image))
+                    for image in range(len(split))
+                ]
                 for split in (one, other)
             ),
             strict=True,

@@ -122,7 +122,9 @@ def test_category_ids_of_any_kind_give_the_same_samples(
     for name in ("image_ids", "sizes_hw", "first_box", "boxes_xywh", "areas", "is_crowd"):
         np.testing.assert_array_equal(getattr(reference, name), getattr(given, name), err_msg=name)
     assert [ids[number - 1] for number in reference.box_category_ids] == given.box_category_ids.tolist()
-    for expected, found in zip(*([dataset.read((0, index)) for index in range(6)] for dataset in datasets), strict=True):
+    for expected, found in zip(
+        *([dataset.read((0, index)) for index in range(6)] for dataset in datasets), strict=True
+    ):
         assert torch.equal(expected[0], found[0])
         assert torch.equal(expected[1]["labels"], found[1]["labels"])
         assert torch.equal(expected[1]["boxes"], found[1]["boxes"])

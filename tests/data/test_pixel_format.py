@@ -127,7 +127,9 @@ def test_a_tiff_in_which_zero_is_white_is_refused(tmp_path: Path) -> None:
 
 def test_fractions_and_palettes_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(DataError, match=r"float\.tif: cannot be read without loss, got a TIFF with 32 bits per channel"):
+    with pytest.raises(
+        DataError, match=r"float\.tif: cannot be read without loss, got a TIFF with 32 bits per channel"
+    ):
         read_values(tmp_path / "float.tif")
     with pytest.raises(DataError, match=r"float\.tif: has 32 bits per channel"):
         read_image(tmp_path / "float.tif")
@@ -363,7 +365,7 @@ def test_all_files_that_need_a_scaling_are_listed_before_training(
             ["data.channels=1"],
             "data.mean: got [0.485, 0.456, 0.406], needs one number for each of 1 channels",
         ),
-        (["data.channels=5"], "data.channels: got 5, files of 1 to 4 channels can be read"),
+        (["data.channels=5"], "data.channels: got 5, needs 1 to 4"),
         (["data.mean=[]"], "data.mean: got [], needs a list, each a number"),
         (
             ["data.scaling={type: window, low: 9, high: 9}"],

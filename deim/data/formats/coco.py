@@ -139,7 +139,7 @@ class CocoSplit:
         return hashlib.sha256(json.dumps(self.to_coco()).encode("utf-8")).hexdigest()
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all annotations, image names and file lengths; it is independent of the folder."""
+        """Return the SHA-256 of all annotations, image names and file lengths, whatever the folder."""
         lengths = [self.image_path(index).stat().st_size for index in range(len(self))]
         content = json.dumps([self.to_coco(), lengths])
         return hashlib.sha256(content.encode("utf-8")).hexdigest()

@@ -128,8 +128,8 @@ def write_voc(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]
     first = next(iter(splits.values()))
     raise_listed(
         [
-            f"{first.annotations_path.name}: category {number} has the name {name!r} with a control character, "
-            f"which VOC cannot represent. Rename the category."
+            f"{first.annotations_path.name}: category {number} has the name {name!r} with a control "
+            f"character, which VOC cannot represent. Rename the category."
             for number, name in zip(first.category_ids, first.class_names, strict=True)
             if any(unicodedata.category(character) == "Cc" for character in name)
         ]

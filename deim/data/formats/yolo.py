@@ -44,7 +44,7 @@ class YoloSet:
 
 
 def find_yolo(root: Path) -> Path | None:
-    """Return the file that describes a YOLO dataset: `root`, its `data.yaml` or `classes.txt`; None if missing."""
+    """Return the file that describes a YOLO dataset: `root`, its `data.yaml` or `classes.txt`; or None."""
     if root.is_file():
         return root if root.suffix in (".yaml", ".yml") else None
     for path in (root / name for name in YAML_NAMES):
@@ -75,6 +75,7 @@ def read_yolo_set(root: Path) -> YoloSet:
         names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
         folders = {"train": "train", "val": "val", "valid": "val", "test": "test"}
         present = [folder for folder in folders if (root / "images" / folder).is_dir()]
+        splits: dict[str, tuple[str, ...]]
         splits = {folders[folder]: (f"images/{folder}",) for folder in present} or {"train": ("images",)}
         ids = tuple(range(len(names)))
         return YoloSet(path=path, root=root, names=names, category_ids=ids, splits=splits)

@@ -3,7 +3,8 @@
 What an image shows decides what is annotated, so the annotations never contradict one another:
 
 - About 78 % of the images show a part with one to six defects. Each defect has a box.
-- About 10 % show a part with a clean surface. One box of the normal class covers the whole visible surface: the frame, or
+- About 10 % show a part with a clean surface. One box of the normal class covers the whole visible surface:
+  the frame, or
   the plate where the part lies on a background.
 - About 12 % show no part at all, only a belt, a table or another background. They have no annotation.
 
