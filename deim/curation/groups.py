@@ -11,11 +11,7 @@ from deim.files import raise_listed
 
 
 def find_groups(
-    file_names: Sequence[str],
-    *,
-    pattern: str | None,
-    table: Path | None,
-    paths: Sequence[str] | None = None,
+    file_names: Sequence[str], *, pattern: str | None, table: Path | None, paths: Sequence[str] | None = None
 ) -> list[str] | None:
     """Return the group of each image by a regular expression or a table; None if neither is given.
 

@@ -103,10 +103,7 @@ class DatasetStats:
 
 
 def compute_stats(
-    splits: Mapping[str, CocoSplit],
-    facts: Mapping[str, Sequence[ImageFacts]],
-    *,
-    input_format: InputFormat,
+    splits: Mapping[str, CocoSplit], facts: Mapping[str, Sequence[ImageFacts]], *, input_format: InputFormat
 ) -> DatasetStats:
     """Compute the statistics of a dataset.
 

@@ -80,10 +80,7 @@ class DataOptions:
                     "which the learning rate was chosen",
                 ),
                 *below(
-                    0,
-                    num_workers=self.num_workers,
-                    cache_mb=self.cache_mb,
-                    disk_cache_mb=self.disk_cache_mb,
+                    0, num_workers=self.num_workers, cache_mb=self.cache_mb, disk_cache_mb=self.disk_cache_mb
                 ),
                 (
                     self.reduced_decode and self.tiles is not None,
@@ -93,10 +90,7 @@ class DataOptions:
                     self.format != "coco" and self.synthetic is not None,
                     f"format: got {self.format!r}, but the synthetic set is COCO. Set synthetic to null.",
                 ),
-                (
-                    not 1 <= self.channels <= 4,
-                    f"channels: got {self.channels}, needs 1 to 4",
-                ),
+                (not 1 <= self.channels <= 4, f"channels: got {self.channels}, needs 1 to 4"),
                 *(
                     (
                         len(values) != self.channels and 1 <= self.channels <= 4,

@@ -98,11 +98,7 @@ def read_raw_split(data: DataOptions, name: str) -> RawSplit:
     root = Path(data.root)
     if data.format != "coco":
         return read_raw(root, data.format, name)
-    files = {
-        "train": data.train_annotations,
-        "val": data.val_annotations,
-        "test": data.test_annotations,
-    }
+    files = {"train": data.train_annotations, "val": data.val_annotations, "test": data.test_annotations}
     file = files.get(name)
     if file is None:
         named = [split for split, path in files.items() if path is not None]

@@ -74,13 +74,9 @@ class Industrial(SampleTransform):
     """
 
     stage: ClassVar[Stage] = "sample"
+    name: str = "industrial"
     options: IndustrialOptions
     epochs: range
-
-    @property
-    def name(self) -> str:
-        """Name for logs."""
-        return "industrial"
 
     @property
     def is_on(self) -> bool:

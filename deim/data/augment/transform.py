@@ -68,12 +68,10 @@ class Transform(Protocol):
     """A random change of training images."""
 
     stage: ClassVar[Stage]
+    name: str
+    """Name for logs."""
     epochs: range
     """Epochs (0-based) in which it runs."""
-
-    @property
-    def name(self) -> str:
-        """Name for logs."""
 
     @property
     def is_on(self) -> bool:

@@ -57,12 +57,7 @@ class Stroke:
 
 
 def draw_defect(
-    rng: Generator,
-    kind: DefectKind,
-    *,
-    canvas: Floats,
-    region_xyxy: Window,
-    light_xy: tuple[float, float],
+    rng: Generator, kind: DefectKind, *, canvas: Floats, region_xyxy: Window, light_xy: tuple[float, float]
 ) -> Patch:
     """Draw one defect at a random place.
 
