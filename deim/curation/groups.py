@@ -63,16 +63,16 @@ def groups_by_pattern(file_names: Sequence[str], pattern: str) -> list[str]:
     except re.error as error:
         raise DataError(f"--group-regex: not a regular expression, got {pattern!r} ({error}).") from None
     matches = [expression.search(name) for name in file_names]
-    parts = [() if match is None else match.groups() or (match.group(),) for match in matches]
+    groups = [() if match is None else match.groups() or (match.group(),) for match in matches]
     raise_listed(
         [
             f"--group-regex: {pattern!r} {'matches nothing' if matched else 'does not occur'} in image "
             f"{name!r}. Every image needs a group: correct the expression, or list groups with --group-csv."
-            for name, matched in zip(file_names, parts, strict=True)
+            for name, matched in zip(file_names, groups, strict=True)
             if not any(matched)
         ]
     )
-    return ["|".join(part or "" for part in matched) for matched in parts]
+    return ["|".join(part or "" for part in matched) for matched in groups]
 
 
 def groups_by_table(

@@ -65,27 +65,27 @@ def pool_splits(splits: Mapping[str, CocoSplit]) -> tuple[CocoSplit, tuple[str, 
         each image in the files, which images of two splits may share. Image ids are kept if they are unique,
         otherwise numbered from 1.
     """
-    parts = list(splits.values())
-    image_dir = Path(os.path.commonpath([part.image_dir.absolute() for part in parts]))
-    paths = [part.image_path(index).absolute() for part in parts for index in range(len(part))]
-    names = [name for part in parts for name in part.file_names]
-    sizes = np.concatenate([np.diff(part.first_box) for part in parts])
+    merged_splits = list(splits.values())
+    image_dir = Path(os.path.commonpath([split.image_dir.absolute() for split in merged_splits]))
+    paths = [split.image_path(index).absolute() for split in merged_splits for index in range(len(split))]
+    names = [name for split in merged_splits for name in split.file_names]
+    sizes = np.concatenate([np.diff(split.first_box) for split in merged_splits])
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    ids = np.concatenate([part.image_ids for part in parts])
+    ids = np.concatenate([split.image_ids for split in merged_splits])
     long_names = [Path(os.path.relpath(path, image_dir)).as_posix() for path in paths]
     if len(set(ids.tolist())) < len(ids):
         ids = np.argsort(np.argsort(np.array(long_names), kind="stable"), kind="stable") + 1
     merged = replace(
-        parts[0],
+        merged_splits[0],
         image_dir=image_dir,
         image_ids=ids,
         file_names=tuple(long_names),
-        sizes_hw=np.concatenate([part.sizes_hw for part in parts]),
+        sizes_hw=np.concatenate([split.sizes_hw for split in merged_splits]),
         first_box=starts,
-        boxes_xywh=np.concatenate([part.boxes_xywh for part in parts]),
-        box_category_ids=np.concatenate([part.box_category_ids for part in parts]),
-        areas=np.concatenate([part.areas for part in parts]),
-        is_crowd=np.concatenate([part.is_crowd for part in parts]),
+        boxes_xywh=np.concatenate([split.boxes_xywh for split in merged_splits]),
+        box_category_ids=np.concatenate([split.box_category_ids for split in merged_splits]),
+        areas=np.concatenate([split.areas for split in merged_splits]),
+        is_crowd=np.concatenate([split.is_crowd for split in merged_splits]),
     )
     order = sorted(range(len(paths)), key=lambda index: long_names[index])
     return take_images(merged, np.array(order, dtype=np.int64)), tuple(names[index] for index in order)
@@ -242,11 +242,11 @@ def _improve(
                 continue
             excess = held - expected
             loss = (weights * ((excess + content) ** 2 - excess**2)).sum(axis=1)
-            gain = (weights[now] * (excess[now] ** 2 - (excess[now] - content) ** 2)).sum()
+            benefit = (weights[now] * (excess[now] ** 2 - (excess[now] - content) ** 2)).sum()
             loss[now] = np.inf
             loss[shares == 0] = np.inf
             best = int(loss.argmin())
-            if loss[best] < gain - 1e-9:
+            if loss[best] < benefit - 1e-9:
                 chosen[group] = best
                 held[now] -= content
                 held[best] += content

@@ -1,6 +1,7 @@
 """From options to samplers and loaders of batches."""
 
 import logging
+import math
 import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -288,6 +289,7 @@ def build_disk_cache(data: DataOptions, split: CocoSplit, input_format: InputFor
         # YOLO and VOC have one file for all splits.
         name=f"{split.annotations_path.absolute()} {split.name}",
         key={
+            "size_hw": input_format.size_hw,
             "resize": input_format.resize,
             "pixels": asdict(pixels),
             "reduced_decode": input_format.reduced_decode,
@@ -297,8 +299,7 @@ def build_disk_cache(data: DataOptions, split: CocoSplit, input_format: InputFor
             "jpeg": features.version("libjpeg_turbo"),
             "processor": torch.backends.cpu.get_cpu_capability(),
         },
-        image_shape=(pixels.channels, *input_format.size_hw),
-        dtype=torch.uint8 if pixels.is_uint8 else torch.float32,
+        image_bytes=pixels.channels * math.prod(input_format.size_hw) * (1 if pixels.is_uint8 else 4),
         max_bytes=data.disk_cache_mb * 2**20,
     )
     if cache.capacity < len(tiles):

@@ -29,16 +29,16 @@ def detect_format(root: Path) -> Format:
     """
     if not root.exists():
         raise DataError(f"{root}: no such folder (looked in {Path.cwd()}). Name the folder of a dataset.")
-    found: list[Format] = []
+    formats: list[Format] = []
     if find_yolo(root) is not None:
-        found.append("yolo")
+        formats.append("yolo")
     if root.is_dir() and is_voc(root):
-        found.append("voc")
+        formats.append("voc")
     if root.is_dir() and coco_files(root):
-        found.append("coco")
-    if len(found) == 1:
-        return found[0]
-    what = f"looks like {' and '.join(found)}" if found else "no dataset there"
+        formats.append("coco")
+    if len(formats) == 1:
+        return formats[0]
+    what = f"looks like {' and '.join(formats)}" if formats else "no dataset there"
     raise DataError(
         f"{root}: {what}. COCO has annotations/*.json and images/, YOLO a data.yaml, VOC Annotations/*.xml "
         f"and JPEGImages/. Name the folder of one dataset, or its format with --format."
@@ -50,11 +50,11 @@ def coco_files(root: Path) -> dict[str, tuple[Path, Path]]:
 
     The files are `annotations/*.json`, or `*.json` beside the images, or `<split>/_annotations.coco.json`.
     """
-    found = {path.stem: path for path in sorted((root / "annotations").glob("*.json"))}
-    found = found or {path.stem: path for path in sorted(root.glob("*.json")) if _is_coco(path)}
-    if found:
+    annotations = {path.stem: path for path in sorted((root / "annotations").glob("*.json"))}
+    annotations = annotations or {path.stem: path for path in sorted(root.glob("*.json")) if _is_coco(path)}
+    if annotations:
         images = root / "images"
-        files = {name: (path, images if images.is_dir() else root) for name, path in found.items()}
+        files = {name: (path, images if images.is_dir() else root) for name, path in annotations.items()}
     else:
         files = {
             "val" if path.parent.name == "valid" else path.parent.name: (path, path.parent)

@@ -190,10 +190,10 @@ def _list_names(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if TRAINVAL in names:
         stems = {name: set(_read_lines(root / LISTS / f"{name}.txt")) for name in names}
         whole = stems.pop(TRAINVAL)
-        parts = {name: part for name, part in stems.items() if part <= whole}
-        if not parts.keys().isdisjoint(("train", "val")) and set().union(*parts.values()) == whole:
+        subsets = {name: part for name, part in stems.items() if part <= whole}
+        if not subsets.keys().isdisjoint(("train", "val")) and set().union(*subsets.values()) == whole:
             names.remove(TRAINVAL)
-            repeats = tuple(parts)
+            repeats = tuple(subsets)
     return tuple(names) or ("all",), repeats
 
 
@@ -229,10 +229,10 @@ def _read_categories(root: Path) -> list[dict[str, Any]]:
         names = set()
         for xml_path in (root / ANNOTATIONS).rglob("*.xml"):
             try:
-                tree = ElementTree.parse(xml_path)
+                root_element = ElementTree.parse(xml_path)
             except (ElementTree.ParseError, OSError):
                 continue  # named by the split that lists it
-            names |= {_text(entry, "name") for entry in tree.iter("object")}
+            names |= {_text(entry, "name") for entry in root_element.iter("object")}
         return [{"id": number, "name": name} for number, name in enumerate(sorted(names - {""}), start=1)]
     try:
         categories = json.loads(read_text(path))

@@ -162,12 +162,12 @@ def read_raw_yolo(root: Path, split: str) -> RawSplit:
 
 def label_path(image: Path) -> Path:
     """Return the file of the boxes of an image: its path with `labels` for the last `images`, as `.txt`."""
-    parts = list(image.parts)
-    for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
+    names = list(image.parts)
+    for place in range(len(names) - 2, -1, -1):
+        if names[place] == "images":
+            names[place] = "labels"
             break
-    return Path(*parts).with_suffix(".txt")
+    return Path(*names).with_suffix(".txt")
 
 
 def write_yolo(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]], root: Path) -> None:
@@ -278,8 +278,8 @@ def _image_paths(places: Sequence[Path]) -> list[Path]:
     paths: list[Path] = []
     for place in places:
         if place.is_dir():
-            found = (path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-            paths += sorted(found, key=lambda path: path.relative_to(place).as_posix())
+            images = (path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            paths += sorted(images, key=lambda path: path.relative_to(place).as_posix())
         else:
             lines = (line.strip() for line in read_text(place).splitlines())
             paths += [place.parent / line for line in lines if line]

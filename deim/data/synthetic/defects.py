@@ -182,8 +182,8 @@ def _draw_scratch(rng: Generator, site: _Site) -> Patch:
     cover = stroke_cover(strokes, window)
     before = site.cut(window)
     if rng.random() < 0.4:
-        gain = np.float32(rng.uniform(0.35, 0.65))
-        after = before + (gain * cover)[..., None] * (np.float32(0.95) - before)
+        strength = np.float32(rng.uniform(0.35, 0.65))
+        after = before + (strength * cover)[..., None] * (np.float32(0.95) - before)
     else:
         after = before * (1 - np.float32(rng.uniform(0.35, 0.75)) * cover)[..., None]
     return Patch(window=window, pixels=np.clip(after, 0, 1))
