@@ -26,7 +26,7 @@ from deim.data.dataset import DetectionDataset
 from deim.data.formats.coco import CocoSplit
 from deim.data.images.input_format import InputFormat
 from deim.data.loader import BatchLoader
-from deim.data.sampling import BatchRequest, EpochSampler
+from deim.data.sampling import BatchSource, FixedBatches
 from deim.engine.memory import VALIDATION_ADVICE, ends_without_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
@@ -143,7 +143,7 @@ class FindingsLoader:
         self,
         model: TextFusedDetector,
         dataset: DetectionDataset,
-        sampler: EpochSampler,
+        sampler: BatchSource,
         *,
         store: FindingsStore,
         num_views: int,
@@ -183,10 +183,7 @@ class FindingsLoader:
         ]
         is_there = [all(self.store.has(view) for view in views) for views in plan]
         absent = [views for views, there in zip(plan, is_there, strict=True) if not there]
-        requests = [
-            BatchRequest(epoch=0, number=number, items=tuple(views)) for number, views in enumerate(absent)
-        ]
-        loaded = iter(BatchLoader(self.dataset, requests, num_workers=self.num_workers))
+        loaded = iter(BatchLoader(self.dataset, FixedBatches(absent), num_workers=self.num_workers))
         for views, there in zip(plan, is_there, strict=True):
             batch = self._read(views) if there else self._find(views, next(loaded))
             # A damaged file is found and written anew.

@@ -11,7 +11,7 @@ from deim.config.multimodal_schema import MultimodalConfig
 from deim.config.schema import Config
 from deim.data.dataset import DetectionDataset
 from deim.data.loader import build_sampler
-from deim.data.sampling import EpochSampler
+from deim.data.sampling import EpochSampler, FixedBatches
 from deim.data.splits import build_splits
 from deim.engine.device import select_device, select_precision
 from deim.engine.distributed import DistributedContext
@@ -173,7 +173,9 @@ def _val_findings(config: Config, evaluator: Evaluator, train: FindingsLoader) -
     return FindingsLoader(
         train.model,
         dataset,
-        [[(0, index) for index in range(start, min(start + size, len(dataset)))] for start in starts],
+        FixedBatches(
+            [[(0, index) for index in range(start, min(start + size, len(dataset)))] for start in starts]
+        ),
         store=open_store(Path(config.multimodal.cache_dir), dataset, train.model, precision),
         num_views=1,
         device=evaluator.device,

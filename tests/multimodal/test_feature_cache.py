@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deim.data.batch import collate
 from deim.data.dataset import DetectionDataset
+from deim.data.sampling import FixedBatches
 from deim.data.splits import read_split
 from deim.engine.checkpoints import read_checkpoint
 from deim.engine.step import Precision
@@ -17,6 +17,7 @@ from deim.errors import DataError
 from multimodal.feature_cache import FindingsBatch, FindingsLoader, FindingsStore, open_store
 from multimodal.task import load_trained
 from multimodal.wrapper import TextFusedDetector
+from tests.data.building import make_train_dataset
 from tests.multimodal.fused import random_text, small_head
 
 FLOAT32 = Precision(device_type="cpu", dtype=None, scaler=torch.amp.GradScaler("cpu", enabled=False))
@@ -30,9 +31,10 @@ def fused(tiny_run) -> TextFusedDetector:
 
 @pytest.fixture
 def dataset_of(tiny_config, tmp_path):
-    def build(root: Path, *overrides: str, augmentation: Augmentation | None = None) -> DetectionDataset:
-        config = tiny_config(root, tmp_path / "run", *overrides)
-        return build_train_dataset(config, read_split(config.data, "train"), augmentation=augmentation)
+    def build(root: Path, *overrides: str) -> DetectionDataset:
+        off = "augment={photometric: 0, horizontal_flip: 0}"
+        config = tiny_config(root, tmp_path / "run", off, *overrides)
+        return make_train_dataset(config, read_split(config.data, "train"), stop=9, mix_end=9)
 
     return build
 
@@ -41,7 +43,7 @@ def loader_of(fused, dataset, store, batches=BATCHES, *, num_views: int = 1) -> 
     return FindingsLoader(
         fused,
         dataset,
-        batches,
+        FixedBatches(batches),
         store=store,
         num_views=num_views,
         device=torch.device("cpu"),
@@ -69,7 +71,7 @@ def test_what_is_read_is_what_was_found(fused, dataset_of, tiny_set, tmp_path, m
     store = FindingsStore(tmp_path / "cache")
     found = list(loader_of(fused, dataset, store))
     for batch, items in zip(found, BATCHES, strict=True):
-        images = collate([dataset[item] for item in items])
+        images = dataset.load_items(items)
         direct = fused.find(images.images)
         assert_equal(batch, FindingsBatch(images=direct, targets=images.targets))
     monkeypatch.setattr(DetectionDataset, "__getitem__", lambda *_: pytest.fail("an image was loaded"))
@@ -92,10 +94,7 @@ def test_tiles_are_found_and_read_like_images(fused, dataset_of, tiny_set, tmp_p
 
 
 def test_views_take_turns(fused, dataset_of, tiny_set, tmp_path):
-    augmentation = Augmentation(
-        horizontal_flip=0.5, vertical_flip=0.5, photometric=0.0, start_epoch=0, stop_epoch=9
-    )
-    dataset = dataset_of(tiny_set, augmentation=augmentation)
+    dataset = dataset_of(tiny_set, "augment={photometric: 0, horizontal_flip: 0.5, vertical_flip: 0.5}")
     store = FindingsStore(tmp_path / "cache")
     batches = [[(epoch, index) for index in (0, 1, 2)] for epoch in range(6)]
     found = list(loader_of(fused, dataset, store, batches, num_views=3))
@@ -136,7 +135,7 @@ def test_every_change_leads_to_another_store(fused, dataset_of, tiny_set, tmp_pa
         dataset = dataset_of(root, *overrides, **options)
         return open_store(tmp_path / "cache", dataset, fused, FLOAT32).folder.name
 
-    flips = Augmentation(horizontal_flip=0.5, vertical_flip=0, photometric=0, start_epoch=0, stop_epoch=9)
+    flips = "augment={photometric: 0, horizontal_flip: 0.5}"
     first = name()
     names = {
         first,
@@ -144,8 +143,8 @@ def test_every_change_leads_to_another_store(fused, dataset_of, tiny_set, tmp_pa
         name("image_size=96"),
         name("data.mean=[0.5, 0.5, 0.5]"),
         name("data.tiles={size: 48}"),
-        name(augmentation=flips),
-        name("seed=1", augmentation=flips),
+        name(flips),
+        name("seed=1", flips),
     }
     assert len(names) == 7
     assert name("seed=1", "data.cache_mb=1") == first  # without augmentation the seed decides nothing
