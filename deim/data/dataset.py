@@ -68,8 +68,8 @@ class DetectionDataset(Dataset[Batch | DataError]):
         self._sampling_shares = None if repeat_factors is None else repeat_factors / repeat_factors.sum()
         self._decoded: tuple[int, Tensor] | None = None
         # Computed here rather than for the first batch, so that loading processes share it.
-        is_balanced = pipeline is not None and pipeline.options.copy_blend_balanced
-        self._images_of_classes = self._find_images_of_classes() if is_balanced else {}
+        draws_donors = pipeline is not None and pipeline.draws_donors
+        self._images_of_classes = self._find_images_of_classes() if draws_donors else {}
 
     def __len__(self) -> int:
         return len(self.tiles)

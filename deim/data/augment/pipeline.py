@@ -107,6 +107,11 @@ class AugmentPipeline:
         return any(transform.is_on for transform in self.transforms if transform.stage == "batch")
 
     @property
+    def draws_donors(self) -> bool:
+        """Whether objects to copy are drawn from the whole split."""
+        return any(isinstance(item, CopyBlend) and item.balanced for item in self.blend_transforms)
+
+    @property
     def largest_size_hw(self) -> tuple[int, int]:
         """Size in pixels of the largest network input."""
         sizes = [self.image_size_hw, *self.multi_scale.sizes_hw]
