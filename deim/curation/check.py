@@ -11,7 +11,7 @@ from deim.config.schema import Config
 from deim.curation.duplicates import Duplicate, count_plain, find_exact, find_near, hash_equal_lengths
 from deim.curation.scan import ImageFacts, scan_images
 from deim.data.formats.check_images import describe_size_difference
-from deim.data.formats.coco import RawSplit, annotation_name, annotation_problems, find_problems
+from deim.data.formats.coco import Entry, RawSplit, annotation_name, annotation_problems, find_problems
 from deim.data.formats.issues import ERRORS, WARNINGS, Issue, IssueLog
 from deim.data.formats.read import Format, read_raw, split_names
 from deim.data.images.input_format import InputFormat, build_input_format
@@ -273,7 +273,7 @@ def _find_box_warnings(raw: RawSplit, input_format: InputFormat, log: IssueLog) 
 
 
 def _warnings(
-    annotation: Mapping[str, Any], size_hw: tuple[int, int], input_format: InputFormat
+    annotation: Entry, size_hw: tuple[int, int], input_format: InputFormat
 ) -> Iterator[tuple[str, str]]:
     """Yield rule and description of each warning about one box."""
     left, top, width, height = annotation["bbox"]

@@ -17,6 +17,8 @@ from deim.data.formats.issues import Issue, IssueLog
 from deim.errors import DataError
 from deim.files import raise_listed, sha256_of_file
 
+Entry = Mapping[str, Any]
+"""An entry, or the whole content, of an annotation file."""
 SPLITS = ("train", "val", "test")
 """Usual names of the splits, in the order in which they are listed."""
 REQUIRED: Final = {
@@ -70,11 +72,11 @@ class RawSplit:
     """File that lists the images; named in messages."""
     image_dir: Path
     """Folder to which the file names are relative."""
-    images: Sequence[Mapping[str, Any]]
+    images: Sequence[Entry]
     """Entries as in a COCO file, with `id`, `file_name`, `width` and `height`."""
-    annotations: Sequence[Mapping[str, Any]]
+    annotations: Sequence[Entry]
     """Entries as in a COCO file, with `image_id`, `category_id` and `bbox`."""
-    categories: Sequence[Mapping[str, Any]]
+    categories: Sequence[Entry]
     """Entries as in a COCO file, with `id` and `name`."""
     issues: tuple[Issue, ...] = ()
     """Problems with content that could not be read and is not among the entries."""
@@ -232,7 +234,7 @@ def find_problems(raw: RawSplit) -> list[Issue]:
     return log.issues
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Entry:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -263,7 +265,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _wrong_types(where: str, key: str, content: Mapping[str, Any]) -> list[str]:
+def _wrong_types(where: str, key: str, content: Entry) -> list[str]:
     return [
         f"{where}: entry {number} of '{key}' has {name} {entry[name]!r}. It must be {TYPES[name][1]}."
         for number, entry in enumerate(content[key])
@@ -309,7 +311,7 @@ def _find_annotation_problems(raw: RawSplit, log: IssueLog) -> None:
 
 
 def annotation_problems(
-    annotation: Mapping[str, Any], image: Mapping[str, Any] | None, known: Collection[int]
+    annotation: Entry, image: Entry | None, known: Collection[int]
 ) -> list[tuple[str, str]]:
     """Return rule and description of everything that makes an annotation invalid.
 
@@ -329,12 +331,12 @@ def annotation_problems(
     return problems
 
 
-def annotation_name(annotation: Mapping[str, Any], number: int) -> str:
+def annotation_name(annotation: Entry, number: int) -> str:
     """Return the name of an annotation in messages: its id, or else its number in the file, from 0."""
     return str(annotation.get("id", f"number {number}"))
 
 
-def _box_problems(bbox: Any, image: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _box_problems(bbox: Any, image: Entry) -> list[tuple[str, str]]:
     """Return rule and description of each problem of a box."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         return [("bad_box", f"has bbox {bbox!r}. A box is [left, top, width, height] in pixels.")]

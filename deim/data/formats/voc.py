@@ -14,10 +14,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 from xml.etree import ElementTree
 
-from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit
+from deim.data.formats.coco import SPLITS, CocoSplit, Entry, RawSplit
 from deim.data.formats.issues import IssueLog
 from deim.data.formats.text import read_text
 from deim.data.images.read import IMAGE_SUFFIXES, read_size
@@ -43,8 +42,8 @@ class _Reading:
     files: Mapping[str, Sequence[str]]
     """Image files of each stem."""
     log: IssueLog
-    images: list[dict[str, Any]] = field(default_factory=list)
-    annotations: list[dict[str, Any]] = field(default_factory=list)
+    images: list[Entry] = field(default_factory=list)
+    annotations: list[Entry] = field(default_factory=list)
 
 
 def is_voc(root: Path) -> bool:
@@ -223,7 +222,7 @@ def _image_files(folder: Path) -> dict[str, list[str]]:
     return files
 
 
-def _read_categories(root: Path) -> list[dict[str, Any]]:
+def _read_categories(root: Path) -> list[Entry]:
     path = root / CATEGORIES_NAME
     if not path.is_file():
         names = set()
@@ -305,7 +304,7 @@ def _read_image_entry(reading: _Reading, number: int, stem: str) -> None:
 
 
 def _read_object(
-    reading: _Reading, image: Mapping[str, Any], where: str, place: int, element: ElementTree.Element
+    reading: _Reading, image: Entry, where: str, place: int, element: ElementTree.Element
 ) -> None:
     """Add an annotation of an image, or the problem with it."""
     annotation, name = f"{where}:{place}", element.findtext("name") or ""

@@ -11,12 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 
-from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit
+from deim.data.formats.coco import SPLITS, CocoSplit, Entry, RawSplit
 from deim.data.formats.issues import IssueLog
 from deim.data.formats.text import read_text
 from deim.data.images.read import IMAGE_SUFFIXES, read_size
@@ -118,8 +117,8 @@ def read_raw_yolo(root: Path, split: str) -> RawSplit:
         )
     places = _find_places(dataset, split)
     image_dir = places[0] if len(places) == 1 and places[0].is_dir() else dataset.root
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images: list[Entry] = []
+    annotations: list[Entry] = []
     log = IssueLog(split=split)
     paths = _image_paths(places)
     label_paths: set[Path] = set()
@@ -215,7 +214,7 @@ def _relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> Entry:
     try:
         content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -226,7 +225,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_names(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
+def _read_names(path: Path, content: Entry) -> tuple[str, ...]:
     names = content["names"]
     if isinstance(names, dict) and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
         names = [names.get(number, names.get(str(number))) for number in range(len(names))]
@@ -241,14 +240,14 @@ def _read_names(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def _read_ids(path: Path, content: Mapping[str, Any], names: Sequence[str]) -> tuple[int, ...]:
+def _read_ids(path: Path, content: Entry, names: Sequence[str]) -> tuple[int, ...]:
     ids = content.get("category_ids", list(range(len(names))))
     if not isinstance(ids, list) or len(ids) != len(names) or any(type(number) is not int for number in ids):
         raise DataError(f"{path}: category_ids: got {ids!r}. It must have one whole number for each name.")
     return tuple(ids)
 
 
-def _base_folder(path: Path, content: Mapping[str, Any]) -> Path:
+def _base_folder(path: Path, content: Entry) -> Path:
     """Return the folder to which the splits are relative: that of `path:`, if it exists, or of the file."""
     given = content.get("path")
     base = path.parent / str(given) if given else path.parent
@@ -286,9 +285,7 @@ def _image_paths(places: Sequence[Path]) -> list[Path]:
     return paths
 
 
-def _read_labels(
-    path: Path, dataset: YoloSet, size_hw: tuple[int, int], log: IssueLog
-) -> list[dict[str, Any]]:
+def _read_labels(path: Path, dataset: YoloSet, size_hw: tuple[int, int], log: IssueLog) -> list[Entry]:
     """Return the annotations of an image without its id; lines that are not valid become issues."""
     if not path.is_file():
         return []
@@ -298,7 +295,7 @@ def _read_labels(
     except DataError as error:
         log.add("unreadable", name, str(error))
         return []
-    boxes = []
+    boxes: list[Entry] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
