@@ -21,7 +21,7 @@ from deim.structures import ModelOutput, Target
 
 
 class StepBatch(Protocol):
-    """Inputs of one step with their targets, such as `deim.data.collate.Batch`."""
+    """Inputs of one step with their targets, such as `deim.data.batch.Batch`."""
 
     @property
     def images(self) -> Any:
