@@ -78,35 +78,35 @@ class DiskCache:
         self.capacity = min(len(self.paths), max_bytes // self.image_bytes)
         self._states = [_file_state(path) for path in self.paths]
         content = [FORMAT, list(map(str, self.paths)), self._states, self.capacity, image_bytes, dict(key)]
-        split = _hash(name, length=12)
-        self.folder = folder / f"{split}-{_hash(json.dumps(content, sort_keys=True), length=16)}"
+        split = _hash(name)
+        self.folder = folder / f"{split}-{_hash(json.dumps(content, sort_keys=True))}"
         if self.capacity:
             self._reserve(split, max_bytes)
 
     def has_place(self, index: int) -> bool:
-        """Whether an image is kept after it has been read once."""
-        return index < self.capacity
+        """Whether an image is among those that are kept, and its original has not changed."""
+        return index < self.capacity and _file_state(self.paths[index]) == self._states[index]
 
     def get(self, index: int) -> ResizedImage | None:
         """Return an image; None if it is not kept, is damaged, or its original has changed."""
-        if not self.has_place(index) or _file_state(self.paths[index]) != self._states[index]:
+        if not self.has_place(index):
             return None
         try:
             tensors = load(self._path(index).read_bytes())
         except (OSError, SafetensorError):
             return None
-        height, width, span_h, span_w, shift_y, shift_x = tensors["placement"].tolist()
-        size_hw = (int(height), int(width))
-        place = Placement(orig_size_hw=size_hw, span_hw=(span_h, span_w), shift_yx=(shift_y, shift_x))
+        size_hw, span_hw, shift_yx = tensors["placement"].view(3, 2).tolist()
+        size_hw = (int(size_hw[0]), int(size_hw[1]))
+        place = Placement(orig_size_hw=size_hw, span_hw=tuple(span_hw), shift_yx=tuple(shift_yx))
         return tensors["image"], place
 
     def put(self, index: int, resized: ResizedImage) -> None:
-        """Keep an image, if it has a place and its original has not changed.
+        """Keep an image, if it has a place.
 
         Raises:
             DataError: If it cannot be written.
         """
-        if not self.has_place(index) or _file_state(self.paths[index]) != self._states[index]:
+        if not self.has_place(index):
             return
         image, place = resized
         numbers = torch.tensor([*place.orig_size_hw, *place.span_hw, *place.shift_yx], dtype=torch.float64)
@@ -161,5 +161,5 @@ def _folder_bytes(folder: Path) -> int:
     return sum(max(0, _file_state(path)[0]) for path in folder.glob("*"))
 
 
-def _hash(text: str, *, length: int) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:length]
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
