@@ -13,7 +13,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import load, save
@@ -24,7 +23,7 @@ from deim.data.dataset import DetectionDataset
 from deim.data.formats.coco import CocoSplit
 from deim.data.images.input_format import InputFormat
 from deim.data.loader import BatchLoader
-from deim.data.sampling import BatchRequest
+from deim.data.sampling import BatchSource, FixedBatches
 from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
@@ -40,16 +39,6 @@ FORMAT = 1
 
 View = tuple[int, int]
 """Number of the augmented view, and index of the image, or tile, in its dataset."""
-
-
-class BatchSampler(Protocol):
-    """The order of the images in batches, such as `deim.data.sampling.EpochSampler`."""
-
-    def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
-
-    def requests(self, epoch: int, *, first_batch: int = 0) -> Iterator[BatchRequest]:
-        """Yield the batches of an epoch (0-based), from `first_batch` on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +133,7 @@ class DetectorOutputLoader:
         self,
         model: TextFusedDetector,
         dataset: DetectionDataset,
-        sampler: BatchSampler,
+        sampler: BatchSource,
         *,
         store: DetectorOutputStore,
         num_views: int,
@@ -184,10 +173,7 @@ class DetectorOutputLoader:
         ]
         stored = [all(self.store.has(view) for view in views) for views in plan]
         absent = [views for views, is_stored in zip(plan, stored, strict=True) if not is_stored]
-        requests = [
-            BatchRequest(epoch=0, number=number, items=tuple(views)) for number, views in enumerate(absent)
-        ]
-        loaded = iter(BatchLoader(self.dataset, requests, num_workers=self.num_workers))
+        loaded = iter(BatchLoader(self.dataset, FixedBatches(absent), num_workers=self.num_workers))
         for views, is_stored in zip(plan, stored, strict=True):
             batch = self._read(views) if is_stored else self._compute(views, next(loaded))
             # A damaged file is computed and written again.

@@ -19,8 +19,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from deim.config.catalog import find_config
-from deim.config.loader import load_config
+from deim.config.loader import load_config, shipped_configs_dir
 from deim.config.schema import Config
 from deim.data.augment.pipeline import AugmentEpochs
 from deim.data.augment.transform import Sample
@@ -47,7 +46,7 @@ def measure(args: Namespace) -> dict[str, float | str]:
     with tempfile.TemporaryDirectory(prefix="benchmark_data.") as scratch:
         root = Path(scratch)
         config = load_config(
-            find_config(args.config),
+            args.config or shipped_configs_dir() / "deimv2_1024.yml",
             [f"image_size={args.size}", f"data.root={root}", f"data.disk_cache_dir={root / 'cache'}"],
         )
         split = make_images(root, args.images)
@@ -121,7 +120,6 @@ def make_stages(dataset: DetectionDataset) -> dict[str, LoadStep]:
     form, pipeline = dataset.input_format, dataset.pipeline
     assert pipeline is not None
     images: list[Tensor] = []
-    no_boxes, no_labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 
     def decode(items: list[tuple[int, int]]) -> None:
         images[:] = [read_input(dataset.split.image_path(index), form)[0] for _, index in items]
@@ -129,7 +127,8 @@ def make_stages(dataset: DetectionDataset) -> dict[str, LoadStep]:
     def augment(items: list[tuple[int, int]]) -> None:
         for place, (epoch, index) in enumerate(items):
             rng = np.random.default_rng([dataset.seed, epoch, index])
-            sample = Sample(image=images[place], boxes_xyxy=no_boxes, labels=no_labels)
+            labels = torch.zeros(0, dtype=torch.int64)
+            sample = Sample(image=images[place], boxes_xyxy=torch.zeros(0, 4), labels=labels)
             images[place] = pipeline.change(sample, epoch=epoch, rng=rng).image
 
     def finish(items: list[tuple[int, int]]) -> object:  # noqa: ARG001

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -77,7 +78,7 @@ def _save(draw: Callable[[Figure], None], path: Path, *, height: float) -> Path:
 
 
 def _most_frequent(stats: DatasetStats, most: int) -> NDArray[np.int64]:
-    """Return the positions of the classes with the most boxes, at most `most`, in the order of the classes."""
+    """Return the positions of the `most` classes with the most boxes, in ascending order."""
     return np.sort(np.argsort(-stats.counts().sum(axis=0), kind="stable")[:most])
 
 
@@ -131,8 +132,8 @@ def _box_sizes(figure: Figure, stats: DatasetStats, seed: int) -> None:
     for place, index in enumerate(_most_frequent(stats, len(CLASS_COLORS))):
         colors[index] = chart_color(place)
     order = np.random.default_rng(seed).permutation(len(sides))[:MAX_POINTS]
-    of_points = [colors[label] for label in labels[order]]
-    axes.scatter(sides[order, 0], sides[order, 1], s=9, c=of_points, alpha=0.5, linewidths=0)
+    point_colors = [colors[label] for label in labels[order]]
+    axes.scatter(sides[order, 0], sides[order, 1], s=9, c=point_colors, alpha=0.5, linewidths=0)
     ends = (min(SMALL_SIDE_PX / 2, float(sides.min()) * 0.8), 1.25 * max(width, height))
     curve, median = np.geomspace(*ends, 50), float(np.median(stats.box_sides()))
     median_text = f"median area: a side of {median:.1f} px"
@@ -182,15 +183,15 @@ def _brightness(figure: Figure, stats: DatasetStats) -> None:
 
 
 def _split_histogram(
-    figure: Figure, stats: DatasetStats, values: tuple[NDArray[np.generic], ...], edges: NDArray[np.float64]
+    figure: Figure, stats: DatasetStats, values: tuple[NDArray[np.generic], ...], edges: NDArray[Any]
 ) -> Axes:
     """Draw the distribution of a number of each image, one outline per split, in percent of its images."""
     axes = figure.subplots()
-    for index, (name, of_split) in enumerate(zip(stats.split_names, values, strict=True)):
+    for index, (name, numbers) in enumerate(zip(stats.split_names, values, strict=True)):
         axes.hist(
-            np.asarray(of_split, dtype=np.float64),
+            np.asarray(numbers, dtype=np.float64),
             bins=edges.tolist(),
-            weights=np.full(len(of_split), 100 / max(len(of_split), 1)),
+            weights=np.full(len(numbers), 100 / max(len(numbers), 1)),
             histtype="step",
             linewidth=1.6,
             color=chart_color(index + FIRST_SPLIT_COLOR),

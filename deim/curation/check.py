@@ -11,8 +11,8 @@ from deim.config.schema import Config
 from deim.curation.duplicates import Duplicate, count_plain, find_exact, find_near, hash_equal_lengths
 from deim.curation.scan import ImageFacts, scan_images
 from deim.data.formats.check_images import describe_size_difference
-from deim.data.formats.coco import RawSplit, annotation_name, annotation_problems, find_problems
-from deim.data.formats.issues import ERRORS, WARNINGS, Issue
+from deim.data.formats.coco import Entry, RawSplit, annotation_name, annotation_problems, find_problems
+from deim.data.formats.issues import ERRORS, WARNINGS, Issue, IssueLog
 from deim.data.formats.read import Format, read_raw, split_names
 from deim.data.images.input_format import InputFormat, build_input_format
 from deim.data.images.read import IMAGE_SUFFIXES, UPRIGHT
@@ -181,7 +181,10 @@ def check_dataset(
     summaries = {name: _summarize(raw) for name, raw in raws.items()}
     issues = [*unread]
     for raw in raws.values():
-        issues += [*find_problems(raw), *_repeated_annotations(raw), *_box_warnings(raw, input_format)]
+        log = IssueLog(split=raw.name, issues=find_problems(raw))
+        _find_repeated_annotations(raw, log)
+        _find_box_warnings(raw, input_format, log)
+        issues += log.issues
     issues += _image_issues(listed, facts)
     issues += [_duplicate_issue(listed, duplicate) for duplicate in duplicates]
     issues += _class_issues(raws, summaries)
@@ -236,7 +239,7 @@ def _summarize(raw: RawSplit) -> SplitSummary:
     )
 
 
-def _repeated_annotations(raw: RawSplit) -> Iterator[Issue]:
+def _find_repeated_annotations(raw: RawSplit, log: IssueLog) -> None:
     where = raw.annotations_path.name
     counts = Counter(annotation["id"] for annotation in raw.annotations if "id" in annotation)
     for value, count in counts.items():
@@ -245,11 +248,11 @@ def _repeated_annotations(raw: RawSplit) -> Iterator[Issue]:
                 f"{where}: annotation id {value!r} is used {count} times. Other programs may keep only the "
                 f"last of them: give each its own id."
             )
-            yield Issue(rule="repeated_annotation", split=raw.name, file=where, message=message)
+            log.add("repeated_annotation", where, message)
 
 
-def _box_warnings(raw: RawSplit, input_format: InputFormat) -> Iterator[Issue]:
-    """Yield warnings about boxes that are otherwise valid."""
+def _find_box_warnings(raw: RawSplit, input_format: InputFormat, log: IssueLog) -> None:
+    """Add warnings about boxes that are otherwise valid."""
     images = {image["id"]: image for image in raw.images}
     known = {category["id"] for category in raw.categories}
     seen: dict[tuple[Any, ...], list[tuple[str, Sequence[float]]]] = {}
@@ -266,17 +269,11 @@ def _box_warnings(raw: RawSplit, input_format: InputFormat) -> Iterator[Issue]:
         same.append((name, bbox))
         label = f"{raw.annotations_path.name}: annotation {name} (image {image['file_name']!r})"
         for rule, problem in warnings:
-            yield Issue(
-                rule=rule,
-                split=raw.name,
-                file=image["file_name"],
-                annotation=name,
-                message=f"{label} {problem}",
-            )
+            log.add(rule, image["file_name"], f"{label} {problem}", annotation=name)
 
 
 def _warnings(
-    annotation: Mapping[str, Any], size_hw: tuple[int, int], input_format: InputFormat
+    annotation: Entry, size_hw: tuple[int, int], input_format: InputFormat
 ) -> Iterator[tuple[str, str]]:
     """Yield rule and description of each warning about one box."""
     left, top, width, height = annotation["bbox"]
@@ -330,26 +327,24 @@ def _is_same_box(box: Sequence[float], other: Sequence[float]) -> bool:
 def _image_issues(listed: Sequence[_ListedImage], facts: Sequence[ImageFacts]) -> Iterator[Issue]:
     """Yield issues of image files; `find_problems` reports missing ones."""
     for image, fact in zip(listed, facts, strict=True):
-        split, where = image.raw.name, image.raw.annotations_path.name
+        where, name = image.raw.annotations_path.name, image.name
+        log = IssueLog(split=image.raw.name)
         if fact.header_problem:
             if image.path.is_file():
-                yield Issue(rule="corrupt_image", split=split, file=image.name, message=fact.header_problem)
-            continue
-        if fact.content_problem:
-            message = (
-                f"{where}: image {image.name!r} is truncated or damaged inside ({fact.content_problem}). "
-                f"Replace or remove it."
-            )
-            yield Issue(rule="truncated_image", split=split, file=image.name, message=message)
+                log.add("corrupt_image", name, fact.header_problem)
+        elif fact.content_problem:
+            message = f"{where}: image {name!r} is truncated or damaged inside ({fact.content_problem})."
+            log.add("truncated_image", name, f"{message} Replace or remove it.")
         if fact.size_hw is not None and fact.size_hw != image.size_hw:
-            message = describe_size_difference(where, image.name, image.size_hw, fact.size_hw)
-            yield Issue(rule="size_differs", split=split, file=image.name, message=message)
+            message = describe_size_difference(where, name, image.size_hw, fact.size_hw)
+            log.add("size_differs", name, message)
         elif fact.orientation != UPRIGHT:
             message = (
-                f"{where}: image {image.name!r} is rotated by its EXIF data (orientation {fact.orientation}). "
+                f"{where}: image {name!r} is rotated by its EXIF data (orientation {fact.orientation}). "
                 f"Training turns it upright: its boxes must have been drawn on the upright view."
             )
-            yield Issue(rule="exif_rotation", split=split, file=image.name, message=message)
+            log.add("exif_rotation", name, message)
+        yield from log.issues
 
 
 def _duplicate_issue(listed: Sequence[_ListedImage], duplicate: Duplicate) -> Issue:
@@ -391,16 +386,17 @@ def _group_overlaps(raws: Mapping[str, RawSplit], groups: Mapping[str, Sequence[
     """Yield the groups that a split shares with an earlier one."""
     first_of: dict[str, tuple[str, str]] = {}
     for split, group_names in groups.items():
-        raw = raws[split]
-        counts = Counter(group_names)
+        raw, reported = raws[split], set[str]()
         for image, group in zip(raw.images, group_names, strict=True):
-            owner, example = first_of.setdefault(group, (split, image["file_name"]))
-            if owner != split and counts.pop(group, 0):
+            name = image["file_name"]
+            owner, example = first_of.setdefault(group, (split, name))
+            if owner != split and group not in reported:
+                reported.add(group)
                 message = (
                     f"{raw.annotations_path.name}: group {group!r} is in split {owner} (such as {example!r}) "
-                    f"and in {split} (such as {image['file_name']!r}). Split again with tools/data.py split."
+                    f"and in {split} (such as {name!r}). Split again with tools/data.py split."
                 )
-                yield Issue(rule="group_across", split=split, file=image["file_name"], message=message)
+                yield Issue(rule="group_across", split=split, file=name, message=message)
 
 
 def _unlisted(raws: Mapping[str, RawSplit]) -> Iterator[Issue]:

@@ -27,24 +27,24 @@ def write_dataset(
     *,
     names: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Write splits as a new dataset; the images are copied.
+    """Write splits and copies of their images as a new dataset.
 
-    The folder appears only when it is complete. Images keep their names; where two splits have one of the
-    same name, each split gets a folder of its own.
+    The folder appears only when it is complete. Images keep their names; where two splits have an image of
+    the same name, each split gets a folder.
 
     Args:
-        splits: All of one set of classes.
-        data_format: Of the new dataset.
+        splits: Splits with the same classes, by name.
+        data_format: Format of the new dataset.
         output: Folder to make; its parents are made too.
         names: New name of each image of each split; None keeps the names in `splits`.
 
     Raises:
-        DataError: If `output` exists, a name leads out of the folder of images, two images of a split would
-            share a file, or the format has no place for something.
+        DataError: If `output` exists, a name leads out of the image folder, two images of a split would share
+            a file, or the format cannot represent the annotations.
     """
     refuse_existing(output)
-    wanted = names or {name: split.file_names for name, split in splits.items()}
-    names = place_names(wanted, by_stem=data_format != "coco", apart=data_format == "yolo")
+    requested = names or {name: split.file_names for name, split in splits.items()}
+    names = place_names(requested, by_stem=data_format != "coco", has_split_folders=data_format == "yolo")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         draft = Path(scratch) / "dataset"
@@ -70,7 +70,7 @@ def write_dataset(
 
 
 def refuse_existing(output: Path) -> None:
-    """Say early that a folder cannot be made.
+    """Check early that a folder can be made.
 
     Raises:
         DataError: If it exists.
@@ -80,54 +80,55 @@ def refuse_existing(output: Path) -> None:
 
 
 def place_names(
-    names: Mapping[str, Sequence[str]], *, by_stem: bool, apart: bool = False
+    names: Mapping[str, Sequence[str]], *, by_stem: bool, has_split_folders: bool = False
 ) -> dict[str, list[str]]:
-    """Names of all images, so that no two of them meet.
+    """Choose unique names for all images.
 
     Args:
-        names: Wanted name of each image of each split, relative to the folder of images.
-        by_stem: Whether names that differ in their suffix alone meet as well, as in YOLO and VOC, where the
-            annotations have the name of the image.
-        apart: Whether each split has a folder of its own anyway, so that images of two splits never meet.
+        names: Requested name of each image of each split, relative to the image folder.
+        by_stem: Whether names that only differ in their suffix collide, as in YOLO and VOC, where annotations
+            have the name of the image.
+        has_split_folders: Whether the format has a folder for each split, so that only names within a split
+            can collide.
 
     Returns:
-        The same names; with the split's name as a folder if images of two splits would meet.
+        The same names, with the split's name as a folder if images of two splits would collide.
 
     Raises:
-        DataError: If two images of one split would meet, or a name leads out of the folder of images.
+        DataError: If two images of a split would collide, or a name leads out of the image folder.
     """
     problems, owners = [], Counter[str]()
-    for split, of_split in names.items():
-        keys = Counter(_key(name, by_stem=by_stem) for name in of_split)
+    for split, split_names in names.items():
+        keys = Counter(_key(name, by_stem=by_stem) for name in split_names)
         problems += [
-            f"{split}: {count} images would have the file {key!r}. Give each a name of its own."
+            f"{split}: {count} images would have the file {key!r}. Give each a different name."
             for key, count in keys.items()
             if count > 1
         ]
         problems += [
-            f"{split}: image {name!r} lies outside the folder of images. Move it into the folder."
-            for name in of_split
+            f"{split}: image {name!r} lies outside the image folder. Move it into the folder."
+            for name in split_names
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
         ]
         owners.update(keys.keys())
     raise_listed(problems)
-    if apart or max(owners.values(), default=1) == 1:
-        return {split: list(of_split) for split, of_split in names.items()}
-    return {split: [f"{split}/{name}" for name in of_split] for split, of_split in names.items()}
+    if has_split_folders or max(owners.values(), default=1) == 1:
+        return {split: list(split_names) for split, split_names in names.items()}
+    return {split: [f"{split}/{name}" for name in split_names] for split, split_names in names.items()}
 
 
 def describe_losses(raws: Mapping[str, RawSplit], data_format: Format) -> list[str]:
-    """What a dataset has that the new one will not have, a line each with its count.
+    """Return a line with a count for everything that a conversion drops.
 
     Args:
-        raws: What the files of the dataset say; it has passed `to_splits`.
-        data_format: Of the new dataset.
+        raws: Content of the dataset, which `to_splits` has validated.
+        data_format: Format of the new dataset.
     """
     annotations = [annotation for raw in raws.values() for annotation in raw.annotations]
     lines = []
     outlines = sum(bool(annotation.get("segmentation")) for annotation in annotations)
     if outlines:
-        lines.append(f"{outlines} outlines (segmentation) are left out: the project trains on boxes")
+        lines.append(f"{outlines} outlines (segmentation) are dropped: the project trains on boxes")
     other = sorted(
         {
             key
@@ -142,19 +143,21 @@ def describe_losses(raws: Mapping[str, RawSplit], data_format: Format) -> list[s
         }
     )
     if other:
-        lines.append(f"{len(other)} fields are left out: {', '.join(other)}")
+        lines.append(f"{len(other)} fields are dropped: {', '.join(other)}")
     if data_format == "coco":
         return lines
-    areas = sum(_has_own_area(annotation.get("area"), annotation["bbox"]) for annotation in annotations)
+    areas = sum(_differs_from_box(annotation.get("area"), annotation["bbox"]) for annotation in annotations)
     if areas:
-        lines.append(f"{areas} areas are left out: {data_format.upper()} keeps width and height alone")
+        lines.append(f"{areas} areas are dropped: {data_format.upper()} only keeps width and height")
     images = sum(len(raw.images) for raw in raws.values() if raw.annotations_path.suffix == ".json")
     if images:
-        lines.append(f"{images} image ids are left out: read again, the images of a split have 1, 2, 3, …")
+        lines.append(
+            f"{images} image ids are dropped: when read again, the images of a split are numbered from 1"
+        )
     return lines
 
 
-def _has_own_area(area: float | None, bbox: Sequence[float]) -> bool:
+def _differs_from_box(area: float | None, bbox: Sequence[float]) -> bool:
     return area is not None and abs(area - bbox[2] * bbox[3]) > 1e-3 * bbox[2] * bbox[3]
 
 
@@ -165,8 +168,7 @@ def _key(name: str, *, by_stem: bool) -> str:
 def _write_coco(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]], root: Path) -> None:
     (root / "annotations").mkdir()
     for name, split in splits.items():
-        tree = split.to_coco()
-        for image, new_name in zip(tree["images"], names[name], strict=True):
+        content = split.to_coco()
+        for image, new_name in zip(content["images"], names[name], strict=True):
             image["file_name"] = new_name
-        path = root / "annotations" / f"{name}.json"
-        path.write_text(json.dumps(tree), encoding="utf-8")
+        (root / "annotations" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")

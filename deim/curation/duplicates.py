@@ -1,4 +1,4 @@
-"""Issue images that are there twice: byte for byte, or saved again, resized or made brighter."""
+"""Duplicate images: identical files, and images that were saved again, resized or made brighter."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,68 +10,68 @@ from numpy.typing import NDArray
 from deim.curation.scan import ImageFacts
 from deim.files import sha256_of_file
 
-LEAST_CORRELATION = 0.99
-"""Of the thumbnails of two images that count as one."""
-LEAST_DETAIL = 1.5
-"""Root mean square of a thumbnail's own content, in gray levels of 255; below it nothing can be told."""
-MOST_DIFFERENCE = 8.0
-"""Largest difference of two such thumbnails in one place, in gray levels of 255 …"""
-MOST_PEAK = 6.0
-"""… unless it is at most so many times the root mean square of all differences: saving and resizing change an
-image a little everywhere, another defect changes it in one place."""
-LEAST_FOR_BACKGROUND = 20
-"""Images from which on what all have in common is taken off before they are compared."""
+MIN_CORRELATION = 0.99
+"""Minimum correlation of the thumbnails of duplicates."""
+MIN_DETAIL = 1.5
+"""Minimum root mean square of a thumbnail's distinct content, in gray levels of 255, for a comparison."""
+MAX_DIFFERENCE = 8.0
+"""Maximum difference of the thumbnails of duplicates in any place, in gray levels of 255 …"""
+MAX_PEAK = 6.0
+"""… unless it is at most this multiple of the root mean square of all differences: saving and resizing change
+an image a little everywhere, another defect changes it in one place."""
+MIN_FOR_BACKGROUND = 20
+"""Minimum number of images to subtract their common background before they are compared."""
 ROWS_AT_A_TIME = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Duplicate:
-    """An image that shows the same as an earlier one."""
+    """An image with the same content as an earlier one."""
 
     index: int
     """Position of the image."""
     earlier: int
-    """Position of the earlier one, in another split if there is such a one."""
+    """Position of the earlier one, preferably in another split."""
     is_exact: bool
-    """Whether the files are the same byte for byte."""
+    """Whether the files are identical."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Content:
-    """The thumbnails of U images with enough content of their own."""
+    """The thumbnails of U images with enough distinct content."""
 
     indices: NDArray[np.int64]
     """(U,) positions of the images."""
     whole: NDArray[np.float32]
-    """(U, 1024) of mean 0 and standard deviation 1."""
-    own: NDArray[np.float32]
-    """(U, 1024) what differs from the mean of all images, of length 1."""
+    """(U, 1024) thumbnails with mean 0 and standard deviation 1."""
+    distinct: NDArray[np.float32]
+    """(U, 1024) difference from the mean of all images, of length 1."""
     contrast: NDArray[np.float32]
-    """(U,) standard deviation before, in gray levels."""
+    """(U,) standard deviation of the thumbnails, in gray levels."""
 
 
 def find_exact(hashes: Sequence[str], split_of: Sequence[str]) -> list[Duplicate]:
-    """Files with the bytes of an earlier one.
+    """Return the files that are identical to an earlier one.
 
     Args:
-        hashes: Of each file; an empty one is not compared.
+        hashes: Hash of each file; empty ones are not compared.
         split_of: Name of the split of each file.
     """
     by_hash: dict[str, list[int]] = {}
     for index, value in enumerate(hashes):
         if value:
             by_hash.setdefault(value, []).append(index)
-    found = [
-        Duplicate(index=index, earlier=_one_elsewhere(index, indices[:place], split_of), is_exact=True)
+    duplicates = [
+        Duplicate(index=index, earlier=_choose_earlier(index, indices[:place], split_of), is_exact=True)
         for indices in by_hash.values()
         for place, index in enumerate(indices)
         if place
     ]
-    return sorted(found, key=lambda duplicate: duplicate.index)
+    return sorted(duplicates, key=lambda duplicate: duplicate.index)
 
 
 def hash_equal_lengths(paths: Sequence[Path]) -> list[str]:
-    """SHA-256 of the files whose length in bytes another one has too; empty for all others."""
+    """Return the SHA-256 of files that share their length in bytes with another one; empty for the rest."""
     lengths = [path.stat().st_size if path.is_file() else -1 for path in paths]
     values, counts = np.unique(lengths, return_counts=True)
     shared = set(values[(counts > 1) & (values > 0)].tolist())
@@ -81,31 +81,30 @@ def hash_equal_lengths(paths: Sequence[Path]) -> list[str]:
 
 
 def find_near(facts: Sequence[ImageFacts], split_of: Sequence[str]) -> list[Duplicate]:
-    """Images whose thumbnail is that of an earlier one, but for brightness and contrast.
+    """Return the images whose thumbnail equals an earlier one except for brightness and contrast.
 
-    Where there are 20 images or more, the mean of all thumbnails is taken off first: parts that one camera
-    photographs in one holder look alike, and still differ in what is their own. Of copies saved as JPEG of
-    quality 60, 97 in a hundred and more are found; of those of half the size or 15 % brighter, 68 and more.
-    Mirrored, turned and cropped copies are not.
+    With 20 images or more, the mean of all thumbnails is subtracted first, because images of parts in the
+    same holder look alike. Of copies saved as JPEG with quality 60, at least 97 % are found; of copies with
+    half the size or 15 % more brightness, at least 68 %. Mirrored, rotated and cropped copies are not found.
 
     Args:
-        facts: Of each image, decoded.
+        facts: Facts about each image, decoded.
         split_of: Name of the split of each image.
 
     Returns:
-        One entry for each image with an earlier likeness; pairs with the same bytes are left out.
+        An entry for each image with an earlier duplicate, except identical files.
     """
     return [
-        Duplicate(index=index, earlier=_one_elsewhere(index, earlier, split_of), is_exact=False)
+        Duplicate(index=index, earlier=_choose_earlier(index, earlier, split_of), is_exact=False)
         for index, earlier in _alike(facts)
     ]
 
 
 def find_copies(facts: Sequence[ImageFacts]) -> list[tuple[int, int]]:
-    """Pairs of positions of images that must not be parted: with the same bytes, or alike as in `find_near`.
+    """Return pairs of positions of images with the same bytes or alike as in `find_near`.
 
     Args:
-        facts: Of each image, decoded.
+        facts: Facts about each image, decoded.
     """
     exact = find_exact([fact.sha256 for fact in facts], [""] * len(facts))
     near = [(index, other) for index, earlier in _alike(facts) for other in earlier]
@@ -113,20 +112,20 @@ def find_copies(facts: Sequence[ImageFacts]) -> list[tuple[int, int]]:
 
 
 def count_plain(facts: Sequence[ImageFacts]) -> int:
-    """Decoded images with too little content of their own to be compared by their thumbnails."""
+    """Return the number of decoded images with too little distinct content for a comparison."""
     return sum(bool(fact.thumbnail.size) for fact in facts) - len(_compare_content(facts).indices)
 
 
 def _alike(facts: Sequence[ImageFacts]) -> Iterator[tuple[int, list[int]]]:
-    """Position of each image that is like earlier ones of other bytes, with theirs."""
+    """Yield the position of each image that is like earlier ones with other bytes, and their positions."""
     content = _compare_content(facts)
     for start in range(0, len(content.indices), ROWS_AT_A_TIME):
         stop = min(start + ROWS_AT_A_TIME, len(content.indices))
-        alike = content.own[start:stop] @ content.own[:stop].T >= LEAST_CORRELATION
+        alike = content.distinct[start:stop] @ content.distinct[:stop].T >= MIN_CORRELATION
         alike &= np.arange(stop)[None] < np.arange(start, stop)[:, None]
         for row in np.flatnonzero(alike.any(axis=1)).tolist():
             others = np.flatnonzero(alike[row])
-            others = others[_differ_everywhere_or_nowhere(content, start + row, others)]
+            others = others[_differ_evenly(content, start + row, others)]
             index = int(content.indices[start + row])
             earlier = [int(other) for other in content.indices[others]]
             earlier = [other for other in earlier if facts[other].sha256 != facts[index].sha256]
@@ -134,31 +133,31 @@ def _alike(facts: Sequence[ImageFacts]) -> Iterator[tuple[int, list[int]]]:
                 yield index, earlier
 
 
-def _differ_everywhere_or_nowhere(
-    content: _Content, row: int, others: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """(K,) whether what is left between an image and each other one is small, or spread over the image."""
-    one, many = content.whole[row], content.whole[others]
-    left = one - many * ((many @ one) / (many**2).sum(axis=1))[:, None]
-    peak, mean = np.abs(left).max(axis=1), np.sqrt((left**2).mean(axis=1))
+def _differ_evenly(content: _Content, row: int, others: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return (K,) whether the difference of an image to each other one is small, or spread over the image."""
+    image, many = content.whole[row], content.whole[others]
+    difference = image - many * ((many @ image) / (many**2).sum(axis=1))[:, None]
+    peak, mean = np.abs(difference).max(axis=1), np.sqrt((difference**2).mean(axis=1))
     in_levels = peak * np.minimum(content.contrast[row], content.contrast[others])
-    return (in_levels <= MOST_DIFFERENCE) | (peak <= MOST_PEAK * mean)
+    return (in_levels <= MAX_DIFFERENCE) | (peak <= MAX_PEAK * mean)
 
 
 def _compare_content(facts: Sequence[ImageFacts]) -> _Content:
-    """What can be compared of the decoded images."""
+    """Return the comparable content of the decoded images."""
     decoded = np.array([index for index, fact in enumerate(facts) if fact.thumbnail.size], dtype=np.int64)
     if not len(decoded):
         nothing = np.zeros((0, 1), dtype=np.float32)
-        return _Content(indices=decoded, whole=nothing, own=nothing, contrast=nothing[:, 0])
+        return _Content(indices=decoded, whole=nothing, distinct=nothing, contrast=nothing[:, 0])
     gray = np.stack([facts[index].thumbnail.ravel() for index in decoded])
     contrast = gray.std(axis=1)
     whole = (gray - gray.mean(axis=1, keepdims=True)) / np.maximum(contrast, 1e-6)[:, None]
-    own = whole - whole.mean(axis=0) if len(decoded) >= LEAST_FOR_BACKGROUND else whole
-    usable = np.sqrt((own**2).mean(axis=1)) * contrast >= LEAST_DETAIL
-    own = own[usable] / np.linalg.norm(own[usable], axis=1, keepdims=True)
-    return _Content(indices=decoded[usable], whole=whole[usable], own=own, contrast=contrast[usable])
+    distinct = whole - whole.mean(axis=0) if len(decoded) >= MIN_FOR_BACKGROUND else whole
+    usable = np.sqrt((distinct**2).mean(axis=1)) * contrast >= MIN_DETAIL
+    distinct = distinct[usable] / np.linalg.norm(distinct[usable], axis=1, keepdims=True)
+    return _Content(
+        indices=decoded[usable], whole=whole[usable], distinct=distinct, contrast=contrast[usable]
+    )
 
 
-def _one_elsewhere(index: int, earlier: Sequence[int], split_of: Sequence[str]) -> int:
+def _choose_earlier(index: int, earlier: Sequence[int], split_of: Sequence[str]) -> int:
     return next((other for other in earlier if split_of[other] != split_of[index]), earlier[0])

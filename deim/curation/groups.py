@@ -1,4 +1,4 @@
-"""Which images belong together, so that no two splits may share them: those of a part, a lot or a camera."""
+"""Groups of images that must stay in one split, such as those of a part, a lot or a camera."""
 
 import csv
 import re
@@ -11,16 +11,12 @@ from deim.files import raise_listed
 
 
 def find_groups(
-    file_names: Sequence[str],
-    *,
-    pattern: str | None,
-    table: Path | None,
-    paths: Sequence[str] | None = None,
+    file_names: Sequence[str], *, pattern: str | None, table: Path | None, paths: Sequence[str] | None = None
 ) -> list[str] | None:
-    """Group of each image by a regular expression or a table; None if there is neither.
+    """Return the group of each image by a regular expression or a table; None if neither is given.
 
     Args:
-        file_names: Of all images, as they stand in the files of the dataset.
+        file_names: Names of all images in the files of the dataset.
         pattern: See `groups_by_pattern`.
         table: See `groups_by_table`.
         paths: See `groups_by_table`.
@@ -29,7 +25,7 @@ def find_groups(
         DataError: If both are given, or an image has no group.
     """
     if pattern is not None and table is not None:
-        raise DataError("--group-regex and --group-csv: got both. Give the groups in one way.")
+        raise DataError("--group-regex and --group-csv: got both. Give one of them.")
     if pattern is not None:
         return groups_by_pattern(file_names, pattern)
     return None if table is None else groups_by_table(file_names, table, paths=paths)
@@ -38,7 +34,7 @@ def find_groups(
 def find_groups_of_splits(
     raws: Mapping[str, RawSplit], *, pattern: str | None, table: Path | None
 ) -> dict[str, list[str]] | None:
-    """Group of each image of each split, as in `find_groups`; problems of all splits are listed together.
+    """Return the group of each image of each split, as `find_groups`; problems of all splits come together.
 
     Raises:
         DataError: If both are given, or an image has no group.
@@ -52,45 +48,46 @@ def find_groups_of_splits(
 
 
 def groups_by_pattern(file_names: Sequence[str], pattern: str) -> list[str]:
-    """Group of each image by its file name.
+    """Return the group of each image by its file name.
 
     Args:
-        file_names: Of all images.
-        pattern: Regular expression, searched in the name; the group is what its parentheses match, joined by
-            `|`, or the whole match if it has none.
+        file_names: Names of all images.
+        pattern: Regular expression to search in the name; the group is the text that its parentheses match,
+            joined by `|`, or the whole match if it has none.
 
     Raises:
-        DataError: If the expression is wrong, or a name has no group by it, or an empty one.
+        DataError: If the expression is wrong, or the group of a name is missing or empty.
     """
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise DataError(f"--group-regex: not a regular expression, got {pattern!r} ({error}).") from None
     matches = [expression.search(name) for name in file_names]
-    parts = [() if match is None else match.groups() or (match.group(),) for match in matches]
+    groups = [() if match is None else match.groups() or (match.group(),) for match in matches]
     raise_listed(
         [
-            f"--group-regex: {pattern!r} {'matches nothing' if of_image else 'does not occur'} in image "
-            f"{name!r}. Every image needs a group: mend the expression, or list the groups with --group-csv."
-            for name, of_image in zip(file_names, parts, strict=True)
-            if not any(of_image)
+            f"--group-regex: {pattern!r} {'matches nothing' if matched else 'does not occur'} in image "
+            f"{name!r}. Every image needs a group: correct the expression, or list groups with --group-csv."
+            for name, matched in zip(file_names, groups, strict=True)
+            if not any(matched)
         ]
     )
-    return ["|".join(part or "" for part in of_image) for of_image in parts]
+    return ["|".join(part or "" for part in matched) for matched in groups]
 
 
 def groups_by_table(
     file_names: Sequence[str], path: Path, *, paths: Sequence[str] | None = None
 ) -> list[str]:
-    """Group of each image by a table.
+    """Return the group of each image by a table.
 
     Args:
-        file_names: Of all images.
-        path: CSV with the columns `file_name` and `group`.
-        paths: Path of each image, by which the table may name it instead.
+        file_names: Names of all images.
+        path: CSV file with the columns `file_name` and `group`.
+        paths: Path of each image, which the table may use in place of the name.
 
     Raises:
-        DataError: If the file cannot be read, lacks a column, an image or its group, or gives an image two.
+        DataError: If the file cannot be read, lacks a column, an image or its group, or gives an image two
+        groups.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -98,8 +95,8 @@ def groups_by_table(
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a table ({error}).") from None
     if not rows or not {"file_name", "group"} <= set(rows[0]):
-        found = ", ".join(map(str, rows[0])) if rows else "no rows"
-        raise DataError(f"{path}: got {found}. It needs the columns file_name and group, and rows.")
+        columns = ", ".join(map(str, rows[0])) if rows else "no rows"
+        raise DataError(f"{path}: got {columns}. It needs the columns file_name and group, and rows.")
     group_of: dict[str, str] = {}
     problems = []
     for row in rows:

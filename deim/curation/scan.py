@@ -60,8 +60,8 @@ def scan_images(
     """
     facts = []
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        for number, of_file in enumerate(pool.map(partial(scan_image, decode=decode), paths), start=1):
-            facts.append(of_file)
+        for number, file_facts in enumerate(pool.map(partial(scan_image, decode=decode), paths), start=1):
+            facts.append(file_facts)
             progress(number)
     return facts
 

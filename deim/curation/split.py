@@ -1,4 +1,4 @@
-"""Dividing a dataset into training, validation and test data: every class in each, no group in two."""
+"""Division of a dataset into training, validation and test data: every class in each, no group in two."""
 
 import math
 import os
@@ -17,7 +17,7 @@ from deim.errors import DataError
 from deim.report.tables import format_table
 
 PASSES = 10
-"""At most so many rounds of moving single groups; two or three are the rule."""
+"""Maximum number of rounds of moving single groups; two or three usually suffice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,24 +25,24 @@ class Division:
     """A dataset with the new split of each image."""
 
     pool: CocoSplit
-    """All images, by name."""
+    """All images, sorted by path."""
     names: tuple[str, ...]
-    """Name of each image in the new dataset: its file name, or its path where two have the same."""
+    """Name of each image in the new dataset: its file name, or its path where names are not unique."""
     group_of: NDArray[np.int64]
     """(I,) number of the group of each image; copies of an image are in one group."""
     split_of: NDArray[np.int64]
     """(I,) position in `SPLITS`."""
     num_bound: int
-    """Images that are in a group only because they are copies of another."""
+    """Number of images that belong to a group only because they are copies of another image."""
     empty: tuple[str, ...]
-    """New splits that have a share and yet no image."""
+    """New splits with a share but no image."""
 
     def indices(self, name: str) -> NDArray[np.int64]:
-        """Positions of the images of a new split, in the order of the pool."""
+        """Return the positions of the images of a new split, in the order of the pool."""
         return np.flatnonzero(self.split_of == SPLITS.index(name))
 
     def splits(self) -> dict[str, CocoSplit]:
-        """The new splits that have images."""
+        """Return the new splits that have images."""
         return {
             name: replace(take_images(self.pool, self.indices(name)), name=name)
             for name in SPLITS
@@ -50,49 +50,49 @@ class Division:
         }
 
     def new_names(self) -> dict[str, list[str]]:
-        """New name of each image of each split of `splits`."""
+        """Return the new name of each image of each split of `splits`."""
         return {name: [self.names[index] for index in self.indices(name)] for name in self.splits()}
 
 
 def pool_splits(splits: Mapping[str, CocoSplit]) -> tuple[CocoSplit, tuple[str, ...]]:
-    """All images of a dataset, whatever splits it had.
+    """Merge all splits of a dataset.
 
     Args:
-        splits: All of one set of classes.
+        splits: Splits with the same classes, by name.
 
     Returns:
-        The pool, sorted by path, its `image_dir` the folder that all folders of images share; and the name of
-        each image as it stands in the files, which images of two splits may share. Ids of images are kept if
-        they differ, and else numbered from 1.
+        The pool, sorted by path, whose `image_dir` is the common parent of all image folders; and the name of
+        each image in the files, which images of two splits may share. Image ids are kept if they are unique,
+        otherwise numbered from 1.
     """
-    parts = list(splits.values())
-    image_dir = Path(os.path.commonpath([part.image_dir.absolute() for part in parts]))
-    paths = [part.image_path(index).absolute() for part in parts for index in range(len(part))]
-    names = [name for part in parts for name in part.file_names]
-    sizes = np.concatenate([np.diff(part.first_box) for part in parts])
+    merged_splits = list(splits.values())
+    image_dir = Path(os.path.commonpath([split.image_dir.absolute() for split in merged_splits]))
+    paths = [split.image_path(index).absolute() for split in merged_splits for index in range(len(split))]
+    names = [name for split in merged_splits for name in split.file_names]
+    sizes = np.concatenate([np.diff(split.first_box) for split in merged_splits])
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    ids = np.concatenate([part.image_ids for part in parts])
+    ids = np.concatenate([split.image_ids for split in merged_splits])
     long_names = [Path(os.path.relpath(path, image_dir)).as_posix() for path in paths]
     if len(set(ids.tolist())) < len(ids):
         ids = np.argsort(np.argsort(np.array(long_names), kind="stable"), kind="stable") + 1
     merged = replace(
-        parts[0],
+        merged_splits[0],
         image_dir=image_dir,
         image_ids=ids,
         file_names=tuple(long_names),
-        sizes_hw=np.concatenate([part.sizes_hw for part in parts]),
+        sizes_hw=np.concatenate([split.sizes_hw for split in merged_splits]),
         first_box=starts,
-        boxes_xywh=np.concatenate([part.boxes_xywh for part in parts]),
-        box_category_ids=np.concatenate([part.box_category_ids for part in parts]),
-        areas=np.concatenate([part.areas for part in parts]),
-        is_crowd=np.concatenate([part.is_crowd for part in parts]),
+        boxes_xywh=np.concatenate([split.boxes_xywh for split in merged_splits]),
+        box_category_ids=np.concatenate([split.box_category_ids for split in merged_splits]),
+        areas=np.concatenate([split.areas for split in merged_splits]),
+        is_crowd=np.concatenate([split.is_crowd for split in merged_splits]),
     )
     order = sorted(range(len(paths)), key=lambda index: long_names[index])
     return take_images(merged, np.array(order, dtype=np.int64)), tuple(names[index] for index in order)
 
 
 def take_images(split: CocoSplit, indices: NDArray[np.int64]) -> CocoSplit:
-    """Some images of a split with their annotations.
+    """Return some images of a split with their annotations.
 
     Args:
         split: Any split.
@@ -123,19 +123,19 @@ def divide(
     ratios: Sequence[float],
     seed: int,
 ) -> Division:
-    """Give every image a new split.
+    """Assign every image to a new split.
 
     Args:
         pool: All images.
-        names: Of each image, as it stands in the files.
-        facts: Of each image, decoded; copies of an image are bound to its group.
-        groups: Group of each image; None makes each image its own.
-        ratios: Share of training, validation and test data, each at least 0; any scale.
-        seed: Decides between equals; the same seed gives the same splits.
+        names: Name of each image in the files.
+        facts: Facts about each image, decoded; copies of an image are bound to its group.
+        groups: Group of each image; None makes a group of each image.
+        ratios: Shares of training, validation and test data, at least 0, of any sum.
+        seed: Seed of random choices between equals.
 
     Raises:
-        DataError: If a ratio is negative or not finite, there is none for training, or training or
-            validation data have a share but would get no image.
+        DataError: If a ratio is negative or not finite, that of training is 0, or training or validation data
+            have a share but would get no image.
     """
     shown = " ".join(f"{ratio:g}" for ratio in ratios)
     is_finite = math.isfinite(sum(ratios))
@@ -144,21 +144,23 @@ def divide(
             f"--ratios: got {shown}. Give three numbers from 0 for train, val and test, such as 80 10 10; "
             f"the first must be above 0."
         )
-    asked = np.unique(np.arange(len(pool)) if groups is None else np.array(groups), return_inverse=True)[1]
+    requested = np.unique(np.arange(len(pool)) if groups is None else np.array(groups), return_inverse=True)[
+        1
+    ]
     copies = find_copies(facts)
-    bound = _join(asked, copies)
+    bound = _join(requested, copies)
     features = _features(pool)
-    of_groups = np.zeros((int(bound.max()) + 1, features.shape[1]))
-    np.add.at(of_groups, bound, features)
-    split_of_group = assign_groups(of_groups, np.array(ratios, dtype=float), seed=seed)
+    group_features = np.zeros((int(bound.max()) + 1, features.shape[1]))
+    np.add.at(group_features, bound, features)
+    split_of_group = assign_groups(group_features, np.array(ratios, dtype=float), seed=seed)
     filled = set(split_of_group.tolist())
     empty = tuple(name for index, name in enumerate(SPLITS) if ratios[index] > 0 and index not in filled)
     lacking = " and ".join(name for name in empty if name != "test")
     if lacking:
         remedy = "give val a ratio of 0" if lacking == "val" else "give train a larger ratio"
         raise DataError(
-            f"--ratios: got {shown}, but {lacking} would get no image: {_count_groups(len(of_groups))}, "
-            f"where copies of an image are in one. Make smaller groups with a finer --group-regex, add "
+            f"--ratios: got {shown}, but {lacking} would get no image: {_count_groups(len(group_features))}, "
+            f"where copies of an image belong together. Make smaller groups with a finer --group-regex, add "
             f"images, or {remedy}."
         )
     return Division(
@@ -166,7 +168,7 @@ def divide(
         names=tuple(names) if len(set(names)) == len(names) else pool.file_names,
         group_of=bound,
         split_of=split_of_group[bound],
-        num_bound=len({index for index, earlier in copies if asked[index] != asked[earlier]}),
+        num_bound=len({index for index, earlier in copies if requested[index] != requested[earlier]}),
         empty=empty,
     )
 
@@ -174,48 +176,49 @@ def divide(
 def assign_groups(
     features: NDArray[np.float64], ratios: NDArray[np.float64], *, seed: int
 ) -> NDArray[np.int64]:
-    """Choose a split for each group so that each feature is shared out by the ratios.
+    """Choose a split for each group so that each feature is distributed by the ratios.
 
-    The feature with the fewest open images goes first, its largest group first, each to the split that lacks
-    most of it. A feature with no more groups left than splits without it goes to those splits alone, so that
-    a class of three groups is in all three splits. Then single groups are moved while that helps.
+    The feature with the fewest unassigned images comes first, its largest group first, each into the split
+    that lacks most of it. If a feature has no more groups left than there are splits without it, only those
+    splits get it, so that a class of three groups is in all three splits. Then single groups are moved while
+    that improves the result.
 
     Args:
-        features: (G, F) how many images of each group have each feature; the last one counts all images.
-        ratios: (S,) share of each split, any scale; a split with 0 gets nothing.
-        seed: Decides between groups of one size.
+        features: (G, F) number of images of each group with each feature; the last one counts all images.
+        ratios: (S,) share of each split, of any sum; a split with 0 gets nothing.
+        seed: Seed of the order of groups of the same size.
 
     Returns:
         (G,) position of the split.
 
     Source:
-        Sechidis et al., ECML PKDD 2011, iterative stratification, here of groups and with a least count.
+        Iterative stratification, Sechidis et al., ECML PKDD 2011, applied to groups and with a minimum count.
     """
     shares = ratios / ratios.sum()
     lacking = shares[:, None] * features.sum(axis=0)
     is_open = np.ones(len(features), dtype=bool)
     held = np.zeros((len(shares), features.shape[1]))
     chosen = np.zeros(len(features), dtype=np.int64)
-    luck = np.random.default_rng(seed).permutation(len(features))
+    priority = np.random.default_rng(seed).permutation(len(features))
     while is_open.any():
         left = features[is_open].sum(axis=0)
         left[-1] = np.inf if (left[:-1] > 0).any() else left[-1]
         feature = int(np.where(left > 0, left, np.inf).argmin())
         members = np.flatnonzero(is_open & (features[:, feature] > 0))
-        members = members[np.lexsort((luck[members], -features[members, feature]))]
+        members = members[np.lexsort((priority[members], -features[members, feature]))]
         for place, group in enumerate(members):
             is_allowed = shares > 0
             is_without = is_allowed & (held[:, feature] == 0)
             if 0 < len(members) - place <= is_without.sum():
                 is_allowed = is_without
-            wish = np.where(is_allowed, lacking[:, feature], -np.inf)
-            equal = np.flatnonzero(wish >= wish.max() - 1e-9)
+            demand = np.where(is_allowed, lacking[:, feature], -np.inf)
+            equal = np.flatnonzero(demand >= demand.max() - 1e-9)
             split = int(equal[lacking[equal, -1].argmax()])
             chosen[group] = split
             held[split] += features[group]
             lacking[split] -= features[group]
         is_open[members] = False
-    _improve(chosen, features, shares, order=np.argsort(luck))
+    _improve(chosen, features, shares, order=np.argsort(priority))
     return chosen
 
 
@@ -226,24 +229,24 @@ def _improve(
     *,
     order: NDArray[np.int64],
 ) -> None:
-    """Move groups, in place, while that brings the counts nearer to the shares; no split loses a feature."""
-    wanted = shares[:, None] * features.sum(axis=0)
-    held = np.zeros_like(wanted)
+    """Move groups, in place, while that brings the counts closer to the shares; no split loses a feature."""
+    expected = shares[:, None] * features.sum(axis=0)
+    held = np.zeros_like(expected)
     np.add.at(held, chosen, features)
-    weights = 1 / np.maximum(wanted, 1)
+    weights = 1 / np.maximum(expected, 1)
     for _ in range(PASSES):
         num_moved = 0
         for group in order:
             now, content = chosen[group], features[group]
             if ((held[now] > 0) & (held[now] - content <= 0)).any():
                 continue
-            excess = held - wanted
+            excess = held - expected
             loss = (weights * ((excess + content) ** 2 - excess**2)).sum(axis=1)
-            gain = (weights[now] * (excess[now] ** 2 - (excess[now] - content) ** 2)).sum()
+            benefit = (weights[now] * (excess[now] ** 2 - (excess[now] - content) ** 2)).sum()
             loss[now] = np.inf
             loss[shares == 0] = np.inf
             best = int(loss.argmin())
-            if loss[best] < gain - 1e-9:
+            if loss[best] < benefit - 1e-9:
                 chosen[group] = best
                 held[now] -= content
                 held[best] += content
@@ -280,7 +283,7 @@ def _count_groups(number: int) -> str:
 
 
 def _features(pool: CocoSplit) -> NDArray[np.float64]:
-    """(I, C + 2): whether an image has each class, whether it has no box, and 1."""
+    """Return (I, C + 2): whether an image has each class, whether it has no box, and 1."""
     features = np.zeros((len(pool), len(pool.category_ids) + 2))
     owner = np.repeat(np.arange(len(pool)), np.diff(pool.first_box))
     column = np.searchsorted(np.array(pool.category_ids), pool.box_category_ids)
@@ -291,7 +294,7 @@ def _features(pool: CocoSplit) -> NDArray[np.float64]:
 
 
 def _join(groups: NDArray[np.int64], pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-    """(I,) groups numbered from 0 after those of each pair have become one."""
+    """Return (I,) groups, numbered from 0, after merging the groups of each pair."""
     parent = list(range(int(groups.max()) + 1))
 
     def root(group: int) -> int:
@@ -299,7 +302,7 @@ def _join(groups: NDArray[np.int64], pairs: Sequence[tuple[int, int]]) -> NDArra
             group = parent[group]
         return group
 
-    for one, other in pairs:
-        a, b = root(int(groups[one])), root(int(groups[other]))
+    for first, second in pairs:
+        a, b = root(int(groups[first])), root(int(groups[second]))
         parent[max(a, b)] = min(a, b)
     return np.unique([root(int(group)) for group in groups], return_inverse=True)[1].astype(np.int64)

@@ -78,7 +78,7 @@ class DatasetStats:
     def to_dict(self) -> dict[str, Any]:
         """Return the statistics for a JSON file."""
         sides = self.box_sides()
-        per_split = {
+        per_split: dict[str, list[Any]] = {
             "images": [len(counts) for counts in self.boxes_per_image],
             "images_without_boxes": [int((counts == 0).sum()) for counts in self.boxes_per_image],
             "images_not_decoded": [int((~is_decoded).sum()) for is_decoded in self.is_decoded],
@@ -103,10 +103,7 @@ class DatasetStats:
 
 
 def compute_stats(
-    splits: Mapping[str, CocoSplit],
-    facts: Mapping[str, Sequence[ImageFacts]],
-    *,
-    input_format: InputFormat,
+    splits: Mapping[str, CocoSplit], facts: Mapping[str, Sequence[ImageFacts]], *, input_format: InputFormat
 ) -> DatasetStats:
     """Compute the statistics of a dataset.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deim.boxes import clip_boxes, clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
+from deim.data.augment.copy_blend import CopyBlend
 from deim.data.augment.multi_scale import resize_batch
 from deim.data.augment.pipeline import AugmentPipeline
 from deim.data.augment.transform import BlendTransform, ImageSource, Sample
@@ -67,8 +68,8 @@ class DetectionDataset(Dataset[Batch | DataError]):
         self._sampling_shares = None if repeat_factors is None else repeat_factors / repeat_factors.sum()
         self._decoded: tuple[int, Tensor] | None = None
         # Computed here rather than for the first batch, so that loading processes share it.
-        is_balanced = pipeline is not None and pipeline.options.copy_blend_balanced
-        self._images_of_classes = self._find_images_of_classes() if is_balanced else {}
+        draws_donors = pipeline is not None and pipeline.draws_donors
+        self._images_of_classes = self._find_images_of_classes() if draws_donors else {}
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -157,6 +158,8 @@ class DetectionDataset(Dataset[Batch | DataError]):
         self, blend: BlendTransform, epoch: int, rng: np.random.Generator
     ) -> tuple[Tensor, list[Target]] | None:
         """Read inputs (D, C, H, W) in [0, 1] to take objects from, with the objects of the drawn class."""
+        if not isinstance(blend, CopyBlend):
+            return None
         drawn = blend.draw_donors(self._images_of_classes, rng=rng)
         if not drawn:
             return None

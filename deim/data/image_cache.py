@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -24,15 +23,11 @@ ResizedImage = tuple[Tensor, Placement]
 FORMAT: Final = 2
 """Version of the files; raised whenever their content changes its meaning."""
 HEADER_BYTES: Final = 512
-"""Upper bound of what a file holds beside the pixels."""
+"""Upper bound of the size of a file without the pixels."""
 
 
 class MemoryCache:
-    """Keeps the first images in the memory of one process.
-
-    Args:
-        max_bytes: Maximum size of all images together; 0 keeps none.
-    """
+    """Keeps the first images, up to `max_bytes` of all together, in the memory of one process."""
 
     def __init__(self, max_bytes: int) -> None:
         self.free_bytes = max_bytes
@@ -53,17 +48,15 @@ class MemoryCache:
 class DiskCache:
     """Keeps the first images of a split in a folder that all processes and later runs share.
 
-    Each image has its own file, written whole or not at all. The name of the folder depends on everything
-    that decides its content. Other folders of the same split stay while all of them are within the bound; the
-    oldest are removed first.
+    Each image has a file, written whole or not at all. The name of the folder depends on everything that
+    decides its content. Other folders of the split stay within the bound; the oldest are removed first.
 
     Args:
         folder: Folder of all caches; made if needed.
         paths: Images of the split.
         name: Name of the split; caches of other splits are left alone.
         key: Everything else that decides the content, such as sizes and versions; JSON types.
-        image_shape: (C, H, W) of an image.
-        dtype: uint8 or float32.
+        image_bytes: Size of the pixels of an image.
         max_bytes: Maximum size of all caches of the split.
 
     Raises:
@@ -77,46 +70,43 @@ class DiskCache:
         *,
         name: str,
         key: Mapping[str, Any],
-        image_shape: tuple[int, int, int],
-        dtype: torch.dtype,
+        image_bytes: int,
         max_bytes: int,
     ) -> None:
         self.paths = list(paths)
-        self.image_bytes = int(np.prod(image_shape)) * dtype.itemsize + HEADER_BYTES
+        self.image_bytes = image_bytes + HEADER_BYTES
         self.capacity = min(len(self.paths), max_bytes // self.image_bytes)
         self._states = [_file_state(path) for path in self.paths]
-        files = list(map(str, self.paths))
-        content = [FORMAT, files, self._states, self.capacity, image_shape, str(dtype), dict(key)]
-        split = _hash(name, length=12)
-        self.folder = folder / f"{split}-{_hash(json.dumps(content, sort_keys=True), length=16)}"
+        content = [FORMAT, list(map(str, self.paths)), self._states, self.capacity, image_bytes, dict(key)]
+        split = _hash(name)
+        self.folder = folder / f"{split}-{_hash(json.dumps(content, sort_keys=True))}"
         if self.capacity:
             self._reserve(split, max_bytes)
 
     def has_place(self, index: int) -> bool:
-        """Whether an image is kept after it has been read once."""
-        return index < self.capacity
+        """Whether an image is among those that are kept, and its original has not changed."""
+        return index < self.capacity and _file_state(self.paths[index]) == self._states[index]
 
     def get(self, index: int) -> ResizedImage | None:
         """Return an image; None if it is not kept, is damaged, or its original has changed."""
-        if not self.has_place(index) or _file_state(self.paths[index]) != self._states[index]:
+        if not self.has_place(index):
             return None
         try:
             tensors = load(self._path(index).read_bytes())
         except (OSError, SafetensorError):
             return None
-        height, width, span_h, span_w, shift_y, shift_x = tensors["placement"].tolist()
-        placement = Placement(
-            orig_size_hw=(int(height), int(width)), span_hw=(span_h, span_w), shift_yx=(shift_y, shift_x)
-        )
-        return tensors["image"], placement
+        size_hw, span_hw, shift_yx = tensors["placement"].view(3, 2).tolist()
+        size_hw = (int(size_hw[0]), int(size_hw[1]))
+        place = Placement(orig_size_hw=size_hw, span_hw=tuple(span_hw), shift_yx=tuple(shift_yx))
+        return tensors["image"], place
 
     def put(self, index: int, resized: ResizedImage) -> None:
-        """Keep an image, if it has a place and its original has not changed.
+        """Keep an image, if it has a place.
 
         Raises:
             DataError: If it cannot be written.
         """
-        if not self.has_place(index) or _file_state(self.paths[index]) != self._states[index]:
+        if not self.has_place(index):
             return
         image, place = resized
         numbers = torch.tensor([*place.orig_size_hw, *place.span_hw, *place.shift_yx], dtype=torch.float64)
@@ -149,20 +139,17 @@ class DiskCache:
             raise self._error(error) from None
 
     def _error(self, error: OSError) -> DataError:
-        if error.errno == errno.ENOSPC:
-            needed = -(-self.capacity * self.image_bytes // 2**20)
-            return DataError(
-                f"{self.folder}: the disk is full; the cache of the split needs {needed} MiB. Free some space, "
-                f"lower data.disk_cache_mb, or name another disk with data.disk_cache_dir."
-            )
+        is_full = error.errno == errno.ENOSPC
+        needed = f"the cache of the split needs {-(-self.capacity * self.image_bytes // 2**20)} MiB"
+        problem = f"the disk is full; {needed}" if is_full else f"cannot be written ({error.strerror})"
         return DataError(
-            f"{self.folder}: cannot be written ({error.strerror}). Name another folder with "
+            f"{self.folder}: {problem}. Free some space, lower data.disk_cache_mb, name another folder with "
             f"data.disk_cache_dir, or set data.disk_cache_mb=0."
         )
 
 
 def _file_state(path: Path) -> list[int]:
-    """Return size in bytes and time of the last change in nanoseconds of a file; -1 and -1 if it is missing."""
+    """Return size in bytes and time of the last change in nanoseconds; -1 and -1 for a missing file."""
     try:
         state = path.stat()
     except OSError:
@@ -174,5 +161,5 @@ def _folder_bytes(folder: Path) -> int:
     return sum(max(0, _file_state(path)[0]) for path in folder.glob("*"))
 
 
-def _hash(text: str, *, length: int) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:length]
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]

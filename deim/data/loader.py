@@ -1,12 +1,12 @@
 """From options to samplers and loaders of batches."""
 
 import logging
+import math
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 import PIL
 import torch
@@ -25,7 +25,9 @@ from deim.data.images.tiling import describe_tiles, tile_split
 from deim.data.options import DataOptions
 from deim.data.sampling import (
     BatchRequest,
+    BatchSource,
     EpochSampler,
+    FixedBatches,
     RepeatFactorSampling,
     compute_repeat_factors,
     epoch_length,
@@ -36,23 +38,21 @@ logger = logging.getLogger(__name__)
 
 
 class BatchLoader:
-    """Loads requested batches in worker processes.
+    """Loads batches, in worker processes, of one epoch after another.
 
     Args:
         dataset: Images and targets.
-        requests: The batches, iterated anew for each pass.
+        source: Which images make a batch.
         num_workers: Number of loading processes; 0 loads in this one.
     """
 
-    def __init__(
-        self, dataset: DetectionDataset, requests: Iterable[BatchRequest], *, num_workers: int
-    ) -> None:
+    def __init__(self, dataset: DetectionDataset, source: BatchSource, *, num_workers: int) -> None:
         self.dataset = dataset
-        self._requests = requests
+        self._position = _EpochPosition(source)
         self._loader: DataLoader[Batch | DataError] = DataLoader(
             dataset,
             batch_size=None,
-            sampler=requests,
+            sampler=self._position,
             # A separate generator, so that the workers' seeds do not draw from the one that training uses.
             generator=torch.Generator(),
             num_workers=num_workers,
@@ -61,11 +61,16 @@ class BatchLoader:
             pin_memory=torch.cuda.is_available(),
         )
 
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch of the next pass, and the number of its batches to skip."""
+        self._position.epoch, self._position.first_batch = epoch, first_batch
+
     def __len__(self) -> int:
-        return len(cast(Sized, self._requests))
+        """Return the number of batches of a whole epoch."""
+        return len(self._position.source)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches.
+        """Yield the batches of the chosen epoch.
 
         Raises:
             DataError: If an image is damaged or does not fit its annotations.
@@ -77,7 +82,7 @@ class BatchLoader:
 
 
 class TrainLoader:
-    """Loads the batches of one epoch after another.
+    """Loads the training batches of one epoch after another.
 
     Args:
         dataset: Images and targets, with random changes.
@@ -89,50 +94,34 @@ class TrainLoader:
         assert dataset.pipeline is not None
         self.dataset = dataset
         self.sampler = sampler
-        self.pipeline: AugmentPipeline = dataset.pipeline
-        self._position = _EpochPosition(sampler)
-        self._batches = BatchLoader(dataset, self._position, num_workers=num_workers)
-
-    @property
-    def batch_size(self) -> int:
+        self.batch_size = sampler.batch_size
         """Images of a batch of all processes together."""
-        return self.sampler.batch_size
+        self.pipeline: AugmentPipeline = dataset.pipeline
+        self._batches = BatchLoader(dataset, sampler, num_workers=num_workers)
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose what the next pass loads.
-
-        Args:
-            epoch: Epoch, 0-based.
-            first_batch: Number of batches of the epoch to skip.
-        """
-        self._position.epoch, self._position.first_batch = epoch, first_batch
+        """Choose the epoch of the next pass, and the number of its batches to skip."""
+        self._batches.set_epoch(epoch, first_batch)
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
-        return len(self.sampler)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the chosen epoch.
-
-        Raises:
-            DataError: If an image is damaged or does not fit its annotations.
-        """
+        """Yield the batches of the chosen epoch; see `BatchLoader`."""
         return iter(self._batches)
 
 
 class _EpochPosition:
-    """The requests of the current epoch of a sampler."""
+    """The requests of the current epoch, for torch's loader."""
 
-    def __init__(self, sampler: EpochSampler) -> None:
-        self.sampler = sampler
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
         self.epoch = 0
         self.first_batch = 0
 
-    def __len__(self) -> int:
-        return len(self.sampler) - self.first_batch
-
     def __iter__(self) -> Iterator[BatchRequest]:
-        return self.sampler.requests(self.epoch, first_batch=self.first_batch)
+        return self.source.requests(self.epoch, first_batch=self.first_batch)
 
 
 def build_sampler(
@@ -261,11 +250,8 @@ def build_eval_loader(
     images = range(rank, len(split), num_ranks)
     items = [(0, tile) for index in images for tile in range(first[index], first[index + 1])]
     size = data.eval_batch_size
-    requests = [
-        BatchRequest(epoch=0, number=start // size, items=tuple(items[start : start + size]))
-        for start in range(0, len(items), size)
-    ]
-    return BatchLoader(dataset, requests, num_workers=data.num_workers)
+    batches = FixedBatches([items[start : start + size] for start in range(0, len(items), size)])
+    return BatchLoader(dataset, batches, num_workers=data.num_workers)
 
 
 def build_disk_cache(data: DataOptions, split: CocoSplit, input_format: InputFormat) -> DiskCache | None:
@@ -288,6 +274,7 @@ def build_disk_cache(data: DataOptions, split: CocoSplit, input_format: InputFor
         # YOLO and VOC have one file for all splits.
         name=f"{split.annotations_path.absolute()} {split.name}",
         key={
+            "size_hw": input_format.size_hw,
             "resize": input_format.resize,
             "pixels": asdict(pixels),
             "reduced_decode": input_format.reduced_decode,
@@ -297,8 +284,7 @@ def build_disk_cache(data: DataOptions, split: CocoSplit, input_format: InputFor
             "jpeg": features.version("libjpeg_turbo"),
             "processor": torch.backends.cpu.get_cpu_capability(),
         },
-        image_shape=(pixels.channels, *input_format.size_hw),
-        dtype=torch.uint8 if pixels.is_uint8 else torch.float32,
+        image_bytes=pixels.channels * math.prod(input_format.size_hw) * (1 if pixels.is_uint8 else 4),
         max_bytes=data.disk_cache_mb * 2**20,
     )
     if cache.capacity < len(tiles):

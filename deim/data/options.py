@@ -1,4 +1,4 @@
-"""TODO."""
+"""Options of the data."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,13 +12,13 @@ from deim.data.synthetic.options import SyntheticOptions
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataOptions:
-    """Where the images are and how they reach the network."""
+    """Location of the images, and how they become the input of the network."""
 
     root: str
-    """Dataset folder, relative to where the command runs."""
+    """Dataset folder, relative to the current folder."""
     format: Literal["coco", "yolo", "voc"] = "coco"
-    """Format of the annotations; `yolo` (a data.yaml) and `voc` (ImageSets/Main) find their files themselves,
-    so that `train_annotations`, `val_annotations`, `test_annotations` and `images` are for `coco` alone."""
+    """Format of the annotations. `train_annotations`, `val_annotations`, `test_annotations` and `images` are
+    only used by `coco`; `yolo` has a data.yaml and `voc` has ImageSets/Main."""
     train_annotations: str = "annotations/train.json"
     """COCO file of the training split, relative to `root`."""
     val_annotations: str = "annotations/val.json"
@@ -28,39 +28,40 @@ class DataOptions:
     images: str = "images"
     """Folder of the images, relative to `root`."""
     normal_class: str | None = None
-    """Class that marks a good surface, such as NORMAL; images with no other box count as good. Or null."""
+    """Class that marks a good surface, such as NORMAL; images with no other box count as good. null: none."""
     synthetic: SyntheticOptions | None = None
-    """Makes the synthetic defect set at `root` if nothing is there; null never makes one."""
+    """Makes the synthetic defect set at `root` if that folder is missing; null never makes one."""
     resize: Literal["stretch", "letterbox"] = "stretch"
-    """How an image becomes `image_size`: `stretch` ignores the aspect ratio, `letterbox` pads."""
+    """How an image is resized to `image_size`: `stretch` ignores the aspect ratio, `letterbox` pads."""
     reduced_decode: bool = False
-    """Decodes JPEG photographs at 1/2, 1/4 or 1/8 of their size, the smallest that is not below `image_size`:
-    faster, with slightly other pixels; training, evaluation and prediction of image files do the same."""
+    """Decode JPEG files at 1/2, 1/4 or 1/8 of their size, the smallest that is not below `image_size`. This
+    is faster and gives slightly different pixels, in training, evaluation and prediction of files."""
     tiles: TilesOptions | None = None
-    """Cuts images into tiles, which count as images in batches and epochs; scores, reports and predictions
-    are of whole images. null takes images whole."""
+    """Cut images into tiles, which count as images in batches and epochs; reports and predictions are of
+    whole images. null keeps images whole."""
     channels: int = 3
-    """Channels of the image files, 1 to 4; 3 is RGB, and gray files, whose one channel is repeated."""
+    """Channels of the image files, 1 to 4; 3 is RGB, or gray files, whose channel is repeated."""
     scaling: Uint8Scaling | WindowScaling | PercentileScaling = field(default_factory=Uint8Scaling)
-    """How the values of the files become [0, 1]; files of 16 bits need a `window` or a `percentile`."""
+    """How the values of the files are scaled to [0, 1]; 16-bit files need a `window` or a `percentile`."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean of each channel in [0, 1], subtracted from the input; the default is of red, green, blue."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation of each channel, dividing the input."""
     sampling: UniformSampling | RepeatFactorSampling = field(default_factory=UniformSampling)
-    """How often an epoch shows each training image; `repeat_factor` makes epochs longer."""
+    """How often an epoch draws each training image; `repeat_factor` makes epochs longer."""
     batch_size: int | Literal["auto"] = 8
-    """Images that a process has in memory at once in training; auto: as many as fit."""
+    """Images in memory of a process at the same time in training; auto: as many as fit."""
     effective_batch_size: int | None = None
-    """Images an optimizer step, over all processes; null: `batch_size` of each process."""
+    """Images of an optimizer step of all processes together; null: `batch_size` of each process."""
     eval_batch_size: int = 8
-    """Images a batch in evaluation."""
+    """Images of a batch in evaluation."""
     num_workers: int = 2
-    """Processes that load images; 0 loads in the main process."""
+    """Number of processes that load images; 0 loads in the main process."""
     cache_mb: int = 0
-    """Memory for resized images in each loading process and split, in MiB; 0 decodes them anew each time."""
+    """Memory for resized images in each loading process and split, in MiB; 0 keeps none."""
     disk_cache_mb: int = 0
-    """Disk for resized images of each split, in MiB, shared by all processes and later runs; 0 uses none."""
+    """Disk space for resized images of each split, in MiB, shared by all processes and later runs; 0 for
+    none."""
     disk_cache_dir: str = "outputs/image_cache"
     """Folder of these images; it may be deleted between runs."""
 
@@ -75,27 +76,21 @@ class DataOptions:
                 ),
                 (
                     self.batch_size == "auto" and self.effective_batch_size is None,
-                    "batch_size: 'auto' needs effective_batch_size, the images of an optimizer step that the "
-                    "learning rate was chosen for",
+                    "batch_size: 'auto' needs effective_batch_size, the images of an optimizer step for "
+                    "which the learning rate was chosen",
                 ),
                 *below(
-                    0,
-                    num_workers=self.num_workers,
-                    cache_mb=self.cache_mb,
-                    disk_cache_mb=self.disk_cache_mb,
+                    0, num_workers=self.num_workers, cache_mb=self.cache_mb, disk_cache_mb=self.disk_cache_mb
                 ),
                 (
                     self.reduced_decode and self.tiles is not None,
-                    "reduced_decode: got true, but tiles are cut from the image in full. Set one of the two.",
+                    "reduced_decode: got true, but tiles are cut from full images. Set only one of the two.",
                 ),
                 (
                     self.format != "coco" and self.synthetic is not None,
                     f"format: got {self.format!r}, but the synthetic set is COCO. Set synthetic to null.",
                 ),
-                (
-                    not 1 <= self.channels <= 4,
-                    f"channels: got {self.channels}, files of 1 to 4 channels can be read",
-                ),
+                (not 1 <= self.channels <= 4, f"channels: got {self.channels}, needs 1 to 4"),
                 *(
                     (
                         len(values) != self.channels and 1 <= self.channels <= 4,

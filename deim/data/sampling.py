@@ -1,9 +1,9 @@
 """The order of the training images in each epoch; rare classes can come more often than others."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,8 @@ class RepeatFactorSampling:
 
 
 Item = tuple[int, ...]
-"""(epoch, index) of an image, or tile; repeated images of an epoch add the number of the repetition, from 1."""
+"""(epoch, index) of an image, or tile; repeated images of an epoch add the number of the repetition, from
+1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +49,34 @@ class BatchRequest:
     """All items of the batch, of all processes together."""
     part: slice = field(default_factory=lambda: slice(None))
     """Positions in `items` that this process loads."""
+
+
+class BatchSource(Protocol):
+    """Batches of one epoch after another."""
+
+    def __len__(self) -> int: ...
+
+    def requests(self, epoch: int, *, first_batch: int = 0) -> Iterator[BatchRequest]:
+        """Yield the batches of an epoch, without the first `first_batch`."""
+
+
+class FixedBatches:
+    """Given batches, the same in every epoch.
+
+    Args:
+        batches: Items of each batch.
+    """
+
+    def __init__(self, batches: Sequence[Sequence[Item]]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def requests(self, epoch: int = 0, *, first_batch: int = 0) -> Iterator[BatchRequest]:
+        """Yield the batches, without the first `first_batch`."""
+        for number in range(first_batch, len(self)):
+            yield BatchRequest(epoch=epoch, number=number, items=tuple(self.batches[number]))
 
 
 class EpochSampler:

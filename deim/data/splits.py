@@ -1,4 +1,4 @@
-"""The splits that a config names: made if they are synthetic, read, checked."""
+"""The splits of an experiment: generated if they are synthetic, read and validated."""
 
 import logging
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Splits:
 
 
 def prepare_root(data: DataOptions) -> None:
-    """Make the synthetic set if the config asks for one and nothing is there.
+    """Make the synthetic set if the config asks for one and the folder is missing or empty.
 
     Raises:
         DataError: If the dataset folder does not exist and the config makes none.
@@ -35,7 +35,7 @@ def prepare_root(data: DataOptions) -> None:
     if data.synthetic is None:
         raise DataError(
             f"data.root: there is no folder {str(root)!r} (looked in {Path.cwd()}). It must hold "
-            f"{_contents(data)}. "
+            f"{_describe_content(data)}. "
             f"Name your dataset with --set data.root=FOLDER, or make a synthetic one with "
             f"python tools/make_synthetic.py --root {root}"
         )
@@ -43,8 +43,8 @@ def prepare_root(data: DataOptions) -> None:
     make_synthetic_dataset(root, data.synthetic)
 
 
-def _contents(data: DataOptions) -> str:
-    """What the dataset's folder must hold."""
+def _describe_content(data: DataOptions) -> str:
+    """Describe the required content of the dataset folder."""
     match data.format:
         case "coco":
             files = f"{data.train_annotations}, {data.val_annotations} and {data.images}/"
@@ -77,8 +77,8 @@ def read_split(data: DataOptions, name: str) -> CocoSplit:
     )
     if split.num_overhanging:
         logger.warning(
-            "%s: %d boxes reach beyond their image; training and predictions are clipped to it, the scores "
-            "count the boxes as they are in the file",
+            "%s: %d boxes reach beyond their image; training and predictions clip them, metrics use the "
+            "boxes of the file",
             name,
             split.num_overhanging,
         )
@@ -86,7 +86,7 @@ def read_split(data: DataOptions, name: str) -> CocoSplit:
 
 
 def read_raw_split(data: DataOptions, name: str) -> RawSplit:
-    """Read one split without judging it.
+    """Read one split without validating it.
 
     Args:
         data: The `data` block of the config.
@@ -98,11 +98,7 @@ def read_raw_split(data: DataOptions, name: str) -> RawSplit:
     root = Path(data.root)
     if data.format != "coco":
         return read_raw(root, data.format, name)
-    files = {
-        "train": data.train_annotations,
-        "val": data.val_annotations,
-        "test": data.test_annotations,
-    }
+    files = {"train": data.train_annotations, "val": data.val_annotations, "test": data.test_annotations}
     file = files.get(name)
     if file is None:
         named = [split for split, path in files.items() if path is not None]

@@ -22,7 +22,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class StepBatch(Protocol):
-    """Inputs of one step with their targets, such as `deim.data.collate.Batch`."""
+    """Inputs of one step with their targets, such as `deim.data.batch.Batch`."""
 
     @property
     def images(self) -> Any:

@@ -1,6 +1,6 @@
 """The trials of an experiment: everything that the variants share."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from deim.config.schema import Config
-from deim.data.sampling import BatchRequest, EpochSampler
+from deim.data.sampling import EpochSampler, FixedBatches
 from deim.data.splits import build_splits
 from deim.engine.device import select_precision
 from deim.engine.prepare import prepare_run
@@ -135,33 +135,18 @@ class _TrainBatches:
         return self.loader
 
 
-class _FixedBatches:
-    """The images of a split in the order of its file, the same in each epoch."""
-
-    def __init__(self, num_images: int, batch_size: int) -> None:
-        self.starts = range(0, num_images, batch_size)
-        self.num_images = num_images
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def requests(self, epoch: int, *, first_batch: int = 0) -> Iterator[BatchRequest]:
-        for number in range(first_batch, len(self)):
-            start = self.starts[number]
-            stop = min(start + self.starts.step, self.num_images)
-            items = tuple((epoch, index) for index in range(start, stop))
-            yield BatchRequest(epoch=epoch, number=number, items=items)
-
-
 def _val_outputs(config: Config, evaluator: Evaluator, train: DetectorOutputLoader) -> DetectorOutputLoader:
     """Load the detector outputs of the validation images, in float32 as evaluation does."""
     dataset = evaluator.loader.dataset
     precision = select_precision("off", evaluator.device)
     size = config.data.eval_batch_size
+    starts = range(0, len(dataset), size)
     return DetectorOutputLoader(
         train.model,
         dataset,
-        _FixedBatches(len(dataset), size),
+        FixedBatches(
+            [[(0, index) for index in range(start, min(start + size, len(dataset)))] for start in starts]
+        ),
         store=open_store(Path(fusion_options(config).cache_dir), dataset, train.model, precision),
         num_views=1,
         device=evaluator.device,

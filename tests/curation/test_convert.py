@@ -160,7 +160,7 @@ def test_crowd_regions_survive_in_voc_and_are_refused_by_yolo(tmp_path: Path) ->
     write_dataset(splits, "voc", tmp_path / "voc")
     assert_same(splits, read(tmp_path / "voc", "voc"), atol=1e-6)
     with pytest.raises(
-        DataError, match=r"train\.json: 1 annotations have iscrowd 1, which YOLO has no place"
+        DataError, match=r"train\.json: 1 annotations have iscrowd 1, which YOLO cannot represent"
     ):
         write_dataset(splits, "yolo", tmp_path / "yolo")
     assert not (tmp_path / "yolo").exists()
@@ -174,21 +174,21 @@ def test_what_a_format_has_no_place_for_is_counted(tmp_path: Path) -> None:
     write_images(tmp_path)
     write_trees(tmp_path, trees)
     raws = read_all(tmp_path, "coco")
-    outline = "1 outlines (segmentation) are left out: the project trains on boxes"
-    fields = "2 fields are left out: license, supercategory"
+    outline = "1 outlines (segmentation) are dropped: the project trains on boxes"
+    fields = "2 fields are dropped: license, supercategory"
     assert describe_losses(raws, "coco") == [outline, fields]
     assert describe_losses(raws, "voc") == [
         outline,
         fields,
-        "1 areas are left out: VOC keeps width and height alone",
-        "5 image ids are left out: read again, the images of a split have 1, 2, 3, …",
+        "1 areas are dropped: VOC only keeps width and height",
+        "5 image ids are dropped: when read again, the images of a split are numbered from 1",
     ]
 
 
 def test_images_of_one_name_in_two_splits_get_a_folder_each() -> None:
     names = {"train": ["a.png", "b.png"], "val": ["a.jpg"]}
     assert place_names(names, by_stem=False) == names
-    assert place_names(names, by_stem=True, apart=True) == names
+    assert place_names(names, by_stem=True, has_split_folders=True) == names
     assert place_names(names, by_stem=True) == {
         "train": ["train/a.png", "train/b.png"],
         "val": ["val/a.jpg"],
@@ -199,8 +199,8 @@ def test_images_that_would_meet_or_leave_the_folder_are_refused_together() -> No
     with pytest.raises(DataError) as caught:
         place_names({"train": ["a.png", "a.jpg", "../b.png"]}, by_stem=True)
     assert str(caught.value).splitlines() == [
-        "train: 2 images would have the file 'a'. Give each a name of its own.",
-        "train: image '../b.png' lies outside the folder of images. Move it into the folder.",
+        "train: 2 images would have the file 'a'. Give each a different name.",
+        "train: image '../b.png' lies outside the image folder. Move it into the folder.",
     ]
 
 

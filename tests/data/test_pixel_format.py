@@ -365,7 +365,7 @@ def test_all_files_that_need_a_scaling_are_listed_before_training(
             ["data.channels=1"],
             "data.mean: got [0.485, 0.456, 0.406], needs one number for each of 1 channels",
         ),
-        (["data.channels=5"], "data.channels: got 5, files of 1 to 4 channels can be read"),
+        (["data.channels=5"], "data.channels: got 5, needs 1 to 4"),
         (["data.mean=[]"], "data.mean: got [], needs a list, each a number"),
         (
             ["data.scaling={type: window, low: 9, high: 9}"],

@@ -85,8 +85,8 @@ def test_a_name_with_a_control_character_is_refused_before_anything_is_written(
     with pytest.raises(DataError) as refusal:
         write_voc({"train": split}, {"train": ["a.png"]}, tmp_path / "again")
     assert str(refusal.value) == (
-        f"train.txt: category 1 has the name {name!r}, which holds a control character; VOC has no place for "
-        f"one. Rename the category."
+        f"train.txt: category 1 has the name {name!r} with a control character, which VOC cannot "
+        f"represent. Rename the category."
     )
     assert not list((tmp_path / "again").iterdir())
 
@@ -111,7 +111,7 @@ def test_a_list_of_training_and_validation_together_is_no_split(
     with caplog.at_level(logging.INFO, logger="deim"):
         assert voc_splits(root) == ("train", "val")
     assert [record.message for record in caplog.records] == [
-        f"{path}: left out, since it repeats train and val"
+        f"{path}: skipped, because it repeats train and val"
     ]
     with pytest.raises(DataError, match=r"Choose one of train, val\."):
         read_raw_voc(root, "trainval")
@@ -184,7 +184,7 @@ def test_two_images_of_one_name_without_a_choice_are_named(name: str, tmp_path: 
     assert [issue.rule for issue in found] == ["repeated_id"]
     assert found[0].message == (
         f"Annotations/a.xml: belongs to a.bmp and a.png, and its filename {name!r} is none of them. Name "
-        f"one of them there, and give the other a name of its own or remove it."
+        f"one of them there, and rename or remove the other."
     )
 
 

@@ -143,7 +143,7 @@ def test_two_images_of_one_text_file_are_named(tmp_path: Path) -> None:
     noise(9).save(root / "images" / "train" / "a.bmp")
     (issue,) = issues(root)
     assert (issue.rule, issue.file) == ("repeated_id", "a.png")
-    assert "its boxes are those of labels/train/a.txt, which another image has already" in issue.message
+    assert "its boxes are in labels/train/a.txt, which belongs to another image" in issue.message
 
 
 def test_the_list_of_classes_that_labeling_tools_write_is_no_label(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_text_file_in_capitals_is_named(tmp_path: Path) -> None:
     (root / "labels" / "train" / "b.TXT").write_text("0 0.5 0.5 0.2 0.2\n")
     (issue,) = issues(root)
     assert (issue.rule, issue.file) == ("missing_image", "labels/train/b.TXT")
-    assert issue.message.endswith("boxes are looked for in b.txt. Rename the file.")
+    assert issue.message.endswith("boxes are read from b.txt. Rename the file.")
 
 
 def test_a_split_that_is_not_there_leaves_the_others_readable(tmp_path: Path) -> None:

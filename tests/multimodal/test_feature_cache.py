@@ -12,7 +12,7 @@ from deim.data.augment.options import AugmentOptions
 from deim.data.augment.pipeline import AugmentEpochs
 from deim.data.dataset import DetectionDataset
 from deim.data.loader import build_sampler, build_train_loader
-from deim.data.sampling import BatchRequest
+from deim.data.sampling import FixedBatches
 from deim.data.splits import read_split
 from deim.engine.checkpoints import load_trained, read_checkpoint
 from deim.engine.step import Precision
@@ -31,20 +31,6 @@ BATCHES = [[(0, 4), (0, 1), (0, 0)], [(0, 2), (0, 5), (0, 3)]]
 
 
 NO_CHANGES = AugmentOptions(horizontal_flip=0.0, photometric=0.0)
-
-
-class Batches:
-    """A sampler of given items."""
-
-    def __init__(self, items: list[list[tuple[int, int]]]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def requests(self, epoch: int, *, first_batch: int = 0):
-        for number, items in enumerate(self.items[first_batch:], start=first_batch):
-            yield BatchRequest(epoch=epoch, number=number, items=tuple(items))
 
 
 @pytest.fixture
@@ -75,7 +61,7 @@ def loader_of(fused, dataset, store, batches=BATCHES, *, num_views: int = 1) -> 
     return DetectorOutputLoader(
         fused,
         dataset,
-        Batches(batches),
+        FixedBatches(batches),
         store=store,
         num_views=num_views,
         device=torch.device("cpu"),

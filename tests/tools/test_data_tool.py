@@ -60,7 +60,7 @@ def test_a_set_is_converted_and_the_new_one_is_checked(call: Callable, tmp_path:
     root = write_small_set(tmp_path / "set")
     code, out, _ = call("data", "convert", root, "--to", "yolo", "--output", "yolo")
     assert code == 0
-    assert out.startswith("coco to yolo: 5 images and 12 boxes in train, val\n5 image ids are left out")
+    assert out.startswith("coco to yolo: 5 images and 12 boxes in train, val\n5 image ids are dropped")
     code, out, _ = call("data", "check", "yolo/data.yaml", "--image-size", 60)
     assert (code, "0 errors, 0 warnings" in out) == (0, True)
     code, _, err = call("data", "convert", root, "--to", "yolo", "--output", "yolo")

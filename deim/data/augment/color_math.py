@@ -1,9 +1,8 @@
-"""Changes of brightness, contrast, saturation and hue as torchvision defines them, on numbers of 8 bits.
+"""Brightness, contrast, saturation and hue as torchvision defines them, fast for images of 8 bits.
 
-An image goes through its changes block by block, each block small enough for the processor's cache.
-Brightness and contrast give torchvision's own values, saturation another by a gray level where rounding
-decides; hue, in whole numbers and without a way through HSV, differs by a level within a tenth of the circle
-and by two at most.
+Images are processed in blocks that fit into the processor's cache. Brightness and contrast give torchvision's
+values, saturation differs by at most one gray level. Hue is computed in integers without conversion to HSV;
+it differs by one level for turns up to a tenth of the circle and by at most two beyond.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,33 +18,33 @@ from torchvision.transforms.v2 import functional as TF
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
 Change = Callable[[Bytes], Bytes]
-"""Changes a block of pixels, (C, N) uint8; may give back its argument, and changes nothing in place."""
+"""Changes a block of pixels, (C, N) uint8, not in place; may return its argument."""
 
 BLOCK: Final = 65536
-"""Pixels of a block; three channels of them take 768 KiB as float32."""
-WIDEST_TURN: Final = 1 / 6
-"""Of the hue: over a sixth of the circle the whole numbers here would have to wrap around."""
+"""Number of pixels of a block; three channels take 768 KiB as float32."""
+MAX_HUE: Final = 1 / 6
+"""Maximum turn of the hue; beyond a sixth of the circle the integers would have to wrap around."""
 GRAY_WEIGHTS: Final = np.array([0.2989, 0.587, 0.114], dtype=np.float32)
-"""Of red, green and blue, as torchvision has them."""
+"""Weights of red, green and blue, as in torchvision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ColorChanges:
-    """Which changes an image gets; None for none."""
+    """Changes of an image; None for no change."""
 
     brightness: float | None = None
     """Factor, at least 0."""
     contrast: float | None = None
     """Factor of the differences to the mean gray, at least 0."""
     saturation: float | None = None
-    """Factor of the differences to the pixel's own gray, at least 0; for three channels alone."""
+    """Factor of the differences to the gray of the pixel, at least 0; only for three channels."""
     hue: float | None = None
-    """Share of the whole circle of hues, in [-1/6, 1/6]; for three channels alone."""
+    """Share of the circle of hues, in [-1/6, 1/6]; only for three channels."""
     contrast_first: bool = True
-    """Whether contrast comes before saturation and hue, or after them."""
+    """Whether contrast is changed before saturation and hue, or after them."""
 
     def __post_init__(self) -> None:
-        if self.hue is not None and abs(self.hue) > WIDEST_TURN:
+        if self.hue is not None and abs(self.hue) > MAX_HUE:
             raise ValueError(f"hue: got {self.hue}, needs [-1/6, 1/6].")
 
 
@@ -55,7 +54,7 @@ def change_colors(image: Tensor, changes: ColorChanges) -> Tensor:
     Args:
         image: (C, H, W) uint8, or float32 in [0, 1]; not changed. RGB where C is 3; otherwise it has no
             colors, and its mean gray is the mean of all its values.
-        changes: Saturation and hue are passed over unless C is 3.
+        changes: Saturation and hue are ignored unless C is 3.
 
     Returns:
         (C, H, W) of the same type; the image itself if nothing changes.
@@ -94,7 +93,7 @@ def _sweep(image: Tensor, changes: Sequence[Change]) -> Tensor:
 
 
 def _mean_gray(image: Tensor) -> float:
-    """Mean over all pixels of (C, H, W) uint8: of the gray, cut to whole numbers, where C is 3."""
+    """Return the mean of (C, H, W) uint8; where C is 3, of its gray, truncated to integers."""
     values = image.contiguous().numpy().reshape(len(image), -1)
     total = 0
     for start in range(0, values.shape[1], BLOCK):
@@ -105,7 +104,7 @@ def _mean_gray(image: Tensor) -> float:
 
 
 def _gray(block: Floats) -> Floats:
-    """(N,) of (3, N), added up in torchvision's order: another one gives other whole numbers."""
+    """Return (N,) gray of (3, N), summed in torchvision's order, which decides about rounding."""
     gray: Floats = block[0] * GRAY_WEIGHTS[0]
     gray += block[1] * GRAY_WEIGHTS[1]
     gray += block[2] * GRAY_WEIGHTS[2]
@@ -113,7 +112,7 @@ def _gray(block: Floats) -> Floats:
 
 
 def _blend(factor: float, *, towards: float) -> Change:
-    """Multiply the differences to a value."""
+    """Return a change that multiplies the differences to a value."""
     ratio, rest = np.float32(factor), np.float32((1 - factor) * towards)
 
     def change(block: Bytes) -> Bytes:
@@ -127,7 +126,7 @@ def _blend(factor: float, *, towards: float) -> Change:
 
 
 def _saturate(factor: float) -> Change:
-    """Multiply the differences to the gray of each pixel."""
+    """Return a change that multiplies the differences to the gray of each pixel."""
     ratio, rest = np.float32(factor), np.float32(1 - factor)
 
     def change(block: Bytes) -> Bytes:
@@ -142,21 +141,21 @@ def _saturate(factor: float) -> Change:
 
 
 def _to_bytes(values: Floats) -> Bytes:
-    """Clipped and cut, not rounded, as torchvision does; `values` are changed in place."""
+    """Clip and truncate as torchvision does; `values` are changed in place."""
     np.clip(values, 0, 255, out=values)
     return values.astype(np.uint8)
 
 
 def _turn_hue(share: float) -> Change:
-    """Turn the hue on its circle.
+    """Return a change that turns the hue on its circle.
 
-    In HSV a turn keeps the largest channel, max, and the chroma c = max - min. Measured in units of 1 / c, a
-    sixth of the circle is c gray levels long, and each channel is a trapezoid over the circle: with d the
-    distance of the hue from the channel's own (red 0, green 2c, blue 4c), it is min + clip(2c - d, 0, c). No
-    division is needed, and 16 bits hold all of it.
+    In HSV a turn keeps the largest channel, max, and the chroma c = max - min. In units of 1 / c, a sixth of
+    the circle is c gray levels long, and each channel is a trapezoid over the circle: with d the distance of
+    the hue from that of the channel (red 0, green 2c, blue 4c), it is min + clip(2c - d, 0, c). This needs no
+    division and fits into 16 bits.
     """
     sixths = 6 * share
-    # As many fractional bits as the product with a chroma of 255 leaves room for.
+    # The maximum number of fractional bits for which a product with a chroma of 255 fits.
     bits = min(15, int(np.floor(np.log2(127 / abs(sixths))))) if sixths else 0
     turn, half = np.int16(round(sixths * 2**bits)), np.int16(2**bits // 2)
 
@@ -171,7 +170,7 @@ def _turn_hue(share: float) -> Change:
         r, g, b = block.astype(np.int16)
         double = chroma + chroma
         circle = double + double
-        # The hue if blue is the largest; then over it that of green, and of red.
+        # The hue if blue is the largest, overwritten where green or red is.
         hue = r - g
         hue += circle
         circle += double
@@ -187,8 +186,8 @@ def _turn_hue(share: float) -> Change:
         for channel in range(3):
             distance = np.abs(hue)
             if channel != 1:
-                # Green lies opposite to the cut of the circle: what is more than half of the circle away from
-                # it the one way is more than 2c away the other way too.
+                # Green lies opposite to the cut of the circle: a hue that is more than half of the circle
+                # away in one direction is also more than 2c away in the other.
                 np.minimum(distance, circle - distance, out=distance)
             np.subtract(double, distance, out=distance)
             np.maximum(distance, 0, out=distance)
@@ -202,14 +201,14 @@ def _turn_hue(share: float) -> Change:
 
 
 def _change_floats(image: Tensor, changes: ColorChanges) -> Tensor:
-    """By torchvision's own functions, which keep fractions; its contrast knows one channel and three."""
+    """Use torchvision's functions, which keep fractions; its contrast supports one and three channels."""
 
-    def contrast(picture: Tensor) -> Tensor:
+    def contrast(values: Tensor) -> Tensor:
         if changes.contrast is None:
-            return picture
-        if len(picture) == 3:
-            return TF.adjust_contrast(picture, changes.contrast)
-        return _blend_floats(picture, changes.contrast, towards=float(picture.mean()))
+            return values
+        if len(values) == 3:
+            return TF.adjust_contrast(values, changes.contrast)
+        return _blend_floats(values, changes.contrast, towards=float(values.mean()))
 
     if changes.brightness is not None:
         image = _blend_floats(image, changes.brightness, towards=0.0)

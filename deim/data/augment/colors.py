@@ -24,14 +24,10 @@ class Colors(SampleTransform):
     """
 
     stage: ClassVar[Stage] = "sample"
+    name: str = "colors"
     probability: float
     """Probability of each change."""
     epochs: range
-
-    @property
-    def name(self) -> str:
-        """Name for logs."""
-        return "colors"
 
     @property
     def is_on(self) -> bool:

@@ -25,6 +25,7 @@ class CopyBlend(BlendTransform):
     """Blends objects of the batch, or of the whole split, into all images of the batch."""
 
     stage: ClassVar[Stage] = "batch"
+    name: str = "copy-blend"
     probability: float
     """Share of the batches without mix-up."""
     max_objects: int
@@ -34,11 +35,6 @@ class CopyBlend(BlendTransform):
     excluded_label: int | None = None
     """Class index of objects that are never copied, such as good surfaces; None for none."""
     epochs: range
-
-    @property
-    def name(self) -> str:
-        """Name for logs."""
-        return "balanced copy-blend" if self.balanced else "copy-blend"
 
     @property
     def is_on(self) -> bool:

@@ -14,16 +14,12 @@ class Flip(SampleTransform):
     """Mirrors left and right, and top and bottom."""
 
     stage: ClassVar[Stage] = "sample"
+    name: str = "flips"
     horizontal: float
     """Probability of mirroring left and right."""
     vertical: float
     """Probability of mirroring top and bottom."""
     epochs: range
-
-    @property
-    def name(self) -> str:
-        """Name for logs."""
-        return "flips"
 
     @property
     def is_on(self) -> bool:

@@ -69,18 +69,14 @@ LIGHT_MODES = ("linear", "corner", "gaussian")
 class Industrial(SampleTransform):
     """Rotates and tilts an image a little, then changes its light, sharpness, noise and compression.
 
-    Areas from outside the image are black. Boxes become upright boxes around the changed ones and are clipped.
-    Boxes with less than a tenth (`MIN_SHARE`) or a side under a pixel in the image are dropped.
+    Areas from outside the image are black. Boxes become upright boxes around the changed ones and are
+    clipped. Boxes with less than a tenth (`MIN_SHARE`) or a side under a pixel in the image are dropped.
     """
 
     stage: ClassVar[Stage] = "sample"
+    name: str = "industrial"
     options: IndustrialOptions
     epochs: range
-
-    @property
-    def name(self) -> str:
-        """Name for logs."""
-        return "industrial"
 
     @property
     def is_on(self) -> bool:

@@ -24,13 +24,9 @@ class MixUp(BlendTransform):
     """
 
     stage: ClassVar[Stage] = "batch"
+    name: str = "mix-up"
     probability: float
     epochs: range
-
-    @property
-    def name(self) -> str:
-        """Name for logs."""
-        return "mix-up"
 
     @property
     def is_on(self) -> bool:

@@ -29,6 +29,7 @@ class Mosaic(ComposeTransform):
     """
 
     stage: ClassVar[Stage] = "compose"
+    name: str = "mosaic"
     probability: float
     max_degrees: float
     """Maximum rotation in either direction."""
@@ -37,11 +38,6 @@ class Mosaic(ComposeTransform):
     scales: tuple[float, float]
     """Minimum and maximum scale."""
     epochs: range
-
-    @property
-    def name(self) -> str:
-        """Name for logs."""
-        return "mosaic"
 
     @property
     def is_on(self) -> bool:

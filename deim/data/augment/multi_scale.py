@@ -17,14 +17,10 @@ class MultiScale(Transform):
     """Resizes each batch to a random size."""
 
     stage: ClassVar[Stage] = "batch"
+    name: str = "several sizes"
     sizes_hw: tuple[tuple[int, int], ...]
     """Sizes to draw from, in pixels; a size may be listed several times. Empty keeps the usual size."""
     epochs: range
-
-    @property
-    def name(self) -> str:
-        """Name for logs."""
-        return "several sizes"
 
     @property
     def is_on(self) -> bool:

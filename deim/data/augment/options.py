@@ -1,4 +1,4 @@
-"""TODO."""
+"""Options of the augmentation."""
 
 from dataclasses import dataclass
 
@@ -8,48 +8,47 @@ from deim.data.augment.industrial import IndustrialOptions
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentOptions:
-    """Random changes of training images; what is not said otherwise is a probability in [0, 1].
+    """Random changes of training images; unless stated otherwise, each value is a probability in [0, 1].
 
-    When they run: flips in all epochs; colors, zoom-out, crop, copy-blend and `industrial` from
+    Flips run in all epochs; colors, zoom-out, crop, copy-blend and `industrial` from
     `schedule.augment_start_epoch` to the final stage; mosaic and mix-up from there to
-    `schedule.mix_end_epoch`; several sizes until the final stage. `deim/data/augment/pipeline.py` is the one place
-    that knows.
+    `schedule.mix_end_epoch`; several sizes until the final stage. See `deim/data/augment/pipeline.py`.
     """
 
     horizontal_flip: float = 0.5
-    """Mirror left and right; on for the whole run."""
+    """Probability of mirroring left and right."""
     vertical_flip: float = 0.0
-    """Mirror top and bottom; on for the whole run."""
+    """Probability of mirroring top and bottom."""
     photometric: float = 0.5
-    """Brightness, contrast, saturation, hue and channel order, each drawn with this probability."""
+    """Probability of each change of brightness, contrast, saturation, hue and channel order."""
     mosaic: float = 0.0
-    """Four images in one, turned, shifted and scaled."""
+    """Probability of four images in one, rotated, shifted and scaled."""
     mosaic_max_degrees: float = 10.0
-    """Largest rotation of a mosaic to either side, in degrees, up to 45."""
+    """Maximum rotation of a mosaic in either direction, in degrees, up to 45."""
     mosaic_max_shift: float = 0.1
-    """Largest shift of a mosaic, as a share of its side, in [0, 0.5]."""
+    """Maximum shift of a mosaic, as a share of its side, in [0, 0.5]."""
     mosaic_scales: tuple[float, float] = (0.5, 1.5)
-    """Smallest and largest scale of a mosaic, above 0."""
+    """Minimum and maximum scale of a mosaic, above 0."""
     zoom_out: float = 0.0
-    """The image smaller on a black canvas; not for mosaics."""
+    """Probability of showing the image smaller on a black canvas; not for mosaics."""
     zoom_out_max_scale: float = 4.0
-    """Largest side of that canvas, in sides of the image, at least 1."""
+    """Maximum side of that canvas, in sides of the image, at least 1."""
     crop: float = 0.0
-    """A part of the image that keeps enough of a box, as in SSD; not for mosaics."""
+    """Probability of a crop that keeps enough of a box, as in SSD; not for mosaics."""
     mix_up: float = 0.0
     """Share of the batches in which each image is blended with another of the batch."""
     copy_blend: float = 0.0
-    """Share of the other batches in which defects of the batch are blended into its images."""
+    """Share of the other batches in which objects of the batch are blended into its images."""
     copy_blend_objects: int = 3
-    """Defects blended into an image, at most; at least 1."""
+    """Maximum number of objects blended into an image, at least 1."""
     copy_blend_balanced: bool = False
-    """Defects are drawn class by class, each as likely, from the whole training split, not from the batch."""
+    """Draw objects class by class, with equal probability, from the whole training split, not the batch."""
     multi_scale: float = 0.0
-    """Largest change of the input's size, drawn for each batch, as a share in [0, 0.5]; 0 for one size."""
+    """Maximum change of the input size, drawn for each batch, as a share in [0, 0.5]; 0 keeps one size."""
     multi_scale_repeat: int = 6
-    """How often `image_size` counts among the sizes to draw from, at least 1."""
+    """How often `image_size` is listed among the sizes to draw from, at least 1."""
     industrial: IndustrialOptions | None = None
-    """Light, lens, sensor and position; null for none."""
+    """Variation of light, lens, sensor and position; null for none."""
 
     def __post_init__(self) -> None:
         low, high = self.mosaic_scales

@@ -107,6 +107,11 @@ class AugmentPipeline:
         return any(transform.is_on for transform in self.transforms if transform.stage == "batch")
 
     @property
+    def draws_donors(self) -> bool:
+        """Whether objects to copy are drawn from the whole split."""
+        return any(isinstance(item, CopyBlend) and item.balanced for item in self.blend_transforms)
+
+    @property
     def largest_size_hw(self) -> tuple[int, int]:
         """Size in pixels of the largest network input."""
         sizes = [self.image_size_hw, *self.multi_scale.sizes_hw]
@@ -200,6 +205,7 @@ def build_pipeline(
         ConfigError: If a transform needs a package that is not installed.
     """
     with_mixes, with_changes = range(epochs.start, epochs.mix_end), range(epochs.start, epochs.stop)
+    zooms = {"zoom-out": augment.zoom_out, "crop": augment.crop}
     colors = Colors(probability=augment.photometric, epochs=with_changes)
     samples: list[SampleTransform] = [
         colors,
@@ -221,6 +227,7 @@ def build_pipeline(
                 epochs=with_mixes,
             ),
             ZoomCrop(
+                name=", ".join(name for name, chance in zooms.items() if chance > 0),
                 zoom_out=augment.zoom_out,
                 max_scale=augment.zoom_out_max_scale,
                 crop=augment.crop,
@@ -232,6 +239,7 @@ def build_pipeline(
         blend_transforms=(
             MixUp(probability=augment.mix_up, epochs=with_mixes),
             CopyBlend(
+                name="balanced copy-blend" if augment.copy_blend_balanced else "copy-blend",
                 probability=augment.copy_blend,
                 max_objects=augment.copy_blend_objects,
                 balanced=augment.copy_blend_balanced,

@@ -68,12 +68,10 @@ class Transform(Protocol):
     """A random change of training images."""
 
     stage: ClassVar[Stage]
+    name: str
+    """Name for logs."""
     epochs: range
     """Epochs (0-based) in which it runs."""
-
-    @property
-    def name(self) -> str:
-        """Name for logs."""
 
     @property
     def is_on(self) -> bool:
@@ -104,12 +102,6 @@ class BlendTransform(Transform, Protocol):
     probability: float
     """Share of the batches, in [0, 1]."""
 
-    def draw_donors(
-        self, images_of_classes: dict[int, list[int]], *, rng: np.random.Generator
-    ) -> list[tuple[int, int]]:
-        """Draw class index and image of the objects to take from the whole split; empty to take none."""
-        return []
-
     def blend(
         self,
         images: Tensor,
@@ -123,7 +115,7 @@ class BlendTransform(Transform, Protocol):
         Args:
             images: (B, C, H, W) float32 in [0, 1]; not changed.
             targets: Ground truth of each image, with `area`; not changed.
-            donors: Images (D, C, H, W) and targets from `draw_donors`; None for none.
+            donors: Images (D, C, H, W) of the split and their targets to take objects from; None for none.
             rng: Source of all random draws.
         """
 

@@ -43,6 +43,7 @@ class ZoomCrop(ComposeTransform):
     """Shows an image smaller on a black canvas, or a crop of it, or both."""
 
     stage: ClassVar[Stage] = "compose"
+    name: str = "zoom-out, crop"
     zoom_out: float
     """Probability of zooming out."""
     max_scale: float
@@ -52,12 +53,6 @@ class ZoomCrop(ComposeTransform):
     colors: Colors
     """Applied to the image before it is put on the canvas, so that the canvas stays black."""
     epochs: range
-
-    @property
-    def name(self) -> str:
-        """Name for logs: of what has a probability."""
-        names = {"zoom-out": self.zoom_out, "crop": self.crop}
-        return ", ".join(name for name, probability in names.items() if probability > 0)
 
     @property
     def is_on(self) -> bool:

@@ -1,4 +1,4 @@
-"""Reading COCO annotation files, and refusing what is wrong in them."""
+"""COCO annotation files: reading, validation, and the arrays that all formats become."""
 
 import hashlib
 import json
@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.data.formats.issues import Issue
+from deim.data.formats.issues import Issue, IssueLog
 from deim.errors import DataError
-from deim.files import raise_listed
+from deim.files import raise_listed, sha256_of_file
 
+Entry = Mapping[str, Any]
+"""An entry, or the whole content, of an annotation file."""
 SPLITS = ("train", "val", "test")
 """Usual names of the splits, in the order in which they are listed."""
 REQUIRED: Final = {
@@ -26,20 +28,20 @@ REQUIRED: Final = {
 }
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < high
 
 
 def _is_id(value: object) -> bool:
-    return _is_whole(value) and -(2**63) <= cast(int, value) < 2**63
+    return _is_whole(value, -(2**63), 2**63)
 
 
 def _is_side(value: object) -> bool:
-    return _is_whole(value) and 0 < cast(int, value) < 2**31
+    return _is_whole(value, 1, 2**31)
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a finite number; a whole number may be too large to be one."""
+    """Whether a value is a finite number; a whole number may be too large to be one."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:
@@ -57,161 +59,156 @@ TYPES: Final = {
     "area": (lambda value: value is None or (_is_number(value) and value >= 0), "a number from 0, or null"),
     "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
 }
-"""Test and description of each field's values, where the field is given."""
+"""Test and description of the values of each field, where the field is present."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawSplit:
-    """What the files of a split say before any of it is trusted, whatever their format."""
+    """Content of the files of a split of any format, not validated."""
 
     name: str
     """Such as `train`."""
     annotations_path: Path
-    """The file that lists the images; messages name it."""
+    """File that lists the images; named in messages."""
     image_dir: Path
-    """Folder that the file names are relative to."""
-    images: Sequence[Mapping[str, Any]]
+    """Folder to which the file names are relative."""
+    images: Sequence[Entry]
     """Entries as in a COCO file, with `id`, `file_name`, `width` and `height`."""
-    annotations: Sequence[Mapping[str, Any]]
+    annotations: Sequence[Entry]
     """Entries as in a COCO file, with `image_id`, `category_id` and `bbox`."""
-    categories: Sequence[Mapping[str, Any]]
+    categories: Sequence[Entry]
     """Entries as in a COCO file, with `id` and `name`."""
     issues: tuple[Issue, ...] = ()
-    """What could not be read; it is not among the entries."""
+    """Problems with content that could not be read and is not among the entries."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CocoSplit:
-    """One annotation file. I counts images, A annotations; annotations are sorted by image."""
+    """A valid split. I counts images, A annotations; annotations are sorted by image."""
 
     name: str
     """Such as `train`."""
     annotations_path: Path
     image_dir: Path
     image_ids: NDArray[np.int64]
-    """(I,) ids as in the file."""
+    """(I,) image ids of the file."""
     file_names: tuple[str, ...]
     """I names, relative to `image_dir`."""
     sizes_hw: NDArray[np.int64]
     """(I, 2) height and width in pixels."""
     category_ids: tuple[int, ...]
-    """C ids as in the file, ascending."""
+    """C category ids of the file, ascending."""
     class_names: tuple[str, ...]
     """C names, in the order of `category_ids`."""
     first_box: NDArray[np.int64]
     """(I + 1,) image i owns the annotations first_box[i] to first_box[i + 1] - 1."""
     boxes_xywh: NDArray[np.float64]
-    """(A, 4) pixels, as in the file."""
+    """(A, 4) boxes of the file, in pixels."""
     box_category_ids: NDArray[np.int64]
-    """(A,) ids as in the file."""
+    """(A,) category ids of the file."""
     areas: NDArray[np.float64]
-    """(A,) area as in the file, or width · height where it gives none, in square pixels."""
+    """(A,) areas of the file in square pixels; width · height where it gives none."""
     is_crowd: NDArray[np.bool_]
-    """(A,) true for regions of many objects: never trained on, ignored in evaluation."""
+    """(A,) true for regions of many objects, which are never trained on and ignored in evaluation."""
 
     def __len__(self) -> int:
         return len(self.file_names)
 
     @property
     def num_empty(self) -> int:
-        """Images without a box."""
+        """Number of images without a box."""
         return int((np.diff(self.first_box) == 0).sum())
 
     @property
     def num_overhanging(self) -> int:
-        """Boxes that reach beyond their image by more than a pixel."""
+        """Number of boxes that reach beyond their image by more than a pixel."""
         sizes_wh = np.repeat(self.sizes_hw, np.diff(self.first_box), axis=0)[:, ::-1]
         low, high = self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]
         return int(((low < -1) | (high > sizes_wh + 1)).any(axis=1).sum())
 
     def image_path(self, index: int) -> Path:
-        """Path of the image at a position."""
+        """Return the path of an image by its position."""
         return self.image_dir / self.file_names[index]
 
     def annotations_sha256(self) -> str:
-        """SHA-256 of the COCO file; of formats with a file an image, of all that was read from them.
+        """Return the SHA-256 of the COCO file; for formats with a file per image, of all their content.
 
         Raises:
             OSError: If the COCO file cannot be read.
         """
         if self.annotations_path.suffix == ".json":
-            return hashlib.sha256(self.annotations_path.read_bytes()).hexdigest()
+            return sha256_of_file(self.annotations_path)
         return hashlib.sha256(json.dumps(self.to_coco()).encode("utf-8")).hexdigest()
 
     def fingerprint(self) -> str:
-        """SHA-256 of all annotations and of the images' names and lengths in bytes; the folder may move."""
+        """Return the SHA-256 of all annotations, image names and file lengths, whatever the folder."""
         lengths = [self.image_path(index).stat().st_size for index in range(len(self))]
         content = json.dumps([self.to_coco(), lengths])
         return hashlib.sha256(content.encode("utf-8")).hexdigest()
 
     def to_coco(self) -> dict[str, Any]:
-        """The split as a COCO dictionary, for the metrics."""
+        """Return the split as a COCO dictionary, for the metrics."""
+        sizes, owner = self.sizes_hw.tolist(), np.repeat(self.image_ids, np.diff(self.first_box)).tolist()
         images = [
-            {"id": int(image_id), "file_name": name, "height": int(height), "width": int(width)}
+            {"id": image_id, "file_name": name, "height": height, "width": width}
             for image_id, name, (height, width) in zip(
-                self.image_ids, self.file_names, self.sizes_hw, strict=True
+                self.image_ids.tolist(), self.file_names, sizes, strict=True
             )
         ]
-        owner = np.repeat(self.image_ids, np.diff(self.first_box))
+        columns = (owner, self.box_category_ids.tolist(), self.boxes_xywh.tolist(), self.areas.tolist())
         annotations = [
             {
-                "id": number + 1,
-                "image_id": int(owner[number]),
-                "category_id": int(self.box_category_ids[number]),
-                "bbox": self.boxes_xywh[number].tolist(),
-                "area": float(self.areas[number]),
-                "iscrowd": int(self.is_crowd[number]),
+                "id": number,
+                "image_id": image_id,
+                "category_id": category_id,
+                "bbox": box,
+                "area": area,
+                "iscrowd": int(is_crowd),
             }
-            for number in range(len(self.boxes_xywh))
+            for number, (image_id, category_id, box, area, is_crowd) in enumerate(
+                zip(*columns, self.is_crowd.tolist(), strict=True), start=1
+            )
         ]
-        categories = [
-            {"id": category_id, "name": name}
-            for category_id, name in zip(self.category_ids, self.class_names, strict=True)
-        ]
+        pairs = zip(self.category_ids, self.class_names, strict=True)
+        categories = [{"id": category_id, "name": name} for category_id, name in pairs]
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def read_coco(annotations_path: Path, image_dir: Path) -> CocoSplit:
-    """Read and check an annotation file.
+    """Read and validate an annotation file.
 
     Args:
         annotations_path: COCO JSON with `images`, `annotations` and `categories`.
-        image_dir: Folder that the file names are relative to.
+        image_dir: Folder to which the file names are relative.
 
     Returns:
         The split; images keep the order of the file.
 
     Raises:
-        DataError: If the file cannot be read, is not COCO, or anything in it is wrong: images that are listed
-            but absent, unknown ids, duplicate ids, boxes without area or outside their image. All problems
-            are listed, up to 20 of them.
+        DataError: If the file cannot be read, is not COCO, or `find_problems` finds any; up to 20 are listed.
     """
     return to_split(read_raw_coco(annotations_path, image_dir))
 
 
 def read_raw_coco(annotations_path: Path, image_dir: Path) -> RawSplit:
-    """Read an annotation file, whatever boxes, ids and images it names.
-
-    Args:
-        annotations_path: COCO JSON with `images`, `annotations` and `categories`.
-        image_dir: Folder that the file names are relative to.
+    """Read an annotation file without validating boxes, ids and images; see `read_coco`.
 
     Raises:
         DataError: If the file cannot be read or is not COCO.
     """
-    tree = _read_json(annotations_path)
+    content = _read_json(annotations_path)
     return RawSplit(
         name=annotations_path.stem,
         annotations_path=annotations_path,
         image_dir=image_dir,
-        images=tree["images"],
-        annotations=tree["annotations"],
-        categories=tree["categories"],
+        images=content["images"],
+        annotations=content["annotations"],
+        categories=content["categories"],
     )
 
 
 def to_split(raw: RawSplit) -> CocoSplit:
-    """Turn what was read into arrays.
+    """Turn the content of a split into arrays.
 
     Raises:
         DataError: If `find_problems` finds any; the first 20 are listed.
@@ -221,32 +218,25 @@ def to_split(raw: RawSplit) -> CocoSplit:
 
 
 def find_problems(raw: RawSplit) -> list[Issue]:
-    """Everything for which a split is refused, but the insides of its images.
-
-    Args:
-        raw: What its files say.
-    """
+    """Return everything that makes a split invalid, except damage inside its images."""
     where = raw.annotations_path.name
-    problems = [
-        *raw.issues,
-        *_duplicates(raw, "image id", [image["id"] for image in raw.images]),
-        *_duplicates(raw, "category id", [category["id"] for category in raw.categories]),
-        *_duplicates(raw, "category name", [category["name"] for category in raw.categories]),
-        *_absent_images(raw),
-        *_annotation_problems(raw),
-    ]
+    log = IssueLog(split=raw.name, issues=list(raw.issues))
+    _find_duplicates(raw, "image id", [image["id"] for image in raw.images], log)
+    _find_duplicates(raw, "category id", [category["id"] for category in raw.categories], log)
+    _find_duplicates(raw, "category name", [category["name"] for category in raw.categories], log)
+    _find_missing_images(raw, log)
+    _find_annotation_problems(raw, log)
     if not raw.images:
-        message = f"{where}: 'images' is empty. A split needs at least one image."
-        problems.append(Issue(rule="empty_list", split=raw.name, file=where, message=message))
+        log.add("empty_list", where, f"{where}: 'images' is empty. A split needs at least one image.")
     if not raw.categories:
         message = f"{where}: 'categories' is empty. List every class with an id and a name."
-        problems.append(Issue(rule="empty_list", split=raw.name, file=where, message=message))
-    return problems
+        log.add("empty_list", where, message)
+    return log.issues
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Entry:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such annotation file. Set data.root to the dataset's folder, or name the file "
@@ -256,98 +246,79 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON file ({error}).") from None
-    if not isinstance(tree, dict) or any(not isinstance(tree.get(key), list) for key in REQUIRED):
-        found = ", ".join(tree) if isinstance(tree, dict) else f"a {type(tree).__name__}"
+    if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in REQUIRED):
+        kind = ", ".join(content) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise DataError(
-            f"{path}: not a COCO file, got {found}. It needs the lists 'images', "
+            f"{path}: not a COCO file, got {kind}. It needs the lists 'images', "
             f"'annotations' and 'categories'."
         )
     for key, names in REQUIRED.items():
-        for number, entry in enumerate(tree[key]):
-            absent = [name for name in names if not isinstance(entry, dict) or name not in entry]
-            if absent:
-                lacks = ", ".join(map(repr, absent))
+        for number, entry in enumerate(content[key]):
+            missing = [name for name in names if not isinstance(entry, dict) or name not in entry]
+            if missing:
+                lacks = ", ".join(map(repr, missing))
                 raise DataError(f"{path}: not a COCO file: entry {number} of '{key}' lacks {lacks}.")
-    raise_listed([*_wrong_types(path.name, "images", tree), *_wrong_types(path.name, "categories", tree)])
-    raise_listed(_wrong_types(path.name, "annotations", tree))
-    return tree
+    raise_listed(
+        [*_wrong_types(path.name, "images", content), *_wrong_types(path.name, "categories", content)]
+    )
+    raise_listed(_wrong_types(path.name, "annotations", content))
+    return content
 
 
-def _wrong_types(where: str, key: str, tree: Mapping[str, Any]) -> list[str]:
+def _wrong_types(where: str, key: str, content: Entry) -> list[str]:
     return [
         f"{where}: entry {number} of '{key}' has {name} {entry[name]!r}. It must be {TYPES[name][1]}."
-        for number, entry in enumerate(tree[key])
+        for number, entry in enumerate(content[key])
         for name in TYPES
         if name in entry and not TYPES[name][0](entry[name])
     ]
 
 
-def _duplicates(raw: RawSplit, what: str, values: Sequence[object]) -> list[Issue]:
+def _find_duplicates(raw: RawSplit, what: str, values: Sequence[object], log: IssueLog) -> None:
     where = raw.annotations_path.name
-    return [
-        Issue(
-            rule="repeated_id",
-            split=raw.name,
-            file=where,
-            message=f"{where}: {what} {value!r} is used {count} times. Each must be unique.",
-        )
-        for value, count in Counter(values).items()
-        if count > 1
-    ]
+    for value, count in Counter(values).items():
+        if count > 1:
+            message = f"{where}: {what} {value!r} is used {count} times. Each must be unique."
+            log.add("repeated_id", where, message)
 
 
-def _absent_images(raw: RawSplit) -> list[Issue]:
+def _find_missing_images(raw: RawSplit, log: IssueLog) -> None:
     where, image_dir = raw.annotations_path.name, raw.image_dir
     if not image_dir.is_dir():
         message = f"{where}: the image folder {image_dir} does not exist. Set data.images to the right one."
-        return [Issue(rule="missing_image", split=raw.name, file=str(image_dir), message=message)]
+        log.add("missing_image", str(image_dir), message)
+        return
     with os.scandir(image_dir) as entries:
         present = {entry.name for entry in entries if entry.is_file()}
-    return [
-        Issue(
-            rule="missing_image",
-            split=raw.name,
-            file=image["file_name"],
-            message=f"{where}: image {image['file_name']!r} (id {image['id']}) is listed but not in "
-            f"{image_dir}.",
-        )
-        for image in raw.images
-        if image["file_name"] not in present and not (image_dir / image["file_name"]).is_file()
-    ]
+    for image in raw.images:
+        name = image["file_name"]
+        if name not in present and not (image_dir / name).is_file():
+            message = f"{where}: image {name!r} (id {image['id']}) is listed but not in {image_dir}."
+            log.add("missing_image", name, message)
 
 
-def _annotation_problems(raw: RawSplit) -> list[Issue]:
+def _find_annotation_problems(raw: RawSplit, log: IssueLog) -> None:
     where = raw.annotations_path.name
     by_id = {image["id"]: image for image in raw.images}
     known = {category["id"] for category in raw.categories}
-    problems = []
     for number, annotation in enumerate(raw.annotations):
         name = annotation_name(annotation, number)
         image = by_id.get(annotation["image_id"])
         file = where if image is None else image["file_name"]
         what = f"annotation {name}" if image is None else f"annotation {name} (image {file!r})"
-        problems += [
-            Issue(
-                rule=rule,
-                split=raw.name,
-                file=file,
-                annotation=name,
-                message=f"{where}: {what} {problem}",
-            )
-            for rule, problem in annotation_problems(annotation, image, known)
-        ]
-    return problems
+        for rule, problem in annotation_problems(annotation, image, known):
+            log.add(rule, file, f"{where}: {what} {problem}", annotation=name)
 
 
 def annotation_problems(
-    annotation: Mapping[str, Any], image: Mapping[str, Any] | None, known: Collection[int]
+    annotation: Entry, image: Entry | None, known: Collection[int]
 ) -> list[tuple[str, str]]:
-    """Rule and description of everything for which an annotation is refused.
+    """Return rule and description of everything that makes an annotation invalid.
 
     Args:
-        annotation: Entry as in a COCO file.
+        annotation: Entry of a COCO file.
         image: Its image; None if that is not listed.
-        known: Category ids that are listed.
+        known: Listed category ids.
     """
     if image is None:
         return [("unknown_image", f"belongs to image id {annotation['image_id']}, which is not in 'images'.")]
@@ -360,13 +331,13 @@ def annotation_problems(
     return problems
 
 
-def annotation_name(annotation: Mapping[str, Any], number: int) -> str:
-    """How messages name an annotation: by its id, or by its place in the file, from 0, if it has none."""
+def annotation_name(annotation: Entry, number: int) -> str:
+    """Return the name of an annotation in messages: its id, or else its number in the file, from 0."""
     return str(annotation.get("id", f"number {number}"))
 
 
-def _box_problems(bbox: Any, image: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Rule and description of what is wrong with a box."""
+def _box_problems(bbox: Any, image: Entry) -> list[tuple[str, str]]:
+    """Return rule and description of each problem of a box."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         return [("bad_box", f"has bbox {bbox!r}. A box is [left, top, width, height] in pixels.")]
     left, top, width, height = (float(value) for value in bbox)
@@ -415,12 +386,12 @@ def _to_arrays(raw: RawSplit) -> CocoSplit:
 
 
 def match_classes(split: CocoSplit, class_names: Sequence[str], *, trained_on: str) -> dict[int, int]:
-    """Map a split's category ids to class indices, by name.
+    """Map the category ids of a split to class indices, by name.
 
     Args:
         split: Any split.
-        class_names: Names of the detector's classes, in the order of their indices.
-        trained_on: Where these names come from, for the message.
+        class_names: Names of the detector's classes, by class index.
+        trained_on: Source of these names, for the message.
 
     Returns:
         Class index of each category id of the split.

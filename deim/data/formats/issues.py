@@ -1,22 +1,22 @@
-"""What can be wrong or worth knowing in a dataset: the rules, and one issue of one of them."""
+"""Rules for datasets, and issues that violate them."""
 
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
 Severity = Literal["error", "warning"]
 
 ERRORS: Final = {
-    "unreadable": "an annotation file, or an entry of it, cannot be read",
+    "unreadable": "an annotation file or an entry in it cannot be read",
     "empty_list": "a split has no images or no categories",
-    "repeated_id": "an id or a class name stands for two things",
+    "repeated_id": "an id or a class name is used twice",
     "missing_image": "an image is listed, but there is no such file",
     "corrupt_image": "a file is not an image",
-    "truncated_image": "an image is cut short or damaged inside",
+    "truncated_image": "an image is truncated or damaged inside",
     "size_differs": "the annotations give an image another size than its file has",
     "bad_box": "a box is not four finite numbers",
     "zero_box": "a box has no width or no height",
     "negative_box": "a box has a negative width or height",
-    "outside_box": "a box lies wholly outside its image",
+    "outside_box": "a box lies completely outside its image",
     "unknown_category": "a box has a class that is not listed",
     "unknown_image": "a box belongs to an image that is not listed",
     "class_not_trained": "a split lists a class that the training split does not list",
@@ -24,10 +24,10 @@ ERRORS: Final = {
     "near_duplicate_across": "two splits share an image that was saved again or changed slightly",
     "group_across": "two splits share a group, such as a part, a lot or a camera",
 }
-"""Rules whose issues stop a run, with what each finds."""
+"""Rules whose issues stop a run."""
 WARNINGS: Final = {
     "unlisted_image": "an image file that no split lists",
-    "exif_rotation": "an image that its EXIF data turns",
+    "exif_rotation": "an image that its EXIF data rotates",
     "overhanging_box": "a box reaches beyond its image by more than a pixel",
     "repeated_annotation": "annotations share an id",
     "duplicate_box": "two boxes of a class at the same place",
@@ -36,36 +36,39 @@ WARNINGS: Final = {
     "duplicate_within": "an image is twice in a split, byte for byte",
     "near_duplicate_within": "an image is twice in a split, saved again or changed slightly",
 }
-"""Rules whose issues are to be looked at, with what each finds."""
+"""Rules whose issues need a look."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Issue:
-    """One place where a rule applies."""
+    """One violation of a rule."""
 
     rule: str
-    """One of `ERRORS` and `WARNINGS`."""
+    """A key of `ERRORS` or `WARNINGS`."""
     split: str
     """Name of the split, such as `train`."""
     file: str
-    """The image, or the annotation file if it is not about one image."""
+    """The image, or the annotation file if the issue is not about one image."""
     message: str
     """A sentence that names file and annotation, and what to do."""
     annotation: str | None = None
-    """Id of the annotation as in the file, or file and line; None if it is not about one annotation."""
+    """Id of the annotation in the file, or file and line; None if the issue is not about one annotation."""
 
     @property
     def severity(self) -> Severity:
         """Whether it stops a run."""
         return "error" if self.rule in ERRORS else "warning"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The issue for a JSON file."""
-        return {
-            "rule": self.rule,
-            "severity": self.severity,
-            "split": self.split,
-            "file": self.file,
-            "annotation": self.annotation,
-            "message": self.message,
-        }
+
+@dataclass(kw_only=True, slots=True)
+class IssueLog:
+    """Collects the issues of a split."""
+
+    split: str
+    issues: list[Issue] = field(default_factory=list)
+
+    def add(self, rule: str, file: str, message: str, *, annotation: str | None = None) -> None:
+        """Add an issue; see the fields of `Issue`."""
+        self.issues.append(
+            Issue(rule=rule, split=self.split, file=file, message=message, annotation=annotation)
+        )

@@ -1,4 +1,4 @@
-"""Which format a dataset folder has, which splits, and reading them all to the same arrays."""
+"""Detection of a dataset's format, and reading of any format to the same arrays."""
 
 import json
 from collections.abc import Mapping
@@ -19,26 +19,26 @@ EXPORTED_NAME = "_annotations.coco.json"
 
 
 def detect_format(root: Path) -> Format:
-    """Format of a dataset, by what lies where.
+    """Detect the format of a dataset by its files.
 
     Args:
         root: Folder, or a `data.yaml`.
 
     Raises:
-        DataError: If there is no such folder, or it has no format or several.
+        DataError: If there is no such folder, or it fits no format or several.
     """
     if not root.exists():
         raise DataError(f"{root}: no such folder (looked in {Path.cwd()}). Name the folder of a dataset.")
-    found: list[Format] = []
+    formats: list[Format] = []
     if find_yolo(root) is not None:
-        found.append("yolo")
+        formats.append("yolo")
     if root.is_dir() and is_voc(root):
-        found.append("voc")
+        formats.append("voc")
     if root.is_dir() and coco_files(root):
-        found.append("coco")
-    if len(found) == 1:
-        return found[0]
-    what = f"looks like {' and '.join(found)}" if found else "no dataset there"
+        formats.append("coco")
+    if len(formats) == 1:
+        return formats[0]
+    what = f"looks like {' and '.join(formats)}" if formats else "no dataset there"
     raise DataError(
         f"{root}: {what}. COCO has annotations/*.json and images/, YOLO a data.yaml, VOC Annotations/*.xml "
         f"and JPEGImages/. Name the folder of one dataset, or its format with --format."
@@ -46,15 +46,15 @@ def detect_format(root: Path) -> Format:
 
 
 def coco_files(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Annotation file and image folder of each split of a COCO folder, train, val and test first.
+    """Return annotation file and image folder of each split of a COCO folder, train, val and test first.
 
     The files are `annotations/*.json`, or `*.json` beside the images, or `<split>/_annotations.coco.json`.
     """
-    found = {path.stem: path for path in sorted((root / "annotations").glob("*.json"))}
-    found = found or {path.stem: path for path in sorted(root.glob("*.json")) if _is_coco(path)}
-    if found:
+    annotations = {path.stem: path for path in sorted((root / "annotations").glob("*.json"))}
+    annotations = annotations or {path.stem: path for path in sorted(root.glob("*.json")) if _is_coco(path)}
+    if annotations:
         images = root / "images"
-        files = {name: (path, images if images.is_dir() else root) for name, path in found.items()}
+        files = {name: (path, images if images.is_dir() else root) for name, path in annotations.items()}
     else:
         files = {
             "val" if path.parent.name == "valid" else path.parent.name: (path, path.parent)
@@ -65,7 +65,7 @@ def coco_files(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def split_names(root: Path, data_format: Format) -> tuple[str, ...]:
-    """Names of the splits of a dataset.
+    """Return the names of the splits of a dataset.
 
     Raises:
         DataError: If it has none, or its description is wrong.
@@ -87,7 +87,7 @@ def split_names(root: Path, data_format: Format) -> tuple[str, ...]:
 
 
 def read_raw(root: Path, data_format: Format, split: str) -> RawSplit:
-    """Read one split without judging it.
+    """Read one split without validating it.
 
     Raises:
         DataError: If there is no such split, or its files cannot be read at all.
@@ -105,7 +105,7 @@ def read_raw(root: Path, data_format: Format, split: str) -> RawSplit:
 
 
 def read_all(root: Path, data_format: Format) -> dict[str, RawSplit]:
-    """Read all splits of a dataset without judging them.
+    """Read all splits of a dataset without validating them.
 
     Raises:
         DataError: If the files of a split cannot be read at all.
@@ -114,10 +114,10 @@ def read_all(root: Path, data_format: Format) -> dict[str, RawSplit]:
 
 
 def to_splits(raws: Mapping[str, RawSplit]) -> dict[str, CocoSplit]:
-    """The splits of a dataset as arrays, with the sizes of their images checked; these may be of any kind.
+    """Turn the splits of a dataset into arrays; images may have any depth and channels.
 
     Raises:
-        DataError: If anything is wrong for which training would refuse it.
+        DataError: If any split is invalid, an image has another size than listed, or classes differ.
     """
     splits = {name: to_split(raw) for name, raw in raws.items()}
     for split in splits.values():
@@ -140,8 +140,8 @@ def _classes(split: CocoSplit) -> dict[int, str]:
 
 def _is_coco(path: Path) -> bool:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
-        # Named like a split, it is one that is damaged.
+        # A file with the name of a split is a damaged annotation file.
         return path.stem in SPLITS
-    return isinstance(tree, dict) and "images" in tree
+    return isinstance(content, dict) and "images" in content

@@ -301,6 +301,6 @@ def _decoder_options(image: Image.Image) -> tuple[Any, ...]:
 
 def _unsupported(where: object, kind: str) -> DataError:
     return DataError(
-        f"{where}: cannot be read without loss, got {kind}. Valid are PNG and TIFF of 8 or 16 bits with 1 to 4 "
-        f"channels, and gray or RGB images of 8 bits. Save it as one of them."
+        f"{where}: cannot be read without loss, got {kind}. Valid are PNG and TIFF of 8 or 16 bits with 1 to "
+        f"4 channels, and gray or RGB images of 8 bits. Save it as one of them."
     )

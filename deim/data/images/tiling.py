@@ -1,8 +1,6 @@
-"""Tiles: which parts of an image become inputs of their own, and which boxes each of them is trained on.
+"""Tiles: the parts of an image that become separate inputs, and the boxes that each of them is trained on.
 
-    size of an image → windows → each resized to the network input, placed in the original
-
-An image that fits into a tile is its own only tile and is treated as if there were none.
+An image that fits into a tile is its only tile and is treated as without tiles.
 """
 
 from dataclasses import dataclass, replace
@@ -17,27 +15,25 @@ from deim.structures import Placement
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TilesOptions:
-    """Square tiles of the images, each an input of its own, in training, validation and prediction alike."""
+    """Square tiles of the images, each a separate input, in training, validation and prediction."""
 
     size: int
-    """Side of a tile in pixels of the original image, at least 32; a shorter side of an image stays whole."""
+    """Side of a tile in pixels of the original image, at least 32; a shorter side of an image is not cut."""
     overlap: float = 0.2
-    """Share of a tile that it has in common with the next, at least, in [0, 0.9]; as wide as most objects.
-    With 0, an oblique scratch stays in pieces, and objects face to face within 1 % of a tile of its border
-    become one."""
+    """Minimum share of a tile that overlaps the next, in [0, 0.9]; as wide as most objects. With 0, an
+    oblique scratch stays in pieces, and objects on both sides of a border, within 1 % of a tile, are
+    merged."""
     keep_fraction: float = 0.5
-    """Share of a box that a tile must hold to be trained on it, in (0, 1]; of a box that is larger than a
-    tile, the share of what a tile can hold."""
+    """Minimum share of a box inside a tile to train the tile on it, in (0, 1]; for a box that is larger than
+    a tile, the share of what a tile can contain."""
 
     def __post_init__(self) -> None:
+        keep = self.keep_fraction
         check(
             [
                 *below(32, size=self.size),
                 (not 0 <= self.overlap <= 0.9, f"overlap: got {self.overlap:g}, needs [0, 0.9]"),
-                (
-                    not 0 < self.keep_fraction <= 1,
-                    f"keep_fraction: got {self.keep_fraction:g}, needs (0, 1]",
-                ),
+                (not 0 < keep <= 1, f"keep_fraction: got {keep:g}, needs (0, 1]"),
             ]
         )
 
@@ -53,7 +49,7 @@ class TiledSplit:
     image: NDArray[np.int64]
     """(T,) position of the image in its split."""
     windows_xyxy: NDArray[np.int64]
-    """(T, 4) in pixels of the original."""
+    """(T, 4) xyxy in pixels of the original."""
     is_part: NDArray[np.bool_]
     """(T,) true where a tile is a part of its image."""
     first_tile: NDArray[np.int64]
@@ -61,49 +57,49 @@ class TiledSplit:
     first_row: NDArray[np.int64]
     """(T + 1,) tile t is trained on the boxes rows[first_row[t] : first_row[t + 1]]."""
     rows: NDArray[np.int64]
-    """(K,) positions of boxes in their split, crowds left out; a box may be on several tiles."""
+    """(K,) positions of boxes in their split, without crowds; a box may be on several tiles."""
     num_lost: int
-    """Boxes that are on no tile."""
+    """Number of boxes that are on no tile."""
 
     def __len__(self) -> int:
         return len(self.image)
 
     @property
     def num_with_boxes(self) -> int:
-        """Tiles with a box."""
+        """Number of tiles with a box."""
         return int((np.diff(self.first_row) > 0).sum())
 
     @property
     def most_boxes(self) -> int:
-        """Boxes of the fullest tile."""
+        """Maximum number of boxes on a tile."""
         return int(np.diff(self.first_row).max(initial=0))
 
     def window(self, tile: int) -> WindowXyxy | None:
-        """The part of its image that a tile shows; None if it shows all of it."""
+        """Return the part of its image that a tile shows; None if it shows all of it."""
         if not self.is_part[tile]:
             return None
         left, top, right, bottom = self.windows_xyxy[tile].tolist()
         return left, top, right, bottom
 
     def rows_of(self, tile: int) -> NDArray[np.int64]:
-        """Positions of the boxes of a tile in their split."""
+        """Return the positions of the boxes of a tile in their split."""
         return self.rows[self.first_row[tile] : self.first_row[tile + 1]]
 
     def owners(self) -> NDArray[np.int64]:
-        """(K,) the tile of each of `rows`."""
+        """Return (K,) the tile of each of `rows`."""
         return np.repeat(np.arange(len(self)), np.diff(self.first_row))
 
 
 def compute_windows(size_hw: tuple[int, int], options: TilesOptions) -> NDArray[np.int64]:
-    """The tiles of an image: as few as cover it with the overlap asked for, evenly spread.
+    """Compute the tiles of an image: the minimum number with the requested overlap, evenly spread.
 
     Args:
         size_hw: Size of the image, in pixels.
-        options: How it is cut.
+        options: Size and overlap of the tiles.
 
     Returns:
-        (n, 4) xyxy, row by row; all of one size, which is that of the image along a side that is no longer
-        than a tile.
+        (n, 4) xyxy, row by row, all of the same size. A side of the image that is not longer than a tile is
+        not cut.
     """
     tops, lefts = (_starts(side, options) for side in size_hw)
     height, width = (min(side, options.size) for side in size_hw)
@@ -112,10 +108,10 @@ def compute_windows(size_hw: tuple[int, int], options: TilesOptions) -> NDArray[
 
 
 def _starts(side: int, options: TilesOptions) -> NDArray[np.int64]:
-    """Where tiles start along a side of an image."""
+    """Return the starts of the tiles along a side of an image."""
     if side <= options.size:
         return np.zeros(1, dtype=np.int64)
-    # The small number mends what binary fractions lack: 100 · (1 - 0.9) is a little under 10.
+    # The small number makes up for binary fractions: 100 · (1 - 0.9) is a little under 10.
     largest_step = max(1, int(options.size * (1 - options.overlap) + 1e-6))
     room = side - options.size
     steps = -(-room // largest_step)
@@ -125,26 +121,26 @@ def _starts(side: int, options: TilesOptions) -> NDArray[np.int64]:
 def tile_split(split: CocoSplit, options: TilesOptions | None) -> TiledSplit:
     """Cut the images of a split and find the boxes of each tile.
 
-    A tile is trained on a box if it holds `keep_fraction` of its area, or, where the box is longer than a
-    tile, of the area that a tile can hold of it: else a scratch across five tiles would be on none.
+    A tile is trained on a box if it contains `keep_fraction` of its area, or, where the box is longer than a
+    tile, of the area that a tile can contain: otherwise a scratch across five tiles would be on none.
 
     Args:
         split: Any split.
-        options: How its images are cut; None leaves them whole.
+        options: How its images are cut; None keeps them whole.
     """
     if options is None:
         return _uncut(split)
     windows = [compute_windows((height, width), options) for height, width in split.sizes_hw.tolist()]
-    counts = np.array([len(of_image) for of_image in windows], dtype=np.int64)
+    counts = np.array([len(part) for part in windows], dtype=np.int64)
     rows: list[NDArray[np.int64]] = []
     num_lost = 0
-    for index, of_image in enumerate(windows):
-        own = np.arange(split.first_box[index], split.first_box[index + 1])
-        own = own[~split.is_crowd[own]]
-        holds = _holds(split, index, own, of_image, options)
-        num_lost += int((~holds.any(axis=0)).sum())
-        rows += [own[of_tile] for of_tile in holds]
-    lengths = np.array([len(of_tile) for of_tile in rows], dtype=np.int64)
+    for index, image_windows in enumerate(windows):
+        boxes = np.arange(split.first_box[index], split.first_box[index + 1])
+        boxes = boxes[~split.is_crowd[boxes]]
+        contains = _contains(split, index, boxes, image_windows, options)
+        num_lost += int((~contains.any(axis=0)).sum())
+        rows += [boxes[is_inside] for is_inside in contains]
+    lengths = np.array([len(tile_rows) for tile_rows in rows], dtype=np.int64)
     return TiledSplit(
         image=np.repeat(np.arange(len(split)), counts),
         windows_xyxy=np.concatenate(windows),
@@ -170,29 +166,29 @@ def _uncut(split: CocoSplit) -> TiledSplit:
     )
 
 
-def _holds(
-    split: CocoSplit, index: int, own: NDArray[np.int64], windows: NDArray[np.int64], options: TilesOptions
+def _contains(
+    split: CocoSplit, index: int, rows: NDArray[np.int64], windows: NDArray[np.int64], options: TilesOptions
 ) -> NDArray[np.bool_]:
-    """(tiles, boxes) whether a tile of an image is trained on a box of it."""
+    """Return (tiles, boxes): whether a tile of an image is trained on a box of it."""
     if len(windows) == 1:
-        return np.ones((1, len(own)), dtype=np.bool_)
+        return np.ones((1, len(rows)), dtype=np.bool_)
     size_wh = split.sizes_hw[index, ::-1]
-    low = np.clip(split.boxes_xywh[own, :2], 0, size_wh)
-    high = np.clip(split.boxes_xywh[own, :2] + split.boxes_xywh[own, 2:], 0, size_wh)
+    low = np.clip(split.boxes_xywh[rows, :2], 0, size_wh)
+    high = np.clip(split.boxes_xywh[rows, :2] + split.boxes_xywh[rows, 2:], 0, size_wh)
     shown_low = np.maximum(low, windows[:, None, :2])
     shown_high = np.minimum(high, windows[:, None, 2:])
     shown = np.maximum(shown_high - shown_low, 0).prod(axis=-1)
     largest = np.minimum(high - low, windows[0, 2:] - windows[0, :2]).prod(axis=-1)
-    # What is held whole has the very same sides, so that rounding loses no box.
-    held: NDArray[np.bool_] = (shown > 0) & (shown >= options.keep_fraction * largest)
-    return held
+    # A box that is completely inside has exactly the same sides, so that rounding loses no box.
+    contains: NDArray[np.bool_] = (shown > 0) & (shown >= options.keep_fraction * largest)
+    return contains
 
 
 def describe_tiles(tiles: TiledSplit, *, size: int, input_size_hw: tuple[int, int]) -> str:
-    """What becomes of the images of a split, in words.
+    """Describe how the images of a split are cut.
 
     Args:
-        tiles: Of the split.
+        tiles: Tiles of the split.
         size: Side of a tile, in pixels of the original.
         input_size_hw: Size of the network input, in pixels.
     """
@@ -206,7 +202,7 @@ def place_tile(placement: Placement, window_xyxy: WindowXyxy, orig_size_hw: tupl
     """Turn the placement of an input in its tile into that in the whole image.
 
     Args:
-        placement: From `fit_to_input`, of the tile as if it were an image.
+        placement: Placement in the tile, from `fit_to_input`.
         window_xyxy: The tile, in pixels of the original.
         orig_size_hw: Size of the original, in pixels.
     """

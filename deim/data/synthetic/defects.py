@@ -56,37 +56,68 @@ class Stroke:
     """(P,), in [0, 1]."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Site:
+    """Image to draw on; see `draw_defect`."""
+
+    canvas: Floats
+    region_xyxy: Window
+    light_xy: tuple[float, float]
+
+    @property
+    def unit(self) -> float:
+        """1/256 of the image's mean side, in pixels."""
+        return mean_side_unit(self.canvas.shape[:2])
+
+    def cut(self, window: Window) -> Floats:
+        """Return the window (h, w, 3) of the image, as a view."""
+        x0, y0, x1, y1 = window
+        return self.canvas[y0:y1, x0:x1]
+
+    def place(self, rng: Generator, half_extent_xy: Points) -> Points:
+        """Draw a center (2,) that keeps a defect of this half extent inside the region if it fits at all."""
+        low = np.array(self.region_xyxy[:2]) + 1.1 * half_extent_xy
+        high = np.array(self.region_xyxy[2:]) - 1.1 * half_extent_xy
+        middle = (low + high) / 2
+        center: Points = rng.uniform(np.minimum(low, middle), np.maximum(high, middle))
+        return center
+
+    def window(self, points_xy: Points, margin: float) -> Window:
+        """Return the window around points (P, 2) with a margin in pixels, cut to the image."""
+        low = np.floor(points_xy.min(axis=0) - margin - 2)
+        high = np.ceil(points_xy.max(axis=0) + margin + 2)
+        height, width = self.canvas.shape[:2]
+        x0, y0 = max(int(low[0]), 0), max(int(low[1]), 0)
+        return x0, y0, max(min(int(high[0]), width), x0 + 1), max(min(int(high[1]), height), y0 + 1)
+
+
 def draw_defect(
-    rng: Generator,
-    kind: DefectKind,
-    *,
-    canvas: Floats,
-    region_xyxy: Window,
-    light_xy: tuple[float, float],
+    rng: Generator, kind: DefectKind, *, canvas: Floats, region_xyxy: Window, light_xy: tuple[float, float]
 ) -> Patch:
     """Draw one defect at a random place.
 
     Args:
-        rng: Source of randomness.
+        rng: Source of all random draws.
         kind: Which defect.
         canvas: (H, W, 3) RGB in [0, 1]; not changed.
-        region_xyxy: Where the inspected surface is, in pixels; the defect is placed inside if it fits.
+        region_xyxy: Inspected surface, in pixels; the defect is placed inside if it fits.
         light_xy: Unit vector towards the light.
 
     Returns:
         The changed window. Beyond the defect its pixels equal the canvas.
     """
+    site = _Site(canvas=canvas, region_xyxy=region_xyxy, light_xy=light_xy)
     match kind:
         case "dent":
-            return draw_dent(rng, canvas, region_xyxy=region_xyxy, light_xy=light_xy)
+            return _draw_dent(rng, site)
         case "crack":
-            return draw_crack(rng, canvas, region_xyxy=region_xyxy, light_xy=light_xy)
+            return _draw_crack(rng, site)
         case "scratch":
-            return draw_scratch(rng, canvas, region_xyxy=region_xyxy)
+            return _draw_scratch(rng, site)
         case "hole":
-            return draw_hole(rng, canvas, region_xyxy=region_xyxy, light_xy=light_xy)
+            return _draw_hole(rng, site)
         case "stain":
-            return draw_contamination(rng, canvas, region_xyxy=region_xyxy, light_xy=light_xy)
+            return _draw_contamination(rng, site)
 
 
 def stroke_cover(strokes: list[Stroke], window: Window) -> Floats:
@@ -131,14 +162,14 @@ def _paint_segment(cover: Floats, start: list[float], end: list[float]) -> None:
     np.maximum(target, piece, out=target)
 
 
-def draw_scratch(rng: Generator, canvas: Floats, *, region_xyxy: Window) -> Patch:
-    """Draw one to four long, shallow lines, bright or dark; see `draw_defect`."""
-    unit = mean_side_unit(canvas.shape[:2])
+def _draw_scratch(rng: Generator, site: _Site) -> Patch:
+    """Draw one to four long, shallow lines, bright or dark."""
+    unit = site.unit
     length = 256 * unit * rng.uniform(0.2, 0.55)
     angle = _line_angle(rng)
     wobbly = rng.random() < 0.4
     path = _curved_path(rng, length, angle, wobble=unit * (rng.uniform(1.2, 2.4) if wobbly else 0.2))
-    path += _place(rng, region_xyxy, np.ptp(path, axis=0) / 2)
+    path += site.place(rng, np.ptp(path, axis=0) / 2)
     count = 1 if rng.random() < 0.55 else int(rng.integers(2, 5))
     normal = np.array([-math.sin(angle), math.cos(angle)])
     width = unit * (rng.uniform(1.5, 2.3) if count == 1 else rng.uniform(1.0, 1.5))
@@ -147,12 +178,12 @@ def draw_scratch(rng: Generator, canvas: Floats, *, region_xyxy: Window) -> Patc
     for _ in range(count):
         strokes += _scratch_line(rng, path + offset * normal, normal, width * rng.uniform(0.8, 1.1))
         offset += unit * rng.uniform(2.2, 4.5)
-    window = _window(np.concatenate([stroke.points_xy for stroke in strokes]), 2 * unit, canvas)
+    window = site.window(np.concatenate([stroke.points_xy for stroke in strokes]), 2 * unit)
     cover = stroke_cover(strokes, window)
-    before = _cut(canvas, window)
+    before = site.cut(window)
     if rng.random() < 0.4:
-        gain = np.float32(rng.uniform(0.35, 0.65))
-        after = before + (gain * cover)[..., None] * (np.float32(0.95) - before)
+        strength = np.float32(rng.uniform(0.35, 0.65))
+        after = before + (strength * cover)[..., None] * (np.float32(0.95) - before)
     else:
         after = before * (1 - np.float32(rng.uniform(0.35, 0.75)) * cover)[..., None]
     return Patch(window=window, pixels=np.clip(after, 0, 1))
@@ -180,17 +211,15 @@ def _scratch_line(rng: Generator, path: Points, normal: Points, width: float) ->
     return hairs
 
 
-def draw_crack(
-    rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: tuple[float, float]
-) -> Patch:
-    """Draw a jagged gap with a dark core and one lit lip; see `draw_defect`."""
-    unit = mean_side_unit(canvas.shape[:2])
+def _draw_crack(rng: Generator, site: _Site) -> Patch:
+    """Draw a jagged gap with a dark core and one lit lip."""
+    unit = site.unit
     length = 256 * unit * rng.uniform(0.2, 0.55)
     angle = _line_angle(rng)
     straight = rng.random() < 0.45
     jag = rng.uniform(0.06, 0.18) if straight else rng.uniform(0.3, 0.55)
     path = _jagged_path(rng, length, angle, jag=jag, piece_px=unit * rng.uniform(4, 9))
-    path += _place(rng, region_xyxy, np.ptp(path, axis=0) / 2)
+    path += site.place(rng, np.ptp(path, axis=0) / 2)
     width = unit * (rng.uniform(1.2, 1.7) if straight else rng.uniform(1.3, 2.4))
     strokes = [_crack_line(rng, path, width, open_end=rng.random() < 0.3)]
     for _ in range(0 if straight else int(rng.integers(0, 4))):
@@ -198,13 +227,13 @@ def draw_crack(
         turn = angle + rng.choice([-1, 1]) * rng.uniform(0.45, 1.1)
         twig = _jagged_path(rng, length * rng.uniform(0.1, 0.28), turn, jag=jag, piece_px=5 * unit)
         strokes.append(_crack_line(rng, twig - twig[0] + path[root], 0.65 * width, open_end=True))
-    window = _window(np.concatenate([stroke.points_xy for stroke in strokes]), 5 * unit, canvas)
+    window = site.window(np.concatenate([stroke.points_xy for stroke in strokes]), 5 * unit)
     core = stroke_cover(strokes, window)
     lip_px = unit * rng.uniform(0.7, 1.1)
-    away = np.array([-light_xy[0], -light_xy[1]])
+    away = np.array([-site.light_xy[0], -site.light_xy[1]])
     lips = [_lip(stroke, away, lip_px) for stroke in strokes]
     lip = np.clip(stroke_cover(lips, window) - core, 0, 1)
-    before = _cut(canvas, window)
+    before = site.cut(window)
     after = before + (np.float32(rng.uniform(0.2, 0.5)) * lip)[..., None] * (np.float32(1.0) - before)
     depth = np.float32(rng.uniform(0.65, 0.95)) * core
     after += depth[..., None] * (np.float32(rng.uniform(0.02, 0.07)) - after)
@@ -233,18 +262,18 @@ def _lip(stroke: Stroke, away: Points, lip_px: float) -> Stroke:
     )
 
 
-def draw_hole(rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: tuple[float, float]) -> Patch:
-    """Draw a round hole, through or blind, with a shaded wall and a rim; see `draw_defect`."""
-    unit = mean_side_unit(canvas.shape[:2])
+def _draw_hole(rng: Generator, site: _Site) -> Patch:
+    """Draw a round hole, through or blind, with a shaded wall and a rim."""
+    unit = site.unit
     radius = max(256 * unit * rng.uniform(0.028, 0.075), 2.0)
     squeeze, turn = rng.uniform(0.86, 1.0), rng.uniform(0, math.pi)
-    center = _place(rng, region_xyxy, np.full(2, 1.4 * radius))
-    window = _window(center[None], 1.6 * radius + 2, canvas)
+    center = site.place(rng, np.full(2, 1.4 * radius))
+    window = site.window(center[None], 1.6 * radius + 2)
     x, y = _offsets(window, center)
     along, across = _turned(x, y, turn)
     distance = np.hypot(along, across / np.float32(squeeze)) / np.float32(radius)
     distance += np.float32(rng.uniform(0.004, 0.016)) * smooth_noise(rng, x.shape, cell_px=0.4 * radius)
-    facing = (x * np.float32(light_xy[0]) + y * np.float32(light_xy[1])) / np.float32(radius)
+    facing = (x * np.float32(site.light_xy[0]) + y * np.float32(site.light_xy[1])) / np.float32(radius)
     soft = np.float32(radius / max(0.35 * unit, 0.7))
     inside = np.clip((1 - distance) * soft + 0.5, 0, 1)
     blind = rng.random() < 0.4
@@ -254,28 +283,28 @@ def draw_hole(rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: 
     shade = np.clip(0.55 - 0.55 * facing, 0.15, 1) if blind else np.float32(1)
     interior = floor * shade + np.float32(rng.uniform(0.25, 0.5)) * wall
     rim = np.clip(1 - np.abs(distance - 1.08) / rng.uniform(0.08, 0.16), 0, 1) * (1 - inside)
-    before = _cut(canvas, window)
+    before = site.cut(window)
     edge = np.float32(rng.uniform(0.15, 0.4)) * np.clip(facing + 0.25, -0.8, 1) * rim
     after = before * (1 + edge)[..., None]
     after += inside[..., None] * (interior[..., None] - after)
     return Patch(window=window, pixels=np.clip(after, 0, 1).astype(np.float32))
 
 
-def draw_dent(rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: tuple[float, float]) -> Patch:
-    """Draw a dent, a bulge or a bend that shades the unbroken surface; see `draw_defect`."""
-    unit = mean_side_unit(canvas.shape[:2])
+def _draw_dent(rng: Generator, site: _Site) -> Patch:
+    """Draw a dent, a bulge or a bend that shades the unbroken surface."""
+    unit = site.unit
     bend = rng.random() < 0.25
     half = 256 * unit * (rng.uniform(0.16, 0.26) if bend else rng.uniform(0.09, 0.2))
     aspect = rng.uniform(0.3, 0.45) if bend else rng.uniform(0.6, 1.0)
     # A fold is only seen where it lies across the light.
     turn = (
-        math.atan2(light_xy[1], light_xy[0]) + math.pi / 2 + rng.normal(0, 0.35)
+        math.atan2(site.light_xy[1], site.light_xy[0]) + math.pi / 2 + rng.normal(0, 0.35)
         if bend
         else rng.uniform(0, 3)
     )
     reach = np.hypot(half * np.array([math.cos(turn), math.sin(turn)]), half * aspect * 0.8)
-    center = _place(rng, region_xyxy, reach)
-    window = _window(center[None], 1.15 * half + 2, canvas)
+    center = site.place(rng, reach)
+    window = site.window(center[None], 1.15 * half + 2)
     x, y = _offsets(window, center)
     warp = smooth_noise(rng, x.shape, cell_px=0.7 * half) * np.float32(0.07 * half)
     along, across = _turned(x + warp, y + warp, turn)
@@ -285,32 +314,30 @@ def draw_dent(rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: 
     else:
         height = np.clip(1 - distance_sq, 0, 1) ** 2
     slope_y, slope_x = np.gradient(height.astype(np.float32) * np.float32(half * aspect))
-    facing = -(slope_x * np.float32(light_xy[0]) + slope_y * np.float32(light_xy[1]))
+    facing = -(slope_x * np.float32(site.light_xy[0]) + slope_y * np.float32(site.light_xy[1]))
     facing *= np.float32(rng.choice([-1, 1]) / max(float(np.abs(facing).max()), 1e-6))
-    before = _cut(canvas, window)
+    before = site.cut(window)
     after = before * (1 + np.float32(rng.uniform(0.25, 0.5)) * facing)[..., None]
     gleam = np.clip(facing - np.float32(0.45), 0, 1) ** 2
     after += (np.float32(rng.uniform(0.0, 0.45)) * gleam)[..., None]
     return Patch(window=window, pixels=np.clip(after, 0, 1))
 
 
-def draw_contamination(
-    rng: Generator, canvas: Floats, *, region_xyxy: Window, light_xy: tuple[float, float]
-) -> Patch:
-    """Draw a stain, an oil smear, a heap of particles or a fiber; see `draw_defect`."""
+def _draw_contamination(rng: Generator, site: _Site) -> Patch:
+    """Draw a stain, an oil smear, a heap of particles or a fiber."""
     style = rng.random()
     if style < 0.68:
-        return _draw_stain(rng, canvas, region_xyxy, oily=style > 0.48)
-    return _draw_debris(rng, canvas, region_xyxy, light_xy, fiber=style > 0.88)
+        return _draw_stain(rng, site, oily=style > 0.48)
+    return _draw_debris(rng, site, fiber=style > 0.88)
 
 
-def _draw_stain(rng: Generator, canvas: Floats, region_xyxy: Window, *, oily: bool) -> Patch:
+def _draw_stain(rng: Generator, site: _Site, *, oily: bool) -> Patch:
     """A translucent blot with an irregular outline and a darker rim, or an oil film with a faint sheen."""
-    unit = mean_side_unit(canvas.shape[:2])
+    unit = site.unit
     half = 256 * unit * rng.uniform(0.07, 0.18)
     aspect, turn = rng.uniform(0.5, 1.0), rng.uniform(0, math.pi)
-    center = _place(rng, region_xyxy, np.full(2, half))
-    window = _window(center[None], 1.7 * half + 2, canvas)
+    center = site.place(rng, np.full(2, half))
+    window = site.window(center[None], 1.7 * half + 2)
     x, y = _offsets(window, center)
     along, across = _turned(x, y, turn)
     lumps = fractal_noise(rng, x.shape, cell_px=0.9 * half, octaves=2 if oily else 4)
@@ -319,7 +346,7 @@ def _draw_stain(rng: Generator, canvas: Floats, region_xyxy: Window, *, oily: bo
     cover = np.clip(depth / np.float32(rng.uniform(0.12, 0.45)), 0, 1)
     cover *= cover * (3 - 2 * cover)
     rim = np.clip(1 - np.abs(depth - 0.12) / 0.12, 0, 1)
-    before = _cut(canvas, window)
+    before = site.cut(window)
     if oily:
         filter_rgb = np.array([0.5, 0.47, 0.42]) * rng.uniform(0.85, 1.25)
         sheen = np.sin(depth * 6 + rng.uniform(0, 6))[..., None] * np.array([0.012, 0.0, -0.012]) + 0.02
@@ -333,29 +360,27 @@ def _draw_stain(rng: Generator, canvas: Floats, region_xyxy: Window, *, oily: bo
     return Patch(window=window, pixels=np.clip(after, 0, 1).astype(np.float32))
 
 
-def _draw_debris(
-    rng: Generator, canvas: Floats, region_xyxy: Window, light_xy: tuple[float, float], *, fiber: bool
-) -> Patch:
+def _draw_debris(rng: Generator, site: _Site, *, fiber: bool) -> Patch:
     """Foreign bodies that cast a small shadow on the surface: grains and chips, or one curled fiber."""
-    unit = mean_side_unit(canvas.shape[:2])
+    unit = site.unit
     strokes = _fiber(rng, unit) if fiber else _grains(rng, unit)
     points = np.concatenate([stroke.points_xy for stroke in strokes])
     middle = (points.max(axis=0) + points.min(axis=0)) / 2
-    move = _place(rng, region_xyxy, np.ptp(points, axis=0) / 2) - middle
+    move = site.place(rng, np.ptp(points, axis=0) / 2) - middle
     moved = [
         Stroke(points_xy=s.points_xy + move, half_widths=s.half_widths, strengths=s.strengths)
         for s in strokes
     ]
-    window = _window(points + move, 5 * unit, canvas)
+    window = site.window(points + move, 5 * unit)
     cover = stroke_cover(moved, window)
     reach = max(0.9 * unit, 1.0)
-    shadow = shifted(cover, (light_xy[0] * reach, light_xy[1] * reach))
+    shadow = shifted(cover, (site.light_xy[0] * reach, site.light_xy[1] * reach))
     colors = np.array(
         [[0.1, 0.09, 0.09], [0.24, 0.17, 0.11], [0.17, 0.2, 0.3], [0.4, 0.2, 0.14], [0.86, 0.84, 0.78]]
     )
     shade = np.clip(1 + 0.3 * smooth_noise(rng, cover.shape, cell_px=2.5 * unit), 0.5, 1.3)
     body = shade[..., None] * colors[rng.integers(len(colors))]
-    before = _cut(canvas, window)
+    before = site.cut(window)
     after = before * (1 - 0.45 * shadow)[..., None]
     after += (0.92 * cover)[..., None] * (body - after)
     return Patch(window=window, pixels=np.clip(after, 0, 1).astype(np.float32))
@@ -428,30 +453,6 @@ def _turned(x: Floats, y: Floats, angle: float) -> tuple[Floats, Floats]:
     """Coordinates along and across a direction, from coordinates along x and y."""
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     return x * cos + y * sin, y * cos - x * sin
-
-
-def _place(rng: Generator, region_xyxy: Window, half_extent_xy: Points) -> Points:
-    """A center (2,) that keeps a defect of this half extent inside the region if it fits at all."""
-    low = np.array(region_xyxy[:2]) + 1.1 * half_extent_xy
-    high = np.array(region_xyxy[2:]) - 1.1 * half_extent_xy
-    middle = (low + high) / 2
-    center: Points = rng.uniform(np.minimum(low, middle), np.maximum(high, middle))
-    return center
-
-
-def _window(points_xy: Points, margin: float, canvas: Floats) -> Window:
-    """The window around points (P, 2) with a margin in pixels, cut to the canvas."""
-    low = np.floor(points_xy.min(axis=0) - margin - 2)
-    high = np.ceil(points_xy.max(axis=0) + margin + 2)
-    height, width = canvas.shape[:2]
-    x0, y0 = max(int(low[0]), 0), max(int(low[1]), 0)
-    return x0, y0, max(min(int(high[0]), width), x0 + 1), max(min(int(high[1]), height), y0 + 1)
-
-
-def _cut(canvas: Floats, window: Window) -> Floats:
-    """The window (h, w, 3) of a canvas, as a view."""
-    x0, y0, x1, y1 = window
-    return canvas[y0:y1, x0:x1]
 
 
 def _offsets(window: Window, center_xy: Points) -> tuple[Floats, Floats]:

@@ -1,11 +1,8 @@
-"""A synthetic surface-defect set in COCO format, the same for the same seed on any number of workers.
+"""A synthetic surface-defect set in COCO format, identical for the same seed on any number of workers.
 
-What an image shows decides what is annotated, so the annotations never contradict one another:
-
-- About 78 % of the images show a part with one to six defects. Each defect has a box.
-- About 10 % show a part with a clean surface. One box of the normal class covers the whole visible surface: the frame, or
-  the plate where the part lies on a background.
-- About 12 % show no part at all, only a belt, a table or another background. They have no annotation.
+- About 78 % of the images show a part with one to six defects, each with a box.
+- About 10 % show a part with a clean surface. One box of the normal class covers the visible surface.
+- About 12 % show only a background, such as a belt or a table, and have no annotation.
 
 Machining marks, reflections, screw heads and printed marks occur on all parts and are never annotated.
 """
@@ -18,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
@@ -31,10 +28,10 @@ from deim.data.synthetic.surface import Floats, Scene, make_scene
 from deim.errors import DataError
 
 MIN_SIDE_PX = 64
-"""No image is narrower or lower than this."""
+"""Minimum width and height of an image."""
 
 VISIBLE_CHANGE = 0.045
-"""A pixel belongs to a defect if one of its channels changed by more than this, of [0, 1]."""
+"""Minimum change of one channel, in [0, 1], for a pixel to belong to a defect."""
 
 ImageKind = Literal["defective", "normal", "empty"]
 
@@ -42,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 SHARES_BY_NUMBER = (0.2, 0.22, 0.2, 0.16, 0.12, 0.1)
-"""Probability of one defect on a part, of two, and so on: three on average."""
+"""Probability of one defect on a part, of two, and so on; the mean is three."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +54,10 @@ class LabeledBox:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabeledImage:
-    """An image file and what is annotated on it."""
+    """An image file and its annotations."""
 
     file_name: str
-    """Name inside the images folder."""
+    """Name in the image folder."""
     size_hw: tuple[int, int]
     """Height and width, in pixels."""
     jpeg: bytes
@@ -114,11 +111,8 @@ def make_image(split: str, index: int, *, max_size_wh: tuple[int, int], seed: in
     Args:
         split: `train`, `val` or `test`.
         index: Number of the image within its split, from 0.
-        max_size_wh: Largest width and height, in pixels.
+        max_size_wh: Maximum width and height, in pixels.
         seed: Seed of the dataset.
-
-    Returns:
-        The encoded image and its annotations.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     size_hw = _draw_size(rng, max_size_wh)
@@ -136,7 +130,7 @@ def render_image(
     """Render one image.
 
     Args:
-        rng: Source of randomness.
+        rng: Source of all random draws.
         size_hw: Height and width, in pixels.
         kind: Content of the image; see the module's docstring.
 
@@ -149,9 +143,8 @@ def render_image(
         case "defective":
             boxes = add_defects(rng, scene)
         case "normal":
-            boxes = (
-                LabeledBox(category_id=CATEGORY_IDS["normal"], bbox_xywh=_mask_box(scene.surface > 0.5)),
-            )
+            surface_xywh = _mask_box(scene.surface > 0.5)
+            boxes = (LabeledBox(category_id=CATEGORY_IDS["normal"], bbox_xywh=surface_xywh),)
         case "empty":
             pass
     return _expose(rng, scene.canvas), boxes
@@ -227,14 +220,14 @@ def _expose(rng: Generator, canvas: Floats) -> NDArray[np.uint8]:
 
 
 def _draw_size(rng: Generator, max_size_wh: tuple[int, int]) -> tuple[int, int]:
-    """A random height and width: 43 to 100 % of the largest width, 52 to 100 % of the largest height."""
+    """Draw height and width: 52 to 100 % of the maximum height, 43 to 100 % of the maximum width."""
     width = round(max_size_wh[0] * rng.uniform(0.43, 1.0))
     height = round(max_size_wh[1] * rng.uniform(0.52, 1.0))
     return max(height, MIN_SIDE_PX), max(width, MIN_SIDE_PX)
 
 
 def _image_kind(split: str, index: int, seed: int) -> ImageKind:
-    """What image `index` shows; golden-ratio steps keep the shares right in every run of images."""
+    """Return the content of image `index`; golden-ratio steps keep the shares in every range of images."""
     start = np.random.default_rng([seed, SPLITS.index(split)]).random()
     share = (start + index * 0.618033988749895) % 1
     if share < 0.78:
@@ -243,13 +236,13 @@ def _image_kind(split: str, index: int, seed: int) -> ImageKind:
 
 
 def _mask_box(mask: NDArray[np.bool_]) -> Window:
-    """Box (xywh, pixels) of the true pixels of a (H, W) mask that has some."""
+    """Return the box (xywh, pixels) of the true pixels of a (H, W) mask, which must have some."""
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(cols[0]), int(rows[0]), int(cols[-1] - cols[0]) + 1, int(rows[-1] - rows[0]) + 1
 
 
 def _covered_share(box_xywh: Window, other_xywh: Window) -> float:
-    """Intersection of two xywh boxes over the area of the smaller; an IoU is at most s / (2 - s) of it."""
+    """Return the intersection s of two xywh boxes over the smaller area; their IoU is at most s / (2 - s)."""
     x, y, w, h = box_xywh
     other_x, other_y, other_w, other_h = other_xywh
     shared_w = max(min(x + w, other_x + other_w) - max(x, other_x), 0)
@@ -266,22 +259,28 @@ def _make_file(folder: Path, split: str, index: int, *, options: SyntheticOption
 
 def write_annotations(path: Path, images: list[LabeledImage]) -> None:
     """Write one COCO file; ids count from 1 in the order of the images."""
-    image_rows: list[dict[str, Any]] = []
-    annotation_rows: list[dict[str, Any]] = []
-    for image_id, image in enumerate(images, start=1):
-        height, width = image.size_hw
-        image_rows.append({"id": image_id, "file_name": image.file_name, "width": width, "height": height})
-        for box in image.boxes:
-            annotation_rows.append(
-                {
-                    "id": len(annotation_rows) + 1,
-                    "image_id": image_id,
-                    "category_id": box.category_id,
-                    "bbox": list(box.bbox_xywh),
-                    "area": box.bbox_xywh[2] * box.bbox_xywh[3],
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": CATEGORY_IDS[kind], "name": name} for kind, name in CLASS_NAMES.items()]
-    content = {"images": image_rows, "annotations": annotation_rows, "categories": categories}
+    boxes = [(image_id, box) for image_id, image in enumerate(images, start=1) for box in image.boxes]
+    content = {
+        "images": [
+            {
+                "id": number,
+                "file_name": image.file_name,
+                "width": image.size_hw[1],
+                "height": image.size_hw[0],
+            }
+            for number, image in enumerate(images, start=1)
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": box.category_id,
+                "bbox": list(box.bbox_xywh),
+                "area": box.bbox_xywh[2] * box.bbox_xywh[3],
+                "iscrowd": 0,
+            }
+            for number, (image_id, box) in enumerate(boxes, start=1)
+        ],
+        "categories": [{"id": CATEGORY_IDS[kind], "name": name} for kind, name in CLASS_NAMES.items()],
+    }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -44,7 +44,7 @@ def smooth_noise(rng: Generator, size_hw: tuple[int, int], *, cell_px: float) ->
     """Isotropic noise of one scale.
 
     Args:
-        rng: Source of randomness.
+        rng: Source of all random draws.
         size_hw: Height and width, in pixels.
         cell_px: Distance of independent values, in pixels; at most 1 gives white noise.
 
@@ -75,7 +75,7 @@ def streak_noise(
     """Noise stretched along one direction, as brushing leaves it.
 
     Args:
-        rng: Source of randomness.
+        rng: Source of all random draws.
         size_hw: Height and width, in pixels.
         angle: Direction of the streaks against the x axis, in radians.
         grain_px: Thickness of a streak, in pixels.
@@ -124,7 +124,7 @@ def make_scene(rng: Generator, size_hw: tuple[int, int], kind: SceneKind) -> Sce
     """Compose an image without defects.
 
     Args:
-        rng: Source of randomness.
+        rng: Source of all random draws.
         size_hw: Height and width, in pixels.
         kind: `part` shows an inspected surface that fills the frame or lies on a background; `empty` shows
             the background alone.
