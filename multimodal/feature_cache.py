@@ -12,10 +12,11 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save_file
@@ -141,7 +142,7 @@ class FindingsLoader:
         self,
         model: TextFusedDetector,
         dataset: DetectionDataset,
-        batches: Iterable[Sequence[tuple[int, ...]]],
+        batches: Any,
         *,
         store: FindingsStore,
         num_views: int,
@@ -159,6 +160,13 @@ class FindingsLoader:
         self.precision = precision
         self.images_at_once = images_at_once
         self.num_workers = num_workers
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch, and the first of its batches, of the next pass."""
+        self.batches.epoch, self.batches.first_batch = epoch, first_batch
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[FindingsBatch]:
         """Yield the batches; those that come from files are on the CPU.

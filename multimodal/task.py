@@ -12,12 +12,10 @@ from torch import nn
 from deim.config.checks import check
 from deim.config.loader import config_to_dict
 from deim.config.schema import Config
-from deim.data.collate import Batch
-from deim.data.loader import build_train_dataset, load_batches
 from deim.engine.checkpoints import INPUT_OPTIONS, Checkpoint, TrainedDetector, load_trained, read_checkpoint
 from deim.engine.context import RunContext
-from deim.engine.loading import AugmentEpochs, EpochSampler, build_pipeline, set_epoch
-from deim.engine.log import ProgressBar
+from deim.engine.loading import AugmentEpochs, TrainLoader, build_pipeline, build_train_loader
+from deim.engine.log import Advance, progress_bar
 from deim.engine.schedule import Timeline, resolve_schedule
 from deim.engine.step import Precision
 from deim.engine.task import TaskDefaults, TaskProducts, detection_options
@@ -132,8 +130,9 @@ class TextFusionTask:
         bank = _text_bank(options, train.class_names)
         assert isinstance(trained.model, Detector)
         model = build_fused(trained.model, bank, options).to(context.device)
-        loader = build_fusion_loader(context, model)
-        pairs = _find_confused_pairs(context, loader, share=options.confusion_share)
+        loader, outputs = build_loaders(context, model)
+        loader.set_epoch(0)
+        pairs = _find_confused_pairs(context, outputs, share=options.confusion_share)
         groups = parameter_groups(
             model.head,
             config.recipe.lr,
@@ -253,10 +252,12 @@ def _check_options(context: RunContext, options: TextFusionOptions) -> None:
     """Raise ConfigError if the rest of the experiment does not fit the task; one line for each problem."""
     config = context.config
     views, start = options.cached_views, options.class_head_from_epoch
-    changes_images = build_pipeline(config, epochs=context.augment_epochs).changes_images
+    pipeline = build_pipeline(
+        config.augment, epochs=context.augment_epochs, image_size_hw=config.image_size_hw
+    )
     problems = [
         (
-            options.cache and views > 1 and not changes_images,
+            options.cache and views > 1 and not pipeline.changes_images,
             f"task.cached_views: got {views}, but without augmentation they are all the same. Use 1, or set "
             f"augment.horizontal_flip.",
         ),
@@ -333,76 +334,55 @@ def _encoder(options: TextFusionOptions) -> TextEncoder:
             return load_open_clip_encoder(weights, model_name=model)
 
 
-class FusionLoader:
-    """Training batches of the fusion head.
-
-    Args:
-        batches: What the head trains on, in the order of the sampler.
-        outputs: The same with the detector's outputs.
-        sampler: Order of the images.
-    """
-
-    def __init__(
-        self, batches: Iterable[Any], outputs: Iterable[FindingsBatch], sampler: EpochSampler
-    ) -> None:
-        self.batches = batches
-        self.outputs = outputs
-        self.sampler = sampler
-
-    def __len__(self) -> int:
-        """Return the number of batches of a whole epoch."""
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the batches of the epoch."""
-        return iter(self.batches)
-
-    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose the epoch (0-based), and the first of its batches, that the next pass yields."""
-        set_epoch(self.sampler, epoch, first_batch)
-
-
-def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> FusionLoader:
+def build_loaders(
+    context: RunContext, model: TextFusedDetector
+) -> tuple[TrainLoader | FindingsLoader, Iterable[FindingsBatch]]:
     """Build the training batches of the fusion head.
 
     Args:
         context: The run.
         model: The fused detector, whose detector's outputs are stored unless the options forbid it.
 
+    Returns:
+        What the head trains on, and the same batches as outputs of the detector.
+
     Raises:
         ConfigError: If a change of images needs a package that is not installed.
         DataError: If an image cannot be read.
     """
-    config, train = context.config, context.splits.train
-    options = fusion_options(config)
+    config, options = context.config, fusion_options(context.config)
     # The number of a stored view stands for the epoch.
     stop = options.cached_views if options.cache else config.epochs
-    pipeline = build_pipeline(config, epochs=AugmentEpochs(start=0, mix_end=stop, stop=stop))
-    augmentation = pipeline.images if pipeline.changes_images else None
-    dataset = build_train_dataset(config, train, augmentation=augmentation)
-    images_at_once, num_workers = config.data.eval_batch_size, config.data.num_workers
+    images = build_train_loader(
+        context.sampler,
+        context.splits.train,
+        data=config.data,
+        augment=config.augment,
+        image_size_hw=config.image_size_hw,
+        seed=config.seed,
+        epochs=AugmentEpochs(start=0, mix_end=stop, stop=stop),
+    )
+    images_at_once = config.data.eval_batch_size
     if not options.cache:
-        images = load_batches(dataset, context.sampler, num_workers=num_workers)
-        outputs = _DetectorOutputs(model, images, context.device, context.precision, images_at_once)
-        return FusionLoader(images, outputs, context.sampler)
-    if augmentation is not None and options.cached_views == 1:
+        return images, _DetectorOutputs(model, images, context.device, context.precision, images_at_once)
+    if images.pipeline.changes_images and options.cached_views == 1:
         logger.warning("task.cached_views: 1 view of each image, so its augmentation is drawn only once")
-    store = open_store(Path(options.cache_dir), dataset, model, context.precision)
-    views = [(view, index) for view in range(options.cached_views) for index in range(len(dataset))]
+    store = open_store(Path(options.cache_dir), images.dataset, model, context.precision)
+    views = [(view, index) for view in range(options.cached_views) for index in range(len(images.dataset))]
     num_stored = sum(map(store.has, views))
     logger.info("feature cache: %s holds %d of %d views of images", store.folder, num_stored, len(views))
-    cached = FindingsLoader(
+    stored = FindingsLoader(
         model,
-        dataset,
+        images.dataset,
         context.sampler,
         store=store,
         num_views=options.cached_views,
         device=context.device,
         precision=context.precision,
         images_at_once=images_at_once,
-        num_workers=num_workers,
+        num_workers=config.data.num_workers,
     )
-    return FusionLoader(cached, cached, context.sampler)
+    return stored, stored
 
 
 class _DetectorOutputs:
@@ -411,7 +391,7 @@ class _DetectorOutputs:
     def __init__(
         self,
         model: TextFusedDetector,
-        images: Iterable[Batch],
+        images: TrainLoader,
         device: torch.device,
         precision: Precision,
         images_at_once: int,
@@ -429,16 +409,17 @@ class _DetectorOutputs:
             yield FindingsBatch(images=outputs, targets=on_device.targets)
 
 
-def _find_confused_pairs(context: RunContext, loader: FusionLoader, *, share: float) -> list[ConfusedPair]:
+def _find_confused_pairs(
+    context: RunContext, outputs: Iterable[FindingsBatch], *, share: float
+) -> list[ConfusedPair]:
     """Return the classes that the detector confuses on the training images, and log them."""
     config, class_names = context.config, context.splits.train.class_names
     matcher = build_matcher(config.loss.matcher, change_epoch=config.epochs)
     criterion = FusionCriterion(matcher, FusionLossWeights(), num_classes=len(class_names))
-    loader.set_epoch(0)
     is_main = context.distributed.is_main
-    with ProgressBar("outputs of the detector", total=len(loader), is_shown=is_main) as bar:
+    with progress_bar("outputs of the detector", total=len(context.sampler), is_shown=is_main) as advance:
         counts = count_confusions(
-            bar.track(loader.outputs),
+            _counted(outputs, advance),
             criterion,
             num_classes=len(class_names),
             distributed=context.distributed,
@@ -456,6 +437,12 @@ def _find_confused_pairs(context: RunContext, loader: FusionLoader, *, share: fl
             class_names[pair.predicted_as],
         )
     return pairs
+
+
+def _counted(batches: Iterable[FindingsBatch], advance: Advance) -> Iterator[FindingsBatch]:
+    for batch in batches:
+        yield batch
+        advance()
 
 
 def _task_state(trained: TrainedDetector, bank: TextBank, pairs: Sequence[ConfusedPair]) -> dict[str, Any]:

@@ -90,6 +90,13 @@ def build_detection_loader(context: RunContext) -> TrainLoader:
     Raises:
         ConfigError: If a change of images needs a package that is not installed.
     """
+    config = context.config
     return build_train_loader(
-        context.config, context.sampler, context.splits.train, epochs=context.augment_epochs
+        context.sampler,
+        context.splits.train,
+        data=config.data,
+        augment=config.augment,
+        image_size_hw=config.image_size_hw,
+        seed=config.seed,
+        epochs=context.augment_epochs,
     )

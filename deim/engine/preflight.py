@@ -84,7 +84,9 @@ def preflight(run: TrainingRun, *, micro_batch_size: int | None) -> int:
 def find_largest_input(context: RunContext) -> LargestInput:
     """Return the largest size of a run, and the number of boxes that needs the most memory."""
     config, train = context.config, context.splits.train
-    pipeline = build_pipeline(config, epochs=context.augment_epochs)
+    pipeline = build_pipeline(
+        config.augment, epochs=context.augment_epochs, image_size_hw=config.image_size_hw
+    )
     if config.data.tiles is None:
         most_boxes = int((train.first_box[1:] - train.first_box[:-1]).max(initial=0))
     else:

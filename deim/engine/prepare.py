@@ -73,9 +73,11 @@ def prepare_run(
     device = select_device(config.runtime.device, distributed=distributed)
     precision = select_precision(config.runtime.amp, device)
     sampler = build_sampler(
-        config,
+        config.data,
         splits.train,
+        seed=config.seed,
         batch_size=plan.effective,
+        image_size_hw=config.image_size_hw,
         rank=distributed.rank,
         num_ranks=distributed.size,
     )

@@ -11,6 +11,7 @@ import torch
 from deim.config.loader import config_from_dict, config_to_dict
 from deim.engine.checkpoints import AveragedWeights, Checkpoint, ResumeState
 from deim.engine.context import TrainingRun
+from deim.engine.memory import peak_bytes, reset_peak
 from deim.engine.progress import Progress
 from deim.engine.seeding import random_states, restore_random_states
 from deim.engine.step import unwrap_model
@@ -174,6 +175,22 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) 
     optimizer.load_state_dict(dict(state))
     for group, kept in zip(optimizer.param_groups, options, strict=True):
         group.update(kept)
+
+
+def epoch_values(run: TrainingRun, progress: Progress) -> dict[str, Any]:
+    """Return the entries of an epoch in `metrics.jsonl`, and measure the peak of memory anew."""
+    recipe, device = run.context.config.recipe, run.context.device
+    factor = run.context.timeline.lr_factor(progress.step - 1) * progress.lr_scale
+    values = {
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "lr": recipe.lr * factor,
+        "backbone_lr": recipe.backbone_lr * factor if run.task.trains_backbone else 0.0,
+        "peak_memory_bytes": peak_bytes(device),
+        **progress.sums.means(),
+    }
+    reset_peak(device)
+    return values
 
 
 def find_differences(run: TrainingRun, checkpoint: Checkpoint) -> list[str]:

@@ -12,7 +12,7 @@ from deim.config.schema import Config
 from deim.data.dataset import DetectionDataset
 from deim.data.splits import build_splits
 from deim.engine.device import select_precision
-from deim.engine.loading import EpochSampler, set_epoch
+from deim.engine.loading import EpochSampler
 from deim.engine.prepare import prepare_run
 from deim.engine.schedule import resolve_ema
 from deim.engine.task import TaskProducts
@@ -23,7 +23,7 @@ from multimodal.ablation.variants import VariantSource
 from multimodal.feature_cache import FindingsBatch, FindingsLoader, open_store
 from multimodal.loss import FusionCriterion
 from multimodal.options import TextFusionOptions
-from multimodal.task import TASK, FusionLoader, fusion_options
+from multimodal.task import TASK, fusion_options
 from multimodal.wrapper import TextFusedDetector
 
 NUM_RESAMPLES = 1000
@@ -78,8 +78,7 @@ def build_trials(
     model, criterion = products.model, products.criterion
     assert isinstance(model, TextFusedDetector)
     assert isinstance(criterion, FusionCriterion)
-    assert isinstance(products.loader, FusionLoader)
-    loader = products.loader.outputs
+    loader = products.loader
     assert isinstance(loader, FindingsLoader)
     evaluator = Evaluator(
         config,
@@ -131,15 +130,14 @@ class _TrainBatches:
         self.like = like
 
     def __call__(self, seed: int, epoch: int) -> Iterable[FindingsBatch]:
-        order = EpochSampler(
-            len(self.loader.dataset),
+        loader = copy(self.loader)
+        loader.batches = EpochSampler(
+            len(loader.dataset),
             self.like.batch_size,
             seed=seed,
             repeat_factors=self.like.repeat_factors,
         )
-        set_epoch(order, epoch)
-        loader = copy(self.loader)
-        loader.batches = order
+        loader.set_epoch(epoch)
         return loader
 
 
