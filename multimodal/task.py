@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -385,22 +385,15 @@ def build_loaders(
     return stored, stored
 
 
+@dataclass(frozen=True, slots=True)
 class _DetectorOutputs:
     """Batches of images as batches of the detector's outputs, which are not stored."""
 
-    def __init__(
-        self,
-        model: TextFusedDetector,
-        images: TrainLoader,
-        device: torch.device,
-        precision: Precision,
-        images_at_once: int,
-    ) -> None:
-        self.model = model
-        self.images = images
-        self.device = device
-        self.precision = precision
-        self.images_at_once = images_at_once
+    model: TextFusedDetector
+    images: TrainLoader
+    device: torch.device
+    precision: Precision
+    images_at_once: int
 
     def __iter__(self) -> Iterator[FindingsBatch]:
         for batch in self.images:

@@ -51,14 +51,7 @@ DATA_MESSAGES = {
 def capture_checkpoint(
     run: TrainingRun, progress: Progress, *, epoch: int, weights: WeightKind
 ) -> Checkpoint:
-    """Put a run into a checkpoint that is enough to use the detector.
-
-    Args:
-        run: The run.
-        progress: How far it has come.
-        epoch: The epoch (0-based) that the weights come from.
-        weights: Kind of the weights for inference.
-    """
+    """Put a run into a checkpoint that is enough to use the detector, with weights of an epoch (0-based)."""
     config, train = run.context.config, run.context.splits.train
     return Checkpoint(
         config=config_to_dict(config),

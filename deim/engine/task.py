@@ -101,7 +101,7 @@ class TrainingTask(Protocol):
 
     @property
     def report_module(self) -> str | None:
-        """Module with the task's `evaluate_trained` and `evaluate_share`; None for a detector's report."""
+        """Module with `evaluate_checkpoint` and `evaluate_share`; None for the report of a detector."""
 
     def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:
         """Return the options on which an experiment rests.
@@ -144,21 +144,13 @@ class TrainingTask(Protocol):
 
 
 def load_task(name: str) -> TrainingTask:
-    """Import a task; nothing of a task is imported before it is asked for.
-
-    Args:
-        name: A key of `TASKS`.
-    """
+    """Import the task of a name in `TASKS`; nothing of a task is imported before it is needed."""
     task: TrainingTask = import_module(TASKS[name]).TASK
     return task
 
 
 def task_options_class(name: str) -> type[TaskOptions]:
-    """Return the dataclass of a task's block in the config.
-
-    Args:
-        name: A key of `TASKS`.
-    """
+    """Return the dataclass of a task's block in the config."""
     return load_task(name).options_class
 
 
@@ -168,13 +160,7 @@ def detection_options() -> TaskOptions:
 
 
 def report_function(task: str, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a task's function for reports, or the detector's where the task has none.
-
-    Args:
-        task: A key of `TASKS`.
-        name: `evaluate_trained` or `evaluate_share`.
-        default: The detector's function.
-    """
+    """Return the function of a task's report module, or the default where the task has none."""
     module = load_task(task).report_module
     function: Callable[..., Any] = default if module is None else getattr(import_module(module), name)
     return function
