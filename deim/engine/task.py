@@ -83,25 +83,16 @@ class TrainingTask(Protocol):
     def options_class(self) -> type[TaskOptions]:
         """Dataclass of the task's block in the config."""
 
-    @property
-    def run_files(self) -> tuple[str, ...]:
-        """Names in the run folder that this task writes beside those of every run."""
-
-    @property
-    def free_options(self) -> tuple[str, ...]:
-        """Options of the block that may differ in a resumed run, such as `task.cache_dir`."""
-
-    @property
-    def fingerprint_messages(self) -> Mapping[str, str]:
-        """Line for each of the task's fingerprints, for a resumed run in which it differs."""
-
-    @property
-    def trains_backbone(self) -> bool:
-        """Whether `recipe.backbone_lr` applies."""
-
-    @property
-    def report_module(self) -> str | None:
-        """Module with `evaluate_checkpoint` and `evaluate_share`; None for the report of a detector."""
+    run_files: tuple[str, ...]
+    """Names in the run folder that this task writes beside those of every run."""
+    free_options: tuple[str, ...]
+    """Options of the block that may differ in a resumed run, such as `task.cache_dir`."""
+    fingerprint_messages: Mapping[str, str]
+    """Line for each of the task's fingerprints, for a resumed run in which it differs."""
+    trains_backbone: bool
+    """Whether `recipe.backbone_lr` applies."""
+    report_module: str | None
+    """Module with `evaluate_checkpoint` and `evaluate_share`; None for the report of a detector."""
 
     def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:
         """Return the options on which an experiment rests.
