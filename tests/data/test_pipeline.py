@@ -12,7 +12,7 @@ from deim.config.loader import config_from_dict, load_block, load_config, shippe
 from deim.config.schema import Config
 from deim.data.augment.industrial import IndustrialOptions
 from deim.data.augment.options import AugmentOptions
-from deim.data.augment.pipeline import compute_sizes, find_stages
+from deim.data.augment.pipeline import compute_sizes
 from deim.data.collate import Batch, resize_batch
 from deim.data.formats.coco import CocoSplit, read_coco
 from deim.data.loader import (
@@ -23,8 +23,8 @@ from deim.data.loader import (
     iterate,
 )
 from deim.data.transforms import Sample
-from deim.engine.schedule import resolve_schedule
-from deim.engine.task import build_training_changes
+from deim.engine.loading import AugmentEpochs, AugmentPipeline, build_pipeline
+from deim.engine.schedule import Timeline, resolve_schedule
 from deim.errors import ConfigError
 
 FULL = (
@@ -82,9 +82,16 @@ def test_the_preset_none_switches_everything_of_the_others_off(tmp_path: Path) -
     model = {"name": "x", "hidden_dim": 64, "backbone": {"type": "dinov3"}}
     whole = replace(config_from_dict({**config, "model": model}, where="test"), augment=found)
     timeline = resolve_schedule(whole.schedule, epochs=30, steps_per_epoch=10)
-    augmentation, changes = build_training_changes(whole, timeline)
-    assert changes is None
-    assert [stage.names for stage in find_stages(augmentation, changes, epochs=30)] == [()]
+    pipeline = pipeline_of(whole, timeline)
+    assert pipeline.batches is None
+    assert [stage.names for stage in pipeline.stages(30)] == [()]
+
+
+def pipeline_of(config: Config, timeline: Timeline) -> AugmentPipeline:
+    epochs = AugmentEpochs(
+        start=timeline.augment_start_epoch, mix_end=timeline.mix_end_epoch, stop=timeline.no_aug_epoch
+    )
+    return build_pipeline(config.augment, epochs=epochs, image_size_hw=config.image_size_hw)
 
 
 def test_the_full_preset_has_the_stages_of_the_reference() -> None:
@@ -94,8 +101,8 @@ def test_the_full_preset_has_the_stages_of_the_reference() -> None:
     # The reference's M: 102 epochs, 12 of them without augmentation, policy [4, 49, 90].
     schedule = replace(config.schedule, no_aug_epochs=12, warmup_steps="auto", flat_epochs="auto")
     timeline = resolve_schedule(schedule, epochs=102, steps_per_epoch=100)
-    augmentation, changes = build_training_changes(config, timeline)
-    stages = find_stages(augmentation, changes, epochs=102)
+    pipeline = pipeline_of(config, timeline)
+    stages, changes = pipeline.stages(102), pipeline.batches
     assert [stage.describe() for stage in stages] == [
         "epochs 0 to 3: flips, several sizes",
         "epochs 4 to 48: mosaic, zoom-out, crop, colors, flips, mix-up, copy-blend, several sizes",
