@@ -435,7 +435,7 @@ def _find_confused_pairs(
 def _counted(batches: Iterable[FindingsBatch], advance: Advance) -> Iterator[FindingsBatch]:
     for batch in batches:
         yield batch
-        advance()
+        advance("")
 
 
 def _task_state(trained: TrainedDetector, bank: TextBank, pairs: Sequence[ConfusedPair]) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,11 +20,8 @@ from deim.records import to_json
 LINE_WIDTH = 120
 
 
-class Advance(Protocol):
-    """Counts a step of a bar."""
-
-    def __call__(self, note: str = "") -> None:
-        """Count a step, and show a note after the bar."""
+Advance = Callable[[str], None]
+"""Counts a step of a bar, and shows a note after it."""
 
 
 @contextmanager
@@ -51,7 +48,7 @@ def progress_bar(title: str, *, total: int, start: int = 0, is_shown: bool = Tru
     )
     task = bar.add_task(title, total=total, completed=start, note="")
 
-    def advance(note: str = "") -> None:
+    def advance(note: str) -> None:
         bar.update(task, advance=1, note=note, refresh=True)
 
     with bar:

@@ -87,16 +87,13 @@ def capture_resumable(run: TrainingRun, progress: Progress) -> Checkpoint:
 
 
 def restore_run(run: TrainingRun, checkpoint: Checkpoint, *, path: Path, force: bool) -> Progress:
-    """Put a run back to the state of a checkpoint.
+    """Put a run back to the state of a checkpoint, and return how far the run had come.
 
     Args:
         run: The run; changed in place.
-        checkpoint: One from which training can be resumed.
+        checkpoint: Checkpoint from which training can be resumed.
         path: File that it was read from, for messages.
         force: Resume although config or data differ; the differences are logged.
-
-    Returns:
-        How far the run had come.
 
     Raises:
         CheckpointError: If it belongs to another run, or its tensors do not fit.

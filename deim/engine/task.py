@@ -95,10 +95,7 @@ class TrainingTask(Protocol):
     """Module with `evaluate_checkpoint` and `evaluate_share`; None for the report of a detector."""
 
     def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:
-        """Return the options on which an experiment rests.
-
-        Args:
-            block: The block `task` in plain types, not yet checked.
+        """Return the options on which an experiment rests, by its block `task`, not yet checked.
 
         Raises:
             CheckpointError: If they stand in a checkpoint that cannot be used.
@@ -122,15 +119,10 @@ class TrainingTask(Protocol):
         """
 
     def build_stored_model(self, config: "Config", checkpoint: "Checkpoint", path: Path) -> "nn.Module":
-        """Build the model of a checkpoint; its weights are loaded afterwards.
-
-        Args:
-            config: The checkpoint's config, perhaps with overrides.
-            checkpoint: The checkpoint.
-            path: Where it was read, for messages.
+        """Build the model of a checkpoint, by its config with overrides; its weights are loaded afterwards.
 
         Raises:
-            CheckpointError: If the task's state in the checkpoint is damaged.
+            CheckpointError: If the task's state in the checkpoint at `path` is damaged.
         """
 
 

@@ -117,7 +117,7 @@ def test_a_missing_dataset_is_told_how_to_be_made_or_named(call: Callable, tmp_p
     ("options", "message"),
     [
         (["epochs=0"], "epochs: got 0, needs at least 1"),
-        (["image_size=100"], "image_size: got 100x100, height and width must be multiples of 32"),
+        (["image_size=100"], "image_size: got 100x100, both must be multiples of 32"),
         (["data.batch_size=two"], "data.batch_size: got 'two', needs an integer"),
         (["batch_size"], "--set: got 'batch_size', needs key.path=value"),
         (["schedule.flat_epochs=10"], "schedule.flat_epochs: got 10, but the final stage"),
