@@ -1,7 +1,7 @@
 """The task `text_fusion`: a head that fuses text into the class scores of a frozen detector."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
 from deim.data.loader import TrainLoader, build_train_loader
 from deim.engine.checkpoints import INPUT_OPTIONS, Checkpoint, TrainedDetector, load_trained, read_checkpoint
 from deim.engine.context import RunContext
-from deim.engine.log import ProgressBar
+from deim.engine.log import Advance, progress_bar
 from deim.engine.schedule import Timeline, resolve_schedule
 from deim.engine.task import TaskDefaults, TaskProducts, detection_options
 from deim.errors import CheckpointError, ConfigError
@@ -397,9 +397,10 @@ def _find_confused_pairs(
     criterion = FusionCriterion(matcher, FusionLossOptions(), num_classes=len(class_names))
     loader.set_epoch(0)
     is_main = context.distributed.is_main
-    with ProgressBar("outputs of the detector", total=len(loader), is_shown=is_main) as bar:
+    outputs = _detector_outputs(context, model, loader)
+    with progress_bar("outputs of the detector", total=len(loader), is_shown=is_main) as advance:
         counts = count_confusions(
-            bar.track(_detector_outputs(context, model, loader)),
+            _counted(outputs, advance),
             criterion,
             num_classes=len(class_names),
             distributed=context.distributed,
@@ -417,6 +418,12 @@ def _find_confused_pairs(
             class_names[pair.predicted_as],
         )
     return pairs
+
+
+def _counted(batches: Iterable[DetectorOutputBatch], advance: Advance) -> Iterator[DetectorOutputBatch]:
+    for batch in batches:
+        yield batch
+        advance("")
 
 
 def _task_state(trained: TrainedDetector, bank: TextBank, pairs: Sequence[ConfusedPair]) -> dict[str, Any]:

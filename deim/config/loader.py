@@ -249,7 +249,7 @@ def _resolve_hint(option: "Field[Any]", hint: object, block: Node | None) -> obj
     if "class_of" not in option.metadata:
         return hint
     tag = None if block is None else block.child("type")
-    names: tuple[str, ...] = option.metadata["names"]
+    names = tuple(option.metadata["names"])
     named = [name for name in names if tag is not None and tag.value == name]
     return Union[tuple(map(option.metadata["class_of"], named or names))]  # noqa: UP007  made at run time
 

@@ -71,14 +71,11 @@ def migrate_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     migrated = dict(content)
     config = migrate_config(migrated["config"])
-    fusion = migrated.pop("fusion", None)
+    fusion, ema = migrated.pop("fusion", None), migrated.get("ema", {})
     migrated |= {
         "format": 2,
         "model": _migrate_weights(migrated.get("model", {})),
-        "ema": {
-            **migrated.get("ema", {}),
-            "model": _migrate_weights(migrated.get("ema", {}).get("model", {})),
-        },
+        "ema": {**ema, "model": _migrate_weights(ema.get("model", {}))},
         "config": config,
         "task": config["task"]["type"],
         "task_state": {} if fusion is None else _migrate_fusion(fusion),

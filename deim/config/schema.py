@@ -90,7 +90,7 @@ class Config:
     seed: int = 0
     """Seed of weights, sampling, augmentation and denoising."""
     task: TaskOptions = field(
-        default_factory=detection_options, metadata={"names": tuple(TASKS), "class_of": task_options_class}
+        default_factory=detection_options, metadata={"names": TASKS, "class_of": task_options_class}
     )
     """What is trained: `type: detection`, or another task with its options."""
     model: ModelOptions

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointManager:
-    """Writes and finds the checkpoints of a run.
+    """Writes and finds the checkpoints of a run; writing raises OSError if it fails.
 
     last.pth                     the newest state
     last.previous.pth            the start of an epoch after a good step, to restore after skipped steps
@@ -25,25 +25,13 @@ class CheckpointManager:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.last_path = folder / "last.pth"
+        self.best_path = folder / "best.pth"
+        self.final_stage_path = folder / "best_before_final_stage.pth"
         self.is_saved = False
         """Whether last.pth holds the current state."""
         self._last_is_good_start = True
         self._resumed_from: Path | None = None
-
-    @property
-    def best_path(self) -> Path:
-        """File of the best weights."""
-        return self.folder / "best.pth"
-
-    @property
-    def last_path(self) -> Path:
-        """File of the newest state."""
-        return self.folder / "last.pth"
-
-    @property
-    def final_stage_path(self) -> Path:
-        """File of the best weights before the final stage."""
-        return self.folder / "best_before_final_stage.pth"
 
     @property
     def continues_here(self) -> bool:
@@ -52,30 +40,18 @@ class CheckpointManager:
         return before is not None and before.resolve().parent == self.folder.resolve()
 
     def save_last(self, checkpoint: Checkpoint) -> None:
-        """Write last.pth, and keep the one before it if that is a state worth restoring.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
+        """Write last.pth, and keep the one before it if that is a state worth restoring."""
         assert checkpoint.resume is not None
         # A restore returns to the start of an epoch, whenever else the run was saved.
         save_checkpoint(checkpoint, self.last_path, keep_previous=self._last_is_good_start)
         self._last_is_good_start = checkpoint.resume.progress.is_good_start
 
     def save_best(self, checkpoint: Checkpoint) -> None:
-        """Write best.pth.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
+        """Write best.pth."""
         save_checkpoint(checkpoint, self.best_path)
 
     def save_final_stage(self, checkpoint: Checkpoint) -> None:
-        """Keep the weights from which the final stage starts.
-
-        Raises:
-            OSError: If they cannot be written.
-        """
+        """Keep the weights from which the final stage starts."""
         save_checkpoint(checkpoint, self.final_stage_path)
 
     def read_for_resume(self, path: Path) -> tuple[Checkpoint, Path]:
@@ -99,13 +75,7 @@ class CheckpointManager:
         return checkpoint, source
 
     def note_resume(self, path: Path, source: Path, progress: Progress) -> None:
-        """Remember from which file the run was resumed.
-
-        Args:
-            path: The file that was asked for.
-            source: The file that was read.
-            progress: The state in it.
-        """
+        """Remember that a run was resumed from `path`, and from the state in `source`."""
         self._resumed_from = path
         self.is_saved = source.resolve() == self.last_path.resolve()
         # A damaged file must not replace the one before it.
@@ -156,12 +126,7 @@ class CheckpointManager:
         """Read the best weights before the final stage.
 
         A run that was stopped in the final stage may have replaced best.pth since; then its copy is read.
-
-        Args:
-            epoch: The epoch (0-based) that they come from.
-
-        Returns:
-            None if neither file holds that epoch.
+        Returns None if neither holds the epoch (0-based).
         """
         for path in (self.best_path, self.final_stage_path):
             checkpoint = self._read_if_whole(path)

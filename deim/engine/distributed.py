@@ -1,4 +1,4 @@
-"""Several processes that train one model; with one process every function here does nothing.
+"""Several processes that train one model; with a single process every function here does nothing.
 
 Start them with `torchrun --nproc_per_node=N tools/train.py …`, on one machine or several.
 """
@@ -23,27 +23,27 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)
-"""How long a process waits for the others; validation and the making of a set may keep them that long."""
+"""How long a process waits for the others, which may validate or make a dataset meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistributedContext:
-    """The processes of a run, seen from one of them."""
+    """The processes of a run, as one of them sees them."""
 
     rank: int = 0
-    """Number of this process, from 0."""
+    """Index of this process, from 0."""
     size: int = 1
-    """Processes of the run."""
+    """Number of processes of the run."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009  immutable
-    """Where tensors must be to be exchanged; on a GPU the one of this process."""
+    """Device of exchanged tensors: this process's GPU, or the CPU."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks to the user."""
+        """Whether this process writes files and log lines."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum of a tensor over all processes, the same on each."""
+        """Return the sum of a tensor over all processes."""
         if self.size == 1:
             return tensor
         total = tensor.detach().to(self.device, copy=True)
@@ -51,7 +51,7 @@ class DistributedContext:
         return total.to(tensor.device)
 
     def max(self, value: int) -> int:
-        """Largest value of all processes."""
+        """Return the largest value of all processes."""
         if self.size == 1:
             return value
         largest = torch.tensor(value, device=self.device)
@@ -59,7 +59,7 @@ class DistributedContext:
         return int(largest)
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes by rank, on each."""
+        """Return the values of all processes by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -67,23 +67,18 @@ class DistributedContext:
         return values
 
     def copy_buffers(self, model: nn.Module) -> None:
-        """Give every process the main process's buffers, such as batch-norm statistics."""
+        """Copy the buffers of the main process, such as batch-norm statistics, to every process."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Wait until all processes arrive here."""
         self.gather(None)
 
 
 def exchange_gradients(model: nn.Module, distributed: DistributedContext) -> nn.Module:
-    """Make all processes use the mean of their gradients; on GPUs, common batch-norm statistics too.
-
-    Args:
-        model: On this process's device; the same in each.
-        distributed: The processes; a single one needs no wrapper.
-    """
+    """Wrap a model so that processes average their gradients and, on GPUs, share batch-norm statistics."""
     if distributed.size == 1:
         return model
     if distributed.device.type == "cuda":
@@ -95,10 +90,10 @@ def exchange_gradients(model: nn.Module, distributed: DistributedContext) -> nn.
 
 @contextmanager
 def join_distributed(device: str) -> Iterator[DistributedContext]:
-    """Join the processes that `torchrun` has started, and leave them at the end.
+    """Join the processes that `torchrun` started, and leave them at the end.
 
     Args:
-        device: `runtime.device`; decides how tensors are exchanged: NCCL between GPUs, Gloo between CPUs.
+        device: `runtime.device`: GPUs exchange tensors by NCCL, CPUs by Gloo.
 
     Raises:
         ConfigError: If the environment names several processes but not how to find them.
@@ -117,7 +112,7 @@ def join_distributed(device: str) -> Iterator[DistributedContext]:
     if on_cuda:
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
-                f"torchrun: process {local_rank} of this machine has no GPU of its own, there are "
+                f"torchrun: process {local_rank} of this machine has no GPU, there are "
                 f"{torch.cuda.device_count()}. Use --nproc_per_node={torch.cuda.device_count()}"
             )
         torch.cuda.set_device(local_rank)
@@ -127,5 +122,5 @@ def join_distributed(device: str) -> Iterator[DistributedContext]:
         size=size,
         device=torch.device("cuda", local_rank) if on_cuda else torch.device("cpu"),
     )
-    # Not after an error: the others would be waited for, which wait for this process. Torchrun ends them.
+    # Not after an error: this would wait for the others, which wait for this process. Torchrun ends them.
     dist.destroy_process_group()

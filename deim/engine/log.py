@@ -1,33 +1,32 @@
 """What a run writes while it trains: `metrics.jsonl`, TensorBoard curves, a line an epoch, a bar."""
 
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from deim.engine.memory import gigabytes
+from deim.engine.validation import Validation
 from deim.files import write_text
-
-T = TypeVar("T")
+from deim.records import to_json
 
 LINE_WIDTH = 120
-SHORTEST_NAME = 3
-"""Columns that a class name has at least."""
-READABLE_NAME = 7
-"""Columns of a class name for which separators shrink."""
 
 
-class ProgressBar:
-    """A bar on a terminal that disappears at the end; nothing in a pipe or file.
+Advance = Callable[[str], None]
+"""Counts a step of a bar, and shows a note after it."""
+
+
+@contextmanager
+def progress_bar(title: str, *, total: int, start: int = 0, is_shown: bool = True) -> Iterator[Advance]:
+    """Draw a bar on a terminal that disappears at the end; in a pipe or a file there is none.
 
     Args:
         title: Text before the bar.
@@ -35,50 +34,25 @@ class ProgressBar:
         start: Steps that are done already.
         is_shown: Whether to draw it on a terminal.
     """
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+        auto_refresh=False,  # without a thread: workers are forked while the bar is drawn
+        disable=not (is_shown and console.is_terminal),
+    )
+    task = bar.add_task(title, total=total, completed=start, note="")
 
-    def __init__(self, title: str, *, total: int, start: int = 0, is_shown: bool = True) -> None:
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        # Without a thread of its own: workers are forked while it is drawn.
-        self._bar = Progress(
-            *columns,
-            console=console,
-            transient=True,
-            auto_refresh=False,
-            disable=not (is_shown and console.is_terminal),
-        )
-        self._task = self._bar.add_task(title, total=total, completed=start, note="")
+    def advance(note: str) -> None:
+        bar.update(task, advance=1, note=note, refresh=True)
 
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def track(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield items and count each."""
-        for item in items:
-            yield item
-            self.advance()
-
-    def advance(self, note: str = "") -> None:
-        """Count a step.
-
-        Args:
-            note: Text after the bar; empty keeps the last one.
-        """
-        if note:
-            self._bar.update(self._task, note=note)
-        self._bar.update(self._task, advance=1, refresh=True)
+    with bar:
+        yield advance
 
 
 class RunLog:
@@ -114,7 +88,7 @@ class RunLog:
         """
         if self._path is None:
             return
-        line = json.dumps({"event": event} | {key: _plain(value) for key, value in values.items()})
+        line = json.dumps({"event": event, **to_json(values)})
         with self._path.open("ab", buffering=0) as file:
             file.write(f"{line}\n".encode())  # in one call, so that a kill leaves a whole line or none
             os.fsync(file.fileno())
@@ -132,16 +106,11 @@ class RunLog:
             if value is not None:
                 self._writer.add_scalar(name, value, step)
 
-    def image(self, name: str, pixels: NDArray[np.uint8], *, step: int) -> None:
-        """Add an image to TensorBoard.
-
-        Args:
-            name: Name of the series.
-            pixels: (H, W, 3) uint8.
-            step: Optimizer steps so far.
-        """
-        if self._writer is not None:
-            self._writer.add_image(name, pixels, step, dataformats="HWC")
+    def validation(self, result: Validation, *, step: int) -> None:
+        """Add the result of a validation, and its image, to TensorBoard."""
+        self.curves({f"val/{name}": value for name, value in result.summary.items()}, step=step)
+        if self._writer is not None and result.image is not None:
+            self._writer.add_image("val/predictions", result.image, step, dataformats="HWC")
 
     def keep_until(self, *, epoch: int, step: int) -> None:
         """Remove lines that a resumed run writes again, that a kill cut off, or that no run wrote.
@@ -175,41 +144,30 @@ def _entry(line: str) -> dict[str, Any] | None:
 
 
 def epoch_line(values: Mapping[str, Any], *, epochs: int) -> str:
-    """Return one readable line for an epoch, of at most 120 columns below thousands of epochs.
+    """Return one readable line for an epoch, of at most 120 columns.
 
     Args:
         values: What `Trainer` records of the epoch.
         epochs: Length of the run.
     """
-    before = [
-        f"epoch {values['epoch'] + 1:>{len(str(epochs))}}/{epochs}",
-        f"loss {values['loss']:.2f}",
-    ]
+    entries = [f"epoch {values['epoch'] + 1:>{len(str(epochs))}}/{epochs}", f"loss {values['loss']:.2f}"]
     if values.get("ap50") is not None:
-        before += [f"mAP50 {values['ap50']:.3f}", f"mAP {values['ap']:.3f}{'*' if values['is_best'] else ''}"]
-    after = [
+        is_best = "*" if values["is_best"] else ""
+        entries += [f"mAP50 {values['ap50']:.3f}", f"mAP {values['ap']:.3f}{is_best}"]
+    entries += [
         f"lr {values['lr']:.1e}",
         f"{values['images_per_s']:.3g} img/s",
         f"wait {values['waiting_share']:.0%}",
         gigabytes(values["peak_memory_bytes"]),
         f"{_duration(values['time_left_s'])} left",
     ]
-    if values.get("worst_class") is None:
-        return "  ".join([*before, *after])
-    score = f"{values['worst_class_ap50']:.2f}"
-    room = LINE_WIDTH - len("  ".join([*before, f"worst  {score}", *after]))
-    gap = "  " if room >= min(len(values["worst_class"]), READABLE_NAME) else " "
-    room = LINE_WIDTH - len(gap.join([*before, f"worst  {score}", *after]))
-    return gap.join([*before, f"worst {values['worst_class'][: max(room, SHORTEST_NAME)]} {score}", *after])
+    if values.get("worst_class") is not None:
+        entries.append(f"worst {values['worst_class_ap50']:.2f} {values['worst_class']}")
+    line = "  ".join(entries)
+    return (line if len(line) <= LINE_WIDTH else " ".join(entries))[:LINE_WIDTH]
 
 
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

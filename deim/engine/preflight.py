@@ -28,9 +28,7 @@ class LargestInput:
     """The most demanding image of a run."""
 
     size_hw: tuple[int, int]
-    """Height and width in pixels."""
     num_boxes: int
-    """Boxes of the image."""
 
 
 def preflight(run: TrainingRun, *, micro_batch_size: int | None) -> int:
@@ -106,11 +104,11 @@ def most_demanding_boxes(most_boxes: int, num_denoising: int) -> int:
 def _choose(run: TrainingRun, largest: LargestInput) -> int:
     """Return the largest micro-batch that fits, estimated from the memory of one and of two images."""
     share, limit = run.context.plan.share, _common_limit(run.context)
-    one, two = (_try_step(run, largest, number) for number in (1, 2))
-    if limit is None or one is None or two is None or share == 1:
+    single_bytes, double_bytes = (_try_step(run, largest, number) for number in (1, 2))
+    if limit is None or single_bytes is None or double_bytes is None or share == 1:
         return 1
-    per_image = max(two - one, MIN_BYTES_PER_IMAGE)
-    number = min(share, 1 + max(0, int((USABLE_SHARE * limit - one) / per_image)))
+    per_image = max(double_bytes - single_bytes, MIN_BYTES_PER_IMAGE)
+    number = min(share, 1 + max(0, int((USABLE_SHARE * limit - single_bytes) / per_image)))
     # Equal micro-batches: 12 images with room for 8 are two micro-batches of 6.
     number = -(-share // -(-share // number))
     while number > 1 and _try_step(run, largest, number) is None:

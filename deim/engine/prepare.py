@@ -59,6 +59,8 @@ def prepare_run(
 ) -> RunContext:
     """Settle everything about a run that does not need a model.
 
+    Training, the preview of its batches and the ablation of text all begin with it.
+
     Args:
         config: The experiment.
         splits: Training and validation data.

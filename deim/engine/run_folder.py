@@ -34,7 +34,7 @@ def run_files() -> tuple[str, ...]:
 
 
 def find_resume(folder: Path, resume: str | None) -> Path | None:
-    """Return the checkpoint to resume from.
+    """Return the checkpoint to resume from, or None to start anew.
 
     Args:
         folder: The run folder.
@@ -102,12 +102,7 @@ def prepare_run_dir(folder: Path, *, config_yaml: str, continues_here: bool) -> 
 
 
 def finalize_run_dir(folder: Path, *, has_begun: bool) -> None:
-    """Decide between a run and the one that it overwrites, when it ends for whatever reason.
-
-    Args:
-        folder: The run folder.
-        has_begun: Whether the new run has made a step and stays; otherwise the old one, if any, is restored.
-    """
+    """Keep a run that has begun, or restore the one that it overwrites; called when it ends."""
     if not has_begun:
         _remove_run(folder)
         _put_back(folder)

@@ -11,6 +11,7 @@ import torch
 from deim.config.loader import config_from_dict, config_to_dict
 from deim.engine.checkpoints import AveragedWeights, Checkpoint, ResumeState
 from deim.engine.context import TrainingRun
+from deim.engine.memory import peak_bytes, reset_peak
 from deim.engine.progress import Progress
 from deim.engine.seeding import random_states, restore_random_states
 from deim.engine.step import unwrap_model
@@ -50,14 +51,7 @@ DATA_MESSAGES = {
 def capture_checkpoint(
     run: TrainingRun, progress: Progress, *, epoch: int, weights: WeightKind
 ) -> Checkpoint:
-    """Put a run into a checkpoint that is enough to use the detector.
-
-    Args:
-        run: The run.
-        progress: How far it has come.
-        epoch: The epoch (0-based) that the weights come from.
-        weights: Kind of the weights for inference.
-    """
+    """Put a run into a checkpoint that is enough to use the detector, with weights of an epoch (0-based)."""
     config, train = run.context.config, run.context.splits.train
     return Checkpoint(
         config=config_to_dict(config),
@@ -93,16 +87,13 @@ def capture_resumable(run: TrainingRun, progress: Progress) -> Checkpoint:
 
 
 def restore_run(run: TrainingRun, checkpoint: Checkpoint, *, path: Path, force: bool) -> Progress:
-    """Put a run back to the state of a checkpoint.
+    """Put a run back to the state of a checkpoint, and return how far the run had come.
 
     Args:
         run: The run; changed in place.
-        checkpoint: One from which training can be resumed.
+        checkpoint: Checkpoint from which training can be resumed.
         path: File that it was read from, for messages.
         force: Resume although config or data differ; the differences are logged.
-
-    Returns:
-        How far the run had come.
 
     Raises:
         CheckpointError: If it belongs to another run, or its tensors do not fit.
@@ -174,6 +165,22 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) 
     optimizer.load_state_dict(dict(state))
     for group, kept in zip(optimizer.param_groups, options, strict=True):
         group.update(kept)
+
+
+def epoch_values(run: TrainingRun, progress: Progress) -> dict[str, Any]:
+    """Return the entries of an epoch in `metrics.jsonl`, and measure the peak of memory anew."""
+    recipe, device = run.context.config.recipe, run.context.device
+    factor = run.context.timeline.lr_factor(progress.step - 1) * progress.lr_scale
+    values = {
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "lr": recipe.lr * factor,
+        "backbone_lr": recipe.backbone_lr * factor if run.task.trains_backbone else 0.0,
+        "peak_memory_bytes": peak_bytes(device),
+        **progress.sums.means(),
+    }
+    reset_peak(device)
+    return values
 
 
 def find_differences(run: TrainingRun, checkpoint: Checkpoint) -> list[str]:

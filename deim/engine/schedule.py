@@ -101,10 +101,7 @@ class Timeline:
         return self.epochs * self.steps_per_epoch
 
     def lr_factor(self, step: int) -> float:
-        """Share of the flat learning rate at an optimizer step.
-
-        Args:
-            step: 0-based, over the whole run.
+        """Return the share of the flat learning rate at an optimizer step (0-based, over the whole run).
 
         Returns:
             Quadratic warm-up to 1, then 1, then half a cosine down to `final_lr_ratio`, which stays.
@@ -236,31 +233,21 @@ def _resolve(value: int | str, automatic: int) -> int:
 
 
 def _refuse_contradictions(timeline: Timeline) -> None:
+    """Raise ConfigError with the timeline if its phases overlap."""
+    start, flat_end, mix_end = timeline.augment_start_epoch, timeline.flat_end_epoch, timeline.mix_end_epoch
+    final, warmup_steps = timeline.no_aug_epoch, timeline.warmup_steps
+    in_final_stage = f"but the final stage begins at epoch {final}"
     problems = [
+        (flat_end > final, f"flat_epochs: got {flat_end}, {in_final_stage}"),
         (
-            timeline.flat_end_epoch > timeline.no_aug_epoch,
-            f"flat_epochs: {timeline.flat_end_epoch} reaches into the final stage, which begins at epoch "
-            f"{timeline.no_aug_epoch}",
+            warmup_steps > timeline.total_steps / 2,
+            f"warmup_steps: got {warmup_steps}, more than half of the run's {timeline.total_steps} steps",
         ),
+        (start > final, f"augment_start_epoch: got {start}, {in_final_stage}"),
+        (mix_end > final, f"mix_end_epoch: got {mix_end}, {in_final_stage}"),
         (
-            timeline.warmup_steps > timeline.total_steps / 2,
-            f"warmup_steps: {timeline.warmup_steps} is more than half of the run's "
-            f"{timeline.total_steps} steps",
-        ),
-        (
-            timeline.augment_start_epoch > timeline.no_aug_epoch,
-            f"augment_start_epoch: {timeline.augment_start_epoch} lies in the final stage, which begins at "
-            f"epoch {timeline.no_aug_epoch}",
-        ),
-        (
-            timeline.mix_end_epoch > timeline.no_aug_epoch,
-            f"mix_end_epoch: {timeline.mix_end_epoch} reaches into the final stage, which begins at epoch "
-            f"{timeline.no_aug_epoch}",
-        ),
-        (
-            timeline.mix_end_epoch < min(timeline.augment_start_epoch, timeline.no_aug_epoch),
-            f"mix_end_epoch: {timeline.mix_end_epoch} comes before epoch {timeline.augment_start_epoch}, in "
-            f"which mosaic and mix-up begin",
+            mix_end < min(start, final),
+            f"mix_end_epoch: got {mix_end}, but mosaic and mix-up begin at epoch {start}",
         ),
     ]
     wrong = [f"schedule.{message}." for is_wrong, message in problems if is_wrong]

@@ -11,17 +11,17 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch; datasets and samplers have generators of their own."""
+    """Seed the global generators of Python, NumPy and torch; datasets and samplers do not use them."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def use_deterministic_operations() -> None:
-    """Take deterministic operations for the rest of the process.
+    """Use deterministic operations for the rest of the process.
 
-    On a CPU all operations of the detector are. On a GPU torch warns of each that is not when it is first
-    used; the gradient of bilinear sampling is one.
+    On a CPU all operations of the detector are deterministic. On a GPU torch warns of each that is not when
+    it is first used, such as the gradient of bilinear sampling.
     """
     # cuBLAS reads this when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -31,7 +31,7 @@ def use_deterministic_operations() -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """States of all global generators, in plain values and tensors, for a checkpoint."""
+    """Return the states of all global generators in plain values and tensors, for a checkpoint."""
     state: Any = np.random.get_state()
     name, keys, *rest = state
     return {
@@ -43,7 +43,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Put all global generators back; CUDA states are skipped on a machine with another number of GPUs."""
+    """Restore all global generators; CUDA states are skipped on a machine with another number of GPUs."""
     torch.set_rng_state(states["torch"])
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))

@@ -13,14 +13,14 @@ from deim.errors import StopSignalError
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 SAME_REQUEST_SECONDS = 5.0
-"""Launchers and schedulers send several signals for one request to stop, all of them within this time."""
+"""Signals within this time are one request: launchers and schedulers send several."""
 
 
 class StopSignals:
-    """Notes that the run shall stop, so that the loop can save and end.
+    """Notes a request to stop, so that the loop can save and end.
 
-    More signals within `SAME_REQUEST_SECONDS` are the same request; a later one ends the run at once.
-    Outside the main thread, where Python allows no handlers, nothing is changed.
+    A signal after `SAME_REQUEST_SECONDS` is a second request and ends the run at once. Outside the main
+    thread, where Python allows no handlers, signals have their usual effect.
     """
 
     def __init__(self) -> None:
@@ -48,10 +48,10 @@ class StopSignals:
         """Let the first signal end the work within at once; the state before it must be saved.
 
         Args:
-            where: How far the run has come, for the message.
+            where: How far the run has come, for messages.
 
         Raises:
-            StopSignalError: If a signal comes, or has come before.
+            StopSignalError: If a signal arrives, or has arrived before.
         """
         self._where = where
         try:
@@ -63,10 +63,10 @@ class StopSignals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let no signal break off what is written here; one that would have, ends the run afterwards.
+        """Delay signals until a file is written.
 
         Raises:
-            StopSignalError: If such a signal has come.
+            StopSignalError: If a signal arrived that would have ended the run.
         """
         self._is_held = True
         try:
@@ -93,6 +93,6 @@ class StopSignals:
 
 
 def ignore_stop_signals() -> None:
-    """For the last moments of a process that was asked to stop: what still comes is the same request."""
+    """Ignore further signals while a process that was asked to stop ends."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

@@ -83,31 +83,19 @@ class TrainingTask(Protocol):
     def options_class(self) -> type[TaskOptions]:
         """Dataclass of the task's block in the config."""
 
-    @property
-    def run_files(self) -> tuple[str, ...]:
-        """Names in the run folder that this task writes beside those of every run."""
-
-    @property
-    def free_options(self) -> tuple[str, ...]:
-        """Options of the block that may differ in a resumed run, such as `task.cache_dir`."""
-
-    @property
-    def fingerprint_messages(self) -> Mapping[str, str]:
-        """Line for each of the task's fingerprints, for a resumed run in which it differs."""
-
-    @property
-    def trains_backbone(self) -> bool:
-        """Whether `recipe.backbone_lr` applies."""
-
-    @property
-    def report_module(self) -> str | None:
-        """Module with the task's `evaluate_checkpoint` and `evaluate_share`; None for a detector's report."""
+    run_files: tuple[str, ...]
+    """Names in the run folder that this task writes beside those of every run."""
+    free_options: tuple[str, ...]
+    """Options of the block that may differ in a resumed run, such as `task.cache_dir`."""
+    fingerprint_messages: Mapping[str, str]
+    """Line for each of the task's fingerprints, for a resumed run in which it differs."""
+    trains_backbone: bool
+    """Whether `recipe.backbone_lr` applies."""
+    report_module: str | None
+    """Module with `evaluate_checkpoint` and `evaluate_share`; None for the report of a detector."""
 
     def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:
-        """Return the options on which an experiment rests.
-
-        Args:
-            block: The block `task` in plain types, not yet checked.
+        """Return the options on which an experiment rests, by its block `task`, not yet checked.
 
         Raises:
             CheckpointError: If they stand in a checkpoint that cannot be used.
@@ -131,34 +119,21 @@ class TrainingTask(Protocol):
         """
 
     def build_stored_model(self, config: "Config", checkpoint: "Checkpoint", path: Path) -> "nn.Module":
-        """Build the model of a checkpoint; its weights are loaded afterwards.
-
-        Args:
-            config: The checkpoint's config, perhaps with overrides.
-            checkpoint: The checkpoint.
-            path: Where it was read, for messages.
+        """Build the model of a checkpoint, by its config with overrides; its weights are loaded afterwards.
 
         Raises:
-            CheckpointError: If the task's state in the checkpoint is damaged.
+            CheckpointError: If the task's state in the checkpoint at `path` is damaged.
         """
 
 
 def load_task(name: str) -> TrainingTask:
-    """Import a task; nothing of a task is imported before it is asked for.
-
-    Args:
-        name: A key of `TASKS`.
-    """
+    """Import the task of a name in `TASKS`; nothing of a task is imported before it is needed."""
     task: TrainingTask = import_module(TASKS[name]).TASK
     return task
 
 
 def task_options_class(name: str) -> type[TaskOptions]:
-    """Return the dataclass of a task's block in the config.
-
-    Args:
-        name: A key of `TASKS`.
-    """
+    """Return the dataclass of a task's block in the config."""
     return load_task(name).options_class
 
 
@@ -168,13 +143,7 @@ def detection_options() -> TaskOptions:
 
 
 def report_function(task: str, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a task's function for reports, or the detector's where the task has none.
-
-    Args:
-        task: A key of `TASKS`.
-        name: `evaluate_checkpoint` or `evaluate_share`.
-        default: The detector's function.
-    """
+    """Return the function of a task's report module, or the default where the task has none."""
     module = load_task(task).report_module
     function: Callable[..., Any] = default if module is None else getattr(import_module(module), name)
     return function

@@ -9,24 +9,21 @@ a function, so that training knows nothing of metrics.
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-
-from torch import nn
 
 from deim.engine.checkpoint_manager import CheckpointManager
 from deim.engine.context import TrainingRun
-from deim.engine.early_stopping import describe_early_stopping, should_stop, update_early_stopping
-from deim.engine.log import ProgressBar, RunLog, epoch_line
-from deim.engine.memory import STEP_ADVICE, VALIDATION_ADVICE, explain_out_of_memory, peak_bytes, reset_peak
+from deim.engine.early_stopping import describe_early_stopping
+from deim.engine.log import RunLog, epoch_line, progress_bar
+from deim.engine.memory import STEP_ADVICE, explain_out_of_memory
 from deim.engine.optimizer import set_learning_rates
 from deim.engine.progress import EpochSums, Progress
 from deim.engine.recovery import Recovery
-from deim.engine.run_state import capture_checkpoint, capture_resumable, restore_model, restore_run
+from deim.engine.run_state import capture_resumable, epoch_values, restore_model, restore_run
 from deim.engine.signals import StopSignals
 from deim.engine.step import StepBatch, StepResult, unwrap_model
-from deim.engine.validation import BestScore, Validate, Validation, WeightKind, is_better
+from deim.engine.validation import Validate
+from deim.engine.validator import Validator
 from deim.errors import StopSignalError
 from deim.files import remove_unfinished
 
@@ -103,13 +100,16 @@ class Trainer:
         log = RunLog(folder, tensorboard=self.config.runtime.tensorboard, first_step=progress.step)
         with StopSignals() as self._stop, log:
             self._log = self._recovery.log = log
+            validator = Validator(self.prepared, self.validate, checkpoints=self.checkpoints, stop=self._stop)
             if is_main:
                 remove_unfinished(self.folder)
             log.keep_until(epoch=progress.epoch, step=progress.step)
             if not self.checkpoints.best_path.is_file():
                 progress.best = None
             if self.must_beat_start and progress.start_score is None:
-                self._validate_start()
+                result = validator.validate_start(progress)
+                scores = {"ap": result.ap, "ap50": result.ap50, "class_ap50": result.class_ap50}
+                log.write("start", {"epoch": 0, "step": 0, **scores})
             # A restore needs this state if the first steps are skipped. And a run that was killed between
             # the two renames of its last checkpoint has none under its name.
             is_unfinished = progress.epoch < self.config.epochs
@@ -119,9 +119,10 @@ class Trainer:
                 if progress.epoch == self.timeline.no_aug_epoch:
                     self._begin_final_stage()
                 self._train_epoch(show_progress=show_progress and is_main)
-                self._finish_epoch()
+                self._finish_epoch(validator)
         if is_main and not self.checkpoints.best_path.is_file() and not self.must_beat_start:
-            self._save_best(self.config.epochs - 1, "ema")  # it was removed after the last validation
+            # It was removed after the last validation.
+            validator.save_best(progress, epoch=self.config.epochs - 1, weights="ema")
         if is_main:
             self.checkpoints.remove_intermediate()
 
@@ -131,15 +132,14 @@ class Trainer:
         self.prepared.step.model.train()
         loader.set_epoch(progress.epoch, progress.steps_of_epoch)
         title = f"epoch {progress.epoch + 1}/{self.config.epochs}"
-        with ProgressBar(
-            title, total=len(loader), start=progress.steps_of_epoch, is_shown=show_progress
-        ) as bar:
+        done = progress.steps_of_epoch
+        with progress_bar(title, total=len(loader), start=done, is_shown=show_progress) as advance:
             for batch in self._timed_batches():
                 started = time.perf_counter()
                 result = self._step(batch)
                 self._account(batch, result)
                 progress.sums.seconds += time.perf_counter() - started
-                bar.advance("" if result.skip_reason else f"loss {result.loss:.2f}")
+                advance("skipped" if result.skip_reason else f"loss {result.loss:.2f}")
                 self._save_if_due()
 
     def _timed_batches(self) -> Iterator[StepBatch]:
@@ -203,29 +203,23 @@ class Trainer:
                 self.checkpoints.save_last(checkpoint)
         self.distributed.wait()
 
-    def _save_best(self, epoch: int, weights: WeightKind) -> None:
-        checkpoint = capture_checkpoint(self.prepared, self.progress, epoch=epoch, weights=weights)
-        with self._stop.held():
-            self.checkpoints.save_best(checkpoint)
-
-    def _finish_epoch(self) -> None:
+    def _finish_epoch(self, validator: Validator) -> None:
         """Validate, log, and save the state in which the next epoch begins."""
         progress = self.progress
-        values = self._epoch_values()
-        if self._is_validated(progress.epoch):
+        values = epoch_values(self.prepared, progress)
+        if validator.is_due(progress.epoch):
             # A run that is killed while it validates must not train the epoch again.
             self._save()
             started = time.perf_counter()
-            values |= self._validate()
-            values["validation_seconds"] = time.perf_counter() - started
+            result, validated = validator.validate_epoch(progress)
+            values |= {**validated, "validation_seconds": time.perf_counter() - started}
+            self._log.validation(result, step=progress.step)
         seconds = progress.sums.seconds + values.get("validation_seconds", 0.0)
         values["seconds"] = seconds
         values["time_left_s"] = seconds * (self.config.epochs - progress.epoch - 1)
         values["stopped_early"] = progress.stopped_early
         # Before the checkpoint: a kill in between repeats the line, but never loses it.
         self._log.write("epoch", values)
-        validated = {f"val/{name}": value for name, value in values.get("val", {}).items()}
-        self._log.curves(validated, step=progress.step)
         logger.info(epoch_line(values, epochs=self.config.epochs))
         if progress.stopped_early:
             logger.info("stopping early: %s", describe_early_stopping(progress.early_stopping))
@@ -233,83 +227,6 @@ class Trainer:
         progress.steps_of_epoch, progress.sums = 0, EpochSums()
         self._save()
         self._save_if_due()
-
-    def _epoch_values(self) -> dict[str, Any]:
-        recipe, device = self.config.recipe, self.prepared.context.device
-        factor = self._lr_factor(self.progress.step - 1)
-        backbone_lr = recipe.backbone_lr if self.prepared.task.trains_backbone else 0.0
-        values = {
-            "epoch": self.progress.epoch,
-            "step": self.progress.step,
-            "lr": recipe.lr * factor,
-            "backbone_lr": backbone_lr * factor,
-            "peak_memory_bytes": peak_bytes(device),
-            **self.progress.sums.means(),
-        }
-        reset_peak(device)
-        return values
-
-    def _is_validated(self, epoch: int) -> bool:
-        # The final stage starts from the best weights, so the epoch before it must be validated.
-        is_due = epoch + 1 in (self.config.epochs, self.timeline.no_aug_epoch)
-        return is_due or (epoch + 1) % self.config.evaluation.every_epochs == 0
-
-    def _validate_start(self) -> None:
-        """Validate the model before its first step, whose score best.pth must exceed."""
-        result = self._run_validation(self.prepared.ema.model)
-        self.progress.start_score = result.score
-        values = {"ap": result.ap, "ap50": result.ap50, "class_ap50": result.class_ap50}
-        self._log.write("start", {"epoch": 0, "step": 0, **values})
-        logger.info(
-            "before training: mAP %s, mAP50 %s; best.pth is written on a higher mAP",
-            *("none" if value is None else f"{value:.3f}" for value in (result.ap, result.ap50)),
-        )
-
-    def _validate(self) -> dict[str, Any]:
-        """Validate the averaged weights, and the raw ones if asked; write best.pth on the highest score."""
-        progress = self.progress
-        results: dict[WeightKind, Validation] = {"ema": self._run_validation(self.prepared.ema.model)}
-        if self.config.evaluation.evaluate_raw:
-            results["raw"] = self._run_validation(unwrap_model(self.prepared.step.model).eval())
-        weights, result = max(results.items(), key=lambda item: item[1].score)
-        is_best = is_better(result.score, progress.best, start_score=progress.start_score)
-        if is_best:
-            progress.best = BestScore(score=result.score, epoch=progress.epoch, weights=weights)
-            if self.distributed.is_main:
-                self._save_best(progress.epoch, weights)
-        self._decide_stop(result)
-        if result.image is not None:
-            self._log.image("val/predictions", result.image, step=progress.step)
-        return {
-            "weights": weights,
-            "ap": result.ap,
-            "ap50": result.ap50,
-            "worst_class": result.worst_class,
-            "worst_class_ap50": result.worst_class_ap50,
-            "is_best": is_best,
-            "val": result.summary,
-            "class_ap50": result.class_ap50,
-            "val_raw": results["raw"].summary if "raw" in results else None,
-        }
-
-    def _run_validation(self, model: nn.Module) -> Validation:
-        """Validate a model; in a single process a signal interrupts it, as the epoch is saved already."""
-        where = f" in epoch {self.progress.epoch + 1} during validation"
-        is_alone = self.distributed.size == 1
-        interruption = self._stop.interruptible(where) if is_alone else nullcontext()
-        with interruption, explain_out_of_memory("in validation", VALIDATION_ADVICE):
-            return self.validate(model)
-
-    def _decide_stop(self, result: Validation) -> None:
-        options, progress, timeline = self.config.early_stopping, self.progress, self.timeline
-        score = result.ap if options.metric == "ap" else result.ap50
-        state = progress.early_stopping
-        update_early_stopping(state, score, epoch=progress.epoch, min_delta=options.min_delta)
-        has_final_stage = timeline.no_aug_epoch < timeline.epochs
-        last_stage = timeline.no_aug_epoch if has_final_stage else timeline.augment_start_epoch
-        progress.stopped_early = should_stop(
-            state, options, epoch=progress.epoch, last_stage_epoch=last_stage
-        )
 
     def _begin_final_stage(self) -> None:
         """Start the final stage from the best weights so far, raw and averaged."""

@@ -37,6 +37,11 @@ class Validation:
         """AP, by which best.pth is chosen; -1 where there is none."""
         return NO_SCORE if self.ap is None or math.isnan(self.ap) else self.ap
 
+    def values(self) -> dict[str, Any]:
+        """Return the entries of `metrics.jsonl`."""
+        names = ("ap", "ap50", "worst_class", "worst_class_ap50", "class_ap50")
+        return {**{name: getattr(self, name) for name in names}, "val": self.summary}
+
 
 Validate = Callable[[nn.Module], Validation]
 

@@ -23,10 +23,10 @@ def stops_after(
 ) -> int | None:
     """Epoch after which the run ends; None if it goes to the end."""
     config = EarlyStoppingOptions(patience=patience, min_delta=min_delta, before_final_stage=early)
-    gains = EarlyStoppingState()
+    state = EarlyStoppingState()
     for epoch, score in enumerate(scores):
-        update_early_stopping(gains, score, epoch=epoch, min_delta=config.min_delta)
-        if should_stop(gains, config, epoch=epoch, last_stage_epoch=final):
+        update_early_stopping(state, score, epoch=epoch, min_delta=config.min_delta)
+        if should_stop(state, config, epoch=epoch, last_stage_epoch=final):
             return epoch
     return None
 
@@ -71,11 +71,11 @@ def test_patience_counts_from_the_final_stage_unless_told_otherwise() -> None:
 
 
 def test_gains_are_told_in_words() -> None:
-    gains = EarlyStoppingState()
-    update_early_stopping(gains, NAN, epoch=0, min_delta=0.0)
+    state = EarlyStoppingState()
+    update_early_stopping(state, NAN, epoch=0, min_delta=0.0)
     assert (
-        describe_early_stopping(gains)
+        describe_early_stopping(state)
         == "no validation has given a score; does the validation split have boxes?"
     )
-    update_early_stopping(gains, 0.3, epoch=4, min_delta=0.0)
-    assert describe_early_stopping(gains) == "no gain since epoch 5"
+    update_early_stopping(state, 0.3, epoch=4, min_delta=0.0)
+    assert describe_early_stopping(state) == "no improvement since epoch 5"

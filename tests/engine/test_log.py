@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deim.engine.log import LINE_WIDTH, RunLog, epoch_line
+from deim.engine.validation import Validation
 
 VALUES: dict[str, Any] = {
     "epoch": 4,
@@ -27,13 +28,25 @@ VALIDATED = VALUES | {
 }
 
 
+def validation(side: int) -> Validation:
+    return Validation(
+        ap=None,
+        ap50=None,
+        worst_class=None,
+        worst_class_ap50=None,
+        summary={"ap50": None},
+        class_ap50={},
+        image=np.zeros((side, side, 3), dtype=np.uint8),
+    )
+
+
 def test_an_epoch_is_one_readable_line() -> None:
     assert epoch_line(VALUES, epochs=9) == (
         "epoch 5/9  loss 31.96  lr 4.0e-04  8.63 img/s  wait 12%  10.2 GB  2:06 left"
     )
     assert epoch_line(VALIDATED, epochs=9) == (
-        "epoch 5/9  loss 31.96  mAP50 0.504  mAP 0.329*  worst RAYONES 0.26  lr 4.0e-04  8.63 img/s  "
-        "wait 12%  10.2 GB  2:06 left"
+        "epoch 5/9 loss 31.96 mAP50 0.504 mAP 0.329* lr 4.0e-04 8.63 img/s wait 12% 10.2 GB 2:06 left "
+        "worst 0.26 RAYONES_ARANAZOS"
     )
 
 
@@ -111,17 +124,17 @@ def test_a_log_without_a_folder_writes_nothing(tmp_path: Path, monkeypatch: pyte
     with RunLog(None, tensorboard=True) as log:
         log.write("epoch", {"epoch": 0})
         log.curves({"loss": 1.0}, step=1)
-        log.image("val", np.zeros((2, 2, 3), dtype=np.uint8), step=1)
+        log.validation(validation(2), step=1)
         log.keep_until(epoch=0, step=0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorboard_gets_curves_and_a_picture(tmp_path: Path) -> None:
+def test_tensorboard_gets_curves_and_an_image(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with RunLog(tmp_path, tensorboard=True) as log:
         log.curves({"train/loss": 3.0, "val/ap": None}, step=1)
         log.curves({"train/loss": 2.0}, step=2)
-        log.image("val/predictions", np.zeros((4, 6, 3), dtype=np.uint8), step=2)
+        log.validation(validation(4), step=2)
     with RunLog(tmp_path, tensorboard=True, first_step=1) as log:
         log.curves({"train/loss": 1.5}, step=2)
     events = reader.EventAccumulator(str(tmp_path / "tensorboard"))

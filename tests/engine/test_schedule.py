@@ -103,19 +103,19 @@ def test_run_five_keeps_its_own_numbers() -> None:
     [
         (
             {"flat_epochs": 10},
-            "schedule.flat_epochs: 10 reaches into the final stage, which begins at epoch 9.",
+            "schedule.flat_epochs: got 10, but the final stage begins at epoch 9.",
         ),
         (
             {"warmup_steps": 2000},
-            "schedule.warmup_steps: 2000 is more than half of the run's 1000 steps.",
+            "schedule.warmup_steps: got 2000, more than half of the run's 1000 steps.",
         ),
         (
             {"augment_start_epoch": 11},
-            "schedule.augment_start_epoch: 11 lies in the final stage, which begins at epoch 9.",
+            "schedule.augment_start_epoch: got 11, but the final stage begins at epoch 9.",
         ),
         (
             {"augment_start_epoch": 6, "mix_end_epoch": 3},
-            "schedule.mix_end_epoch: 3 comes before epoch 6, in which mosaic and mix-up begin.",
+            "schedule.mix_end_epoch: got 3, but mosaic and mix-up begin at epoch 6.",
         ),
     ],
     ids=str,
