@@ -135,7 +135,7 @@ def train_variant(variant: Variant, context: TrialContext, *, seed: int) -> Fusi
         model,
         context.recipe.lr,
         weight_decay=context.recipe.weight_decay,
-        class_head_from_epoch=context.source.class_head_from_epoch,
+        class_head_from_epoch=context.source.options.class_head_from_epoch,
     )
     # The scale of fp16 is learned during a training, and must not pass from one to the next.
     scaler = torch.amp.GradScaler(

@@ -29,6 +29,7 @@ from multimodal.fusion_head import (
     parameter_group,
     parameter_groups,
 )
+from multimodal.options import TextFusionOptions
 from multimodal.wrapper import DetectorOutputs, FusedOutput, fuse_outputs, new_class_head_delta
 
 Variant = Literal["text", "random", "shuffled", "one_hot", "free", "mlp", "class_head"]
@@ -56,12 +57,8 @@ class VariantSource:
     """(C, K, D) float: the real text."""
     background: Tensor
     """(J, D) float: the text of background."""
-    hidden_dim: int
-    """Hidden width of the projection."""
-    adapter_dim: int
-    """Hidden width of the adapter."""
-    class_head_from_epoch: int | None
-    """First epoch (0-based) in which all variants train the last class head too; None for never."""
+    options: TextFusionOptions
+    """Sizes of the head, and the first epoch that trains the class head."""
 
 
 class ResidualHead(nn.Module):
@@ -170,12 +167,12 @@ def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> Fusi
             text,
             background,
             query_dim=source.query_dim,
-            hidden_dim=source.hidden_dim,
-            adapter_dim=source.adapter_dim,
+            hidden_dim=source.options.hidden_dim,
+            adapter_dim=source.options.adapter_dim,
         )
         size = sum(parameter.numel() for parameter in head.parameters())
         delta = None
-        if variant == "class_head" or source.class_head_from_epoch is not None:
+        if variant == "class_head" or source.options.class_head_from_epoch is not None:
             delta = new_class_head_delta(head.query_dim, head.num_classes)
         if variant == "mlp":
             width = text.shape[-1]

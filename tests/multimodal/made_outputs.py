@@ -18,6 +18,7 @@ from multimodal.ablation.trials import TrialContext
 from multimodal.ablation.variants import VariantSource
 from multimodal.feature_cache import DetectorOutputBatch
 from multimodal.loss import FusionCriterion, FusionLossOptions
+from multimodal.options import TextFusionOptions
 from multimodal.wrapper import DetectorOutputs
 
 NUM_QUERIES, TEXT_DIM, QUERY_DIM = 12, 24, 64
@@ -125,9 +126,9 @@ def make_context(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e
             query_dim=QUERY_DIM,
             text=case.text[:, None].repeat(1, 2, 1),
             background=background,
-            hidden_dim=64,
-            adapter_dim=16,
-            class_head_from_epoch=None,
+            options=TextFusionOptions(
+                detector="best.pth", hidden_dim=64, adapter_dim=16, class_head_from_epoch=None
+            ),
         ),
         criterion=FusionCriterion(build_criterion().matcher, FusionLossOptions(), num_classes=len(case.text)),
         recipe=RecipeOptions(lr=base_lr, weight_decay=1e-4, betas=(0.9, 0.999), clip_grad_norm=1.0),

@@ -19,6 +19,7 @@ from multimodal.ablation.variants import (
     variant_groups,
 )
 from multimodal.loss import FusionCriterion, FusionLossOptions
+from multimodal.options import TextFusionOptions
 from multimodal.wrapper import DetectorOutputs
 from tests.model.tiny import random_targets
 from tests.multimodal.fused import open_gates, random_text, state_hash
@@ -29,9 +30,9 @@ def source_of(text: Tensor | None = None, *, class_head_from_epoch: int | None =
         query_dim=32,
         text=random_text() if text is None else text,
         background=random_text(1, 4, seed=1)[0],
-        hidden_dim=64,
-        adapter_dim=24,
-        class_head_from_epoch=class_head_from_epoch,
+        options=TextFusionOptions(
+            detector="best.pth", hidden_dim=64, adapter_dim=24, class_head_from_epoch=class_head_from_epoch
+        ),
     )
 
 
@@ -164,9 +165,9 @@ def test_one_hot_vectors_need_room():
         query_dim=32,
         text=random_text(width=6),
         background=random_text(1, 4, width=6)[0],
-        hidden_dim=8,
-        adapter_dim=4,
-        class_head_from_epoch=None,
+        options=TextFusionOptions(
+            detector="best.pth", hidden_dim=8, adapter_dim=4, class_head_from_epoch=None
+        ),
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         build_variant("one_hot", source, seed=0)
