@@ -1,9 +1,10 @@
 """Options of a text fusion: the frozen detector, its text, the fusion head and its training."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from deim.config.checks import below, check, not_fraction
-from multimodal.encoders.build import EncoderOptions
+from multimodal.encoders.build import TextEncoderOptions
 from multimodal.encoders.open_clip import OpenClipEncoderOptions
 from multimodal.loss import FusionLossOptions
 
@@ -15,13 +16,14 @@ class TextFusionOptions:
     Model, image size, data, loss and evaluation are the detector's unless the experiment gives them.
     """
 
+    type: Literal["text_fusion"] = "text_fusion"
     detector: str
     """Checkpoint of the detector, such as outputs/deimv2_1024/best.pth; it is not changed."""
     text_bank: str | None = None
     """Text bank, a `.safetensors` file; null embeds `prompts` with `encoder` when the run starts."""
     prompts: str = "configs/prompts/industrial.yml"
     """YAML file with the texts of each class; not used with `text_bank`."""
-    encoder: EncoderOptions = field(default_factory=OpenClipEncoderOptions)
+    encoder: TextEncoderOptions = field(default_factory=OpenClipEncoderOptions)
     """Text encoder of the prompts; not used with `text_bank`."""
     hidden_dim: int = 1024
     """Hidden width of the projection of the queries."""

@@ -138,7 +138,7 @@ def write_text_maps(
         indices = _choose_images(split, labels == label, num_images)
         figure = Figure(figsize=(4 * PANEL_INCHES, PANEL_INCHES * (len(indices) + 0.3)), layout="constrained")
         name = chart_names(names)[label]
-        title = f"Queries that respond to the text of {name}; frames: true boxes, white if of {name}"
+        title = f"Responses to the text of {name}, blue: -1, red: 1; frames: true boxes, white if of {name}"
         figure.suptitle(title if indices else f"No image of this split shows {name}, and none is empty.")
         axes: Any = figure.subplots(len(indices), 1 + len(PANELS), squeeze=False) if indices else []
         for row, index in zip(axes, indices, strict=True):
@@ -187,9 +187,10 @@ def draw_text_map(
     for panel, title, responses in zip(axes[1:], PANELS, text_map.responses, strict=True):
         values = responses[:, label]
         size_hw = (small.height, small.width)
-        heat = compute_heat(clip_boxes(text_map.boxes_xyxy * scale, size_hw), values, size_hw)
+        heat = compute_heat(clip_boxes(text_map.boxes_xyxy * scale, size_hw), values, size_hw).numpy()
         panel.imshow(small.convert("L"), cmap="gray", vmin=0, vmax=255)
-        panel.imshow(np.ma.masked_equal(heat.numpy(), 0.0), cmap="RdBu_r", vmin=-1, vmax=1, alpha=0.6)
+        # What is about 0 stays the image.
+        panel.imshow(heat, cmap="RdBu_r", vmin=-1, vmax=1, alpha=np.minimum(1.5 * np.abs(heat), 0.8))
         panel.set_title(f"{title}, highest {values.max():.2f}" if len(values) else title, fontsize=9)
     for panel in axes:
         panel.set_axis_off()

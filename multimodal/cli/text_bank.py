@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deim.engine.checkpoints import read_checkpoint
 from deim.errors import ConfigError, DeimError
-from multimodal.encoders.build import EncoderOptions, build_encoder
+from multimodal.encoders.build import TextEncoderOptions, build_encoder
 from multimodal.encoders.hashed import HashedEncoderOptions
 from multimodal.encoders.open_clip import OpenClipEncoderOptions
 from multimodal.encoders.open_clip_files import DEFAULT_MODEL, DEFAULT_WEIGHTS
@@ -37,7 +37,7 @@ def build(args: argparse.Namespace) -> None:
     print(f"\ntext bank  {args.output}")
 
 
-def _encoder_options(args: argparse.Namespace) -> EncoderOptions:
+def _encoder_options(args: argparse.Namespace) -> TextEncoderOptions:
     if args.encoder == "open_clip":
         return OpenClipEncoderOptions(weights=args.weights or DEFAULT_WEIGHTS, clip_model=args.model)
     if args.model or args.weights:
