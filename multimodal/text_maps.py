@@ -232,5 +232,5 @@ def _choose_images(split: CocoSplit, is_of_label: NDArray[np.bool_], num_images:
 def _file_name(class_names: Sequence[str], label: int) -> str:
     folded = unicodedata.normalize("NFKD", class_names[label]).encode("ascii", "ignore").decode()
     # The index distinguishes equal remainders; the cut respects the limits of file systems.
-    parts = ["text_map", str(label), re.sub(r"[^0-9A-Za-z]+", "_", folded)[:40].strip("_")]
-    return "_".join(part for part in parts if part) + ".png"
+    name = re.sub(r"[^0-9A-Za-z]+", "_", folded)[:40].strip("_")
+    return f"text_map_{label}_{name}".rstrip("_") + ".png"

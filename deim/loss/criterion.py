@@ -354,8 +354,8 @@ def _float32(output: LayerOutput) -> LayerOutput:
 def _matchings(pairs: Sequence[Pairs], device: torch.device) -> list[Matching]:
     """Copy all pairs to the device at once."""
     joined = torch.from_numpy(np.concatenate(pairs, axis=1)).to(device, non_blocking=True)
-    parts = joined.split([part.shape[1] for part in pairs], dim=1)
-    return [Matching(image_idx=part[0], query_idx=part[1], target_idx=part[2]) for part in parts]
+    pieces = joined.split([part.shape[1] for part in pairs], dim=1)
+    return [Matching(image_idx=part[0], query_idx=part[1], target_idx=part[2]) for part in pieces]
 
 
 def _denoising_matching(meta: DenoisingMeta, packed: PackedTargets) -> Matching:

@@ -35,12 +35,12 @@ def map_of_fractions(
     model: TextFusedDetector, boxes_cxcywh: Tensor, placement: Placement, monkeypatch
 ) -> TextMap:
     generator = torch.Generator().manual_seed(1)
-    found = DetectorOutputs(
+    actual = DetectorOutputs(
         query_features=torch.randn(1, len(boxes_cxcywh), 32, generator=generator),
         pred_logits=torch.randn(1, len(boxes_cxcywh), 3, generator=generator),
         pred_boxes=boxes_cxcywh[None],
     )
-    monkeypatch.setattr(model, "run_detector", lambda images: found)
+    monkeypatch.setattr(model, "run_detector", lambda images: actual)
     return compute_text_map(model, torch.zeros(1, 3, 64, 64), placement)
 
 

@@ -21,9 +21,9 @@ TILES = {"size": 48, "overlap": 0.25, "keep_fraction": 0.5}
 @pytest.fixture
 def tiled_detector(tiny_run, tmp_path):
     """The detector of the tiny run, as if it had been trained on tiles."""
-    tree = read_checkpoint(tiny_run / "best.pth")
-    tree["config"] = tree["config"] | {"data": tree["config"]["data"] | {"tiles": TILES}}
-    torch.save(tree, tmp_path / "tiled.pth")
+    content = read_checkpoint(tiny_run / "best.pth")
+    content["config"] = content["config"] | {"data": content["config"]["data"] | {"tiles": TILES}}
+    torch.save(content, tmp_path / "tiled.pth")
     return tmp_path / "tiled.pth"
 
 
@@ -50,7 +50,7 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
     trained = load_trained(trainer.last_path)
     split = read_split(config.data, "val")
     evaluator = evaluator_of(trained, split)
-    found = assess_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
+    actual = assess_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["dataset"]["num_images"] == len(split) == 6
     # A text map has the queries of all tiles, 20 each, over the whole image.
@@ -61,5 +61,5 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
         assert (text_map.boxes_xyxy[:, 2:] <= torch.tensor(text_map.orig_size_hw[::-1])).all()
     paths = [split.image_path(index) for index in range(len(split))]
     predicted = Predictor(trained).predict(paths, score_threshold=0.0)
-    for one, other in zip(predicted, found.fused.evaluation.predictions.by_image.values(), strict=True):
-        assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
+    for first, other in zip(predicted, actual.fused.evaluation.predictions.by_image.values(), strict=True):
+        assert torch.equal(first.boxes_xyxy, other.boxes_xyxy)
