@@ -111,24 +111,15 @@ class FusionHead(nn.Module):
         return norm.normalized_shape[0]
 
     def forward(self, logits: Tensor, queries: Tensor) -> Tensor:
-        """Fuse the detector's logits with the text.
-
-        Args:
-            logits: (B, Q, C) float, from the detector, before the sigmoid.
-            queries: (B, Q, query_dim) float, input of its last class head.
+        """Fuse logits (B, Q, C) of the detector with the text, by the input (B, Q, D) of its last class head.
 
         Returns:
-            (B, Q, C+1) float32: the fused logits, and in the last column the background, which only the loss
-            uses.
+            (B, Q, C+1) float32; the last column is the background, which only the loss uses.
         """
         return self.fuse(logits, self.compare(queries))
 
     def compare(self, queries: Tensor) -> TextScores:
-        """Compare queries with the text of the classes and of the background.
-
-        Args:
-            queries: (B, Q, query_dim) float.
-        """
+        """Compare queries (B, Q, query_dim) with the text of the classes and of the background."""
         with torch.autocast(queries.device.type, enabled=False):
             directions = self._directions(queries)
             plain = self.plain_text()
@@ -148,14 +139,7 @@ class FusionHead(nn.Module):
         return move_logits(logits, scores, gate=self.gate, bias=self.bias)
 
     def cosines(self, features: Tensor) -> Tensor:
-        """Compute the cosines of features with the text of the classes.
-
-        Args:
-            features: (..., query_dim) float.
-
-        Returns:
-            (..., C) float32 in [-1, 1].
-        """
+        """Return the cosines (..., C) float32 of features (..., query_dim) with the text of the classes."""
         with torch.autocast(features.device.type, enabled=False):
             return self._directions(features) @ self.class_text().T
 

@@ -115,15 +115,7 @@ def run_trials(
 
 
 def train_variant(variant: Variant, context: TrialContext, *, seed: int) -> FusionModel:
-    """Train a variant to the end.
-
-    Args:
-        variant: Name of the variant.
-        context: Everything that is the same for all.
-        seed: Seed of weights, vectors and the order of images.
-
-    Returns:
-        The averaged weights, in evaluation mode.
+    """Train a variant to the end and return its averaged weights, in evaluation mode.
 
     Raises:
         ConfigError: If the variant cannot be built from this text.
@@ -165,15 +157,7 @@ def train_variant(variant: Variant, context: TrialContext, *, seed: int) -> Fusi
 
 
 def evaluate_variant(model: FusionModel, context: TrialContext) -> ScoreSamples:
-    """Evaluate a model on the validation images and their resamples.
-
-    Args:
-        model: A variant, on the device of the context.
-        context: Everything that is the same for all.
-
-    Raises:
-        DataError: If an image is damaged, or detector outputs cannot be stored.
-    """
+    """Evaluate a variant on the validation images and their resamples."""
     detections = predict_split(
         model, context.val, device=context.device, max_detections=context.max_detections
     )

@@ -64,11 +64,8 @@ class VariantSource:
 class ResidualHead(nn.Module):
     """An MLP on the query features moves the class logits: scale, gates and bias of a fusion head, no text.
 
-    Args:
-        query_dim: Width of the query features.
-        num_classes: C.
-        width: Width of the second hidden layer.
-        num_parameters: Target number of parameters, which sets the width of the first hidden layer.
+    `width` is that of the second hidden layer; the first gets the width that brings the number of parameters
+    nearest to `num_parameters`.
     """
 
     no_text: Tensor
@@ -110,12 +107,7 @@ class ResidualHead(nn.Module):
 
 
 class FusionModel(nn.Module):
-    """The trained part of a text fusion alone, on outputs of the frozen detector.
-
-    Args:
-        head: Moves the logits.
-        class_head_delta: Adds to the detector's logits first; None for no change.
-    """
+    """The trained part of a text fusion alone, on outputs of the frozen detector; see `fuse_outputs`."""
 
     def __init__(self, head: FusionHead | ResidualHead, class_head_delta: nn.Linear | None) -> None:
         super().__init__()
@@ -195,17 +187,10 @@ def variant_groups(
     weight_decay: float,
     class_head_from_epoch: int | None,
 ) -> list[dict[str, Any]]:
-    """Sort a variant's parameters for the optimizer, at the rates of the fusion head.
+    """Sort a variant's parameters for the optimizer, at the rates of `fusion_head.parameter_groups`.
 
     The variant `class_head` trains the class head from the first epoch, at the rate of the fusion layers: at
     its usual rate it would hardly move within a run.
-
-    Args:
-        variant: Name of the variant.
-        model: From `build_variant`.
-        base_lr: Learning rate of a class head that is trained beside a fusion head.
-        weight_decay: Weight decay of the weights of the layers.
-        class_head_from_epoch: First epoch (0-based) that trains that class head; None for never.
     """
     head, delta = model.head, model.class_head_delta
     layers_lr = base_lr * TEXT_LAYERS_FACTOR
@@ -236,12 +221,7 @@ def variant_groups(
 
 
 def swap_text(model: FusionModel, pair: tuple[int, int]) -> FusionModel:
-    """Copy a model and exchange the text of two classes, together with their prompt weights.
-
-    Args:
-        model: A model with a fusion head.
-        pair: Two class indices.
-    """
+    """Copy a model with a fusion head and exchange the text of two classes, with their prompt weights."""
     swapped = copy.deepcopy(model)
     head = swapped.head
     assert isinstance(head, FusionHead)
@@ -253,14 +233,7 @@ def swap_text(model: FusionModel, pair: tuple[int, int]) -> FusionModel:
 
 
 def derangement(number: int, generator: torch.Generator) -> Tensor:
-    """Draw a permutation without fixed points; all are equally likely.
-
-    Args:
-        number: Length, at least 2.
-        generator: Source of the draw.
-
-    Returns:
-        (number,) int64, positions from 0.
+    """Draw a permutation (number,) int64 without fixed points; all are equally likely.
 
     Raises:
         ValueError: If `number` is less than 2.
