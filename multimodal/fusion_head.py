@@ -20,11 +20,12 @@ Source:
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from deim.engine.optimizer import ParameterGroup
 
 START_SCALE = 1 / 0.07
 MAX_SCALE = 100.0
@@ -191,7 +192,7 @@ def parameter_groups(
     weight_decay: float,
     class_head_delta: nn.Linear | None = None,
     class_head_from_epoch: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     """Sort the parameters for the optimizer; each group has its flat learning rate as `flat_lr`.
 
     Gates start at 0 and move by about the learning rate in a step: at the rate of the layers they would not
@@ -227,7 +228,7 @@ def parameter_groups(
 
 def layer_groups(
     name: str, parameters: list[nn.Parameter], lr: float, *, weight_decay: float
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     """Return a group of the weights, which decay, and one of biases and norms, which do not."""
     weights, others = ([p for p in parameters if (p.ndim > 1) == decays] for decays in (True, False))
     return [
@@ -238,7 +239,7 @@ def layer_groups(
 
 def parameter_group(
     name: str, parameters: list[nn.Parameter], lr: float, *, weight_decay: float = 0.0, first_epoch: int = 0
-) -> dict[str, Any]:
+) -> ParameterGroup:
     """Return one group for the optimizer; `first_epoch` (0-based) is the first that trains it."""
     return {
         "name": name,

@@ -8,12 +8,13 @@ do worse.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deim.engine.optimizer import ParameterGroup
 from deim.errors import ConfigError
 from deim.structures import Target
 from multimodal.fusion_head import (
@@ -186,7 +187,7 @@ def variant_groups(
     *,
     weight_decay: float,
     class_head_from_epoch: int | None,
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     """Sort a variant's parameters for the optimizer, at the rates of `fusion_head.parameter_groups`.
 
     The variant `class_head` trains the class head from the first epoch, at the rate of the fusion layers: at
