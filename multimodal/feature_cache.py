@@ -70,11 +70,7 @@ class DetectorOutputBatch:
 
 
 class DetectorOutputStore:
-    """Detector outputs in one file for each image.
-
-    Args:
-        folder: Folder of these outputs alone; made when the first is written.
-    """
+    """Detector outputs in one file for each image; `folder` is made when the first is written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
