@@ -72,11 +72,7 @@ class DetectorOutputBatch:
 
 
 class DetectorOutputStore:
-    """Detector outputs in one file for each image.
-
-    Args:
-        folder: Folder of these outputs alone; made when the first is written.
-    """
+    """Detector outputs in one file for each image; `folder` is made when the first is written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -199,13 +195,7 @@ class DetectorOutputLoader:
 def run_detector_in_chunks(
     model: TextFusedDetector, images: Tensor, images_at_once: int, precision: Precision
 ) -> DetectorOutputs:
-    """Run the frozen detector on a batch, a few images at a time.
-
-    Args:
-        model: The model of the detector.
-        images: (B, channels, H, W) float, normalized, on the device of the model.
-        images_at_once: Images in memory at once.
-        precision: Precision of the detector.
+    """Run the frozen detector on images (B, channels, H, W), at most `images_at_once` at a time.
 
     Raises:
         TrainingError: If memory runs out.

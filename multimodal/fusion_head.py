@@ -20,11 +20,12 @@ Source:
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from deim.engine.optimizer import ParameterGroup
 
 START_SCALE = 1 / 0.07
 MAX_SCALE = 100.0
@@ -111,24 +112,15 @@ class FusionHead(nn.Module):
         return norm.normalized_shape[0]
 
     def forward(self, logits: Tensor, queries: Tensor) -> Tensor:
-        """Fuse the detector's logits with the text.
-
-        Args:
-            logits: (B, Q, C) float, from the detector, before the sigmoid.
-            queries: (B, Q, query_dim) float, input of its last class head.
+        """Fuse logits (B, Q, C) of the detector with the text, by the input (B, Q, D) of its last class head.
 
         Returns:
-            (B, Q, C+1) float32: the fused logits, and in the last column the background, which only the loss
-            uses.
+            (B, Q, C+1) float32; the last column is the background, which only the loss uses.
         """
         return self.fuse(logits, self.compare(queries))
 
     def compare(self, queries: Tensor) -> TextScores:
-        """Compare queries with the text of the classes and of the background.
-
-        Args:
-            queries: (B, Q, query_dim) float.
-        """
+        """Compare queries (B, Q, query_dim) with the text of the classes and of the background."""
         with torch.autocast(queries.device.type, enabled=False):
             directions = self._directions(queries)
             plain = self.plain_text()
@@ -148,14 +140,7 @@ class FusionHead(nn.Module):
         return move_logits(logits, scores, gate=self.gate, bias=self.bias)
 
     def cosines(self, features: Tensor) -> Tensor:
-        """Compute the cosines of features with the text of the classes.
-
-        Args:
-            features: (..., query_dim) float.
-
-        Returns:
-            (..., C) float32 in [-1, 1].
-        """
+        """Return the cosines (..., C) float32 of features (..., query_dim) with the text of the classes."""
         with torch.autocast(features.device.type, enabled=False):
             return self._directions(features) @ self.class_text().T
 
@@ -207,7 +192,7 @@ def parameter_groups(
     weight_decay: float,
     class_head_delta: nn.Linear | None = None,
     class_head_from_epoch: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     """Sort the parameters for the optimizer; each group has its flat learning rate as `flat_lr`.
 
     Gates start at 0 and move by about the learning rate in a step: at the rate of the layers they would not
@@ -243,7 +228,7 @@ def parameter_groups(
 
 def layer_groups(
     name: str, parameters: list[nn.Parameter], lr: float, *, weight_decay: float
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     """Return a group of the weights, which decay, and one of biases and norms, which do not."""
     weights, others = ([p for p in parameters if (p.ndim > 1) == decays] for decays in (True, False))
     return [
@@ -254,7 +239,7 @@ def layer_groups(
 
 def parameter_group(
     name: str, parameters: list[nn.Parameter], lr: float, *, weight_decay: float = 0.0, first_epoch: int = 0
-) -> dict[str, Any]:
+) -> ParameterGroup:
     """Return one group for the optimizer; `first_epoch` (0-based) is the first that trains it."""
     return {
         "name": name,

@@ -120,19 +120,7 @@ class FusionCriterion(nn.Module):
     def forward(
         self, outputs: FusedOutput, targets: Sequence[Target], *, epoch: int = 0
     ) -> dict[str, Tensor]:
-        """Compute the loss terms; their plain sum is the loss.
-
-        Args:
-            outputs: Output of `TextFusedDetector`.
-            targets: Ground truth of each image.
-            epoch: 0-based; decides the matching cost.
-
-        Returns:
-            Weighted terms, () float32 each.
-
-        Raises:
-            NonFiniteError: If the matching costs are NaN or infinite.
-        """
+        """Compute the loss terms; their plain sum is the loss. See `deim.loss.criterion.Criterion`."""
         matched = self.match(outputs, targets, epoch=epoch)
         return self.terms(outputs, matched, matched.counts)
 

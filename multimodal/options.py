@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from deim.config.checks import below, check, not_fraction
-from multimodal.encoders.build import EncoderOptions
+from multimodal.encoders.build import TextEncoderOptions
 from multimodal.encoders.open_clip import OpenClipEncoderOptions
 from multimodal.loss import FusionLossOptions
 
@@ -23,8 +23,8 @@ class TextFusionOptions:
     """File of `deim text-bank`; null embeds `prompts` with `encoder` when the run starts."""
     prompts: str = "configs/prompts/industrial.yml"
     """YAML file with the texts of each class; not used with `text_bank`."""
-    encoder: EncoderOptions = field(default_factory=OpenClipEncoderOptions)
-    """Encoder that embeds the prompts; not used with `text_bank`."""
+    encoder: TextEncoderOptions = field(default_factory=OpenClipEncoderOptions)
+    """Text encoder of the prompts; not used with `text_bank`."""
     hidden_dim: int = 1024
     """Hidden width of the projection of the queries."""
     adapter_dim: int = 256

@@ -62,37 +62,29 @@ class TextBank:
     """The sentences that each text was put into, with `{}` in its place."""
 
     def __post_init__(self) -> None:
-        num_classes, num_background = len(self.class_names), len(self.background_texts)
-        if self.prompts.ndim != 3 or self.prompts.shape[:2] != (num_classes, len(SLOTS)):
-            raise ValueError(
-                f"prompts: got {tuple(self.prompts.shape)}, needs ({num_classes}, {len(SLOTS)}, D)."
-            )
-        if self.background.shape != (num_background, self.prompts.shape[2]):
-            raise ValueError(
-                f"background: got {tuple(self.background.shape)}, needs "
-                f"({num_background}, {self.prompts.shape[2]})."
-            )
-        if [len(row) for row in self.prompt_texts] != [len(SLOTS)] * num_classes:
-            raise ValueError(f"prompt_texts: needs {num_classes} rows of {len(SLOTS)} texts.")
-        for name, vectors in (("prompts", self.prompts), ("background", self.background)):
+        num_classes, dim = len(self.class_names), self.prompts.shape[-1]
+        shapes = {"prompts": (num_classes, len(SLOTS), dim), "background": (len(self.background_texts), dim)}
+        for name, shape in shapes.items():
+            vectors: Tensor = getattr(self, name)
+            if vectors.shape != shape:
+                raise ValueError(f"{name}: got {tuple(vectors.shape)}, needs {shape}.")
             if vectors.dtype != torch.float32:
                 raise ValueError(f"{name}: got {vectors.dtype}, needs float32.")
             if not bool(((vectors.norm(dim=-1) - 1).abs() <= NORM_TOLERANCE).all()):
                 raise ValueError(f"{name}: holds vectors whose norm is not 1.")
+        if [len(row) for row in self.prompt_texts] != [len(SLOTS)] * num_classes:
+            raise ValueError(f"prompt_texts: needs {num_classes} rows of {len(SLOTS)} texts.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClosePair:
-    """Two classes whose texts are hard to distinguish."""
+    """Two classes whose texts are hard to distinguish, with the cosines of their mean vectors."""
 
     first: str
-    """Name of the class with the lower index."""
     second: str
-    """Name of the other."""
     raw: float
-    """Cosine of the two classes' mean vectors."""
     centered: float
-    """The same after subtraction of the mean over all classes."""
+    """The cosine after subtraction of the mean over all classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -180,12 +172,6 @@ def class_cosines(bank: TextBank) -> ClassCosines:
     All texts of one subject share a direction, which raises the raw cosines and which the fusion head
     subtracts, so the centered cosines decide. Two classes alone are always opposite once centered, so with
     C = 2 the raw cosine decides.
-
-    Args:
-        bank: Texts of C classes.
-
-    Returns:
-        Raw and centered cosines, and the pairs that are too close.
     """
     means = bank.prompts.mean(dim=1)
     raw, centered = (_cosines(vectors) for vectors in (means, means - means.mean(dim=0)))
@@ -286,13 +272,8 @@ def load_text_bank(path: Path, *, class_names: Sequence[str] | None = None) -> T
 def check_classes(bank: TextBank, class_names: Sequence[str], *, where: str) -> None:
     """Check that a bank was built for the classes of a detector, in their order.
 
-    Args:
-        bank: Any bank.
-        class_names: C names in the detector's order.
-        where: Name of the file, for messages.
-
     Raises:
-        CheckpointError: If they differ; every class that differs is named.
+        CheckpointError: If not; every class that differs is named.
     """
     advice = "Build the bank again with deim text-bank --checkpoint."
     if len(bank.class_names) != len(class_names):

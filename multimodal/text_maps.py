@@ -29,11 +29,7 @@ from deim.report.charts import chart_names
 from deim.structures import Placement
 from multimodal.wrapper import TextFusedDetector
 
-PANELS: Final = (
-    ("detector score", "detector_scores"),
-    ("cosine with the text", "cosines"),
-    ("fused score", "fused_scores"),
-)
+PANELS: Final = ("detector score", "cosine with the text", "fused score")
 PANEL_INCHES, DPI, LONGEST_SIDE = 4.0, 100, 800
 """Side of a panel, pixels per inch, and longest side of the images in it, in pixels."""
 
@@ -42,16 +38,11 @@ PANEL_INCHES, DPI, LONGEST_SIDE = 4.0, 100, 800
 class TextMap:
     """Responses of all queries of one image, on the CPU."""
 
-    orig_size_hw: tuple[int, int]
-    """Size of the original image, in pixels."""
     boxes_xyxy: Tensor
     """(Q, 4) float32, pixels of the original image, clipped to it."""
-    cosines: Tensor
-    """(Q, C) float32 in [-1, 1]: cosine of the query with the text of each class."""
-    detector_scores: Tensor
-    """(Q, C) float32 in [0, 1], from the frozen detector."""
-    fused_scores: Tensor
-    """(Q, C) float32 in [0, 1], after the fusion."""
+    responses: Tensor
+    """(3, Q, C) float32 to the text of each class, in the order of `PANELS`: the score of the frozen detector
+    in [0, 1], the cosine in [-1, 1], and the score after the fusion in [0, 1]."""
 
 
 @torch.no_grad()
@@ -70,24 +61,17 @@ def compute_text_map(model: TextFusedDetector, image_input: Tensor, placement: P
         raise ValueError(f"image_input: got {tuple(image_input.shape)}. It must be (1, C, H, W), one image.")
     detector_outputs = model.run_detector(image_input)
     fused = model(detector_outputs)
-    boxes_cxcywh = detector_outputs.pred_boxes[0].float().cpu()
-    boxes_xyxy = to_original_pixels(cxcywh_to_xyxy(boxes_cxcywh), placement)
+    boxes_xyxy = to_original_pixels(cxcywh_to_xyxy(fused["pred_boxes"][0].float().cpu()), placement)
     if placement.tile_xyxy is not None:
         boxes_xyxy = clip_to_window(boxes_xyxy, placement.tile_xyxy)
+    responses = [
+        fused["detector_logits"].float().sigmoid(),
+        model.head.cosines(detector_outputs.query_features),
+        fused["pred_logits"].float().sigmoid(),
+    ]
     return TextMap(
-        orig_size_hw=placement.orig_size_hw,
-        boxes_xyxy=clip_boxes(boxes_xyxy, placement.orig_size_hw),
-        cosines=model.head.cosines(detector_outputs.query_features)[0].cpu(),
-        detector_scores=fused["detector_logits"][0].float().sigmoid().cpu(),
-        fused_scores=fused["pred_logits"][0].float().sigmoid().cpu(),
+        boxes_xyxy=clip_boxes(boxes_xyxy, placement.orig_size_hw), responses=torch.cat(responses).cpu()
     )
-
-
-def join_text_maps(maps: Sequence[TextMap]) -> TextMap:
-    """Join the maps of the tiles of an image, at least one."""
-    names = ("boxes_xyxy", "cosines", "detector_scores", "fused_scores")
-    tensors = {name: torch.cat([getattr(tile, name) for tile in maps]) for name in names}
-    return TextMap(orig_size_hw=maps[0].orig_size_hw, **tensors)
 
 
 def compute_heat(boxes_xyxy: Tensor, values: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -141,17 +125,10 @@ def write_text_maps(
         Path of each file: `text_map_<class index>_<class name>.png`, the name in ASCII letters and digits.
 
     Raises:
-        ValueError: If there is no such class.
         DataError: If an image is missing or damaged, or the split has other classes.
         OSError: If a file cannot be written.
     """
     names = trained.class_names
-    unknown = [label for label in class_labels if not 0 <= label < len(names)]
-    if unknown:
-        raise ValueError(
-            f"class_labels: got {', '.join(map(str, unknown))}. Class indices go from 0 to {len(names) - 1} "
-            f"({', '.join(names)})."
-        )
     class_index = match_classes(split, names, trained_on="the detector")
     labels = np.array([class_index[int(category)] for category in split.box_category_ids], dtype=np.int64)
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +137,7 @@ def write_text_maps(
         indices = _choose_images(split, labels == label, num_images)
         figure = Figure(figsize=(4 * PANEL_INCHES, PANEL_INCHES * (len(indices) + 0.3)), layout="constrained")
         name = chart_names(names)[label]
-        title = f"Queries that respond to the text of {name}; frames: true boxes, white if of {name}"
+        title = f"Responses to the text of {name}, blue: -1, red: 1; frames: true boxes, white if of {name}"
         figure.suptitle(title if indices else f"No image of this split shows {name}, and none is empty.")
         axes: Any = figure.subplots(len(indices), 1 + len(PANELS), squeeze=False) if indices else []
         for row, index in zip(axes, indices, strict=True):
@@ -206,17 +183,18 @@ def draw_text_map(
     scale = small.width / image.width
     axes[0].imshow(small)
     axes[0].set_title(caption, fontsize=9)
-    for panel, (title, name) in zip(axes[1:], PANELS, strict=True):
-        values = getattr(text_map, name)[:, label]
+    for panel, title, responses in zip(axes[1:], PANELS, text_map.responses, strict=True):
+        values = responses[:, label]
         size_hw = (small.height, small.width)
-        heat = compute_heat(clip_boxes(text_map.boxes_xyxy * scale, size_hw), values, size_hw)
+        heat = compute_heat(clip_boxes(text_map.boxes_xyxy * scale, size_hw), values, size_hw).numpy()
         panel.imshow(small.convert("L"), cmap="gray", vmin=0, vmax=255)
-        panel.imshow(np.ma.masked_equal(heat.numpy(), 0.0), cmap="RdBu_r", vmin=-1, vmax=1, alpha=0.6)
+        # What is about 0 stays the image.
+        panel.imshow(heat, cmap="RdBu_r", vmin=-1, vmax=1, alpha=np.minimum(1.5 * np.abs(heat), 0.8))
         panel.set_title(f"{title}, highest {values.max():.2f}" if len(values) else title, fontsize=9)
     for panel in axes:
         panel.set_axis_off()
-        for (x, y, width, height), own in zip(boxes_xywh * scale, labels == label, strict=True):
-            color = "white" if own else "gray"
+        for (x, y, width, height), is_class in zip(boxes_xywh * scale, labels == label, strict=True):
+            color = "white" if is_class else "gray"
             panel.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=color, linewidth=1.5))
 
 
@@ -224,12 +202,13 @@ def _text_map(trained: TrainedDetector, path: Path) -> TextMap:
     model, config = trained.model, trained.config
     assert isinstance(model, TextFusedDetector)
     form = build_input_format(config.data, config.image_size_hw)
-    inputs = read_tiles(path, form)
-    return join_text_maps(
-        [
-            compute_text_map(model, normalize(fitted, form)[None].to(trained.device), place)
-            for fitted, place in inputs
-        ]
+    maps = [
+        compute_text_map(model, normalize(resized, form)[None].to(trained.device), place)
+        for resized, place in read_tiles(path, form)
+    ]
+    return TextMap(
+        boxes_xyxy=torch.cat([tile.boxes_xyxy for tile in maps]),
+        responses=torch.cat([tile.responses for tile in maps], dim=1),
     )
 
 
@@ -245,5 +224,5 @@ def _choose_images(split: CocoSplit, is_of_label: NDArray[np.bool_], num_images:
 def _file_name(class_names: Sequence[str], label: int) -> str:
     folded = unicodedata.normalize("NFKD", class_names[label]).encode("ascii", "ignore").decode()
     # The index distinguishes equal remainders; the cut respects the limits of file systems.
-    parts = ["text_map", str(label), re.sub(r"[^0-9A-Za-z]+", "_", folded)[:40].strip("_")]
-    return "_".join(part for part in parts if part) + ".png"
+    name = re.sub(r"[^0-9A-Za-z]+", "_", folded)[:40].strip("_")
+    return f"text_map_{label}_{name}".rstrip("_") + ".png"

@@ -44,6 +44,8 @@ class RecipeOptions:
         )
 
 
+ParameterGroup = dict[str, Any]
+"""A group as `torch.optim` takes it, with its flat learning rate as `flat_lr`."""
 DECAYED_MODULES = (nn.Linear, nn.Conv2d, nn.Embedding, nn.MultiheadAttention)
 REFERENCE_EXEMPT = re.compile("norm|bn|bias")
 REFERENCE_NEW_PARTS = re.compile("sta|encoder|decoder")
@@ -79,7 +81,7 @@ def parameter_groups(
     lr: float,
     backbone_lr: float,
     weight_decay: float,
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     """Sort the trainable parameters by learning rate and weight decay.
 
     Args:

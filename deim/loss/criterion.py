@@ -81,7 +81,7 @@ class Matching:
 
     @property
     def index(self) -> tuple[Tensor, Tensor]:
-        """Selects the matched queries of a (B, Q, …) tensor."""
+        """Index of the matched queries in a (B, Q, …) tensor."""
         return self.image_idx, self.query_idx
 
 
@@ -195,17 +195,7 @@ class Criterion(nn.Module):
         return self.terms(outputs, matched, matched.counts)
 
     def match(self, outputs: ModelOutput, targets: Sequence[Target], *, epoch: int) -> Matched:
-        """Assign boxes to the queries of every supervised output.
-
-        Args:
-            outputs: Output of the detector in training mode.
-            targets: The targets that were passed to it.
-            epoch: 0-based; decides the matching cost.
-
-        Raises:
-            NonFiniteError: If the costs are NaN or infinite.
-            ValueError: If the outputs come from evaluation mode.
-        """
+        """Assign boxes to the queries of every supervised output; see `forward` for arguments and errors."""
         if "aux_outputs" not in outputs:
             raise ValueError("outputs: no supervised outputs. Call model.train() before the forward pass.")
         device = outputs["pred_logits"].device
@@ -364,8 +354,8 @@ def _float32(output: LayerOutput) -> LayerOutput:
 def _matchings(pairs: Sequence[Pairs], device: torch.device) -> list[Matching]:
     """Copy all pairs to the device at once."""
     joined = torch.from_numpy(np.concatenate(pairs, axis=1)).to(device, non_blocking=True)
-    parts = joined.split([part.shape[1] for part in pairs], dim=1)
-    return [Matching(image_idx=part[0], query_idx=part[1], target_idx=part[2]) for part in parts]
+    pieces = joined.split([part.shape[1] for part in pairs], dim=1)
+    return [Matching(image_idx=part[0], query_idx=part[1], target_idx=part[2]) for part in pieces]
 
 
 def _denoising_matching(meta: DenoisingMeta, packed: PackedTargets) -> Matching:

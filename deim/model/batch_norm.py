@@ -9,12 +9,9 @@ BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBat
 
 
 def remember_batch_norm(module: nn.Module) -> Callable[[], None]:
-    """Remember the batch-norm statistics, which a forward pass updates, perhaps to NaN.
+    """Remember the batch-norm statistics, which a forward pass may turn into NaN; call the result to restore.
 
     Layers in evaluation mode, such as those of a frozen detector, do not update theirs and are skipped.
-
-    Returns:
-        A function that restores the statistics.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, BATCH_NORMS) and layer.training]
     statistics = [buffer for norm in norms for buffer in norm.buffers()]

@@ -43,15 +43,8 @@ SOURCES: Final = {
 """Where well-known weight files can be downloaded."""
 
 UNREADABLE: Final = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    pickle.UnpicklingError,
-    SafetensorError,
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError),
+    *(pickle.UnpicklingError, SafetensorError),
 )
 """Errors that the readers raise for files that are damaged or of another kind."""
 
@@ -92,7 +85,7 @@ def load_initial_weights(
             another order, its class-dependent tensors are not loaded. None compares the number only.
 
     Returns:
-        What was loaded; it is also logged.
+        The result, which is also logged.
 
     Raises:
         CheckpointError: If the file is missing, damaged, of an unknown kind, holds NaN, or fills less than
@@ -100,9 +93,8 @@ def load_initial_weights(
     """
     content = read_weights_file(path, advice=" Or start from random weights with --set model.init_from=null")
     state, part = _recognize(content, path)
-    has_other_classes = class_names is not None and content.get("class_names", class_names) != list(
-        class_names
-    )
+    class_names = class_names or content.get("class_names", ())
+    has_other_classes = list(class_names) != list(content.get("class_names", class_names))
     module: nn.Module = model if part == "detector" else model.backbone.pretrained
     current = module.state_dict()
     if part == "detector":
@@ -243,11 +235,9 @@ def _recognize(
 def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors and join queries, keys and values; DINOv3 masks the key bias, so it is 0."""
     gated = any(".mlp.gate_proj." in key for key in state)
-    feed_forward = (
-        {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"}
-        if gated
-        else {"up_proj": "fc1", "down_proj": "fc2"}
-    )
+    feed_forward = {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"}
+    if not gated:
+        feed_forward = {"up_proj": "fc1", "down_proj": "fc2"}
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         for pattern, replacement in HUGGING_FACE_KEYS:

@@ -11,11 +11,7 @@ from multimodal.ablation.verdict import Delta
 
 
 def write_ablation(ablation: Ablation, path: Path) -> None:
-    """Write an ablation as JSON; `deim.records.from_json` reads it back.
-
-    Args:
-        ablation: From `build_ablation`.
-        path: JSON file; its folder is made if it does not exist.
+    """Write an ablation as JSON; `deim.records.from_json` reads it back. The folder is made if needed.
 
     Raises:
         OSError: If the file cannot be written.

@@ -100,15 +100,7 @@ class Ablation:
 def build_ablation(
     plan: TrialPlan, scores: TrialScores, *, seeds: Sequence[int], minutes: float, created: datetime
 ) -> Ablation:
-    """Judge the trials and collect all results.
-
-    Args:
-        plan: The trials.
-        scores: Their scores.
-        seeds: Seeds of the trainings.
-        minutes: Time of all trials.
-        created: Time of the trials, with a time zone.
-    """
+    """Judge the trials and collect all results; `created` has a time zone."""
     names = (plan.class_names[plan.pair[0]], plan.class_names[plan.pair[1]])
     decision = decide(compute_deltas(scores, pair=plan.pair), pair_names=names)
     frozen, epochs = scores.frozen, plan.context.timeline.epochs

@@ -114,15 +114,7 @@ def run_trials(
 
 
 def train_variant(variant: Variant, context: TrialContext, *, seed: int) -> FusionModel:
-    """Train a variant to the end.
-
-    Args:
-        variant: Name of the variant.
-        context: Everything that is the same for all.
-        seed: Seed of weights, vectors and the order of images.
-
-    Returns:
-        The averaged weights, in evaluation mode.
+    """Train a variant to the end and return its averaged weights, in evaluation mode.
 
     Raises:
         ConfigError: If the variant cannot be built from this text.
@@ -134,7 +126,7 @@ def train_variant(variant: Variant, context: TrialContext, *, seed: int) -> Fusi
         model,
         context.recipe.lr,
         weight_decay=context.recipe.weight_decay,
-        class_head_from_epoch=context.source.class_head_from_epoch,
+        class_head_from_epoch=context.source.options.class_head_from_epoch,
     )
     # The scale of fp16 is learned during a training, and must not pass from one to the next.
     scaler = torch.amp.GradScaler(
@@ -164,15 +156,7 @@ def train_variant(variant: Variant, context: TrialContext, *, seed: int) -> Fusi
 
 
 def evaluate_variant(model: FusionModel, context: TrialContext) -> ScoreSamples:
-    """Evaluate a model on the validation images and their resamples.
-
-    Args:
-        model: A variant, on the device of the context.
-        context: Everything that is the same for all.
-
-    Raises:
-        DataError: If an image is damaged, or detector outputs cannot be stored.
-    """
+    """Evaluate a variant on the validation images and their resamples."""
     truth = context.ground_truth
     detections = predict_split(
         model,

@@ -8,12 +8,13 @@ do worse.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deim.engine.optimizer import ParameterGroup
 from deim.errors import ConfigError
 from deim.structures import Target
 from multimodal.fusion_head import (
@@ -29,6 +30,7 @@ from multimodal.fusion_head import (
     parameter_group,
     parameter_groups,
 )
+from multimodal.options import TextFusionOptions
 from multimodal.wrapper import DetectorOutputs, FusedOutput, fuse_outputs, new_class_head_delta
 
 Variant = Literal["text", "random", "shuffled", "one_hot", "free", "mlp", "class_head"]
@@ -56,22 +58,15 @@ class VariantSource:
     """(C, K, D) float: the real text."""
     background: Tensor
     """(J, D) float: the text of background."""
-    hidden_dim: int
-    """Hidden width of the projection."""
-    adapter_dim: int
-    """Hidden width of the adapter."""
-    class_head_from_epoch: int | None
-    """First epoch (0-based) in which all variants train the last class head too; None for never."""
+    options: TextFusionOptions
+    """Sizes of the head, and the first epoch that trains the class head."""
 
 
 class ResidualHead(nn.Module):
     """An MLP on the query features moves the class logits: scale, gates and bias of a fusion head, no text.
 
-    Args:
-        query_dim: Width of the query features.
-        num_classes: C.
-        width: Width of the second hidden layer.
-        num_parameters: Target number of parameters, which sets the width of the first hidden layer.
+    `width` is that of the second hidden layer; the first gets the width that brings the number of parameters
+    nearest to `num_parameters`.
     """
 
     no_text: Tensor
@@ -113,12 +108,7 @@ class ResidualHead(nn.Module):
 
 
 class FusionModel(nn.Module):
-    """The trained part of a text fusion alone, on outputs of the frozen detector.
-
-    Args:
-        head: Moves the logits.
-        class_head_delta: Adds to the detector's logits first; None for no change.
-    """
+    """The trained part of a text fusion alone, on outputs of the frozen detector; see `fuse_outputs`."""
 
     def __init__(self, head: FusionHead | ResidualHead, class_head_delta: nn.Linear | None) -> None:
         super().__init__()
@@ -170,12 +160,12 @@ def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> Fusi
             text,
             background,
             query_dim=source.query_dim,
-            hidden_dim=source.hidden_dim,
-            adapter_dim=source.adapter_dim,
+            hidden_dim=source.options.hidden_dim,
+            adapter_dim=source.options.adapter_dim,
         )
         size = sum(parameter.numel() for parameter in head.parameters())
         delta = None
-        if variant == "class_head" or source.class_head_from_epoch is not None:
+        if variant == "class_head" or source.options.class_head_from_epoch is not None:
             delta = new_class_head_delta(head.query_dim, head.num_classes)
         if variant == "mlp":
             width = text.shape[-1]
@@ -197,18 +187,11 @@ def variant_groups(
     *,
     weight_decay: float,
     class_head_from_epoch: int | None,
-) -> list[dict[str, Any]]:
-    """Sort a variant's parameters for the optimizer, at the rates of the fusion head.
+) -> list[ParameterGroup]:
+    """Sort a variant's parameters for the optimizer, at the rates of `fusion_head.parameter_groups`.
 
     The variant `class_head` trains the class head from the first epoch, at the rate of the fusion layers: at
     its usual rate it would hardly move within a run.
-
-    Args:
-        variant: Name of the variant.
-        model: From `build_variant`.
-        base_lr: Learning rate of a class head that is trained beside a fusion head.
-        weight_decay: Weight decay of the weights of the layers.
-        class_head_from_epoch: First epoch (0-based) that trains that class head; None for never.
     """
     head, delta = model.head, model.class_head_delta
     layers_lr = base_lr * TEXT_LAYERS_FACTOR
@@ -239,12 +222,7 @@ def variant_groups(
 
 
 def swap_text(model: FusionModel, pair: tuple[int, int]) -> FusionModel:
-    """Copy a model and exchange the text of two classes, together with their prompt weights.
-
-    Args:
-        model: A model with a fusion head.
-        pair: Two class indices.
-    """
+    """Copy a model with a fusion head and exchange the text of two classes, with their prompt weights."""
     swapped = copy.deepcopy(model)
     head = swapped.head
     assert isinstance(head, FusionHead)
@@ -256,14 +234,7 @@ def swap_text(model: FusionModel, pair: tuple[int, int]) -> FusionModel:
 
 
 def derangement(number: int, generator: torch.Generator) -> Tensor:
-    """Draw a permutation without fixed points; all are equally likely.
-
-    Args:
-        number: Length, at least 2.
-        generator: Source of the draw.
-
-    Returns:
-        (number,) int64, positions from 0.
+    """Draw a permutation (number,) int64 without fixed points; all are equally likely.
 
     Raises:
         ValueError: If `number` is less than 2.

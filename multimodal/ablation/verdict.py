@@ -58,12 +58,7 @@ def compute_delta(a: SampledScore, b: SampledScore) -> Delta | None:
 
 
 def compute_deltas(scores: TrialScores, *, pair: tuple[int, int]) -> TextDeltas:
-    """Compute the differences of the means over seeds.
-
-    Args:
-        scores: Scores of all models.
-        pair: The class indices whose texts were exchanged.
-    """
+    """Compute the differences of the means over seeds; `pair` are the classes whose texts were exchanged."""
     means = {variant: mean_over_runs(samples) for variant, samples in scores.variants.items()}
     text, swapped = means.pop("text"), mean_over_runs(scores.swapped)
     return TextDeltas(

@@ -18,7 +18,7 @@ from deim.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from multimodal.encoders.build import EncoderOptions
+    from multimodal.encoders.build import TextEncoderOptions
     from multimodal.text_bank import TextBank
 
 DEFAULT_MODEL = "ViT-B-32"
@@ -63,7 +63,7 @@ def run(args: Namespace) -> None:
     print(f"\ntext bank  {args.output}")
 
 
-def _encoder_options(args: Namespace) -> "EncoderOptions":
+def _encoder_options(args: Namespace) -> "TextEncoderOptions":
     from multimodal.encoders.hashed import HashedEncoderOptions
     from multimodal.encoders.open_clip import OpenClipEncoderOptions
 

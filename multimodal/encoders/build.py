@@ -4,10 +4,10 @@ from multimodal.encoders.hashed import HashedEncoderOptions, HashedTextEncoder
 from multimodal.encoders.interface import TextEncoder
 from multimodal.encoders.open_clip import OpenClipEncoderOptions, load_open_clip_encoder
 
-EncoderOptions = OpenClipEncoderOptions | HashedEncoderOptions
+TextEncoderOptions = OpenClipEncoderOptions | HashedEncoderOptions
 
 
-def build_encoder(options: EncoderOptions) -> TextEncoder:
+def build_encoder(options: TextEncoderOptions) -> TextEncoder:
     """Build a text encoder.
 
     Args:

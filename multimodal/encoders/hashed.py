@@ -55,11 +55,11 @@ class HashedTextEncoder:
         """Embed texts; see `TextEncoder.encode`."""
         vectors = np.zeros((len(texts), DIM), dtype=np.float32)
         for row, text in enumerate(texts):
-            words = WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-            if not words:
+            tokens = WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+            if not tokens:
                 raise ValueError(f"encode: text {row} holds no word, got {text!r}.")
             # Integers up to the last division, so that no rounding differs between machines.
-            total = sum((self._signs(word) for word in words), start=np.zeros(DIM, dtype=np.int64))
+            total = sum((self._signs(word) for word in tokens), start=np.zeros(DIM, dtype=np.int64))
             vectors[row] = total / math.sqrt(int((total * total).sum()))
         return torch.from_numpy(vectors)
 

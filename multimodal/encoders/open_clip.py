@@ -12,11 +12,10 @@ from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from deim.errors import CheckpointError, ConfigError
-from deim.model.weights import UNREADABLE, hash_tensors, read_weights_file
+from deim.model.weights import hash_tensors, read_weights_file
 from multimodal.encoders.open_clip_files import (
     CONFIG_NAME,
     DEFAULT_MODEL,
@@ -55,15 +54,7 @@ class OpenClipEncoderOptions:
 
 
 class OpenClipTextEncoder:
-    """The text tower with open_clip's tokenizer; a `TextEncoder`.
-
-    Args:
-        tower: Returns (N, D) for tokens (N, T).
-        tokenizer: open_clip's `SimpleTokenizer`.
-        identity: Name of the model and its weights.
-        weights_hash: SHA-256 of the tower.
-        dim: Length of a vector, D.
-    """
+    """The text tower, (N, T) tokens to (N, D), with open_clip's tokenizer; a `TextEncoder`."""
 
     def __init__(
         self, tower: nn.Module, tokenizer: Any, *, identity: str, weights_hash: str, dim: int
@@ -147,7 +138,7 @@ def load_open_clip_encoder(options: OpenClipEncoderOptions) -> OpenClipTextEncod
 
 
 def read_text_tower(path: Path) -> dict[str, Tensor]:
-    """Read the text tower of a CLIP model; of a `.safetensors` file nothing else is read.
+    """Read the text tower of a CLIP model.
 
     Args:
         path: Weights file.
@@ -158,19 +149,10 @@ def read_text_tower(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If the file is missing, damaged or holds no text tower.
     """
-    if path.suffix == ".safetensors" and path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:
-                state = {name: file.get_tensor(key) for name, key in _text_keys(list(file.keys())).items()}
-        except UNREADABLE as error:
-            raise CheckpointError(
-                f"{path}: damaged, truncated or not a weights file ({error}). Use another copy."
-            ) from None
-    else:
-        content = read_weights_file(path)
-        content = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
-        keys = [key for key, value in content.items() if isinstance(value, Tensor)]
-        state = {name: content[key] for name, key in _text_keys(keys).items()}
+    content = read_weights_file(path)
+    content = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
+    keys = [key for key, value in content.items() if isinstance(value, Tensor)]
+    state = {name: content[key] for name, key in _text_keys(keys).items()}
     if not state:
         raise CheckpointError(
             f"{path}: holds no text tower. Use the weights of a whole CLIP model in open_clip's format."

@@ -25,12 +25,15 @@ FOLDER_PREFIX: Final = "local-dir:"
 """open_clip's mark of a folder, which is optional here."""
 
 
+ClipConfig = Mapping[str, Any]
+"""`embed_dim`, `text_cfg` and perhaps `quick_gelu` of a model, as in the files of open_clip."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFiles:
     """The description of a model and its weights."""
 
-    model_config: Mapping[str, Any]
-    """`embed_dim`, `text_cfg` and perhaps `quick_gelu`, as in open_clip's own files."""
+    model_config: ClipConfig
     weights: Path
     """`.safetensors`, or a pickle of torch."""
     identity: str
@@ -107,7 +110,7 @@ def _weights_of_folder(folder: Path) -> Path:
     )
 
 
-def _known_model(model_name: str) -> dict[str, Any]:
+def _known_model(model_name: str) -> ClipConfig:
     import open_clip
 
     known = open_clip.list_models()
@@ -115,7 +118,7 @@ def _known_model(model_name: str) -> dict[str, Any]:
         raise ConfigError(
             f"model '{model_name}': open_clip knows no such model. {suggest(model_name, known)}"
         )
-    model_config: dict[str, Any] = open_clip.get_model_config(model_name)
+    model_config: ClipConfig = open_clip.get_model_config(model_name)
     return model_config
 
 

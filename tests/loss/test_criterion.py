@@ -66,13 +66,13 @@ def make_outputs(targets: list[Target], *, noise: float = 0.02, seed: int = 0) -
 def map_layers(outputs: ModelOutput, change) -> ModelOutput:
     """The outputs with `change` applied to every tensor of every layer."""
 
-    def layer(tree: LayerOutput) -> LayerOutput:
-        return {k: change(v) if k in LayerOutput.__annotations__ else v for k, v in tree.items()}
+    def layer(content: LayerOutput) -> LayerOutput:
+        return {k: change(v) if k in LayerOutput.__annotations__ else v for k, v in content.items()}
 
     changed = layer(outputs)
     for name in ("aux_outputs", "dn_outputs"):
         if name in outputs:
-            changed[name] = [layer(tree) for tree in outputs[name]]
+            changed[name] = [layer(content) for content in outputs[name]]
     for name in ("pre_outputs", "enc_outputs", "dn_pre_outputs"):
         if name in outputs:
             changed[name] = layer(outputs[name])
@@ -94,14 +94,14 @@ def test_every_trainable_parameter_gets_a_finite_gradient(kind, counts):
     assert [name for name, p in trainable.items() if p.grad is None] == []
     assert [name for name, p in trainable.items() if not p.grad.isfinite().all()] == []
     if counts == (2, 1):
-        # Spec, section 10.3: all but the mask token have a gradient other than zero.
+        # all but the mask token have a gradient other than zero.
         still = [name for name, p in trainable.items() if not p.grad.any()]
         assert still == ["backbone.dinov3.mask_token"] * (kind == "dinov3")
 
 
 @pytest.mark.parametrize(("num_layers", "count"), [(4, 47), (6, 67)])
 def test_number_of_terms_is_that_of_the_official_criterion(num_layers, count):
-    # Spec, section 5.1.
+    #
     model = tiny_detector(num_layers=num_layers).train()
     targets = random_targets((1, 2))
     assert len(build_criterion()(model(random_images(2), targets), targets)) == count

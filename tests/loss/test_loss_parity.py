@@ -21,7 +21,7 @@ from tests.model.parity_folder import (
 )
 
 MATCHER_CHANGE_EPOCH = {"s": 100, "m": 80}
-"""Of the official recipes; spec, section 0.2."""
+"""Of the official recipes"""
 RELATIVE = 1e-3
 
 pytestmark = needs_parity_folder
@@ -77,15 +77,15 @@ def run(_single_thread):
 
 
 def _train_step(name: str) -> Trained:
-    setting, variant = SETTINGS[name], name[0]
+    case, variant = SETTINGS[name], name[0]
     model = build_with_recipe_weights(variant).train()
     criterion = build_criterion(
         LossOptions(union_ties="reference"), matcher_change_epoch=MATCHER_CHANGE_EPOCH[variant]
     )
-    targets = draw_targets(setting.counts)
+    targets = draw_targets(case.counts)
     torch.manual_seed(123)
-    outputs = model(draw_images(len(setting.counts), setting.side), targets)
-    terms = criterion(outputs, targets, epoch=setting.epoch)
+    outputs = model(draw_images(len(case.counts), case.side), targets)
+    terms = criterion(outputs, targets, epoch=case.epoch)
     torch.stack(list(terms.values())).sum().backward()
     grad_norms = {key: p.grad.norm().item() for key, p in model.named_parameters() if p.grad is not None}
     detached = {key: value.detach() for key, value in terms.items()}
@@ -94,8 +94,8 @@ def _train_step(name: str) -> Trained:
 
 def expected_terms(trained: Trained) -> dict[str, float]:
     prefix = "loss/"
-    found = trained.expected.items()
-    return {key.removeprefix(prefix): value.item() for key, value in found if key.startswith(prefix)}
+    actual = trained.expected.items()
+    return {key.removeprefix(prefix): value.item() for key, value in actual if key.startswith(prefix)}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,7 +126,7 @@ def test_denoising_groups_and_terms_are_the_official_ones(run, name):
     meta = trained.outputs["dn_meta"]
     assert [meta.num_queries, 300] == trained.expected["dn_num_split"].tolist()
     assert meta.num_groups == trained.expected["dn_num_group"].item()
-    # Spec, section 5.1: 47 terms for four decoder layers.
+    # 47 terms for four decoder layers.
     assert set(trained.terms) == set(expected_terms(trained))
     assert len(trained.terms) == 47
 

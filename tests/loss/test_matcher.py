@@ -34,7 +34,7 @@ def random_output(batch: int, num_queries: int, *, seed: int = 0) -> LayerOutput
 
 
 def plain_cost(logit: float, box: list[float], true_box: list[float], epoch: int) -> float:
-    """Spec, section 6."""
+    """Cost of one query and one box, by the formula."""
     p = sigmoid(logit)
     if epoch >= LATE_EPOCH:
         return -p * plain_iou(to_xyxy(box), to_xyxy(true_box)) ** 4
@@ -70,9 +70,9 @@ def cheapest(costs: list[list[float]], num_queries: int) -> set[tuple[int, int]]
 @pytest.mark.parametrize("epoch", [EARLY, LATE])
 def test_a_batch_without_boxes_gives_no_pairs_for_each_output(matcher, epoch):
     packed = pack_targets(random_targets((0, 0)), device=CPU)
-    found = matcher.match([random_output(2, 5)] * 3, packed, epoch=epoch)
-    assert [pairs.shape for pairs in found] == [(3, 0)] * 3
-    assert all(pairs.dtype == np.int64 for pairs in found)
+    actual = matcher.match([random_output(2, 5)] * 3, packed, epoch=epoch)
+    assert [pairs.shape for pairs in actual] == [(3, 0)] * 3
+    assert all(pairs.dtype == np.int64 for pairs in actual)
 
 
 @pytest.mark.parametrize("epoch", [EARLY, LATE])
@@ -85,15 +85,15 @@ def test_pairs_are_those_of_the_cheapest_of_all_assignments(matcher, epoch, seed
     for output, pairs in zip(outputs, matcher.match(outputs, packed, epoch=epoch), strict=True):
         for image, target in enumerate(targets):
             costs = plain_costs(output, target, image, epoch)
-            own = pairs[:, pairs[0] == image]
-            found = {(int(q), int(t) - packed.offsets[image]) for q, t in own[1:].T}
+            mine = pairs[:, pairs[0] == image]
+            actual = {(int(q), int(t) - packed.offsets[image]) for q, t in mine[1:].T}
             expected = cheapest(costs, num_queries) if costs else set()
-            assert len(found) == counts[image]
+            assert len(actual) == counts[image]
             # In the late cost, boxes that overlap no query cost 0 everywhere: equal sums, other pairs.
-            found_sum, expected_sum = (sum(costs[t][q] for q, t in pairs) for pairs in (found, expected))
-            assert found_sum == pytest.approx(expected_sum, rel=1e-5, abs=1e-7)
+            actual_sum, expected_sum = (sum(costs[t][q] for q, t in pairs) for pairs in (actual, expected))
+            assert actual_sum == pytest.approx(expected_sum, rel=1e-5, abs=1e-7)
             if epoch == EARLY:
-                assert found == expected
+                assert actual == expected
 
 
 def test_more_boxes_than_queries_leave_the_dearest_boxes_alone(matcher):
@@ -114,9 +114,9 @@ def test_a_batch_is_matched_like_its_images_and_outputs_alone(matcher, epoch):
         for image, target in enumerate(targets):
             alone = {name: value[image : image + 1] for name, value in output.items()}
             (expected,) = matcher.match([alone], pack_targets([target], device=CPU), epoch=epoch)
-            own = pairs[:, pairs[0] == image]
-            assert (own[1] == expected[1]).all()
-            assert (own[2] - packed.offsets[image] == expected[2]).all()
+            mine = pairs[:, pairs[0] == image]
+            assert (mine[1] == expected[1]).all()
+            assert (mine[2] - packed.offsets[image] == expected[2]).all()
 
 
 def test_the_late_cost_starts_with_its_epoch(matcher):

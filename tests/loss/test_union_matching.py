@@ -16,12 +16,12 @@ def pairs(*triples: Triple) -> Pairs:
     return np.array(triples, dtype=np.int64).reshape(-1, 3).T
 
 
-def triples(found: Pairs) -> list[Triple]:
-    return [tuple(int(v) for v in column) for column in found.T]
+def triples(actual: Pairs) -> list[Triple]:
+    return [tuple(int(v) for v in column) for column in actual.T]
 
 
 def plain_vote(matchings: list[Pairs]) -> list[Triple]:
-    """Count, sort by votes and then by position, keep the first pair of each query. Spec, section 5.1."""
+    """Count, sort by votes and then by position, keep the first pair of each query."""
     votes = Counter(triple for matching in matchings for triple in triples(matching))
     chosen: dict[tuple[int, int], Triple] = {}
     for triple, _ in sorted(votes.items(), key=lambda item: (-item[1], item[0])):
@@ -34,12 +34,12 @@ def random_matchings(seed: int, *, num_outputs: int = 6, counts: tuple[int, ...]
     rng = np.random.default_rng(seed)
     matchings = []
     for _ in range(num_outputs):
-        found = []
+        actual = []
         for image, count in enumerate(counts):
             start = sum(counts[:image])
             queries = rng.choice(count + 3, size=count, replace=False)
-            found += [(image, int(q), start + t) for t, q in enumerate(queries)]
-        matchings.append(pairs(*found))
+            actual += [(image, int(q), start + t) for t, q in enumerate(queries)]
+        matchings.append(pairs(*actual))
     return matchings
 
 

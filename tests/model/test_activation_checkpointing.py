@@ -15,12 +15,12 @@ def test_outputs_gradients_and_statistics_are_the_same(kind: Kind) -> None:
     recomputed = copy.deepcopy(model)
     checkpoint_activations(recomputed)
     results = []
-    for one in (model, recomputed):
+    for first in (model, recomputed):
         torch.manual_seed(0)
-        outputs = one(random_images(2, 64, 96), random_targets((2, 1)))
+        outputs = first(random_images(2, 64, 96), random_targets((2, 1)))
         (outputs["pred_logits"].square().mean() + outputs["pred_boxes"].sum()).backward()
-        gradients = {name: value.grad for name, value in one.named_parameters() if value.grad is not None}
-        results.append((outputs["pred_logits"], gradients, one.state_dict()))
+        gradients = {name: value.grad for name, value in first.named_parameters() if value.grad is not None}
+        results.append((outputs["pred_logits"], gradients, first.state_dict()))
     (logits, gradients, state), (logits_again, gradients_again, state_again) = results
     assert torch.equal(logits, logits_again)
     assert gradients.keys() == gradients_again.keys()
@@ -31,9 +31,9 @@ def test_outputs_gradients_and_statistics_are_the_same(kind: Kind) -> None:
 
 def test_fewer_activations_are_kept() -> None:
     sizes = []
-    for recompute in (False, True):
+    for is_checkpointed in (False, True):
         model = tiny_detector("vit_tiny").train()
-        if recompute:
+        if is_checkpointed:
             checkpoint_activations(model)
         kept: dict[int, int] = {}
 

@@ -61,8 +61,8 @@ def test_a_detector_started_from_rgb_sees_gray_as_before(
             answer(models[1], gray.expand(-1, 3, -1, -1)),
             strict=True,
         )
-    for found, expected in pairs:
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    for actual, expected in pairs:
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_weights_of_the_same_channels_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ DIM, HEADS, POINTS = 8, 2, (2, 3)
 
 
 def bilinear(feature_map: Tensor, x: float, y: float) -> Tensor:
-    """(D,) value of a (D, H, W) map at x, y in [0, 1]; zero outside. Spec, section 4.2."""
+    """(D,) value of a (D, H, W) map at x, y in [0, 1]; zero outside."""
     channels, height, width = feature_map.shape
     column, row = x * width - 0.5, y * height - 0.5
     value = torch.zeros(channels)
@@ -72,13 +72,13 @@ def test_points_far_outside_the_image_give_zero(module):
 def test_constant_maps_give_their_constant_inside_the_image(module):
     ref = torch.tensor([[[0.5, 0.5, 0.2, 0.2]]])
     features = [torch.full((1, DIM, 8, 8), 3.0), torch.full((1, DIM, 4, 4), 3.0)]
-    found = module(torch.randn(1, 1, DIM), ref, features)
-    assert torch.allclose(found, torch.full_like(found, 3.0), atol=1e-5)
+    actual = module(torch.randn(1, 1, DIM), ref, features)
+    assert torch.allclose(actual, torch.full_like(actual, 3.0), atol=1e-5)
 
 
 @torch.no_grad()
 def test_starts_with_each_head_on_its_own_ray(module):
-    # Spec, section 4.5: direction (cos 2πk/heads, sin 2πk/heads) / max-norm, times 1..n within each level.
+    # direction (cos 2πk/heads, sin 2πk/heads) / max-norm, times 1..n within each level.
     steps = [1, 2, 1, 2, 3]
     offsets = module.sampling_offsets(torch.randn(DIM)).view(HEADS, 5, 2)
     expected = [[[step, 0.0] for step in steps], [[-step, 0.0] for step in steps]]

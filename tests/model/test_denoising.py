@@ -40,7 +40,7 @@ def test_zero_denoising_gives_no_queries():
 def test_groups_share_the_denoising_number_among_the_boxes_of_the_fullest_image(
     counts, num_denoising, groups
 ):
-    # Spec, section 4.6: G = max(1, ⌊100 / g⌋), K = 2·g·G.
+    # G = max(1, ⌊100 / g⌋), K = 2·g·G.
     queries = draw(random_targets(counts), num_denoising=num_denoising)
     total = 2 * max(counts) * groups
     assert queries.meta.num_groups == groups

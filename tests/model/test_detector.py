@@ -122,7 +122,7 @@ def test_all_layers_refine_the_boxes_of_the_first_and_only_the_last_is_returned(
 
 
 def test_at_the_start_every_layer_predicts_the_anchors_with_the_prior_score():
-    # Spec, section 4.5: box heads start at zero, class heads with a bias of -4.59512.
+    # box heads start at zero, class heads with a bias of -4.59512.
     model = tiny_detector().eval()
     with torch.no_grad():
         output = model(random_images(1))
@@ -249,8 +249,8 @@ def test_one_batch_can_be_learned_by_heart():
             scores = output["pred_logits"][image].sigmoid()
             for box, label in zip(target["boxes"], target["labels"], strict=True):
                 best = scores[:, label].argmax()
-                found = output["pred_boxes"][image, best]
-                assert iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(box)) > least_overlap
+                actual = output["pred_boxes"][image, best]
+                assert iou(cxcywh_to_xyxy(actual), cxcywh_to_xyxy(box)) > least_overlap
                 assert scores[best].argmax() == label
                 assert scores[best, label] > 0.5
 

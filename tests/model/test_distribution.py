@@ -22,7 +22,7 @@ def bin_values():
 
 
 def test_bin_values_are_those_of_the_specification(bin_values):
-    # Spec, section 4.4: a = 0.5 · 4 = 2, s = 3^(1/15) = 1.0759896.
+    # a = 0.5 · 4 = 2, s = 3^(1/15) = 1.0759896.
     step = 3 ** (1 / 15)
     assert step == pytest.approx(1.0759896, abs=1e-7)
     positive = [step**j - 1 for j in range(1, 16)] + [4.0]
@@ -74,8 +74,8 @@ def test_encoding_reverses_decoding(bin_values):
     distances = torch.rand(200, 4, generator=generator) * 5.9 - 1.9
     boxes_xyxy = cxcywh_to_xyxy(distances_to_boxes(ref, distances, REG_SCALE))
     left, weight = boxes_to_bins(ref, boxes_xyxy, bin_values, REG_SCALE)
-    found = bin_values[left] * (1 - weight) + bin_values[left + 1] * weight
-    assert torch.allclose(found, distances, atol=2e-5)
+    actual = bin_values[left] * (1 - weight) + bin_values[left + 1] * weight
+    assert torch.allclose(actual, distances, atol=2e-5)
     assert left.min() >= 0
     assert left.max() <= 31
     assert (bin_values[left] <= distances + 1e-5).all()
@@ -124,6 +124,6 @@ def test_expected_distance_is_the_mean_of_the_bins(bin_values):
     one_hot = torch.full((4, 33), -math.inf)
     bins = [0, 5, 16, 32]
     one_hot[range(4), bins] = 0.0
-    found = expected_distances(one_hot.flatten(), bin_values)
-    assert found.tolist() == pytest.approx([bin_values[n].item() for n in bins])
+    actual = expected_distances(one_hot.flatten(), bin_values)
+    assert actual.tolist() == pytest.approx([bin_values[n].item() for n in bins])
     assert expected_distances(torch.zeros(132), bin_values).tolist() == pytest.approx([0] * 4, abs=1e-6)

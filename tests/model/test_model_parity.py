@@ -23,9 +23,9 @@ from tests.model.parity_folder import (
 )
 
 PARAMETERS = {"s": 9_694_220, "m": 18_243_716, "l": 32_451_388, "x": 51_059_666}
-"""With 6 classes, from the README of the parity folder; spec, section 10.3."""
+"""With 6 classes, from the README of the parity folder."""
 TRAINABLE_80_CLASSES = {"s": 9_779_836, "m": 18_357_748, "l": 32_551_212, "x": 51_211_734}
-"""Spec, section 10.3."""
+"""Measured on the official code."""
 COMPUTED = {"decoder.anchors", "decoder.valid_mask"}
 LOGIT_TOLERANCE, BOX_TOLERANCE = 1e-4, 1e-5
 ORIGINAL_SIDE = 640

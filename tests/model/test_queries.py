@@ -8,7 +8,7 @@ import torch
 from deim.model.decoder.queries import compute_anchors, gather_cells, inverse_sigmoid, select_top_cells
 
 CPU = torch.device("cpu")
-# Spec, section 4.1, measured on the official code: invalid cells at strides 8, 16 and 32 of square inputs.
+# Measured on the official code: invalid cells at strides 8, 16 and 32 of square inputs.
 INVALID = {
     320: (0, 0, 0),
     512: (252, 0, 0),
@@ -67,6 +67,6 @@ def test_gathered_rows_are_those_of_the_indices():
 def test_inverse_sigmoid_reverses_the_sigmoid_and_is_bounded():
     values = torch.tensor([0.001, 0.2, 0.5, 0.999])
     assert torch.allclose(inverse_sigmoid(values).sigmoid(), values, atol=1e-6)
-    # ln(1e-5) = -11.513; spec, section 4.6.
+    # ln(1e-5) = -11.513
     bounds = inverse_sigmoid(torch.tensor([-3.0, 0.0, 1.0, 7.0]))
     assert bounds.tolist() == pytest.approx([-11.513, -11.513, 11.513, 11.513], abs=1e-3)

@@ -187,7 +187,7 @@ def test_hugging_face_file_gives_the_outputs_of_the_model_it_was_renamed_from(sa
         maps = zip(
             target.backbone.pretrained.eval()(images), source.backbone.pretrained.eval()(images), strict=True
         )
-    assert all(torch.equal(one, other) for one, other in maps)
+    assert all(torch.equal(item, other) for item, other in maps)
 
 
 # Files that are refused
@@ -207,11 +207,11 @@ def refusal(target: Detector, path: Path) -> str:
 def test_a_file_of_another_size_is_refused_with_the_share_that_fits(target, save):
     other = tiny_detector(hidden_dim=64, dim=64)
     message = refusal(target, save({"model": copy_of(other)}))
-    found = re.match(
+    actual = re.match(
         r"fills only (\d+)% of the detector, at least 90% is needed\. It is probably of", message
     )
-    assert found is not None
-    assert 0 <= int(found[1]) < 20
+    assert actual is not None
+    assert 0 <= int(actual[1]) < 20
     ours = copy_of(target)
     first = next(key for key, value in ours.items() if value.shape != copy_of(other)[key].shape)
     assert f"First tensors without a match: {first}, " in message

@@ -21,8 +21,8 @@ from tests.model.tiny import tiny_detector
 def random_text(num_classes: int = 3, num_prompts: int = 3, *, width: int = 48, seed: int = 0) -> Tensor:
     """Embeddings (C, K, width) that have a direction in common, as real ones have."""
     generator = torch.Generator().manual_seed(3000 + seed)
-    own = torch.randn(num_classes, num_prompts, width, generator=generator)
-    return own + 2 * torch.randn(width, generator=generator)
+    mine = torch.randn(num_classes, num_prompts, width, generator=generator)
+    return mine + 2 * torch.randn(width, generator=generator)
 
 
 def small_head(text: Tensor | None = None, *, query_dim: int = 32, seed: int = 0) -> FusionHead:

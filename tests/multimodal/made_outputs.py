@@ -18,6 +18,7 @@ from multimodal.ablation.trials import TrialContext
 from multimodal.ablation.variants import VariantSource
 from multimodal.feature_cache import DetectorOutputBatch
 from multimodal.loss import FusionCriterion, FusionLossOptions
+from multimodal.options import TextFusionOptions
 from multimodal.wrapper import DetectorOutputs
 
 NUM_QUERIES, TEXT_DIM, QUERY_DIM = 12, 24, 64
@@ -56,10 +57,10 @@ def known_words(seed: int) -> Case:
     never fit as well.
     """
     generator = torch.Generator().manual_seed(seed)
-    own = directions(4, generator)
+    mine = directions(4, generator)
     shared = ((0, 1), (1, 2), (0, 2), (2, 3))
-    rare = F.normalize(torch.stack([own[one] + own[other] for one, other in shared]), dim=-1)
-    text = torch.cat([own, rare])
+    rare = F.normalize(torch.stack([mine[first] + mine[other] for first, other in shared]), dim=-1)
+    text = torch.cat([mine, rare])
     return Case(
         meanings=text,
         text=text,
@@ -125,9 +126,9 @@ def make_context(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e
             query_dim=QUERY_DIM,
             text=case.text[:, None].repeat(1, 2, 1),
             background=background,
-            hidden_dim=64,
-            adapter_dim=16,
-            class_head_from_epoch=None,
+            options=TextFusionOptions(
+                detector="best.pth", hidden_dim=64, adapter_dim=16, class_head_from_epoch=None
+            ),
         ),
         criterion=FusionCriterion(build_criterion().matcher, FusionLossOptions(), num_classes=len(case.text)),
         recipe=RecipeOptions(lr=base_lr, weight_decay=1e-4, betas=(0.9, 0.999), clip_grad_norm=1.0),
@@ -158,37 +159,37 @@ def make_images(
     labels = rng.permutation(np.repeat(np.arange(len(num_boxes)), num_boxes))
     images = []
     for index, start in enumerate(range(0, len(labels), 3)):
-        own = torch.from_numpy(labels[start : start + 3])
+        mine = torch.from_numpy(labels[start : start + 3])
         cells = torch.from_numpy(rng.permutation(NUM_QUERIES))
         boxes = torch.stack([(cells % 4 + 0.5) / 4, (cells // 4 + 0.5) / 3], dim=-1)
         boxes = torch.cat([boxes, torch.full((NUM_QUERIES, 2), 0.2)], dim=-1).float()
         features = torch.zeros(NUM_QUERIES, QUERY_DIM)
-        features[: len(own)] = case.meanings[own] @ looks
+        features[: len(mine)] = case.meanings[mine] @ looks
         features += case.noise * torch.randn(features.shape, generator=generator)
         features *= QUERY_DIM**0.5  # single numbers of about 1, as a layer norm leaves them
         logits = 0.3 * torch.randn(NUM_QUERIES, len(num_boxes), generator=generator)
-        logits[len(own) :] += case.background_logit
-        logits[torch.arange(len(own)), own] += case.detector_knows
-        found = DetectorOutputs(
+        logits[len(mine) :] += case.background_logit
+        logits[torch.arange(len(mine)), mine] += case.detector_knows
+        actual = DetectorOutputs(
             query_features=features[None], pred_logits=logits[None], pred_boxes=boxes[None]
         )
         place = Placement(orig_size_hw=(SIDE, SIDE), span_hw=(float(SIDE), float(SIDE)), shift_yx=(0.0, 0.0))
-        shake = 0.01 * torch.randn(len(own), 4, generator=generator)
+        shake = 0.01 * torch.randn(len(mine), 4, generator=generator)
         target: Target = {
-            "boxes": boxes[: len(own)] + shake,
-            "labels": own,
+            "boxes": boxes[: len(mine)] + shake,
+            "labels": mine,
             "image_id": index + 1,
             "file_name": f"{index}.png",
             "placement": place,
         }
-        images.append((found, target))
+        images.append((actual, target))
     return images
 
 
 def join(images: Sequence[Image]) -> DetectorOutputBatch:
     names = ("query_features", "pred_logits", "pred_boxes")
-    found = {name: torch.cat([getattr(one, name) for one, _ in images]) for name in names}
-    return DetectorOutputBatch(images=DetectorOutputs(**found), targets=[target for _, target in images])
+    actual = {name: torch.cat([getattr(first, name) for first, _ in images]) for name in names}
+    return DetectorOutputBatch(images=DetectorOutputs(**actual), targets=[target for _, target in images])
 
 
 def to_coco(images: Sequence[Image], num_classes: int) -> dict[str, Any]:

@@ -35,18 +35,18 @@ def judge(context: TrialContext) -> Decision:
 
 @pytest.mark.slow
 def test_text_helps_where_rare_classes_look_as_words_of_frequent_ones_say():
-    found = judge(make_context(known_words(0), seed=0))
-    assert found.verdict == "text helps"
-    assert not any("does not" in reason for reason in found.reasons)
+    actual = judge(make_context(known_words(0), seed=0))
+    assert actual.verdict == "text helps"
+    assert not any("does not" in reason for reason in actual.reasons)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [unknown_words, wrong_words])
 def test_only_training_helps_where_the_text_says_nothing_of_the_looks(make: Callable[[int], Case]):
-    found = judge(make_context(make(0), seed=0))
-    assert found.verdict == "training helps, text does not"
+    actual = judge(make_context(make(0), seed=0))
+    assert actual.verdict == "training helps, text does not"
     # The head reads its text all the same: that alone proves nothing.
-    assert found.reasons[-2].endswith("the head uses its text.")
+    assert actual.reasons[-2].endswith("the head uses its text.")
 
 
 @pytest.mark.slow
@@ -66,7 +66,8 @@ def test_a_training_follows_from_its_seed_alone():
     first, other = (train_variant("text", context, seed=seed) for seed in (0, 1))
     train_variant("random", context, seed=5)
     again = train_variant("text", context, seed=0)
-    assert all(torch.equal(one, two) for one, two in zip(first.parameters(), again.parameters(), strict=True))
+    pairs = zip(first.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(before, after) for before, after in pairs)
     assert not torch.equal(first.head.gate, other.head.gate)
     assert first.head.gate.any()
     assert (
@@ -92,9 +93,9 @@ def test_every_training_has_the_same_batches_and_the_swap_is_of_the_same_weights
     assert asked == [(seed, epoch) for seed in (3, 4) for _ in range(3) for epoch in range(3)]
     assert list(scores.variants) == ["text", "random", "mlp"]
     assert len(scores.swapped) == 2
-    own, swapped = scores.variants["text"][0], scores.swapped[0]
-    assert own.ap50[0].value != swapped.ap50[0].value
-    assert own.ap50[2].value == swapped.ap50[2].value
+    mine, swapped = scores.variants["text"][0], scores.swapped[0]
+    assert mine.ap50[0].value != swapped.ap50[0].value
+    assert mine.ap50[2].value == swapped.ap50[2].value
     assert scores.frozen.mean_ap50.value < 0.4
 
 

@@ -19,6 +19,7 @@ from multimodal.ablation.variants import (
     variant_groups,
 )
 from multimodal.loss import FusionCriterion, FusionLossOptions
+from multimodal.options import TextFusionOptions
 from multimodal.wrapper import DetectorOutputs
 from tests.model.tiny import random_targets
 from tests.multimodal.fused import open_gates, random_text, state_hash
@@ -29,9 +30,9 @@ def source_of(text: Tensor | None = None, *, class_head_from_epoch: int | None =
         query_dim=32,
         text=random_text() if text is None else text,
         background=random_text(1, 4, seed=1)[0],
-        hidden_dim=64,
-        adapter_dim=24,
-        class_head_from_epoch=class_head_from_epoch,
+        options=TextFusionOptions(
+            detector="best.pth", hidden_dim=64, adapter_dim=24, class_head_from_epoch=class_head_from_epoch
+        ),
     )
 
 
@@ -51,8 +52,8 @@ def num_trained(model: FusionModel) -> int:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_starts_as_the_detector_and_learns_through_all_that_it_trains(variant):
     model = build_variant(variant, source_of(), seed=0)
-    found, targets = detector_outputs(), random_targets((1, 2))
-    assert torch.equal(model(found)["pred_logits"], found.pred_logits)
+    actual, targets = detector_outputs(), random_targets((1, 2))
+    assert torch.equal(model(actual)["pred_logits"], actual.pred_logits)
     groups = variant_groups(variant, model, 5e-5, weight_decay=1e-4, class_head_from_epoch=None)
     optimizer = torch.optim.AdamW(groups)
     criterion = FusionCriterion(
@@ -60,7 +61,7 @@ def test_every_variant_starts_as_the_detector_and_learns_through_all_that_it_tra
     )
     for _ in range(3):
         optimizer.zero_grad()
-        sum(criterion(model(found, targets), targets).values()).backward()
+        sum(criterion(model(actual, targets), targets).values()).backward()
         optimizer.step()
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     assert {id(p) for group in groups for p in group["params"]} == trained
@@ -68,10 +69,10 @@ def test_every_variant_starts_as_the_detector_and_learns_through_all_that_it_tra
     idle = {name for name, p in model.named_parameters() if p.requires_grad and not p.grad.any()}
     # Of prompts that are all the same, the weights do not matter.
     assert idle <= ({"head.prompt_logits"} if variant == "one_hot" else set())
-    output = model(found)
-    assert not torch.allclose(output["pred_logits"], found.pred_logits, atol=1e-4)
-    assert torch.equal(output["pred_boxes"], found.pred_boxes)
-    assert torch.equal(output["detector_logits"], found.pred_logits)
+    output = model(actual)
+    assert not torch.allclose(output["pred_logits"], actual.pred_logits, atol=1e-4)
+    assert torch.equal(output["pred_boxes"], actual.pred_boxes)
+    assert torch.equal(output["detector_logits"], actual.pred_logits)
 
 
 def test_sizes():
@@ -164,9 +165,9 @@ def test_one_hot_vectors_need_room():
         query_dim=32,
         text=random_text(width=6),
         background=random_text(1, 4, width=6)[0],
-        hidden_dim=8,
-        adapter_dim=4,
-        class_head_from_epoch=None,
+        options=TextFusionOptions(
+            detector="best.pth", hidden_dim=8, adapter_dim=4, class_head_from_epoch=None
+        ),
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         build_variant("one_hot", source, seed=0)
@@ -185,13 +186,13 @@ def test_a_derangement_leaves_nothing_in_its_place():
 
 def test_exchanged_texts_change_nothing_behind_shut_gates_and_two_columns_behind_open_ones():
     model = build_variant("text", source_of(), seed=0).eval()
-    found = detector_outputs()
+    actual = detector_outputs()
     with torch.no_grad():
-        assert torch.equal(swap_text(model, (0, 2))(found)["pred_logits"], found.pred_logits)
+        assert torch.equal(swap_text(model, (0, 2))(actual)["pred_logits"], actual.pred_logits)
         open_gates(model.head)
         before = state_hash(model)
-        own, swapped = model(found)["text_scores"], swap_text(model, (0, 2))(found)["text_scores"]
+        mine, swapped = model(actual)["text_scores"], swap_text(model, (0, 2))(actual)["text_scores"]
         twice = swap_text(swap_text(model, (0, 2)), (2, 0))
-    torch.testing.assert_close(swapped.class_logits, own.class_logits[..., [2, 1, 0]])
-    assert torch.equal(swapped.background_logits, own.background_logits)
+    torch.testing.assert_close(swapped.class_logits, mine.class_logits[..., [2, 1, 0]])
+    assert torch.equal(swapped.background_logits, mine.background_logits)
     assert state_hash(model) == state_hash(twice) == before

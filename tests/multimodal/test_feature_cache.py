@@ -87,15 +87,15 @@ def assert_equal(one: DetectorOutputBatch, other: DetectorOutputBatch) -> None:
 def test_what_is_read_is_what_was_found(fused, dataset_of, tiny_set, tmp_path, monkeypatch):
     dataset = dataset_of(tiny_set, "data.resize=letterbox")
     store = DetectorOutputStore(tmp_path / "cache")
-    found = list(loader_of(fused, dataset, store))
-    for batch, items in zip(found, BATCHES, strict=True):
+    actual = list(loader_of(fused, dataset, store))
+    for batch, items in zip(actual, BATCHES, strict=True):
         images = dataset.load_items(items)
         direct = fused.run_detector(images.images)
         assert_equal(batch, DetectorOutputBatch(images=direct, targets=images.targets))
     monkeypatch.setattr(DetectionDataset, "read", lambda *_: pytest.fail("an image was loaded"))
     for epoch in (1, 2):
         batches = [[(epoch, index) for _, index in items] for items in BATCHES]
-        for one, other in zip(found, loader_of(fused, dataset, store, batches), strict=True):
+        for one, other in zip(actual, loader_of(fused, dataset, store, batches), strict=True):
             assert_equal(one, other)
 
 
@@ -105,9 +105,9 @@ def test_tiles_are_found_and_read_like_images(fused, dataset_of, tiny_set, tmp_p
     assert dataset.image_index(last) == 5 < last
     store = DetectorOutputStore(tmp_path / "cache")
     batches = [[(0, 1), (0, last)], [(0, 6), (0, 0)]]
-    found, again = (list(loader_of(fused, dataset, store, batches)) for _ in range(2))
-    assert {target["placement"].tile_xyxy is None for batch in found for target in batch.targets} == {False}
-    for one, other in zip(found, again, strict=True):
+    actual, again = (list(loader_of(fused, dataset, store, batches)) for _ in range(2))
+    assert {target["placement"].tile_xyxy is None for batch in actual for target in batch.targets} == {False}
+    for one, other in zip(actual, again, strict=True):
         assert_equal(one, other)
 
 
@@ -116,21 +116,21 @@ def test_views_take_turns(fused, dataset_of, tiny_set, tmp_path):
     dataset = dataset_of(tiny_set, augment=flips)
     store = DetectorOutputStore(tmp_path / "cache")
     batches = [[(epoch, index) for index in (0, 1, 2)] for epoch in range(6)]
-    found = list(loader_of(fused, dataset, store, batches, num_views=3))
+    actual = list(loader_of(fused, dataset, store, batches, num_views=3))
     for epoch in range(3):
-        assert_equal(found[epoch], found[epoch + 3])
-    assert not torch.equal(found[0].images.query_features, found[1].images.query_features)
+        assert_equal(actual[epoch], actual[epoch + 3])
+    assert not torch.equal(actual[0].images.query_features, actual[1].images.query_features)
     assert sorted(path.name for path in store.folder.iterdir()) == ["view0", "view1", "view2"]
 
 
 def test_a_part_that_is_missing_or_damaged_is_found_again(fused, dataset_of, tiny_set, tmp_path):
     dataset, store = dataset_of(tiny_set), DetectorOutputStore(tmp_path / "cache")
-    found = list(loader_of(fused, dataset, store))
+    actual = list(loader_of(fused, dataset, store))
     store.path((0, 1)).unlink()
     damaged = store.path((0, 5))
     damaged.write_bytes(damaged.read_bytes()[:100])
     for _ in range(2):
-        for one, other in zip(found, loader_of(fused, dataset, store), strict=True):
+        for one, other in zip(actual, loader_of(fused, dataset, store), strict=True):
             assert_equal(one, other)
         assert store.read((0, 1)) is not None
         assert store.read((0, 5)) is not None
@@ -138,12 +138,12 @@ def test_a_part_that_is_missing_or_damaged_is_found_again(fused, dataset_of, tin
 
 def test_a_batch_is_cut_into_its_images(fused, dataset_of, tiny_set, tmp_path):
     batch, _ = loader_of(fused, dataset_of(tiny_set), DetectorOutputStore(tmp_path / "cache"))
-    parts = batch.split(2)
-    assert [len(part.targets) for part in parts] == [2, 1]
+    pieces = batch.split(2)
+    assert [len(part.targets) for part in pieces] == [2, 1]
     for part in dataclasses.fields(batch.images):
-        joined = torch.cat([getattr(one.images, part.name) for one in parts])
+        joined = torch.cat([getattr(one.images, part.name) for one in pieces])
         assert torch.equal(joined, getattr(batch.images, part.name))
-    assert [target for part in parts for target in part.targets] == batch.targets
+    assert [target for part in pieces for target in part.targets] == batch.targets
 
 
 def test_every_change_leads_to_another_store(fused, dataset_of, tiny_set, tmp_path):
@@ -170,9 +170,9 @@ def test_every_change_leads_to_another_store(fused, dataset_of, tiny_set, tmp_pa
     # Other pixels in a file of the same length; then back.
     path = root / "images" / "train_0.png"
     original = path.read_bytes()
-    picture = Image.open(path)
-    picture.putpixel((0, 0), (1, 2, 3))
-    picture.save(path.with_suffix(".bmp"))
+    image = Image.open(path)
+    image.putpixel((0, 0), (1, 2, 3))
+    image.save(path.with_suffix(".bmp"))
     bitmap = bytearray(path.with_suffix(".bmp").read_bytes())
     path.write_bytes(bitmap)
     before = name()

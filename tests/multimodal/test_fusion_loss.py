@@ -21,8 +21,8 @@ ONES = FusionLossOptions(mal=1.0, contrastive=1.0, margin=1.0, anchor=1.0)
 TERMS = ["loss_mal", "loss_contrastive", "loss_margin", "loss_anchor"]
 
 
-def criterion(weights: FusionLossOptions = ONES, **settings) -> FusionCriterion:
-    return FusionCriterion(build_criterion().matcher, weights, num_classes=3, **settings)
+def criterion(weights: FusionLossOptions = ONES, **options) -> FusionCriterion:
+    return FusionCriterion(build_criterion().matcher, weights, num_classes=3, **options)
 
 
 def output_of(
@@ -108,11 +108,11 @@ def test_margin_is_between_confused_classes_alone_and_in_both_directions():
     output, targets = five_queries()
     assert criterion()(output, targets)["loss_margin"] == 0
     assert criterion(confused=[(0, 2)])(output, targets)["loss_margin"] == 0
-    one = criterion(confused=[(0, 1)])(output, targets)["loss_margin"]
-    assert torch.equal(one, criterion(confused=[(1, 0)])(output, targets)["loss_margin"])
+    first = criterion(confused=[(0, 1)])(output, targets)["loss_margin"]
+    assert torch.equal(first, criterion(confused=[(1, 0)])(output, targets)["loss_margin"])
     other = criterion(confused=[(1, 2)])(output, targets)["loss_margin"]
     both = criterion(confused=[(0, 1), (1, 2)])(output, targets)["loss_margin"]
-    assert both.item() == pytest.approx((one + other).item() / 2)
+    assert both.item() == pytest.approx((first + other).item() / 2)
 
 
 def test_matches_do_not_depend_on_the_text():
@@ -155,14 +155,14 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     loss = criterion(confused=[(0, 1), (0, 2)])
     with torch.no_grad():
         whole = loss(model(images), targets)
-        parts = [(model(images[part]), targets[part]) for part in (slice(0, 1), slice(1, 4))]
-        matched = [loss.match(output, own, epoch=0) for output, own in parts]
+        pieces = [(model(images[part]), targets[part]) for part in (slice(0, 1), slice(1, 4))]
+        matched = [loss.match(output, mine, epoch=0) for output, mine in pieces]
         counts = LossCounts(
             images=sum(part.counts.images for part in matched),
             boxes=sum(part.counts.boxes for part in matched),
             pairs=sum(part.counts.pairs for part in matched),
         )
-        shares = [loss.terms(output, part, counts) for (output, _), part in zip(parts, matched, strict=True)]
+        shares = [loss.terms(output, part, counts) for (output, _), part in zip(pieces, matched, strict=True)]
     for name in TERMS:
         assert sum(share[name].item() for share in shares) == pytest.approx(whole[name].item(), rel=1e-4)
 

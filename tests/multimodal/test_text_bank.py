@@ -61,11 +61,11 @@ def bank() -> TextBank:
     return build_text_bank(PROMPTS, HashedTextEncoder())
 
 
-def assert_same(found: TextBank, expected: TextBank) -> None:
-    found_tree, expected_tree = text_bank_to_dict(found), text_bank_to_dict(expected)
+def assert_same(actual: TextBank, expected: TextBank) -> None:
+    actual_content, expected_content = text_bank_to_dict(actual), text_bank_to_dict(expected)
     for name in ("prompts", "background"):
-        assert torch.equal(found_tree.pop(name), expected_tree.pop(name))
-    assert found_tree == expected_tree
+        assert torch.equal(actual_content.pop(name), expected_content.pop(name))
+    assert actual_content == expected_content
 
 
 def test_shapes_names_and_texts(bank: TextBank) -> None:
@@ -85,19 +85,19 @@ def test_shapes_names_and_texts(bank: TextBank) -> None:
 
 @pytest.mark.parametrize("encoder", [HashedTextEncoder(), LongVectors()], ids=["unit", "long"])
 def test_a_prompt_is_the_mean_over_templates_of_unit_vectors(encoder: HashedTextEncoder) -> None:
-    found = build_text_bank(PROMPTS, encoder)
+    actual = build_text_bank(PROMPTS, encoder)
     units = HashedTextEncoder().encode(["a photo of fracture, gap.", "fracture, gap on steel"])
-    torch.testing.assert_close(found.prompts[0, 1], F.normalize(units.mean(dim=0), dim=0))
+    torch.testing.assert_close(actual.prompts[0, 1], F.normalize(units.mean(dim=0), dim=0))
     units = HashedTextEncoder().encode(["a photo of grooves of machining.", "grooves of machining on steel"])
-    torch.testing.assert_close(found.background[1], F.normalize(units.mean(dim=0), dim=0))
-    assert found.weights_hash == encoder.weights_hash
+    torch.testing.assert_close(actual.background[1], F.normalize(units.mean(dim=0), dim=0))
+    assert actual.weights_hash == encoder.weights_hash
 
 
 def test_the_detector_decides_on_classes_and_order(bank: TextBank, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="multimodal"):
-        found = build_text_bank(PROMPTS, HashedTextEncoder(), ["pit", "crack"], where="p.yml")
-    assert found.class_names == ("pit", "crack")
-    assert torch.equal(found.prompts, bank.prompts[[2, 0]])
+        actual = build_text_bank(PROMPTS, HashedTextEncoder(), ["pit", "crack"], where="p.yml")
+    assert actual.class_names == ("pit", "crack")
+    assert torch.equal(actual.prompts, bank.prompts[[2, 0]])
     assert caplog.messages == ["p.yml: not used, because the detector lacks the classes: scratch"]
 
 
@@ -115,21 +115,21 @@ def test_classes_without_prompts_are_all_named() -> None:
 
 def test_the_shipped_prompts_keep_all_classes_apart() -> None:
     prompts = load_prompts(shipped_configs_dir() / "prompts" / "industrial.yml")
-    found = build_text_bank(prompts, HashedTextEncoder())
-    assert found.prompts.shape == (6, 3, 512)
-    assert class_cosines(found).close_pairs == ()
+    actual = build_text_bank(prompts, HashedTextEncoder())
+    assert actual.prompts.shape == (6, 3, 512)
+    assert class_cosines(actual).close_pairs == ()
 
 
 def test_cosines_are_symmetric_and_centered_on_the_mean(bank: TextBank) -> None:
-    found = class_cosines(bank)
-    for matrix in (found.raw, found.centered):
+    actual = class_cosines(bank)
+    for matrix in (actual.raw, actual.centered):
         torch.testing.assert_close(matrix, matrix.T)
         torch.testing.assert_close(matrix.diagonal(), torch.ones(3))
     means = bank.prompts.mean(dim=1)
     centered = F.normalize(means - bank.prompts.mean(dim=(0, 1)), dim=-1)
-    torch.testing.assert_close(found.centered, centered @ centered.T)
-    assert found.centered[0, 1] < found.raw[0, 1]
-    assert found.close_pairs == ()
+    torch.testing.assert_close(actual.centered, centered @ centered.T)
+    assert actual.centered[0, 1] < actual.raw[0, 1]
+    assert actual.close_pairs == ()
 
 
 @pytest.mark.parametrize("others", [1, 0])
@@ -145,9 +145,9 @@ def test_two_classes_of_one_text_are_a_close_pair(others: int) -> None:
 
 def test_a_direction_that_all_texts_share_makes_no_close_pair(bank: TextBank) -> None:
     shared = replace(bank, prompts=F.normalize(bank.prompts + 10 * bank.background[0], dim=-1))
-    found = class_cosines(shared)
-    assert found.raw.min() > 0.95
-    assert found.close_pairs == ()
+    actual = class_cosines(shared)
+    assert actual.raw.min() > 0.95
+    assert actual.close_pairs == ()
 
 
 def test_a_bank_comes_back_as_it_was(bank: TextBank, tmp_path: Path) -> None:

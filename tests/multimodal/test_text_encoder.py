@@ -37,20 +37,20 @@ TINY = {
 class TestHashed:
     def test_its_numbers_are_pinned(self) -> None:
         """From the first version, on Linux x86-64: whole numbers over the root of their squares' sum."""
-        found = HashedTextEncoder().encode(["an open crack in steel", "Steel crack"])
+        actual = HashedTextEncoder().encode(["an open crack in steel", "Steel crack"])
         first, second = [-3, 1, -1, 3, 1, 1, -1, 1], [-1, 1, 0, 0, 0, 1, 0, 0]
-        assert found[0, :8].tolist() == pytest.approx([number / 2552**0.5 for number in first], abs=1e-8)
-        assert found[1, :8].tolist() == pytest.approx([number / 251**0.5 for number in second], abs=1e-8)
+        assert actual[0, :8].tolist() == pytest.approx([number / 2552**0.5 for number in first], abs=1e-8)
+        assert actual[1, :8].tolist() == pytest.approx([number / 251**0.5 for number in second], abs=1e-8)
         digest = hash_tensors({"x": HashedTextEncoder().encode(TEXTS)})
         assert digest == "100d14a08034459d00474547c0736f1a4416e5f2d17685d262156e7be20aa0db"
 
     def test_vectors_have_length_one_whatever_the_number_of_texts(self) -> None:
         encoder: TextEncoder = HashedTextEncoder()
         assert encoder.encode([]).shape == (0, encoder.dim) == (0, 512)
-        found = encoder.encode(TEXTS)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
-        assert torch.equal(found[1:2], encoder.encode(TEXTS[1:2]))
+        actual = encoder.encode(TEXTS)
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual.norm(dim=1), torch.ones(3))
+        assert torch.equal(actual[1:2], encoder.encode(TEXTS[1:2]))
 
     def test_texts_are_alike_as_far_as_they_share_words(self) -> None:
         crack, same, half, other = HashedTextEncoder().encode(
@@ -77,8 +77,8 @@ class TestHashed:
 
 @pytest.fixture(scope="module")
 def open_clip() -> ModuleType:
-    found: ModuleType = pytest.importorskip("open_clip", reason="open_clip_torch is not installed")
-    return found
+    actual: ModuleType = pytest.importorskip("open_clip", reason="open_clip_torch is not installed")
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -145,11 +145,11 @@ class TestOpenClip:
     def test_many_texts_in_several_passes_are_as_one_by_one(self, folder: Path) -> None:
         encoder = load_tiny(folder)
         texts = [f"crack number {number}" for number in range(70)]
-        found = encoder.encode(texts)
-        assert found.dtype == torch.float32
-        assert not found.requires_grad
-        torch.testing.assert_close(found.norm(dim=1), torch.ones(70))
-        torch.testing.assert_close(found[[0, 40, 69]], encoder.encode([texts[0], texts[40], texts[69]]))
+        actual = encoder.encode(texts)
+        assert actual.dtype == torch.float32
+        assert not actual.requires_grad
+        torch.testing.assert_close(actual.norm(dim=1), torch.ones(70))
+        torch.testing.assert_close(actual[[0, 40, 69]], encoder.encode([texts[0], texts[40], texts[69]]))
 
     @pytest.mark.parametrize("layout", ["pickle", "wrapped", "text tower apart", "half precision"])
     def test_other_layouts_of_the_weights_give_the_same_vectors(
@@ -164,16 +164,16 @@ class TestOpenClip:
         other = write_folder(tmp_path / "other", state)
         if layout in ("pickle", "wrapped"):
             (other / "open_clip_model.safetensors").unlink()
-            tree: dict[str, Any] = dict(state)
+            content: dict[str, Any] = dict(state)
             if layout == "wrapped":
-                tree = {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}
-            torch.save(tree, other / "open_clip_pytorch_model.bin")
-        found, expected = load_tiny(other), load_tiny(folder)
+                content = {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}
+            torch.save(content, other / "open_clip_pytorch_model.bin")
+        actual, expected = load_tiny(other), load_tiny(folder)
         if layout == "half precision":
-            torch.testing.assert_close(found.encode(TEXTS), expected.encode(TEXTS), atol=1e-2, rtol=0)
+            torch.testing.assert_close(actual.encode(TEXTS), expected.encode(TEXTS), atol=1e-2, rtol=0)
         else:
-            assert torch.equal(found.encode(TEXTS), expected.encode(TEXTS))
-            assert found.weights_hash == expected.weights_hash
+            assert torch.equal(actual.encode(TEXTS), expected.encode(TEXTS))
+            assert actual.weights_hash == expected.weights_hash
 
     def test_only_the_text_tower_is_read_and_hashed(self, model: Any, folder: Path, tmp_path: Path) -> None:
         read = read_text_tower(folder / "open_clip_model.safetensors")
@@ -194,10 +194,10 @@ class TestOpenClip:
     def test_a_long_text_is_cut_with_a_warning(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         encoder = load_tiny(folder)
         with caplog.at_level(logging.WARNING, logger="multimodal"):
-            found = encoder.encode(["crack " * 20, "crack " * 14])
+            actual = encoder.encode(["crack " * 20, "crack " * 14])
         assert "text of 20 tokens is cut to 14" in caplog.text
         assert len(caplog.records) == 1
-        torch.testing.assert_close(found[0], found[1])
+        torch.testing.assert_close(actual[0], actual[1])
 
     def test_a_text_without_words_is_refused(self, folder: Path) -> None:
         with pytest.raises(ValueError, match="text 0 holds no word"):

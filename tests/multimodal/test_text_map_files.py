@@ -1,6 +1,5 @@
 """Files of text maps: which images they show, what is drawn, and how they are named."""
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +24,8 @@ def small_map(height: int = 60, width: int = 100) -> TextMap:
     half, quarter = (0, 0, width / 2, height), (width / 2, height / 2, width, height)
     values = torch.tensor([[0.9, -0.8, 0.0], [0.1, 0.6, 0.0]])
     return TextMap(
-        orig_size_hw=(height, width),
         boxes_xyxy=torch.tensor([half, quarter], dtype=torch.float32),
-        cosines=values,
-        detector_scores=values.clamp(min=0),
-        fused_scores=(values + 0.05).clamp(min=0),
+        responses=torch.stack([values.clamp(min=0), values, (values + 0.05).clamp(min=0)]),
     )
 
 
@@ -54,21 +50,17 @@ def test_heat_lies_where_the_queries_are_and_frames_show_the_class() -> None:
     heat = cosine.images[1].get_array()
     assert heat[30, 20] == pytest.approx(0.9)
     assert heat[50, 80] == pytest.approx(0.1)
-    assert heat.mask[10, 80], "no query is over the upper right quarter"
+    assert cosine.images[1].get_alpha()[10, 80] == 0, "no query is over the upper right quarter"
     assert fused.images[1].get_array()[30, 20] == pytest.approx(0.95)
     colors = [patch.get_edgecolor()[:3] for patch in cosine.patches]
     assert colors == [(1.0, 1.0, 1.0), pytest.approx((0.5, 0.5, 0.5), abs=0.01)]
 
 
 def test_images_without_boxes_and_detectors_without_queries_are_drawn() -> None:
-    none = replace(
-        small_map(),
-        boxes_xyxy=torch.zeros(0, 4),
-        **dict.fromkeys(("cosines", "detector_scores", "fused_scores"), torch.zeros(0, 3)),
-    )
+    none = TextMap(boxes_xyxy=torch.zeros(0, 4), responses=torch.zeros(3, 0, 3))
     panels = draw(none, [], [])
     assert panels[1].get_title() == "detector score"
-    assert panels[1].images[1].get_array().mask.all()
+    assert not panels[1].images[1].get_alpha().any()
 
 
 @pytest.fixture
@@ -148,11 +140,3 @@ def test_file_names_are_safe_and_differ(write_coco: Callable[..., Path], tiny_co
         "text_map_1_Groe_a_b.png",
         f"text_map_2_{'x' * 40}.png",
     ]
-
-
-def test_a_class_that_does_not_exist_is_refused(tiny_set, tiny_config, tmp_path: Path):
-    config = tiny_config(tiny_set, tmp_path)
-    message = "class_labels: got 3, -1. Class indices go from 0 to 2 (pit, scratch, crack)."
-    with pytest.raises(ValueError, match=re.escape(message)):
-        write_text_maps(trained_fused(config), val_split(config), (0, 3, -1), tmp_path / "maps")
-    assert not (tmp_path / "maps").exists()

@@ -38,12 +38,12 @@ def map_of_fractions(
     model: TextFusedDetector, boxes_cxcywh: Tensor, placement: Placement, monkeypatch
 ) -> TextMap:
     generator = torch.Generator().manual_seed(1)
-    found = DetectorOutputs(
+    actual = DetectorOutputs(
         query_features=torch.randn(1, len(boxes_cxcywh), 32, generator=generator),
         pred_logits=torch.randn(1, len(boxes_cxcywh), 3, generator=generator),
         pred_boxes=boxes_cxcywh[None],
     )
-    monkeypatch.setattr(model, "run_detector", lambda images: found)
+    monkeypatch.setattr(model, "run_detector", lambda images: actual)
     return compute_text_map(model, torch.zeros(1, 3, 64, 64), placement)
 
 
@@ -65,13 +65,13 @@ def test_values_are_those_of_head_and_detector(training):
         alone = model.detector(images, with_queries=True)
         cosines = model.head.cosines(alone["query_features"])[0]
         fused = model(images)["pred_logits"][0].sigmoid()
-    assert torch.equal(text_map.detector_scores, alone["pred_logits"][0].sigmoid())
-    assert torch.equal(text_map.cosines, cosines)
-    assert torch.equal(text_map.fused_scores, fused)
-    assert not torch.equal(text_map.fused_scores, text_map.detector_scores)
-    assert text_map.orig_size_hw == (50, 80)
+    detector_scores, map_cosines, fused_scores = text_map.responses
+    assert torch.equal(detector_scores, alone["pred_logits"][0].sigmoid())
+    assert torch.equal(map_cosines, cosines)
+    assert torch.equal(fused_scores, fused)
+    assert not torch.equal(fused_scores, detector_scores)
     scores = model(images)["text_scores"].class_logits[0] / model.head.scale()
-    torch.testing.assert_close(text_map.cosines, scores.detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(map_cosines, scores.detach(), atol=1e-5, rtol=0)
     assert model.training == training
 
 
@@ -89,7 +89,7 @@ def test_heat_of_one_query_lies_exactly_in_its_box(resize, orig_size_hw, monkeyp
     placement = placement_of(orig_size_hw, resize)
     text_map = map_of_boxes(tiny_fused(), torch.tensor([box]).float(), placement, monkeypatch)
     torch.testing.assert_close(text_map.boxes_xyxy, torch.tensor([box]).float(), atol=1e-3, rtol=0)
-    for values in (text_map.cosines, text_map.detector_scores, text_map.fused_scores):
+    for values in text_map.responses:
         heat = compute_heat(text_map.boxes_xyxy, values[:, 1], orig_size_hw)
         assert torch.equal(heat, inside(box, orig_size_hw) * values[0, 1])
 

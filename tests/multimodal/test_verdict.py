@@ -32,18 +32,18 @@ def test_text_helps_only_if_everything_speaks_for_it():
     full = deltas(delta(0.1), over_swapped=delta(0.3))
     assert decide(full, pair_names=NAMES).verdict == "text helps"
     for variant in ABLATED_VARIANTS:
-        for found in (delta(0.01), delta(-0.1), None):
-            spoiled = deltas(delta(0.1), over_ablated={variant: found}, over_swapped=delta(0.3))
+        for actual in (delta(0.01), delta(-0.1), None):
+            spoiled = deltas(delta(0.1), over_ablated={variant: actual}, over_swapped=delta(0.3))
             assert decide(spoiled, pair_names=NAMES).verdict == "training helps, text does not"
-    for found in (delta(0.01), delta(-0.3), None):
-        spoiled = deltas(delta(0.1), over_swapped=found)
+    for actual in (delta(0.01), delta(-0.3), None):
+        spoiled = deltas(delta(0.1), over_swapped=actual)
         assert decide(spoiled, pair_names=NAMES).verdict == "training helps, text does not"
 
 
 @pytest.mark.parametrize("variant", ABLATED_VARIANTS)
 def test_a_gain_of_any_variant_is_one_of_training(variant):
-    found = decide(deltas(delta(0.0), variants={variant: delta(0.05)}), pair_names=NAMES)
-    assert found.verdict == "training helps, text does not"
+    actual = decide(deltas(delta(0.0), variants={variant: delta(0.05)}), pair_names=NAMES)
+    assert actual.verdict == "training helps, text does not"
 
 
 def test_without_a_gain_nothing_helps():
@@ -59,13 +59,13 @@ def test_an_interval_that_touches_0_is_not_above_it():
 @pytest.mark.parametrize("missing", ABLATED_VARIANTS)
 def test_without_every_variant_the_text_is_never_said_to_help(missing):
     trained = tuple(name for name in ABLATED_VARIANTS if name != missing)
-    found = decide(deltas(delta(0.1), over_swapped=delta(0.3), trained=trained), pair_names=NAMES)
-    assert found.verdict == "training helps, text does not"
-    assert any(line.startswith("Not trained: ") for line in found.reasons)
+    actual = decide(deltas(delta(0.1), over_swapped=delta(0.3), trained=trained), pair_names=NAMES)
+    assert actual.verdict == "training helps, text does not"
+    assert any(line.startswith("Not trained: ") for line in actual.reasons)
 
 
 def test_reasons_name_what_speaks_for_and_against():
-    found = decide(
+    actual = decide(
         deltas(
             delta(0.1),
             variants={"mlp": delta(0.09)},
@@ -75,7 +75,7 @@ def test_reasons_name_what_speaks_for_and_against():
         ),
         pair_names=NAMES,
     )
-    assert found.reasons == (
+    assert actual.reasons == (
         "With the real text, mAP50 is above the frozen detector (+0.100, +0.080 to +0.120).",
         "Also above the frozen detector: an MLP without text (+0.090, +0.070 to +0.110).",
         "The real text beats: random vectors (+0.100, +0.080 to +0.120).",

@@ -119,9 +119,9 @@ def test_the_background_is_never_predicted():
     assert (columns.argmax(dim=-1) == 3).any()
     assert output["pred_logits"].shape == (2, 20, 3)
     placement = Placement(orig_size_hw=(64, 64), span_hw=(64.0, 64.0), shift_yx=(0.0, 0.0))
-    found = select_detections(output, [placement] * 2)
+    actual = select_detections(output, [placement] * 2)
     alone = select_detections(model.detector(random_images(2)), [placement] * 2)
-    for one, other in zip(found, alone, strict=True):
+    for one, other in zip(actual, alone, strict=True):
         assert len(one.scores) == 20 * 3
         assert one.labels.unique().tolist() == [0, 1, 2]
         assert torch.equal(one.labels, other.labels)
@@ -151,14 +151,14 @@ def test_steps_at_the_prescribed_rates_lower_the_loss():
 
 def test_findings_may_stand_for_images():
     model = trained(tiny_fused())
-    found = model.run_detector(random_images(2))
-    assert found.query_features.shape == (2, 20, 32)
+    actual = model.run_detector(random_images(2))
+    assert actual.query_features.shape == (2, 20, 32)
     assert not any(
-        tensor.requires_grad for tensor in (found.query_features, found.pred_logits, found.pred_boxes)
+        tensor.requires_grad for tensor in (actual.query_features, actual.pred_logits, actual.pred_boxes)
     )
-    from_images, from_findings = model(random_images(2)), model(found)
-    assert torch.equal(from_images["pred_logits"], from_findings["pred_logits"])
-    assert torch.equal(from_images["pred_boxes"], from_findings["pred_boxes"])
+    from_images, from_outputs = model(random_images(2)), model(actual)
+    assert torch.equal(from_images["pred_logits"], from_outputs["pred_logits"])
+    assert torch.equal(from_images["pred_boxes"], from_outputs["pred_boxes"])
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -190,10 +190,10 @@ def test_a_class_head_in_training_equals_the_detectors_own_trained_alike():
     output = model(images)
     assert torch.equal(output["pred_boxes"], boxes)
     changed = copy.deepcopy(model)
-    own = changed.detector.decoder.dec_score_head[-1]
+    mine = changed.detector.decoder.dec_score_head[-1]
     with torch.no_grad():
-        own.weight += model.class_head_delta.weight
-        own.bias += model.class_head_delta.bias
+        mine.weight += model.class_head_delta.weight
+        mine.bias += model.class_head_delta.bias
     changed.class_head_delta = None
     torch.testing.assert_close(changed(images)["pred_logits"], output["pred_logits"], rtol=0, atol=1e-5)
     assert not torch.equal(

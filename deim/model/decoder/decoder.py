@@ -90,14 +90,7 @@ class Refinement:
 
 
 class RefiningStack(nn.Module):
-    """The decoder layers and the location-quality heads, in the place where official weights hold them.
-
-    Args:
-        layers: The decoder layers.
-        reg_max: Number of bins of an edge distribution minus one.
-        up: (1,) frozen parameter, half range of the fine bins.
-        reg_scale: (1,) frozen parameter.
-    """
+    """The decoder layers and the location-quality heads, in the place where official weights hold them."""
 
     def __init__(
         self, layers: Sequence[DecoderLayer], reg_max: int, *, up: nn.Parameter, reg_scale: nn.Parameter
