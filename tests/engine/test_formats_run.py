@@ -50,7 +50,9 @@ def test_a_run_on_another_format_is_that_on_coco(
 
     run = tmp_path / f"run_{data_format}"
     first = report_of(run, tmp_path / "first.json")
-    assert report_of(run, tmp_path / "again.json").provenance.dataset.sha256 == first.provenance.dataset.sha256
+    assert (
+        report_of(run, tmp_path / "again.json").provenance.dataset.sha256 == first.provenance.dataset.sha256
+    )
     assert "other annotations" not in caplog.text
     # Each file of boxes counts, though none of them is the list of images.
     files = sorted(root.rglob("*.txt" if data_format == "yolo" else "*.xml"))

@@ -1,5 +1,6 @@
 """Whole runs on tiles: training, validation and prediction cut alike; scores are of whole images."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path

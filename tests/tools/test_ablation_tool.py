@@ -86,7 +86,7 @@ def test_some_controls_give_a_hasty_verdict_and_no_report_is_made_up(
     (tmp_path / "run" / "report.json").write_text("{}")
     code, out, err = call("ablate_text", "-c", experiment, *options)
     assert code == 2
-    assert err.startswith("run/report.json: has report version None")
+    assert err.startswith("run/report.json: not a report of this version, got version None")
     assert out.endswith("\npage     hasty/evidence.html\nnumbers  hasty/evidence.json\n")
 
 
