@@ -18,6 +18,7 @@ PROVENANCE_KEYS = (
     *("device", "versions", "max_detections"),
 )
 DATASET_KEYS = ("annotations_file", "sha256", "image_dir", "normal_class")
+RUN_KEYS = ("name", "report", "checkpoint_sha256", "model", "ap", "ap50")
 METRIC_KEYS = (
     *("category_id", "name", "num_images", "num_boxes", "num_predictions"),
     *("ap", "ap50", "ap75", "ar100", "ap_small", "ap_medium", "ap_large", "note"),
@@ -93,8 +94,9 @@ def migrate_comparison(old: Mapping[str, Any]) -> dict[str, Any]:
         "num_boxes": dataset["num_boxes"],
         "level": old["level"],
         "num_resamples": old["num_resamples"],
+        "class_names": [row["name"] for row in old["runs"][0]["classes"]],
         "runs": [
-            _with_intervals(run) | {"classes": [_with_intervals(row) for row in run["classes"]]}
+            {key: run[key] for key in RUN_KEYS} | {"class_ap50": [row["ap50"] for row in run["classes"]]}
             for run in old["runs"]
         ],
         "differences": [_with_verdicts(entry) for entry in old["differences"]],
@@ -146,10 +148,6 @@ def _task_section(fusion: Mapping[str, Any] | None, ablation: Any) -> dict[str, 
 
 def _interval(ends: Any) -> dict[str, Any] | None:
     return None if ends is None else {"low": ends[0], "high": ends[1]}
-
-
-def _with_intervals(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _interval(value) if key.endswith("_interval") else value for key, value in entry.items()}
 
 
 def _with_verdicts(value: Any) -> Any:
