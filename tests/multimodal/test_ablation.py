@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deim.inference.detection_table import GroundTruthTable
 from multimodal.ablation.build import TrialPlan, nearest_texts
 from multimodal.ablation.files import write_evidence
 from multimodal.ablation.schema import EVIDENCE_KEYS, build_evidence, model_of
@@ -156,7 +157,8 @@ def test_the_files_of_the_trials(tmp_path: Path):
             assert min(picture.size) > 400
     # A split without boxes has nothing to draw, and no verdict but the last.
     setting = short()
-    bare = evidence_of(replace(setting, ground_truth={**setting.ground_truth, "annotations": []}))
+    no_boxes = {**setting.ground_truth.to_coco(), "annotations": []}
+    bare = evidence_of(replace(setting, ground_truth=GroundTruthTable.from_coco(no_boxes)))
     assert bare["verdict"] == "nothing helps"
     write_evidence(bare, tmp_path / "bare")
     assert "\N{EN DASH}" in format_models(bare)
