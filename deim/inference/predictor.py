@@ -148,7 +148,7 @@ class Predictor:
 
     @property
     def input_format(self) -> InputFormat:
-        """How an image becomes the network's input."""
+        """How an image is turned into the network's input."""
         return input_format(self.trained.config)
 
     @property

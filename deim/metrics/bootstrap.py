@@ -234,14 +234,14 @@ def _interval_of_share(score: SampledScore, level: float) -> tuple[float, float]
     """Ends of the interval of a share, where resamples cannot show the tail; otherwise the score itself.
 
     A detector that finds 25 of 25 boxes gives 1 in every resample, and yet may miss one in ten. So where less
-    than `_FEW_BOXES` are missed, or found, AP is also taken for a share of the boxes.
+    than `_FEW_BOXES` are missed, or found, AP is also treated as a share of the boxes.
     """
     assert score.value is not None
-    found, missed = score.value * score.num_boxes, (1 - score.value) * score.num_boxes
-    if min(found, missed) >= _FEW_BOXES:
+    hits, misses = score.value * score.num_boxes, (1 - score.value) * score.num_boxes
+    if min(hits, misses) >= _FEW_BOXES:
         return score.value, score.value
     tail = (1 - level) / 2
-    low, high = betaincinv(found + 0.5, missed + 0.5, np.array([tail, 1 - tail])).tolist()
+    low, high = betaincinv(hits + 0.5, misses + 0.5, np.array([tail, 1 - tail])).tolist()
     return low, high
 
 
