@@ -13,7 +13,7 @@ def select_detections(
 ) -> list[Detections]:
     """Select the best scores over all queries and classes; a query may appear with several labels.
 
-    Boxes are neither clipped nor suppressed, and no threshold is applied.
+    Boxes are not clipped, and neither NMS nor a threshold is applied.
 
     Args:
         output: `pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4) cxcywh in [0, 1] are read.

@@ -203,12 +203,12 @@ def _convergence(trained: TrainedDetector) -> Convergence | None:
     return read_convergence(log, planned_epochs=trained.config.epochs) if log.is_file() else None
 
 
-def to_validation(result: EvaluationResult, picture: Image.Image | None = None) -> Validation:
+def to_validation(result: EvaluationResult, image: Image.Image | None = None) -> Validation:
     """Return what the trainer needs of an evaluation.
 
     Args:
         result: Evaluation of the validation split.
-        picture: Some images with their detections, for TensorBoard.
+        image: Some images with their detections, for TensorBoard.
     """
     metrics = compute_coco_metrics(result.ground_truth, result.detections)
     worst = worst_class(metrics)
@@ -219,7 +219,7 @@ def to_validation(result: EvaluationResult, picture: Image.Image | None = None) 
         worst_class_ap50=None if worst is None else worst.ap50,
         summary=to_json(metrics.summary),
         class_ap50={row.name: row.ap50 for row in metrics.classes},
-        picture=None if picture is None else np.asarray(picture),
+        picture=None if image is None else np.asarray(image),
     )
 
 
