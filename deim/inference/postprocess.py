@@ -1,4 +1,4 @@
-"""From the detector's raw output to detections in the original image."""
+"""From the raw output of the detector to detections in the original image."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from deim.structures import Detections, ModelOutput, Placement
 def select_detections(
     output: ModelOutput, placements: Sequence[Placement], *, max_detections: int = 300
 ) -> list[Detections]:
-    """Take the best scores over all queries and classes; one query may appear with several labels.
+    """Select the best scores over all queries and classes; a query may appear with several labels.
 
-    Boxes are neither clipped nor suppressed, and no threshold is applied.
+    Boxes are not clipped, and neither NMS nor a threshold is applied.
 
     Args:
         output: `pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4) cxcywh in [0, 1] are read.
         placements: Where each network input lies in its original image.
-        max_detections: Detections kept an image; all of them if there are fewer.
+        max_detections: Number of detections to keep per image.
 
     Returns:
         The detections of each image, best score first, boxes in pixels of the original.

@@ -1,12 +1,12 @@
 """From the detections of tiles to those of whole images, in pixels of the original.
 
-    tiles of an image → pairs that see the same object → groups of one detection a tile at most → one box each
+    tiles of an image → pairs of detections of one object → groups with at most one detection per tile → boxes
 
-Two detections of one class in neighboring tiles are taken for the same object if they agree on the region
-that both tiles see, or run through it and out at opposite sides, as the pieces of an oblique scratch do. A
-detection that ends at a border which another tile looks beyond is cut: of what lies there it says nothing, so
-that its side is open. Without overlap the region is a border line, widened by the tolerance within which a
-box touches it; there, two cut boxes agree by how much of the line they share.
+Two detections of one class in neighboring tiles are of the same object if they agree on the region that both
+tiles show, or cross it and leave it at opposite sides, as the pieces of an oblique scratch do. A detection
+that ends at a border where another tile continues is cut: it says nothing about the other side, so its box is
+open there. Without overlap the region is a border line, widened by the tolerance within which a box touches
+it; there, two cut boxes agree by how much of the line they share.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 
 from deim.structures import Detections, Placement
 
-LEAST_IOU = 0.4
-"""Of two boxes of one object, within the region that both tiles see; low, for the sake of boxes of a few
-pixels that are a pixel or two apart. Neighbors are told apart by who agrees best."""
-LEAST_COVER = 0.7
-"""Share of a cut box, within that region, that a box of the same object covers."""
+MIN_IOU = 0.4
+"""Lowest IoU of two boxes of one object within the region that both tiles show. It is low because boxes of a
+few pixels may be a pixel or two apart; among neighbors the best agreement decides."""
+MIN_COVER = 0.7
+"""Lowest share of a cut box, within that region, that a box of the same object covers."""
 TOUCH_SHARE = 0.01
-"""A box touches a border from this near, as a share of the tile's side; at least `TOUCH_PX`."""
+"""Distance within which a box touches a border, as a share of the tile's side; at least `TOUCH_PX`."""
 TOUCH_PX = 2.0
-LEAST_SCORE_SHARE = 0.25
-"""Detections of an object with a lower share of its best score are part of it, but do not shape its box."""
+MIN_SCORE_SHARE = 0.25
+"""Detections of an object with a lower share of its best score do not shape its box."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pool:
-    """Detections of all tiles of an image. N counts them; tile by tile, in the order given."""
+    """N detections of all T tiles of an image, tile by tile."""
 
     boxes: NDArray[np.float64]
     """(N, 4) xyxy, pixels of the original, clipped to their tiles."""
@@ -51,26 +51,26 @@ class _Pool:
 
 
 def merge_tiles(
-    found: Sequence[Detections], placements: Sequence[Placement], *, max_detections: int
+    detections: Sequence[Detections], placements: Sequence[Placement], *, max_detections: int
 ) -> Detections:
-    """Put the detections of the tiles of one image together; each object comes back once.
+    """Merge the detections of the tiles of one image, so that each object has one detection.
 
-    Detections of one tile are never taken for the same object. An object has the highest score of its
+    Detections of one tile are always of different objects. An object gets the highest score of its
     detections. Its box is the best one that no border cuts, if that covers the cut ones; otherwise the
     smallest box around all of them.
 
     Args:
-        found: Of each tile, boxes clipped to it.
-        placements: Of each tile, with `tile_xyxy`.
-        max_detections: Detections kept of the image.
+        detections: Detections of each tile, boxes clipped to it.
+        placements: Placement of each tile, with `tile_xyxy`.
+        max_detections: Number of detections to keep.
 
     Returns:
-        Best score first; of equal scores the earlier tile's. `queries` are numbered through the tiles. The
-        detections of a single input are given back as they are.
+        Detections with the best score first, for equal scores those of the earlier tile. `queries` are
+        numbered through the tiles. The detections of a single input are returned unchanged.
     """
-    if len(found) == 1:
-        return found[0]
-    pool = _pool(found, placements)
+    if len(detections) == 1:
+        return detections[0]
+    pool = _pool(detections, placements)
     groups = {members[0]: members for members in _group(pool)}
     stays = np.ones(len(pool.scores), dtype=np.bool_)
     for members in groups.values():
@@ -81,64 +81,64 @@ def merge_tiles(
         _box_of(pool, groups[number]) if number in groups else pool.boxes[number] for number in kept.tolist()
     ]
     chosen = torch.from_numpy(kept)
-    queries = torch.cat([item.queries for item in found])
+    queries = torch.cat([item.queries for item in detections])
     num_queries = int(queries.max()) + 1 if len(queries) else 0
     return Detections(
-        boxes_xyxy=torch.from_numpy(np.array(boxes).reshape(-1, 4)).to(found[0].boxes_xyxy.dtype),
-        scores=torch.cat([item.scores for item in found])[chosen],
-        labels=torch.cat([item.labels for item in found])[chosen],
+        boxes_xyxy=torch.from_numpy(np.array(boxes).reshape(-1, 4)).to(detections[0].boxes_xyxy.dtype),
+        scores=torch.cat([item.scores for item in detections])[chosen],
+        labels=torch.cat([item.labels for item in detections])[chosen],
         queries=(queries + num_queries * torch.from_numpy(pool.tile))[chosen],
     )
 
 
 @dataclass(kw_only=True, slots=True)
 class TileMerger:
-    """Collects detections until all tiles of an image are there; the tiles of an image come in a row."""
+    """Collects detections until an image is complete; the tiles of an image follow each other."""
 
     max_detections: int
-    """Detections kept of an image."""
+    """Number of detections to keep per image."""
     _image_id: int | None = None
-    _found: list[Detections] = field(default_factory=list)
+    _collected: list[Detections] = field(default_factory=list)
     _placements: list[Placement] = field(default_factory=list)
 
     def add(
-        self, image_ids: Sequence[int], placements: Sequence[Placement], found: Sequence[Detections]
+        self, image_ids: Sequence[int], placements: Sequence[Placement], detections: Sequence[Detections]
     ) -> Iterator[tuple[int, Detections]]:
-        """Take the detections of some inputs and give those of the images that are complete by now.
+        """Add the detections of some inputs and yield those of the images that are complete.
 
         Args:
-            image_ids: Of each input.
-            placements: Of each input.
-            found: In each input, clipped to it.
+            image_ids: Image of each input.
+            placements: Placement of each input.
+            detections: Detections of each input, clipped to it.
         """
-        for image_id, placement, item in zip(image_ids, placements, found, strict=True):
+        for image_id, placement, item in zip(image_ids, placements, detections, strict=True):
             if image_id != self._image_id:
                 yield from self.finish()
             self._image_id = image_id
-            self._found.append(item)
+            self._collected.append(item)
             self._placements.append(placement)
 
     def finish(self) -> Iterator[tuple[int, Detections]]:
-        """Give the detections of the last image, if there is one."""
+        """Yield the detections of the last image, if there is one."""
         if self._image_id is not None:
-            merged = merge_tiles(self._found, self._placements, max_detections=self.max_detections)
+            merged = merge_tiles(self._collected, self._placements, max_detections=self.max_detections)
             yield self._image_id, merged
-        self._image_id, self._found, self._placements = None, [], []
+        self._image_id, self._collected, self._placements = None, [], []
 
 
-def _pool(found: Sequence[Detections], placements: Sequence[Placement]) -> _Pool:
+def _pool(detections: Sequence[Detections], placements: Sequence[Placement]) -> _Pool:
     windows = np.array([_window(placement) for placement in placements], dtype=np.float64)
     height, width = placements[0].orig_size_hw
-    # All tiles of an image are of one size.
+    # All tiles of an image have one size.
     reach = np.maximum(TOUCH_PX, TOUCH_SHARE * (windows[0, 2:] - windows[0, :2]))
-    tile = np.repeat(np.arange(len(found)), [len(item.scores) for item in found])
-    boxes = torch.cat([item.boxes_xyxy for item in found]).double().numpy()
+    tile = np.repeat(np.arange(len(detections)), [len(item.scores) for item in detections])
+    boxes = torch.cat([item.boxes_xyxy for item in detections]).double().numpy()
     is_inner = windows != np.array([0, 0, width, height])
     near = np.abs(boxes - windows[tile]) <= np.tile(reach, 2)
     return _Pool(
         boxes=boxes,
-        scores=torch.cat([item.scores for item in found]).double().numpy(),
-        labels=torch.cat([item.labels for item in found]).numpy(),
+        scores=torch.cat([item.scores for item in detections]).double().numpy(),
+        labels=torch.cat([item.labels for item in detections]).numpy(),
         tile=tile,
         windows=windows,
         reach=reach,
@@ -152,41 +152,41 @@ def _window(placement: Placement) -> tuple[int, int, int, int]:
 
 
 def _group(pool: _Pool) -> list[list[int]]:
-    """Detections of one object each, best score first; at most one of each tile. Lone ones are left out."""
+    """Group the detections of each object, best score first, at most one per tile, without single ones."""
     pairs, strengths = _pairs(pool)
     paired = np.unique(pairs).tolist()
     members = {number: [number] for number in paired}
     tiles = {number: 1 << int(pool.tile[number]) for number in paired}
     group_of = {number: number for number in paired}
     # Of equally strong pairs the first; pairs are listed by tile and then by place.
-    for one, other in pairs[np.argsort(-strengths, kind="stable")].tolist():
-        kept, joined = group_of[one], group_of[other]
+    for first, second in pairs[np.argsort(-strengths, kind="stable")].tolist():
+        kept, joined = group_of[first], group_of[second]
         if kept == joined or tiles[kept] & tiles[joined]:
             continue
         for number in members[joined]:
             group_of[number] = kept
         members[kept] += members.pop(joined)
         tiles[kept] |= tiles[joined]
-    groups = [of_group for of_group in members.values() if len(of_group) > 1]
-    return [sorted(of_group, key=lambda number: (-pool.scores[number], number)) for of_group in groups]
+    groups = [group for group in members.values() if len(group) > 1]
+    return [sorted(group, key=lambda number: (-pool.scores[number], number)) for group in groups]
 
 
 def _pairs(pool: _Pool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Pairs (P, 2) of detections that may be of one object, and how much speaks for it (P,), in (0, 1]."""
+    """Find pairs (P, 2) of detections that may be of one object, and the strength (P,) of each, in (0, 1]."""
     pairs = [np.zeros((0, 2), dtype=np.int64)]
     strengths = [np.zeros(0)]
     starts = np.searchsorted(pool.tile, np.arange(len(pool.windows) + 1))
-    for one, window in enumerate(pool.windows):
-        later = np.arange(one + 1, len(pool.windows))
+    for tile, window in enumerate(pool.windows):
+        later = np.arange(tile + 1, len(pool.windows))
         low = np.maximum(window[:2], pool.windows[later, :2])
         high = np.minimum(window[2:], pool.windows[later, 2:])
-        # Tiles that have but a corner in common have two neighbors in common, which see more of it.
+        # Tiles that share only a corner have two neighbors in common, which show more of it.
         meets = (high >= low).all(axis=1) & (high > low).any(axis=1)
         for other, region_low, region_high in zip(later[meets], low[meets], high[meets], strict=True):
             region = np.concatenate([region_low, region_high])
             left, right, strength = _agreeing(
                 pool,
-                np.arange(starts[one], starts[one + 1]),
+                np.arange(starts[tile], starts[tile + 1]),
                 np.arange(starts[other], starts[other + 1]),
                 region,
             )
@@ -198,14 +198,14 @@ def _pairs(pool: _Pool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 def _agreeing(
     pool: _Pool, ours: NDArray[np.int64], theirs: NDArray[np.int64], region: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Detections of two tiles that agree on the region that both see, and how much speaks for each pair."""
+    """Find detections of two tiles that agree on the region that both show, and the strength of each pair."""
     wide = region + np.concatenate([-pool.reach, pool.reach])
     ours, theirs = (_reaching(pool, numbers, wide) for numbers in (ours, theirs))
     if not len(ours) or not len(theirs):
         return ours[:0], theirs[:0], np.zeros(0)
     window_ours, window_theirs = pool.windows[pool.tile[ours[0]]], pool.windows[pool.tile[theirs[0]]]
-    cut_ours = pool.touches[ours] & _looks_beyond(window_theirs, window_ours)
-    cut_theirs = pool.touches[theirs] & _looks_beyond(window_ours, window_theirs)
+    cut_ours = pool.touches[ours] & _continues_beyond(window_theirs, window_ours)
+    cut_theirs = pool.touches[theirs] & _continues_beyond(window_ours, window_theirs)
     open_ours, open_theirs = _open(pool.boxes[ours], cut_ours), _open(pool.boxes[theirs], cut_theirs)
     meets = pool.labels[ours][:, None] == pool.labels[theirs][None]
     for low, high in ((0, 2), (1, 3)):
@@ -216,18 +216,18 @@ def _agreeing(
     iou, cover = _compare(pool.boxes[ours[left]], pool.boxes[theirs[right]], *cuts, region)
     open_iou, open_cover = _compare(open_ours[left], open_theirs[right], *cuts, wide)
     iou, cover = np.maximum(iou, open_iou), np.maximum(cover, open_cover)
-    # Where tiles only touch, whatever ends at the border would run through.
+    # Where tiles only touch, every box that ends at the border would cross it.
     is_deep = region[2:] - region[:2] > 2 * pool.reach
-    agrees = (iou >= LEAST_IOU) | (cover >= LEAST_COVER) | (_run_through(*cuts, is_deep) & (iou > 0))
+    agrees = (iou >= MIN_IOU) | (cover >= MIN_COVER) | (_cross(*cuts, is_deep) & (iou > 0))
     left, right = ours[left[agrees]], theirs[right[agrees]]
-    likeness = (iou + np.maximum(iou, cover))[agrees] / 2
-    return left, right, likeness * np.sqrt(pool.scores[left] * pool.scores[right])
+    agreement = (iou + np.maximum(iou, cover))[agrees] / 2
+    return left, right, agreement * np.sqrt(pool.scores[left] * pool.scores[right])
 
 
-def _run_through(
+def _cross(
     cut_left: NDArray[np.bool_], cut_right: NDArray[np.bool_], is_deep: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """(P,) whether the two of a pair, cut as (P, 4) say, leave at opposite sides a region deep in x, in y."""
+    """(P,) whether two boxes with cut sides (P, 4) leave a region, deep in x or y, at opposite sides."""
     return np.any(cut_left & cut_right[:, [2, 3, 0, 1]] & np.tile(is_deep, 2), axis=1)
 
 
@@ -237,13 +237,13 @@ def _open(boxes: NDArray[np.float64], is_cut: NDArray[np.bool_]) -> NDArray[np.f
 
 
 def _reaching(pool: _Pool, numbers: NDArray[np.int64], region: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Those of the detections that reach into a region."""
+    """Select the detections that reach into a region."""
     boxes = pool.boxes[numbers]
     return numbers[(boxes[:, :2] < region[2:]).all(axis=1) & (boxes[:, 2:] > region[:2]).all(axis=1)]
 
 
-def _looks_beyond(window: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(4,) whether a tile sees what lies beyond each border of another."""
+def _continues_beyond(window: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(4,) whether a tile continues beyond each border of another."""
     return np.concatenate([window[:2] < other[:2], window[2:] > other[2:]])
 
 
@@ -272,13 +272,13 @@ def _clip(boxes: NDArray[np.float64], region: NDArray[np.float64]) -> NDArray[np
 
 
 def _box_of(pool: _Pool, members: Sequence[int]) -> NDArray[np.float64]:
-    """(4,) the box of an object from its detections, best score first."""
-    least = LEAST_SCORE_SHARE * pool.scores[members[0]]
+    """(4,) box of an object from its detections, best score first."""
+    least = MIN_SCORE_SHARE * pool.scores[members[0]]
     strong = [number for number in members if pool.scores[number] >= least]
     is_cut = pool.touches[strong].any(axis=1)
     boxes = pool.boxes[strong]
     whole, pieces = boxes[~is_cut], boxes[is_cut]
-    if len(whole) and (_shares_within(pieces, whole[0]) >= LEAST_COVER).all():
+    if len(whole) and (_shares_within(pieces, whole[0]) >= MIN_COVER).all():
         return whole[0]
     return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
 

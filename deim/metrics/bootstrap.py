@@ -1,4 +1,4 @@
-"""How far AP would move with other images: intervals from resampled images, and paired comparisons of runs.
+"""How far AP would move with other images: intervals from resampled images, and paired comparisons.
 
 Images are drawn with replacement, so a resample is a number of copies of each image. Assignment never looks
 beyond an image: it is done once, and resamples only count its outcome anew.
@@ -34,7 +34,7 @@ _MAX_CELLS = 500_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """Where a number may lie."""
+    """Interval of a number."""
 
     low: float
     """Lower end."""
@@ -47,7 +47,7 @@ class SampledScore:
     """One AP of a split and of its R resamples."""
 
     value: float | None
-    """Of the split itself, in [0, 1]; None without ground truth."""
+    """AP of the split itself, in [0, 1]; None without ground truth."""
     resampled: NDArray[np.float64]
     """(R,) in [0, 1]; NaN where the resample has no ground truth."""
     num_images: int
@@ -65,7 +65,7 @@ class ScoreSamples:
     image_ids: tuple[int, ...]
     """Ids of all images of the split, ascending: the order in which they are drawn."""
     seed: int
-    """Of the draw."""
+    """Seed of the draw."""
     ap: tuple[SampledScore, ...]
     """C times AP, mean over the IoU thresholds 0.50, 0.55, …, 0.95."""
     ap50: tuple[SampledScore, ...]
@@ -78,12 +78,12 @@ class ScoreSamples:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """What one run has more than another on the same images."""
+    """Difference of a score between two runs on the same images."""
 
     value: float
     """AP of run b minus AP of run a, in [-1, 1]."""
     interval: Interval
-    """Where the difference may lie, in [-1, 1]."""
+    """Interval of the difference, in [-1, 1]."""
     num_images: int
     """As in `SampledScore`."""
     num_boxes: int
@@ -97,7 +97,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedComparison:
-    """Differences of two runs on the same images, b minus a; None where `interval` has nothing to say."""
+    """Differences of two runs on the same images, b minus a; None where no interval can be computed."""
 
     class_names: tuple[str, ...]
     """C names, by class index."""
@@ -119,16 +119,17 @@ def resample_scores(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> ScoreSamples:
-    """AP of a split, and of as many images drawn from it with replacement, again and again.
+    """Compute AP of a split and of resamples: as many images, drawn from it with replacement.
 
     The same seed draws the same images from the same image ids, whatever the order of the file: samples of
     two runs on a split are paired.
 
     Args:
-        results: The split; may be empty.
-        assignment: Of `results`, at `COCO_IOU_THRESHOLDS`.
+        ground_truth: The split; may be empty.
+        detections: Its raw detections.
+        assignment: Assignment of these detections at `COCO_IOU_THRESHOLDS`; None computes it.
         num_resamples: R, at least 2.
-        seed: Of the draw, at least 0.
+        seed: Seed of the draw, at least 0.
 
     Raises:
         ValueError: If the assignment has other IoU thresholds or another number of detections, or
@@ -184,24 +185,18 @@ def resample_scores(
 
 
 def interval(score: SampledScore, *, level: float = LEVEL) -> Interval | None:
-    """Where the AP of the population may lie that the images of the split were drawn from.
+    """Estimate where the AP of the population lies that the images of the split were drawn from.
 
     On the scale of log-odds, the interval is the value less its bias, plus and minus a multiple of the
-    spread, both as the resamples show them. Plain percentiles fail twice: AP near 1 has a long lower tail
-    that few images show; and AP of few images is too high, since COCO takes the best precision at any higher
-    recall, and the AP of resamples is too high once more.
+    spread, both as the resamples show them. Percentiles fail: AP near 1 has a long lower tail, and AP of few
+    images is too high because COCO takes the best precision at any higher recall.
 
-    On simulated splits of 205 images with AP50 of 0.45 to 0.95, one class having 25 boxes, 95 % intervals
-    held mAP50, and the AP50 and AP of classes, 93 to 97 % of the time. Not so the mean AP over all classes
-    and IoU 0.50 to 0.95: it is too high by 0.01, of which resamples show less than half, and its intervals
-    held the truth 87 to 93 % of the time. With AP50 below 0.1, or with 50 images, it was about 90 %.
-
-    Where few boxes are missed, or found, resamples cannot show the tail. There the interval is at least that
-    of a share of the boxes, and on the safe side: it held the AP50 of a class of 25 boxes 98 to 100 % of the
-    time.
+    On simulated splits of 205 images, 95 % intervals held mAP50 and the AP of classes 93 to 97 % of the time,
+    and the mean AP over IoU 0.50 to 0.95 87 to 93 %. Where few boxes are missed, or found, resamples cannot
+    show the tail; there the interval is at least that of a share of the boxes, and on the safe side.
 
     Args:
-        score: Of `resample_scores`.
+        score: From `resample_scores`.
         level: Share of such intervals that hold the AP of the population, in (0, 1).
 
     Returns:
@@ -212,10 +207,8 @@ def interval(score: SampledScore, *, level: float = LEVEL) -> Interval | None:
         ValueError: If `level` is not in (0, 1).
 
     Source:
-        Efron & Tibshirani, An Introduction to the Bootstrap, 1993: ch. 10 (bias), 12 (Student's factor), 13
-        (intervals on a transformed scale); Hesterberg, The American Statistician 69, 2015 (√(n / (n - 1)));
-        Brown, Cai &
-        DasGupta, Statistical Science 16, 2001 (Jeffreys' interval of a share).
+        Efron & Tibshirani, An Introduction to the Bootstrap, 1993: ch. 10, 12 and 13; Hesterberg, The
+        American Statistician 69, 2015; Brown, Cai & DasGupta, Statistical Science 16, 2001 (Jeffreys).
     """
     factor = _spread_factor(score, level)
     resampled = score.resampled[~np.isnan(score.resampled)]
@@ -241,23 +234,22 @@ def _interval_of_share(score: SampledScore, level: float) -> tuple[float, float]
     """Ends of the interval of a share, where resamples cannot show the tail; otherwise the score itself.
 
     A detector that finds 25 of 25 boxes gives 1 in every resample, and yet may miss one in ten. So where less
-    than `_FEW_BOXES` are missed, or found, AP is also taken for a share of the boxes.
+    than `_FEW_BOXES` are missed, or found, AP is also treated as a share of the boxes.
     """
     assert score.value is not None
-    found, missed = score.value * score.num_boxes, (1 - score.value) * score.num_boxes
-    if min(found, missed) >= _FEW_BOXES:
+    hits, misses = score.value * score.num_boxes, (1 - score.value) * score.num_boxes
+    if min(hits, misses) >= _FEW_BOXES:
         return score.value, score.value
     tail = (1 - level) / 2
-    low, high = betaincinv(found + 0.5, missed + 0.5, np.array([tail, 1 - tail])).tolist()
+    low, high = betaincinv(hits + 0.5, misses + 0.5, np.array([tail, 1 - tail])).tolist()
     return low, high
 
 
 def compare_paired(a: ScoreSamples, b: ScoreSamples, *, level: float = LEVEL) -> PairedComparison:
-    """Compare two runs on the same images; what both find hard or easy alike cancels out.
+    """Compare two runs on the same images; what is hard for both cancels out.
 
-    The interval is the difference plus and minus a multiple of the spread that the resamples show. Simulated
-    as for `interval`, with equal runs and with better ones, 95 % intervals held the difference 93 to 97 % of
-    the time, that of the mean AP included: the bias of AP cancels out as well.
+    The interval is the difference plus and minus a multiple of the spread that the resamples show. In
+    simulations as for `interval`, 95 % intervals held the difference 93 to 97 % of the time.
 
     Args:
         a: Samples of one run.
@@ -273,16 +265,16 @@ def compare_paired(a: ScoreSamples, b: ScoreSamples, *, level: float = LEVEL) ->
     Source:
         Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 12 and 13, as `interval`.
     """
-    for what, of_a, of_b in (
+    for what, value_a, value_b in (
         ("classes", a.class_names, b.class_names),
         ("image ids", a.image_ids, b.image_ids),
         ("seed", a.seed, b.seed),
         ("number of resamples", len(a.mean_ap.resampled), len(b.mean_ap.resampled)),
         ("boxes of the classes", _box_counts(a), _box_counts(b)),
     ):
-        if of_a != of_b:
+        if value_a != value_b:
             raise ValueError(
-                f"samples of two runs: {what} differ, got {of_a!s:.60} and {of_b!s:.60}."
+                f"samples of two runs: {what} differ, got {value_a!s:.60} and {value_b!s:.60}."
                 " Only samples of the same split and draw are paired."
                 " Resample both runs on the same annotation file, with the same seed and num_resamples."
             )
@@ -296,11 +288,11 @@ def compare_paired(a: ScoreSamples, b: ScoreSamples, *, level: float = LEVEL) ->
 
 
 def difference(a: SampledScore, b: SampledScore, *, level: float = LEVEL) -> Difference | None:
-    """How far one score lies above another of the same images and draw; see `compare_paired`.
+    """Compare two scores of the same images and draw; see `compare_paired`.
 
     Args:
-        a: Of one run.
-        b: Of the other.
+        a: Score of one run.
+        b: Score of the other.
         level: Share of such intervals that hold the difference, in (0, 1).
 
     Returns:
@@ -328,10 +320,9 @@ def difference(a: SampledScore, b: SampledScore, *, level: float = LEVEL) -> Dif
 
 
 def mean_over_runs(runs: Sequence[ScoreSamples]) -> ScoreSamples:
-    """The scores of several runs of the same kind, such as seeds: their mean, resample by resample.
+    """Average the scores of several runs that differ in their seed, resample by resample.
 
-    Intervals of such means tell of the chance in the images. That in training shows in how far the runs lie
-    apart.
+    Intervals of such means show the chance in the images, not that in training.
 
     Args:
         runs: Samples of the same split and draw; at least one.
@@ -346,14 +337,14 @@ def mean_over_runs(runs: Sequence[ScoreSamples]) -> ScoreSamples:
 
 
 def mean_over_classes(scores: Sequence[SampledScore]) -> SampledScore:
-    """The mean of some classes' scores, over those that have ground truth.
+    """Average the scores of some classes, over those that have ground truth.
 
     Args:
-        scores: Of different classes, from the same samples; at least one.
+        scores: Scores of different classes from the same samples; at least one.
 
     Returns:
-        The mean. Its images are those of the class with the most: how many have a box of any of the classes
-        is not known, and fewer make intervals longer.
+        The mean, with the number of images of the class that has most: how many have a box of any class is
+        not known, and fewer images make intervals longer.
     """
     values = [score.value for score in scores if score.value is not None]
     return SampledScore(

@@ -63,7 +63,7 @@ class CocoSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassMetrics:
-    """The metrics of one class: 0.0 for a class that was never predicted, None for one without ground truth."""
+    """The metrics of one class: 0.0 if it was never predicted, None if it has no ground truth."""
 
     category_id: int
     """The id in the COCO file."""

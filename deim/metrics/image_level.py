@@ -56,14 +56,6 @@ class EscapeCurve:
     """K means; None without good images."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _ImageMasks:
-    """(I,) masks of a split's images."""
-
-    defective: NDArray[np.bool_]
-    good: NDArray[np.bool_]
-
-
 def count_images(
     ground_truth: GroundTruthTable, detections: DetectionTable, *, overlaps: Overlaps
 ) -> ImageLevel:
@@ -75,14 +67,14 @@ def count_images(
         overlaps: Overlaps of these detections from IoU 0.5 on at least.
     """
     num_images = ground_truth.num_images
-    images = _sort_images(ground_truth)
+    is_defective, is_good = _sort_images(ground_truth)
     is_defect = ground_truth.is_defect(detections.label)
     boxes = np.bincount(detections.image[is_defect], minlength=num_images)
     hits = np.bincount(detections.image[_hitting(ground_truth, detections, overlaps)], minlength=num_images)
-    num_defective, num_good = int(images.defective.sum()), int(images.good.sum())
-    num_escaped = int((images.defective & (hits == 0)).sum())
-    num_unmarked = int((images.defective & (boxes == 0)).sum())
-    num_overkilled = int((images.good & (boxes > 0)).sum())
+    num_defective, num_good = int(is_defective.sum()), int(is_good.sum())
+    num_escaped = int((is_defective & (hits == 0)).sum())
+    num_unmarked = int((is_defective & (boxes == 0)).sum())
+    num_overkilled = int((is_good & (boxes > 0)).sum())
     return ImageLevel(
         num_defective=num_defective,
         num_escaped=num_escaped,
@@ -92,7 +84,7 @@ def count_images(
         num_good=num_good,
         num_overkilled=num_overkilled,
         overkill_rate=_share(num_overkilled, num_good),
-        fp_per_good_image=_share(int(boxes[images.good].sum()), num_good),
+        fp_per_good_image=_share(int(boxes[is_good].sum()), num_good),
         num_ignored=num_images - num_defective - num_good,
     )
 
@@ -107,12 +99,12 @@ def trace_escapes(
         detections: Raw detections.
         overlaps: Overlaps of these detections from IoU 0.5 on at least.
     """
-    images = _sort_images(ground_truth)
+    is_defective, is_good = _sort_images(ground_truth)
     is_defect = ground_truth.is_defect(detections.label)
-    on_good = images.good[detections.image] & is_defect
+    on_good = is_good[detections.image] & is_defect
     hitting = _hitting(ground_truth, detections, overlaps)
-    hit_scores = _best_scores(detections, hitting, ground_truth.num_images)[images.defective]
-    good_scores = _best_scores(detections, np.flatnonzero(on_good), ground_truth.num_images)[images.good]
+    hit_scores = _best_scores(detections, hitting, ground_truth.num_images)[is_defective]
+    good_scores = _best_scores(detections, np.flatnonzero(on_good), ground_truth.num_images)[is_good]
     fp_scores = detections.score[on_good]
     levels = np.unique(np.concatenate([hit_scores, good_scores, fp_scores]))
     levels = levels[levels >= 0][::-1]
@@ -145,9 +137,9 @@ def threshold_for_escapes(
         The threshold, midway to the next lower score. None without defective images, or if more of them
         escape even with all detections.
     """
-    images = _sort_images(ground_truth)
+    is_defective, _ = _sort_images(ground_truth)
     hitting = _hitting(ground_truth, detections, overlaps)
-    scores = np.sort(_best_scores(detections, hitting, ground_truth.num_images)[images.defective])
+    scores = np.sort(_best_scores(detections, hitting, ground_truth.num_images)[is_defective])
     may_escape = int(np.floor(max_rate * len(scores) + 1e-9))
     if len(scores) and may_escape >= len(scores):
         return float(np.nextafter(detections.score.max(initial=0.0), np.inf))
@@ -157,13 +149,14 @@ def threshold_for_escapes(
     return (lowest + float(detections.score[detections.score < lowest].max(initial=0.0))) / 2
 
 
-def _sort_images(ground_truth: GroundTruthTable) -> _ImageMasks:
+def _sort_images(ground_truth: GroundTruthTable) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(I,) masks of the defective and of the good images."""
     is_defect = ground_truth.is_defect(ground_truth.label)
     has_crowd, has_defect = (
         np.bincount(ground_truth.image[is_defect & mask], minlength=ground_truth.num_images) > 0
         for mask in (ground_truth.is_crowd, ~ground_truth.is_crowd)
     )
-    return _ImageMasks(defective=has_defect, good=~has_defect & ~has_crowd)
+    return has_defect, ~has_defect & ~has_crowd
 
 
 def _hitting(

@@ -98,8 +98,8 @@ def classify_errors(
     """
     if IOU_50 not in assignment.iou_thresholds:
         raise ValueError(
-            f"assignment: IoU {IOU_50} is not among its thresholds, got {assignment.iou_thresholds}. The kinds"
-            f" of errors are defined at IoU {IOU_50}. Pass it to assign."
+            f"assignment: IoU {IOU_50} is not among its thresholds, got {assignment.iou_thresholds}. The"
+            f" kinds of errors are defined at IoU {IOU_50}. Pass it to assign."
         )
     row = assignment.iou_thresholds.index(IOU_50)
     usable = ~ground_truth.is_crowd[overlaps.truth] & (overlaps.iou >= MIN_IOU)

@@ -23,10 +23,8 @@ WIDTH = 8.0
 PNG_DPI = 150
 LEGEND_LINE = 0.22
 """Height of one line of a legend, in inches."""
-MAX_WIDE_LABELS = 9
-"""Confusion matrices with more labels, `background` included, are drawn with small cells."""
-SMALL_CELL, MIN_CELL_WITH_COUNT = 0.42, 0.3
-"""Side of such a cell, in inches."""
+MIN_CELL = 0.42
+"""Side of a cell of a confusion matrix, in inches; smaller cells get no counts."""
 LONGEST_MATRIX = 40.0
 """Inches; the cells of a matrix with very many classes shrink instead."""
 ON_WHITE: Any = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
@@ -167,10 +165,7 @@ def draw_bars(axes: Axes, rows: Sequence[str], series: Sequence[BarSeries]) -> N
 
 
 def save_confusions(confusions: Sequence[tuple[str, Confusion]], path: Path) -> Path:
-    """Draw confusion matrices of the same classes: counts, colored by their share of the row.
-
-    Up to eight classes have the matrices side by side, with percentages; more classes have them one below the
-    other, with counts alone.
+    """Draw confusion matrices of the same classes, one below the other: counts, colored by share of the row.
 
     Args:
         confusions: Title and matrix of each.
@@ -181,50 +176,35 @@ def save_confusions(confusions: Sequence[tuple[str, Confusion]], path: Path) -> 
     """
     labels = confusions[0][1].labels
     names = [*chart_names(labels[:-1]), labels[-1]]
-    size, number = len(names), len(confusions)
-    if size <= MAX_WIDE_LABELS:
-        width, height, rows = WIDTH * number, 1.8 + 0.55 * size, 1
-    else:
-        most = max(max(map(max, confusion.counts)) for _, confusion in confusions)
-        # A digit of 8 points is 0.07 inches wide, a letter of 10 points 0.08.
-        cell = min(max(SMALL_CELL, 0.14 + 0.07 * len(str(most))), LONGEST_MATRIX / size)
-        beside = 0.4 + 0.08 * max(map(len, names))
-        width, height, rows = cell * size + beside + 1.2, (cell * size + beside + 0.5) * number, number
-    draw = partial(_draw_confusions, confusions=confusions, names=names, rows=rows)
-    return save_chart(draw, path, width=width, height=height)
+    most = max(max(map(max, confusion.counts)) for _, confusion in confusions)
+    # A digit of 8 points is 0.07 inches wide, a letter of 10 points 0.08.
+    cell = min(max(MIN_CELL, 0.14 + 0.07 * len(str(most))), LONGEST_MATRIX / len(names))
+    side, beside = cell * len(names), 0.5 + 0.08 * max(map(len, names))
+    draw = partial(_draw_confusions, confusions=confusions, names=names, has_counts=cell >= MIN_CELL)
+    height = (side + beside + 0.6) * len(confusions)
+    return save_chart(draw, path, width=max(WIDTH, side + beside + 1.6), height=height)
 
 
 def _draw_confusions(
-    figure: Figure, confusions: Sequence[tuple[str, Confusion]], names: Sequence[str], rows: int
+    figure: Figure, confusions: Sequence[tuple[str, Confusion]], names: Sequence[str], *, has_counts: bool
 ) -> None:
-    grid = np.atleast_1d(np.array(figure.subplots(rows, len(confusions) // rows), dtype=object))
-    is_wide = len(names) <= MAX_WIDE_LABELS
+    grid = figure.subplots(len(confusions), squeeze=False)[:, 0]
     for axes, (title, confusion) in zip(grid, confusions, strict=True):
-        percent = np.array(confusion.row_percent, dtype=np.float64)  # None becomes NaN
-        heat = axes.imshow(np.nan_to_num(percent), cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        turned: Any = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(range(len(names)), names, **(turned if is_wide else {"rotation": 90}))
+        percent = np.nan_to_num(np.array(confusion.row_percent, dtype=np.float64))  # None is NaN
+        heat = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("predicted as (last column: missed)")
         axes.set_ylabel("ground truth\n(last row: nothing there)")
+        axes.set_title(title or "Boxes by true and predicted class, IoU 0.5")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        if len(names) * MIN_CELL_WITH_COUNT <= LONGEST_MATRIX:
-            _write_counts(axes, confusion, with_percent=is_wide)
-        axes.set_title(title or "Boxes by true and predicted class, IoU 0.5")
-    slim = 20 if is_wide else 30 * rows
-    figure.colorbar(heat, ax=grid.tolist(), label="% of the row", shrink=0.8, aspect=slim)
-
-
-def _write_counts(axes: Axes, confusion: Confusion, *, with_percent: bool) -> None:
-    size = len(confusion.counts)
-    for row, column in np.ndindex(size, size):
-        if row == column == size - 1:
-            continue
-        count, share = confusion.counts[row][column], confusion.row_percent[row][column]
-        text = f"{count}\n{share:.0f} %" if with_percent and share is not None else str(count)
-        color = "white" if (share or 0) > 55 else "black" if count or with_percent else GRAY
-        axes.text(column, row, text, ha="center", va="center", fontsize=9 if with_percent else 8, color=color)
+        for row, column in np.ndindex(percent.shape) if has_counts else ():
+            count = confusion.counts[row][column]
+            color = "white" if percent[row, column] > 55 else "black" if count else GRAY
+            if not row == column == len(names) - 1:
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
+    figure.colorbar(heat, ax=grid.tolist(), label="% of the row", shrink=0.8, aspect=30 * len(confusions))
 
 
 def _class_ap50(figure: Figure, report: Report) -> None:

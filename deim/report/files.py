@@ -211,8 +211,10 @@ def prediction_sheet(
         )
         detections = kept.detections_of_image(position)
         caption = f"detections: {len(detections.scores)}"
-        found = detections_panel(detections, class_names=ground_truth.class_names, caption=caption)
-        rows.append(PanelRow(image=image, caption=ground_truth.file_names[position], panels=[truth, found]))
+        kept_panel = detections_panel(detections, class_names=ground_truth.class_names, caption=caption)
+        rows.append(
+            PanelRow(image=image, caption=ground_truth.file_names[position], panels=[truth, kept_panel])
+        )
     return panel_sheet(rows, title=title, columns=2)
 
 

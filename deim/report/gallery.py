@@ -36,8 +36,6 @@ MIN_CONTEXT, MAX_CONTEXT, SHARE_OF_IMAGE, MIN_CROP = 3.0, 9.0, 0.25, 32
 box, and at least 32 px."""
 MAX_TAGS = 12
 """Further boxes of a panel get no tag."""
-MAX_SCORES = 4
-"""Classes whose scores are listed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +55,6 @@ class GalleryEntry:
     """Score of a false alarm. Highest score of its class on the box for a miss; None if there is none."""
     caption: str
     """What happened."""
-    class_scores: tuple[float, ...]
-    """C numbers: the highest raw score of each class on the box, by IoU 0.5 or more; 0 if there is none."""
 
 
 def choose_gallery(
@@ -89,17 +85,15 @@ def choose_gallery(
         kind: Literal["miss", "false alarm"], position: int, *, score: float | None, caption: str
     ) -> GalleryEntry:
         table: GroundTruthTable | DetectionTable = ground_truth if kind == "miss" else kept
-        image, box = int(table.image[position]), table.boxes_xywh[position]
-        x, y, width, height = box.tolist()
+        x, y, width, height = table.boxes_xywh[position].tolist()
         return GalleryEntry(
             kind=kind,
             label=int(table.label[position]),
-            image=image,
+            image=int(table.image[position]),
             position=position,
             box_xywh=(x, y, width, height),
             score=score,
             caption=caption,
-            class_scores=_class_scores(raw, image, box, ground_truth.num_classes),
         )
 
     entries = []
@@ -119,7 +113,7 @@ def choose_gallery(
 def draw_entry(
     entry: GalleryEntry, image: Image.Image, *, ground_truth: GroundTruthTable, analysis: SplitAnalysis
 ) -> Image.Image:
-    """Draw an error: the ground truth and the kept detections around its box, and the scores on it.
+    """Draw an error: the ground truth and the kept detections around its box.
 
     Blue is correct and red is wrong; a yellow frame marks the box in both panels. Crowd regions, and
     detections in them, are gray.
@@ -158,18 +152,17 @@ def draw_entry(
         texts=[f"{names[kept.label[row]]} {kept.score[row]:.2f}" for row in rows],
         colors=[_color_of_kind(int(kinds.kind[row])) for row in rows],
     )
-    canvas = Image.new("RGB", (2 * SIDE + GAP, 4 * LINE + SIDE + GAP), PAPER)
+    canvas = Image.new("RGB", (2 * SIDE + GAP, 3 * LINE + SIDE + GAP), PAPER)
     x1, y1, x2, y2 = crop
     place = f"{ground_truth.file_names[entry.image]}, {x2 - x1} x {y2 - y1} px at x {x1}, y {y1}"
     write_line(canvas, (0, 0), entry.caption, size=18, color=INK)
     write_line(canvas, (0, LINE), place, size=14, color=FAINT)
-    write_line(canvas, (0, 2 * LINE), _scores_line(entry, names, analysis), size=14, color=FAINT)
     for left, title, panel in (
         (0, "Ground truth: blue is found, red is missed", truth_panel),
         (SIDE + GAP, "Kept detections: blue is correct, red is wrong", detection_panel),
     ):
-        write_line(canvas, (left, 3 * LINE), title, size=14, color=INK)
-        canvas.paste(panel, (left, 4 * LINE))
+        write_line(canvas, (left, 2 * LINE), title, size=14, color=INK)
+        canvas.paste(panel, (left, 3 * LINE))
     return canvas
 
 
@@ -182,27 +175,6 @@ def _best_scores_on_truth(
     best = np.full(len(ground_truth), -1.0)
     np.maximum.at(best, truth[fits], raw.score[row[fits]])
     return best
-
-
-def _class_scores(
-    raw: DetectionTable, image: int, box_xywh: NDArray[np.float64], num_classes: int
-) -> tuple[float, ...]:
-    rows = raw.rows_of_image(image)
-    fits = iou_with(raw.boxes_xywh[rows], box_xywh) >= IOU_50
-    scores = np.zeros(num_classes)
-    np.maximum.at(scores, raw.label[rows][fits], raw.score[rows][fits])
-    return tuple(scores.tolist())
-
-
-def _scores_line(entry: GalleryEntry, names: Sequence[str], analysis: SplitAnalysis) -> str:
-    ranked = sorted(range(len(names)), key=lambda label: -entry.class_scores[label])
-    thresholds = analysis.points.thresholds
-    listed = [
-        f"{names[label]} {entry.class_scores[label]:.2f} (threshold {thresholds[label]:.2f})"
-        for label in ranked[:MAX_SCORES]
-        if entry.class_scores[label] > 0
-    ]
-    return f"Highest raw scores on this box: {', '.join(listed) or 'none'}"
 
 
 def _miss_caption(

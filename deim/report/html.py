@@ -66,8 +66,8 @@ def render_report(
         Section(title="How to read this", lines=READING_HELP),
     ]
     subtitle = (
-        f"{report.provenance.dataset.annotations_file}, {report.num_images} images, {report.num_boxes} boxes; "
-        f"made {report.created}"
+        f"{report.provenance.dataset.annotations_file}, {report.num_images} images, {report.num_boxes} "
+        f"boxes; made {report.created}"
     )
     return render_page(report.title, subtitle, sections)
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from deim.errors import DataError
 from deim.files import write_text
@@ -16,11 +16,10 @@ from deim.metrics.confusion import Confusion
 from deim.metrics.convergence import Convergence
 from deim.metrics.image_level import EscapeCurve, ImageLevel
 from deim.records import from_json, to_json
+from deim.report.migration import OLD_REPORT_VERSION, migrate_report
 
 SCHEMA_VERSION = 4
 """Raised whenever a key of the report changes its name or its meaning."""
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,16 +235,7 @@ def write_record(record: object, path: Path) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """Read a report of this version.
-
-    Raises:
-        DataError: If it cannot be read, is of another version, or lacks a key.
-    """
-    return read_record(Report, path, version=SCHEMA_VERSION)
-
-
-def read_record(record: type[R], path: Path, *, version: int) -> R:
-    """Read a record that has a `schema_version` from a JSON file.
+    """Read a report of this version, or of the one before it.
 
     Raises:
         DataError: If it cannot be read, is of another version, or lacks a key.
@@ -255,12 +245,15 @@ def read_record(record: type[R], path: Path, *, version: int) -> R:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable report, got {error}. {advice}") from None
-    found = content.get("schema_version") if isinstance(content, dict) else None
-    if found != version:
-        raise DataError(f"{path}: has report version {found}, this version reads {version}. {advice}")
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version not in (SCHEMA_VERSION, OLD_REPORT_VERSION):
+        raise DataError(
+            f"{path}: not a report of this version, got version {version}. This version reads "
+            f"{SCHEMA_VERSION} and {OLD_REPORT_VERSION}. {advice}"
+        )
     try:
-        return from_json(record, content)
-    except ValueError as error:
+        return from_json(Report, migrate_report(content))
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a complete report, got {error} {advice}") from None
 
 

@@ -373,9 +373,8 @@ def coverage(
     *, num_samples: int, num_images: int, num_resamples: int, population_images: int, **population: Any
 ) -> tuple[float, float, float]:
     """Share of 95 % intervals that hold the AP of the population: of mAP50, of the classes' AP50 and AP."""
-    whole = resample_scores(
-        *random_population(0, num_images=population_images, **population), num_resamples=2
-    )
+    whole_split, assignment = random_population(0, num_images=population_images, **population)
+    whole = resample_scores(*whole_split, assignment=assignment, num_resamples=2)
     true_ap, true_ap50 = values(whole.ap), values(whole.ap50)
     held: list[list[bool]] = [[], [], []]
     for seed in range(1, num_samples + 1):

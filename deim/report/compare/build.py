@@ -12,7 +12,6 @@ from deim.metrics.assignment import assign
 from deim.metrics.bootstrap import LEVEL, ScoreSamples, compare_paired, resample_scores
 from deim.report.compare.schema import (
     COMPARISON_VERSION,
-    ClassSummary,
     ComparedRun,
     Comparison,
     RunDifference,
@@ -70,6 +69,7 @@ def compare_runs(runs: Sequence[ComparedRun], *, num_resamples: int = NUM_RESAMP
         num_boxes=report.num_boxes,
         level=LEVEL,
         num_resamples=num_resamples,
+        class_names=report.class_names,
         runs=tuple(_summarize_run(run) for run in runs),
         differences=tuple(
             _run_difference(run.name, first, samples) for run, samples in zip(runs[1:], others, strict=True)
@@ -108,8 +108,8 @@ def describe_comparison(comparison: Comparison) -> list[str]:
         lines.append(f"{entry.name} against {first.name}: mAP50 {_describe(entry.ap50, comparison)}.")
         for verdict in ("better", "worse"):
             listed = [
-                f"{row.name} ({difference.value:+.3f})"
-                for row, difference in zip(first.classes, entry.class_ap50, strict=True)
+                f"{name} ({difference.value:+.3f})"
+                for name, difference in zip(comparison.class_names, entry.class_ap50, strict=True)
                 if difference.verdict == verdict
             ]
             if listed:
@@ -207,38 +207,15 @@ def _run_difference(name: str, before: ScoreSamples, after: ScoreSamples) -> Run
 
 
 def _summarize_run(run: ComparedRun) -> RunSummary:
-    report, source = run.report, run.report.provenance
-    level, convergence = report.image_level.at_operating_points, report.convergence
+    report = run.report
     return RunSummary(
         name=run.name,
         report=str(run.path),
-        checkpoint_sha256=source.checkpoint.sha256,
-        model=source.model.name,
-        parameters=source.model.parameters,
-        image_size_hw=source.image_size_hw,
-        epochs=convergence.last_epoch + 1 if convergence else None,
-        hours=convergence.hours if convergence else None,
-        ms_per_image=source.time_per_image_ms.network,
+        checkpoint_sha256=report.provenance.checkpoint.sha256,
+        model=report.provenance.model.name,
         ap=report.summary.ap,
         ap50=report.summary.ap50,
-        ap50_interval=report.intervals.ap50 if report.intervals else None,
-        precision=report.counts.precision,
-        recall=report.counts.recall,
-        f1=report.counts.f1,
-        escape_rate=level.escape_rate,
-        overkill_rate=level.overkill_rate,
-        classes=tuple(
-            ClassSummary(
-                name=row.metrics.name,
-                num_boxes=row.metrics.num_boxes,
-                ap=row.metrics.ap,
-                ap50=row.metrics.ap50,
-                ap_interval=row.ap_interval,
-                ap50_interval=row.ap50_interval,
-                f1=row.counts.f1,
-            )
-            for row in report.classes
-        ),
+        class_ap50=tuple(row.metrics.ap50 for row in report.classes),
     )
 
 

@@ -18,12 +18,7 @@ from deim.report.charts import (
     say_nothing_to_show,
 )
 from deim.report.compare.schema import ComparedRun
-from deim.report.palette import GRAY, chart_color, line_style
-
-MANY_RUNS = 8
-"""More runs have their names upright below a chart."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""One more than there are colors, so that only run 57 looks like the first."""
+from deim.report.palette import chart_color, line_style
 
 
 def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
@@ -37,22 +32,17 @@ def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[st
         Path of each chart's SVG by its title.
     """
     num_classes = len(runs[0].report.classes)
-    beside_classes = max(4.8, 1.0 + height_of_legend(num_classes + 1))
-    beside_runs = max(4.6, height_of_legend(len(runs)))
-    charts = {
-        "mAP against epoch": (_map_by_epoch, "map_by_epoch", beside_runs),
-        "AP50 of each class by run": (
-            _class_ap50,
-            "class_ap50_bars",
-            1.6 + num_classes * (0.2 + 0.2 * len(runs)),
-        ),
-        "Each class over the runs": (_classes_over_runs, "classes_over_runs", beside_classes),
-        "Training time against mAP": (_time_against_map, "time_against_map", beside_runs),
-    }
-    return {
-        title: save_chart(partial(draw, runs=runs), folder / name, height=height)
-        for title, (draw, name, height) in charts.items()
-    }
+    by_epoch = save_chart(
+        partial(_map_by_epoch, runs=runs),
+        folder / "map_by_epoch",
+        height=max(4.6, height_of_legend(len(runs))),
+    )
+    by_class = save_chart(
+        partial(_class_ap50, runs=runs),
+        folder / "class_ap50_bars",
+        height=1.6 + num_classes * (0.2 + 0.2 * len(runs)),
+    )
+    return {"mAP against epoch": by_epoch, "AP50 of each class by run": by_class}
 
 
 def draw_confusion_pairs(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
@@ -114,70 +104,4 @@ def _class_ap50(figure: Figure, runs: Sequence[ComparedRun]) -> None:
     axes.set_xlim(0, 1.12)
     axes.set_xlabel("AP at IoU 0.50; lines: 95 % intervals")
     axes.set_title("AP50 of each class by run")
-    legend_beside(axes)
-
-
-def _classes_over_runs(figure: Figure, runs: Sequence[ComparedRun]) -> None:
-    axes = figure.subplots()
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("run")
-    axes.set_ylabel("AP at IoU 0.50")
-    axes.set_title("AP50 of each class over the runs")
-    means = np.array([run.report.summary.ap50 for run in runs], dtype=np.float64)
-    if np.isnan(means).any():
-        say_nothing_to_show(axes, "no class has ground truth")
-        return
-    positions = np.arange(len(runs))
-    for index, name in enumerate(chart_names(runs[0].report.class_names)):
-        rows = [run.report.classes[index].metrics for run in runs]
-        values = np.array([row.ap50 for row in rows], dtype=np.float64)
-        if not np.isnan(values).any():
-            axes.plot(
-                positions,
-                values,
-                marker="o",
-                color=chart_color(index),
-                linestyle=line_style(index),
-                label=f"{name} (n = {rows[0].num_boxes})",
-            )
-    axes.plot(positions, means, marker="s", color="black", linewidth=2.5, label="mean (mAP50)")
-    angle, align = (90, "center") if len(runs) > MANY_RUNS else (30, "top")
-    axes.set_xticks(positions, _run_names(runs), rotation=angle, ha="right", va=align, rotation_mode="anchor")
-    legend_beside(axes)
-
-
-def _time_against_map(figure: Figure, runs: Sequence[ComparedRun]) -> None:
-    axes = figure.subplots()
-    axes.set_title("Training time against mAP50")
-    axes.set_ylabel("mAP50; lines: 95 % intervals")
-    placed = [
-        (index, run.report, run.report.convergence.hours, run.report.summary.ap50)
-        for index, run in enumerate(runs)
-        if run.report.convergence and run.report.convergence.hours is not None
-    ]
-    longest = max((hours for _, _, hours, ap50 in placed if ap50 is not None), default=None)
-    if longest is None:
-        say_nothing_to_show(axes, "no run has both its metrics.jsonl and a score")
-        return
-    names = _run_names(runs)
-    unit, factor = ("minutes", 60) if longest < 1 else ("hours", 1)
-    for index, report, hours, ap50 in placed:
-        if ap50 is None:
-            continue
-        ends = report.intervals.ap50 if report.intervals else None
-        if ends:
-            axes.plot([hours * factor] * 2, [ends.low, ends.high], color=GRAY, linewidth=1.4)
-        axes.plot(
-            hours * factor,
-            ap50,
-            MARKERS[index % len(MARKERS)],
-            color=chart_color(index),
-            markersize=8,
-            markeredgecolor="black",
-            clip_on=False,
-            label=f"{names[index]}: {ap50:.3f}",
-        )
-    axes.set_xlim(0, 1.1 * longest * factor or 1)
-    axes.set_ylim(0, 1)
-    axes.set_xlabel(f"training and validation, {unit}")
     legend_beside(axes)

@@ -60,7 +60,7 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> Comparison:
         f"{comparison.num_boxes} boxes",
         [
             Section(title="Summary", lines=[*describe_comparison(comparison), CAUTION]),
-            Section(title="Side by side", tables=[_run_table(comparison), *_difference_tables(comparison)]),
+            Section(title="Side by side", tables=[_run_table(runs), *_difference_tables(runs, comparison)]),
             Section(
                 title="Charts",
                 figures=[embed_svg(chart, title) for title, chart in charts.items()],
@@ -82,20 +82,23 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> Comparison:
     return comparison
 
 
-def _run_table(comparison: Comparison) -> Table:
+def _run_table(runs: Sequence[ComparedRun]) -> Table:
     rows = []
-    for run in comparison.runs:
-        rates = (run.escape_rate, run.overkill_rate)
+    for run in runs:
+        report, source = run.report, run.report.provenance
+        level, convergence = report.image_level.at_operating_points, report.convergence
+        counts = report.counts
+        rates = (level.escape_rate, level.overkill_rate)
         rows.append(
             [
-                Cell(text=run.name, small=run.model, is_text=True),
-                number_cell(run.ap50, run.ap50_interval),
-                *map(number_cell, (run.ap, run.precision, run.recall, run.f1)),
+                Cell(text=run.name, small=source.model.name, is_text=True),
+                number_cell(report.summary.ap50, report.intervals.ap50 if report.intervals else None),
+                *map(number_cell, (report.summary.ap, counts.precision, counts.recall, counts.f1)),
                 *(Cell(text=DASH if rate is None else f"{rate:.1%}") for rate in rates),
-                Cell(text=DASH if run.epochs is None else str(run.epochs)),
-                Cell(text=format_number(run.hours, 2)),
-                Cell(text=f"{run.parameters / 1e6:.1f}"),
-                Cell(text=format_number(run.ms_per_image, 1)),
+                Cell(text=DASH if convergence is None else str(convergence.last_epoch + 1)),
+                Cell(text=format_number(convergence.hours if convergence else None, 2)),
+                Cell(text=f"{source.model.parameters / 1e6:.1f}"),
+                Cell(text=format_number(source.time_per_image_ms.network, 1)),
             ]
         )
     heads = ["run", "mAP50", "mAP", "precision", "recall", "F1", "escapes", "overkill"]
@@ -107,14 +110,13 @@ def _run_table(comparison: Comparison) -> Table:
     )
 
 
-def _difference_tables(comparison: Comparison) -> list[Table]:
+def _difference_tables(runs: Sequence[ComparedRun], comparison: Comparison) -> list[Table]:
     first = comparison.runs[0]
+    boxes = [row.metrics.num_boxes for row in runs[0].report.classes]
     tables = []
     for run, entry in zip(comparison.runs[1:], comparison.differences, strict=True):
-        rows = [
-            _difference_row(after.name, after.num_boxes, before.ap50, after.ap50, difference)
-            for before, after, difference in zip(first.classes, run.classes, entry.class_ap50, strict=True)
-        ]
+        columns = (comparison.class_names, boxes, first.class_ap50, run.class_ap50, entry.class_ap50)
+        rows = [_difference_row(*row) for row in zip(*columns, strict=True)]
         rows.append(_difference_row("all (mAP50)", comparison.num_boxes, first.ap50, run.ap50, entry.ap50))
         tables.append(
             Table(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
 from deim.metrics.assignment import Assignment
-from deim.metrics.bootstrap import Difference, Interval
+from deim.metrics.bootstrap import Difference
 from deim.report.schema import DatasetInfo, Report
 
 COMPARISON_VERSION = 2
@@ -82,22 +82,8 @@ class RunDifference:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClassSummary:
-    """Numbers of one class in a run, from its report."""
-
-    name: str
-    num_boxes: int
-    ap: float | None
-    ap50: float | None
-    ap_interval: Interval | None
-    ap50_interval: Interval | None
-    f1: float | None
-    """At the run's operating point."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
-    """Numbers of one run, from its report."""
+    """Main numbers of one run; all others stand in its report."""
 
     name: str
     report: str
@@ -105,26 +91,10 @@ class RunSummary:
     checkpoint_sha256: str
     model: str
     """Name of the model."""
-    parameters: int
-    """Number of parameters."""
-    image_size_hw: tuple[int, int]
-    """Size of the network input in pixels."""
-    epochs: int | None
-    """Epochs that the run trained; None if its log is missing."""
-    hours: float | None
-    """Training and validation; None if unknown."""
-    ms_per_image: float | None
-    """Time in the network."""
     ap: float | None
     ap50: float | None
-    ap50_interval: Interval | None
-    precision: float | None
-    """Of all classes at the run's operating points, as are the next four."""
-    recall: float | None
-    f1: float | None
-    escape_rate: float | None
-    overkill_rate: float | None
-    classes: tuple[ClassSummary, ...]
+    class_ap50: tuple[float | None, ...]
+    """AP50 by class index."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +111,7 @@ class Comparison:
     """Share of intervals that hold the truth."""
     num_resamples: int
     """Resamples of the images behind the intervals."""
+    class_names: tuple[str, ...]
     runs: tuple[RunSummary, ...]
     differences: tuple[RunDifference, ...]
     """One for each run but the first."""
