@@ -1,4 +1,4 @@
-"""A COCO folder of a few small pictures, an experiment of seconds, one finished run of it, and tools."""
+"""A tiny COCO dataset, a config that trains on it in seconds, a finished run, and the commands."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from deim.inference.evaluator import Evaluator
 from deim.report.evaluate import to_validation
 from multimodal.task import subject_builder
 
-# Tiny tensors gain nothing from threads, and on a shared machine waiting for them costs a hundredfold.
+# Tiny tensors gain nothing from threads, and waiting for threads on a shared machine is slow.
 torch.set_num_threads(1)
 
 TOOL_COMMANDS = {
@@ -112,7 +112,7 @@ def _write_coco(
     empty: Sequence[str] = (),
     seed: int = 0,
 ) -> Path:
-    """Write a set: ids from 10, the last image of each split (and all of those in `empty`) without a box."""
+    """Write a dataset with ids from 10; the last image of each split, and all of `empty`, have no box."""
     for folder in ("images", "annotations"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name, number in num_images.items():
@@ -154,31 +154,31 @@ def _build(
 
 @pytest.fixture(scope="session")
 def write_coco() -> Callable[..., Path]:
-    """Writes a tiny COCO folder: `write_coco(root, categories=…, num_images=…, empty=…, seed=…)`."""
+    """Return a function that writes a tiny COCO folder."""
     return _write_coco
 
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., Config]:
-    """An experiment of seconds: `tiny_config(root, output_dir, "epochs=2", …)`."""
+    """Return a function for a config that trains in seconds: `tiny_config(root, output_dir, "epochs=2")`."""
     return _tiny_config
 
 
 @pytest.fixture(scope="session")
 def build_tiny() -> Callable[..., Trainer]:
-    """A trainer as `tools/train.py` builds it; `validate` may wrap the validation."""
+    """Return a function that builds a trainer like `deim train`; `validate` may wrap the validation."""
     return _build
 
 
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One tiny COCO folder for all tests that do not change it."""
+    """Return a tiny COCO folder for all tests that do not change it."""
     return _write_coco(tmp_path_factory.mktemp("tiny_set"))
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
-    """Folder of a finished run on `tiny_set`; validated on its training images, so that scores are not 0."""
+    """Return the folder of a finished run on `tiny_set`, validated on training images so that AP is not 0."""
     folder = tmp_path_factory.mktemp("tiny_run") / "run"
     config = _tiny_config(
         tiny_set,

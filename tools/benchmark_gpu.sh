@@ -43,12 +43,13 @@ done
 
 step --amp "$amp" --profile "$out/profile.txt"
 head -n 30 "$out/profile.txt" | log
-for option in --channels-last --plain-optimizer "--compile default"; do
+for option in --channels-last --plain-optimizer "--compile default" "--compile reduce-overhead"; do
+    [ "$(left)" -gt 60 ] || break
     # shellcheck disable=SC2086
     step --amp "$amp" $option
 done
 
-if [ -n "${DATA:-}" ]; then
+if [ -n "${DATA:-}" ] && [ "$(left)" -gt 60 ]; then
     # As many epochs as 80 % of the time left allows: 79 steps of 16 images and 1.5 s of validation each.
     line=$(python3 tools/benchmark.py step --device "$device" --variant s --size 320 --batch 16 --boxes 3 --steps 10 \
         --amp "$amp" | tail -n 1)

@@ -1,4 +1,4 @@
-"""tools/ablate_text.py on the tiny run: what it prints, writes and refuses."""
+"""`deim ablate-text` on the tiny run: its output, its files and its error messages."""
 
 import json
 from collections.abc import Callable
@@ -106,14 +106,14 @@ def test_some_variants_give_a_weaker_verdict_and_no_report_is_made_up(
         ),
     ],
 )
-def test_what_cannot_be_tried_is_refused(
+def test_bad_options_are_refused(
     call: Callable, experiment: str, options: tuple[object, ...], message: str
 ) -> None:
     code, _, err = call("ablate_text", "-c", experiment, *options)
     assert (code, err) == (2, message)
 
 
-def test_a_detector_has_no_text_to_be_judged(call: Callable, tmp_path: Path) -> None:
+def test_a_config_without_text_is_refused(call: Callable, tmp_path: Path) -> None:
     code, _, err = call("ablate_text", "-c", shipped_configs_dir() / "quickstart.yml")
     assert (code, err) == (
         2,

@@ -1,4 +1,4 @@
-"""Every shipped experiment loads, builds and has a timeline."""
+"""Every shipped config loads, builds and has a schedule."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_there_are_shipped_configs() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 class TestShippedConfig:
-    def test_it_is_short_and_begins_with_what_it_is(self, path: Path) -> None:
+    def test_it_is_short_and_begins_with_a_summary(self, path: Path) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         assert len(lines) <= 40
         assert lines[0].startswith("# ")

@@ -1,4 +1,4 @@
-"""tools/data.py: its sub-commands, exit codes and what it writes."""
+"""`deim data`: its actions, exit codes and files."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def test_a_clean_set_ends_with_0_and_one_with_a_shared_image_with_1(call: Callab
     assert [entry["rule"] for entry in report["issues"]] == ["duplicate_across"]
 
 
-def test_groups_across_splits_are_found_and_mended_by_a_new_split(call: Callable, tmp_path: Path) -> None:
+def test_groups_across_splits_are_reported_and_fixed_by_a_new_split(call: Callable, tmp_path: Path) -> None:
     root = write_small_set(tmp_path / "set")
     by_number = ("--group-regex", r"(\d)\.png")
     code, out, _ = call("data", "check", root, "--image-size", 60, *by_number)
@@ -68,7 +68,7 @@ def test_a_set_is_converted_and_the_new_one_is_checked(call: Callable, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_set_is_described_in_numbers_and_pictures(call: Callable, tmp_path: Path) -> None:
+def test_a_set_is_described_in_numbers_and_charts(call: Callable, tmp_path: Path) -> None:
     root = write_small_set(tmp_path / "set")
     tiles = ("--tile-size", 32)
     assert call("data", "stats", root, "--image-size", 60, *tiles, "--output", "tiled")[0] == 0
@@ -80,7 +80,7 @@ def test_a_set_is_described_in_numbers_and_pictures(call: Callable, tmp_path: Pa
     assert len(list((tmp_path / "charts").glob("*.png"))) == 7
 
 
-def test_names_that_are_no_text_are_printed_and_written(call: Callable, tmp_path: Path) -> None:
+def test_file_names_that_are_not_unicode_are_printed_and_written(call: Callable, tmp_path: Path) -> None:
     root = tmp_path / "set"
     for folder in ("images", "labels"):
         (root / folder / "train").mkdir(parents=True)
@@ -96,7 +96,7 @@ def test_names_that_are_no_text_are_printed_and_written(call: Callable, tmp_path
     assert report["issues"][0]["file"] == f"labels/train/{name}.txt"
 
 
-def test_what_cannot_be_done_ends_with_2_and_one_line(call: Callable, tmp_path: Path) -> None:
+def test_bad_input_ends_with_code_2_and_one_line(call: Callable, tmp_path: Path) -> None:
     code, out, err = call("data", "check", "lost")
     assert (code, out) == (2, "")
     assert err.startswith("lost: no such folder (looked in ")

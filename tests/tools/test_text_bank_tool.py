@@ -1,4 +1,4 @@
-"""tools/build_text_bank.py: what it prints, writes and refuses."""
+"""`deim text-bank`: its output and its error messages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_names_may_be_given(call: Callable, tiny: str, tmp_path: Path) -> None:
     assert (code, err) == (2, "tiny.yml: has no prompts for class 'pits'. Did you mean 'pit'?\n")
 
 
-def test_classes_of_one_text_draw_a_warning(call: Callable, tmp_path: Path) -> None:
+def test_classes_with_the_same_text_cause_a_warning(call: Callable, tmp_path: Path) -> None:
     (tmp_path / "twins.yml").write_text(TINY % "an open crack")
     code, out, _ = call("build_text_bank", "twins.yml", "--encoder", "hashed")
     assert code == 0
@@ -71,7 +71,7 @@ def test_classes_of_one_text_draw_a_warning(call: Callable, tmp_path: Path) -> N
     ) in out
 
 
-def test_negations_are_warned_of(call: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_negations_cause_a_warning(call: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "wrong.yml").write_text(TINY % "not a crack")
     code, _, _ = call("build_text_bank", "wrong.yml", "--encoder", "hashed")
     assert code == 0
@@ -91,7 +91,7 @@ def test_negations_are_warned_of(call: Callable, tmp_path: Path, caplog: pytest.
     ],
     ids=["model", "checkpoint", "output", "folder"],
 )
-def test_what_cannot_be_done_ends_with_a_message(
+def test_bad_options_end_with_a_message(
     options: list[str], message: str, call: Callable, tiny: str, tmp_path: Path
 ) -> None:
     code, out, err = call("build_text_bank", tiny, *options)
@@ -111,7 +111,7 @@ def test_open_clip_without_weights_ends_with_one_message(
     assert len(err.splitlines()) == 1
 
 
-def test_prompts_that_are_not_there_are_named(call: Callable) -> None:
+def test_missing_prompts_are_named(call: Callable) -> None:
     code, out, err = call("build_text_bank", "lost.yml", "--encoder", "hashed")
     assert (code, out) == (2, "")
     assert err.startswith("lost.yml: cannot be read")

@@ -1,4 +1,4 @@
-"""The commands: from a COCO folder to weights, a report and pictures, and what they say when they cannot."""
+"""The commands, from a COCO folder to weights, a report and predictions, and their error messages."""
 
 import json
 import os
@@ -90,9 +90,7 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     assert len(list((tmp_path / "found" / "annotated").glob("*.png"))) == len(images)
 
 
-def test_a_misspelled_option_ends_with_its_nearest_name_and_nothing_else(
-    call: Callable, tmp_path: Path
-) -> None:
+def test_a_misspelled_option_is_answered_with_the_nearest_name(call: Callable, tmp_path: Path) -> None:
     options = ["data.batchsize=2", "output_dir=run"]
     code, out, err = call("train", "-c", config_path("quickstart"), "--set", *options)
     assert (code, out) == (2, "")
@@ -102,7 +100,7 @@ def test_a_misspelled_option_ends_with_its_nearest_name_and_nothing_else(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_dataset_is_told_how_to_be_made_or_named(call: Callable, tmp_path: Path) -> None:
+def test_a_missing_dataset_is_reported_with_the_fix(call: Callable, tmp_path: Path) -> None:
     code, _, err = call("train", "-c", config_path("deimv2_1024"))
     assert code == 2
     assert err == (
@@ -146,14 +144,16 @@ def test_a_missing_config_is_named(tool: str, call: Callable) -> None:
     assert "lost.yml: cannot be read" in err
 
 
-def test_resuming_from_a_checkpoint_that_is_not_there_is_refused(call: Callable, tmp_path: Path) -> None:
+def test_resuming_from_a_missing_checkpoint_is_refused(call: Callable, tmp_path: Path) -> None:
     code, _, err = call("train", "-c", config_path("quickstart"), "--resume", "lost.pth")
     assert code == 2
     assert err.startswith("lost.pth: no such checkpoint to resume from.")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluating_what_is_not_there_is_refused(call: Callable, tiny_run: Path, tmp_path: Path) -> None:
+def test_evaluating_a_missing_file_or_split_is_refused(
+    call: Callable, tiny_run: Path, tmp_path: Path
+) -> None:
     code, _, err = call("evaluate", "lost.pth")
     assert code == 2
     assert err.startswith("lost.pth: no such weights file")
@@ -167,7 +167,9 @@ def test_evaluating_what_is_not_there_is_refused(call: Callable, tiny_run: Path,
     assert "lost/annotations/train.json: no such annotation file." in err
 
 
-def test_predicting_what_is_not_there_is_refused(call: Callable, tiny_run: Path, tmp_path: Path) -> None:
+def test_predicting_a_missing_or_damaged_image_is_refused(
+    call: Callable, tiny_run: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     code, _, err = call("predict", tiny_run / "best.pth", "empty")
     assert (code, err) == (
@@ -210,7 +212,7 @@ def test_predict_never_overwrites_an_image(call: Callable, tiny_run: Path, tmp_p
     assert path.read_bytes() == before
 
 
-def test_predict_says_so_where_no_image_has_an_id(
+def test_annotations_without_any_of_the_images_are_refused(
     call: Callable, tiny_run: Path, tiny_set: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "ids.json").write_text('{"images": [{"id": 1, "file_name": "folder/other.png"}]}')
@@ -398,7 +400,7 @@ def test_a_step_of_deimv2_1024_on_a_cpu_is_finite() -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_are_compared_and_a_report_is_made_again(
+def test_two_runs_are_compared_and_a_report_is_written_again(
     call: Callable, tiny_run: Path, tmp_path: Path
 ) -> None:
     few = ["--set", "evaluation.bootstrap_resamples=20"]
