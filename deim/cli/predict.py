@@ -121,6 +121,6 @@ def describe_thresholds(predictor: "Predictor", score_threshold: float | None) -
         )
     thresholds = ", ".join(f"{entry.name} {entry.threshold:.3f}" for entry in points.classes)
     return (
-        f"thresholds for {points.goal}, chosen on {points.chosen_on}: {thresholds}; duplicates: "
+        f"thresholds for {points.goal}, chosen on {points.chosen_on}: {thresholds}; NMS: "
         f"{points.nms.describe()}"
     )
