@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deim.engine.validation import Validate
 from PIL import Image
 
 from deim.cli.main import main
 from deim.config.loader import config_from_dict
 from deim.config.schema import Config
 from deim.data.splits import Splits, build_splits
-from deim.engine.context import Validate
 from deim.engine.device import select_device
 from deim.engine.prepare import build_trainer
 from deim.engine.trainer import Trainer
 from deim.inference.evaluator import Evaluator
 from deim.report.evaluate import to_validation
-from multimodal.task import subject_builder
 
 # Tiny tensors gain nothing from threads, and waiting for threads on a shared machine is slow.
 torch.set_num_threads(1)
@@ -144,8 +143,7 @@ def _build(
     return build_trainer(
         config,
         splits,
-        validate=validate(lambda model: to_validation(evaluator.evaluate(model).metrics)),
-        build_subject=subject_builder(config),
+        validate=validate(lambda model: to_validation(evaluator.evaluate(model))),
         overwrite=overwrite,
         resume_from=resume_from,
         force=force,

@@ -5,48 +5,65 @@ thread.
 """
 
 import tempfile
+import time
 from argparse import Namespace
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from deim.config.catalog import find_config
 from deim.config.loader import load_config
-from deim.data.loader import build_augmentation, build_train_dataset, input_format
-from deim.data.speed import Batches, Way, make_photographs, plain_ways, stages_of, time_in_turns, whole_way
+from deim.config.schema import Config
+from deim.data.augment.pipeline import AugmentEpochs
+from deim.data.augment.transform import Sample
+from deim.data.batch import collate
+from deim.data.dataset import DetectionDataset
+from deim.data.formats.coco import CocoSplit, read_coco
+from deim.data.images.load import read_input
+from deim.data.loader import build_sampler, build_train_loader
+from deim.data.synthetic.make import LabeledImage, render_image, write_annotations
+from deim.errors import DataError
 
 IMAGE_HW = (1350, 1650)
+JPEG_QUALITY = 90
 CACHES = {"ours": "", "ours, memory cache": "cache_mb", "ours, disk cache": "disk_cache_mb"}
-"""The option that sets the size of each cache."""
+"""Option that sets the size of each cache."""
+
+LoadStep = Callable[[list[tuple[int, int]]], object]
+"""Loads a batch of items (epoch, index)."""
 
 
 def measure(args: Namespace) -> dict[str, float | str]:
-    """Time the stages, the whole work with each cache, and the plain pipelines, in turns."""
+    """Time the stages, all of loading with each cache, and the plain pipelines, in turns."""
+    num_loaded = args.steps * args.batch
     with tempfile.TemporaryDirectory(prefix="benchmark_data.") as scratch:
         root = Path(scratch)
         config = load_config(
             find_config(args.config),
             [f"image_size={args.size}", f"data.root={root}", f"data.disk_cache_dir={root / 'cache'}"],
         )
-        split = make_photographs(root, args.images, size_hw=IMAGE_HW)
-        num_loaded = args.steps * args.batch
-        # The number of epochs never exceeds the number of loaded images: colors change in all of them.
-        augmentation = build_augmentation(config.augment, start_epoch=0, stop_epoch=num_loaded)
-        batches = Batches(len(split), args.batch)
-        stages: dict[str, Way] = {}
-        ours: dict[str, Way] = {}
+        split = make_images(root, args.images)
+        ours: dict[str, LoadStep] = {}
         for name, option in CACHES.items():
-            # The cache has room for all images and, on disk, for their records.
+            # Room for all images with their headers.
             room = {option: len(split) * (3 * args.size**2 + 2**13) // 2**20 + 1} if option else {}
             data = replace(config.data, **{"cache_mb": 0, "disk_cache_mb": 0, **room})
-            dataset = build_train_dataset(replace(config, data=data), split, augmentation=augmentation)
+            # Never more epochs than loaded images, so that colors change in all of them.
+            dataset = _build_dataset(replace(config, data=data), split, num_epochs=num_loaded)
             for index in range(len(split) if option else 0):
                 dataset.read((0, index))
-            stages = stages or stages_of(dataset, batches)
-            ours[name] = whole_way(dataset, batches)
-        plain = plain_ways(split, batches, input_format=input_format(config), augmentation=augmentation)
-        seconds = time_in_turns({**stages, **ours, **plain}, steps=args.steps)
+            ours[name] = dataset.load_items
+        stages = make_stages(dataset)
+        plain = make_plain(dataset)
+        seconds = time_in_turns({**stages, **ours, **plain}, args.steps, args.batch, num_images=len(split))
     speeds = {name: num_loaded / value for name, value in seconds.items()}
     for name, speed in speeds.items():
         ratio = f"{speed / speeds['plain']:7.2f} times plain" if name not in stages else ""
@@ -64,3 +81,129 @@ def measure(args: Namespace) -> dict[str, float | str]:
             f"{args.batch}, {args.steps} steps, torch {torch.__version__}"
         ),
     }
+
+
+def make_images(root: Path, num_images: int) -> CocoSplit:
+    """Write synthetic JPEG images with defects to `root`: `images/` and `train.json`."""
+    (root / "images").mkdir()
+    images = []
+    for index in range(num_images):
+        pixels, boxes = render_image(np.random.default_rng([0, index]), IMAGE_HW, "defective")
+        image = LabeledImage(file_name=f"{index:05d}.jpg", size_hw=IMAGE_HW, jpeg=b"", boxes=boxes)
+        Image.fromarray(pixels).save(root / "images" / image.file_name, quality=JPEG_QUALITY)
+        images.append(image)
+    write_annotations(root / "train.json", images)
+    return read_coco(root / "train.json", root / "images")
+
+
+def time_in_turns(
+    loaders: Mapping[str, LoadStep], steps: int, batch_size: int, *, num_images: int
+) -> dict[str, float]:
+    """Return the processor seconds of each loader for the same batches, one after the other in each step."""
+    seconds = dict.fromkeys(loaders, 0.0)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for step in range(-1, steps):  # the first step warms up
+            numbers = range(step % steps * batch_size, (step % steps + 1) * batch_size)
+            items = [divmod(number, num_images) for number in numbers]
+            for name, load in loaders.items():
+                started = time.process_time()
+                load(items)
+                seconds[name] += (time.process_time() - started) * (step >= 0)
+    finally:
+        torch.set_num_threads(num_threads)
+    return seconds
+
+
+def make_stages(dataset: DetectionDataset) -> dict[str, LoadStep]:
+    """Return the stages of loading without a cache, each of which continues with the result of the last."""
+    form, pipeline = dataset.input_format, dataset.pipeline
+    assert pipeline is not None
+    images: list[Tensor] = []
+
+    def decode(items: list[tuple[int, int]]) -> None:
+        images[:] = [read_input(dataset.split.image_path(index), form)[0] for _, index in items]
+
+    def augment(items: list[tuple[int, int]]) -> None:
+        for place, (epoch, index) in enumerate(items):
+            rng = np.random.default_rng([dataset.seed, epoch, index])
+            labels = torch.zeros(0, dtype=torch.int64)
+            sample = Sample(image=images[place], boxes_xyxy=torch.zeros(0, 4), labels=labels)
+            images[place] = pipeline.change(sample, epoch=epoch, rng=rng).image
+
+    def finish(items: list[tuple[int, int]]) -> object:  # noqa: ARG001
+        return collate(images, [], form)
+
+    return {"decode and resize": decode, "augment": augment, "normalize and collate": finish}
+
+
+def make_plain(dataset: DetectionDataset) -> dict[str, LoadStep]:
+    """Return pipelines of torchvision's transforms with the same operations, in three orders.
+
+    Raises:
+        DataError: If torchvision has no transform for one of the operations.
+    """
+    form, pipeline = dataset.input_format, dataset.pipeline
+    assert pipeline is not None
+    others = [
+        item.name for item in pipeline.transforms if item.is_on and item.name not in ("colors", "flips")
+    ]
+    if others or form.resize != "stretch" or not form.pixels.is_rgb8:
+        raise DataError(
+            f"benchmark data: compares flips and colors of stretched RGB images, got "
+            f"{', '.join(others) or 'another input'}. Use a config with _base_/augment_conservative.yml, "
+            f"data.resize=stretch and RGB images of 8 bits."
+        )
+    to_tensor, options = v2.ToImage(), pipeline.options
+    colors = v2.RandomPhotometricDistort(p=options.photometric)
+    flips = [
+        v2.RandomHorizontalFlip(p=options.horizontal_flip),
+        v2.RandomVerticalFlip(p=options.vertical_flip),
+    ]
+    resize = v2.Resize(list(form.size_hw), antialias=True)
+    finish = [
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(mean=list(form.mean), std=list(form.std)),
+        v2.SanitizeBoundingBoxes(),
+    ]
+    orders = {
+        "plain": [to_tensor, colors, *flips, resize, *finish],
+        "plain, Pillow images": [colors, *flips, resize, to_tensor, *finish],
+        "plain, resized first": [to_tensor, resize, colors, *flips, *finish],
+    }
+    return {name: _plain_loader(dataset.split, v2.Compose(steps)) for name, steps in orders.items()}
+
+
+def _plain_loader(split: CocoSplit, transform: Callable[..., Any]) -> LoadStep:
+    def load(items: list[tuple[int, int]]) -> object:
+        pairs = []
+        for _, index in items:
+            image = Image.open(split.image_path(index)).convert("RGB")
+            rows = slice(split.first_box[index], split.first_box[index + 1])
+            boxes = tv_tensors.BoundingBoxes(
+                torch.from_numpy(split.boxes_xywh[rows]).float(),
+                format="XYWH",
+                canvas_size=(image.height, image.width),
+            )
+            labels = torch.from_numpy(split.box_category_ids[rows].copy())
+            pairs.append(transform(image, {"boxes": boxes, "labels": labels}))
+        images, targets = zip(*pairs, strict=True)
+        return torch.stack(images), list(targets)
+
+    return load
+
+
+def _build_dataset(config: Config, split: CocoSplit, *, num_epochs: int) -> DetectionDataset:
+    sampler = build_sampler(
+        config.data, split, seed=config.seed, batch_size=1, image_size_hw=config.image_size_hw
+    )
+    return build_train_loader(
+        sampler,
+        split,
+        data=config.data,
+        augment=config.augment,
+        image_size_hw=config.image_size_hw,
+        seed=config.seed,
+        epochs=AugmentEpochs(start=0, mix_end=0, stop=num_epochs),
+    ).dataset

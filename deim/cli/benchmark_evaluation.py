@@ -8,18 +8,17 @@ import contextlib
 import io
 import time
 from argparse import Namespace
-from typing import Any
 
 import numpy as np
 import torch
 
 from deim.cli.benchmark_step import peak_memory_mb
 from deim.errors import DeimError
-from deim.inference.detection_table import split_results
+from deim.inference.detection_table import DetectionTable, GroundTruthTable
 from deim.inference.nms import NmsRule
 from deim.inference.thresholds import BestF1Goal
 from deim.metrics.analysis import analyze_split
-from deim.metrics.assignment import COCO_IOU_THRESHOLDS, assign, compute_overlaps
+from deim.metrics.assignment import COCO_IOU_THRESHOLDS, assign
 from deim.metrics.bootstrap import resample_scores
 from deim.metrics.choose_thresholds import choose_operating_points
 from deim.metrics.coco import compute_coco_metrics
@@ -42,17 +41,17 @@ def measure(args: Namespace) -> dict[str, float]:
         raise DeimError(
             "pycocotools: is not installed. Install it with python -m pip install -e '.[test]'"
         ) from None
-    ground_truth, predictions = random_set(args.images, args.boxes)
+    ground_truth, detections = random_set(args.images, args.boxes)
     started = time.process_time()
-    summary = compute_coco_metrics(ground_truth, predictions).summary
+    summary = compute_coco_metrics(ground_truth, detections).summary
     ours = time.process_time() - started
-    results = split_results(ground_truth, predictions)
-    assignment = assign(results, compute_overlaps(results), iou_thresholds=COCO_IOU_THRESHOLDS)
+    assignment = assign(ground_truth, detections, iou_thresholds=COCO_IOU_THRESHOLDS)
     started = time.process_time()
-    resample_scores(results, assignment, num_resamples=NUM_RESAMPLES)
+    resample_scores(ground_truth, detections, assignment=assignment, num_resamples=NUM_RESAMPLES)
     resampling = time.process_time() - started
     points = choose_operating_points(
-        results,
+        ground_truth,
+        detections,
         goal=BestF1Goal(),
         rules=[NmsRule()],
         split_name="val",
@@ -61,14 +60,14 @@ def measure(args: Namespace) -> dict[str, float]:
         max_escape_rate=0.01,
     )
     started = time.process_time()
-    analyze_split(results, points, num_resamples=NUM_RESAMPLES)
+    analyze_split(ground_truth, detections, points=points, num_resamples=NUM_RESAMPLES)
     analysis = time.process_time() - started
     peak_mb = peak_memory_mb(torch.device("cpu"))
-    # pycocotools comes last because it writes into the predictions.
+    predictions = list(detections.to_coco(ground_truth.image_ids, ground_truth.category_ids))
     started = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         official_truth = COCO()
-        official_truth.dataset = ground_truth
+        official_truth.dataset = ground_truth.to_coco()
         official_truth.createIndex()
         official = COCOeval(official_truth, official_truth.loadRes(predictions), "bbox")
         official.evaluate()
@@ -90,44 +89,49 @@ def measure(args: Namespace) -> dict[str, float]:
     }
 
 
-def random_set(num_images: int, num_boxes: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return images with 0 to 8 boxes, and predictions, three in ten of them near a box."""
+def random_set(num_images: int, num_boxes: int) -> tuple[GroundTruthTable, DetectionTable]:
+    """Return images with 0 to 8 boxes, and detections, three in ten of them near a box."""
     rng = np.random.default_rng(0)
-    categories = [{"id": number, "name": f"class {number}"} for number in range(1, NUM_CLASSES + 1)]
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    predictions: list[dict[str, Any]] = []
-    for image_id in range(1, num_images + 1):
-        images.append({"id": image_id, "file_name": f"{image_id}.png", "width": SIDE, "height": SIDE})
+    counts, truths, truth_labels, boxes, labels, scores = [], [], [], [], [], []
+    for _ in range(num_images):
         number = int(rng.integers(0, 9))
-        boxes, labels = random_boxes(rng, number), rng.integers(1, NUM_CLASSES + 1, number)
-        annotations += [
-            {
-                "id": len(annotations) + k + 1,
-                "image_id": image_id,
-                "category_id": int(labels[k]),
-                "bbox": boxes[k].tolist(),
-                "area": float(boxes[k, 2] * boxes[k, 3]),
-                "iscrowd": 0,
-            }
-            for k in range(number)
-        ]
-        boxes_xywh, predicted = random_boxes(rng, num_boxes), rng.integers(1, NUM_CLASSES + 1, num_boxes)
+        truth, truth_label = random_boxes(rng, number), rng.integers(1, NUM_CLASSES + 1, number)
+        boxes_xywh, label = random_boxes(rng, num_boxes), rng.integers(1, NUM_CLASSES + 1, num_boxes)
         if number:
             near = rng.uniform(size=num_boxes) < 0.3
             nearest = rng.integers(0, number, num_boxes)
-            boxes_xywh[near] = boxes[nearest[near]] + rng.normal(0, 8, (int(near.sum()), 4))
-            predicted[near] = labels[nearest[near]]
-        predictions += [
-            {"image_id": image_id, "category_id": int(label), "bbox": box, "score": score}
-            for box, label, score in zip(
-                np.maximum(boxes_xywh, 1).tolist(),
-                predicted,
-                rng.uniform(size=num_boxes).tolist(),
-                strict=True,
-            )
-        ]
-    return {"images": images, "annotations": annotations, "categories": categories}, predictions
+            boxes_xywh[near] = truth[nearest[near]] + rng.normal(0, 8, (int(near.sum()), 4))
+            label[near] = truth_label[nearest[near]]
+        score = rng.uniform(size=num_boxes)
+        order = np.argsort(-score, kind="stable")
+        counts.append(number)
+        truths.append(truth)
+        truth_labels.append(truth_label - 1)
+        boxes.append(np.maximum(boxes_xywh, 1)[order])
+        labels.append(label[order] - 1)
+        scores.append(score[order])
+    truth_boxes = np.concatenate(truths)
+    ground_truth = GroundTruthTable(
+        class_names=tuple(f"class {number}" for number in range(1, NUM_CLASSES + 1)),
+        category_ids=tuple(range(1, NUM_CLASSES + 1)),
+        normal_class=None,
+        image_ids=tuple(range(1, num_images + 1)),
+        file_names=tuple(f"{number}.png" for number in range(1, num_images + 1)),
+        sizes_hw=np.full((num_images, 2), SIDE, dtype=np.int64),
+        image=np.repeat(np.arange(num_images), counts),
+        label=np.concatenate(truth_labels),
+        boxes_xywh=truth_boxes,
+        area=truth_boxes[:, 2] * truth_boxes[:, 3],
+        is_crowd=np.zeros(len(truth_boxes), dtype=np.bool_),
+    )
+    detections = DetectionTable(
+        image=np.repeat(np.arange(num_images), num_boxes),
+        label=np.concatenate(labels),
+        boxes_xywh=np.concatenate(boxes),
+        score=np.concatenate(scores),
+        query=np.full(num_images * num_boxes, -1, dtype=np.int64),
+    )
+    return ground_truth, detections
 
 
 def random_boxes(rng: np.random.Generator, number: int) -> np.ndarray:

@@ -32,10 +32,9 @@ def run(args: Namespace) -> None:
         for name, summary in list_shipped().items():
             print(f"{name:<24} {summary}")
         return
-    from deim.config.loader import config_to_yaml
-    from deim.engine.experiment import load_experiment
+    from deim.config.loader import config_to_yaml, load_config
 
     name = args.name or args.config
     if name is None:
         raise ConfigError("deim config show: got no config. Give a path, or a name from `deim config list`.")
-    print(config_to_yaml(load_experiment(find_config(name), args.set)), end="")
+    print(config_to_yaml(load_config(find_config(name), args.set)), end="")

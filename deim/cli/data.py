@@ -26,8 +26,9 @@ from deim.errors import DataError
 from deim.files import write_text
 
 if TYPE_CHECKING:
+    from deim.curation.scan import ImageFacts
     from deim.data.formats.coco import CocoSplit
-    from deim.data.images.scan import ImageFacts
+    from deim.data.images.input_format import InputFormat
 
 FORMATS = ("coco", "yolo", "voc")
 
@@ -65,10 +66,8 @@ def check(args: Namespace) -> int:
     with progress_bar("images", sum(len(raw.images) for raw in raws.values())) as progress:
         report = check_dataset(
             raws,
-            input_size_hw=_size_hw(args.image_size),
-            resize=args.resize,
-            tile_size=args.tile_size,
-            full=not args.quick,
+            input_format=_input_format(args),
+            decode=not args.quick,
             groups=groups,
             unread=unread,
             workers=args.workers,
@@ -123,9 +122,7 @@ def stats(args: Namespace) -> None:
     statistics = compute_stats(
         splits,
         {name: _scan(part, args.workers) for name, part in splits.items()},
-        input_size_hw=_size_hw(args.image_size),
-        resize=args.resize,
-        tile_size=args.tile_size,
+        input_format=_input_format(args),
     )
     charts = draw_stats(statistics, splits, args.output, seed=args.seed)
     _write_json(args.output / "stats.json", statistics.to_dict())
@@ -135,40 +132,27 @@ def stats(args: Namespace) -> None:
 
 def preview(args: Namespace) -> None:
     """Draw the first batches of each stage of a training run as the network receives them."""
+    from deim.config.loader import load_config
     from deim.curation.preview import draw_sheet
-    from deim.data.augment.pipeline import find_stages
-    from deim.data.loader import build_train_batches, build_train_loader, input_format, iterate
-    from deim.data.splits import prepare_root, read_split
-    from deim.engine.distributed import DistributedContext
-    from deim.engine.experiment import load_experiment
-    from deim.engine.preflight import plan_batches
-    from deim.engine.schedule import resolve_schedule
-    from deim.engine.task import build_training_changes
+    from deim.data.splits import Splits, prepare_root, read_split
+    from deim.engine.detection_task import build_detection_loader
+    from deim.engine.prepare import prepare_run
 
-    config = load_experiment(find_config(args.config), [*args.set, "data.num_workers=0"])
+    config = load_config(find_config(args.config), [*args.set, "data.num_workers=0"])
     prepare_root(config.data)
     train = read_split(config.data, "train")
-    batches = build_train_batches(
-        config, train, batch_size=plan_batches(config, DistributedContext()).effective
-    )
-    timeline = resolve_schedule(
-        config.schedule,
-        epochs=config.epochs,
-        steps_per_epoch=len(batches),
-        has_stages=config.multimodal is None,
-    )
-    augmentation, changes = build_training_changes(config, timeline)
-    loader = build_train_loader(config, train, augmentation=augmentation, batches=batches, changes=changes)
+    # The validation split is not used, so that it may be missing.
+    loader = build_detection_loader(prepare_run(config, Splits(train=train, val=train)))
     args.output.mkdir(parents=True, exist_ok=True)
     for old in args.output.glob("stage_*.png"):
         old.unlink()
-    for number, stage in enumerate(find_stages(augmentation, changes, epochs=config.epochs), start=1):
-        batches.epoch = stage.first_epoch
+    for number, stage in enumerate(loader.pipeline.stages(config.epochs), start=1):
+        loader.set_epoch(stage.first_epoch)
         sheet = draw_sheet(
-            iterate(loader),
+            loader,
             title=f"stage {number}, {stage.describe()}",
             class_names=train.class_names,
-            input_format=input_format(config),
+            input_format=loader.dataset.input_format,
             num_images=args.images,
         )
         path = args.output / f"stage_{number}.png"
@@ -235,6 +219,14 @@ def _add_options(action: ArgumentParser, name: str) -> None:
             add("--output", type=Path, default=Path("outputs/data_preview"), help="Folder of the sheets.")
 
 
+def _input_format(args: Namespace) -> "InputFormat":
+    from deim.data.images.input_format import InputFormat
+    from deim.data.images.tiling import TilesOptions
+
+    tiles = None if args.tile_size is None else TilesOptions(size=args.tile_size)
+    return InputFormat(size_hw=_size_hw(args.image_size), resize=args.resize, tiles=tiles)
+
+
 def _size_hw(image_size: Sequence[int]) -> tuple[int, int]:
     if len(image_size) > 2 or min(image_size) < 1:
         raise DataError(
@@ -244,7 +236,7 @@ def _size_hw(image_size: Sequence[int]) -> tuple[int, int]:
 
 
 def _scan(part: "CocoSplit", workers: int) -> "list[ImageFacts]":
-    from deim.data.images.scan import scan_images
+    from deim.curation.scan import scan_images
 
     paths = [part.image_path(index) for index in range(len(part))]
     with progress_bar("images", len(paths)) as progress:

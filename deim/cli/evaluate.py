@@ -8,15 +8,14 @@ Examples:
 """
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deim.cli.arguments import SPLITS, add_override_argument, new_parser
 from deim.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from deim.metrics.coco import CocoMetrics
+    from deim.report.schema import Report
 
 
 def build_parser() -> ArgumentParser:
@@ -34,10 +33,10 @@ def build_parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Evaluate a checkpoint or read an earlier evaluation, write the report and print it."""
     from deim.data.splits import read_split
-    from deim.inference.evaluator import evaluator_of
-    from deim.report.files import ReportFiles, read_scored, write_report_files
-    from multimodal.report import assess
-    from multimodal.task import load_trained
+    from deim.engine.checkpoints import load_trained
+    from deim.inference.evaluator import build_evaluator
+    from deim.report.files import ReportFiles, read_report_inputs, write_report_files
+    from deim.report.task_report import evaluate_run
 
     if args.source.suffix == ".json":
         if args.split or args.set:
@@ -46,9 +45,7 @@ def run(args: Namespace) -> None:
                 "checkpoint instead."
             )
         report_path = args.output or args.source
-        evaluated = read_scored(args.source)
-        report = write_report_files(evaluated, report_path)
-        metrics = evaluated.metrics
+        report = write_report_files(read_report_inputs(args.source), report_path)
     else:
         if args.source.is_dir():
             raise CheckpointError(
@@ -57,19 +54,18 @@ def run(args: Namespace) -> None:
         split = args.split or "val"
         report_path = args.output or args.source.parent / f"evaluation_{split}.json"
         trained = load_trained(args.source, overrides=args.set)
-        evaluator = evaluator_of(trained, read_split(trained.config.data, split))
-        result = assess(trained, evaluator, split_name=split, report_path=report_path)
-        report, metrics = result.report, result.evaluation.metrics
-    print_evaluation(report, metrics)
+        evaluator = build_evaluator(trained, read_split(trained.config.data, split))
+        report = evaluate_run(trained, evaluator, split_name=split, report_path=report_path).report
+    print_report(report)
     files = ReportFiles(report=report_path)
     print(f"\nreport  {files.page}\nnumbers {files.report}\nfolder  {files.folder}")
 
 
-def print_evaluation(report: Mapping[str, Any], metrics: "CocoMetrics") -> None:
+def print_report(report: "Report") -> None:
     """Print the tables and the summary of a report."""
     from deim.report.summary import describe_report
     from deim.report.tables import format_class_table, format_operating_table
 
-    print(format_class_table(metrics))
+    print(format_class_table(report))
     print(f"\n{format_operating_table(report)}\n")
     print("\n".join(describe_report(report)))

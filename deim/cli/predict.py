@@ -35,11 +35,12 @@ def build_parser() -> ArgumentParser:
 
 def run(args: Namespace) -> None:
     """Write `predictions.json` and an annotated copy of each image."""
-    from deim.data.images.pixel_format import read_picture
+    from deim.data.images.load import read_preview
+    from deim.engine.checkpoints import load_trained
     from deim.files import write_text
-    from deim.inference.predictor import Predictor, above, to_coco_results
+    from deim.inference.detection_table import DetectionTable
+    from deim.inference.predictor import Predictor, above
     from deim.report.draw import draw_detections
-    from multimodal.task import load_trained
 
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         raise ConfigError(f"--score-threshold: got {args.score_threshold:g}, needs [0, 1]")
@@ -52,15 +53,18 @@ def run(args: Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Hundreds of raw detections, which --score-threshold 0 keeps, would cover the image.
     draw_from = 0.0 if args.score_threshold is None else predictor.trained.config.evaluation.draw_threshold
-    names = dict(zip(predictor.category_ids, predictor.class_names, strict=True))
-    results = []
     for path, detections in zip(image_ids, predictions, strict=True):
-        for entry in to_coco_results(image_ids[path], detections, predictor.category_ids):
-            category_name = names[entry["category_id"]]
-            results.append(entry | {"file_name": path.name, "category_name": category_name})
         shown = above(detections, draw_from)
-        annotated = draw_detections(read_picture(path), shown, class_names=predictor.class_names)
+        annotated = draw_detections(read_preview(path), shown, class_names=predictor.class_names)
         annotated.save(folder / (path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png"))
+    class_names = dict(zip(predictor.category_ids, predictor.class_names, strict=True))
+    file_names = {image_id: path.name for path, image_id in image_ids.items()}
+    table = DetectionTable.from_detections(dict(enumerate(predictions)))
+    results = [
+        entry
+        | {"file_name": file_names[entry["image_id"]], "category_name": class_names[entry["category_id"]]}
+        for entry in table.to_coco(list(image_ids.values()), predictor.category_ids)
+    ]
     results_path = args.output / "predictions.json"
     write_text(results_path, json.dumps(results, indent=1))
     print(f"{len(results)} detections in {len(image_ids)} images")

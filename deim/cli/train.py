@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deim.cli.arguments import add_config_argument, add_override_argument, new_parser
-from deim.cli.evaluate import print_evaluation
+from deim.cli.evaluate import print_report
 from deim.config.catalog import find_config
 from deim.errors import StopSignalError
 
@@ -40,21 +40,21 @@ def build_parser() -> ArgumentParser:
 
 def run(args: Namespace) -> None:
     """Train and evaluate; with torchrun, in every process."""
+    from deim.config.loader import load_config
     from deim.engine.distributed import join_distributed
-    from deim.engine.experiment import load_experiment
-    from deim.engine.prepare import find_resume, refuse_existing_run
+    from deim.engine.run_folder import find_resume, refuse_existing_run
 
-    config = load_experiment(find_config(args.config), args.set)
+    config = load_config(find_config(args.config), args.set)
     with join_distributed(config.runtime.device) as distributed:
         if not distributed.is_main:
             logging.getLogger().setLevel(logging.ERROR)
         folder = Path(config.output_dir)
         resume_from = find_resume(folder, args.resume)
         if not args.overwrite:  # before a dataset is made or read
-            refuse_existing_run(folder, resume_from=resume_from, may_begin_anew=args.resume == "auto")
+            refuse_existing_run(folder, resume_from=resume_from, may_restart=args.resume == "auto")
         trainer, evaluator = _prepare(config, distributed, args=args, resume_from=resume_from)
         _train(trainer, folder, distributed)
-        _report(config, trainer, evaluator, distributed)
+        _report(trainer, evaluator, folder, distributed)
 
 
 def _prepare(
@@ -63,13 +63,13 @@ def _prepare(
     """Check the data and build the trainer and the evaluator of the validation split."""
     from torch import nn
 
-    from deim.data.splits import build_splits, check_before_run, prepare_root
-    from deim.engine.context import Validation
+    from deim.curation.check import check_before_run
+    from deim.data.splits import build_splits, prepare_root
     from deim.engine.device import select_device
     from deim.engine.prepare import build_trainer
+    from deim.engine.validation import Validation
     from deim.inference.evaluator import Evaluator
     from deim.report.evaluate import to_validation, validation_sheet
-    from multimodal.task import subject_builder
 
     device = select_device(config.runtime.device, distributed=distributed)
     if distributed.is_main:
@@ -94,20 +94,18 @@ def _prepare(
     def validate(model: nn.Module) -> Validation:
         evaluation = evaluator.evaluate(model)
         if not (config.runtime.tensorboard and distributed.is_main):
-            return to_validation(evaluation.metrics)
+            return to_validation(evaluation)
         threshold = config.evaluation.draw_threshold
-        sheet = validation_sheet(evaluation, evaluator, score_threshold=threshold)
-        return to_validation(evaluation.metrics, sheet)
+        return to_validation(evaluation, validation_sheet(evaluation, evaluator, score_threshold=threshold))
 
     trainer = build_trainer(
         config,
         splits,
         validate=validate,
-        build_subject=subject_builder(config),
         overwrite=args.overwrite,
         resume_from=resume_from,
         force=args.force,
-        may_begin_anew=args.resume == "auto",
+        may_restart=args.resume == "auto",
         distributed=distributed,
     )
     return trainer, evaluator
@@ -115,7 +113,7 @@ def _prepare(
 
 def _train(trainer: "Trainer", folder: Path, distributed: "DistributedContext") -> None:
     """Run the training, and leave the run folder in order however it ends."""
-    from deim.engine.prepare import finalize_run_dir
+    from deim.engine.run_folder import finalize_run_dir
     from deim.engine.signals import ignore_stop_signals
 
     try:
@@ -131,28 +129,28 @@ def _train(trainer: "Trainer", folder: Path, distributed: "DistributedContext") 
 
 
 def _report(
-    config: "Config", trainer: "Trainer", evaluator: "Evaluator", distributed: "DistributedContext"
+    trainer: "Trainer", evaluator: "Evaluator", folder: Path, distributed: "DistributedContext"
 ) -> None:
     """Evaluate the best weights on the validation split, write the report and print it."""
-    from multimodal.report import assess, take_part
-    from multimodal.task import load_trained
+    from deim.engine.checkpoints import load_trained
+    from deim.metrics.convergence import describe_convergence
+    from deim.report.task_report import evaluate_run, evaluate_share
 
-    has_best = trainer.best_path.is_file()
-    best = load_trained(trainer.best_path if has_best else trainer.last_path, device=evaluator.device)
+    checkpoints = trainer.checkpoints
+    has_best = checkpoints.best_path.is_file()
+    path = checkpoints.best_path if has_best else checkpoints.last_path
+    best = load_trained(path, device=evaluator.device)
     if not distributed.is_main:
-        take_part(best, evaluator)
+        evaluate_share(best, evaluator)
         return
-    report_path = Path(config.output_dir) / "report.json"
-    result = assess(best, evaluator, split_name="val", report_path=report_path)
+    result = evaluate_run(best, evaluator, split_name="val", report_path=folder / "report.json")
     print(f"\n{'best' if has_best else 'last'} epoch on val ({len(evaluator.split)} images):\n")
-    print_evaluation(result.report, result.evaluation.metrics)
-    if result.report["convergence"]:
-        print(result.report["convergence"]["in_words"])
+    print_report(result.report)
+    if result.report.convergence:
+        print(describe_convergence(result.report.convergence))
     if not has_best:
-        assert config.multimodal is not None  # else the first validation writes it
         print(
-            f"\nNo epoch reached a higher mAP than the detector without text, "
-            f"{trainer.progress.start_score:.3f}, so that there is no best.pth. "
-            f"Use {config.multimodal.detector}.\n"
+            f"\nNo epoch reached a higher mAP than {trainer.run_products.start_checkpoint}, "
+            f"{trainer.progress.start_score:.3f}, so that there is no best.pth. Use that checkpoint.\n"
         )
     print(f"\nweights  {best.path}\nreport   {result.files.page}\nnumbers  {result.files.report}")

@@ -1,7 +1,7 @@
 """Test whether the text of a text fusion helps, or only the training that comes with it.
 
 Trains the fusion head with the real text and with every variant, on the same detector outputs with the same
-seeds and budget, and writes the verdict. If the run's folder holds a report, the verdict is added to it.
+seeds and budget, and writes the verdict.
 
 Examples:
   deim ablate-text -c quickstart_multimodal
@@ -31,33 +31,29 @@ def build_parser() -> ArgumentParser:
     add("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help=what)
     what = "Classes whose texts are exchanged at test time; without it, the pair that is confused most."
     add("--pair", nargs=2, metavar=("CLASS", "OTHER"), help=what)
-    add("--output", type=Path, help="Folder to write to; without it, text_ablation in the run's folder.")
+    add("--output", type=Path, help="JSON file to write; without it, text_ablation.json in the run's folder.")
     return parser
 
 
 def run(args: Namespace) -> None:
     """Train and evaluate all variants, judge, write and print."""
-    from deim.engine.experiment import load_experiment
+    from deim.config.loader import load_config
     from multimodal.ablation.build import build_trials
-    from multimodal.ablation.files import add_to_report, write_evidence
-    from multimodal.ablation.schema import build_evidence
-    from multimodal.ablation.tables import format_classes, format_models
+    from multimodal.ablation.files import format_classes, format_models, write_ablation
+    from multimodal.ablation.schema import build_ablation
     from multimodal.ablation.trials import run_trials
-    from multimodal.ablation.variants import CONTROLS
+    from multimodal.ablation.variants import ABLATED_VARIANTS
 
     started = time.perf_counter()
-    config = load_experiment(find_config(args.config), args.set)
+    config = load_config(find_config(args.config), args.set)
     plan = build_trials(config, pair_names=args.pair)
     seeds = range(config.seed, config.seed + args.seeds)
-    variants = [name for name in CONTROLS if name in args.variants]
-    scores = run_trials(plan.setting, variants, seeds, pair=plan.pair)
+    variants = [name for name in ABLATED_VARIANTS if name in args.variants]
+    scores = run_trials(plan.context, variants, seeds, pair=plan.pair)
     minutes = (time.perf_counter() - started) / 60
-    ablation = build_evidence(plan, scores, seeds=seeds, minutes=minutes, created=datetime.now(UTC))
-    run_folder = Path(config.output_dir)
-    path = write_evidence(ablation, args.output or run_folder / "text_ablation")
+    ablation = build_ablation(plan, scores, seeds=seeds, minutes=minutes, created=datetime.now(UTC))
+    path = args.output or Path(config.output_dir) / "text_ablation.json"
+    write_ablation(ablation, path)
     print(f"\n{format_models(ablation)}\n\n{format_classes(ablation)}\n")
-    print("\n".join(ablation["in_words"]))
-    print(f"\npage     {path.with_suffix('.html')}\nnumbers  {path}")
-    report = run_folder / "report.json"
-    if add_to_report(ablation, report):
-        print(f"report   {report.with_suffix('.html')}")
+    print("\n".join(ablation.summary))
+    print(f"\nnumbers  {path}")

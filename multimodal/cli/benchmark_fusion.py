@@ -30,7 +30,7 @@ def measure(args: Namespace) -> dict[str, float | str]:
     with torch.no_grad():
         for _ in range(INFERENCE_WARMUP_STEPS + args.steps):
             started = read_clock(device)
-            detector_outputs = model.find(image)
+            detector_outputs = model.run_detector(image)
             detected = read_clock(device)
             model(detector_outputs)
             rows.append((detected - started, read_clock(device) - detected))

@@ -18,7 +18,7 @@ from deim.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from multimodal.encoders.hashed import TextEncoder
+    from multimodal.encoders.build import TextEncoderOptions
     from multimodal.text_bank import TextBank
 
 DEFAULT_MODEL = "ViT-B-32"
@@ -48,28 +48,30 @@ def build_parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Read the prompts, embed them, write the text bank and describe it."""
     from deim.engine.checkpoints import read_checkpoint
+    from multimodal.encoders.build import build_encoder
     from multimodal.prompts import load_prompts
     from multimodal.text_bank import build_text_bank, save_text_bank
 
     prompts = load_prompts(find_config(args.prompts))
     class_names = args.classes
     if args.checkpoint is not None:
-        class_names = read_checkpoint(args.checkpoint)["class_names"]
-    bank = build_text_bank(prompts, _build_encoder(args), class_names)
+        class_names = read_checkpoint(args.checkpoint).class_names
+    encoder = build_encoder(_encoder_options(args))
+    bank = build_text_bank(prompts, encoder, class_names, where=str(args.prompts))
     save_text_bank(bank, args.output)
     print(_describe(bank))
     print(f"\ntext bank  {args.output}")
 
 
-def _build_encoder(args: Namespace) -> "TextEncoder":
-    from multimodal.encoders.hashed import HashedTextEncoder
-    from multimodal.encoders.open_clip import load_open_clip_encoder
+def _encoder_options(args: Namespace) -> "TextEncoderOptions":
+    from multimodal.encoders.hashed import HashedEncoderOptions
+    from multimodal.encoders.open_clip import OpenClipEncoderOptions
 
     if args.encoder == "open_clip":
-        return load_open_clip_encoder(args.weights or DEFAULT_WEIGHTS, model_name=args.model)
+        return OpenClipEncoderOptions(weights=args.weights or DEFAULT_WEIGHTS, clip_model=args.model)
     if args.model or args.weights:
         raise ConfigError("--model, --weights: the encoder 'hashed' has neither. Leave them out.")
-    return HashedTextEncoder()
+    return HashedEncoderOptions(type="hashed")
 
 
 def _describe(bank: "TextBank") -> str:
@@ -97,10 +99,8 @@ def _describe(bank: "TextBank") -> str:
 
 
 def _format_matrix(names: Sequence[str], cosines: "Tensor") -> str:
-    width = max(len(name) for name in names)
-    head = " " * width + "".join(f"{label:>8}" for label in range(len(names)))
-    rows = [
-        f"{name:<{width}}" + "".join(f"{value:>8.3f}" for value in row)
-        for name, row in zip(names, cosines.tolist(), strict=True)
-    ]
-    return "\n".join([head, *rows])
+    from deim.report.tables import format_table
+
+    rows = zip(names, cosines.tolist(), strict=True)
+    headers = ["", *map(str, range(len(names)))]
+    return format_table(headers, [[name, *(f"{value:.3f}" for value in row)] for name, row in rows])

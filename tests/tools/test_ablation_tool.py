@@ -1,13 +1,13 @@
-"""`deim ablate-text` on the tiny run: its output, its files and its error messages."""
+"""`deim ablate-text` on the tiny run: its output, its file and its error messages."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from deim.report.schema import read_report
 
 from deim.config.catalog import shipped_configs_dir
-from deim.report.build import read_report
 
 PROMPTS = """\
 classes:
@@ -20,7 +20,8 @@ templates: ["a photo of {}."]
 EXPERIMENT = """\
 output_dir: run
 epochs: 2
-multimodal:
+task:
+  type: text_fusion
   detector: %s
   prompts: prompts.yml
   encoder: {type: hashed}
@@ -40,52 +41,34 @@ def experiment(tmp_path: Path, tiny_run: Path) -> str:
 
 
 @pytest.mark.slow
-def test_an_ablation_ends_in_a_verdict_in_files_and_in_the_report(
+def test_an_ablation_ends_in_a_verdict_and_a_file(
     call: Callable, experiment: str, tiny_run: Path, tmp_path: Path
 ) -> None:
     assert call("evaluate", tiny_run / "best.pth", "--output", "run/report.json")[0] == 0
     before = read_report(tmp_path / "run" / "report.json")
     code, out, err = call("ablate_text", "-c", experiment, "--seeds", 1, "--pair", "pit", "crack")
     assert (code, err) == (0, "")
-    folder = tmp_path / "run" / "text_ablation"
-    ablation = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+    ablation = json.loads((tmp_path / "run" / "text_ablation.json").read_text(encoding="utf-8"))
     names = ["frozen", "text", "random", "shuffled", "one_hot", "free", "mlp", "class_head", "swapped"]
     assert [model["name"] for model in ablation["models"]] == names
-    assert ablation["pair"] == {"first": "pit", "second": "crack", "origin": "named by hand"}
-    assert ablation["models"][0]["ap50"] == pytest.approx(before["summary"]["ap50"], abs=1e-9)
-    assert "\n".join(ablation["in_words"]) in out
+    assert ablation["pair"] == {"first": "pit", "second": "crack", "origin": "named by the user"}
+    frozen = ablation["models"][0]
+    assert frozen["ap50"]["value"] == pytest.approx(before.summary.ap50, abs=1e-9)
+    assert "\n".join(ablation["summary"]) in out
     assert "the class head alone" in out
-    assert (folder / "evidence.html").is_file()
-    assert (folder / "evidence" / "models.png").is_file()
-    report = read_report(tmp_path / "run" / "report.json")
-    entry = report["text_evidence"]
-    assert entry["in_words"] == ablation["in_words"]
-    assert "models" not in entry
-    assert report == before | {"text_evidence": entry}
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert ablation["in_words"][0] in page
-    assert out.endswith("report   run/report.html\n")
 
 
 @pytest.mark.slow
-def test_some_variants_give_a_weaker_verdict_and_no_report_is_made_up(
-    call: Callable, experiment: str, tmp_path: Path
-) -> None:
-    options = ("--seeds", 1, "--variants", "mlp", "random", "--output", "hasty", "--set", "epochs=1")
+def test_some_variants_give_a_weaker_verdict(call: Callable, experiment: str, tmp_path: Path) -> None:
+    options = ("--seeds", 1, "--variants", "mlp", "random", "--output", "hasty.json", "--set", "epochs=1")
     code, out, _ = call("ablate_text", "-c", experiment, *options)
     assert code == 0
-    ablation = json.loads((tmp_path / "hasty" / "evidence.json").read_text(encoding="utf-8"))
+    ablation = json.loads((tmp_path / "hasty.json").read_text(encoding="utf-8"))
     assert [model["name"] for model in ablation["models"]] == ["frozen", "text", "random", "mlp", "swapped"]
     assert ablation["verdict"] != "text helps"
-    assert "Not tried: shuffled descriptions, one-hot vectors, free prototypes, the class head alone." in out
+    missing = "shuffled descriptions, one-hot vectors, free prototypes, the class head alone"
+    assert f"Not trained: {missing}." in out
     assert not (tmp_path / "run").exists()
-    # A report that cannot be read costs no more than the verdict in it.
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "report.json").write_text("{}")
-    code, out, err = call("ablate_text", "-c", experiment, *options)
-    assert code == 2
-    assert err.startswith("run/report.json: has report version None")
-    assert out.endswith("\npage     hasty/evidence.html\nnumbers  hasty/evidence.json\n")
 
 
 @pytest.mark.parametrize(
@@ -100,9 +83,9 @@ def test_some_variants_give_a_weaker_verdict_and_no_report_is_made_up(
             "--pair: got pit, pit. Name two different classes of pit, scratch, crack.\n",
         ),
         (
-            ("--set", "multimodal.cache=false"),
-            "multimodal.cache: got false. The trials train many heads on what the detector finds once: set "
-            "multimodal.cache=true, and cached_views as many as augmentation needs.\n",
+            ("--set", "task.cache=false"),
+            "task.cache: got false. All variants train on the same detector outputs: set "
+            "task.cache=true, and cached_views as many as augmentation needs.\n",
         ),
     ],
 )
@@ -117,8 +100,8 @@ def test_a_config_without_text_is_refused(call: Callable, tmp_path: Path) -> Non
     code, _, err = call("ablate_text", "-c", shipped_configs_dir() / "quickstart.yml")
     assert (code, err) == (
         2,
-        "multimodal: the experiment has no such block. Only phase 2 has a text that may help: name a config "
-        "like configs/quickstart_multimodal.yml.\n",
+        "task.type: got detection, needs text_fusion. Name a config like "
+        "configs/quickstart_multimodal.yml.\n",
     )
     assert not any(tmp_path.iterdir())  # no data set was made
 
@@ -130,5 +113,6 @@ def test_one_class_alone_is_refused(
     code, _, err = call("ablate_text", "-c", experiment, "--set", "data.root=one")
     assert (code, err) == (
         2,
-        "train.json: has the one class pit. The text of a class can only be judged beside that of another.\n",
+        "train.json: has only the class pit. The text of a class can only be judged beside the text of "
+        "another.\n",
     )

@@ -1,5 +1,6 @@
 """Every shipped config loads, builds and has a schedule."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ import torch
 from deim.config.catalog import shipped_configs_dir
 from deim.config.loader import config_from_dict, config_to_dict, load_config
 from deim.config.schema import Config
-from deim.engine.experiment import SHARED_BLOCKS
-from deim.engine.schedule import resolve_ema, resolve_schedule
+from deim.engine.schedule import resolve_ema
+from deim.engine.task import TaskDefaults, load_task
 from deim.model.build import build_model
+from multimodal.task import SHARED_BLOCKS, TextFusionTask
 
 CONFIGS = sorted(shipped_configs_dir().glob("*.yml"))
 
@@ -18,11 +20,14 @@ CONFIGS = sorted(shipped_configs_dir().glob("*.yml"))
 def load(path: Path) -> Config:
     """An experiment; one of phase 2 on the experiment whose checkpoint it names."""
 
-    def read_detector(checkpoint: str) -> dict[str, object]:
-        options = config_to_dict(load_config(path.with_name(f"{Path(checkpoint).parent.name}.yml")))
-        return {name: options[name] for name in SHARED_BLOCKS}
+    def defaults_from(self: TextFusionTask, block: Mapping[str, object]) -> TaskDefaults:
+        name = Path(str(block["detector"])).parent.name
+        options = config_to_dict(load_config(path.with_name(f"{name}.yml")))
+        return TaskDefaults(options={key: options[key] for key in SHARED_BLOCKS}, source=name)
 
-    return load_config(path, read_detector=read_detector)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextFusionTask, "defaults_from", defaults_from)
+        return load_config(path)
 
 
 def test_there_are_shipped_configs() -> None:
@@ -50,12 +55,8 @@ class TestShippedConfig:
 
     def test_its_schedule_fits_a_thousand_images(self, path: Path) -> None:
         config = load(path)
-        run = resolve_schedule(
-            config.schedule,
-            epochs=config.epochs,
-            steps_per_epoch=-(-1000 // config.data.batch_size),
-            has_stages=config.multimodal is None,
-        )
+        steps_per_epoch = -(-1000 // config.data.batch_size)
+        run = load_task(config.task.type).resolve_timeline(config, steps_per_epoch=steps_per_epoch)
         assert run.warmup_steps <= 0.2 * run.total_steps
         assert 0 < run.flat_end_epoch <= run.no_aug_epoch <= config.epochs
         averaging = resolve_ema(config.ema, total_steps=run.total_steps)

@@ -22,7 +22,7 @@ def test_a_clean_set_ends_with_0_and_one_with_a_shared_image_with_1(call: Callab
     shutil.copy(root / "images" / "t1.png", root / "images" / "v1.png")
     code, out, _ = call("data", "check", root, "--quick", "--image-size", 60, "--output", "found.json")
     assert code == 1
-    assert "val.json: image 'v1.png' (val) has the bytes of 't1.png' (train)." in out
+    assert "val.json: image 'v1.png' (val) has the same bytes as 't1.png' (train)." in out
     report = json.loads((tmp_path / "found.json").read_text())
     assert (report["format"], report["num_errors"]) == ("coco", 1)
     assert [entry["rule"] for entry in report["issues"]] == ["duplicate_across"]
@@ -60,7 +60,7 @@ def test_a_set_is_converted_and_the_new_one_is_checked(call: Callable, tmp_path:
     root = write_small_set(tmp_path / "set")
     code, out, _ = call("data", "convert", root, "--to", "yolo", "--output", "yolo")
     assert code == 0
-    assert out.startswith("coco to yolo: 5 images and 12 boxes in train, val\n5 image ids are left out")
+    assert out.startswith("coco to yolo: 5 images and 12 boxes in train, val\n5 image ids are dropped")
     code, out, _ = call("data", "check", "yolo/data.yaml", "--image-size", 60)
     assert (code, "0 errors, 0 warnings" in out) == (0, True)
     code, _, err = call("data", "convert", root, "--to", "yolo", "--output", "yolo")

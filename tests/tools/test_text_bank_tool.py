@@ -75,7 +75,7 @@ def test_negations_cause_a_warning(call: Callable, tmp_path: Path, caplog: pytes
     (tmp_path / "wrong.yml").write_text(TINY % "not a crack")
     code, _, _ = call("build_text_bank", "wrong.yml", "--encoder", "hashed")
     assert code == 0
-    assert "wrong.yml: class 'pit': en: says 'not'." in caplog.text
+    assert "wrong.yml: classes[3].en: CLIP ignores the negation 'not'." in caplog.text
 
 
 @pytest.mark.parametrize(
