@@ -18,22 +18,16 @@ from deim.errors import ConfigError
 
 VARIANTS = ("nano", "s", "m", "l", "x")
 WHAT = {
-    "step": (
-        "deim.cli.benchmark_step",
-        "Time forward, loss, backward and optimizer of a training step, then the inference of one image.",
-    ),
+    "step": ("deim.cli.benchmark_step", "Time the phases of a training step, and the inference of an image."),
     "data": (
         "deim.cli.benchmark_data",
-        "Time loading by one process, with and without caches, beside torchvision's transforms.",
+        "Time the loading of images with and without caches, and torchvision.",
     ),
     "evaluation": (
         "deim.cli.benchmark_evaluation",
-        "Time the evaluation of random predictions beside pycocotools, and the resampling for intervals.",
+        "Time the evaluation of random predictions and pycocotools.",
     ),
-    "fusion": (
-        f"{TEXT_COMMANDS}.benchmark_fusion",
-        "Time the detector and the fusion head on one image, in turns.",
-    ),
+    "fusion": (f"{TEXT_COMMANDS}.benchmark_fusion", "Time the detector and the fusion head on one image."),
 }
 """Module and summary of each benchmark; the module's `measure(args)` returns the numbers."""
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from deim.config.loader import load_config, shipped_configs_dir
+from deim.config.catalog import find_config
+from deim.config.loader import load_config
 from deim.config.schema import Config
 from deim.data.augment.pipeline import AugmentEpochs
 from deim.data.augment.transform import Sample
@@ -46,7 +47,7 @@ def measure(args: Namespace) -> dict[str, float | str]:
     with tempfile.TemporaryDirectory(prefix="benchmark_data.") as scratch:
         root = Path(scratch)
         config = load_config(
-            args.config or shipped_configs_dir() / "deimv2_1024.yml",
+            find_config(args.config),
             [f"image_size={args.size}", f"data.root={root}", f"data.disk_cache_dir={root / 'cache'}"],
         )
         split = make_images(root, args.images)

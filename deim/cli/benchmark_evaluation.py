@@ -66,10 +66,10 @@ def measure(args: Namespace) -> dict[str, float]:
     predictions = list(detections.to_coco(ground_truth.image_ids, ground_truth.category_ids))
     started = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = ground_truth.to_coco()
-        truth.createIndex()
-        official = COCOeval(truth, truth.loadRes(predictions), "bbox")
+        official_truth = COCO()
+        official_truth.dataset = ground_truth.to_coco()
+        official_truth.createIndex()
+        official = COCOeval(official_truth, official_truth.loadRes(predictions), "bbox")
         official.evaluate()
         official.accumulate()
         official.summarize()
@@ -79,10 +79,10 @@ def measure(args: Namespace) -> dict[str, float]:
     return {
         "images": args.images,
         "boxes": args.boxes,
-        "coco_s": round(ours, 2),
-        "pycocotools_s": round(theirs, 2),
+        "coco_s": round(ours, 3),
+        "pycocotools_s": round(theirs, 3),
         "ratio": round(ours / theirs, 3),
-        "largest_difference": max(abs((-1 if mine is None else mine) - other) for mine, other in pairs),
+        "largest_difference": max(abs((-1 if value is None else value) - other) for value, other in pairs),
         "resampling_s": round(resampling, 2),
         "analysis_s": round(analysis, 2),
         "peak_mb": round(peak_mb),
@@ -90,24 +90,24 @@ def measure(args: Namespace) -> dict[str, float]:
 
 
 def random_set(num_images: int, num_boxes: int) -> tuple[GroundTruthTable, DetectionTable]:
-    """Make images with 0 to 8 boxes; of the detections three in ten lie near a box."""
+    """Return images with 0 to 8 boxes, and detections, three in ten of them near a box."""
     rng = np.random.default_rng(0)
     counts, truths, truth_labels, boxes, labels, scores = [], [], [], [], [], []
     for _ in range(num_images):
         number = int(rng.integers(0, 9))
         truth, truth_label = random_boxes(rng, number), rng.integers(1, NUM_CLASSES + 1, number)
-        found, label = random_boxes(rng, num_boxes), rng.integers(1, NUM_CLASSES + 1, num_boxes)
+        boxes_xywh, label = random_boxes(rng, num_boxes), rng.integers(1, NUM_CLASSES + 1, num_boxes)
         if number:
             near = rng.uniform(size=num_boxes) < 0.3
-            about = rng.integers(0, number, num_boxes)
-            found[near] = truth[about[near]] + rng.normal(0, 8, (int(near.sum()), 4))
-            label[near] = truth_label[about[near]]
+            nearest = rng.integers(0, number, num_boxes)
+            boxes_xywh[near] = truth[nearest[near]] + rng.normal(0, 8, (int(near.sum()), 4))
+            label[near] = truth_label[nearest[near]]
         score = rng.uniform(size=num_boxes)
         order = np.argsort(-score, kind="stable")
         counts.append(number)
         truths.append(truth)
         truth_labels.append(truth_label - 1)
-        boxes.append(np.maximum(found, 1)[order])
+        boxes.append(np.maximum(boxes_xywh, 1)[order])
         labels.append(label[order] - 1)
         scores.append(score[order])
     truth_boxes = np.concatenate(truths)
@@ -135,5 +135,5 @@ def random_set(num_images: int, num_boxes: int) -> tuple[GroundTruthTable, Detec
 
 
 def random_boxes(rng: np.random.Generator, number: int) -> np.ndarray:
-    """(number, 4) xywh in pixels."""
+    """Return (number, 4) boxes, xywh in pixels."""
     return np.concatenate([rng.uniform(0, 800, (number, 2)), rng.uniform(20, 200, (number, 2))], axis=1)

@@ -37,9 +37,9 @@ def build_parser() -> ArgumentParser:
     """Return the parser of `deim data`."""
     parser = new_parser("data", __doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, (_, summary, needs_dataset) in ACTIONS.items():
+    for name, (_, summary) in ACTIONS.items():
         action = actions.add_parser(name, help=summary, description=summary)
-        if needs_dataset:
+        if name != "preview":
             action.add_argument("root", type=Path, help="Folder of the dataset, or its data.yaml.")
             what = "Format of the dataset; without it, the format that its files have."
             action.add_argument("--format", choices=FORMATS, help=what)
@@ -48,17 +48,16 @@ def build_parser() -> ArgumentParser:
 
 
 def run(args: Namespace) -> int:
-    """Run the action; returns the exit code."""
-    action, _, needs_dataset = ACTIONS[args.action]
-    if needs_dataset and args.format is None:
+    """Run the action and return the exit code."""
+    if args.action != "preview" and args.format is None:
         from deim.data.formats.read import detect_format
 
         args.format = detect_format(args.root)
-    return action(args) or 0
+    return ACTIONS[args.action][0](args) or 0
 
 
 def check(args: Namespace) -> int:
-    """Print the issues and write them as JSON; returns 1 if there are errors."""
+    """Print the issues and write them as JSON; return 1 if there are errors."""
     from deim.curation.check import check_dataset, describe_check, read_for_check
     from deim.curation.groups import find_groups_of_splits
 
@@ -142,7 +141,7 @@ def preview(args: Namespace) -> None:
     config = load_config(find_config(args.config), [*args.set, "data.num_workers=0"])
     prepare_root(config.data)
     train = read_split(config.data, "train")
-    # Only training data are drawn.
+    # The validation split is not used, so that it may be missing.
     loader = build_detection_loader(prepare_run(config, Splits(train=train, val=train)))
     args.output.mkdir(parents=True, exist_ok=True)
     for old in args.output.glob("stage_*.png"):
@@ -162,13 +161,13 @@ def preview(args: Namespace) -> None:
 
 
 ACTIONS = {
-    "check": (check, "Find errors in files, sizes, boxes, classes and splits; exit code 1 if any.", True),
-    "convert": (convert, "Write the dataset in another format with the same boxes and categories.", True),
-    "split": (split, "Divide all images anew by class and by group.", True),
-    "stats": (stats, "Describe classes, sizes, positions and brightness in numbers and charts.", True),
-    "preview": (preview, "Draw what the network receives in each stage of a training run.", False),
+    "check": (check, "Find errors in files, sizes, boxes, classes and splits; exit code 1 if any."),
+    "convert": (convert, "Write the dataset in another format with the same boxes and categories."),
+    "split": (split, "Divide all images anew by class and by group."),
+    "stats": (stats, "Describe classes, sizes, positions and brightness in numbers and charts."),
+    "preview": (preview, "Draw what the network receives in each stage of a training run."),
 }
-"""Function and summary of each action, and whether it reads a dataset folder."""
+"""Function and summary of each action."""
 
 
 def _add_options(action: ArgumentParser, name: str) -> None:

@@ -56,12 +56,12 @@ def run(args: Namespace) -> None:
         trained = load_trained(args.source, overrides=args.set)
         evaluator = build_evaluator(trained, read_split(trained.config.data, split))
         report = evaluate_run(trained, evaluator, split_name=split, report_path=report_path).report
-    print_evaluation(report)
+    print_report(report)
     files = ReportFiles(report=report_path)
     print(f"\nreport  {files.page}\nnumbers {files.report}\nfolder  {files.folder}")
 
 
-def print_evaluation(report: "Report") -> None:
+def print_report(report: "Report") -> None:
     """Print the tables and the summary of a report."""
     from deim.report.summary import describe_report
     from deim.report.tables import format_class_table, format_operating_table

@@ -86,7 +86,7 @@ class _PrintHandler(logging.Handler):
     """Prints to the present `sys.stdout`, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record))
+        print(self.format(record), flush=True)
 
 
 def _overview() -> str:

@@ -53,17 +53,18 @@ def run(args: Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Hundreds of raw detections, which --score-threshold 0 keeps, would cover the image.
     draw_from = 0.0 if args.score_threshold is None else predictor.trained.config.evaluation.draw_threshold
-    names = dict(zip(predictor.category_ids, predictor.class_names, strict=True))
-    file_names = {image_id: path.name for path, image_id in image_ids.items()}
-    table = DetectionTable.from_detections(dict(enumerate(predictions)))
-    results = [
-        entry | {"file_name": file_names[entry["image_id"]], "category_name": names[entry["category_id"]]}
-        for entry in table.to_coco(list(image_ids.values()), predictor.category_ids)
-    ]
     for path, detections in zip(image_ids, predictions, strict=True):
         shown = above(detections, draw_from)
         annotated = draw_detections(read_preview(path), shown, class_names=predictor.class_names)
         annotated.save(folder / (path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png"))
+    class_names = dict(zip(predictor.category_ids, predictor.class_names, strict=True))
+    file_names = {image_id: path.name for path, image_id in image_ids.items()}
+    table = DetectionTable.from_detections(dict(enumerate(predictions)))
+    results = [
+        entry
+        | {"file_name": file_names[entry["image_id"]], "category_name": class_names[entry["category_id"]]}
+        for entry in table.to_coco(list(image_ids.values()), predictor.category_ids)
+    ]
     results_path = args.output / "predictions.json"
     write_text(results_path, json.dumps(results, indent=1))
     print(f"{len(results)} detections in {len(image_ids)} images")
@@ -124,6 +125,6 @@ def describe_thresholds(predictor: "Predictor", score_threshold: float | None) -
         )
     thresholds = ", ".join(f"{entry.name} {entry.threshold:.3f}" for entry in points.classes)
     return (
-        f"thresholds for {points.goal}, chosen on {points.chosen_on}: {thresholds}; duplicates: "
+        f"thresholds for {points.goal}, chosen on {points.chosen_on}: {thresholds}; NMS: "
         f"{points.nms.describe()}"
     )

@@ -30,16 +30,14 @@ def run(args: Namespace) -> None:
     from deim.data.synthetic.make import make_synthetic_dataset
     from deim.data.synthetic.options import SyntheticOptions
 
-    make_synthetic_dataset(
-        args.root,
-        SyntheticOptions(
-            train_images=args.train_images,
-            val_images=args.val_images,
-            test_images=args.test_images,
-            max_size_wh=(args.max_size[0], args.max_size[1]),
-            seed=args.seed,
-        ),
+    options = SyntheticOptions(
+        train_images=args.train_images,
+        val_images=args.val_images,
+        test_images=args.test_images,
+        max_size_wh=(args.max_size[0], args.max_size[1]),
+        seed=args.seed,
     )
+    make_synthetic_dataset(args.root, options)
     print(f"Dataset written to {args.root}")
     for split in SPLITS:
         print(_summarize(args.root / "annotations" / f"{split}.json"))

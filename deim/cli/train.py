@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deim.cli.arguments import add_config_argument, add_override_argument, new_parser
-from deim.cli.evaluate import print_evaluation
+from deim.cli.evaluate import print_report
 from deim.config.catalog import find_config
 from deim.errors import StopSignalError
 
@@ -54,7 +54,7 @@ def run(args: Namespace) -> None:
             refuse_existing_run(folder, resume_from=resume_from, may_restart=args.resume == "auto")
         trainer, evaluator = _prepare(config, distributed, args=args, resume_from=resume_from)
         _train(trainer, folder, distributed)
-        _report(config, trainer, evaluator, distributed)
+        _report(trainer, evaluator, folder, distributed)
 
 
 def _prepare(
@@ -96,8 +96,7 @@ def _prepare(
         if not (config.runtime.tensorboard and distributed.is_main):
             return to_validation(evaluation)
         threshold = config.evaluation.draw_threshold
-        sheet = validation_sheet(evaluation, evaluator, score_threshold=threshold)
-        return to_validation(evaluation, sheet)
+        return to_validation(evaluation, validation_sheet(evaluation, evaluator, score_threshold=threshold))
 
     trainer = build_trainer(
         config,
@@ -130,26 +129,28 @@ def _train(trainer: "Trainer", folder: Path, distributed: "DistributedContext") 
 
 
 def _report(
-    config: "Config", trainer: "Trainer", evaluator: "Evaluator", distributed: "DistributedContext"
+    trainer: "Trainer", evaluator: "Evaluator", folder: Path, distributed: "DistributedContext"
 ) -> None:
     """Evaluate the best weights on the validation split, write the report and print it."""
     from deim.engine.checkpoints import load_trained
+    from deim.metrics.convergence import describe_convergence
     from deim.report.task_report import evaluate_run, evaluate_share
 
     checkpoints = trainer.checkpoints
     has_best = checkpoints.best_path.is_file()
-    best = load_trained(checkpoints.best_path if has_best else checkpoints.last_path, device=evaluator.device)
+    path = checkpoints.best_path if has_best else checkpoints.last_path
+    best = load_trained(path, device=evaluator.device)
     if not distributed.is_main:
         evaluate_share(best, evaluator)
         return
-    report_path = Path(config.output_dir) / "report.json"
-    result = evaluate_run(best, evaluator, split_name="val", report_path=report_path)
+    result = evaluate_run(best, evaluator, split_name="val", report_path=folder / "report.json")
     print(f"\n{'best' if has_best else 'last'} epoch on val ({len(evaluator.split)} images):\n")
-    print_evaluation(result.report)
+    print_report(result.report)
+    if result.report.convergence:
+        print(describe_convergence(result.report.convergence))
     if not has_best:
         print(
-            f"\nNo epoch reached a higher mAP than the detector without text, "
-            f"{trainer.progress.start_score:.3f}, so that there is no best.pth. "
-            f"Use {trainer.prepared.products.start_checkpoint}.\n"
+            f"\nNo epoch reached a higher mAP than {trainer.run_products.start_checkpoint}, "
+            f"{trainer.progress.start_score:.3f}, so that there is no best.pth. Use that checkpoint.\n"
         )
     print(f"\nweights  {best.path}\nreport   {result.files.page}\nnumbers  {result.files.report}")

@@ -99,10 +99,8 @@ def _describe(bank: "TextBank") -> str:
 
 
 def _format_matrix(names: Sequence[str], cosines: "Tensor") -> str:
-    width = max(len(name) for name in names)
-    head = " " * width + "".join(f"{label:>8}" for label in range(len(names)))
-    rows = [
-        f"{name:<{width}}" + "".join(f"{value:>8.3f}" for value in row)
-        for name, row in zip(names, cosines.tolist(), strict=True)
-    ]
-    return "\n".join([head, *rows])
+    from deim.report.tables import format_table
+
+    rows = zip(names, cosines.tolist(), strict=True)
+    headers = ["", *map(str, range(len(names)))]
+    return format_table(headers, [[name, *(f"{value:.3f}" for value in row)] for name, row in rows])

@@ -1,6 +1,5 @@
 """The config loader: what it reads, and the exact words with which it refuses."""
 
-import importlib.util
 import json
 import math
 import os
@@ -13,14 +12,14 @@ from typing import Any, Union, get_args, get_type_hints
 
 import pytest
 
-from deim.config import loader
+from deim.config import catalog
+from deim.config.catalog import shipped_configs_dir
 from deim.config.loader import (
     config_from_dict,
     config_to_dict,
     config_to_yaml,
     load_block,
     load_config,
-    shipped_configs_dir,
 )
 from deim.config.schema import Config
 from deim.data.synthetic.options import SyntheticOptions
@@ -739,7 +738,7 @@ def test_a_task_that_does_not_exist_is_refused(write):
 
 
 def test_shipped_configs_dir(tmp_path, monkeypatch):
-    monkeypatch.setattr(loader, "__file__", str(tmp_path / "deim" / "config" / "loader.py"))
+    monkeypatch.setattr(catalog, "__file__", str(tmp_path / "deim" / "config" / "catalog.py"))
     with pytest.raises(ConfigError) as caught:
         shipped_configs_dir()
     in_package, in_checkout = tmp_path / "deim" / "shipped_configs", tmp_path / "configs"
@@ -750,23 +749,16 @@ def test_shipped_configs_dir(tmp_path, monkeypatch):
     assert shipped_configs_dir() == in_package
 
 
-@pytest.fixture(scope="module")
-def show_config():
-    spec = importlib.util.spec_from_file_location("show_config", ROOT / "tools" / "show_config.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
 @pytest.mark.parametrize("arguments", [["x.yml"], ["-c", "x.yml"], ["--config", "x.yml"]])
-def test_show_config_prints_the_resolved_config(write, capsys, show_config, arguments):
+def test_show_config_prints_the_resolved_config(write, call, arguments):
     write(MINIMAL)
-    assert show_config([*arguments, "--set", "seed=3", "epochs=7", "--set", "data.batch_size=1"]) == 0
-    expected = load_config("x.yml", ["seed=3", "epochs=7", "data.batch_size=1"])
-    assert capsys.readouterr() == (config_to_yaml(expected), "")
+    overrides = ["seed=3", "epochs=7", "data.batch_size=1"]
+    expected = config_to_yaml(load_config("x.yml", overrides))
+    options = [*arguments, "--set", *overrides[:2], "--set", overrides[2]]
+    assert call("show_config", *options) == (0, expected, "")
 
 
-def test_show_config_prints_problems_without_a_traceback(write, capsys, show_config):
+def test_show_config_prints_problems_without_a_traceback(write, call):
     write(MINIMAL)
-    assert show_config(["x.yml", "--set", "epoch=3"]) == 2
-    assert capsys.readouterr() == ("", "--set: unknown key 'epoch'. Did you mean 'epochs'?\n")
+    message = "--set: unknown key 'epoch'. Did you mean 'epochs'?\n"
+    assert call("show_config", "x.yml", "--set", "epoch=3") == (2, "", message)

@@ -92,7 +92,7 @@ def test_choices_are_those_of_the_rooms() -> None:
 
     assert data.FORMATS == read.FORMATS
     assert benchmark.VARIANTS == build.VARIANTS
-    assert ablate_text.VARIANTS == variants.CONTROLS
+    assert ablate_text.VARIANTS == variants.ABLATED_VARIANTS
     assert text_bank.DEFAULT_MODEL == open_clip_files.DEFAULT_MODEL
     assert text_bank.DEFAULT_WEIGHTS == open_clip_files.DEFAULT_WEIGHTS
 

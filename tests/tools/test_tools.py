@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from deim.data.batch import Batch
 from PIL import Image
 
 from deim.config.catalog import shipped_configs_dir
 from deim.config.loader import load_config
-from deim.data.batch import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
-from deim.engine.step import StepParts, train_step
+from deim.engine.step import StepContext, train_step
 from deim.loss.build import build_criterion
 from deim.model.build import build_model
 from deim.structures import Target
@@ -75,7 +75,7 @@ def test_train_evaluate_and_predict_from_the_command_line(tiny_set: Path, tmp_pa
     evaluated = run_command("evaluate", "run/best.pth", "--split", "test", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     report = json.loads((run / "evaluation_test.json").read_text())
-    assert report["dataset"]["num_images"] == 3
+    assert report["num_images"] == 3
     assert report["operating_points"]["chosen_on"] == "val"
     assert "report  run/evaluation_test.html" in evaluated.stdout
     assert "Parts: escape rate" in evaluated.stdout
@@ -116,10 +116,10 @@ def test_a_missing_dataset_is_reported_with_the_fix(call: Callable, tmp_path: Pa
     ("options", "message"),
     [
         (["epochs=0"], "epochs: got 0, needs at least 1"),
-        (["image_size=100"], "image_size: got 100x100, both must be multiples of 32"),
+        (["image_size=100"], "image_size: got 100x100, height and width must be multiples of 32"),
         (["data.batch_size=two"], "data.batch_size: got 'two', needs an integer"),
         (["batch_size"], "--set: got 'batch_size', needs key.path=value"),
-        (["schedule.flat_epochs=10"], "schedule.flat_epochs: got 10, but the final stage"),
+        (["schedule.flat_epochs=10"], "schedule.flat_epochs: 10 reaches into the final stage"),
         (["runtime.device=tpu"], "runtime.device: got 'tpu'."),
         (["model.init_from=lost.pth"], "lost.pth: no such weights file"),
         (["data.train_annotations=lost.json"], "lost.json: no such annotation file."),
@@ -247,7 +247,7 @@ def spoil_annotation(field: str, value: object) -> Callable[[dict], None]:
         (
             "val",
             lambda coco: coco["categories"].append({"id": 99, "name": "dent"}),
-            "class 'dent' of split val is not known to train",
+            "class 'dent' of split val is not in train",
         ),
     ],
     ids=[
@@ -384,7 +384,7 @@ def test_a_step_of_deimv2_1024_on_a_cpu_is_finite() -> None:
         }
     ]
     before = model.decoder.dec_score_head[0].weight.detach().clone()
-    step_parts = StepParts(
+    context = StepContext(
         model=model,
         criterion=build_criterion(config.loss, matcher_change_epoch=99),
         optimizer=build_optimizer(model, config.recipe),
@@ -392,7 +392,7 @@ def test_a_step_of_deimv2_1024_on_a_cpu_is_finite() -> None:
         clip_grad_norm=config.recipe.clip_grad_norm,
     )
     batch = Batch(images=torch.randn(1, 3, *config.image_size_hw), targets=targets)
-    result = train_step(step_parts, batch, epoch=0)
+    result = train_step(context, batch, epoch=0)
     assert result.skip_reason is None
     assert 0 < result.loss < 1000
     assert result.grad_norm > 0
