@@ -8,7 +8,7 @@ the other fields in JSON.
 """
 
 import types
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -60,7 +60,7 @@ def from_json(record: type[R], value: Any, *, where: str = "") -> R:
 
 
 @cache
-def _hints(record: type[Any]) -> dict[str, Any]:
+def _hints(record: Hashable) -> dict[str, Any]:
     return get_type_hints(record)
 
 

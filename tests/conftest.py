@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deim.engine.validation import Validate
 from PIL import Image
 
 from deim.cli.main import main
@@ -18,6 +17,7 @@ from deim.data.splits import Splits, build_splits
 from deim.engine.device import select_device
 from deim.engine.prepare import build_trainer
 from deim.engine.trainer import Trainer
+from deim.engine.validation import Validate
 from deim.inference.evaluator import Evaluator
 from deim.report.evaluate import to_validation
 

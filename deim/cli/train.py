@@ -150,7 +150,7 @@ def _report(
         print(describe_convergence(result.report.convergence))
     if not has_best:
         print(
-            f"\nNo epoch reached a higher mAP than {trainer.run_products.start_checkpoint}, "
+            f"\nNo epoch reached a higher mAP than {trainer.prepared.products.start_checkpoint}, "
             f"{trainer.progress.start_score:.3f}, so that there is no best.pth. Use that checkpoint.\n"
         )
     print(f"\nweights  {best.path}\nreport   {result.files.page}\nnumbers  {result.files.report}")

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from deim.report.schema import read_report
 
 from deim.config.catalog import shipped_configs_dir
+from deim.report.schema import read_report
 
 PROMPTS = """\
 classes:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from deim.data.batch import Batch
 from PIL import Image
 
 from deim.config.catalog import shipped_configs_dir
 from deim.config.loader import load_config
+from deim.data.batch import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
 from deim.engine.step import StepContext, train_step
