@@ -12,7 +12,15 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from deim.config.schema import Config
-from deim.curation.check import MAX_SHOWN, CheckReport, at_input_size, check_before_run, check_dataset, describe_check, read_for_check
+from deim.curation.check import (
+    MAX_SHOWN,
+    CheckReport,
+    at_input_size,
+    check_before_run,
+    check_dataset,
+    describe_check,
+    read_for_check,
+)
 from deim.data.formats.issues import ERRORS, WARNINGS
 from deim.data.images.input_format import InputFormat
 from deim.data.images.tiling import TilesOptions

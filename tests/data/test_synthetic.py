@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from deim.data.synthetic.defects import CLASS_NAMES, DefectKind, Stroke, draw_defect, stroke_cover
-from deim.data.synthetic.make import VISIBLE_CHANGE, add_defects, blend_patch, make_image, make_synthetic_dataset, render_image
+from deim.data.synthetic.make import (
+    VISIBLE_CHANGE,
+    add_defects,
+    blend_patch,
+    make_image,
+    make_synthetic_dataset,
+    render_image,
+)
 from deim.data.synthetic.options import SyntheticOptions
 from deim.data.synthetic.surface import Scene, make_scene, mean_side_unit
 from deim.errors import ConfigError, DataError

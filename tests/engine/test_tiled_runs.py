@@ -128,7 +128,11 @@ def test_a_run_on_tiles_trains_and_is_scored_by_whole_images(
     config = tiny_config(root, tmp_path / "run", TILES, "epochs=1", "runtime.preflight=true")
     with caplog.at_level(logging.INFO):
         trainer = build_tiny(config)
-    num_tiles = len(tile_split(read_split(config.data, "train"), build_input_format(config.data, config.image_size_hw).tiles))
+    num_tiles = len(
+        tile_split(
+            read_split(config.data, "train"), build_input_format(config.data, config.image_size_hw).tiles
+        )
+    )
     assert num_tiles > 4
     assert f"tiles: 2 images become {num_tiles} tiles of at most 48x48 px" in caplog.text
     assert len(trainer.parts.batches) == -(-num_tiles // 3)

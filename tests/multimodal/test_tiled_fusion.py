@@ -37,7 +37,11 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
     assert config.data.tiles.size == 48
     trainer = build_phase2(config)
     trainer.run(show_progress=False)
-    num_tiles = len(tile_split(read_split(config.data, "train"), build_input_format(config.data, config.image_size_hw).tiling))
+    num_tiles = len(
+        tile_split(
+            read_split(config.data, "train"), build_input_format(config.data, config.image_size_hw).tiling
+        )
+    )
     stored = list((tmp_path / "cache").rglob("*.safetensors"))
     assert len(stored) == num_tiles > 20
     maps = []
