@@ -9,7 +9,7 @@ from PIL import Image
 
 from deim.data.images.tiling import tile_split
 from deim.data.splits import read_split
-from deim.engine.checkpoints import load_trained, read_checkpoint
+from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
 from deim.inference.evaluator import build_evaluator
 from deim.inference.predictor import Predictor
 from multimodal.report import evaluate_fused
