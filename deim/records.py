@@ -100,7 +100,7 @@ def _read_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
 
 def _read_record(kind: type[Any], value: Any, path: str) -> Any:
     _expect(isinstance(value, Mapping), value, path, "an object")
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class is hashable
     known: dict[str, Any] = {}
     names = [field.name for field in fields(kind)]
     for field in fields(kind):
@@ -134,7 +134,7 @@ def _read_key(kind: Any, key: str) -> Any:
     return int(key) if kind is int else key
 
 
-def _expect(is_right: bool, value: Any, path: str, kind: str) -> Any:
-    if not is_right:
+def _expect(is_valid: bool, value: Any, path: str, kind: str) -> Any:
+    if not is_valid:
         raise ValueError(f"{path}: got {value!r}, needs {kind}.")
     return value

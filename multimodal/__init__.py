@@ -9,7 +9,7 @@ __all__ = ["load_detector"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load_detector` when it is first used, so that importing this package alone does not load torch."""
+    """Import `load_detector` when it is first used, so that importing the package is fast."""
     if name == "load_detector":
         from deim.inference.predictor import load_detector
 

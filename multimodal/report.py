@@ -211,20 +211,23 @@ def _confusion_counts(inputs: ReportInputs) -> NDArray[np.int64]:
 
 
 def _mean_line(difference: RunDifference, bank: TextBank) -> str:
-    parts = [f"{name} {_in_words(one)}" for name, one in (("mAP", difference.ap), ("mAP50", difference.ap50))]
+    parts = [
+        f"{name} {_format_difference(delta)}"
+        for name, delta in (("mAP", difference.ap), ("mAP50", difference.ap50))
+    ]
     return f"With text ({bank.encoder}) against the detector alone: {'; '.join(parts)}."
 
 
-def _in_words(one: ScoreDifference) -> str:
-    if one.value is None:
+def _format_difference(delta: ScoreDifference) -> str:
+    if delta.value is None:
         return "cannot be compared"
-    return f"{one.value:+.3f} (95% interval {one.low:+.3f} to {one.high:+.3f}, {one.verdict})"
+    return f"{delta.value:+.3f} (95% interval {delta.low:+.3f} to {delta.high:+.3f}, {delta.verdict})"
 
 
 def _confusion_line(entry: Mapping[str, Any]) -> str:
     return (
-        f"{entry['class']} predicted as {entry['predicted_as']}: {entry['before']} of {entry['num_boxes']} boxes "
-        f"before, {entry['after']} with text."
+        f"{entry['class']} predicted as {entry['predicted_as']}: {entry['before']} of "
+        f"{entry['num_boxes']} boxes before, {entry['after']} with text."
     )
 
 
@@ -243,11 +246,17 @@ def _class_lines(
         points = f"{100 * tolerance:g} {'point' if tolerance == 0.01 else 'points'}"
         lines.append(f"No {'other ' if unknown else ''}class loses more than {points} of AP by the text.")
     for label in losing:
-        old, new, one = alone.metrics.classes[label], fused.metrics.classes[label], difference.class_ap[label]
+        old, new, delta = (
+            alone.metrics.classes[label],
+            fused.metrics.classes[label],
+            difference.class_ap[label],
+        )
         assert old.ap is not None
         assert new.ap is not None
         spread = (
-            "" if one.value is None else f" (95% interval {one.low:+.3f} to {one.high:+.3f}, {one.verdict})"
+            ""
+            if delta.value is None
+            else f" (95% interval {delta.low:+.3f} to {delta.high:+.3f}, {delta.verdict})"
         )
         lines.append(
             f"{old.name} loses {100 * (old.ap - new.ap):.1f} points of AP by the text: {old.ap:.3f} to "

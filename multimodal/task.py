@@ -376,7 +376,7 @@ def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> Fusion
 def _detector_outputs(
     context: RunContext, model: TextFusedDetector, loader: FusionLoader
 ) -> Iterator[DetectorOutputBatch]:
-    """Yield the batches of a loader with the detector's outputs, which are computed where they are not stored."""
+    """Yield the batches of a loader with the detector's outputs, computed where they are not stored."""
     for batch in loader:
         if isinstance(batch, DetectorOutputBatch):
             yield batch

@@ -95,11 +95,11 @@ def test_pairwise_overlaps_equal_those_of_torchvision():
 @pytest.mark.parametrize("overlap", [iou, generalized_iou])
 def test_overlaps_are_symmetric_bounded_and_blind_to_place_and_scale(overlap):
     a, b = random_boxes(200, 4), random_boxes(200, 5)
-    found = overlap(a, b)
-    assert torch.allclose(found, overlap(b, a), atol=1e-6)
-    assert found.max() <= 1 + 1e-6
-    assert found.min() >= (0 if overlap is iou else -1)
-    assert torch.allclose(found, overlap(3 * a + 2, 3 * b + 2), atol=1e-4)
+    actual = overlap(a, b)
+    assert torch.allclose(actual, overlap(b, a), atol=1e-6)
+    assert actual.max() <= 1 + 1e-6
+    assert actual.min() >= (0 if overlap is iou else -1)
+    assert torch.allclose(actual, overlap(3 * a + 2, 3 * b + 2), atol=1e-4)
     assert torch.allclose(overlap(a, a), torch.ones(200), atol=1e-6)
 
 
@@ -111,7 +111,7 @@ def test_generalized_overlap_is_never_above_the_plain_one():
 @pytest.mark.parametrize("overlap", [iou, generalized_iou])
 def test_boxes_without_area_give_finite_overlaps_and_gradients(overlap):
     point = torch.tensor([[0.5, 0.5, 0.5, 0.5]], requires_grad=True)
-    found = overlap(point, point.detach())
-    assert found.item() == pytest.approx(0, abs=1e-6)
+    actual = overlap(point, point.detach())
+    assert actual.item() == pytest.approx(0, abs=1e-6)
     overlap(point, UNIT[None]).sum().backward()
     assert point.grad.isfinite().all()

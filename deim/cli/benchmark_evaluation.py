@@ -110,7 +110,7 @@ def random_set(num_images: int, num_boxes: int) -> tuple[GroundTruthTable, Detec
         boxes.append(np.maximum(boxes_xywh, 1)[order])
         labels.append(label[order] - 1)
         scores.append(score[order])
-    truth_boxes = np.concatenate(truths)
+    all_boxes = np.concatenate(truths)
     ground_truth = GroundTruthTable(
         class_names=tuple(f"class {number}" for number in range(1, NUM_CLASSES + 1)),
         category_ids=tuple(range(1, NUM_CLASSES + 1)),
@@ -120,9 +120,9 @@ def random_set(num_images: int, num_boxes: int) -> tuple[GroundTruthTable, Detec
         sizes_hw=np.full((num_images, 2), SIDE, dtype=np.int64),
         image=np.repeat(np.arange(num_images), counts),
         label=np.concatenate(truth_labels),
-        boxes_xywh=truth_boxes,
-        area=truth_boxes[:, 2] * truth_boxes[:, 3],
-        is_crowd=np.zeros(len(truth_boxes), dtype=np.bool_),
+        boxes_xywh=all_boxes,
+        area=all_boxes[:, 2] * all_boxes[:, 3],
+        is_crowd=np.zeros(len(all_boxes), dtype=np.bool_),
     )
     detections = DetectionTable(
         image=np.repeat(np.arange(num_images), num_boxes),

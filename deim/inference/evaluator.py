@@ -157,9 +157,9 @@ def _all_category_ids(class_index: Mapping[int, int], category_ids: Sequence[int
     A class that the split does not list gets its id in training or, if the split uses that id for another
     class, the first number that is free in both.
     """
-    id_of_class = {index: category_id for category_id, index in class_index.items()}
+    id_by_label = {index: category_id for category_id, index in class_index.items()}
     free = (number for number in count(1) if number not in class_index and number not in category_ids)
     return tuple(
-        id_of_class[index] if index in id_of_class else trained if trained not in class_index else next(free)
+        id_by_label[index] if index in id_by_label else trained if trained not in class_index else next(free)
         for index, trained in enumerate(category_ids)
     )

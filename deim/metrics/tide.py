@@ -54,12 +54,12 @@ class ErrorKinds:
     truth: NDArray[np.int64]
     """(D,) position of the box that the detection hits, or that its error is about: the one that it overlaps
     most. -1 for `BACKGROUND` and `IGNORED`."""
-    is_missed: NDArray[np.bool_]
+    is_fn: NDArray[np.bool_]
     """(G,) true for boxes that are neither hit nor explained by a localization or classification error."""
 
     def is_hit(self) -> NDArray[np.bool_]:
         """(G,) true for boxes that a detection hits."""
-        is_hit = np.zeros_like(self.is_missed)
+        is_hit = np.zeros_like(self.is_fn)
         is_hit[self.truth[self.kind == ErrorKind.TP]] = True
         return is_hit
 
@@ -127,10 +127,10 @@ def classify_errors(
         about[decided] = -1 if boxes is None else boxes[decided]
         is_open &= ~holds
 
-    is_missed = ~ground_truth.is_crowd
+    is_fn = ~ground_truth.is_crowd
     explains = np.isin(kind, (ErrorKind.TP, ErrorKind.CLASSIFICATION, ErrorKind.LOCALIZATION))
-    is_missed[about[explains]] = False
-    return ErrorKinds(kind=kind, truth=about, is_missed=is_missed)
+    is_fn[about[explains]] = False
+    return ErrorKinds(kind=kind, truth=about, is_fn=is_fn)
 
 
 def count_errors(
@@ -150,7 +150,7 @@ def count_errors(
     counts = np.zeros((len(ERROR_KINDS), ground_truth.num_classes), dtype=np.int64)
     is_error = kinds.kind >= 0
     np.add.at(counts, (kinds.kind[is_error], detections.label[is_error]), 1)
-    np.add.at(counts[ErrorKind.MISSED], ground_truth.label[kinds.is_missed], 1)
+    np.add.at(counts[ErrorKind.MISSED], ground_truth.label[kinds.is_fn], 1)
     return counts
 
 
@@ -212,7 +212,7 @@ def tide_delta_ap50(
                 hits[best] = True
                 corrected = mean_ap(label, hits, remains, num_boxes)
             case ErrorKind.MISSED:
-                missed = np.bincount(ground_truth.label[kinds.is_missed], minlength=ground_truth.num_classes)
+                missed = np.bincount(ground_truth.label[kinds.is_fn], minlength=ground_truth.num_classes)
                 corrected = mean_ap(detections.label, is_tp, stays, num_boxes - missed)
             case _:
                 corrected = mean_ap(detections.label, is_tp, stays & (kinds.kind != kind), num_boxes)
@@ -238,7 +238,7 @@ def _best_on_each_box(kinds: ErrorKinds, kind: ErrorKind) -> NDArray[np.int64]:
     """The detection with the highest score on each box, of the hits and the errors of one kind."""
     candidates = np.flatnonzero((kinds.kind == ErrorKind.TP) | (kinds.kind == kind))
     no_detection = len(kinds.kind)
-    best = np.full(len(kinds.is_missed), no_detection, dtype=np.int64)
+    best = np.full(len(kinds.is_fn), no_detection, dtype=np.int64)
     # Detections of one image come by falling score.
     np.minimum.at(best, kinds.truth[candidates], candidates)
     return best[best < no_detection]

@@ -146,8 +146,8 @@ def _model_result(
     return ModelResult(
         name=name,
         description=description,
-        ap=_score(mean.mean_ap),
-        ap50=_score(mean.mean_ap50),
+        ap=_to_score(mean.mean_ap),
+        ap50=_to_score(mean.mean_ap50),
         ap50_of_seeds=tuple(seed.mean_ap50.value for seed in samples),
         frozen_delta=compute_delta(frozen.mean_ap50, mean.mean_ap50),
         text_delta=compute_delta(mean.mean_ap50, text.mean_ap50),
@@ -155,8 +155,8 @@ def _model_result(
             ClassResult(
                 name=class_name,
                 num_boxes=mean.ap50[label].num_boxes,
-                ap=_score(mean.ap[label]),
-                ap50=_score(mean.ap50[label]),
+                ap=_to_score(mean.ap[label]),
+                ap50=_to_score(mean.ap50[label]),
                 text_delta=compute_delta(mean.ap50[label], text.ap50[label]),
             )
             for label, class_name in enumerate(mean.class_names)
@@ -164,6 +164,6 @@ def _model_result(
     )
 
 
-def _score(score: SampledScore) -> Score:
+def _to_score(score: SampledScore) -> Score:
     ends = interval(score)
     return Score(value=score.value, interval=None if ends is None else (ends.low, ends.high))

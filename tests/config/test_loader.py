@@ -496,7 +496,7 @@ def test_override_that_is_no_yaml(write):
     assert line.startswith("--set recipe.betas=[0.9: not valid YAML: while parsing a flow sequence, ")
 
 
-def full_trees() -> list[dict[str, Any]]:
+def full_contents() -> list[dict[str, Any]]:
     """Complete configs that have, between them, every key of the schema."""
     data = {"root": "x", "synthetic": {}}
     common = {"output_dir": "x", "image_size": 64, "epochs": 1, "data": data}
@@ -508,7 +508,7 @@ def full_trees() -> list[dict[str, Any]]:
         {"type": "detection"},
         *({"type": "text_fusion", "detector": "x", "encoder": e} for e in encoders),
     ]
-    trees = [
+    contents = [
         {
             **common,
             "augment": {"industrial": {}},
@@ -524,14 +524,14 @@ def full_trees() -> list[dict[str, Any]]:
         }
         for backbone, goal, task, scaling in zip(backbones * 2, goals * 2, tasks, scalings * 2, strict=False)
     ]
-    return [config_to_dict(config_from_dict(tree, where="test")) for tree in trees]
+    return [config_to_dict(config_from_dict(content, where="test")) for content in contents]
 
 
-def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found = []
-    for key, value in tree.items():
-        found += leaves(value, (*path, key)) if isinstance(value, dict) else [(*path, key)]
-    return found
+def leaves(content: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    actual = []
+    for key, value in content.items():
+        actual += leaves(value, (*path, key)) if isinstance(value, dict) else [(*path, key)]
+    return actual
 
 
 NUM_MISSPELLINGS = 6
@@ -545,35 +545,35 @@ def misspellings(name: str) -> list[str]:
 
 
 def schema_leaves(block_class: type, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
-    found: set[tuple[str, ...]] = set()
+    actual: set[tuple[str, ...]] = set()
     hints = get_type_hints(block_class) | ({"task": TASK_CLASSES} if block_class is Config else {})
     for name, hint in hints.items():
         blocks = [option for option in (hint, *get_args(hint)) if is_dataclass(option)]
         for block in blocks:
-            found |= schema_leaves(block, (*path, name))
+            actual |= schema_leaves(block, (*path, name))
         if not blocks:
-            found.add((*path, name))
-    return found
+            actual.add((*path, name))
+    return actual
 
 
 def test_the_full_trees_have_every_key_of_the_schema():
-    assert {leaf for tree in full_trees() for leaf in leaves(tree)} == schema_leaves(Config)
+    assert {leaf for content in full_contents() for leaf in leaves(content)} == schema_leaves(Config)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_every_misspelled_leaf_gets_the_right_suggestion(number):
-    trees = full_trees()
-    template = trees[number]
-    earlier = {leaf for tree in trees[:number] for leaf in leaves(tree)}
+    contents = full_contents()
+    template = contents[number]
+    earlier = {leaf for content in contents[:number] for leaf in leaves(content)}
     # `type` decides what else its block may have, so each goes alone; all others of one kind go together.
     new = [leaf for leaf in leaves(template) if leaf not in earlier]
     groups = [[leaf for leaf in new if leaf[-1] != "type"], *([leaf] for leaf in new if leaf[-1] == "type")]
     for group in groups:
         for kind in range(NUM_MISSPELLINGS):
-            tree = json.loads(json.dumps(template))
+            content = json.loads(json.dumps(template))
             expected = set()
             for *parents, name in group:
-                block = tree
+                block = content
                 for parent in parents:
                     block = block[parent]
                 wrong = misspellings(name)[kind]
@@ -583,26 +583,26 @@ def test_every_misspelled_leaf_gets_the_right_suggestion(number):
                 key = ".".join([*parents, wrong])
                 expected.add(f"best.pth: unknown key '{key}'. Did you mean '{name}'?")
             with pytest.raises(ConfigError) as caught:
-                config_from_dict(tree, where="best.pth")
+                config_from_dict(content, where="best.pth")
             assert expected <= set(str(caught.value).splitlines())
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_round_trips(write, number, monkeypatch):
     monkeypatch.setattr(TextFusionTask, "defaults_from", lambda *_: None)
-    config = config_from_dict(full_trees()[number], where="test")
-    tree = config_to_dict(config)
-    assert json.loads(json.dumps(tree)) == tree
-    assert config_from_dict(tree, where="test") == config
+    config = config_from_dict(full_contents()[number], where="test")
+    content = config_to_dict(config)
+    assert json.loads(json.dumps(content)) == content
+    assert config_from_dict(content, where="test") == config
     assert load_config(write(config_to_yaml(config))) == config
 
 
 @pytest.mark.parametrize("name", ["off", "null", "1e-4", "3", "2024-01-01", "a: b", "Blech 3 µm"])
 def test_text_that_looks_like_something_else_survives_yaml(write, name):
-    tree = full_trees()[0]
-    tree["model"]["name"] = name
-    tree["recipe"]["lr"] = 1e-4
-    config = config_from_dict(tree, where="test")
+    content = full_contents()[0]
+    content["model"]["name"] = name
+    content["recipe"]["lr"] = 1e-4
+    config = config_from_dict(content, where="test")
     assert load_config(write(config_to_yaml(config))) == config
 
 
@@ -616,13 +616,13 @@ def test_yaml_keeps_the_order_and_writes_lists_on_one_line(write):
 
 
 def test_config_from_dict_names_the_place_and_leaves_its_input_alone():
-    tree = full_trees()[0]
-    before = json.dumps(tree)
-    config_from_dict(tree, where="best.pth")
-    assert json.dumps(tree) == before
-    tree["epochs"] = math.pi
+    content = full_contents()[0]
+    before = json.dumps(content)
+    config_from_dict(content, where="best.pth")
+    assert json.dumps(content) == before
+    content["epochs"] = math.pi
     with pytest.raises(ConfigError, match=r"^best\.pth: epochs: got 3\.14159\d*, needs an integer$"):
-        config_from_dict(tree, where="best.pth")
+        config_from_dict(content, where="best.pth")
 
 
 def blocks_of(config: Any) -> list[Any]:
@@ -636,8 +636,8 @@ def test_two_loads_share_nothing(write):
     assert first == second
     assert (changed.loss.mal, changed.seed) == (3.0, 4)
     assert not {id(block) for block in blocks_of(first)} & {id(block) for block in blocks_of(second)}
-    tree = config_to_dict(first)
-    tree["data"]["mean"][0] = 9
+    content = config_to_dict(first)
+    content["data"]["mean"][0] = 9
     assert first.data.mean[0] == 0.485
 
 

@@ -26,15 +26,23 @@ from deim.data.images.input_format import InputFormat
 from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
 from deim.records import to_json
-from tests.data.small_sets import HEIGHT, WIDTH, make_trees, noise, write_images, write_small_set, write_trees
+from tests.data.small_sets import (
+    HEIGHT,
+    WIDTH,
+    make_contents,
+    noise,
+    write_contents,
+    write_images,
+    write_small_set,
+)
 
-Trees = dict[str, dict[str, Any]]
+Contents = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Spoilt:
     rule: str
-    change: Callable[[Trees, Path], object]
+    change: Callable[[Contents, Path], object]
     """Changes the trees before they are written, or the files in the folder of images."""
     split: str
     file: str
@@ -44,36 +52,36 @@ class Spoilt:
     """Whether the form before training finds it as well."""
 
 
-def set_box(*box: object) -> Callable[[Trees, Path], object]:
-    return lambda trees, images: trees["train"]["annotations"][0].update(bbox=list(box))
+def set_box(*box: object) -> Callable[[Contents, Path], object]:
+    return lambda contents, images: contents["train"]["annotations"][0].update(bbox=list(box))
 
 
-def cut_in_half(trees: Trees, images: Path) -> None:
+def cut_in_half(contents: Contents, images: Path) -> None:
     content = (images / "t1.png").read_bytes()
     (images / "t1.png").write_bytes(content[: len(content) // 2])
 
 
-def save_brighter(source: str, target: str) -> Callable[[Trees, Path], object]:
-    def change(trees: Trees, images: Path) -> None:
+def save_brighter(source: str, target: str) -> Callable[[Contents, Path], object]:
+    def change(contents: Contents, images: Path) -> None:
         with Image.open(images / source) as image:
             ImageEnhance.Brightness(image).enhance(1.1).save(images / target)
 
     return change
 
 
-def turn_by_exif(trees: Trees, images: Path) -> None:
+def turn_by_exif(contents: Contents, images: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     noise(99, HEIGHT, WIDTH).save(images / "t1.png", exif=exif)
 
 
-def drop_class(trees: Trees, images: Path) -> None:
-    kept = [row for row in trees["val"]["annotations"] if row["category_id"] != 40]
-    trees["val"]["annotations"] = kept
+def drop_class(contents: Contents, images: Path) -> None:
+    kept = [row for row in contents["val"]["annotations"] if row["category_id"] != 40]
+    contents["val"]["annotations"] = kept
 
 
-def empty_split(trees: Trees, images: Path) -> None:
-    trees["val"].update(images=[], annotations=[])
+def empty_split(contents: Contents, images: Path) -> None:
+    contents["val"].update(images=[], annotations=[])
     for name in ("v0.png", "v1.png"):
         (images / name).unlink()
 
@@ -81,7 +89,7 @@ def empty_split(trees: Trees, images: Path) -> None:
 CASES = [
     Spoilt(
         "unreadable",
-        lambda trees, images: trees["val"].pop("images"),
+        lambda contents, images: contents["val"].pop("images"),
         "val",
         "val",
         None,
@@ -90,7 +98,7 @@ CASES = [
     Spoilt("empty_list", empty_split, "val", "val.json", None, "val.json: 'images' is empty."),
     Spoilt(
         "repeated_id",
-        lambda trees, images: trees["val"]["categories"].append({"id": 41, "name": "pit"}),
+        lambda contents, images: contents["val"]["categories"].append({"id": 41, "name": "pit"}),
         "val",
         "val.json",
         None,
@@ -98,7 +106,7 @@ CASES = [
     ),
     Spoilt(
         "missing_image",
-        lambda trees, images: (images / "t2.png").unlink(),
+        lambda contents, images: (images / "t2.png").unlink(),
         "train",
         "t2.png",
         None,
@@ -106,7 +114,7 @@ CASES = [
     ),
     Spoilt(
         "corrupt_image",
-        lambda trees, images: (images / "t1.png").write_bytes(b"no image"),
+        lambda contents, images: (images / "t1.png").write_bytes(b"no image"),
         "train",
         "t1.png",
         None,
@@ -123,7 +131,7 @@ CASES = [
     ),
     Spoilt(
         "size_differs",
-        lambda trees, images: trees["val"]["images"][1].update(width=WIDTH + 5),
+        lambda contents, images: contents["val"]["images"][1].update(width=WIDTH + 5),
         "val",
         "v1.png",
         None,
@@ -163,7 +171,7 @@ CASES = [
     ),
     Spoilt(
         "unknown_category",
-        lambda trees, images: trees["train"]["annotations"][1].update(category_id=9),
+        lambda contents, images: contents["train"]["annotations"][1].update(category_id=9),
         "train",
         "t0.png",
         "12",
@@ -171,7 +179,7 @@ CASES = [
     ),
     Spoilt(
         "unknown_image",
-        lambda trees, images: trees["train"]["annotations"][1].update(image_id=9),
+        lambda contents, images: contents["train"]["annotations"][1].update(image_id=9),
         "train",
         "train.json",
         "12",
@@ -179,7 +187,7 @@ CASES = [
     ),
     Spoilt(
         "class_not_trained",
-        lambda trees, images: trees["val"]["categories"].append({"id": 41, "name": "dent"}),
+        lambda contents, images: contents["val"]["categories"].append({"id": 41, "name": "dent"}),
         "val",
         "val.json",
         None,
@@ -187,7 +195,7 @@ CASES = [
     ),
     Spoilt(
         "duplicate_across",
-        lambda trees, images: shutil.copy(images / "t1.png", images / "v1.png"),
+        lambda contents, images: shutil.copy(images / "t1.png", images / "v1.png"),
         "val",
         "v1.png",
         None,
@@ -204,7 +212,7 @@ CASES = [
     ),
     Spoilt(
         "unlisted_image",
-        lambda trees, images: noise(77).save(images / "w.png"),
+        lambda contents, images: noise(77).save(images / "w.png"),
         "train, val",
         "w.png",
         None,
@@ -228,7 +236,7 @@ CASES = [
     ),
     Spoilt(
         "repeated_annotation",
-        lambda trees, images: trees["train"]["annotations"][3].update(id=11),
+        lambda contents, images: contents["train"]["annotations"][3].update(id=11),
         "train",
         "train.json",
         None,
@@ -236,8 +244,8 @@ CASES = [
     ),
     Spoilt(
         "duplicate_box",
-        lambda trees, images: trees["train"]["annotations"].append(
-            {**trees["train"]["annotations"][0], "id": 90}
+        lambda contents, images: contents["train"]["annotations"].append(
+            {**contents["train"]["annotations"][0], "id": 90}
         ),
         "train",
         "t0.png",
@@ -262,7 +270,7 @@ CASES = [
     ),
     Spoilt(
         "duplicate_within",
-        lambda trees, images: shutil.copy(images / "t1.png", images / "t2.png"),
+        lambda contents, images: shutil.copy(images / "t1.png", images / "t2.png"),
         "train",
         "t2.png",
         None,
@@ -294,11 +302,11 @@ def check(
     return check_dataset(raws, unread=unread, input_format=form, **options)
 
 
-def spoil(root: Path, change: Callable[[Trees, Path], object]) -> Path:
-    trees = make_trees()
+def spoil(root: Path, change: Callable[[Contents, Path], object]) -> Path:
+    contents = make_contents()
     write_images(root)
-    change(trees, root / "images")
-    write_trees(root, trees)
+    change(contents, root / "images")
+    write_contents(root, contents)
     return root
 
 
@@ -327,7 +335,7 @@ def test_one_thing_spoiled_gives_the_one_finding_of_its_rule(case: Spoilt, tmp_p
     assert (issue.split, issue.file, issue.annotation) == (case.split, case.file, case.annotation)
     assert case.message in issue.message
     assert report.num_errors == (case.rule in ERRORS)
-    quick = [found.rule for found in check(root, decode=False).issues]
+    quick = [actual.rule for actual in check(root, decode=False).issues]
     assert quick == [case.rule] * case.is_quick
 
 
@@ -342,16 +350,16 @@ def test_a_group_in_two_splits_is_an_error_that_names_it(tmp_path: Path) -> None
 
 
 def test_annotations_that_share_the_id_of_a_wrong_one_are_looked_at_all_the_same(tmp_path: Path) -> None:
-    def change(trees: Trees, images: Path) -> None:
-        set_box(1, 2, 0, 9)(trees, images)
-        trees["train"]["annotations"][1].update(id=11, bbox=[-8, 2, 20, 9])
+    def change(contents: Contents, images: Path) -> None:
+        set_box(1, 2, 0, 9)(contents, images)
+        contents["train"]["annotations"][1].update(id=11, bbox=[-8, 2, 20, 9])
 
     rules = [issue.rule for issue in check(spoil(tmp_path, change)).issues]
     assert rules == ["zero_box", "repeated_annotation", "overhanging_box"]
 
 
 def test_links_to_nowhere_and_folders_are_no_images(tmp_path: Path) -> None:
-    def change(trees: Trees, images: Path) -> None:
+    def change(contents: Contents, images: Path) -> None:
         for name in ("t2.png", "v1.png"):
             (images / name).unlink()
         (images / "t2.png").symlink_to(tmp_path / "nowhere.png")
@@ -379,14 +387,14 @@ def test_every_rule_has_a_case() -> None:
 
 
 def test_all_that_is_wrong_is_found_at_once_counted_and_refused(tmp_path: Path) -> None:
-    def change(trees: Trees, images: Path) -> None:
-        set_box(1, 2, 0, 9)(trees, images)
-        cut_in_half(trees, images)
-        drop_class(trees, images)
+    def change(contents: Contents, images: Path) -> None:
+        set_box(1, 2, 0, 9)(contents, images)
+        cut_in_half(contents, images)
+        drop_class(contents, images)
 
     report = check(spoil(tmp_path, change))
-    found = {rule: count for rule, count in report.counts().items() if count}
-    assert found == {"truncated_image": 1, "zero_box": 1, "class_without_boxes": 1}
+    actual = {rule: count for rule, count in report.counts().items() if count}
+    assert actual == {"truncated_image": 1, "zero_box": 1, "class_without_boxes": 1}
     with pytest.raises(DataError) as caught:
         report.raise_errors()
     assert len(str(caught.value).splitlines()) == report.num_errors == 2
@@ -398,9 +406,9 @@ def test_all_that_is_wrong_is_found_at_once_counted_and_refused(tmp_path: Path) 
 
 
 def test_the_table_shows_a_few_of_each_rule_and_counts_the_rest(tmp_path: Path) -> None:
-    def change(trees: Trees, images: Path) -> None:
-        first = trees["train"]["annotations"][0]
-        trees["train"]["annotations"] += [{**first, "id": 100 + copy} for copy in range(9)]
+    def change(contents: Contents, images: Path) -> None:
+        first = contents["train"]["annotations"][0]
+        contents["train"]["annotations"] += [{**first, "id": 100 + copy} for copy in range(9)]
 
     lines = describe_check(check(spoil(tmp_path, change)))
     assert "warning  duplicate_box  9: two boxes of a class at the same place" in lines
@@ -431,7 +439,7 @@ def test_boxes_in_tiles_are_measured_at_the_scale_of_the_tiles() -> None:
 
 
 def test_plain_images_are_noted_and_not_predicted_as_copies(tmp_path: Path) -> None:
-    def change(trees: Trees, images: Path) -> None:
+    def change(contents: Contents, images: Path) -> None:
         for seed, name in enumerate(("t1.png", "v1.png")):
             gray = np.random.default_rng(seed).integers(120, 123, size=(HEIGHT, WIDTH)).astype(np.uint8)
             Image.fromarray(gray).save(images / name)
@@ -444,8 +452,8 @@ def test_plain_images_are_noted_and_not_predicted_as_copies(tmp_path: Path) -> N
 
 
 def test_crowd_regions_are_counted_apart(tmp_path: Path) -> None:
-    def change(trees: Trees, images: Path) -> None:
-        trees["train"]["annotations"][0].update(iscrowd=1, bbox=[1, 2, 9, 2])
+    def change(contents: Contents, images: Path) -> None:
+        contents["train"]["annotations"][0].update(iscrowd=1, bbox=[1, 2, 9, 2])
 
     report = check(spoil(tmp_path, change))
     assert report.issues == ()
@@ -453,7 +461,7 @@ def test_crowd_regions_are_counted_apart(tmp_path: Path) -> None:
 
 
 def test_a_config_s_data_is_checked_before_a_run(tmp_path: Path, tiny_config: Callable[..., Config]) -> None:
-    root = spoil(tmp_path / "set", lambda trees, images: shutil.copy(images / "t1.png", images / "v1.png"))
+    root = spoil(tmp_path / "set", lambda contents, images: shutil.copy(images / "t1.png", images / "v1.png"))
     report = check_before_run(tiny_config(root, tmp_path / "run"))
     assert [issue.rule for issue in report.issues] == ["duplicate_across"]
     with pytest.raises(
@@ -465,7 +473,7 @@ def test_a_config_s_data_is_checked_before_a_run(tmp_path: Path, tiny_config: Ca
 def test_a_config_s_data_that_cannot_be_read_is_refused(
     tmp_path: Path, tiny_config: Callable[..., Config]
 ) -> None:
-    root = spoil(tmp_path / "set", lambda trees, images: trees["val"].pop("images"))
+    root = spoil(tmp_path / "set", lambda contents, images: contents["val"].pop("images"))
     with pytest.raises(DataError, match=r"val\.json: not a COCO file"):
         check_before_run(tiny_config(root, tmp_path / "run"))
 
@@ -474,13 +482,13 @@ def test_images_of_a_split_that_a_run_does_not_use_are_nothing_odd(
     tmp_path: Path, tiny_config: Callable[..., Config], write_coco: Callable[..., Path]
 ) -> None:
     root = write_coco(tmp_path / "set", num_images={"train": 3, "val": 2, "test": 2})
-    found = check_before_run(tiny_config(root, tmp_path / "run")).issues
+    actual = check_before_run(tiny_config(root, tmp_path / "run")).issues
     raws, _ = read_for_check(root, "coco")
     del raws["test"]
     report = check_dataset(raws, input_format=InputFormat(size_hw=(64, 64)), decode=False)
     assert report.counts()["unlisted_image"] == 2
     assert {issue.rule for issue in report.issues} == {
         "unlisted_image",
-        *(issue.rule for issue in found),
+        *(issue.rule for issue in actual),
     }
-    assert "unlisted_image" not in {issue.rule for issue in found}
+    assert "unlisted_image" not in {issue.rule for issue in actual}

@@ -20,7 +20,7 @@ from deim.data.splits import build_splits, read_split
 from deim.errors import ConfigError, DataError
 from deim.files import sha256_of_file
 from tests.data.sensor_files import write_png
-from tests.data.small_sets import make_trees, noise, write_images, write_small_set, write_trees
+from tests.data.small_sets import make_contents, noise, write_contents, write_images, write_small_set
 
 FORM = InputFormat(size_hw=(64, 64), resize="stretch", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -34,31 +34,31 @@ def write_awkward_set(root: Path) -> Path:
     write_images(root)
     (root / "images" / "lot 1").mkdir()
     (root / "images" / "t1.png").rename(root / "images" / "lot 1" / "t1.b.png")
-    trees = make_trees()
-    for tree in trees.values():
-        tree["categories"].append({"id": 2, "name": "Riß & <Kratzer>"})
-    trees["train"]["images"][1]["file_name"] = "lot 1/t1.b.png"
-    trees["train"]["annotations"][0]["bbox"] = [1 / 3, 0.123456, 39.5, 17 / 7]
-    trees["train"]["annotations"][1]["bbox"] = [30, 20, 20, 20]
-    write_trees(root, trees)
+    contents = make_contents()
+    for content in contents.values():
+        content["categories"].append({"id": 2, "name": "Riß & <Kratzer>"})
+    contents["train"]["images"][1]["file_name"] = "lot 1/t1.b.png"
+    contents["train"]["annotations"][0]["bbox"] = [1 / 3, 0.123456, 39.5, 17 / 7]
+    contents["train"]["annotations"][1]["bbox"] = [30, 20, 20, 20]
+    write_contents(root, contents)
     return root
 
 
 def by_name(split: CocoSplit) -> dict[str, tuple[Any, ...]]:
     """Size, digest, categories and boxes of each image, whatever their order."""
-    found = {}
+    actual = {}
     for index, name in enumerate(split.file_names):
         rows = slice(split.first_box[index], split.first_box[index + 1])
         categories = split.box_category_ids[rows].tolist()
         digest = sha256_of_file(split.image_path(index))
-        found[name] = (
+        actual[name] = (
             split.sizes_hw[index].tolist(),
             digest,
             categories,
             split.is_crowd[rows].tolist(),
             split.boxes_xywh[rows],
         )
-    return found
+    return actual
 
 
 def test_sets_of_deep_images_are_read_for_tools(tmp_path: Path) -> None:
@@ -74,9 +74,9 @@ def assert_same(first: dict[str, CocoSplit], second: dict[str, CocoSplit], *, at
     for name, split in first.items():
         assert split.category_ids == second[name].category_ids
         assert split.class_names == second[name].class_names
-        one, other = by_name(split), by_name(second[name])
-        assert one.keys() == other.keys()
-        for image, (*facts, boxes) in one.items():
+        item, other = by_name(split), by_name(second[name])
+        assert item.keys() == other.keys()
+        for image, (*facts, boxes) in item.items():
             assert facts == list(other[image][:-1])
             np.testing.assert_allclose(boxes, other[image][-1], atol=atol, rtol=0)
 
@@ -102,18 +102,18 @@ def test_training_reads_each_format_to_the_same_samples(
     write_dataset(read(root, "coco"), data_format, tmp_path / data_format)
     expected = build_splits(tiny_config(root, tmp_path / "run").data)
     config = tiny_config(tmp_path / data_format, tmp_path / "run", f"data.format={data_format}")
-    found = build_splits(config.data)
+    actual = build_splits(config.data)
     assert check_before_run(config).issues == ()
     index = {number: place for place, number in enumerate(expected.train.category_ids)}
-    for one, other in ((expected.train, found.train), (expected.val, found.val)):
-        assert one.file_names == other.file_names
+    for item, other in ((expected.train, actual.train), (expected.val, actual.val)):
+        assert item.file_names == other.file_names
         pairs = zip(
             *(
                 [
                     DetectionDataset(split, index, input_format=FORM).read((0, image))
                     for image in range(len(split))
                 ]
-                for split in (one, other)
+                for split in (item, other)
             ),
             strict=True,
         )
@@ -152,10 +152,10 @@ def test_a_missing_folder_is_told_what_it_must_hold(
 
 
 def test_crowd_regions_survive_in_voc_and_are_refused_by_yolo(tmp_path: Path) -> None:
-    trees = make_trees()
-    trees["train"]["annotations"][2]["iscrowd"] = 1
+    contents = make_contents()
+    contents["train"]["annotations"][2]["iscrowd"] = 1
     write_images(tmp_path / "coco")
-    write_trees(tmp_path / "coco", trees)
+    write_contents(tmp_path / "coco", contents)
     splits = read(tmp_path / "coco", "coco")
     write_dataset(splits, "voc", tmp_path / "voc")
     assert_same(splits, read(tmp_path / "voc", "voc"), atol=1e-6)
@@ -167,12 +167,12 @@ def test_crowd_regions_survive_in_voc_and_are_refused_by_yolo(tmp_path: Path) ->
 
 
 def test_what_a_format_has_no_place_for_is_counted(tmp_path: Path) -> None:
-    trees = make_trees()
-    trees["train"]["annotations"][0].update(area=17.0, segmentation=[[1, 2, 3, 4, 5, 6]])
-    trees["val"]["images"][0]["license"] = 3
-    trees["val"]["categories"][0] = {**trees["val"]["categories"][0], "supercategory": "defect"}
+    contents = make_contents()
+    contents["train"]["annotations"][0].update(area=17.0, segmentation=[[1, 2, 3, 4, 5, 6]])
+    contents["val"]["images"][0]["license"] = 3
+    contents["val"]["categories"][0] = {**contents["val"]["categories"][0], "supercategory": "defect"}
     write_images(tmp_path)
-    write_trees(tmp_path, trees)
+    write_contents(tmp_path, contents)
     raws = read_all(tmp_path, "coco")
     outline = "1 outlines (segmentation) are dropped: the project trains on boxes"
     fields = "2 fields are dropped: license, supercategory"
@@ -211,10 +211,10 @@ def test_an_existing_folder_is_never_written_into(tmp_path: Path) -> None:
 
 
 def test_splits_with_other_lists_of_classes_are_refused(tmp_path: Path) -> None:
-    trees = make_trees()
-    trees["val"]["categories"].append({"id": 8, "name": "dent"})
+    contents = make_contents()
+    contents["val"]["categories"].append({"id": 8, "name": "dent"})
     write_images(tmp_path)
-    write_trees(tmp_path, trees)
+    write_contents(tmp_path, contents)
     with pytest.raises(DataError, match=r"^val\.json: the classes are .*8: 'dent'.*Give all splits the same"):
         read(tmp_path, "coco")
 
@@ -235,13 +235,13 @@ def test_the_format_is_known_by_what_lies_in_the_folder(tmp_path: Path) -> None:
 
 
 def test_coco_files_beside_the_images_of_each_split_are_found(tmp_path: Path) -> None:
-    trees = make_trees()
+    contents = make_contents()
     for split, folder in (("train", "train"), ("val", "valid")):
         (tmp_path / folder).mkdir()
-        write_trees(tmp_path / "scratch", {split: trees[split]})
+        write_contents(tmp_path / "scratch", {split: contents[split]})
         source = tmp_path / "scratch" / "annotations" / f"{split}.json"
         source.rename(tmp_path / folder / "_annotations.coco.json")
-        for image in trees[split]["images"]:
+        for image in contents[split]["images"]:
             noise(image["id"]).save(tmp_path / folder / image["file_name"])
     splits = read(tmp_path, "coco")
     assert {name: len(split) for name, split in splits.items()} == {"train": 3, "val": 2}

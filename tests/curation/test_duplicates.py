@@ -57,8 +57,8 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def test_equal_bytes_are_linked_to_one_in_another_split_if_there_is_one() -> None:
-    found = find_exact(["a", "", "b", "a", "", "a"], ["train", "train", "train", "train", "val", "val"])
-    assert found == [
+    actual = find_exact(["a", "", "b", "a", "", "a"], ["train", "train", "train", "train", "val", "val"])
+    assert actual == [
         Duplicate(index=3, earlier=0, is_exact=True),
         Duplicate(index=5, earlier=0, is_exact=True),
     ]
@@ -81,21 +81,23 @@ def test_a_changed_copy_is_found_and_no_other(
 ) -> None:
     images = [noise(seed, 96, 80) for seed in range(24)]
     facts = facts_of(tmp_path, [*images, change(images[5])])
-    (found,) = find_near(facts, ["train"] * 24 + ["val"])
-    assert (found.index, found.earlier, found.is_exact) == (24, 5, False)
+    (actual,) = find_near(facts, ["train"] * 24 + ["val"])
+    assert (actual.index, actual.earlier, actual.is_exact) == (24, 5, False)
 
 
 @pytest.mark.parametrize("number", [4, 24], ids=["few", "many"])
 def test_parts_in_one_holder_with_other_defects_are_not_copies(number: int, tmp_path: Path) -> None:
     images = [held_part(seed, (7 * seed % 100, 31 * seed % 100)) for seed in range(number)]
     facts = facts_of(tmp_path, [*images, as_jpeg(images[2])])
-    assert [(found.index, found.earlier) for found in find_near(facts, ["a"] * (number + 1))] == [(number, 2)]
+    assert [(actual.index, actual.earlier) for actual in find_near(facts, ["a"] * (number + 1))] == [
+        (number, 2)
+    ]
 
 
 def test_equal_bytes_are_not_reported_as_likeness_and_bound_with_it(tmp_path: Path) -> None:
     images = [noise(seed) for seed in range(3)]
     facts = facts_of(tmp_path, [*images, images[1], as_jpeg(images[1])])
-    assert [(found.index, found.earlier) for found in find_near(facts, ["a"] * 5)] == [(4, 1)]
+    assert [(actual.index, actual.earlier) for actual in find_near(facts, ["a"] * 5)] == [(4, 1)]
     assert set(find_copies(facts)) == {(3, 1), (4, 1), (4, 3)}
 
 
@@ -129,8 +131,8 @@ def test_copies_of_deep_images_with_channels_are_found(tmp_path: Path) -> None:
     write_png(tmp_path / "other.png", values[::-1] * 16)
     facts = [scan_image(tmp_path / f"{name}.png", decode=True) for name in ("first", "copy", "other")]
     assert count_plain(facts) == 0
-    (found,) = find_near(facts, ["train", "val", "val"])
-    assert (found.index, found.earlier, found.is_exact) == (1, 0, False)
+    (actual,) = find_near(facts, ["train", "val", "val"])
+    assert (actual.index, actual.earlier, actual.is_exact) == (1, 0, False)
 
 
 def test_sixteen_bits_are_stretched_to_what_they_hold(tmp_path: Path) -> None:

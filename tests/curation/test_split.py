@@ -15,7 +15,7 @@ from deim.curation.split import Division, assign_groups, describe_division, divi
 from deim.data.formats.read import Format, read_all, to_splits
 from deim.data.images.input_format import InputFormat
 from deim.errors import DataError
-from tests.data.small_sets import make_trees, noise, write_small_set, write_trees
+from tests.data.small_sets import make_contents, noise, write_contents, write_small_set
 
 RATIOS = np.array([0.8, 0.1, 0.1])
 
@@ -41,7 +41,7 @@ def write_lots(root: Path, *, num_lots: int = 10, of_lot: int = 3) -> Path:
                     {"id": index, "image_id": index, "category_id": 1 + index % 2, "bbox": [2, 3, 9, 8]}
                 )
     categories = [{"id": 1, "name": "pit"}, {"id": 2, "name": "scratch"}]
-    write_trees(root, {"all": {"images": images, "annotations": annotations, "categories": categories}})
+    write_contents(root, {"all": {"images": images, "annotations": annotations, "categories": categories}})
     return root
 
 
@@ -145,19 +145,19 @@ def test_the_pool_keeps_boxes_with_their_images_and_renumbers_ids_that_meet(tmp_
 
 def test_the_report_counts_classes_and_names_what_a_split_lacks(tmp_path: Path) -> None:
     write_small_set(tmp_path)
-    trees = make_trees()
-    for tree in trees.values():
-        tree["annotations"] = [row for row in tree["annotations"] if row["category_id"] != 40]
-    trees["val"]["annotations"].append({"id": 99, "image_id": 51, "category_id": 40, "bbox": [1, 2, 9, 8]})
-    write_trees(tmp_path, trees)
+    contents = make_contents()
+    for content in contents.values():
+        content["annotations"] = [row for row in content["annotations"] if row["category_id"] != 40]
+    contents["val"]["annotations"].append({"id": 99, "image_id": 51, "category_id": 40, "bbox": [1, 2, 9, 8]})
+    write_contents(tmp_path, contents)
     lines = describe_division(divided(tmp_path))
     header = "split images share groups without boxes pit scratch vein"
     assert lines[0].split() == header.split()
-    assert [line.split()[0] for line in lines[1:4]] == ["train", "val", "test"]
-    assert sorted(int(line.split()[-1]) for line in lines[1:4]) == [0, 0, 1]
-    without = [line.split()[0] for line in lines[1:4] if line.split()[-1] == "0"]
+    assert [line.split()[0] for line in lines[2:5]] == ["train", "val", "test"]
+    assert sorted(int(line.split()[-1]) for line in lines[2:5]) == [0, 0, 1]
+    without = [line.split()[0] for line in lines[2:5] if line.split()[-1] == "0"]
     why = "it has too few groups, or they hold other rare classes"
-    assert lines[4:] == [f"{split}: no box of class 'vein'; {why}" for split in without]
+    assert lines[5:] == [f"{split}: no box of class 'vein'; {why}" for split in without]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from deim.data.formats.coco import CocoSplit
 from deim.data.formats.read import read_all, to_splits
 from deim.data.images.input_format import InputFormat
 from deim.data.images.tiling import TilesOptions
-from tests.data.small_sets import make_trees, write_images, write_trees
+from tests.data.small_sets import make_contents, write_contents, write_images
 
 CHARTS = ["classes", "box_sizes", "aspect_ratios", "boxes_per_image", "positions", "brightness", "samples"]
 
@@ -33,12 +33,12 @@ def make_format(
 
 
 def measured(
-    root: Path, change: Callable[[dict[str, Any]], object] = lambda trees: None, **options: Any
+    root: Path, change: Callable[[dict[str, Any]], object] = lambda contents: None, **options: Any
 ) -> tuple[DatasetStats, dict[str, CocoSplit]]:
-    trees = make_trees()
+    contents = make_contents()
     write_images(root)
-    change(trees)
-    write_trees(root, trees)
+    change(contents)
+    write_contents(root, contents)
     return measured_as_it_is(root, **options)
 
 
@@ -51,17 +51,17 @@ def measured_as_it_is(root: Path, **options: Any) -> tuple[DatasetStats, dict[st
     return compute_stats(splits, facts, input_format=make_format(**options)), splits
 
 
-def without_boxes(trees: dict[str, Any]) -> None:
-    for tree in trees.values():
-        tree["annotations"] = []
+def without_boxes(contents: dict[str, Any]) -> None:
+    for content in contents.values():
+        content["annotations"] = []
 
 
 def test_numbers_are_those_of_the_hand(tmp_path: Path) -> None:
-    def change(trees: dict[str, Any]) -> None:
-        trees["train"]["annotations"] = trees["train"]["annotations"][:2]
-        trees["train"]["annotations"][0]["bbox"] = [30, 20, 20, 20]
-        trees["train"]["annotations"][1].update(bbox=[0, 0, 8, 4], iscrowd=0)
-        trees["val"]["annotations"] = [{**trees["val"]["annotations"][0], "iscrowd": 1}]
+    def change(contents: dict[str, Any]) -> None:
+        contents["train"]["annotations"] = contents["train"]["annotations"][:2]
+        contents["train"]["annotations"][0]["bbox"] = [30, 20, 20, 20]
+        contents["train"]["annotations"][1].update(bbox=[0, 0, 8, 4], iscrowd=0)
+        contents["val"]["annotations"] = [{**contents["val"]["annotations"][0], "iscrowd": 1}]
 
     stats, splits = measured(tmp_path, change)
     assert stats.class_names == ("pit", "scratch", "vein")
@@ -124,13 +124,15 @@ def test_small_boxes_are_told_the_tiles_in_which_they_are_not(tmp_path: Path) ->
 
 
 def test_rare_classes_and_classes_of_one_split_are_named(tmp_path: Path) -> None:
-    def change(trees: dict[str, Any]) -> None:
-        trees["val"]["annotations"] = [row for row in trees["val"]["annotations"] if row["category_id"] != 3]
-        trees["train"]["annotations"] += [
-            {**trees["train"]["annotations"][1], "id": 100 + number} for number in range(30)
+    def change(contents: dict[str, Any]) -> None:
+        contents["val"]["annotations"] = [
+            row for row in contents["val"]["annotations"] if row["category_id"] != 3
         ]
-        rows = trees["train"]["annotations"]
-        trees["train"]["annotations"] = [row for row in rows if row["category_id"] != 40]
+        contents["train"]["annotations"] += [
+            {**contents["train"]["annotations"][1], "id": 100 + number} for number in range(30)
+        ]
+        rows = contents["train"]["annotations"]
+        contents["train"]["annotations"] = [row for row in rows if row["category_id"] != 40]
 
     lines = advise(measured(tmp_path, change)[0])
     assert lines[0].startswith("Class 'pit' has only 2 boxes, under 30.")
@@ -151,7 +153,7 @@ def test_a_split_of_another_brightness_is_named(tmp_path: Path) -> None:
 
 def test_damaged_images_are_counted_and_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path)
-    write_trees(tmp_path, make_trees())
+    write_contents(tmp_path, make_contents())
     path = tmp_path / "images" / "t1.png"
     path.write_bytes(path.read_bytes()[:60])
     stats, splits = measured_as_it_is(tmp_path)
@@ -192,12 +194,12 @@ def drawn(
 def test_rare_classes_share_a_legend_entry_and_a_bar(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def change(trees: dict[str, Any]) -> None:
-        for tree in trees.values():
-            tree["categories"] = [{"id": index, "name": f"c{index}"} for index in range(number)]
+    def change(contents: dict[str, Any]) -> None:
+        for content in contents.values():
+            content["categories"] = [{"id": index, "name": f"c{index}"} for index in range(number)]
             # Those with the highest numbers have two boxes in each split, the others one.
             labels = [*range(number), *range(number - 12, number)]
-            tree["annotations"] = [
+            content["annotations"] = [
                 {"id": index, "image_id": 50, "category_id": label, "bbox": [1, 2, 9, 8]}
                 for index, label in enumerate(labels)
             ]
@@ -224,11 +226,11 @@ def test_rare_classes_share_a_legend_entry_and_a_bar(
 def test_names_that_are_not_unicode_have_a_question_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def change(trees: dict[str, Any]) -> None:
-        for tree in trees.values():
-            tree["categories"][1] = {**tree["categories"][1], "name": "pr\udcfcf"}
-        trees["train"]["images"][0]["file_name"] = "t\udcfc.png"
-        trees["v\udcfc"] = trees.pop("val")
+    def change(contents: dict[str, Any]) -> None:
+        for content in contents.values():
+            content["categories"][1] = {**content["categories"][1], "name": "pr\udcfcf"}
+        contents["train"]["images"][0]["file_name"] = "t\udcfc.png"
+        contents["v\udcfc"] = contents.pop("val")
         (tmp_path / "images" / "t0.png").rename(tmp_path / "images" / "t\udcfc.png")
 
     stats, splits = measured(tmp_path, change)
@@ -240,7 +242,7 @@ def test_names_that_are_not_unicode_have_a_question_mark(
 
 @pytest.mark.parametrize(
     "change",
-    [pytest.param(lambda trees: None, marks=pytest.mark.slow), without_boxes],
+    [pytest.param(lambda contents: None, marks=pytest.mark.slow), without_boxes],
     ids=["boxes", "no boxes"],
 )
 def test_all_charts_are_drawn_and_described(change: Callable[..., object], tmp_path: Path) -> None:

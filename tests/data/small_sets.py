@@ -12,9 +12,9 @@ NAMES = {"train": ("t0.png", "t1.png", "t2.png"), "val": ("v0.png", "v1.png")}
 CATEGORIES = [{"id": 7, "name": "scratch"}, {"id": 3, "name": "pit"}, {"id": 40, "name": "vein"}]
 
 
-def make_trees() -> dict[str, dict[str, Any]]:
+def make_contents() -> dict[str, dict[str, Any]]:
     """Train with an image without boxes, val without; two boxes of each class in both, at least."""
-    trees: dict[str, dict[str, Any]] = {}
+    contents: dict[str, dict[str, Any]] = {}
     for split, names in NAMES.items():
         images = [
             {"id": 50 + index, "file_name": name, "width": WIDTH, "height": HEIGHT}
@@ -28,8 +28,8 @@ def make_trees() -> dict[str, dict[str, Any]]:
                 annotations.append(
                     {"id": number, "image_id": 50 + index, "category_id": category_id, "bbox": box}
                 )
-        trees[split] = {"images": images, "annotations": annotations, "categories": [*CATEGORIES]}
-    return trees
+        contents[split] = {"images": images, "annotations": annotations, "categories": [*CATEGORIES]}
+    return contents
 
 
 def noise(seed: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
@@ -45,13 +45,13 @@ def write_images(root: Path) -> None:
             noise(len(split) * 10 + index).save(root / "images" / name)
 
 
-def write_trees(root: Path, trees: dict[str, dict[str, Any]]) -> None:
+def write_contents(root: Path, contents: dict[str, dict[str, Any]]) -> None:
     (root / "annotations").mkdir(parents=True, exist_ok=True)
-    for split, tree in trees.items():
-        (root / "annotations" / f"{split}.json").write_text(json.dumps(tree), encoding="utf-8")
+    for split, content in contents.items():
+        (root / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def write_small_set(root: Path) -> Path:
     write_images(root)
-    write_trees(root, make_trees())
+    write_contents(root, make_contents())
     return root

@@ -47,29 +47,29 @@ def test_images_without_boxes_are_mixed() -> None:
     images, targets = as_batch([colored_sample([], SIZE_HW)] * 2)
     _, mixed = mix_up(images, targets, ratio=0.5)
     assert [target["boxes"].shape for target in mixed] == [(0, 4), (0, 4)]
-    blended, found = copy_blend(images, targets, max_objects=3, ratio=0.5, rng=np.random.default_rng(0))
+    blended, actual = copy_blend(images, targets, max_objects=3, ratio=0.5, rng=np.random.default_rng(0))
     assert torch.equal(blended, images)
-    assert [target["labels"].shape for target in found] == [(0,), (0,)]
+    assert [target["labels"].shape for target in actual] == [(0,), (0,)]
 
 
 def test_a_single_image_is_not_mixed_with_itself() -> None:
     images, targets = as_batch([colored_sample([(0, 0, 20, 20)], SIZE_HW)])
-    mixed, found = mix_up(images, targets, ratio=0.45)
+    mixed, actual = mix_up(images, targets, ratio=0.45)
     assert torch.equal(mixed, images)
-    assert found[0]["labels"].tolist() == [0]
+    assert actual[0]["labels"].tolist() == [0]
 
 
 def test_mix_up_blends_each_image_with_the_one_before() -> None:
     images, targets = make_batch()
     kept = images.clone()
-    mixed, found = mix_up(images, targets, ratio=0.55)
+    mixed, actual = mix_up(images, targets, ratio=0.55)
     assert torch.equal(images, kept)
-    assert [target["labels"].tolist() for target in found] == [[0, 1, 2], [0, 1], [2]]
-    assert [target["area"].tolist() for target in found] == [[300, 450, 1600], [300, 450], [1600]]
-    assert [target["image_id"] for target in found] == [0, 1, 2]
+    assert [target["labels"].tolist() for target in actual] == [[0, 1, 2], [0, 1], [2]]
+    assert [target["area"].tolist() for target in actual] == [[300, 450, 1600], [300, 450], [1600]]
+    assert [target["image_id"] for target in actual] == [0, 1, 2]
     torch.testing.assert_close(mixed[1], 0.55 * images[1] + 0.45 * images[0])
     torch.testing.assert_close(mixed[0], 0.55 * images[0] + 0.45 * images[2])
-    for index, target in enumerate(found):
+    for index, target in enumerate(actual):
         for box, label in zip(pixels(target).int().tolist(), target["labels"].tolist(), strict=True):
             part = mixed[index, :, box[1] : box[3], box[0] : box[2]]
             strongest = int(COLORS[label].argmax())
@@ -80,12 +80,12 @@ def test_mix_up_blends_each_image_with_the_one_before() -> None:
 def test_copies_lie_inside_with_their_label_and_size(seed: int) -> None:
     images, targets = make_batch()
     kept = images.clone()
-    blended, found = copy_blend(images, targets, max_objects=3, ratio=0.5, rng=np.random.default_rng(seed))
+    blended, actual = copy_blend(images, targets, max_objects=3, ratio=0.5, rng=np.random.default_rng(seed))
     assert torch.equal(images, kept)
     sizes = {0: (20, 15), 1: (10, 45), 2: (40, 40)}
-    for index, (own, target) in enumerate(zip(targets, found, strict=True)):
-        count = len(own["labels"])
-        assert torch.equal(target["boxes"][:count], own["boxes"])
+    for index, (new, target) in enumerate(zip(targets, actual, strict=True)):
+        count = len(new["labels"])
+        assert torch.equal(target["boxes"][:count], new["boxes"])
         assert sorted(target["labels"][count:].tolist()) == [0, 1, 2]
         boxes = pixels(target)
         assert (boxes >= 0).all()
@@ -102,9 +102,9 @@ def test_copies_lie_inside_with_their_label_and_size(seed: int) -> None:
 
 def test_what_no_object_came_to_is_as_it_was() -> None:
     images, targets = make_batch()
-    blended, found = copy_blend(images, targets, max_objects=1, ratio=0.5, rng=np.random.default_rng(1))
+    blended, actual = copy_blend(images, targets, max_objects=1, ratio=0.5, rng=np.random.default_rng(1))
     changed = (blended != images).any(dim=1)
-    for index, target in enumerate(found):
+    for index, target in enumerate(actual):
         left, top, right, bottom = pixels(target)[-1].tolist()
         margin_x, margin_y = int(0.25 * (right - left)), int(0.25 * (bottom - top))
         rows, columns = changed[index].nonzero().unbind(-1)
@@ -117,18 +117,18 @@ def test_what_no_object_came_to_is_as_it_was() -> None:
 
 def test_objects_come_from_each_donor_as_often() -> None:
     images, targets = as_batch([colored_sample([(0, 0, 30, 30)], SIZE_HW)])
-    one, nine = [(0, 0, 12, 12)], [(20, 20, 32, 32)] * 9
-    donors = as_batch([colored_sample(one, SIZE_HW, first=1), colored_sample(nine, SIZE_HW, first=2)])
+    item, nine = [(0, 0, 12, 12)], [(20, 20, 32, 32)] * 9
+    donors = as_batch([colored_sample(item, SIZE_HW, first=1), colored_sample(nine, SIZE_HW, first=2)])
     donors[1][1]["labels"] = torch.full((9,), 2)
     rng = np.random.default_rng(0)
     labels = []
     for _ in range(400):
-        blended, found = copy_blend(images, targets, max_objects=1, ratio=0.5, rng=rng, donors=donors)
-        assert found[0]["labels"][0] == 0
-        left, top, right, bottom = pixels(found[0])[1].int().tolist()
+        blended, actual = copy_blend(images, targets, max_objects=1, ratio=0.5, rng=rng, donors=donors)
+        assert actual[0]["labels"][0] == 0
+        left, top, right, bottom = pixels(actual[0])[1].int().tolist()
         assert (right - left, bottom - top) == (12, 12)
         assert (blended[0, :, top:bottom, left:right] != images[0, :, top:bottom, left:right]).any()
-        labels += found[0]["labels"][1:].tolist()
+        labels += actual[0]["labels"][1:].tolist()
     assert len(labels) == 400
     assert labels.count(1) / 400 == pytest.approx(0.5, abs=0.07)
 
@@ -141,8 +141,8 @@ def test_a_donor_with_few_objects_gives_as_many_copies() -> None:
     rng = np.random.default_rng(0)
     labels = []
     for _ in range(300):
-        _, found = copy_blend(images, targets, max_objects=3, ratio=0.5, rng=rng, donors=donors)
-        labels += found[0]["labels"].tolist()
+        _, actual = copy_blend(images, targets, max_objects=3, ratio=0.5, rng=rng, donors=donors)
+        labels += actual[0]["labels"].tolist()
     assert len(labels) == 900
     assert np.bincount(labels) / 900 == pytest.approx(np.full(3, 1 / 3), abs=0.05)
 
@@ -150,8 +150,8 @@ def test_a_donor_with_few_objects_gives_as_many_copies() -> None:
 def test_small_objects_are_not_copied() -> None:
     images, targets = as_batch([colored_sample([(0, 0, 9, 11), (20, 20, 30, 30)], SIZE_HW)] * 2)
     assert MIN_AREA == 100
-    _, found = copy_blend(images, targets, max_objects=5, ratio=0.5, rng=np.random.default_rng(0))
-    assert [target["labels"].tolist() for target in found] == [[0, 1, 1, 1]] * 2
+    _, actual = copy_blend(images, targets, max_objects=5, ratio=0.5, rng=np.random.default_rng(0))
+    assert [target["labels"].tolist() for target in actual] == [[0, 1, 1, 1]] * 2
 
 
 def test_the_same_seed_gives_the_same_batch() -> None:

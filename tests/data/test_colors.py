@@ -14,7 +14,7 @@ from deim.data.augment.transform import Sample
 KINDS = ["noise", "grid", "gray", "black"]
 
 
-def make_picture(kind: str) -> Tensor:
+def make_image(kind: str) -> Tensor:
     """Small ones with all there is: (3, 70, 64) uint8, or (3, 32, 1024) for the grid."""
     generator = torch.Generator().manual_seed(0)
     match kind:
@@ -28,22 +28,22 @@ def make_picture(kind: str) -> Tensor:
     return torch.zeros(3, 70, 64, dtype=torch.uint8)
 
 
-def by_torchvision(picture: Tensor, changes: ColorChanges) -> Tensor:
+def by_torchvision(photo_image: Tensor, changes: ColorChanges) -> Tensor:
     if changes.brightness is not None:
-        picture = TF.adjust_brightness(picture, changes.brightness)
+        photo_image = TF.adjust_brightness(photo_image, changes.brightness)
     if changes.contrast is not None and changes.contrast_first:
-        picture = TF.adjust_contrast(picture, changes.contrast)
+        photo_image = TF.adjust_contrast(photo_image, changes.contrast)
     if changes.saturation is not None:
-        picture = TF.adjust_saturation(picture, changes.saturation)
+        photo_image = TF.adjust_saturation(photo_image, changes.saturation)
     if changes.hue is not None:
-        picture = TF.adjust_hue(picture, changes.hue)
+        photo_image = TF.adjust_hue(photo_image, changes.hue)
     if changes.contrast is not None and not changes.contrast_first:
-        picture = TF.adjust_contrast(picture, changes.contrast)
-    return picture
+        photo_image = TF.adjust_contrast(photo_image, changes.contrast)
+    return photo_image
 
 
-def largest_difference(one: Tensor, other: Tensor) -> int:
-    return int((one.int() - other.int()).abs().max())
+def largest_difference(item: Tensor, other: Tensor) -> int:
+    return int((item.int() - other.int()).abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,42 +64,42 @@ def largest_difference(one: Tensor, other: Tensor) -> int:
     ids=str,
 )
 def test_changes_are_those_of_torchvision(kind: str, changes: ColorChanges, tolerance: int) -> None:
-    picture = make_picture(kind)
-    kept = picture.clone()
-    changed = change_colors(picture, changes)
+    photo_image = make_image(kind)
+    kept = photo_image.clone()
+    changed = change_colors(photo_image, changes)
     assert changed.dtype == torch.uint8
-    assert largest_difference(changed, by_torchvision(picture, changes)) <= tolerance
-    assert torch.equal(picture, kept)
+    assert largest_difference(changed, by_torchvision(photo_image, changes)) <= tolerance
+    assert torch.equal(photo_image, kept)
 
 
 def test_the_size_of_the_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ColorChanges(brightness=0.9, contrast=1.3, saturation=1.2, hue=-0.03)
-    picture = make_picture("noise")
-    whole = change_colors(picture, changes)
+    photo_image = make_image("noise")
+    whole = change_colors(photo_image, changes)
     monkeypatch.setattr(colors, "BLOCK", 1000)
-    assert torch.equal(change_colors(picture, changes), whole)
-    strided = picture.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert torch.equal(change_colors(photo_image, changes), whole)
+    strided = photo_image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     assert torch.equal(change_colors(strided, changes), whole)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("is_float", [False, True])
 def test_any_channels_and_floats(channels: int, is_float: bool) -> None:
-    picture = torch.randint(0, 256, (channels, 20, 30), dtype=torch.uint8)
-    image = picture.float() / 255 if is_float else picture
+    photo_image = torch.randint(0, 256, (channels, 20, 30), dtype=torch.uint8)
+    image = photo_image.float() / 255 if is_float else photo_image
     everything = ColorChanges(brightness=1.1, contrast=0.7, saturation=0.5, hue=0.05, contrast_first=False)
     assert change_colors(image, ColorChanges()) is image
     changed = change_colors(image, everything)
     assert changed.dtype == image.dtype
     levels = (changed * 255).round() if is_float else changed
     if channels in (1, 3):
-        expected = by_torchvision(picture, everything) if channels == 3 else picture
+        expected = by_torchvision(photo_image, everything) if channels == 3 else photo_image
         if channels == 1:
-            expected = TF.adjust_contrast(TF.adjust_brightness(picture, 1.1), 0.7)
+            expected = TF.adjust_contrast(TF.adjust_brightness(photo_image, 1.1), 0.7)
         # Floats are not cut between the changes.
         assert largest_difference(levels, expected) <= (3 if is_float else 2)
     else:
-        bright = (picture.float() * 1.1).clamp(0, 255).floor()
+        bright = (photo_image.float() * 1.1).clamp(0, 255).floor()
         expected = (bright * 0.7 + 0.3 * bright.mean()).floor()
         assert largest_difference(levels, expected) <= (2 if is_float else 0)
 
@@ -108,7 +108,7 @@ def test_any_channels_and_floats(channels: int, is_float: bool) -> None:
 def test_draws_are_the_same_whatever_they_give(channels: int) -> None:
     """Brightness, contrast (first or last), saturation, hue, order: a share each, a factor if it is hit."""
     sample = Sample(
-        image=make_picture("noise")[:channels], boxes_xyxy=torch.zeros(0, 4), labels=torch.zeros(0).long()
+        image=make_image("noise")[:channels], boxes_xyxy=torch.zeros(0, 4), labels=torch.zeros(0).long()
     )
     for seed in range(20):
         rng, other = np.random.default_rng(seed), np.random.default_rng(seed)

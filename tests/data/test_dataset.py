@@ -155,18 +155,20 @@ def test_colors_change_from_the_start_until_the_final_stage(epoch: int, changes:
 def test_flips_are_on_for_the_whole_run(epoch: int, horizontal: float, vertical: float) -> None:
     pipeline = make_pipeline(horizontal_flip=horizontal, vertical_flip=vertical, start=2, stop=5)
     sample = make_sample()
-    found = pipeline.change(sample, epoch=epoch, rng=np.random.default_rng(0))
+    actual = pipeline.change(sample, epoch=epoch, rng=np.random.default_rng(0))
     axes = [axis for axis, share in ((-1, horizontal), (-2, vertical)) if share]
-    assert torch.equal(found.image, sample.image.flip(axes))
+    assert torch.equal(actual.image, sample.image.flip(axes))
 
 
 def test_evaluation_changes_no_image(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
     config = tiny_config(tiny_set, tiny_set / "run", "augment.horizontal_flip=1", "augment.photometric=1")
     split = read(tiny_set, "val")
     loader = build_eval_loader(split, {3: 0, 7: 1, 90: 2}, input_format=make_format(config), data=config.data)
-    found = torch.cat([batch.images for batch in loader])
+    actual = torch.cat([batch.images for batch in loader])
     plain = DetectionDataset(split, {3: 0, 7: 1, 90: 2}, input_format=make_format(config))
-    assert torch.equal(found, torch.stack([read_input_of(plain, 0, index)[0] for index in range(len(split))]))
+    assert torch.equal(
+        actual, torch.stack([read_input_of(plain, 0, index)[0] for index in range(len(split))])
+    )
 
 
 def test_images_of_another_size_than_listed_are_named_before_a_run(
@@ -174,11 +176,11 @@ def test_images_of_another_size_than_listed_are_named_before_a_run(
 ) -> None:
     root = write_coco(tmp_path)
     path = root / "annotations" / "val.json"
-    tree = json.loads(path.read_text())
-    sizes = [(image["width"], image["height"]) for image in tree["images"][:2]]
-    for image in tree["images"][:2]:
+    content = json.loads(path.read_text())
+    sizes = [(image["width"], image["height"]) for image in content["images"][:2]]
+    for image in content["images"][:2]:
         image |= {"width": image["width"] + 200, "height": image["height"] + 300}
-    path.write_text(json.dumps(tree))
+    path.write_text(json.dumps(content))
     (root / "images" / "val_3.png").write_bytes(b"no image")
     check_images(read(root, "train"))
     with pytest.raises(DataError) as caught:

@@ -39,16 +39,16 @@ def make_resized(seed: int, *, is_float: bool = False) -> ResizedImage:
     return (image.float() / 255 if is_float else image), placement
 
 
-def is_same(found: ResizedImage | None, expected: ResizedImage) -> bool:
-    return found is not None and torch.equal(found[0], expected[0]) and found[1] == expected[1]
+def is_same(actual: ResizedImage | None, expected: ResizedImage) -> bool:
+    return actual is not None and torch.equal(actual[0], expected[0]) and actual[1] == expected[1]
 
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    found = [tmp_path / f"image_{index}.jpg" for index in range(4)]
-    for index, path in enumerate(found):
+    actual = [tmp_path / f"image_{index}.jpg" for index in range(4)]
+    for index, path in enumerate(actual):
         path.write_bytes(bytes(10 + index))
-    return found
+    return actual
 
 
 def open_cache(paths: list[Path], *, images: float = 4, name: str = "train", **changes) -> DiskCache:
@@ -84,10 +84,10 @@ def test_what_comes_back_is_what_was_put_in(paths: list[Path], is_float: bool) -
         cache.put(index, fitted[index])
     again = open_cache(paths, **kind)
     copied = pickle.loads(pickle.dumps(again))
-    for one in (cache, again, copied):
-        assert is_same(one.get(0), fitted[0])
-        assert is_same(one.get(2), fitted[2])
-        assert one.get(1) is one.get(3) is None
+    for item in (cache, again, copied):
+        assert is_same(item.get(0), fitted[0])
+        assert is_same(item.get(2), fitted[2])
+        assert item.get(1) is item.get(3) is None
 
 
 def test_changes_of_what_came_back_do_not_reach_the_file(paths: list[Path]) -> None:
@@ -188,8 +188,8 @@ def test_writers_that_are_killed_leave_whole_images_or_none(paths: list[Path]) -
         until = time.monotonic() + 0.03 * (attempt + 1)
         while time.monotonic() < until:
             reader = open_cache(paths)
-            found = [reader.get(index) for index in range(4)]
-            assert all(one is None or is_same(one, expected[index]) for index, one in enumerate(found))
+            actual = [reader.get(index) for index in range(4)]
+            assert all(item is None or is_same(item, expected[index]) for index, item in enumerate(actual))
         for writer in writers:
             os.kill(writer.pid, signal.SIGKILL)
             writer.join()
@@ -241,7 +241,7 @@ def read(root: Path, name: str = "train") -> CocoSplit:
 def test_batches_are_the_same_with_and_without_caches(
     tiny_set: Path, tmp_path: Path, tiny_config: Callable[..., Config], extra: tuple[str, ...]
 ) -> None:
-    found = []
+    actual = []
     cache_dir = f"data.disk_cache_dir={tmp_path / 'cache'}"
     for workers, caches in (
         (0, ()),
@@ -257,12 +257,12 @@ def test_batches_are_the_same_with_and_without_caches(
             read(tiny_set), CLASSES, input_format=make_format(config), data=config.data
         )
         for _ in range(2):
-            found.append(torch.cat([batch.images.clone() for batch in loader]))
-    assert all(torch.equal(one, found[0]) for one in found)
+            actual.append(torch.cat([batch.images.clone() for batch in loader]))
+    assert all(torch.equal(item, actual[0]) for item in actual)
     assert len(list((tmp_path / "cache").iterdir())) == 1
     plain = DetectionDataset(read(tiny_set), CLASSES, input_format=make_format(config))
     assert torch.equal(
-        torch.stack([read_input_of(plain, 0, index)[0] for index in range(len(plain))]), found[0]
+        torch.stack([read_input_of(plain, 0, index)[0] for index in range(len(plain))]), actual[0]
     )
 
 
@@ -323,11 +323,11 @@ def test_tiles_are_kept_as_tiles(tiny_set: Path, tmp_path: Path, tiny_config: Ca
     tiles = "data.tiles={size: 48}"
     plain = tiny_config(tiny_set, tmp_path / "run", tiles)
     cached = tiny_config(tiny_set, tmp_path / "run", tiles, *cached_options(tmp_path))
-    own, kept = (plain_dataset(config, split) for config in (plain, cached))
-    assert len(own) > len(split)
+    new, kept = (plain_dataset(config, split) for config in (plain, cached))
+    assert len(new) > len(split)
     for _ in range(2):
-        for index in range(len(own)):
-            (image, target), (kept_image, kept_target) = own.read((0, index)), kept.read((0, index))
+        for index in range(len(new)):
+            (image, target), (kept_image, kept_target) = new.read((0, index)), kept.read((0, index))
             assert torch.equal(image, kept_image)
             assert target["placement"] == kept_target["placement"]
     whole = tiny_config(tiny_set, tmp_path / "run", *cached_options(tmp_path))

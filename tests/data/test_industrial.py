@@ -37,18 +37,18 @@ def _albumentations() -> None:
 
 
 def test_an_image_without_boxes_goes_through() -> None:
-    found = change(colored_sample([], (60, 90)), ALL, rng=np.random.default_rng(0))
-    assert_boxes_inside(found)
-    assert found.boxes_xyxy.shape == (0, 4)
-    assert found.image.shape == (3, 60, 90)
+    actual = change(colored_sample([], (60, 90)), ALL, rng=np.random.default_rng(0))
+    assert_boxes_inside(actual)
+    assert actual.boxes_xyxy.shape == (0, 4)
+    assert actual.image.shape == (3, 60, 90)
 
 
 def test_without_any_change_nothing_changes() -> None:
     sample = random_colored_sample(2)
-    found = change(sample, STILL, rng=np.random.default_rng(0))
-    assert torch.equal(found.image, sample.image)
-    assert torch.equal(found.labels, sample.labels)
-    torch.testing.assert_close(found.boxes_xyxy, sample.boxes_xyxy)
+    actual = change(sample, STILL, rng=np.random.default_rng(0))
+    assert torch.equal(actual.image, sample.image)
+    assert torch.equal(actual.labels, sample.labels)
+    torch.testing.assert_close(actual.boxes_xyxy, sample.boxes_xyxy)
 
 
 @pytest.mark.parametrize("seed", some(4, of=30))
@@ -56,20 +56,20 @@ def test_without_any_change_nothing_changes() -> None:
 def test_turned_and_tilted_boxes_frame_their_pixels(kind: str, seed: int) -> None:
     sample = colored_sample([(40, 40, 70, 60), (80, 70, 95, 100)], (140, 130), first=seed)
     changes = replace(STILL, **{kind: 1.0})
-    found = change(sample, changes, rng=np.random.default_rng(seed))
-    assert not torch.equal(found.image, sample.image)
-    assert_boxes_inside(found)
-    assert torch.equal(found.labels, sample.labels)
-    assert_boxes_frame_their_color(found, tolerance=3)
+    actual = change(sample, changes, rng=np.random.default_rng(seed))
+    assert not torch.equal(actual.image, sample.image)
+    assert_boxes_inside(actual)
+    assert torch.equal(actual.labels, sample.labels)
+    assert_boxes_frame_their_color(actual, tolerance=3)
 
 
 @pytest.mark.parametrize("kind", ["lighting", "exposure", "blur", "noise", "jpeg"])
 def test_what_changes_pixels_alone_leaves_boxes_alone(kind: str) -> None:
     sample = random_colored_sample(5)
-    found = change(sample, replace(STILL, **{kind: 1.0}), rng=np.random.default_rng(1))
-    assert not torch.equal(found.image, sample.image)
-    assert torch.equal(found.labels, sample.labels)
-    torch.testing.assert_close(found.boxes_xyxy, sample.boxes_xyxy)
+    actual = change(sample, replace(STILL, **{kind: 1.0}), rng=np.random.default_rng(1))
+    assert not torch.equal(actual.image, sample.image)
+    assert torch.equal(actual.labels, sample.labels)
+    torch.testing.assert_close(actual.boxes_xyxy, sample.boxes_xyxy)
 
 
 def test_jpeg_is_for_eight_bits_alone() -> None:
@@ -78,8 +78,8 @@ def test_jpeg_is_for_eight_bits_alone() -> None:
     deep = replace(sample, image=sample.image.float() / 255)
     jpeg = replace(STILL, jpeg=1.0)
     changed = [
-        not torch.equal(change(one, jpeg, rng=np.random.default_rng(1)).image, one.image)
-        for one in (sample, gray, deep)
+        not torch.equal(change(item, jpeg, rng=np.random.default_rng(1)).image, item.image)
+        for item in (sample, gray, deep)
     ]
     assert changed == [True, True, False]
 

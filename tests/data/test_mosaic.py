@@ -28,30 +28,35 @@ STILL = {"max_degrees": 0.0, "max_shift": 0.0, "scales": (1.0, 1.0)}
 
 @pytest.mark.parametrize("seed", range(4))
 def test_images_without_boxes_make_a_mosaic_without_boxes(seed: int) -> None:
-    found = mosaic([colored_sample([], (50 + 9 * number, 64)) for number in range(4)], seed)
-    assert_boxes_inside(found)
-    assert found.boxes_xyxy.shape == (0, 4)
+    actual = mosaic([colored_sample([], (50 + 9 * number, 64)) for number in range(4)], seed)
+    assert_boxes_inside(actual)
+    assert actual.boxes_xyxy.shape == (0, 4)
 
 
 def test_each_image_lies_in_the_top_left_corner_of_its_cell() -> None:
     samples = [colored_sample([(0, 0, 48, 48)], (48, 48), first=number) for number in range(3)]
     samples.append(colored_sample([(0, 0, 96, 48)], (48, 96)))
-    found = mosaic(samples, **STILL)
-    assert found.image.shape == (3, 96, 192)
-    assert found.boxes_xyxy.tolist() == [[0, 0, 48, 48], [96, 0, 144, 48], [0, 48, 48, 96], [96, 48, 192, 96]]
-    assert found.labels.tolist() == [0, 1, 2, 0]
+    actual = mosaic(samples, **STILL)
+    assert actual.image.shape == (3, 96, 192)
+    assert actual.boxes_xyxy.tolist() == [
+        [0, 0, 48, 48],
+        [96, 0, 144, 48],
+        [0, 48, 48, 96],
+        [96, 48, 192, 96],
+    ]
+    assert actual.labels.tolist() == [0, 1, 2, 0]
     for (left, top, right, bottom), label in zip(
-        found.boxes_xyxy.int().tolist(), found.labels.tolist(), strict=True
+        actual.boxes_xyxy.int().tolist(), actual.labels.tolist(), strict=True
     ):
-        assert (found.image[:, top:bottom, left:right] == COLORS[label][:, None, None]).all()
-    assert (found.image[:, :48, 48:96] == 0).all()
+        assert (actual.image[:, top:bottom, left:right] == COLORS[label][:, None, None]).all()
+    assert (actual.image[:, :48, 48:96] == 0).all()
 
 
 def test_images_are_scaled_by_their_shorter_side() -> None:
     samples = [colored_sample([(0, 0, 100, 50)], (100, 200))] + [colored_sample([], (24, 24))] * 3
-    found = mosaic(samples, **STILL)
-    assert found.image.shape == (3, 96, 192)
-    assert found.boxes_xyxy.tolist() == [[0, 0, 48, 24]]
+    actual = mosaic(samples, **STILL)
+    assert actual.image.shape == (3, 96, 192)
+    assert actual.boxes_xyxy.tolist() == [[0, 0, 48, 24]]
 
 
 @pytest.mark.parametrize("seed", some(8, of=60))
@@ -59,14 +64,14 @@ def test_boxes_stay_on_their_color_in_a_turned_mosaic(seed: int) -> None:
     # One image with boxes, so that each color occurs once.
     samples = [colored_sample([], (60, 80))] * 3
     samples.insert(seed % 4, random_colored_sample(seed, (64, 96), num_boxes=3))
-    found = mosaic(samples, seed)
-    assert_boxes_inside(found)
-    cut = (found.boxes_xyxy <= 0) | (found.boxes_xyxy >= torch.tensor([*found.image.shape[:0:-1]] * 2))
-    small = (found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]).amin(dim=-1) < 6
+    actual = mosaic(samples, seed)
+    assert_boxes_inside(actual)
+    cut = (actual.boxes_xyxy <= 0) | (actual.boxes_xyxy >= torch.tensor([*actual.image.shape[:0:-1]] * 2))
+    small = (actual.boxes_xyxy[:, 2:] - actual.boxes_xyxy[:, :2]).amin(dim=-1) < 6
     whole = ~cut.any(dim=-1) & ~small  # a turned corner that is cut off leaves its box larger than its pixels
-    kept = Sample(image=found.image, boxes_xyxy=found.boxes_xyxy[whole], labels=found.labels[whole])
+    kept = Sample(image=actual.image, boxes_xyxy=actual.boxes_xyxy[whole], labels=actual.labels[whole])
     assert_boxes_frame_their_color(kept, tolerance=3)
-    assert same(found, mosaic(samples, seed))
+    assert same(actual, mosaic(samples, seed))
 
 
 @pytest.mark.parametrize("degrees", [-45, -10, 10, 30, 90])

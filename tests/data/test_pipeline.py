@@ -42,10 +42,10 @@ def epoch_of(
 
 def equal(first: Batch, second: Batch) -> bool:
     return torch.equal(first.images, second.images) and all(
-        one["image_id"] == other["image_id"]
-        and one["noise_seed"] == other["noise_seed"]
-        and all(torch.equal(one[name], other[name]) for name in ("boxes", "labels", "area"))
-        for one, other in zip(first.targets, second.targets, strict=True)
+        item["image_id"] == other["image_id"]
+        and item["noise_seed"] == other["noise_seed"]
+        and all(torch.equal(item[name], other[name]) for name in ("boxes", "labels", "area"))
+        for item, other in zip(first.targets, second.targets, strict=True)
     )
 
 
@@ -64,8 +64,8 @@ def test_the_preset_none_switches_everything_of_the_others_off(tmp_path: Path) -
     ]
     path = tmp_path / "x.yml"
     path.write_text(f"_base_: [{', '.join(map(str, bases))}]\n", encoding="utf-8")
-    found = load_block(path, "augment", AugmentOptions)
-    pipeline = make_pipeline(augment=found, stop=20)
+    actual = load_block(path, "augment", AugmentOptions)
+    pipeline = make_pipeline(augment=actual, stop=20)
     assert not pipeline.mixes_images
     assert not pipeline.changes_images
     assert [stage.names for stage in pipeline.stages(30)] == [()]
@@ -97,7 +97,7 @@ def test_the_full_preset_has_the_stages_of_the_reference() -> None:
 
 def test_mixing_cannot_reach_into_the_final_stage() -> None:
     schedule = load_config(shipped_configs_dir() / "deimv2_640.yml").schedule
-    with pytest.raises(ConfigError, match="mix_end_epoch: 95 reaches into the final stage, which begins at"):
+    with pytest.raises(ConfigError, match="mix_end_epoch: got 95, but the final stage begins at"):
         resolve_schedule(replace(schedule, mix_end_epoch=95), epochs=100, steps_per_epoch=100)
 
 
@@ -110,8 +110,8 @@ def test_mixing_cannot_reach_into_the_final_stage() -> None:
     ],
 )
 def test_sizes(side: int, repeat: int, expected: list[int]) -> None:
-    found = compute_sizes((side, side), 0.25, repeat=repeat)
-    assert sorted(found) == [(value, value) for value in expected]
+    actual = compute_sizes((side, side), 0.25, repeat=repeat)
+    assert sorted(actual) == [(value, value) for value in expected]
 
 
 def test_sizes_keep_the_shape_of_the_input() -> None:
@@ -123,10 +123,10 @@ def test_sizes_keep_the_shape_of_the_input() -> None:
 
 def test_areas_follow_a_new_size() -> None:
     target = {"boxes": torch.rand(2, 4), "labels": torch.tensor([0, 1]), "area": torch.tensor([10.0, 20.0])}
-    images, (found,) = resize_batch(torch.zeros(1, 3, 32, 64), [target], (64, 96))
+    images, (actual,) = resize_batch(torch.zeros(1, 3, 32, 64), [target], (64, 96))
     assert images.shape == (1, 3, 64, 96)
-    assert found["area"].tolist() == [30, 60]
-    assert torch.equal(found["boxes"], target["boxes"])
+    assert actual["area"].tolist() == [30, 60]
+    assert torch.equal(actual["boxes"], target["boxes"])
     assert target["area"].tolist() == [10, 20]
 
 
@@ -142,9 +142,9 @@ def test_batches_change_by_stage(tiny_set: Path, tiny_config: Callable[..., Conf
     assert sizes == {64, 96, 128, 160, 192}
     before = epoch_of(replace(full, augment=replace(full.augment, multi_scale=0.0)), split, epoch=0)
     pairs = list(zip(before, epoch_of(plain, split, epoch=0), strict=True))
-    assert all(equal(one, other) for one, other in pairs)  # flips alone, the same as without the others
+    assert all(equal(item, other) for item, other in pairs)  # flips alone, the same as without the others
     final = zip(epoch_of(full, split, epoch=9), epoch_of(plain, split, epoch=9), strict=True)
-    assert all(torch.allclose(one.images, other.images) for one, other in final)
+    assert all(torch.allclose(item.images, other.images) for item, other in final)
 
 
 def test_boxes_of_changed_batches_lie_inside(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
@@ -172,7 +172,7 @@ def test_the_number_of_workers_changes_no_batch(
     alone = tiny_config(tiny_set, tiny_set / "run", *options)
     several = tiny_config(tiny_set, tiny_set / "run", *options, f"data.num_workers={num_workers}")
     pairs = zip(epoch_of(alone, split, epoch=2), epoch_of(several, split, epoch=2), strict=True)
-    assert all(equal(one, other) for one, other in pairs)
+    assert all(equal(item, other) for item, other in pairs)
 
 
 def test_processes_share_the_same_batches(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
@@ -192,7 +192,7 @@ def test_an_epoch_goes_on_with_the_same_batches(tiny_set: Path, tiny_config: Cal
     whole = epoch_of(config, split, epoch=3)
     rest = epoch_of(config, split, epoch=3, first_batch=1)
     assert len(rest) == len(whole) - 1
-    assert all(equal(one, other) for one, other in zip(whole[1:], rest, strict=True))
+    assert all(equal(item, other) for item, other in zip(whole[1:], rest, strict=True))
 
 
 def test_epochs_and_seeds_differ(tiny_set: Path, tiny_config: Callable[..., Config]) -> None:
@@ -240,8 +240,8 @@ def test_balanced_copies_come_from_the_whole_split(
         copies: list[int] = []
         for epoch in range(1, 9):
             both = zip(epoch_of(config, split, epoch=epoch), epoch_of(plain, split, epoch=epoch), strict=True)
-            for batch, own in both:
-                for target, alone in zip(batch.targets, own.targets, strict=True):
+            for batch, new in both:
+                for target, alone in zip(batch.targets, new.targets, strict=True):
                     copies += target["labels"][len(alone["labels"]) :].tolist()
         shares.append(copies.count(1) / len(copies))
     assert shares[0] < 0.2
@@ -315,7 +315,7 @@ def test_mosaics_keep_to_the_sampler() -> None:
     shares = np.array([0.1, 0.6, 0.3, 0.0])
     read_ones: list[int] = []
 
-    def read_one(index: int) -> Sample:
+    def read_single(index: int) -> Sample:
         read_ones.append(index)
         return sample
 
@@ -324,7 +324,7 @@ def test_mosaics_keep_to_the_sampler() -> None:
         first = len(read_ones)
         source = ImageSource(
             index=3,
-            read=read_one,
+            read=read_single,
             num_images=4,
             input_format=InputFormat(size_hw=(64, 64)),
             sampling_shares=shares,
@@ -350,8 +350,8 @@ def test_good_surfaces_are_never_copied(
     copies: list[int] = []
     for epoch in range(1, 5):
         both = zip(epoch_of(config, split, epoch=epoch), epoch_of(plain, split, epoch=epoch), strict=True)
-        for batch, own in both:
-            for target, alone in zip(batch.targets, own.targets, strict=True):
+        for batch, new in both:
+            for target, alone in zip(batch.targets, new.targets, strict=True):
                 copies += target["labels"][len(alone["labels"]) :].tolist()
     assert len(copies) > 20
     assert 0 not in copies

@@ -51,9 +51,9 @@ def test_png_gives_its_values_back(channels: int, bits: int, tmp_path: Path) -> 
     write_png(path, values)
     header = read_header(path)
     assert (header.size_hw, header.channels, header.bits) == ((20, 33), channels, bits)
-    found = read_values(path)
-    assert found.dtype == values.dtype
-    np.testing.assert_array_equal(found, np.moveaxis(values, -1, 0))
+    actual = read_values(path)
+    assert actual.dtype == values.dtype
+    np.testing.assert_array_equal(actual, np.moveaxis(values, -1, 0))
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_tiff_gives_its_values_back(
     write_tiff(path, values, **form)
     header = read_header(path)
     assert (header.size_hw, header.channels, header.bits) == ((20, 33), channels, bits)
-    found = read_values(path)
-    assert found.dtype == values.dtype
-    np.testing.assert_array_equal(found, np.moveaxis(values, -1, 0))
+    actual = read_values(path)
+    assert actual.dtype == values.dtype
+    np.testing.assert_array_equal(actual, np.moveaxis(values, -1, 0))
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "png", "tif"])
@@ -97,9 +97,9 @@ def test_what_pillow_writes_is_read_back(mode: str, suffix: str, tmp_path: Path)
 def test_a_jpeg_is_read_as_pillow_reads_it(mode: str, tmp_path: Path) -> None:
     pixels = random_values(1 if mode == "L" else 3, 8)
     Image.fromarray(pixels.squeeze()).save(tmp_path / "part.jpg")
-    found = read_values(tmp_path / "part.jpg")
+    actual = read_values(tmp_path / "part.jpg")
     expected = np.asarray(Image.open(tmp_path / "part.jpg")).reshape(20, 33, -1)
-    np.testing.assert_array_equal(found, np.moveaxis(expected, -1, 0))
+    np.testing.assert_array_equal(actual, np.moveaxis(expected, -1, 0))
 
 
 @pytest.mark.parametrize(
@@ -304,10 +304,10 @@ def test_colors_of_any_image_stay_in_range(channels: int, is_float: bool) -> Non
 def test_pictures_of_deep_images_use_the_whole_range(channels: int, tmp_path: Path) -> None:
     values = (random_values(channels, 16) >> 6) + 300
     write_png(tmp_path / "deep.png", values)
-    picture = read_preview(tmp_path / "deep.png")
-    assert (picture.mode, picture.size) == ("RGB", (33, 20))
-    assert np.asarray(picture).min() == 0
-    assert np.asarray(picture).max() == 255
+    photo_image = read_preview(tmp_path / "deep.png")
+    assert (photo_image.mode, photo_image.size) == ("RGB", (33, 20))
+    assert np.asarray(photo_image).min() == 0
+    assert np.asarray(photo_image).max() == 255
 
 
 def test_pictures_of_photographs_are_the_photographs(tmp_path: Path) -> None:

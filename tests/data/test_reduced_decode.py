@@ -106,17 +106,17 @@ def test_gray_photographs_are_reduced_and_single_channels_are_not(tmp_path: Path
     path = tmp_path / "gray.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512), dtype=np.uint8)).save(path)
     full, reduced = (
-        read_input(path, InputFormat(size_hw=(64, 64), reduced_decode=one))[0] for one in (False, True)
+        read_input(path, InputFormat(size_hw=(64, 64), reduced_decode=first))[0] for first in (False, True)
     )
     assert not torch.equal(full, reduced)
     assert torch.equal(reduced[0], reduced[2])
-    one, other = (
+    first, other = (
         read_input(
             path, InputFormat(size_hw=(64, 64), pixels=PixelFormat(channels=1), reduced_decode=reduced)
         )[0]
         for reduced in (False, True)
     )
-    assert torch.equal(one, other)
+    assert torch.equal(first, other)
 
 
 def test_a_truncated_photograph_is_named(tmp_path: Path) -> None:
@@ -137,11 +137,11 @@ def test_the_option_reaches_the_images(
             large = image.convert("RGB").resize((image.width * 4, image.height * 4))
         large.save(path, format="JPEG")
     annotations = root / "annotations" / "train.json"
-    tree = json.loads(annotations.read_text())
-    for image in tree["images"]:
+    content = json.loads(annotations.read_text())
+    for image in content["images"]:
         image |= {"width": image["width"] * 4, "height": image["height"] * 4}
-    annotations.write_text(json.dumps(tree))
-    found = []
+    annotations.write_text(json.dumps(content))
+    actual = []
     for value in ("false", "true"):
         config = tiny_config(
             root,
@@ -152,8 +152,8 @@ def test_the_option_reaches_the_images(
         )
         assert make_format(config).reduced_decode is (value == "true")
         split = read_split(config.data, "train")
-        found.append(read_input_of(make_train_dataset(config, split), 0, 0))
-    (full, full_target), (reduced, target) = found
+        actual.append(read_input_of(make_train_dataset(config, split), 0, 0))
+    (full, full_target), (reduced, target) = actual
     assert not torch.equal(full, reduced)
     assert full_target["placement"].orig_size_hw == target["placement"].orig_size_hw
     torch.testing.assert_close(full_target["boxes"], target["boxes"], atol=0.02, rtol=0)

@@ -54,8 +54,8 @@ def write_split(root: Path, classes: list[list[int]], *, crowds: tuple[int, ...]
         for number, (image, category) in enumerate(boxes)
     ]
     categories = [{"id": number, "name": f"class {number}"} for number in (5, 2, 9)]
-    tree = {"images": images, "annotations": annotations, "categories": categories}
-    (root / "train.json").write_text(json.dumps(tree), encoding="utf-8")
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "train.json").write_text(json.dumps(content), encoding="utf-8")
     return read_coco(root / "train.json", root)
 
 

@@ -25,10 +25,10 @@ from deim.errors import ConfigError, DataError
 
 KINDS: tuple[DefectKind, ...] = ("dent", "crack", "scratch", "hole", "stain")
 SMALL: dict[str, Any] = {"max_size_wh": (160, 128), "seed": 3}
-ONE_IMAGE = SyntheticOptions(train_images=1, val_images=1, test_images=0, **SMALL)
+SINGLE_IMAGE = SyntheticOptions(train_images=1, val_images=1, test_images=0, **SMALL)
 
 
-def read_tree(root: Path) -> dict[str, bytes]:
+def read_content(root: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
     }
@@ -55,7 +55,7 @@ def test_same_seed_gives_same_bytes_on_any_number_of_workers(tmp_path: Path) -> 
     for workers in (1, 2):
         options = SyntheticOptions(train_images=4, val_images=2, test_images=1, **SMALL)
         make_synthetic_dataset(tmp_path / str(workers), options, workers=workers)
-    assert read_tree(tmp_path / "1") == read_tree(tmp_path / "2")
+    assert read_content(tmp_path / "1") == read_content(tmp_path / "2")
 
 
 def test_image_does_not_depend_on_the_size_of_the_set(dataset: Path) -> None:
@@ -82,9 +82,9 @@ def test_annotations_are_valid_coco(dataset: Path, split: str, count: int) -> No
     assert len(images) == count
     assert len({row["id"] for row in content["annotations"]}) == len(content["annotations"])
     for image in images.values():
-        with Image.open(dataset / "images" / image["file_name"]) as picture:
-            assert picture.size == (image["width"], image["height"])
-            assert picture.mode == "RGB"
+        with Image.open(dataset / "images" / image["file_name"]) as photo_image:
+            assert photo_image.size == (image["width"], image["height"])
+            assert photo_image.mode == "RGB"
         assert 64 <= image["width"] <= 160
         assert 64 <= image["height"] <= 128
     for row in content["annotations"]:
@@ -105,10 +105,10 @@ def test_every_class_and_images_without_boxes_occur(dataset: Path) -> None:
     classes: dict[int, list[int]] = {image["id"]: [] for image in content["images"]}
     for row in content["annotations"]:
         classes[row["image_id"]].append(row["category_id"])
-    assert {category for found in classes.values() for category in found} == {1, 2, 3, 4, 5, 6}
-    assert all(found == [1] for found in classes.values() if 1 in found)
-    assert sum(found == [1] for found in classes.values()) == pytest.approx(6, abs=1)
-    assert sum(found == [] for found in classes.values()) == pytest.approx(7.2, abs=1.3)
+    assert {category for actual in classes.values() for category in actual} == {1, 2, 3, 4, 5, 6}
+    assert all(actual == [1] for actual in classes.values() if 1 in actual)
+    assert sum(actual == [1] for actual in classes.values()) == pytest.approx(6, abs=1)
+    assert sum(actual == [] for actual in classes.values()) == pytest.approx(7.2, abs=1.3)
 
 
 def test_nothing_else_is_left_beside_the_dataset(dataset: Path) -> None:
@@ -180,9 +180,9 @@ def test_defects_stay_on_the_plate() -> None:
 
 def test_normal_box_covers_the_visible_surface() -> None:
     boxes = [render_image(np.random.default_rng(seed), (100, 120), "normal")[1] for seed in range(8)]
-    assert all(len(found) == 1 and found[0].category_id == 1 for found in boxes)
-    assert all(found[0].bbox_xywh[2] * found[0].bbox_xywh[3] > 0.3 * 100 * 120 for found in boxes)
-    assert any(found[0].bbox_xywh == (0, 0, 120, 100) for found in boxes)
+    assert all(len(actual) == 1 and actual[0].category_id == 1 for actual in boxes)
+    assert all(actual[0].bbox_xywh[2] * actual[0].bbox_xywh[3] > 0.3 * 100 * 120 for actual in boxes)
+    assert any(actual[0].bbox_xywh == (0, 0, 120, 100) for actual in boxes)
 
 
 def test_empty_scene_has_no_surface_and_no_box() -> None:
@@ -206,7 +206,7 @@ def test_stroke_cover_is_its_strength_inside_and_zero_outside() -> None:
 
 def test_existing_root_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"exists already.*Remove it or choose another root"):
-        make_synthetic_dataset(tmp_path, ONE_IMAGE)
+        make_synthetic_dataset(tmp_path, SINGLE_IMAGE)
 
 
 def test_all_problems_are_named_together() -> None:
@@ -223,7 +223,7 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("deim.data.synthetic.make.write_annotations", fail)
     with pytest.raises(KeyboardInterrupt):
-        make_synthetic_dataset(tmp_path / "new", ONE_IMAGE)
+        make_synthetic_dataset(tmp_path / "new", SINGLE_IMAGE)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -50,7 +50,7 @@ def write_split(root: Path, boxes: list[list[float]], *, crowds: tuple[int, ...]
         }
         for number, box in enumerate(boxes)
     ]
-    tree = {
+    content = {
         "images": [
             {"id": 4, "file_name": "wide.png", "width": 128, "height": 64},
             {"id": 9, "file_name": "small.png", "width": 40, "height": 30},
@@ -58,7 +58,7 @@ def write_split(root: Path, boxes: list[list[float]], *, crowds: tuple[int, ...]
         "annotations": annotations,
         "categories": [{"id": 3, "name": "pit"}, {"id": 7, "name": "scratch"}],
     }
-    (root / "train.json").write_text(json.dumps(tree), encoding="utf-8")
+    (root / "train.json").write_text(json.dumps(content), encoding="utf-8")
     return read_coco(root / "train.json", root)
 
 

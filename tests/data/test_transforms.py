@@ -31,7 +31,7 @@ def make_sample(seed: int = 0) -> Sample:
     )
 
 
-def save_photograph(path: Path, *, orientation: int | None = None) -> np.ndarray:
+def save_jpeg(path: Path, *, orientation: int | None = None) -> np.ndarray:
     """A 40x24 picture with a red left top corner; returns its pixels."""
     pixels = np.full((24, 40, 3), 60, dtype=np.uint8)
     pixels[:8, :8] = (250, 10, 10)
@@ -47,7 +47,7 @@ def test_exif_data_of_a_png_counts_wherever_it_stands(
     is_behind: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "turned.png"
-    save_photograph(path, orientation=6)
+    save_jpeg(path, orientation=6)
     if is_behind:
         content = path.read_bytes()
         start = content.index(b"eXIf") - 4
@@ -64,7 +64,7 @@ def test_the_size_of_a_png_is_read_without_its_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "plain.png"
-    save_photograph(path)
+    save_jpeg(path)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     assert read_size(path) == (24, 40)
 
@@ -112,8 +112,8 @@ def test_the_box_of_a_bright_patch_lies_on_the_patch_of_the_input(resize: Resize
     rows, columns = (fitted[0] > 127).nonzero().unbind(-1)
     if resize == "letterbox":  # the padding is gray, darker than half
         assert PADDING_GRAY < 127
-    found = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-    torch.testing.assert_close(box, found.float(), atol=1.0, rtol=0)
+    actual = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    torch.testing.assert_close(box, actual.float(), atol=1.0, rtol=0)
 
 
 def test_letterbox_keeps_the_aspect_ratio_and_pads_with_gray() -> None:
@@ -229,7 +229,7 @@ def test_photographs_are_read_upright(
     orientation: int, size_hw: tuple[int, int], corner: tuple[int, int], tmp_path: Path
 ) -> None:
     path = tmp_path / "image.png"
-    save_photograph(path, orientation=orientation)
+    save_jpeg(path, orientation=orientation)
     image = read_image(path)
     assert image.shape == (3, *size_hw)
     assert read_size(path) == size_hw
@@ -237,7 +237,7 @@ def test_photographs_are_read_upright(
 
 
 def test_pixels_of_a_lossless_file_are_read_as_they_are(tmp_path: Path) -> None:
-    pixels = save_photograph(tmp_path / "image.png")
+    pixels = save_jpeg(tmp_path / "image.png")
     np.testing.assert_array_equal(read_image(tmp_path / "image.png").permute(1, 2, 0).numpy(), pixels)
 
 

@@ -98,8 +98,8 @@ def test_a_split_whose_images_are_numbered_is_no_list_of_one_class(
     root = write_set(tmp_path)
     (root / "ImageSets" / "Main" / f"{name}.txt").write_text(lines)
     assert name in voc_splits(root)
-    found = read_raw_voc(root, name).issues
-    assert [(issue.rule, issue.file) for issue in found] == [("unreadable", "Annotations/part 1.xml")]
+    actual = read_raw_voc(root, name).issues
+    assert [(issue.rule, issue.file) for issue in actual] == [("unreadable", "Annotations/part 1.xml")]
 
 
 def test_a_list_of_training_and_validation_together_is_no_split(
@@ -160,8 +160,10 @@ def test_a_list_called_trainval_with_other_images_is_a_split(lines: str, tmp_pat
 def test_a_wrong_annotation_is_one_issue(body: str, rule: str, message: str, tmp_path: Path) -> None:
     root = write_set(tmp_path, body)
     (root / "categories.json").write_text('[{"id": 5, "name": "pit"}]')
-    problems = [found for found in find_problems(read_raw_voc(root, "train")) if found.rule != "empty_list"]
-    assert [found.rule for found in problems] == [rule]
+    problems = [
+        actual for actual in find_problems(read_raw_voc(root, "train")) if actual.rule != "empty_list"
+    ]
+    assert [actual.rule for actual in problems] == [rule]
     assert message in problems[0].message
 
 
@@ -180,9 +182,9 @@ def test_two_images_of_one_name_without_a_choice_are_named(name: str, tmp_path: 
     noise(3).save(root / "JPEGImages" / "a.bmp")
     xml = f"<annotation><filename>{name}</filename>{SIZE}</annotation>"
     (root / "Annotations" / "a.xml").write_text(xml)
-    found = read_raw_voc(root, "train").issues
-    assert [issue.rule for issue in found] == ["repeated_id"]
-    assert found[0].message == (
+    actual = read_raw_voc(root, "train").issues
+    assert [issue.rule for issue in actual] == ["repeated_id"]
+    assert actual[0].message == (
         f"Annotations/a.xml: belongs to a.bmp and a.png, and its filename {name!r} is none of them. Name "
         f"one of them there, and rename or remove the other."
     )
@@ -204,12 +206,12 @@ def test_an_annotation_file_without_image_and_list_is_named_once(tmp_path: Path)
         (root / "Annotations" / f"{name}.xml").write_text(xml)
     noise(3).save(root / "JPEGImages" / "c.png")
     (root / "Annotations" / "cut.xml").write_text("<annotation>")
-    found = read_raw_voc(root, "train").issues
-    assert [(issue.rule, issue.file) for issue in found] == [
+    actual = read_raw_voc(root, "train").issues
+    assert [(issue.rule, issue.file) for issue in actual] == [
         ("missing_image", "Annotations/cut.xml"),
         ("missing_image", "Annotations/ghost.xml"),
     ]
-    assert found[1].message == (
+    assert actual[1].message == (
         "Annotations/ghost.xml: there is no image for this file in JPEGImages, and no list in ImageSets/Main "
         "names it. Add the image and list it, or remove the file."
     )

@@ -43,11 +43,11 @@ def zoomed_and_cropped(sample: Sample, seed: int, resize: Resize, *, zooms: bool
 @pytest.mark.parametrize(("zooms", "crops"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 def test_an_image_without_boxes_goes_through(resize: Resize, zooms: bool, crops: bool, seed: int) -> None:
-    found = zoomed_and_cropped(colored_sample([], (70, 90)), seed, resize, zooms=zooms, crops=crops)
-    assert_boxes_inside(found)
-    assert found.boxes_xyxy.shape == (0, 4)
-    assert found.image.shape == (3, *SIZE_HW)
-    assert (found.image > 0).any()  # a crop shows some of the image
+    actual = zoomed_and_cropped(colored_sample([], (70, 90)), seed, resize, zooms=zooms, crops=crops)
+    assert_boxes_inside(actual)
+    assert actual.boxes_xyxy.shape == (0, 4)
+    assert actual.image.shape == (3, *SIZE_HW)
+    assert (actual.image > 0).any()  # a crop shows some of the image
 
 
 @pytest.mark.parametrize("seed", some(6, of=60))
@@ -55,24 +55,24 @@ def test_an_image_without_boxes_goes_through(resize: Resize, zooms: bool, crops:
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 def test_boxes_stay_on_their_color(resize: Resize, zooms: bool, crops: bool, seed: int) -> None:
     sample = random_colored_sample(seed, num_boxes=3)
-    found = zoomed_and_cropped(sample, seed, resize, zooms=zooms, crops=crops)
-    assert_boxes_inside(found)
+    actual = zoomed_and_cropped(sample, seed, resize, zooms=zooms, crops=crops)
+    assert_boxes_inside(actual)
     if not crops:
-        assert torch.equal(found.labels, sample.labels)
-    if all(side >= 4 for box in found.boxes_xyxy for side in (box[2:] - box[:2]).tolist()):
-        assert_boxes_frame_their_color(found)
-    assert same(found, zoomed_and_cropped(sample, seed, resize, zooms=zooms, crops=crops))
+        assert torch.equal(actual.labels, sample.labels)
+    if all(side >= 4 for box in actual.boxes_xyxy for side in (box[2:] - box[:2]).tolist()):
+        assert_boxes_frame_their_color(actual)
+    assert same(actual, zoomed_and_cropped(sample, seed, resize, zooms=zooms, crops=crops))
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 def test_the_whole_image_is_shown_as_without_augmentation(resize: Resize) -> None:
     sample = random_colored_sample(1)
     height, width = size_of(sample)
-    found = show_window(
+    actual = show_window(
         sample, Window(top=0, left=0, height=height, width=width), InputFormat(size_hw=SIZE_HW, resize=resize)
     )
     assert torch.equal(
-        found.image, fit_to_input(sample.image, InputFormat(size_hw=SIZE_HW, resize=resize))[0]
+        actual.image, fit_to_input(sample.image, InputFormat(size_hw=SIZE_HW, resize=resize))[0]
     )
 
 
@@ -107,8 +107,8 @@ def test_crops_hold_the_center_of_a_box_and_have_the_stated_shapes() -> None:
     boxes = torch.tensor([[5.0, 5.0, 30.0, 40.0], [50.0, 20.0, 90.0, 60.0]])
     whole = Window(top=0, left=0, height=80, width=100)
     rng = np.random.default_rng(0)
-    found = [draw_crop(whole, boxes, (80, 100), rng=rng) for _ in range(200)]
-    parts = [window for window in found if window != whole]
+    actual = [draw_crop(whole, boxes, (80, 100), rng=rng) for _ in range(200)]
+    parts = [window for window in actual if window != whole]
     assert 100 < len(parts) < 200
     for part in parts:
         corners = torch.tensor([part.left, part.top, part.left + part.width, part.top + part.height]).float()

@@ -39,10 +39,10 @@ def make_batch(num_boxes: list[int]) -> Batch:
     return Batch(images=images, targets=targets)
 
 
-def build(tree: dict[str, Any]) -> Detector:
+def build(content: dict[str, Any]) -> Detector:
     """The tiny detector; batch norm keeps its statistics, which CPUs do not exchange."""
     seed_everything(0)
-    model = build_model(config_from_dict(tree, where="tiny").model, 3).train()
+    model = build_model(config_from_dict(content, where="tiny").model, 3).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -50,13 +50,13 @@ def build(tree: dict[str, Any]) -> Detector:
 
 
 def compute_gradients(
-    tree: dict, num_boxes: list[int], distributed: DistributedContext, *, micro_batch_size: int | None
+    content: dict, num_boxes: list[int], distributed: DistributedContext, *, micro_batch_size: int | None
 ) -> dict:
     """Terms and gradients of one step in which this process has every `distributed.size`-th image."""
-    model = build(tree)
-    config = config_from_dict(tree, where="tiny")
+    model = build(content)
+    config = config_from_dict(content, where="tiny")
     batch = make_batch(num_boxes)
-    own = Batch(
+    new = Batch(
         images=batch.images[distributed.rank :: distributed.size],
         targets=batch.targets[distributed.rank :: distributed.size],
     )
@@ -68,10 +68,10 @@ def compute_gradients(
         clip_grad_norm=1e9,
         distributed=distributed,
     )
-    result = train_step(parts, own, epoch=0, seed=0, micro_batch_size=micro_batch_size)
+    result = train_step(parts, new, epoch=0, seed=0, micro_batch_size=micro_batch_size)
     named = unwrap_model(parts.model).named_parameters()
     gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
-    return {"terms": result.terms, "refused": result.skip_reason, "gradients": gradients}
+    return {"terms": result.terms, "skip_reason": result.skip_reason, "gradients": gradients}
 
 
 def main() -> None:
@@ -81,12 +81,12 @@ def main() -> None:
     with join_distributed("cpu") as distributed:
         if request["what"] == "gradients":
             result = [
-                compute_gradients(request["tree"], numbers, distributed, micro_batch_size=micro)
+                compute_gradients(request["config"], numbers, distributed, micro_batch_size=micro)
                 for numbers, micro in request["cases"]
             ]
         else:
-            root = Path(request["tree"]["data"]["root"])
-            config = config_from_dict(request["tree"], where="tiny")
+            root = Path(request["config"]["data"]["root"])
+            config = config_from_dict(request["config"], where="tiny")
             split = read_coco(root / "annotations" / "train.json", root / "images")
             evaluator = Evaluator(
                 config,
@@ -96,10 +96,10 @@ def main() -> None:
                 device=torch.device("cpu"),
                 distributed=distributed,
             )
-            evaluation = evaluator.evaluate(build(request["tree"]).eval())
-            own = len({target["image_id"] for batch in evaluator.loader for target in batch.targets})
+            evaluation = evaluator.evaluate(build(request["config"]).eval())
+            new = len({target["image_id"] for batch in evaluator.loader for target in batch.targets})
             result = {
-                "shares": distributed.gather(own),
+                "shares": distributed.gather(new),
                 "entries": list(
                     evaluation.detections.to_coco(
                         evaluation.ground_truth.image_ids, evaluation.ground_truth.category_ids

@@ -66,16 +66,16 @@ def change(path: Path, **values: Any) -> None:
 @pytest.mark.parametrize("kind", ["ema", "raw"])
 def test_a_checkpoint_alone_gives_the_same_detector(saved: Path, kind: str) -> None:
     change(saved, weights=kind)
-    tree = read_checkpoint(saved)
+    document = read_checkpoint(saved)
     trained = load_trained(saved)
     expected = build_model(trained.config.model, 2)
-    expected.load_state_dict(tree.ema.model if kind == "ema" else tree.model)
+    expected.load_state_dict(document.ema.model if kind == "ema" else document.model)
     assert weights_hash(trained.model) == weights_hash(expected)
     assert weights_hash(load_trained(saved).model) == weights_hash(trained.model)
     assert (trained.class_names, trained.category_ids) == (("pit", "scratch"), (3, 7))
     assert (trained.epoch, trained.weights, trained.path) == (4, kind, saved)
     assert not trained.model.training
-    assert config_to_dict(trained.config) == tree.config
+    assert config_to_dict(trained.config) == document.config
 
 
 def test_stored_options_can_be_overridden(saved: Path) -> None:
@@ -85,7 +85,7 @@ def test_stored_options_can_be_overridden(saved: Path) -> None:
 def test_a_failing_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, checkpoint = saved.read_bytes(), read_checkpoint(saved)
 
-    def fail(tree: object, file) -> None:
+    def fail(document: object, file) -> None:
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
@@ -114,11 +114,11 @@ def test_a_full_disk_is_named_as_such_with_the_path(
 ) -> None:
     before = saved.read_bytes()
     assert len(before) > 150_000
-    tree = read_checkpoint(saved)
+    document = read_checkpoint(saved)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", lambda *args: FullDisk(room))
         with pytest.raises(OSError, match=r"No space left on device: '.*/best\.pth'$"):
-            save_checkpoint(tree, saved)
+            save_checkpoint(document, saved)
     assert saved.read_bytes() == before
 
 
@@ -166,7 +166,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("tree", "problem"),
+    ("document", "problem"),
     [
         (
             {"model": {}},
@@ -176,9 +176,9 @@ def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path)
     ],
     ids=["weights", "list"],
 )
-def test_a_file_of_another_project_is_refused(tree: object, problem: str, tmp_path: Path) -> None:
+def test_a_file_of_another_project_is_refused(document: object, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "foreign.pth"
-    torch.save(tree, path)
+    torch.save(document, path)
     with pytest.raises(CheckpointError, match=problem):
         load_trained(path)
 

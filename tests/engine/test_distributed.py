@@ -25,13 +25,13 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
-def tree_of(root: Path, folder: Path, **changes: Any) -> dict[str, Any]:
-    tree: dict[str, Any] = copy.deepcopy(TINY) | {"output_dir": str(folder)}
-    tree["data"]["root"] = str(root)
+def content_of(root: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    content: dict[str, Any] = copy.deepcopy(TINY) | {"output_dir": str(folder)}
+    content["data"]["root"] = str(root)
     for key, value in changes.items():
         block, name = key.split("__") if "__" in key else (None, key)
-        (tree if block is None else tree.setdefault(block, {}))[name] = value
-    return tree
+        (content if block is None else content.setdefault(block, {}))[name] = value
+    return content
 
 
 def run_ranks(tmp_path: Path, request: dict[str, Any]) -> Any:
@@ -42,9 +42,9 @@ def run_ranks(tmp_path: Path, request: dict[str, Any]) -> Any:
     return torch.load(tmp_path / "result.pth", weights_only=True)
 
 
-def write_config(tmp_path: Path, tree: dict[str, Any]) -> Path:
+def write_config(tmp_path: Path, content: dict[str, Any]) -> Path:
     path = tmp_path / "tiny.yml"
-    path.write_text(json.dumps(tree), encoding="utf-8")
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
@@ -69,13 +69,13 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one_with_the_whole_batch(tmp_path: Path) -> None:
-    tree = tree_of(tmp_path, tmp_path / "run")
+    content = content_of(tmp_path, tmp_path / "run")
     # Image i belongs to process i % 2: in the second and third case one process has empty images only.
     cases = [([1, 2, 3, 0], None), ([2, 0, 1, 0], None), ([0, 0, 0, 0], None), ([1, 5, 0, 2, 1, 1, 0, 0], 2)]
-    found = run_ranks(tmp_path, {"what": "gradients", "tree": tree, "cases": cases})
-    for (numbers, _), result in zip(cases, found, strict=True):
-        expected = compute_gradients(tree, numbers, DistributedContext(), micro_batch_size=None)
-        assert result["refused"] is expected["refused"] is None
+    actual = run_ranks(tmp_path, {"what": "gradients", "config": content, "cases": cases})
+    for (numbers, _), result in zip(cases, actual, strict=True):
+        expected = compute_gradients(content, numbers, DistributedContext(), micro_batch_size=None)
+        assert result["skip_reason"] is expected["skip_reason"] is None
         assert result["gradients"].keys() == expected["gradients"].keys()
         for name, value in expected["terms"].items():
             assert result["terms"][name] == pytest.approx(value, rel=1e-5, abs=1e-6), (numbers, name)
@@ -90,16 +90,18 @@ def test_each_image_is_scored_once(
     tiles: dict[str, Any] | None, tmp_path: Path, write_coco: Callable[..., Path]
 ) -> None:
     root = write_coco(tmp_path / "set", num_images={"train": 7, "val": 1, "test": 1})
-    request = {"what": "evaluation", "tree": tree_of(root, tmp_path / "run", data__tiles=tiles)}
+    request = {"what": "evaluation", "config": content_of(root, tmp_path / "run", data__tiles=tiles)}
     two = run_ranks(tmp_path, request)
     assert two["shares"] == [4, 3]
     torch.save(request, tmp_path / "request.pth")
     command = [sys.executable, RANKS, tmp_path / "request.pth", tmp_path / "one.pth"]
     subprocess.run(command, env=ENVIRONMENT, check=True, timeout=300)
-    one = torch.load(tmp_path / "one.pth", weights_only=True)
-    assert two["ap50"] == pytest.approx(one["ap50"], abs=1e-9)
-    assert [entry["image_id"] for entry in two["entries"]] == [entry["image_id"] for entry in one["entries"]]
-    scores = [[entry["score"] for entry in result["entries"]] for result in (two, one)]
+    first = torch.load(tmp_path / "one.pth", weights_only=True)
+    assert two["ap50"] == pytest.approx(first["ap50"], abs=1e-9)
+    assert [entry["image_id"] for entry in two["entries"]] == [
+        entry["image_id"] for entry in first["entries"]
+    ]
+    scores = [[entry["score"] for entry in result["entries"]] for result in (two, first)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
@@ -108,7 +110,7 @@ def test_a_run_with_an_uneven_last_batch_stops_early_and_is_scored(
     tmp_path: Path, write_coco: Callable[..., Path]
 ) -> None:
     root = write_coco(tmp_path / "set", num_images={"train": 11, "val": 3, "test": 1})
-    tree = tree_of(
+    content = content_of(
         root,
         tmp_path / "run",
         epochs=9,
@@ -117,7 +119,7 @@ def test_a_run_with_an_uneven_last_batch_stops_early_and_is_scored(
         early_stopping__min_delta=1.0,
         schedule__no_aug_epochs=7,
     )
-    process = start_training(write_config(tmp_path, tree))
+    process = start_training(write_config(tmp_path, content))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     epochs = [line for line in lines_of(tmp_path / "run") if line["event"] == "epoch"]
@@ -134,11 +136,11 @@ def test_a_stopped_run_goes_on_with_both_processes(tmp_path: Path, write_coco: C
     root = write_coco(tmp_path / "set", num_images={"train": 12, "val": 2, "test": 1})
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-    whole = write_config(tmp_path / "whole", tree_of(root, tmp_path / "whole" / "run", epochs=20))
+    whole = write_config(tmp_path / "whole", content_of(root, tmp_path / "whole" / "run", epochs=20))
     process = start_training(whole)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    parts = write_config(tmp_path / "parts", tree_of(root, tmp_path / "parts" / "run", epochs=20))
+    parts = write_config(tmp_path / "parts", content_of(root, tmp_path / "parts" / "run", epochs=20))
     process = start_training(parts)
     wait_until((tmp_path / "parts" / "run" / "metrics.jsonl").exists)
     process.send_signal(signal.SIGTERM)
@@ -159,7 +161,7 @@ def test_an_error_in_one_process_ends_all_within_a_minute(
     root = write_coco(tmp_path / "set", num_images={"train": 12, "val": 2, "test": 1})
     image = root / "images" / "train_5.png"
     image.write_bytes(image.read_bytes()[:-400])  # its header is whole: found when one process decodes it
-    config = write_config(tmp_path, tree_of(root, tmp_path / "run", epochs=50))
+    config = write_config(tmp_path, content_of(root, tmp_path / "run", epochs=50))
     errors = tmp_path / "errors.txt"
     with errors.open("w") as file:
         process = start_training(config, stderr=file)

@@ -50,13 +50,13 @@ def test_the_average_follows_the_formula(warmup_steps: int) -> None:
                 expected[name] = decay * expected[name] + (1 - decay) * value
             else:
                 expected[name] = value
-    found = ema.model.state_dict()
+    actual = ema.model.state_dict()
     assert ema.updates == 12
-    assert int(found["1.num_batches_tracked"]) == 12
+    assert int(actual["1.num_batches_tracked"]) == 12
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(actual[name], value, atol=1e-5, rtol=1e-5)
     for name in ("1.running_mean", "1.running_var"):
-        assert not torch.equal(found[name], model.state_dict()[name])
+        assert not torch.equal(actual[name], model.state_dict()[name])
 
 
 def test_a_horizon_of_one_step_copies_the_model() -> None:

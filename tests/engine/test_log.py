@@ -113,10 +113,10 @@ def test_lines_that_the_run_has_not_written_are_dropped(foreign: bytes, tmp_path
     log = RunLog(tmp_path)
     log.write("epoch", {"epoch": 0, "step": 2})
     path = tmp_path / "metrics.jsonl"
-    own = path.read_bytes()
-    path.write_bytes(foreign + b"\n" + own + foreign)
+    new = path.read_bytes()
+    path.write_bytes(foreign + b"\n" + new + foreign)
     log.keep_until(epoch=1, step=2)
-    assert path.read_bytes() == own
+    assert path.read_bytes() == new
 
 
 def test_a_log_without_a_folder_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

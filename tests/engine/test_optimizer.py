@@ -24,10 +24,10 @@ def groups_of(model: Detector, rule: str) -> list[dict]:
 @pytest.mark.parametrize("rule", ["by_type", "reference"])
 def test_every_parameter_is_in_exactly_one_group(variant: tuple[str, Detector], rule: str) -> None:
     _, model = variant
-    found = [id(parameter) for group in groups_of(model, rule) for parameter in group["params"]]
+    actual = [id(parameter) for group in groups_of(model, rule) for parameter in group["params"]]
     expected = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
-    assert len(found) == len(set(found))
-    assert sorted(found) == sorted(expected)
+    assert len(actual) == len(set(actual))
+    assert sorted(actual) == sorted(expected)
 
 
 @pytest.mark.parametrize("rule", ["by_type", "reference"])

@@ -85,8 +85,8 @@ def test_it_prints_what_memory_is_taken_and_left_and_changes_nothing(
     assert "in a step of 3 images with 2 boxes each, or in validation, " in line
     assert line.endswith(" GB left")
     trainer.run(show_progress=False)
-    expected, found = (run.prepared.step.model.state_dict() for run in (without, trainer))
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    expected, actual = (run.prepared.step.model.state_dict() for run in (without, trainer))
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def pretend_memory(monkeypatch: pytest.MonkeyPatch, *, model: float, image: float, total: float) -> list[int]:

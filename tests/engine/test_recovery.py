@@ -54,16 +54,16 @@ def test_bad_steps_are_logged_and_the_run_goes_on(
     spoil({1, 2, 5})
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=4"))
     trainer.run(show_progress=False)
-    refused = [line for line in events_of(tmp_path / "run") if line["event"] == "skipped_step"]
-    assert [line["step"] for line in refused] == [1, 2, 5]
+    skipped = [line for line in events_of(tmp_path / "run") if line["event"] == "skipped_step"]
+    assert [line["step"] for line in skipped] == [1, 2, 5]
     assert all(
         line["reason"] and len(line["images"]) == 3 and line["lr"] > 0 and line["weight_norm"] > 0
-        for line in refused
+        for line in skipped
     )
     # Not finite, so there is no number for it.
-    assert all("grad_norm" in line and line["grad_norm"] is None for line in refused)
+    assert all("grad_norm" in line and line["grad_norm"] is None for line in skipped)
     assert all(
-        [f"train_{image_id - 10}.png" for image_id in line["image_ids"]] == line["images"] for line in refused
+        [f"train_{image_id - 10}.png" for image_id in line["image_ids"]] == line["images"] for line in skipped
     )
     assert trainer.prepared.ema.updates == 5
     assert all(torch.isfinite(value).all() for value in trainer.prepared.step.model.state_dict().values())
@@ -102,8 +102,8 @@ def test_bad_steps_of_every_kind_are_survived(
     monkeypatch.setattr(recovery_module, "train_step", step)
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=50", "evaluation.every_epochs=25"))
     trainer.run(show_progress=False)
-    refused = [line["step"] for line in events_of(tmp_path / "run") if line["event"] == "skipped_step"]
-    assert refused == sorted(chosen)
+    skipped = [line["step"] for line in events_of(tmp_path / "run") if line["event"] == "skipped_step"]
+    assert skipped == sorted(chosen)
     assert trainer.prepared.ema.updates == 55
     for model in (trainer.prepared.step.model, trainer.prepared.ema.model):
         assert all(value.isfinite().all() for value in model.state_dict().values())
@@ -112,7 +112,7 @@ def test_bad_steps_of_every_kind_are_survived(
     ]
     assert sum(losses[-5:]) < sum(losses[:5])
     with capsys.disabled():
-        print(f" {len(refused)} of 100 steps spoiled and survived")  # noqa: T201
+        print(f" {len(skipped)} of 100 steps spoiled and survived")  # noqa: T201
 
 
 def test_after_too_many_the_last_good_state_comes_back_with_half_the_rate(
@@ -182,8 +182,8 @@ def test_the_state_that_comes_back_does_not_depend_on_when_the_run_was_saved(
     for name in ("whole", "parts"):
         restored = [line["to_step"] for line in events_of(tmp_path / name) if line["event"] == "restored"]
         assert restored == [4], name
-    expected, found = (run.prepared.step.model.state_dict() for run in (current[0], current[2]))
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    expected, actual = (run.prepared.step.model.state_dict() for run in (current[0], current[2]))
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 @pytest.mark.slow
@@ -207,8 +207,8 @@ def test_a_run_resumed_elsewhere_brings_the_state_to_restore_along(
     assert read_checkpoint(last).step == 3
     second = build_tiny(tiny_config(tiny_set, tmp_path / "second", "epochs=2"), resume_from=last)
     second._save()
-    tree, path = second.checkpoints.read_good_start()
-    assert (tree.step, path) == (2, tmp_path / "second" / "last.previous.pth")
+    content, path = second.checkpoints.read_good_start()
+    assert (content.step, path) == (2, tmp_path / "second" / "last.previous.pth")
 
 
 @pytest.mark.slow
@@ -223,8 +223,8 @@ def test_after_three_restores_the_run_stops_and_names_the_images(
     named = {f"train_{number}.png" for number in range(6)}
     assert all(name in str(caught.value) for name in named)
     assert (trainer.progress.restores, trainer.progress.lr_scale) == (3, 0.125)
-    tree = read_checkpoint(tmp_path / "run" / "last.pth")
-    assert all(torch.isfinite(value).all() for value in tree.model.values())
+    content = read_checkpoint(tmp_path / "run" / "last.pth")
+    assert all(torch.isfinite(value).all() for value in content.model.values())
 
 
 def test_a_refused_first_step_goes_back_to_the_beginning(
@@ -246,7 +246,7 @@ def test_a_restore_in_the_final_stage_goes_back_to_its_start(
     options = ("epochs=5", "schedule.no_aug_epochs=2", "recipe.max_skipped_steps=2")
     scores = iter([0.5, 0.1, 0.1, 0.1, 0.1])
 
-    def validate(own: Validate) -> Validate:
+    def validate(new: Validate) -> Validate:
         return lambda model: Validation(
             ap=next(scores), ap50=None, worst_class=None, worst_class_ap50=None, summary={}, class_ap50={}
         )
@@ -329,8 +329,8 @@ def test_memory_that_runs_out_where_no_smaller_part_helps_ends_the_run_with_advi
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def validate(own: Validate) -> Validate:
-        return fail if place == "validation" else own
+    def validate(new: Validate) -> Validate:
+        return fail if place == "validation" else new
 
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=2"), validate=validate)
     if place == "update":

@@ -67,13 +67,13 @@ def states_of(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{kind}.{name}": value for kind, state in states.items() for name, value in state.items()}
 
 
-def assert_equal_runs(found: Path, expected: Path) -> None:
-    assert epochs_of(found) == epochs_of(expected)
+def assert_equal_runs(actual: Path, expected: Path) -> None:
+    assert epochs_of(actual) == epochs_of(expected)
     theirs = states_of(expected)
-    ours = states_of(found)
+    ours = states_of(actual)
     assert ours.keys() == theirs.keys()
     assert [name for name, value in theirs.items() if not torch.equal(ours[name], value)] == []
-    assert {path.name for path in found.iterdir()} == {path.name for path in expected.iterdir()}
+    assert {path.name for path in actual.iterdir()} == {path.name for path in expected.iterdir()}
 
 
 def train_until_killed(build: Build, config: Config, folder: Path) -> None:
@@ -142,13 +142,13 @@ def test_a_run_killed_at_random_ends_as_one_that_was_never_stopped(
 
 def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, signal_number: int = signal.SIGTERM) -> None:
     """Send this process a signal while the trainer does a step of the run, counted from 0."""
-    own = Trainer._step
+    new = Trainer._step
 
     def step(self: Trainer, batch: Any) -> Any:
         if self.progress.step == number:
-            monkeypatch.setattr(Trainer, "_step", own)
+            monkeypatch.setattr(Trainer, "_step", new)
             os.kill(os.getpid(), signal_number)
-        return own(self, batch)
+        return new(self, batch)
 
     monkeypatch.setattr(Trainer, "_step", step)
 
@@ -265,8 +265,8 @@ def test_a_kill_between_the_two_renames_of_the_very_last_checkpoint_loses_nothin
     last.replace(previous_path(last))
     build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).run(show_progress=False)
     assert not previous_path(last).exists()
-    found = read_checkpoint(last).model
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    actual = read_checkpoint(last).model
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 @pytest.fixture
@@ -323,9 +323,9 @@ def test_other_data_are_refused_unless_forced(
     config = tiny_config(root, stopped_run, *SIX_EPOCHS)
     assert build_tiny(config, resume_from=stopped_run / "last.pth").progress.step == 6  # a copy is the same
     file = root / "annotations" / f"{split}.json"
-    tree = json.loads(file.read_text())
-    tree["annotations"][0]["bbox"][2] -= 1
-    file.write_text(json.dumps(tree))
+    document = json.loads(file.read_text())
+    document["annotations"][0]["bbox"][2] -= 1
+    file.write_text(json.dumps(document))
     name = {"train": "training", "val": "validation"}[split]
     with pytest.raises(CheckpointError, match=f"\n  {name} data: other images or annotations\n"):
         build_tiny(config, resume_from=stopped_run / "last.pth")
@@ -344,9 +344,9 @@ def test_options_that_came_after_the_checkpoint_have_their_defaults_there(
     stopped_run: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
     path = stopped_run / "last.pth"
-    tree = read_checkpoint(path)
-    del tree.config["augment"]["mosaic"], tree.config["data"]["sampling"]
-    save_checkpoint(tree, path)
+    document = read_checkpoint(path)
+    del document.config["augment"]["mosaic"], document.config["data"]["sampling"]
+    save_checkpoint(document, path)
     config = tiny_config(ten_images, stopped_run, *SIX_EPOCHS)
     assert build_tiny(config, resume_from=path).progress.step == 6
     with pytest.raises(CheckpointError, match=r"\n  augment\.mosaic: 0\.0 -> 0\.5\n"):
@@ -354,10 +354,10 @@ def test_options_that_came_after_the_checkpoint_have_their_defaults_there(
 
 
 def test_a_checkpoint_holds_all_that_a_run_needs(stopped_run: Path) -> None:
-    tree = read_checkpoint(stopped_run / "last.pth")
-    assert tree.resume is not None
-    assert set(tree.resume.random) == {"torch", "cuda", "python", "numpy"}
-    progress = tree.resume.progress
+    document = read_checkpoint(stopped_run / "last.pth")
+    assert document.resume is not None
+    assert set(document.resume.random) == {"torch", "cuda", "python", "numpy"}
+    progress = document.resume.progress
     assert (progress.epoch, progress.steps_of_epoch, progress.step) == (1, 2, 6)
     assert progress.sums.num_good == 2
 
@@ -397,12 +397,12 @@ def test_a_signal_to_the_whole_group_saves_the_step_and_leaves_the_workers_out(
     number: int, tmp_path: Path, ten_images: Path
 ) -> None:
     folder = tmp_path / "run"
-    tree = TINY | {
+    document = TINY | {
         "output_dir": str(folder),
         "epochs": 400,
         "data": TINY["data"] | {"root": str(ten_images), "num_workers": 2},
     }
-    (tmp_path / "tiny.yml").write_text(json.dumps(tree), encoding="utf-8")
+    (tmp_path / "tiny.yml").write_text(json.dumps(document), encoding="utf-8")
     steps = []
     for _ in range(3):
         process = start_tool(tmp_path / "tiny.yml")
@@ -428,8 +428,8 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(
     last.write_bytes(last.read_bytes()[:1000])
     before = read_checkpoint(previous_path(last)).step
     trainer = build_tiny(tiny_config(ten_images, stopped_run, *SIX_EPOCHS), resume_from=last)
-    tree, path = trainer.checkpoints.read_good_start()
-    assert (tree.step, path) == (before, previous_path(last))
+    document, path = trainer.checkpoints.read_good_start()
+    assert (document.step, path) == (before, previous_path(last))
     trainer._save()
     assert read_checkpoint(last).step == read_checkpoint(previous_path(last)).step == before
 

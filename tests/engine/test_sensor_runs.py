@@ -83,7 +83,7 @@ def test_a_defect_in_the_low_byte_is_learned_from_16_bits_alone(
     tiny_config: Callable[..., Config],
     build_tiny: Callable[..., Trainer],
 ) -> None:
-    found = {}
+    actual = {}
     for bits, options in ((16, SENSOR), (8, EIGHT_BITS)):
         root = make_sensor_set(tmp_path / f"set_{bits}", write_coco, bits=bits, num_train=40)
         config = tiny_config(
@@ -97,7 +97,7 @@ def test_a_defect_in_the_low_byte_is_learned_from_16_bits_alone(
         )
         trainer = build_tiny(config)
         trainer.run(show_progress=False)
-        found[bits] = trainer.validate(trainer.prepared.ema.model).ap50
+        actual[bits] = trainer.validate(trainer.prepared.ema.model).ap50
     # 200 steps. Without the low byte all images are the same, and only the usual places can be guessed.
-    assert found[16] > 0.6
-    assert found[8] < 0.2
+    assert actual[16] > 0.6
+    assert actual[8] < 0.2

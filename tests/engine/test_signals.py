@@ -98,12 +98,12 @@ def test_several_signals_in_an_epochs_end_stop_the_run_once_without_harm(
     build_tiny: Callable[..., Trainer],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def validate(own: Validate) -> Validate:
+    def validate(new: Validate) -> Validate:
         def interrupted(model: Detector) -> Validation:
             if moment == "in validation":
                 send()
                 send()
-            return own(model)
+            return new(model)
 
         return interrupted
 
@@ -114,18 +114,20 @@ def test_several_signals_in_an_epochs_end_stop_the_run_once_without_harm(
                 send()
             return super().write(content)
 
-    def save(tree: dict[str, Any], file: Any) -> None:
+    def save(document: dict[str, Any], file: Any) -> None:
         if ".best.pth" in file.name and moment != "in validation":
-            own_save(tree, SignallingFile())  # torch calls it back from C++, where an error would be lost
-        own_save(tree, file)
+            patched_save(
+                document, SignallingFile()
+            )  # torch calls it back from C++, where an error would be lost
+        patched_save(document, file)
 
-    own_save = torch.save
+    patched_save = torch.save
     monkeypatch.setattr(torch, "save", save)
     config = tiny_config(tiny_set, tmp_path / "run", "epochs=3")
     with pytest.raises(StopSignalError, match=r"^stopped by SIGTERM in epoch [12] .*Go on with"):
         build_tiny(config, validate=validate).run(show_progress=False)
-    tree = read_checkpoint(tmp_path / "run" / "last.pth")
-    assert (tree.step, tree.resume.progress.epoch) == (2, int(moment != "in validation"))
+    document = read_checkpoint(tmp_path / "run" / "last.pth")
+    assert (document.step, document.resume.progress.epoch) == (2, int(moment != "in validation"))
     if moment != "in validation":
         assert read_checkpoint(tmp_path / "run" / "best.pth").epoch == 0
     assert not list((tmp_path / "run").glob(".*"))

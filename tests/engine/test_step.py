@@ -68,15 +68,15 @@ def make_batch(*, num_boxes: tuple[int, ...] = (1, 2)) -> Batch:
     return Batch(images=images, targets=targets)
 
 
-def assert_same(found: Any, expected: Any) -> None:
+def assert_same(actual: Any, expected: Any) -> None:
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
+        assert actual.keys() == expected.keys()
         for key, value in expected.items():
-            assert_same(found[key], value)
+            assert_same(actual[key], value)
     elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected)
+        assert torch.equal(actual, expected)
     else:
-        assert found == expected
+        assert actual == expected
 
 
 def test_a_batch_of_empty_images_touches_every_parameter(setup: Setup) -> None:
@@ -106,9 +106,9 @@ def test_an_infinite_input_leaves_weights_and_optimizer_as_they_are(setup: Setup
     result = setup.step(bad)
     assert result.skip_reason == "matcher: the network's scores or boxes are NaN or infinite."
     assert math.isnan(result.loss)
-    found_parameters, found_moments = setup.state()
-    assert_same(found_parameters, parameters)
-    assert_same(found_moments, moments)
+    fitted_parameters, actual_moments = setup.state()
+    assert_same(fitted_parameters, parameters)
+    assert_same(actual_moments, moments)
     assert setup.step(make_batch()).skip_reason is None
 
 
@@ -134,9 +134,9 @@ def test_an_infinite_weight_is_refused_and_nothing_else_changes(setup: Setup, na
     parameters, moments = setup.state()
     result = setup.step(make_batch())
     assert result.skip_reason
-    found_parameters, found_moments = setup.state()
-    assert_same(found_parameters, parameters)
-    assert_same(found_moments, moments)
+    fitted_parameters, actual_moments = setup.state()
+    assert_same(fitted_parameters, parameters)
+    assert_same(actual_moments, moments)
 
 
 def test_an_infinite_gradient_is_refused(setup: Setup) -> None:
@@ -202,13 +202,13 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
     expected = gradients(setup)
     setup.model.load_state_dict(start)
     parts = setup.step(batch, clip_grad_norm=1e9, micro_batch_size=micro_batch_size)
-    found = gradients(setup)
+    actual = gradients(setup)
     assert parts.terms.keys() == whole.terms.keys()
     for name, value in whole.terms.items():
         assert parts.terms[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert (found[name] - value).norm() <= 1e-5 * value.norm() + 1e-7, name
+        assert (actual[name] - value).norm() <= 1e-5 * value.norm() + 1e-7, name
 
 
 def test_a_refused_micro_batch_refuses_the_step(setup: Setup) -> None:

@@ -41,14 +41,14 @@ def predict(run: Path, *overrides: str) -> list[Detections]:
     return Predictor(trained).predict(paths, score_threshold=0.0)
 
 
-def assert_same_tables(one: DetectionTable, other: DetectionTable) -> None:
+def assert_same_tables(first: DetectionTable, other: DetectionTable) -> None:
     for column in ("image", "label", "boxes_xywh", "score", "query"):
-        np.testing.assert_array_equal(getattr(one, column), getattr(other, column), err_msg=column)
+        np.testing.assert_array_equal(getattr(first, column), getattr(other, column), err_msg=column)
 
 
-def assert_same_bits(one: Detections, other: Detections) -> None:
+def assert_same_bits(first: Detections, other: Detections) -> None:
     for name in ("boxes_xyxy", "scores", "labels", "queries"):
-        assert torch.equal(getattr(one, name), getattr(other, name)), name
+        assert torch.equal(getattr(first, name), getattr(other, name)), name
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
@@ -59,8 +59,8 @@ def test_images_that_fit_into_a_tile_give_the_bits_of_a_detector_without_tiles(
     whole, tiled = evaluate(tiny_run, options), evaluate(tiny_run, options, tiles)
     assert len(whole) > 0
     assert_same_tables(whole, tiled)
-    for found, other in zip(predict(tiny_run, options), predict(tiny_run, options, tiles), strict=True):
-        assert_same_bits(found, other)
+    for actual, other in zip(predict(tiny_run, options), predict(tiny_run, options, tiles), strict=True):
+        assert_same_bits(actual, other)
 
 
 @pytest.mark.parametrize(("resize", "batch_size"), [("stretch", 1), ("letterbox", 3)])
@@ -68,14 +68,14 @@ def test_predict_gives_what_evaluation_scored_to_the_bit(
     resize: str, batch_size: int, tiny_run: Path, tiny_set: Path
 ) -> None:
     options = (f"data.resize={resize}", f"data.eval_batch_size={batch_size}", TILES)
-    scored, found = evaluate(tiny_run, *options), predict(tiny_run, *options)
-    assert len(found) == 6
-    assert_same_tables(scored, DetectionTable.from_detections(dict(enumerate(found))))
+    evaluated, actual = evaluate(tiny_run, *options), predict(tiny_run, *options)
+    assert len(actual) == 6
+    assert_same_tables(evaluated, DetectionTable.from_detections(dict(enumerate(actual))))
     sizes = [Image.open(tiny_set / "images" / f"train_{index}.png").size for index in range(6)]
-    for (width, height), one in zip(sizes, found, strict=True):
-        assert len(one.scores) == 20  # as many as there are queries, however many tiles
-        assert (one.scores[:-1] >= one.scores[1:]).all()
-        low, high = one.boxes_xyxy[:, :2], one.boxes_xyxy[:, 2:]
+    for (width, height), first in zip(sizes, actual, strict=True):
+        assert len(first.scores) == 20  # as many as there are queries, however many tiles
+        assert (first.scores[:-1] >= first.scores[1:]).all()
+        low, high = first.boxes_xyxy[:, :2], first.boxes_xyxy[:, 2:]
         assert (low >= 0).all()
         assert (high <= torch.tensor([width, height])).all()
         assert (low <= high).all()
@@ -143,9 +143,9 @@ def test_a_run_on_tiles_trains_and_is_scored_by_whole_images(
     trainer.run(show_progress=False)
     trained = load_trained(trainer.checkpoints.best_path)
     assert trained.config.data.tiles == config.data.tiles
-    found = build_evaluator(trained, read_split(config.data, "test")).evaluate(trained.model)
-    assert found.ground_truth.image_ids == (10, 11, 12)
-    assert set(found.detections.image.tolist()) == {0, 1, 2}
+    actual = build_evaluator(trained, read_split(config.data, "test")).evaluate(trained.model)
+    assert actual.ground_truth.image_ids == (10, 11, 12)
+    assert set(actual.detections.image.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_a_stopped_run_on_tiles_goes_on_to_the_same_weights_and_report(
     tiny_config: Callable[..., Config],
     build_tiny: Callable[..., Trainer],
 ) -> None:
-    def stop(own: Callable) -> Callable:
+    def stop(new: Callable) -> Callable:
         def validate(model: torch.nn.Module) -> None:
             raise StopSignalError(15, "")
 
@@ -169,10 +169,10 @@ def test_a_stopped_run_on_tiles_goes_on_to_the_same_weights_and_report(
     with pytest.raises(StopSignalError):
         stopped.run(show_progress=False)
     build_tiny(config, resume_from=stopped.checkpoints.last_path).run(show_progress=False)
-    one, other = (
+    first, other = (
         read_checkpoint(path).model for path in (whole.checkpoints.last_path, stopped.checkpoints.last_path)
     )
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(first[name], other[name]) for name in first)
 
     other_tiles = tiny_config(tiny_set, tmp_path / "stopped", *options, "data.tiles.size=64")
     with pytest.raises(CheckpointError, match=r"data\.tiles\.size: 48 -> 64"):
@@ -181,12 +181,12 @@ def test_a_stopped_run_on_tiles_goes_on_to_the_same_weights_and_report(
     trained = load_trained(stopped.best_path)
     evaluator = build_evaluator(trained, read_split(config.data, "test"))
     report_path = tmp_path / "report.json"
-    found = evaluate_checkpoint(trained, evaluator, split_name="test", report_path=report_path)
+    actual = evaluate_checkpoint(trained, evaluator, split_name="test", report_path=report_path)
     report = read_report(report_path)
     assert report.num_images == 3
     expected = TilesInfo(size=48, overlap=0.25, extra={"keep_fraction": 0.5})
     assert report.provenance.tiles == expected
-    assert "stretch, tiles of 48 px, overlap 0.25" in found.files.page.read_text(encoding="utf-8")
+    assert "stretch, tiles of 48 px, overlap 0.25" in actual.files.page.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -195,11 +195,11 @@ def test_small_defects_are_found_in_tiles_and_not_without(
 ) -> None:
     for name, number in (("train", 12), ("val", 6)):
         write_large_images(tmp_path, name, number)
-    found = {}
+    actual = {}
     for tiles in ("null", "{size: 64, overlap: 0.1}"):
         config = tiny_config(
             tmp_path,
-            tmp_path / f"run_{len(found)}",
+            tmp_path / f"run_{len(actual)}",
             f"data.tiles={tiles}",
             # As many inputs in either run: 25 tiles an image, and 25 times as many epochs.
             f"epochs={150 if tiles == 'null' else 6}",
@@ -211,10 +211,10 @@ def test_small_defects_are_found_in_tiles_and_not_without(
         )
         trainer = build_tiny(config)
         trainer.run(show_progress=False)
-        found[tiles] = trainer.validate(trainer.prepared.ema.model).ap50
+        actual[tiles] = trainer.validate(trainer.prepared.ema.model).ap50
     # 300 steps each: 0.62 and 0.13.
-    assert found["{size: 64, overlap: 0.1}"] > 0.4
-    assert found["null"] < 0.25
+    assert actual["{size: 64, overlap: 0.1}"] > 0.4
+    assert actual["null"] < 0.25
 
 
 def write_large_images(root: Path, name: str, number: int) -> None:
@@ -233,5 +233,5 @@ def write_large_images(root: Path, name: str, number: int) -> None:
             annotations.append({"id": len(annotations) + 1, "image_id": index, "category_id": 1, "bbox": box})
         Image.fromarray(pixels).save(root / "images" / f"{name}_{index}.png")
         images.append({"id": index, "file_name": f"{name}_{index}.png", "width": 272, "height": 272})
-    tree = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "dent"}]}
-    (root / "annotations" / f"{name}.json").write_text(json.dumps(tree), encoding="utf-8")
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "dent"}]}
+    (root / "annotations" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")

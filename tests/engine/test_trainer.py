@@ -34,23 +34,23 @@ def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(first: Trainer, second: Trainer) -> None:
-    expected, found = weights_of(first), weights_of(second)
-    assert expected.keys() == found.keys()
-    different = [name for name, value in expected.items() if not torch.equal(found[name], value)]
+    expected, actual = weights_of(first), weights_of(second)
+    assert expected.keys() == actual.keys()
+    different = [name for name, value in expected.items() if not torch.equal(actual[name], value)]
     assert different == []
 
 
 def stop_in_validation(number: int) -> Callable[[Validate], Validate]:
     """Interrupt the run in its validation of this number, from 1."""
 
-    def wrap(own: Validate) -> Validate:
+    def wrap(new: Validate) -> Validate:
         calls = []
 
         def validate(model: Detector) -> Validation:
             calls.append(model)
             if len(calls) == number:
                 raise KeyboardInterrupt
-            return own(model)
+            return new(model)
 
         return validate
 
@@ -60,7 +60,7 @@ def stop_in_validation(number: int) -> Callable[[Validate], Validate]:
 def scores(values: list[float | None]) -> Callable[[Validate], Validate]:
     """Validation that gives these AP, one after the other."""
 
-    def wrap(own: Validate) -> Validate:
+    def wrap(new: Validate) -> Validate:
         left = iter(values)
         return lambda model: Validation(
             ap=(ap := next(left)), ap50=ap, worst_class=None, worst_class_ap50=None, summary={}, class_ap50={}
@@ -155,10 +155,10 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     resumed = build_tiny(config, resume_from=last)
     assert resumed.progress.epoch == stopped_in - 1
     resumed.run(show_progress=False)
-    expected, found = lines_of(tmp_path / "whole"), lines_of(tmp_path / "parts")
-    assert [line["epoch"] for line in found] == [0, 1, 2, 3]
+    expected, actual = lines_of(tmp_path / "whole"), lines_of(tmp_path / "parts")
+    assert [line["epoch"] for line in actual] == [0, 1, 2, 3]
     for key in ("loss", "grad_norm", "lr", "step", "terms", "ap", "is_best"):
-        assert [line[key] for line in found] == [line[key] for line in expected], key
+        assert [line[key] for line in actual] == [line[key] for line in expected], key
     assert_same_weights(whole, resumed)
     assert whole.progress == resumed.progress
 
@@ -204,23 +204,23 @@ def old_run(tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny:
 
 
 def break_mkdir(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Path.mkdir
+    new = Path.mkdir
 
     def mkdir(self: Path, *args: Any, **kwargs: Any) -> None:
         if self.name == ".replaced":
             raise OSError(28, "No space left on device", str(self))
-        own(self, *args, **kwargs)
+        new(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
 
 
 def break_a_rename(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Path.replace
+    new = Path.replace
 
     def replace(self: Path, target: Path) -> Path:
         if self.name == "config.yml" and target.parent.name == ".replaced":
             raise KeyboardInterrupt
-        return own(self, target)
+        return new(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
 
@@ -311,8 +311,8 @@ def test_best_is_the_last_of_the_highest_scores(
 ) -> None:
     config = tiny_config(tiny_set, tmp_path / "run", "epochs=3")
     build_tiny(config, validate=scores(values)).run(show_progress=False)
-    tree = read_checkpoint(tmp_path / "run" / "best.pth")
-    assert tree.epoch == tree.best.epoch == best
+    content = read_checkpoint(tmp_path / "run" / "best.pth")
+    assert content.epoch == content.best.epoch == best
     assert [line["is_best"] for line in lines_of(tmp_path / "run")].count(True) >= 1
 
 
@@ -325,11 +325,11 @@ def test_a_damaged_best_checkpoint_does_not_keep_the_final_stage_from_beginning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    own = Trainer._begin_final_stage
+    new = Trainer._begin_final_stage
 
     def begin(self: Trainer) -> None:
         self.checkpoints.best_path.write_bytes(self.checkpoints.best_path.read_bytes()[:1000])
-        own(self)
+        new(self)
 
     monkeypatch.setattr(Trainer, "_begin_final_stage", begin)
     config = tiny_config(tiny_set, tmp_path / "run", *FOUR_EPOCHS)
@@ -371,9 +371,9 @@ def test_skipped_steps_are_logged_with_their_images_and_do_not_move_the_average(
         trainer.prepared.step.model.decoder.dec_score_head[0].weight[0, 0] = float("nan")
     before = {name: value.clone() for name, value in trainer.prepared.ema.model.state_dict().items()}
     trainer.run(show_progress=False)
-    refused, epoch = lines_of(tmp_path / "run")[:-1], lines_of(tmp_path / "run")[-1]
-    assert [line["event"] for line in refused] == ["skipped_step"] * 2
-    assert all(line["reason"] and len(line["images"]) == 3 for line in refused)
+    skipped, epoch = lines_of(tmp_path / "run")[:-1], lines_of(tmp_path / "run")[-1]
+    assert [line["event"] for line in skipped] == ["skipped_step"] * 2
+    assert all(line["reason"] and len(line["images"]) == 3 for line in skipped)
     assert (epoch["skipped_steps"], epoch["loss"], epoch["step"]) == (2, None, 2)
     after = trainer.prepared.ema.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -438,7 +438,7 @@ def test_a_run_resumed_into_another_folder_has_a_best_checkpoint(
 ) -> None:
     first = tiny_config(tiny_set, tmp_path / "first", "epochs=2")
     with pytest.raises(KeyboardInterrupt):
-        build_tiny(first, validate=lambda own: stop_in_validation(2)(scores([0.5, 0.1])(own))).run(
+        build_tiny(first, validate=lambda new: stop_in_validation(2)(scores([0.5, 0.1])(new))).run(
             show_progress=False
         )
     second = tiny_config(tiny_set, tmp_path / "second", "epochs=2")

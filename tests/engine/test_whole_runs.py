@@ -73,11 +73,11 @@ def test_a_compiled_run_has_the_same_losses(
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
     losses: dict[str, list[float]] = {"false": [], "true": []}
     root = write_coco(tmp_path / "set", num_images={"train": 30, "val": 2, "test": 1})
-    for name, own in losses.items():
+    for name, new in losses.items():
 
-        def record(*args: Any, own: list[float] = own, **kwargs: Any) -> StepResult:
+        def record(*args: Any, new: list[float] = new, **kwargs: Any) -> StepResult:
             result = train_step(*args, **kwargs)
-            own.append(result.loss)
+            new.append(result.loss)
             return result
 
         monkeypatch.setattr(recovery_module, "train_step", record)
@@ -105,13 +105,13 @@ def resident_kilobytes(process: int) -> int | None:
 def test_memory_does_not_grow_from_epoch_to_epoch(
     tmp_path: Path, tiny_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tree: dict[str, Any] = TINY | {
+    content: dict[str, Any] = TINY | {
         "output_dir": str(tmp_path / "run"),
         "epochs": 40,
         "data": TINY["data"] | {"root": str(tiny_set), "num_workers": 2},
         "runtime": {"device": "cpu", "preflight": False},
     }
-    (tmp_path / "tiny.yml").write_text(json.dumps(tree), encoding="utf-8")
+    (tmp_path / "tiny.yml").write_text(json.dumps(content), encoding="utf-8")
     command = [sys.executable, str(REPOSITORY / "tools" / "train.py"), "-c", str(tmp_path / "tiny.yml")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(

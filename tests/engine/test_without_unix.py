@@ -35,9 +35,8 @@ if __name__ == "__main__":
     import deim.engine
     for module in pkgutil.iter_modules(deim.engine.__path__):
         importlib.import_module(f"deim.engine.{module.name}")
-    from deim.cli.train import main
-    sys.argv = ["train", "-c", sys.argv[1]]
-    sys.exit(main())
+    from deim.cli.main import main
+    sys.exit(main(["train", "-c", sys.argv[1]]))
 """
 
 

@@ -9,7 +9,7 @@ from deim.inference.nms import NmsOptions, NmsRule, apply_nms, candidate_rules
 from tests.metrics.random_results import random_split, split_tables
 
 
-def found(*rows: tuple[int, int, list[float], float, int]) -> DetectionTable:
+def actual(*rows: tuple[int, int, list[float], float, int]) -> DetectionTable:
     """Detections of image, label, box, score, query."""
     image, label, boxes, scores, query = zip(*rows, strict=True)
     return DetectionTable(
@@ -22,7 +22,7 @@ def found(*rows: tuple[int, int, list[float], float, int]) -> DetectionTable:
 
 
 A, NEAR_A, FAR = [10.0, 10.0, 40.0, 40.0], [12.0, 10.0, 40.0, 40.0], [200.0, 10.0, 40.0, 40.0]
-ROWS = found(
+ROWS = actual(
     (0, 0, A, 0.9, 0),
     (0, 1, A, 0.8, 0),  # the same query, another class
     (0, 0, NEAR_A, 0.7, 1),  # another query, the same class
@@ -51,7 +51,7 @@ def test_what_each_rule_keeps(rule: NmsRule, expected: list[bool]) -> None:
 
 
 def test_identical_boxes_with_two_labels_become_one_box() -> None:
-    two = found((0, 0, A, 0.9, 5), (0, 1, A, 0.9, 5))
+    two = actual((0, 0, A, 0.9, 5), (0, 1, A, 0.9, 5))
     for rule in (NmsRule(best_class_per_query=True), NmsRule(mode="agnostic", iou_threshold=0.7)):
         assert apply_nms(two, rule).tolist() == [True, False]
 
@@ -72,7 +72,7 @@ def test_nothing_that_stays_overlaps_a_better_one_that_stays(seed: int) -> None:
 
 
 def test_unknown_queries_are_no_reason_to_suppress() -> None:
-    unknown = found((0, 0, A, 0.9, -1), (0, 1, A, 0.8, -1))
+    unknown = actual((0, 0, A, 0.9, -1), (0, 1, A, 0.8, -1))
     assert apply_nms(unknown, NmsRule(best_class_per_query=True)).tolist() == [True, True]
 
 

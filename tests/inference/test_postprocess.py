@@ -12,9 +12,9 @@ SQUARE = Placement(orig_size_hw=(100, 200), span_hw=(100.0, 200.0), shift_yx=(0.
 
 def test_no_queries_give_no_detections():
     output = {"pred_logits": torch.zeros(1, 0, 3), "pred_boxes": torch.zeros(1, 0, 4)}
-    (found,) = select_detections(output, [SQUARE])
-    assert found.boxes_xyxy.shape == (0, 4)
-    assert found.scores.shape == found.labels.shape == (0,)
+    (actual,) = select_detections(output, [SQUARE])
+    assert actual.boxes_xyxy.shape == (0, 4)
+    assert actual.scores.shape == actual.labels.shape == (0,)
 
 
 def test_best_pairs_of_query_and_class_come_first_without_threshold():
@@ -22,19 +22,19 @@ def test_best_pairs_of_query_and_class_come_first_without_threshold():
         "pred_logits": torch.tensor([[[2.0, -9.0], [1.0, 3.0]]]),
         "pred_boxes": torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.25, 0.5, 0.1, 0.2]]]),
     }
-    (found,) = select_detections(output, [SQUARE])
-    assert found.labels.tolist() == [1, 0, 0, 1]
-    assert found.scores.tolist() == pytest.approx(torch.tensor([3.0, 2, 1, -9]).sigmoid().tolist())
+    (actual,) = select_detections(output, [SQUARE])
+    assert actual.labels.tolist() == [1, 0, 0, 1]
+    assert actual.scores.tolist() == pytest.approx(torch.tensor([3.0, 2, 1, -9]).sigmoid().tolist())
     big, small = [80.0, 30, 120, 70], [40.0, 40, 60, 60]
-    assert torch.allclose(found.boxes_xyxy, torch.tensor([small, big, small, big]), atol=1e-4)
-    (one,) = select_detections(output, [SQUARE], max_detections=1)
-    assert one.labels.tolist() == [1]
+    assert torch.allclose(actual.boxes_xyxy, torch.tensor([small, big, small, big]), atol=1e-4)
+    (first,) = select_detections(output, [SQUARE], max_detections=1)
+    assert first.labels.tolist() == [1]
 
 
 def test_boxes_outside_the_image_are_not_clipped():
     output = {"pred_logits": torch.zeros(1, 1, 1), "pred_boxes": torch.tensor([[[0.0, 1.0, 0.2, 0.2]]])}
-    (found,) = select_detections(output, [SQUARE])
-    assert found.boxes_xyxy[0].tolist() == pytest.approx([-20, 90, 20, 110], abs=1e-4)
+    (actual,) = select_detections(output, [SQUARE])
+    assert actual.boxes_xyxy[0].tolist() == pytest.approx([-20, 90, 20, 110], abs=1e-4)
 
 
 def test_letterboxed_inputs_map_back_without_the_padding():
@@ -46,5 +46,5 @@ def test_letterboxed_inputs_map_back_without_the_padding():
 
 def test_half_precision_outputs_give_float32_detections():
     output = {"pred_logits": torch.randn(1, 4, 2).half(), "pred_boxes": torch.rand(1, 4, 4)}
-    (found,) = select_detections(output, [SQUARE])
-    assert found.scores.dtype == found.boxes_xyxy.dtype == torch.float32
+    (actual,) = select_detections(output, [SQUARE])
+    assert actual.scores.dtype == actual.boxes_xyxy.dtype == torch.float32

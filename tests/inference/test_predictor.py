@@ -37,30 +37,30 @@ def evaluate(run: Path, *overrides: str) -> tuple[CocoSplit, EvaluationResult]:
     return split, evaluator.evaluate(trained.model)
 
 
-def assert_close(found: Detections, expected: Detections, *, atol: float = 1e-4) -> None:
-    torch.testing.assert_close(found.boxes_xyxy, expected.boxes_xyxy, atol=atol, rtol=0)
-    torch.testing.assert_close(found.scores, expected.scores, atol=1e-6, rtol=0)
-    assert torch.equal(found.labels, expected.labels)
+def assert_close(actual: Detections, expected: Detections, *, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(actual.boxes_xyxy, expected.boxes_xyxy, atol=atol, rtol=0)
+    torch.testing.assert_close(actual.scores, expected.scores, atol=1e-6, rtol=0)
+    assert torch.equal(actual.labels, expected.labels)
 
 
 def test_no_images_give_no_detections(detector: Predictor) -> None:
     assert detector.predict([]) == []
 
 
-def enlarged_photographs(tiny_set: Path, root: Path) -> Path:
+def enlarged_images(tiny_set: Path, root: Path) -> Path:
     """What the run was validated on, its training images, four times as wide and high, as JPEG, boxes too."""
     (root / "images").mkdir()
     (root / "annotations").mkdir()
-    tree = json.loads((tiny_set / "annotations" / "train.json").read_text())
-    for image in tree["images"]:
+    content = json.loads((tiny_set / "annotations" / "train.json").read_text())
+    for image in content["images"]:
         image["width"], image["height"] = 4 * image["width"], 4 * image["height"]
         with Image.open(tiny_set / "images" / image["file_name"]) as small:
             # The names end in .png as before: Pillow goes by the content.
             large = small.convert("RGB").resize((image["width"], image["height"]))
             large.save(root / "images" / image["file_name"], format="JPEG")
-    for annotation in tree["annotations"]:
+    for annotation in content["annotations"]:
         annotation["bbox"] = [4 * number for number in annotation["bbox"]]
-    (root / "annotations" / "train.json").write_text(json.dumps(tree))
+    (root / "annotations" / "train.json").write_text(json.dumps(content))
     return root
 
 
@@ -71,14 +71,14 @@ def test_predict_gives_exactly_what_evaluation_scored(
 ) -> None:
     options = [f"data.resize={resize}"]
     if reduced:
-        root = enlarged_photographs(tiny_set, tmp_path)
+        root = enlarged_images(tiny_set, tmp_path)
         options += ["data.reduced_decode=true", f"data.root={root}"]
     split, evaluation = evaluate(tiny_run, *options)
     trained = load_trained(tiny_run / "best.pth", overrides=options)
     paths = [split.image_path(index) for index in range(len(split))]
-    found = Predictor(trained).predict(paths, score_threshold=0.0)
-    assert len(found) == len(split) == evaluation.ground_truth.num_images
-    predicted, evaluated = DetectionTable.from_detections(dict(enumerate(found))), evaluation.detections
+    actual = Predictor(trained).predict(paths, score_threshold=0.0)
+    assert len(actual) == len(split) == evaluation.ground_truth.num_images
+    predicted, evaluated = DetectionTable.from_detections(dict(enumerate(actual))), evaluation.detections
     assert len(predicted) > 0
     for column in ("image", "label", "boxes_xywh", "score", "query"):
         np.testing.assert_array_equal(getattr(predicted, column), getattr(evaluated, column))
@@ -99,24 +99,24 @@ def test_what_is_no_picture_is_refused(detector: Predictor, image: object, probl
 
 
 def test_the_batch_size_changes_nothing(tiny_run: Path) -> None:
-    _, one = evaluate(tiny_run, "data.eval_batch_size=1")
+    _, item = evaluate(tiny_run, "data.eval_batch_size=1")
     _, eight = evaluate(tiny_run, "data.eval_batch_size=8")
-    assert compute_coco_metrics(one.ground_truth, one.detections) == compute_coco_metrics(
+    assert compute_coco_metrics(item.ground_truth, item.detections) == compute_coco_metrics(
         eight.ground_truth, eight.detections
     )
-    for position in range(one.ground_truth.num_images):
-        detections, others = (result.detections.detections_of_image(position) for result in (one, eight))
+    for position in range(item.ground_truth.num_images):
+        detections, others = (result.detections.detections_of_image(position) for result in (item, eight))
         assert_close(detections, others)
 
 
 def test_a_path_a_picture_and_an_array_agree(detector: Predictor, images: list[Path]) -> None:
-    picture = Image.open(images[0])
-    found = detector.predict([images[0], str(images[0]), picture, np.asarray(picture)])
-    for other in found[1:]:
-        assert_close(other, found[0])
-    for single in (images[0], str(images[0]), picture, np.asarray(picture)):
+    photo_image = Image.open(images[0])
+    actual = detector.predict([images[0], str(images[0]), photo_image, np.asarray(photo_image)])
+    for other in actual[1:]:
+        assert_close(other, actual[0])
+    for single in (images[0], str(images[0]), photo_image, np.asarray(photo_image)):
         (alone,) = detector.predict(single)
-        assert_close(alone, found[0])
+        assert_close(alone, actual[0])
 
 
 def test_a_gray_array_is_like_a_gray_file(detector: Predictor, images: list[Path], tmp_path: Path) -> None:
@@ -132,27 +132,27 @@ def test_a_rotated_photograph_is_the_same_as_path_and_as_picture(
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(images[0]).save(tmp_path / "turned.png", exif=exif)
-    from_file, from_picture = detector.predict([tmp_path / "turned.png", Image.open(tmp_path / "turned.png")])
-    assert_close(from_picture, from_file)
+    from_file, from_image = detector.predict([tmp_path / "turned.png", Image.open(tmp_path / "turned.png")])
+    assert_close(from_image, from_file)
 
 
 def test_detections_are_sorted_and_inside_their_image(detector: Predictor, images: list[Path]) -> None:
-    for path, found in zip(images, detector.predict(images, score_threshold=0.0), strict=True):
+    for path, actual in zip(images, detector.predict(images, score_threshold=0.0), strict=True):
         width, height = Image.open(path).size
-        assert len(found.scores) == 20  # as many as there are queries
-        assert (found.scores[:-1] >= found.scores[1:]).all()
-        assert found.boxes_xyxy.min() >= 0
-        assert (found.boxes_xyxy[:, 2] <= width).all()
-        assert (found.boxes_xyxy[:, 3] <= height).all()
-        assert set(found.labels.tolist()) <= {0, 1, 2}
+        assert len(actual.scores) == 20  # as many as there are queries
+        assert (actual.scores[:-1] >= actual.scores[1:]).all()
+        assert actual.boxes_xyxy.min() >= 0
+        assert (actual.boxes_xyxy[:, 2] <= width).all()
+        assert (actual.boxes_xyxy[:, 3] <= height).all()
+        assert set(actual.labels.tolist()) <= {0, 1, 2}
 
 
 def test_the_threshold_keeps_the_scores_at_and_above_it(detector: Predictor, images: list[Path]) -> None:
     (everything,) = detector.predict(images[0], score_threshold=0.0)
     threshold = float(everything.scores[4])
-    (found,) = detector.predict(images[0], score_threshold=threshold)
-    assert 5 <= len(found.scores) < 20
-    assert_close(found, above(everything, threshold))
+    (actual,) = detector.predict(images[0], score_threshold=threshold)
+    assert 5 <= len(actual.scores) < 20
+    assert_close(actual, above(everything, threshold))
     assert detector.predict(images[0], score_threshold=1.0)[0].boxes_xyxy.shape == (0, 4)
 
 
@@ -189,7 +189,7 @@ def test_a_damaged_image_is_named(detector: Predictor, tmp_path: Path) -> None:
 
 def test_an_image_of_any_size_is_accepted(detector: Predictor) -> None:
     for height, width in ((1, 1), (300, 20), (64, 64)):
-        (found,) = detector.predict(np.zeros((height, width, 3), dtype=np.uint8), score_threshold=0.0)
-        assert len(found.scores) == 20  # as many as there are queries
-        assert found.boxes_xyxy[:, 2].max() <= width
-        assert found.boxes_xyxy[:, 3].max() <= height
+        (actual,) = detector.predict(np.zeros((height, width, 3), dtype=np.uint8), score_threshold=0.0)
+        assert len(actual.scores) == 20  # as many as there are queries
+        assert actual.boxes_xyxy[:, 2].max() <= width
+        assert actual.boxes_xyxy[:, 3].max() <= height

@@ -17,7 +17,7 @@ from tests.model.parity_folder import (
     draw_targets,
     load_arrays,
     needs_parity_folder,
-    one_thread,
+    single_thread,
 )
 
 MATCHER_CHANGE_EPOCH = {"s": 100, "m": 80}
@@ -27,23 +27,23 @@ RELATIVE = 1e-3
 pytestmark = needs_parity_folder
 
 
-class Setting(NamedTuple):
+class Case(NamedTuple):
     side: int
     counts: tuple[int, ...]
     epoch: int
 
 
-SETTINGS = {
-    "s_train_256_empty": Setting(256, (0, 0), 0),
-    "s_train_256_epoch0": Setting(256, (2, 1), 0),
-    "s_train_256_many": Setting(256, (12, 5), 0),
-    "m_train_320_epoch0": Setting(320, (2, 0, 2), 0),
-    "m_train_320_epoch95": Setting(320, (2, 0, 2), 95),
+CASES = {
+    "s_train_256_empty": Case(256, (0, 0), 0),
+    "s_train_256_epoch0": Case(256, (2, 1), 0),
+    "s_train_256_many": Case(256, (12, 5), 0),
+    "m_train_320_epoch0": Case(320, (2, 0, 2), 0),
+    "m_train_320_epoch95": Case(320, (2, 0, 2), 95),
 }
 
 
 LATE = "m_train_320_epoch95"
-NAMES = [pytest.param(name, id=name, marks=[pytest.mark.slow] if name == LATE else []) for name in SETTINGS]
+NAMES = [pytest.param(name, id=name, marks=[pytest.mark.slow] if name == LATE else []) for name in CASES]
 
 
 class Trained(NamedTuple):
@@ -59,7 +59,7 @@ class Trained(NamedTuple):
 def _single_thread():
     # Bilinear sampling has a kink at pixel borders, and one sampling point of the M fixture lies on one: with
     # two threads, rounding puts it on the other side and moves the gradient norm of one bias by 1.07e-3.
-    with one_thread():
+    with single_thread():
         yield
 
 
@@ -77,7 +77,7 @@ def run(_single_thread):
 
 
 def _train_step(name: str) -> Trained:
-    case, variant = SETTINGS[name], name[0]
+    case, variant = CASES[name], name[0]
     model = build_with_recipe_weights(variant).train()
     criterion = build_criterion(
         LossOptions(union_ties="reference"), matcher_change_epoch=MATCHER_CHANGE_EPOCH[variant]

@@ -23,25 +23,25 @@ def official_matches(ground_truth: dict, results: Split) -> tuple[np.ndarray, np
         coco = coco_module.COCO()
         coco.dataset = ground_truth
         coco.createIndex()
-        found = results.detections
+        actual = results.detections
         detections = coco.loadRes(
             [
                 {
-                    "image_id": results.truth.image_ids[found.image[k]],
-                    "category_id": results.truth.category_ids[found.label[k]],
-                    "bbox": found.boxes_xywh[k].tolist(),
-                    "score": float(found.score[k]),
+                    "image_id": results.truth.image_ids[actual.image[k]],
+                    "category_id": results.truth.category_ids[actual.label[k]],
+                    "bbox": actual.boxes_xywh[k].tolist(),
+                    "score": float(actual.score[k]),
                 }
-                for k in range(len(found))
+                for k in range(len(actual))
             ]
         )
-        scored = cocoeval.COCOeval(coco, detections, "bbox")
-        scored.params.maxDets = [1000]
-        scored.params.areaRng, scored.params.areaRngLbl = [[0, 1e10]], ["all"]
-        scored.evaluate()
-    hit = np.zeros((10, len(found)), dtype=np.int64)
-    ignored = np.zeros((10, len(found)), dtype=bool)
-    for entry in scored.evalImgs:
+        evaluated = cocoeval.COCOeval(coco, detections, "bbox")
+        evaluated.params.maxDets = [1000]
+        evaluated.params.areaRng, evaluated.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluated.evaluate()
+    hit = np.zeros((10, len(actual)), dtype=np.int64)
+    ignored = np.zeros((10, len(actual)), dtype=bool)
+    for entry in evaluated.evalImgs:
         if entry is not None:
             columns = np.array(entry["dtIds"], dtype=np.int64) - 1  # loadRes counts from 1, in our order
             hit[:, columns] = entry["dtMatches"]
@@ -53,23 +53,23 @@ def official_matches(ground_truth: dict, results: Split) -> tuple[np.ndarray, np
 def test_hits_and_ignored_detections_equal_those_of_pycocotools(seed: int) -> None:
     ground_truth, predictions = random_split(seed)
     results = split_tables(ground_truth, predictions)
-    found = assign(*results, iou_thresholds=COCO_IOU_THRESHOLDS)
+    actual = assign(*results, iou_thresholds=COCO_IOU_THRESHOLDS)
     hit, ignored = official_matches(ground_truth, results)
     ids = np.array([box["id"] for box in ground_truth["annotations"]])
-    ours = np.where(found.is_tp, ids[found.truth], 0)
+    ours = np.where(actual.is_tp, ids[actual.truth], 0)
     np.testing.assert_array_equal(ours, np.where(ignored, 0, hit))
-    np.testing.assert_array_equal(found.is_ignored, ignored)
-    assert found.is_tp[0].sum() > 20
-    assert found.is_ignored[0].sum() > 3
-    assert (found.is_tp[0] != found.is_tp[-1]).any()
+    np.testing.assert_array_equal(actual.is_ignored, ignored)
+    assert actual.is_tp[0].sum() > 20
+    assert actual.is_ignored[0].sum() > 3
+    assert (actual.is_tp[0] != actual.is_tp[-1]).any()
 
 
 def test_a_box_is_hit_once_and_only_by_its_own_class() -> None:
     ground_truth, predictions = random_split(5)
     results = split_tables(ground_truth, predictions)
-    found = assign(*results)
-    hits = np.flatnonzero(found.is_tp[0])
-    truths = found.truth[0, hits]
+    actual = assign(*results)
+    hits = np.flatnonzero(actual.is_tp[0])
+    truths = actual.truth[0, hits]
     assert len(set(truths.tolist())) == len(truths)
     np.testing.assert_array_equal(results.truth.label[truths], results.detections.label[hits])
     np.testing.assert_array_equal(results.truth.image[truths], results.detections.image[hits])
@@ -93,26 +93,26 @@ def test_nothing_to_assign(empty: str) -> None:
     if empty == "images":
         ground_truth, predictions = ground_truth | {"images": []}, []
     results = split_tables(ground_truth, predictions)
-    found = assign(*results)
-    assert found.truth.shape == (1, len(predictions))
-    assert not found.is_tp.any()
-    assert found.is_fp.all()
+    actual = assign(*results)
+    assert actual.truth.shape == (1, len(predictions))
+    assert not actual.is_tp.any()
+    assert actual.is_fp.all()
 
 
 def test_results_are_sorted_by_image_and_falling_score_whatever_the_order_of_the_file() -> None:
     ground_truth, predictions = random_split(1)
-    found = split_tables(ground_truth, predictions).detections
-    key = list(zip(found.image.tolist(), (-found.score).tolist(), strict=True))
+    actual = split_tables(ground_truth, predictions).detections
+    key = list(zip(actual.image.tolist(), (-actual.score).tolist(), strict=True))
     assert key == sorted(key)
-    assert len(found) == len(predictions)
-    assert {CATEGORY_IDS[label] for label in found.label} == {one["category_id"] for one in predictions}
+    assert len(actual) == len(predictions)
+    assert {CATEGORY_IDS[label] for label in actual.label} == {first["category_id"] for first in predictions}
 
 
 def test_rank_in_class_counts_from_the_best_of_each_image_and_class() -> None:
-    found = split_tables(*random_split(2)).detections
+    actual = split_tables(*random_split(2)).detections
     expected, seen = [], {}
-    for image, label in zip(found.image.tolist(), found.label.tolist(), strict=True):
+    for image, label in zip(actual.image.tolist(), actual.label.tolist(), strict=True):
         expected.append(seen.get((image, label), 0))
         seen[image, label] = expected[-1] + 1
-    assert rank_in_class(found).tolist() == expected
+    assert rank_in_class(actual).tolist() == expected
     assert max(expected) > 100

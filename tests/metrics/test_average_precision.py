@@ -15,14 +15,14 @@ def test_it_equals_the_coco_metrics(seed: int, decimals: int) -> None:
     ground_truth["images"] = ground_truth["images"][::-1]
     results = split_tables(ground_truth, predictions)
     overlaps = compute_overlaps(*results)
-    found = average_precisions(
+    actual = average_precisions(
         *results, assignment=assign(*results, overlaps=overlaps, iou_thresholds=COCO_IOU_THRESHOLDS)
     )
     metrics = coco_metrics(ground_truth, predictions)
     for label, row in enumerate(metrics.classes):
         if row.ap is None:
-            assert np.isnan(found[:, label]).all()
+            assert np.isnan(actual[:, label]).all()
         else:
-            assert found[:, label].mean() == pytest.approx(row.ap, abs=1e-9)
-            assert found[0, label] == pytest.approx(row.ap50, abs=1e-9)
-    assert np.nanmean(found) == pytest.approx(metrics.summary.ap, abs=1e-9)
+            assert actual[:, label].mean() == pytest.approx(row.ap, abs=1e-9)
+            assert actual[0, label] == pytest.approx(row.ap50, abs=1e-9)
+    assert np.nanmean(actual) == pytest.approx(metrics.summary.ap, abs=1e-9)

@@ -36,7 +36,7 @@ def random_population(
     *,
     num_images: int,
     class_shares: tuple[float, ...],
-    found_log_odds: float = 1.8,
+    actual_log_odds: float = 1.8,
     score_gap: float = 1.6,
     box_quality: tuple[float, float] = (9.0, 2.2),
     false_per_image: float = 8.0,
@@ -61,7 +61,7 @@ def random_population(
     label = rng.choice(num_classes, size=len(owner), p=class_shares)
     iou = rng.beta(*box_quality, len(owner))
     hit_scores = score_gap + ease[owner] + rng.normal(size=len(owner)) + 2 * (iou - 0.7)
-    hit = np.flatnonzero(rng.logistic(size=len(owner)) < found_log_odds + ease[owner])
+    hit = np.flatnonzero(rng.logistic(size=len(owner)) < actual_log_odds + ease[owner])
     false_image = np.repeat(np.arange(num_images), rng.poisson(false_per_image * np.exp(-ease)))
     image = np.concatenate([owner[hit], false_image])
     scores = np.concatenate([hit_scores[hit], rng.normal(size=len(false_image))])
@@ -126,14 +126,16 @@ def test_a_resample_is_the_set_with_copied_images() -> None:
     samples = sampled(ground_truth, predictions, num_resamples=6, seed=11)
     generator = np.random.default_rng(11)
     for resample in range(6):
-        images, boxes, found = [], [], []
+        images, boxes, actual = [], [], []
         for new_id, drawn in enumerate(generator.integers(num_images, size=num_images).tolist()):
             image = ground_truth["images"][drawn]
             images.append(image | {"id": new_id})
-            own_boxes = [box for box in ground_truth["annotations"] if box["image_id"] == image["id"]]
-            boxes += [box | {"image_id": new_id, "id": len(boxes) + k} for k, box in enumerate(own_boxes, 1)]
-            found += [one | {"image_id": new_id} for one in predictions if one["image_id"] == image["id"]]
-        metrics = coco_metrics(ground_truth | {"images": images, "annotations": boxes}, found)
+            image_boxes = [box for box in ground_truth["annotations"] if box["image_id"] == image["id"]]
+            boxes += [
+                box | {"image_id": new_id, "id": len(boxes) + k} for k, box in enumerate(image_boxes, 1)
+            ]
+            actual += [item | {"image_id": new_id} for item in predictions if item["image_id"] == image["id"]]
+        metrics = coco_metrics(ground_truth | {"images": images, "annotations": boxes}, actual)
         for ours, ours50, theirs in zip(samples.ap, samples.ap50, metrics.classes, strict=True):
             expected = [np.nan if number is None else number for number in (theirs.ap, theirs.ap50)]
             np.testing.assert_allclose(
@@ -154,10 +156,10 @@ def test_classes_without_ground_truth_without_predictions_and_of_crowds() -> Non
         assert interval(score) is None
     never = samples.ap[CLASS_NAMES.index("never predicted")]
     assert never.value == 0
-    found = interval(never)
-    assert found is not None
-    assert found.low == 0
-    assert 1 < found.high * never.num_boxes < 4  # "none of n" allows up to about 3 of n
+    actual = interval(never)
+    assert actual is not None
+    assert actual.low == 0
+    assert 1 < actual.high * never.num_boxes < 4  # "none of n" allows up to about 3 of n
 
 
 @pytest.mark.parametrize("emptiness", ["no boxes", "no images", "no predictions", "no classes"])
@@ -200,15 +202,15 @@ def test_the_seed_and_the_image_ids_decide_what_is_drawn() -> None:
 
 def test_a_resample_may_lack_a_class() -> None:
     ground_truth, predictions = random_split(2)
-    of_class = ground_truth["categories"][0]["id"]
-    kept = [box for box in ground_truth["annotations"] if box["category_id"] != of_class]
+    class_mask = ground_truth["categories"][0]["id"]
+    kept = [box for box in ground_truth["annotations"] if box["category_id"] != class_mask]
     owners = [ground_truth["images"][0]["id"], ground_truth["images"][1]["id"]]
-    own = [
-        {"id": 10_000 + k, "image_id": owner, "category_id": of_class, "bbox": [5.0, 5.0, 50.0, 50.0]}
+    new = [
+        {"id": 10_000 + k, "image_id": owner, "category_id": class_mask, "bbox": [5.0, 5.0, 50.0, 50.0]}
         for k, owner in enumerate(owners)
     ]
-    found = {"image_id": owners[0], "category_id": of_class, "bbox": [5.0, 5.0, 50.0, 50.0], "score": 2.0}
-    samples = sampled(ground_truth | {"annotations": kept + own}, [*predictions, found], num_resamples=200)
+    actual = {"image_id": owners[0], "category_id": class_mask, "bbox": [5.0, 5.0, 50.0, 50.0], "score": 2.0}
+    samples = sampled(ground_truth | {"annotations": kept + new}, [*predictions, actual], num_resamples=200)
     missing = np.isnan(samples.ap50[0].resampled)
     assert 0.05 < missing.mean() < 0.3  # (1 - 2 / 24)²⁴ = 0.12
     assert not np.isnan(samples.mean_ap50.resampled).any()
@@ -231,10 +233,10 @@ def test_intervals_hold_the_score_and_widen_with_the_level() -> None:
 @pytest.mark.parametrize("num_boxes", [5, 25, 500])
 def test_a_perfect_score_is_not_certain_and_less_so_with_fewer_boxes(num_boxes: int) -> None:
     perfect = SampledScore(value=1.0, resampled=np.ones(200), num_images=num_boxes, num_boxes=num_boxes)
-    found = interval(perfect)
-    assert found is not None
-    assert found.high == 1
-    assert 1 < (1 - found.low) * num_boxes < 4
+    actual = interval(perfect)
+    assert actual is not None
+    assert actual.high == 1
+    assert 1 < (1 - actual.low) * num_boxes < 4
 
 
 def test_two_images_that_agree_do_not_tell_two_runs_apart() -> None:
@@ -245,8 +247,8 @@ def test_two_images_that_agree_do_not_tell_two_runs_apart() -> None:
         for image in ground_truth["images"]
     ]
     ground_truth["annotations"] = [box | {"id": k, "iscrowd": 0} for k, box in enumerate(boxes)]
-    found = [box | {"score": 0.9} for box in boxes]
-    comparison = compare_paired(sampled(ground_truth, []), sampled(ground_truth, found))
+    actual = [box | {"score": 0.9} for box in boxes]
+    comparison = compare_paired(sampled(ground_truth, []), sampled(ground_truth, actual))
     assert comparison.mean_ap50 is not None
     assert comparison.mean_ap50.value == 1
     assert not comparison.mean_ap50.is_distinguishable
@@ -255,12 +257,12 @@ def test_two_images_that_agree_do_not_tell_two_runs_apart() -> None:
 def test_a_run_never_differs_from_itself() -> None:
     samples = sampled(*random_split(5))
     comparison = compare_paired(samples, samples)
-    for found, score in zip(comparison.ap + comparison.ap50, samples.ap + samples.ap50, strict=True):
-        assert (found is None) == (score.value is None)
-        if found is not None:
-            assert found.value == 0
-            assert found.interval == Interval(low=0.0, high=0.0)
-            assert not found.is_distinguishable
+    for actual, score in zip(comparison.ap + comparison.ap50, samples.ap + samples.ap50, strict=True):
+        assert (actual is None) == (score.value is None)
+        if actual is not None:
+            assert actual.value == 0
+            assert actual.interval == Interval(low=0.0, high=0.0)
+            assert not actual.is_distinguishable
     assert comparison.mean_ap is not None
     assert comparison.mean_ap50 is not None
     assert not comparison.mean_ap.is_distinguishable
@@ -273,7 +275,7 @@ def test_a_clearly_worse_run_is_told_apart_and_a_hardly_worse_one_is_not() -> No
     full = sampled(ground_truth, predictions, num_resamples=200)
 
     def without(share: float) -> ScoreSamples:
-        kept = [one for one in predictions if rng.uniform() >= share]
+        kept = [item for item in predictions if rng.uniform() >= share]
         return sampled(ground_truth, kept, num_resamples=200)
 
     much = compare_paired(full, without(0.5)).mean_ap50
@@ -326,8 +328,8 @@ def test_the_mean_over_runs_is_that_of_each_resample() -> None:
         (mean.mean_ap50, *(run.mean_ap50 for run in runs)),
         (mean.ap[label], *(run.ap[label] for run in runs)),
     ):
-        assert of_mean.value == pytest.approx(np.mean([one.value for one in of_runs]))
-        expected = np.mean([one.resampled for one in of_runs], axis=0)
+        assert of_mean.value == pytest.approx(np.mean([item.value for item in of_runs]))
+        expected = np.mean([item.resampled for item in of_runs], axis=0)
         np.testing.assert_allclose(of_mean.resampled, expected)
         assert (of_mean.num_images, of_mean.num_boxes) == (of_runs[0].num_images, of_runs[0].num_boxes)
     # Rounding must not tell a run from itself.
@@ -387,9 +389,9 @@ def coverage(
             strict=True,
         ):
             for score, truth in zip(scores, truths, strict=True):
-                found = interval(score)
-                assert found is not None
-                shares.append(bool(found.low <= truth <= found.high))
+                actual = interval(score)
+                assert actual is not None
+                shares.append(bool(actual.low <= truth <= actual.high))
     return float(np.mean(held[0])), float(np.mean(held[1])), float(np.mean(held[2]))
 
 
@@ -407,12 +409,12 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     assert of_ap > 0.85
 
 
-SETTINGS = {
+CASES = {
     "medium": {"class_shares": (1 / 6,) * 6},
     "one small class": {"class_shares": (0.05, *(0.19,) * 5)},
     "high": {
         "class_shares": (1 / 6,) * 6,
-        "found_log_odds": 4.5,
+        "actual_log_odds": 4.5,
         "score_gap": 2.8,
         "box_quality": (14.0, 1.6),
         "false_per_image": 6.0,
@@ -421,8 +423,8 @@ SETTINGS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_coverage(setting: str) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_coverage(case: str) -> None:
     # The standard error of a share of 0.94 is 0.022 for 120 splits and 0.009 for the 720 numbers of classes.
     # The bounds are three of them below 0.94 (for AP below 0.935) and up to all, or three above 0.95.
     of_mean, of_ap50, of_ap = coverage(
@@ -430,7 +432,7 @@ def test_coverage(setting: str) -> None:
         num_images=205,
         num_resamples=200,
         population_images=100_000,
-        **SETTINGS[setting],
+        **CASES[case],
     )
     assert of_mean >= 0.875
     assert 0.913 <= of_ap50 <= 0.975

@@ -45,7 +45,9 @@ def plain_counts(
 ) -> tuple[int, int, int]:
     """Right and false boxes and the number of ground-truth boxes, by loops over the files' entries."""
     truth = [box for box in ground_truth["annotations"] if box["category_id"] == category_id]
-    found = [one for one in predictions if one["category_id"] == category_id and one["score"] >= threshold]
+    actual = [
+        item for item in predictions if item["category_id"] == category_id and item["score"] >= threshold
+    ]
     taken: set[int] = set()
     right = false = 0
 
@@ -55,11 +57,11 @@ def plain_counts(
         shared = max(across, 0) * max(down, 0)
         return shared / (a[2] * a[3] if crowd else a[2] * a[3] + b[2] * b[3] - shared)
 
-    for one in sorted(found, key=lambda entry: -entry["score"]):
+    for item in sorted(actual, key=lambda entry: -entry["score"]):
         near = [
-            (iou(one["bbox"], box["bbox"], crowd=box["iscrowd"]), box)
+            (iou(item["bbox"], box["bbox"], crowd=box["iscrowd"]), box)
             for box in truth
-            if box["image_id"] == one["image_id"]
+            if box["image_id"] == item["image_id"]
         ]
         near = [(overlap, box) for overlap, box in near if overlap >= 0.5]
         free = [(o, box["id"]) for o, box in near if not box["iscrowd"] and box["id"] not in taken]
@@ -75,7 +77,9 @@ def brute_force(
     ground_truth: dict[str, Any], predictions: list[dict[str, Any]], category_id: int, goal: Goal
 ) -> tuple[int, int]:
     """Right and false boxes at the best of all thresholds."""
-    scores = sorted({one["score"] for one in predictions if one["category_id"] == category_id}, reverse=True)
+    scores = sorted(
+        {item["score"] for item in predictions if item["category_id"] == category_id}, reverse=True
+    )
     trials = [plain_counts(ground_truth, predictions, category_id, score) for score in scores]
     num_boxes = trials[0][2]
     match goal:
@@ -99,8 +103,8 @@ def test_thresholds_and_counts_equal_brute_force(seed: int, goal: Goal, decimals
     ground_truth, predictions = random_split(seed, decimals=decimals)
     results = split_tables(ground_truth, predictions)
     points = choose(results, goal)
-    shipped = keep(results, points)
-    counts = count_classes(*shipped, assign(*shipped))
+    kept = keep(results, points)
+    counts = count_classes(*kept, assign(*kept))
     for label, name in enumerate(CLASS_NAMES):
         entry = points.classes[label]
         category_id = results.truth.category_ids[label]
@@ -141,8 +145,8 @@ def test_without_anything_to_choose_on_the_default_threshold_holds(empty: str) -
     points = choose(results)
     assert {entry.threshold for entry in points.classes} == {0.4}
     assert {entry.origin for entry in points.classes} == {"default"}
-    shipped = keep(results, points)
-    assert (shipped.detections.score >= 0.4).all()
+    kept = keep(results, points)
+    assert (kept.detections.score >= 0.4).all()
 
 
 def test_goals_out_of_reach_are_said_to_be() -> None:
@@ -157,9 +161,9 @@ def test_goals_out_of_reach_are_said_to_be() -> None:
 
 def test_precision_recall_and_f1_are_those_of_the_counts() -> None:
     results = split_tables(*random_split(3))
-    shipped = keep(results, choose(results))
-    assignment = assign(*shipped)
-    counts = count_classes(*shipped, assignment)
+    kept = keep(results, choose(results))
+    assignment = assign(*kept)
+    counts = count_classes(*kept, assignment)
     for entry in counts:
         assert entry.num_detections == entry.tp + entry.fp
         assert entry.num_boxes == entry.tp + entry.fn
@@ -168,7 +172,7 @@ def test_precision_recall_and_f1_are_those_of_the_counts() -> None:
         if entry.tp:
             expected = 2 / (1 / entry.precision + 1 / entry.recall)
             assert entry.f1 == pytest.approx(expected)
-    total = count_all(count_classes(*shipped, assignment))
+    total = count_all(count_classes(*kept, assignment))
     for name in ("num_boxes", "num_detections", "tp", "fp", "fn"):
         assert getattr(total, name) == sum(getattr(entry, name) for entry in counts)
     assert counts[CLASS_NAMES.index("never predicted")].f1 == 0
@@ -177,7 +181,7 @@ def test_precision_recall_and_f1_are_those_of_the_counts() -> None:
 
 def test_the_rule_of_suppression_with_the_best_f1_wins_and_of_equals_the_first() -> None:
     ground_truth, predictions = random_split(4, decimals=6)
-    doubled = [*predictions, *({**one, "score": one["score"] * 0.999} for one in predictions)]
+    doubled = [*predictions, *({**item, "score": item["score"] * 0.999} for item in predictions)]
     rules = [NmsRule(), NmsRule(mode="class_aware", iou_threshold=0.7)]
     results = split_tables(ground_truth, doubled)
     points = choose(results, BestF1Goal(), *rules)
@@ -186,8 +190,8 @@ def test_the_rule_of_suppression_with_the_best_f1_wins_and_of_equals_the_first()
     assert choose(split_tables(ground_truth, predictions), BestF1Goal(), *same).nms == same[0]
     scores = []
     for rule in rules:
-        shipped = keep(results, choose(results, BestF1Goal(), rule))
-        scores.append(mean_f1(count_classes(*shipped, assign(*shipped))))
+        kept = keep(results, choose(results, BestF1Goal(), rule))
+        scores.append(mean_f1(count_classes(*kept, assign(*kept))))
     assert scores[1] > scores[0]
 
 
@@ -198,30 +202,32 @@ def test_a_box_below_its_threshold_hides_no_other() -> None:
     predictions = [box | {"category_id": 90, "score": 0.5}, box | {"category_id": 3, "score": 0.45}]
     results = split_tables(ground_truth, predictions)
     points = choose(results, BestF1Goal(), NmsRule(best_class_per_query=True))
-    tree = to_json(points)
-    tree["classes"][0]["threshold"], tree["classes"][1]["threshold"] = 0.6, 0.4
-    shipped = keep(results, from_json(OperatingPoints, tree))
-    assert shipped.detections.label.tolist() == [1]
+    content = to_json(points)
+    content["classes"][0]["threshold"], content["classes"][1]["threshold"] = 0.6, 0.4
+    kept = keep(results, from_json(OperatingPoints, content))
+    assert kept.detections.label.tolist() == [1]
 
 
 def test_they_survive_a_checkpoint() -> None:
     points = choose(split_tables(*random_split(0)), BestF1Goal(), NmsRule(mode="agnostic", iou_threshold=0.6))
-    tree = to_json(points)
-    assert from_json(OperatingPoints, tree) == points
-    assert tree["nms"] == to_json(points.nms)
-    np.testing.assert_array_equal(points.thresholds, [entry["threshold"] for entry in tree["classes"]])
+    content = to_json(points)
+    assert from_json(OperatingPoints, content) == points
+    assert content["nms"] == to_json(points.nms)
+    np.testing.assert_array_equal(points.thresholds, [entry["threshold"] for entry in content["classes"]])
 
 
 def test_a_recall_is_not_given_up_for_a_better_f1() -> None:
     ground_truth, predictions = random_split(4, decimals=6)
-    doubled = [*predictions, *({**one, "score": one["score"] * 0.999} for one in predictions)]
+    doubled = [*predictions, *({**item, "score": item["score"] * 0.999} for item in predictions)]
     # A second box of the class within the first: nms would lose it.
     first = ground_truth["annotations"][0]
     x, y, width, height = first["bbox"]
     inner = first | {"id": 9999, "bbox": [x, y, width, 0.8 * height], "iscrowd": 0}
     ground_truth["annotations"].append(inner)
-    found = {"image_id": first["image_id"], "category_id": first["category_id"], "query": 7}
-    doubled += [found | {"bbox": box["bbox"], "score": 0.9 + k / 100} for k, box in enumerate((first, inner))]
+    actual = {"image_id": first["image_id"], "category_id": first["category_id"], "query": 7}
+    doubled += [
+        actual | {"bbox": box["bbox"], "score": 0.9 + k / 100} for k, box in enumerate((first, inner))
+    ]
     rules = [NmsRule(), NmsRule(mode="agnostic", iou_threshold=0.5)]
     results = split_tables(ground_truth, doubled)
     for at_least in (0.3, 0.6, 0.9, 1.0):
@@ -242,8 +248,8 @@ def test_a_goal_without_a_note_is_kept_by_what_counts_in_the_end(seed: int) -> N
     ]
     for rule in rules:
         points = choose(results, FalseBoxesGoal(type="false_boxes", at_most_per_image=0.1), rule)
-        shipped = keep(results, points)
-        counts = count_classes(*shipped, assign(*shipped))
+        kept = keep(results, points)
+        counts = count_classes(*kept, assign(*kept))
         for point, entry in zip(points.classes, counts, strict=True):
             if point.origin == "its own boxes":
                 assert (entry.fp <= 0.1 * results.truth.num_images + 1e-9) == (point.note is None)

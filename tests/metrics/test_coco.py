@@ -133,13 +133,13 @@ def test_numbers_equal_pycocotools(seed: int) -> None:
 def test_fixture_has_the_hard_cases() -> None:
     ground_truth, predictions = make_fixture(0)
     per_image_and_class = {}
-    for one in predictions:
-        key = one["image_id"], one["category_id"]
+    for first in predictions:
+        key = first["image_id"], first["category_id"]
         per_image_and_class[key] = per_image_and_class.get(key, 0) + 1
     assert max(per_image_and_class.values()) > 100
-    assert len({one["score"] for one in predictions}) < len(predictions) / 5
+    assert len({first["score"] for first in predictions}) < len(predictions) / 5
     assert any(box.get("iscrowd") for box in ground_truth["annotations"])
-    assert not any(one["category_id"] == 40 for one in predictions)
+    assert not any(first["category_id"] == 40 for first in predictions)
 
 
 def test_every_class_is_listed_in_the_order_of_the_file() -> None:
@@ -182,10 +182,12 @@ def test_counts_leave_crowd_regions_out() -> None:
     assert metrics.num_images == 24
     assert metrics.num_images_without_boxes == 24 - len({box["image_id"] for box in boxes})
     for entry in metrics.classes:
-        own = [box for box in boxes if box["category_id"] == entry.category_id]
-        assert entry.num_boxes == len(own)
-        assert entry.num_images == len({box["image_id"] for box in own})
-        assert entry.num_predictions == sum(one["category_id"] == entry.category_id for one in predictions)
+        new = [box for box in boxes if box["category_id"] == entry.category_id]
+        assert entry.num_boxes == len(new)
+        assert entry.num_images == len({box["image_id"] for box in new})
+        assert entry.num_predictions == sum(
+            first["category_id"] == entry.category_id for first in predictions
+        )
 
 
 def test_no_predictions_gives_zeros() -> None:
@@ -244,8 +246,8 @@ def test_perfect_predictions_score_one_whatever_the_number_types() -> None:
 
 def test_the_order_of_predictions_without_ties_does_not_matter() -> None:
     ground_truth, predictions = make_fixture(2)
-    for index, one in enumerate(predictions):
-        one["score"] = (index + 1) / (len(predictions) + 1)
+    for index, first in enumerate(predictions):
+        first["score"] = (index + 1) / (len(predictions) + 1)
     assert coco_metrics(ground_truth, predictions) == coco_metrics(ground_truth, predictions[::-1])
 
 

@@ -38,30 +38,30 @@ def test_rows_sum_to_ground_truth_columns_to_detections_and_the_diagonal_is_righ
 
 def boxes(*rows: tuple[int, int]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One image with a box a row: true class and found class, each at a place of its own."""
-    tree, _ = random_split(0, num_classes=3, empty=True)
-    ids = [category["id"] for category in tree["categories"]]
+    content, _ = random_split(0, num_classes=3, empty=True)
+    ids = [category["id"] for category in content["categories"]]
     places = [{"image_id": 1000, "bbox": [60.0 * k, 10.0, 40.0, 40.0]} for k in range(len(rows))]
     for place, (true, _) in zip(places, rows, strict=True):
-        tree["annotations"].append(
-            place | {"id": len(tree["annotations"]), "category_id": ids[true], "iscrowd": 0}
+        content["annotations"].append(
+            place | {"id": len(content["annotations"]), "category_id": ids[true], "iscrowd": 0}
         )
-    found = [
+    actual = [
         place | {"category_id": ids[seen], "score": 0.9}
         for place, (_, seen) in zip(places, rows, strict=True)
         if seen >= 0
     ]
-    return tree, found
+    return content, actual
 
 
 def test_the_most_confused_pair_is_named_with_both_directions() -> None:
-    found = confusion_of(split_tables(*boxes((0, 2), (0, 2), (0, 0), (2, 0), (1, 0), (1, -1))))
-    assert found.most_confused == (
+    actual = confusion_of(split_tables(*boxes((0, 2), (0, 2), (0, 0), (2, 0), (1, 0), (1, -1))))
+    assert actual.most_confused == (
         "2 of 3 scratch were predicted as crack (67%), and 1 of 1 crack as scratch (100%)"
     )
-    assert found.labels == ("scratch", "pit", "crack", "background")
-    assert found.counts == ((1, 0, 2, 0), (1, 0, 0, 1), (1, 0, 0, 0), (0, 0, 0, 0))
-    assert found.row_percent[0] == pytest.approx((100 / 3, 0, 200 / 3, 0))
-    assert found.row_percent[3] == (None, None, None, None)
+    assert actual.labels == ("scratch", "pit", "crack", "background")
+    assert actual.counts == ((1, 0, 2, 0), (1, 0, 0, 1), (1, 0, 0, 0), (0, 0, 0, 0))
+    assert actual.row_percent[0] == pytest.approx((100 / 3, 0, 200 / 3, 0))
+    assert actual.row_percent[3] == (None, None, None, None)
 
 
 def test_without_confusion_nothing_is_named() -> None:
@@ -69,18 +69,18 @@ def test_without_confusion_nothing_is_named() -> None:
 
 
 def test_a_right_box_counts_as_right_though_another_class_overlaps_better() -> None:
-    tree, found = boxes((0, 0))
-    shifted = found[0] | {"bbox": [0.0, 14.0, 40.0, 40.0]}
-    wrong = found[0] | {"category_id": tree["categories"][1]["id"], "score": 0.95}
-    counts = confusion_of(split_tables(tree, [shifted, wrong])).counts
+    content, actual = boxes((0, 0))
+    shifted = actual[0] | {"bbox": [0.0, 14.0, 40.0, 40.0]}
+    wrong = actual[0] | {"category_id": content["categories"][1]["id"], "score": 0.95}
+    counts = confusion_of(split_tables(content, [shifted, wrong])).counts
     assert counts[0] == (1, 0, 0, 0)
     assert counts[3] == (0, 1, 0, 0)  # the other one found nothing that was left
 
 
 def test_only_empty_images() -> None:
     results = split_tables(*random_split(0, empty=True))
-    found = confusion_of(results)
-    assert np.array(found.counts)[:-1].sum() == 0
-    assert np.array(found.counts)[-1].sum() == len(results.detections)
-    assert found.most_confused is None
-    assert len(found.labels) == len(CLASS_NAMES) + 1
+    actual = confusion_of(results)
+    assert np.array(actual.counts)[:-1].sum() == 0
+    assert np.array(actual.counts)[-1].sum() == len(results.detections)
+    assert actual.most_confused is None
+    assert len(actual.labels) == len(CLASS_NAMES) + 1

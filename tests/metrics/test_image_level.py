@@ -28,32 +28,36 @@ def shares_an_iou_of_half(a: list[float], b: list[float]) -> bool:
 def plain(
     ground_truth: dict[str, Any], predictions: list[dict[str, Any]], threshold: float, normal: int | None
 ) -> dict[str, int]:
-    counts = dict.fromkeys(("defective", "escaped", "unmarked", "good", "overkilled", "boxes", "left_out"), 0)
+    counts = dict.fromkeys(("defective", "escaped", "unmarked", "good", "overkilled", "boxes", "excluded"), 0)
     for image in ground_truth["images"]:
         boxes = [
             box
             for box in ground_truth["annotations"]
             if box["image_id"] == image["id"] and box["category_id"] != normal
         ]
-        found = [
-            one
-            for one in predictions
-            if one["image_id"] == image["id"] and one["category_id"] != normal and one["score"] >= threshold
+        actual = [
+            first
+            for first in predictions
+            if first["image_id"] == image["id"]
+            and first["category_id"] != normal
+            and first["score"] >= threshold
         ]
         real = [box for box in boxes if not box["iscrowd"]]
         if real:
             counts["defective"] += 1
             hits = [
-                one for one in found if any(shares_an_iou_of_half(one["bbox"], box["bbox"]) for box in real)
+                first
+                for first in actual
+                if any(shares_an_iou_of_half(first["bbox"], box["bbox"]) for box in real)
             ]
             counts["escaped"] += not hits
-            counts["unmarked"] += not found
+            counts["unmarked"] += not actual
         elif boxes:
-            counts["left_out"] += 1
+            counts["excluded"] += 1
         else:
             counts["good"] += 1
-            counts["overkilled"] += bool(found)
-            counts["boxes"] += len(found)
+            counts["overkilled"] += bool(actual)
+            counts["boxes"] += len(actual)
     return counts
 
 
@@ -64,19 +68,19 @@ def test_counts_equal_brute_force(seed: int, normal: str | None) -> None:
     results = split_tables(ground_truth, predictions, normal_class=normal)
     for threshold in (0.0, 0.35, 0.65, 0.85, 1.1):
         kept = results.keep(results.detections.score >= threshold)
-        found = count_images(*kept, overlaps=compute_overlaps(*kept))
+        actual = count_images(*kept, overlaps=compute_overlaps(*kept))
         expected = plain(ground_truth, predictions, threshold, NORMAL if normal else None)
         assert expected == {
-            "defective": found.num_defective,
-            "escaped": found.num_escaped,
-            "unmarked": found.num_unmarked,
-            "good": found.num_good,
-            "overkilled": found.num_overkilled,
-            "boxes": round((found.fp_per_good_image or 0) * found.num_good),
-            "left_out": found.num_ignored,
+            "defective": actual.num_defective,
+            "escaped": actual.num_escaped,
+            "unmarked": actual.num_unmarked,
+            "good": actual.num_good,
+            "overkilled": actual.num_overkilled,
+            "boxes": round((actual.fp_per_good_image or 0) * actual.num_good),
+            "excluded": actual.num_ignored,
         }
-        assert found.escape_rate == expected["escaped"] / expected["defective"]
-        assert found.overkill_rate == expected["overkilled"] / expected["good"]
+        assert actual.escape_rate == expected["escaped"] / expected["defective"]
+        assert actual.overkill_rate == expected["overkilled"] / expected["good"]
         assert expected["defective"] > 5
 
 
@@ -87,9 +91,9 @@ def test_images_with_nothing_but_normal_boxes_are_good() -> None:
     predictions = [box | {"score": 0.9}]
     for normal, num_good, num_overkilled in ((None, 23, 0), ("NORMAL", 24, 0)):
         results = split_tables(ground_truth, predictions, normal_class=normal)
-        found = count_images(*results, overlaps=compute_overlaps(*results))
-        assert (found.num_good, found.num_overkilled) == (num_good, num_overkilled)
-        assert found.num_defective == 24 - num_good
+        actual = count_images(*results, overlaps=compute_overlaps(*results))
+        assert (actual.num_good, actual.num_overkilled) == (num_good, num_overkilled)
+        assert actual.num_defective == 24 - num_good
 
 
 def curve_points(results: Split) -> list[tuple[float, float, float, float]]:
@@ -104,8 +108,8 @@ def test_each_point_of_the_curve_is_what_counting_gives(decimals: int) -> None:
     points = curve_points(results)
     for threshold, *rates in points:
         kept = results.keep(results.detections.score >= threshold)
-        found = count_images(*kept, overlaps=compute_overlaps(*kept))
-        expected = [found.escape_rate, found.overkill_rate, found.fp_per_good_image]
+        actual = count_images(*kept, overlaps=compute_overlaps(*kept))
+        expected = [actual.escape_rate, actual.overkill_rate, actual.fp_per_good_image]
         assert rates == pytest.approx(expected)
     thresholds = [point[0] for point in points]
     assert thresholds == sorted(thresholds, reverse=True)
@@ -149,13 +153,13 @@ def test_what_cannot_be_told_is_none(empty: str) -> None:
         ground_truth, predictions = ground_truth | {"images": []}, []
     results = split_tables(ground_truth, [] if empty == "predictions" else predictions)
     overlaps = compute_overlaps(*results)
-    found = count_images(*results, overlaps=overlaps)
+    actual = count_images(*results, overlaps=overlaps)
     assert threshold_for_escapes(*results, overlaps=overlaps, max_rate=0.01) is None
     curve = trace_escapes(*results, overlaps=overlaps)
     if empty == "predictions":
-        assert (found.escape_rate, found.unmarked_rate, found.overkill_rate) == (1.0, 1.0, 0.0)
+        assert (actual.escape_rate, actual.unmarked_rate, actual.overkill_rate) == (1.0, 1.0, 0.0)
         assert (curve.escape_rate, curve.overkill_rate) == ((1.0,), (0.0,))
     else:
-        assert (found.escape_rate, found.unmarked_rate) == (None, None)
+        assert (actual.escape_rate, actual.unmarked_rate) == (None, None)
         assert set(curve.escape_rate) == {None}
-        assert (found.overkill_rate is None) == (empty == "images")
+        assert (actual.overkill_rate is None) == (empty == "images")

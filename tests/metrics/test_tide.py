@@ -28,7 +28,7 @@ FAR = [300.0, 300.0, 40.0, 40.0]
 
 
 def split_of(
-    truth: list[tuple[int, list[float]]], found: list[tuple[int, list[float], float]], *, crowd: bool = False
+    truth: list[tuple[int, list[float]]], actual: list[tuple[int, list[float], float]], *, crowd: bool = False
 ) -> Split:
     """One image, two classes."""
     return split_tables(
@@ -42,7 +42,7 @@ def split_of(
         },
         [
             {"image_id": 1, "category_id": category, "bbox": box, "score": score}
-            for category, box, score in found
+            for category, box, score in actual
         ],
     )
 
@@ -52,13 +52,13 @@ def kinds_of(results: Split) -> ErrorKinds:
     return classify_errors(*results, overlaps=overlaps, assignment=assign(*results, overlaps=overlaps))
 
 
-def gains_of(results: Split) -> TideDeltaAp50:
+def deltas_of(results: Split) -> TideDeltaAp50:
     overlaps = compute_overlaps(*results)
     return tide_delta_ap50(*results, overlaps=overlaps, assignment=assign(*results, overlaps=overlaps))
 
 
 @pytest.mark.parametrize(
-    ("truth", "found", "kind", "about", "missed"),
+    ("truth", "actual", "kind", "about", "missed"),
     [
         ([(SCRATCH, FIRST)], [(SCRATCH, NEAR, 0.9)], ErrorKind.TP, 0, [False]),
         ([(SCRATCH, FIRST)], [(PIT, NEAR, 0.9)], ErrorKind.CLASSIFICATION, 0, [False]),
@@ -70,16 +70,16 @@ def gains_of(results: Split) -> TideDeltaAp50:
     ],
 )
 def test_each_kind(
-    truth: list[Any], found: list[Any], kind: ErrorKind, about: int, missed: list[bool]
+    truth: list[Any], actual: list[Any], kind: ErrorKind, about: int, missed: list[bool]
 ) -> None:
-    kinds = kinds_of(split_of(truth, found))
+    kinds = kinds_of(split_of(truth, actual))
     assert kinds.kind[-1] == kind
     assert kinds.truth[-1] == about
-    assert kinds.is_missed.tolist() == missed
+    assert kinds.is_fn.tolist() == missed
 
 
 @pytest.mark.parametrize(
-    ("truth", "found", "kind", "about"),
+    ("truth", "actual", "kind", "about"),
     [
         # Its own class lies a little off, and another class exactly here.
         ([(SCRATCH, OFF), (PIT, FIRST)], [(SCRATCH, FIRST, 0.9)], ErrorKind.LOCALIZATION, 0),
@@ -99,8 +99,8 @@ def test_each_kind(
         ),
     ],
 )
-def test_order_of_the_tests(truth: list[Any], found: list[Any], kind: ErrorKind, about: int) -> None:
-    kinds = kinds_of(split_of(truth, found))
+def test_order_of_the_tests(truth: list[Any], actual: list[Any], kind: ErrorKind, about: int) -> None:
+    kinds = kinds_of(split_of(truth, actual))
     assert kinds.kind[-1] == kind
     assert kinds.truth[-1] == about
 
@@ -116,13 +116,13 @@ def test_crowd_regions_explain_nothing_and_are_not_missed() -> None:
     kinds = kinds_of(split_of([(SCRATCH, FIRST)], [(SCRATCH, NEAR, 0.9), (PIT, FIRST, 0.8)], crowd=True))
     assert kinds.kind.tolist() == [ErrorKind.IGNORED, ErrorKind.BACKGROUND]
     assert kinds.truth.tolist() == [-1, -1]
-    assert kinds.is_missed.tolist() == [False]
+    assert kinds.is_fn.tolist() == [False]
 
 
 def test_an_error_is_about_the_box_that_it_overlaps_most() -> None:
     kinds = kinds_of(split_of([(PIT, NEAR), (PIT, FIRST), (PIT, OFF)], [(SCRATCH, FIRST, 0.9)]))
     assert kinds.truth.tolist() == [1]
-    assert kinds.is_missed.tolist() == [True, False, True]
+    assert kinds.is_fn.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -140,7 +140,7 @@ def test_every_detection_has_a_kind_and_counts_add_up(seed: int) -> None:
     np.testing.assert_array_equal(
         counts[:5].sum(axis=0), np.bincount(results.detections.label[assignment.is_fp[0]], minlength=7)
     )
-    assert counts[ErrorKind.MISSED].sum() == kinds.is_missed.sum() > 0
+    assert counts[ErrorKind.MISSED].sum() == kinds.is_fn.sum() > 0
     absent, never, crowd = 3, 4, 5
     assert counts[ErrorKind.MISSED, [absent, crowd]].tolist() == [0, 0]
     assert counts[:5, never].tolist() == [0] * 5
@@ -188,11 +188,11 @@ def test_ap50_is_that_of_coco_and_every_kind_costs_some(seed: int, decimals: int
     ground_truth, predictions = random_split(seed, decimals=decimals)
     # Equal scores are ranked by the id of the image, whatever its place in the file.
     ground_truth["images"] = ground_truth["images"][::-1]
-    found = gains_of(split_tables(ground_truth, predictions))
+    actual = deltas_of(split_tables(ground_truth, predictions))
     expected = coco_metrics(ground_truth, predictions).summary.ap50
-    assert found.ap50 == pytest.approx(expected, abs=1e-9)
-    assert tuple(found.deltas) == ERROR_KINDS
-    assert all(gain is not None and gain > 1e-4 for gain in found.deltas.values())
+    assert actual.ap50 == pytest.approx(expected, abs=1e-9)
+    assert tuple(actual.deltas) == ERROR_KINDS
+    assert all(gain is not None and gain > 1e-4 for gain in actual.deltas.values())
 
 
 def mended(
@@ -203,30 +203,30 @@ def mended(
     kinds = kinds_of(results)
     truth_labels = results.truth.label
     best: dict[int, int] = {}
-    for one in range(len(results.detections)):
-        if kinds.kind[one] in (ErrorKind.TP, kind):
-            best.setdefault(int(kinds.truth[one]), one)
+    for first in range(len(results.detections)):
+        if kinds.kind[first] in (ErrorKind.TP, kind):
+            best.setdefault(int(kinds.truth[first]), first)
     fixed = []
-    for one in range(len(results.detections)):
+    for first in range(len(results.detections)):
         entry = {
-            "image_id": results.truth.image_ids[results.detections.image[one]],
-            "category_id": results.truth.category_ids[results.detections.label[one]],
-            "bbox": results.detections.boxes_xywh[one].tolist(),
-            "score": float(results.detections.score[one]),
+            "image_id": results.truth.image_ids[results.detections.image[first]],
+            "category_id": results.truth.category_ids[results.detections.label[first]],
+            "bbox": results.detections.boxes_xywh[first].tolist(),
+            "score": float(results.detections.score[first]),
         }
-        box = int(kinds.truth[one])
+        box = int(kinds.truth[first])
         if kind in (ErrorKind.CLASSIFICATION, ErrorKind.LOCALIZATION):
-            if kinds.kind[one] in (ErrorKind.TP, kind) and best[box] != one:
+            if kinds.kind[first] in (ErrorKind.TP, kind) and best[box] != first:
                 continue
-            if kinds.kind[one] == kind:
+            if kinds.kind[first] == kind:
                 entry["category_id"] = results.truth.category_ids[truth_labels[box]]
                 entry["bbox"] = results.truth.boxes_xywh[box].tolist()
-        elif kinds.kind[one] == kind:
+        elif kinds.kind[first] == kind:
             continue
         fixed.append(entry)
     missed = {
         (results.truth.image_ids[results.truth.image[box]], *results.truth.boxes_xywh[box].tolist())
-        for box in np.flatnonzero(kinds.is_missed)
+        for box in np.flatnonzero(kinds.is_fn)
     }
     kept = [
         box
@@ -244,17 +244,17 @@ def test_gains_are_those_of_mended_files(seed: int, kind: ErrorKind) -> None:
     # With room below the limit of 100 for those that change their class.
     few = set(results.detections.query[rank_in_class(results.detections) < 40].tolist())
     predictions = [entry for entry in predictions if entry["query"] in few]
-    found = gains_of(split_tables(ground_truth, predictions))
+    actual = deltas_of(split_tables(ground_truth, predictions))
     expected = coco_metrics(*mended(ground_truth, predictions, kind)).summary.ap50
-    assert found.ap50 + found.deltas[kind] == pytest.approx(expected, abs=1e-9)
+    assert actual.ap50 + actual.deltas[kind] == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_mended_detection_yields_to_a_higher_score_on_its_box() -> None:
     truth = [(SCRATCH, FIRST)]
-    late = gains_of(split_of(truth, [(SCRATCH, FIRST, 0.9), (PIT, FIRST, 0.5)]))
+    late = deltas_of(split_of(truth, [(SCRATCH, FIRST, 0.9), (PIT, FIRST, 0.5)]))
     assert late.ap50 == 1.0
     assert late.deltas[ErrorKind.CLASSIFICATION] == 0.0
-    early = gains_of(split_of(truth, [(SCRATCH, FAR, 0.7), (SCRATCH, FIRST, 0.6), (PIT, FIRST, 0.9)]))
+    early = deltas_of(split_of(truth, [(SCRATCH, FAR, 0.7), (SCRATCH, FIRST, 0.6), (PIT, FIRST, 0.9)]))
     assert early.ap50 == 0.5
     assert early.deltas[ErrorKind.CLASSIFICATION] == pytest.approx(0.5)
     assert early.deltas[ErrorKind.BACKGROUND] == pytest.approx(0.5)
@@ -263,16 +263,16 @@ def test_a_mended_detection_yields_to_a_higher_score_on_its_box() -> None:
 
 def test_detections_beyond_the_hundredth_do_not_count() -> None:
     crowded = [(SCRATCH, [*FAR[:2], 5.0 + k, 5.0], 0.9 - 0.001 * k) for k in range(100)]
-    found = gains_of(split_of([(SCRATCH, FIRST)], [*crowded, (SCRATCH, FIRST, 0.1)]))
-    assert found.ap50 == 0.0
-    assert found.deltas[ErrorKind.BACKGROUND] == 0.0
-    assert found.deltas[ErrorKind.MISSED] is None  # every box is missed
+    actual = deltas_of(split_of([(SCRATCH, FIRST)], [*crowded, (SCRATCH, FIRST, 0.1)]))
+    assert actual.ap50 == 0.0
+    assert actual.deltas[ErrorKind.BACKGROUND] == 0.0
+    assert actual.deltas[ErrorKind.MISSED] is None  # every box is missed
 
 
 def test_a_class_that_is_missed_throughout_leaves_the_mean() -> None:
-    found = gains_of(split_of([(SCRATCH, FIRST), (PIT, FAR)], [(SCRATCH, FIRST, 0.9)]))
-    assert found.ap50 == 0.5
-    assert found.deltas[ErrorKind.MISSED] == 0.5
+    actual = deltas_of(split_of([(SCRATCH, FIRST), (PIT, FAR)], [(SCRATCH, FIRST, 0.9)]))
+    assert actual.ap50 == 0.5
+    assert actual.deltas[ErrorKind.MISSED] == 0.5
 
 
 @pytest.mark.parametrize("empty", ["truth", "predictions", "images"])
@@ -283,13 +283,13 @@ def test_sets_without_truth_or_detections(empty: str) -> None:
     if empty == "images":
         ground_truth = ground_truth | {"images": []}
     results = split_tables(ground_truth, predictions)
-    kinds, gains = kinds_of(results), gains_of(results)
+    kinds, improvements = kinds_of(results), deltas_of(results)
     if empty == "predictions":
-        assert kinds.is_missed.sum() == (~results.truth.is_crowd).sum()
-        assert gains.ap50 == 0.0
-        assert gains.deltas == dict.fromkeys(ERROR_KINDS, 0.0) | {ErrorKind.MISSED: None}
+        assert kinds.is_fn.sum() == (~results.truth.is_crowd).sum()
+        assert improvements.ap50 == 0.0
+        assert improvements.deltas == dict.fromkeys(ERROR_KINDS, 0.0) | {ErrorKind.MISSED: None}
     else:
         assert (kinds.kind == ErrorKind.BACKGROUND).all()
-        assert gains.ap50 is None
-        assert gains.deltas == dict.fromkeys(ERROR_KINDS)
+        assert improvements.ap50 is None
+        assert improvements.deltas == dict.fromkeys(ERROR_KINDS)
     assert count_errors(*results, kinds=kinds).shape == (6, 7)

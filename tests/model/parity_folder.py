@@ -24,7 +24,7 @@ needs_parity_folder = pytest.mark.skipif(
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """Run torch on one thread: sums then come in one order on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

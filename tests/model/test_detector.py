@@ -133,17 +133,17 @@ def test_at_the_start_every_layer_predicts_the_anchors_with_the_prior_score():
 
 
 def test_two_models_share_no_tensor_and_learn_apart():
-    one, two = tiny_detector(seed=0), tiny_detector(seed=0)
-    assert not storage(one.state_dict().values()) & storage(two.state_dict().values())
+    single, two = tiny_detector(seed=0), tiny_detector(seed=0)
+    assert not storage(single.state_dict().values()) & storage(two.state_dict().values())
     images, targets = random_images(1), random_targets((2,))
     with torch.no_grad():
         before = two.eval()(images)["pred_logits"]
-    optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
-    sum(build_criterion()(one.train()(images, targets), targets).values()).backward()
+    optimizer = torch.optim.SGD(single.parameters(), lr=0.1)
+    sum(build_criterion()(single.train()(images, targets), targets).values()).backward()
     optimizer.step()
     with torch.no_grad():
         assert torch.equal(two(images)["pred_logits"], before)
-        assert not torch.equal(one.eval()(images)["pred_logits"], before)
+        assert not torch.equal(single.eval()(images)["pred_logits"], before)
 
 
 def test_within_a_model_only_the_two_frozen_scalars_stand_under_two_names():

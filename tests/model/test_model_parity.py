@@ -19,7 +19,7 @@ from tests.model.parity_folder import (
     load_arrays,
     load_shapes,
     needs_parity_folder,
-    one_thread,
+    single_thread,
 )
 
 PARAMETERS = {"s": 9_694_220, "m": 18_243_716, "l": 32_451_388, "x": 51_059_666}
@@ -54,7 +54,7 @@ def evaluated(variant) -> Evaluated:
         getattr(model, part).register_forward_hook(
             lambda module, inputs, features, part=part: maps.update({part: features})
         )
-    with one_thread(), torch.no_grad():
+    with single_thread(), torch.no_grad():
         output = model(draw_images(2, 320))
     return Evaluated(model, output, maps, load_arrays(f"{variant}_eval_320x320"))
 

@@ -79,12 +79,12 @@ def target():
 
 @pytest.fixture
 def save(tmp_path) -> Callable[..., Path]:
-    def save_file_(tree: object, name: str = "weights.pth") -> Path:
+    def save_file_(document: object, name: str = "weights.pth") -> Path:
         path = tmp_path / name
         if path.suffix == ".safetensors":
-            save_file(tree, path)
+            save_file(document, path)
         else:
-            torch.save(tree, path)
+            torch.save(document, path)
         return path
 
     return save_file_
@@ -127,8 +127,8 @@ def test_official_file_of_other_classes_keeps_the_random_class_tensors_and_names
 @pytest.mark.parametrize("kind", ["raw", "ema"])
 def test_own_checkpoints_give_the_weights_that_they_name(source, target, save, kind):
     raw, averaged = copy_of(source), copy_of(tiny_detector(seed=3, shake=0.05))
-    tree = {"format": 1, "weights": kind, "model": raw, "ema": {"model": averaged, "updates": 5}}
-    report = load_initial_weights(target, save(tree))
+    document = {"format": 1, "weights": kind, "model": raw, "ema": {"model": averaged, "updates": 5}}
+    report = load_initial_weights(target, save(document))
     assert report.part == "detector"
     assert_equal_states(copy_of(target), raw if kind == "raw" else averaged)
 
@@ -280,10 +280,10 @@ def test_a_file_without_names_is_refused(save):
         read_weights_file(save([torch.zeros(1)]))
 
 
-@pytest.mark.parametrize("tree", [{}, {"conv1.weight": torch.zeros(3, 3), "fc.bias": torch.zeros(3)}])
-def test_weights_of_another_kind_of_network_are_refused(target, save, tree):
-    message = refusal(target, save(tree))
-    assert message.startswith(f"not a known kind of weights file, got the keys {list(tree)}. Known")
+@pytest.mark.parametrize("document", [{}, {"conv1.weight": torch.zeros(3, 3), "fc.bias": torch.zeros(3)}])
+def test_weights_of_another_kind_of_network_are_refused(target, save, document):
+    message = refusal(target, save(document))
+    assert message.startswith(f"not a known kind of weights file, got the keys {list(document)}. Known")
 
 
 @pytest.mark.parametrize(
@@ -295,13 +295,13 @@ def test_class_tensors_of_a_checkpoint_are_taken_only_for_the_same_classes(
     names: list[str], taken: bool, save: Callable[..., Path]
 ) -> None:
     source, target = tiny_detector("vit_tiny", seed=1), tiny_detector("vit_tiny", seed=2)
-    tree = {
+    document = {
         "format": 1,
         "weights": "raw",
         "model": copy_of(source),
         "class_names": ["pit", "scratch", "crack"],
     }
-    report = load_initial_weights(target, save(tree), class_names=names)
+    report = load_initial_weights(target, save(document), class_names=names)
     assert torch.equal(
         target.decoder.enc_bbox_head.layers[0].weight, source.decoder.enc_bbox_head.layers[0].weight
     )

@@ -71,10 +71,10 @@ def loader_of(fused, dataset, store, batches=BATCHES, *, num_views: int = 1) -> 
     )
 
 
-def assert_equal(one: DetectorOutputBatch, other: DetectorOutputBatch) -> None:
-    for part in dataclasses.fields(one.images):
-        assert torch.equal(getattr(one.images, part.name), getattr(other.images, part.name))
-    for a, b in zip(one.targets, other.targets, strict=True):
+def assert_equal(item: DetectorOutputBatch, other: DetectorOutputBatch) -> None:
+    for part in dataclasses.fields(item.images):
+        assert torch.equal(getattr(item.images, part.name), getattr(other.images, part.name))
+    for a, b in zip(item.targets, other.targets, strict=True):
         assert torch.equal(a["boxes"], b["boxes"])
         assert torch.equal(a["labels"], b["labels"])
         assert (a["image_id"], a["file_name"], a["placement"]) == (
@@ -95,8 +95,8 @@ def test_what_is_read_is_what_was_found(fused, dataset_of, tiny_set, tmp_path, m
     monkeypatch.setattr(DetectionDataset, "read", lambda *_: pytest.fail("an image was loaded"))
     for epoch in (1, 2):
         batches = [[(epoch, index) for _, index in items] for items in BATCHES]
-        for one, other in zip(actual, loader_of(fused, dataset, store, batches), strict=True):
-            assert_equal(one, other)
+        for item, other in zip(actual, loader_of(fused, dataset, store, batches), strict=True):
+            assert_equal(item, other)
 
 
 def test_tiles_are_found_and_read_like_images(fused, dataset_of, tiny_set, tmp_path):
@@ -107,8 +107,8 @@ def test_tiles_are_found_and_read_like_images(fused, dataset_of, tiny_set, tmp_p
     batches = [[(0, 1), (0, last)], [(0, 6), (0, 0)]]
     actual, again = (list(loader_of(fused, dataset, store, batches)) for _ in range(2))
     assert {target["placement"].tile_xyxy is None for batch in actual for target in batch.targets} == {False}
-    for one, other in zip(actual, again, strict=True):
-        assert_equal(one, other)
+    for item, other in zip(actual, again, strict=True):
+        assert_equal(item, other)
 
 
 def test_views_take_turns(fused, dataset_of, tiny_set, tmp_path):
@@ -130,8 +130,8 @@ def test_a_part_that_is_missing_or_damaged_is_found_again(fused, dataset_of, tin
     damaged = store.path((0, 5))
     damaged.write_bytes(damaged.read_bytes()[:100])
     for _ in range(2):
-        for one, other in zip(actual, loader_of(fused, dataset, store), strict=True):
-            assert_equal(one, other)
+        for item, other in zip(actual, loader_of(fused, dataset, store), strict=True):
+            assert_equal(item, other)
         assert store.read((0, 1)) is not None
         assert store.read((0, 5)) is not None
 
@@ -141,7 +141,7 @@ def test_a_batch_is_cut_into_its_images(fused, dataset_of, tiny_set, tmp_path):
     pieces = batch.split(2)
     assert [len(part.targets) for part in pieces] == [2, 1]
     for part in dataclasses.fields(batch.images):
-        joined = torch.cat([getattr(one.images, part.name) for one in pieces])
+        joined = torch.cat([getattr(item.images, part.name) for item in pieces])
         assert torch.equal(joined, getattr(batch.images, part.name))
     assert [target for part in pieces for target in part.targets] == batch.targets
 

@@ -19,7 +19,7 @@ from multimodal.prompts import (
     load_prompts,
 )
 
-SHIPPED = shipped_configs_dir() / "prompts" / "industrial.yml"
+KEPT = shipped_configs_dir() / "prompts" / "industrial.yml"
 GOOD = """\
 classes:
   - name: crack
@@ -69,7 +69,7 @@ def test_a_file_is_read_as_it_stands(write: Callable[..., str]) -> None:
 
 def test_the_shipped_prompts_are_whole_and_affirmative(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="multimodal"):
-        prompts = load_prompts(SHIPPED)
+        prompts = load_prompts(KEPT)
     assert caplog.text == ""
     assert tuple(row.name for row in prompts.classes) == tuple(CLASS_NAMES.values())
     assert all(row.es and row.contrast is not None and row.contrast.es for row in prompts.classes)

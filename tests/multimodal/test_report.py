@@ -39,8 +39,8 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
     before = checkpoint.read_bytes()
     trained = load_trained(checkpoint)
     evaluator = build_evaluator(trained, read_split(trained.config.data, "val"))
-    found = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
-    report, alone = read_report(tmp_path / "report.json"), read_report(found.alone.report)
+    actual = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
+    report, alone = read_report(tmp_path / "report.json"), read_report(actual.alone.report)
     assert report.task_section is not None
     fusion = report.task_section.data
     assert set(fusion) == set(FUSION_KEYS)
@@ -56,8 +56,8 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
     head = sum(parameter.numel() for parameter in trained.model.head.parameters())
     assert report.provenance.model.parameters == alone.provenance.model.parameters + head
     # The numbers of the detector alone are those of its own evaluation.
-    own = load_trained(tiny_run / "best.pth", overrides=[f"data.root={trained.config.data.root}"])
-    result = build_evaluator(own, evaluator.split).evaluate(own.model)
+    new = load_trained(tiny_run / "best.pth", overrides=[f"data.root={trained.config.data.root}"])
+    result = build_evaluator(new, evaluator.split).evaluate(new.model)
     metrics = compute_coco_metrics(result.ground_truth, result.detections)
     assert tuple(row.metrics for row in alone.classes) == metrics.classes
     loss = alone.classes[2].metrics.ap - report.classes[2].metrics.ap
@@ -75,14 +75,14 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
     assert "the detector alone is better" in page
     assert "Text fusion" in page
     assert all((tmp_path / "report" / name).is_file() for name in report.task_section.images)
-    comparison = json.loads(found.comparison.read_text())
+    comparison = json.loads(actual.comparison.read_text())
     assert [run["name"] for run in comparison["runs"]] == ["report_detector", "report"]
     assert comparison["differences"][0]["class_ap"][2]["value"] == pytest.approx(-loss)
     # The fused detector's thresholds are stored, the detector's within stay as they were.
-    tree = read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint)
     assert checkpoint.read_bytes() != before
-    assert tree.operating_points["chosen_on"] == "val"
-    assert tree.task_state["detector"] == trained.task_state["detector"]
+    assert content.operating_points["chosen_on"] == "val"
+    assert content.task_state["detector"] == trained.task_state["detector"]
 
 
 def test_a_tolerance_that_is_not_exceeded_is_said_too(checkpoint, tmp_path):

@@ -19,7 +19,7 @@ from multimodal.wrapper import TextFusedDetector
 from tests.model.tiny import random_images
 
 
-def scored(*scores: float):
+def evaluated(*scores: float):
     """Validations with these values of AP, one after the other, the last of them from then on."""
     left = list(scores)
 
@@ -29,7 +29,7 @@ def scored(*scores: float):
             ap=value, ap50=value, worst_class=None, worst_class_ap50=None, summary={}, class_ap50={}
         )
 
-    return lambda own: validate
+    return lambda custom: validate
 
 
 def weights_of(path: Path, *, prefix: str) -> dict[str, torch.Tensor]:
@@ -70,7 +70,7 @@ def test_a_run_scores_the_detector_first_trains_the_head_and_keeps_the_detector(
 def test_best_is_written_only_on_a_higher_score_than_the_detectors(
     phase2_config, build_phase2, scores, best_epoch
 ):
-    trainer = build_phase2(phase2_config(), validate=scored(*scores))
+    trainer = build_phase2(phase2_config(), validate=evaluated(*scores))
     trainer.run(show_progress=False)
     assert trainer.checkpoints.best_path.is_file() == (best_epoch is not None)
     if best_epoch is not None:
@@ -79,16 +79,16 @@ def test_best_is_written_only_on_a_higher_score_than_the_detectors(
 
 @pytest.mark.slow
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(phase2_config, build_phase2, tmp_path):
-    whole = build_phase2(phase2_config(f"output_dir={tmp_path / 'whole'}"), validate=scored(0.2, 0.1))
+    whole = build_phase2(phase2_config(f"output_dir={tmp_path / 'whole'}"), validate=evaluated(0.2, 0.1))
     whole.run(show_progress=False)
     calls = []
 
-    def stop_in_validation(own):
+    def stop_in_validation(custom):
         def validate(model):
             calls.append(None)
             if len(calls) == 2:  # the first scores the detector
                 raise StopSignalError(15, "")
-            return scored(0.2 if len(calls) == 1 else 0.1)(own)(model)
+            return evaluated(0.2 if len(calls) == 1 else 0.1)(custom)(model)
 
         return validate
 
@@ -100,10 +100,10 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(phase2_config, build_p
     assert again.progress.start_score == 0.2
     again.run(show_progress=False)
     assert not again.checkpoints.best_path.exists()
-    one, other = (
+    first, other = (
         read_checkpoint(path).model for path in (whole.checkpoints.last_path, again.checkpoints.last_path)
     )
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(first[name], other[name]) for name in first)
 
 
 @pytest.mark.slow
@@ -111,10 +111,10 @@ def test_the_class_head_learns_from_its_epoch_on(phase2_config, build_phase2):
     config = phase2_config("task.class_head_from_epoch=2")
     changes = []
 
-    def watch(own):
+    def watch(custom):
         def validate(model):
             changes.append(model.class_head_delta.weight.abs().max().item())
-            return own(model)
+            return custom(model)
 
         return validate
 
@@ -138,10 +138,10 @@ def test_epochs_of_the_fusion_alone_do_not_depend_on_a_class_head_to_come(
         )
         states = []
 
-        def watch(own, states=states):
+        def watch(custom, states=states):
             def validate(model):
                 states.append({name: value.clone() for name, value in model.head.state_dict().items()})
-                return own(model)
+                return custom(model)
 
             return validate
 
@@ -150,8 +150,8 @@ def test_epochs_of_the_fusion_alone_do_not_depend_on_a_class_head_to_come(
         trainer.prepared.ema.schedule = EmaSchedule(decay=0.0, warmup_steps=0)
         trainer.run(show_progress=False)
         heads.append(states[:3])
-    for one, other in zip(*heads, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
+    for first, other in zip(*heads, strict=True):
+        assert all(torch.equal(first[name], other[name]) for name in first)
     assert not torch.equal(heads[0][0]["gate"], heads[0][2]["gate"])
 
 

@@ -156,8 +156,8 @@ def test_a_bank_comes_back_as_it_was(bank: TextBank, tmp_path: Path) -> None:
         path = tmp_path / "new" / f"{name}.safetensors"
         save_text_bank(saved, path)
         assert_same(load_text_bank(path, class_names=NAMES), saved)
-    tree = text_bank_to_dict(bank)
-    torch.save(tree, tmp_path / "bank.pth")
+    document = text_bank_to_dict(bank)
+    torch.save(document, tmp_path / "bank.pth")
     loaded = torch.load(tmp_path / "bank.pth", weights_only=True)
     assert_same(text_bank_from_dict(loaded, where="bank.pth"), bank)
 

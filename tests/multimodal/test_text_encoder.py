@@ -321,10 +321,10 @@ class TestOpenClip:
         lacking, foreign, spoiled = (state_of(model) for _ in range(3))
         del lacking["ln_final.weight"]
         spoiled["ln_final.weight"][0] = float("nan")
-        pictures = {key: value for key, value in foreign.items() if key.startswith("visual.")}
+        images = {key: value for key, value in foreign.items() if key.startswith("visual.")}
         for name, state, message in (
             ("lacking", lacking, r'does not fit the text tower .*(\n.*)*Missing key.*"ln_final.weight"'),
-            ("pictures", pictures, "holds no text tower"),
+            ("pictures", images, "holds no text tower"),
             ("spoiled", spoiled, "'ln_final.weight' holds NaN or infinity"),
         ):
             with pytest.raises(CheckpointError, match=message):

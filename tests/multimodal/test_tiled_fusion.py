@@ -20,9 +20,9 @@ TILES = {"size": 48, "overlap": 0.25, "keep_fraction": 0.5}
 @pytest.fixture
 def tiled_detector(tiny_run, tmp_path):
     """The detector of the tiny run, as if it had been trained on tiles."""
-    tree = read_checkpoint(tiny_run / "best.pth")
-    config = tree.config | {"data": tree.config["data"] | {"tiles": TILES}}
-    save_checkpoint(replace(tree, config=config), tmp_path / "tiled.pth")
+    content = read_checkpoint(tiny_run / "best.pth")
+    config = content.config | {"data": content.config["data"] | {"tiles": TILES}}
+    save_checkpoint(replace(content, config=config), tmp_path / "tiled.pth")
     return tmp_path / "tiled.pth"
 
 
@@ -47,7 +47,7 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
     trained = load_trained(trainer.checkpoints.last_path)
     split = read_split(config.data, "val")
     evaluator = build_evaluator(trained, split)
-    found = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
+    actual = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["num_images"] == len(split) == 6
     # A text map has the queries of all tiles, 20 each, over the whole image.
@@ -58,7 +58,7 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
         assert (text_map.boxes_xyxy[:, 2:] <= torch.tensor(text_map.orig_size_hw[::-1])).all()
     paths = [split.image_path(index) for index in range(len(split))]
     predicted = Predictor(trained).predict(paths, score_threshold=0.0)
-    evaluated = json.loads(found.fused.files.predictions.read_text())
+    evaluated = json.loads(actual.fused.files.predictions.read_text())
     assert [entry["score"] for entry in evaluated] == [
         score for detections in predicted for score in detections.scores.tolist()
     ]

@@ -121,12 +121,12 @@ def test_the_background_is_never_predicted():
     placement = Placement(orig_size_hw=(64, 64), span_hw=(64.0, 64.0), shift_yx=(0.0, 0.0))
     actual = select_detections(output, [placement] * 2)
     alone = select_detections(model.detector(random_images(2)), [placement] * 2)
-    for one, other in zip(actual, alone, strict=True):
-        assert len(one.scores) == 20 * 3
-        assert one.labels.unique().tolist() == [0, 1, 2]
-        assert torch.equal(one.labels, other.labels)
-        assert torch.equal(one.queries, other.queries)
-        assert torch.equal(one.scores, other.scores)
+    for single, other in zip(actual, alone, strict=True):
+        assert len(single.scores) == 20 * 3
+        assert single.labels.unique().tolist() == [0, 1, 2]
+        assert torch.equal(single.labels, other.labels)
+        assert torch.equal(single.queries, other.queries)
+        assert torch.equal(single.scores, other.scores)
 
 
 def test_gradients_of_the_first_steps_reach_all_there_is_to_train():

@@ -60,7 +60,7 @@ def make_report(names: tuple[str, ...], *, hours: float = 2.0) -> Report:
             labels=(*names, "background"),
             counts=tuple(map(tuple, counts.tolist())),
             row_percent=(
-                *(tuple(50.0 if value else 0.0 for value in one) for one in counts[:-1].tolist()),
+                *(tuple(50.0 if value else 0.0 for value in first) for first in counts[:-1].tolist()),
                 (None,) * size,
             ),
             most_confused=None,
@@ -162,8 +162,8 @@ def test_a_chart_is_written_as_png_and_svg(tmp_path: Path) -> None:
     path = charts.save_confusions([("$a$ and $", make_report(("$5 $ $", "_x")).confusion)], tmp_path / "a")
     assert path == tmp_path / "a.svg"
     assert "<svg" in path.read_text()
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.width >= charts.WIDTH * charts.PNG_DPI
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width >= charts.WIDTH * charts.PNG_DPI
 
 
 def test_long_names_differ_in_every_chart(drawn: dict[str, Figure]) -> None:
@@ -214,7 +214,7 @@ def test_the_cells_of_confusions_have_room_for_their_counts(
         assert texts_of(axes)[0] == "123456"
         for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
             boxes = [label.get_window_extent() for label in labels]
-            assert not any(one.overlaps(other) for one, other in pairwise(boxes))
+            assert not any(first.overlaps(other) for first, other in pairwise(boxes))
 
 
 def test_very_many_classes_have_no_counts() -> None:

@@ -30,7 +30,7 @@ def write_numbers(inputs: ReportInputs, path: Path) -> None:
     files.ground_truth.write_text(json.dumps(truth.to_coco()))
     results = list(inputs.detections.to_coco(truth.image_ids, truth.category_ids))
     files.predictions.write_text(json.dumps(results))
-    hashes = {one.name: sha256_of_file(one) for one in (files.ground_truth, files.predictions)}
+    hashes = {item.name: sha256_of_file(item) for item in (files.ground_truth, files.predictions)}
     write_record(report_of(inputs, files=hashes), path)
 
 

@@ -34,37 +34,37 @@ def make_detections(boxes: list[list[float]], scores: list[float], labels: list[
     )
 
 
-def count(picture: Image.Image, color: tuple[int, int, int]) -> int:
-    return int((np.asarray(picture) == color).all(axis=-1).sum())
+def count(photo_image: Image.Image, color: tuple[int, int, int]) -> int:
+    return int((np.asarray(photo_image) == color).all(axis=-1).sum())
 
 
 def test_box_is_drawn_where_it_is_and_the_image_is_left_alone() -> None:
     image = make_image()
-    picture = draw_boxes(
+    photo_image = draw_boxes(
         image, torch.tensor([[40.0, 60.0, 120.0, 140.0]]), texts=["pit"], colors=[CLASS_COLORS[2]]
     )
-    assert (picture.mode, picture.size) == ("RGB", (200, 160))
+    assert (photo_image.mode, photo_image.size) == ("RGB", (200, 160))
     for corner in ((40, 60), (120, 60), (40, 140), (120, 140)):
-        assert picture.getpixel(corner) == CLASS_COLORS[2]
+        assert photo_image.getpixel(corner) == CLASS_COLORS[2]
     for outside_or_inside in ((80, 100), (30, 100), (130, 100), (80, 150)):
-        assert picture.getpixel(outside_or_inside) == GRAY
+        assert photo_image.getpixel(outside_or_inside) == GRAY
     assert image.tobytes() == make_image().tobytes()
 
 
 def test_scale_enlarges_image_and_boxes() -> None:
     boxes = torch.tensor([[40.0, 60.0, 120.0, 140.0]])
-    picture = draw_boxes(make_image(), boxes, texts=["pit"], colors=[CLASS_COLORS[0]], scale=2.5)
-    assert picture.size == (500, 400)
-    assert picture.getpixel((100, 350)) == CLASS_COLORS[0]
-    assert picture.getpixel((200, 250)) == GRAY
+    photo_image = draw_boxes(make_image(), boxes, texts=["pit"], colors=[CLASS_COLORS[0]], scale=2.5)
+    assert photo_image.size == (500, 400)
+    assert photo_image.getpixel((100, 350)) == CLASS_COLORS[0]
+    assert photo_image.getpixel((200, 250)) == GRAY
 
 
 def test_lines_grow_with_the_image() -> None:
     widths = []
     for side in (200, 1024, 2800):
         box = torch.tensor([[side * 0.25, side * 0.25, side * 0.75, side * 0.75]])
-        picture = draw_boxes(make_image(side, side), box, texts=["pit"], colors=[CLASS_COLORS[1]])
-        row = np.asarray(picture)[side // 2, : side // 2]
+        photo_image = draw_boxes(make_image(side, side), box, texts=["pit"], colors=[CLASS_COLORS[1]])
+        row = np.asarray(photo_image)[side // 2, : side // 2]
         widths.append(int((row == CLASS_COLORS[1]).all(axis=-1).sum()))
     assert widths == [2, 3, 8]
 
@@ -86,10 +86,10 @@ def test_lines_grow_with_the_image() -> None:
 def test_tags_stay_inside_the_image_for_every_box(box: list[float]) -> None:
     boxes = torch.tensor([box], dtype=torch.float32)
     without = draw_boxes(make_image(), boxes, texts=[""], colors=[CLASS_COLORS[0]])
-    picture = draw_boxes(make_image(), boxes, texts=["scratch 0.87"], colors=[CLASS_COLORS[0]])
-    assert picture.size == (200, 160)
+    photo_image = draw_boxes(make_image(), boxes, texts=["scratch 0.87"], colors=[CLASS_COLORS[0]])
+    assert photo_image.size == (200, 160)
     # The whole tag is there: 12 letters of 12 px are about 70 × 15 px, most of it background color.
-    assert count(picture, CLASS_COLORS[0]) - count(without, CLASS_COLORS[0]) > 400
+    assert count(photo_image, CLASS_COLORS[0]) - count(without, CLASS_COLORS[0]) > 400
 
 
 def test_tags_of_equal_boxes_do_not_hide_each_other() -> None:
@@ -104,26 +104,26 @@ def test_tags_of_equal_boxes_do_not_hide_each_other() -> None:
 @pytest.mark.parametrize("text", ["x" * 500, "Kratzer groß für", "裂纹", "a\nb", "…", ""])
 @pytest.mark.parametrize("size", [(200, 160), (12, 9), (1, 1)])
 def test_any_text_on_any_image(text: str, size: tuple[int, int]) -> None:
-    picture = draw_boxes(
+    photo_image = draw_boxes(
         make_image(*size), torch.tensor([[0.0, 0.0, 5.0, 5.0]]), texts=[text], colors=[CLASS_COLORS[0]]
     )
-    assert picture.size == size
+    assert photo_image.size == size
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "I", "F"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     image = make_image().convert(mode)
-    picture = draw_boxes(image, torch.zeros(0, 4), texts=[], colors=[])
-    assert (picture.mode, picture.size) == ("RGB", image.size)
+    photo_image = draw_boxes(image, torch.zeros(0, 4), texts=[], colors=[])
+    assert (photo_image.mode, photo_image.size) == ("RGB", image.size)
     assert image.mode == mode
 
 
 def test_16_bit_image_is_stretched_not_clipped() -> None:
     image = Image.fromarray(np.linspace(1000, 5000, 160 * 200).reshape(160, 200).astype(np.uint16))
-    picture = draw_boxes(image, torch.zeros(0, 4), texts=[], colors=[])
-    assert picture.getpixel((0, 0)) == (0, 0, 0)
-    assert picture.getpixel((199, 159)) == (255, 255, 255)
-    assert 120 < picture.getpixel((100, 80))[0] < 135
+    photo_image = draw_boxes(image, torch.zeros(0, 4), texts=[], colors=[])
+    assert photo_image.getpixel((0, 0)) == (0, 0, 0)
+    assert photo_image.getpixel((199, 159)) == (255, 255, 255)
+    assert 120 < photo_image.getpixel((100, 80))[0] < 135
 
 
 def test_numbers_of_boxes_texts_and_colors_must_agree() -> None:
@@ -138,14 +138,14 @@ def test_class_colors_are_fixed_and_repeat() -> None:
 
 def test_each_detection_is_drawn_in_the_color_of_its_class() -> None:
     detections = make_detections([[20, 40, 60, 80], [100, 100, 150, 140]], [0.5, 0.49], [0, 1])
-    picture = draw_detections(make_image(), detections, class_names=NAMES)
-    assert count(picture, class_color(0)) > 0
-    assert count(picture, class_color(1)) > 0
+    photo_image = draw_detections(make_image(), detections, class_names=NAMES)
+    assert count(photo_image, class_color(0)) > 0
+    assert count(photo_image, class_color(1)) > 0
 
 
 def test_no_detections_is_the_image_itself() -> None:
-    picture = draw_detections(make_image(), make_detections([], [], []), class_names=NAMES)
-    assert picture.tobytes() == make_image().tobytes()
+    photo_image = draw_detections(make_image(), make_detections([], [], []), class_names=NAMES)
+    assert photo_image.tobytes() == make_image().tobytes()
 
 
 def test_names_beyond_the_font_are_replaced_by_the_class_index() -> None:
@@ -196,9 +196,9 @@ def make_row(width: int = 200, height: int = 200, mode: str = "RGB") -> PanelRow
         colors=[class_color(1)],
     )
     detections = make_detections([[40, 60, 120, 150], [5, 5, 20, 20]], [0.9, 0.1], [2, 0])
-    found = detections_panel(detections, class_names=NAMES, caption="detections")
+    actual = detections_panel(detections, class_names=NAMES, caption="detections")
     image = make_image(width, height).convert(mode)
-    return PanelRow(image=image, caption="image.png", panels=[truth, found])
+    return PanelRow(image=image, caption="image.png", panels=[truth, actual])
 
 
 @pytest.mark.parametrize(("number", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (3, 2, 2), (12, 2, 6)])
@@ -210,13 +210,13 @@ def test_the_grid_of_a_sheet(number: int, columns: int, rows: int) -> None:
 
 def test_every_panel_shows_its_boxes_where_they_are() -> None:
     sheet = panel_sheet([make_row()], title="val", columns=2)
-    truth, found = sheet.crop((24, 104, 384, 464)), sheet.crop((390, 104, 750, 464))
-    for panel, own, other in (
+    truth, actual = sheet.crop((24, 104, 384, 464)), sheet.crop((390, 104, 750, 464))
+    for panel, custom, other in (
         (truth, class_color(1), class_color(2)),
-        (found, class_color(2), class_color(1)),
+        (actual, class_color(2), class_color(1)),
     ):
-        assert panel.getpixel((72, 108)) == own  # 40 and 60 of 200 px are 72 and 108 of 360 px
-        assert panel.getpixel((216, 270)) == own
+        assert panel.getpixel((72, 108)) == custom  # 40 and 60 of 200 px are 72 and 108 of 360 px
+        assert panel.getpixel((216, 270)) == custom
         assert panel.getpixel((144, 200)) == GRAY
         assert count(panel, other) == 0
     assert count(sheet.crop((0, 0, 774, 60)), (255, 255, 255)) < 774 * 60  # the title

@@ -34,7 +34,7 @@ def run_evaluate(run: Path, *overrides: str, split: str = "val") -> EvaluationRe
     return build_evaluator(trained, read_split(trained.config.data, split)).evaluate(trained.model)
 
 
-def run_assess(run: Path, report: Path, *overrides: str, split: str = "val") -> WrittenReport:
+def run_report(run: Path, report: Path, *overrides: str, split: str = "val") -> WrittenReport:
     trained = load_trained(run / "best.pth", overrides=[FEW, *overrides])
     evaluator = build_evaluator(trained, read_split(trained.config.data, split))
     return evaluate_checkpoint(trained, evaluator, split_name=split, report_path=report)
@@ -49,7 +49,7 @@ def coco_results(result: EvaluationResult) -> list[dict]:
 
 
 @pytest.fixture
-def own_run(tiny_run: Path, tmp_path: Path) -> Path:
+def copied_run(tiny_run: Path, tmp_path: Path) -> Path:
     """A copy of the tiny run whose checkpoint may be changed."""
     return shutil.copytree(tiny_run, tmp_path / "run")
 
@@ -59,18 +59,18 @@ def official_numbers(annotations: Path, results: list[dict]) -> list[float]:
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
     with contextlib.redirect_stdout(io.StringIO()):
         truth = coco.COCO(str(annotations))
-        scored = cocoeval.COCOeval(truth, truth.loadRes(results), "bbox")
-        scored.evaluate()
-        scored.accumulate()
-        scored.summarize()
-    return list(scored.stats)
+        evaluated = cocoeval.COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluated.evaluate()
+        evaluated.accumulate()
+        evaluated.summarize()
+    return list(evaluated.stats)
 
 
 def test_a_split_of_only_empty_images_gives_a_report_without_numbers(
-    own_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
+    copied_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
 ) -> None:
     root = write_coco(tmp_path / "set", empty=["val"])
-    result = run_assess(own_run, tmp_path / "report.json", f"data.root={root}", VAL)
+    result = run_report(copied_run, tmp_path / "report.json", f"data.root={root}", VAL)
     report = read_report(tmp_path / "report.json")
     assert set(to_json(report.summary).values()) == {None}
     assert report.class_names == ("pit", "scratch", "crack")
@@ -85,8 +85,8 @@ def test_numbers_equal_those_of_pycocotools(split: str, tiny_run: Path, tiny_set
     evaluation = run_evaluate(tiny_run, VAL, split=split)
     expected = official_numbers(tiny_set / "annotations" / f"{split}.json", coco_results(evaluation))
     for name, number in zip(SUMMARY, expected, strict=True):
-        found = getattr(metrics_of(evaluation).summary, name)
-        assert (-1 if found is None else found) == pytest.approx(number, abs=1e-6), name
+        actual = getattr(metrics_of(evaluation).summary, name)
+        assert (-1 if actual is None else actual) == pytest.approx(number, abs=1e-6), name
 
 
 def test_the_detector_of_the_tiny_run_finds_something(tiny_run: Path) -> None:
@@ -98,8 +98,8 @@ def test_the_detector_of_the_tiny_run_finds_something(tiny_run: Path) -> None:
     assert summary.ap50 > 0
 
 
-def test_the_report_names_everything_it_was_made_from(own_run: Path, tmp_path: Path) -> None:
-    result = run_assess(own_run, tmp_path / "deep" / "report.json", VAL)
+def test_the_report_names_everything_it_was_made_from(copied_run: Path, tmp_path: Path) -> None:
+    result = run_report(copied_run, tmp_path / "deep" / "report.json", VAL)
     report = read_report(result.files.report)
     assert report == result.report
     assert [(entry.metrics.category_id, entry.metrics.name) for entry in report.classes] == [
@@ -130,14 +130,14 @@ def test_scoring_the_best_checkpoint_gives_the_score_that_made_it_best(tiny_run:
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_training_evaluation_and_prediction_agree_on_the_score(batch_size: int, tiny_run: Path) -> None:
     """One truth: what training recorded, what evaluation finds, and COCO on the JSON of predict."""
-    recorded = read_checkpoint(tiny_run / "best.pth")["best"]["score"]
+    recorded = read_checkpoint(tiny_run / "best.pth").best.score
     overrides = [f"data.eval_batch_size={batch_size}"]
     assert metrics_of(run_evaluate(tiny_run, *overrides)).summary.ap == pytest.approx(recorded, abs=1e-6)
     trained = load_trained(tiny_run / "best.pth", overrides=overrides)
     split = read_split(trained.config.data, "val")
     paths = [split.image_path(index) for index in range(len(split))]
-    found = Predictor(trained).predict(paths, score_threshold=0.0)
-    table = DetectionTable.from_detections(dict(enumerate(found)))
+    actual = Predictor(trained).predict(paths, score_threshold=0.0)
+    table = DetectionTable.from_detections(dict(enumerate(actual)))
     results = list(table.to_coco(split.image_ids.tolist(), trained.category_ids))
     results = json.loads(json.dumps(results))
     assert official_numbers(split.annotations_path, results)[0] == pytest.approx(recorded, abs=1e-6)
@@ -170,21 +170,21 @@ def test_crowd_regions_are_ignored_by_the_scores(
 ) -> None:
     root = write_coco(tmp_path / "set")
     path = root / "annotations" / "val.json"
-    tree = json.loads(path.read_text())
-    tree["annotations"][0]["iscrowd"] = 1
-    path.write_text(json.dumps(tree))
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    path.write_text(json.dumps(content))
     evaluation = run_evaluate(tiny_run, f"data.root={root}", VAL)
-    assert metrics_of(evaluation).num_boxes == len(tree["annotations"]) - 1
+    assert metrics_of(evaluation).num_boxes == len(content["annotations"]) - 1
     expected = official_numbers(path, coco_results(evaluation))[0]
     assert metrics_of(evaluation).summary.ap == pytest.approx(expected, abs=1e-6)
 
 
 def test_thresholds_are_chosen_on_validation_stored_and_used_by_predict(
-    own_run: Path, tmp_path: Path
+    copied_run: Path, tmp_path: Path
 ) -> None:
-    assert load_trained(own_run / "best.pth").operating_points is None
-    result = run_assess(own_run, tmp_path / "report.json")
-    trained = load_trained(own_run / "best.pth")
+    assert load_trained(copied_run / "best.pth").operating_points is None
+    result = run_report(copied_run, tmp_path / "report.json")
+    trained = load_trained(copied_run / "best.pth")
     points = stored_points(trained)
     assert points is not None
     assert (points.goal, points.chosen_on) == ("best F1", "val")
@@ -195,29 +195,29 @@ def test_thresholds_are_chosen_on_validation_stored_and_used_by_predict(
     split = read_split(trained.config.data, "val")
     detector = Predictor(trained)
     paths = [split.image_path(index) for index in range(len(split))]
-    shipped, raw = detector.predict(paths), detector.predict(paths, score_threshold=0.0)
+    kept, raw = detector.predict(paths), detector.predict(paths, score_threshold=0.0)
     total = result.report.counts
-    assert sum(len(one.scores) for one in shipped) == total.num_detections > 0
-    assert sum(len(one.scores) for one in raw) == sum(
+    assert sum(len(item.scores) for item in kept) == total.num_detections > 0
+    assert sum(len(item.scores) for item in raw) == sum(
         entry.metrics.num_predictions for entry in result.report.classes
     )
-    for one, other in zip(raw, detector.predict(paths, score_threshold=0.0), strict=True):
-        assert torch.equal(one.scores, other.scores)
+    for item, other in zip(raw, detector.predict(paths, score_threshold=0.0), strict=True):
+        assert torch.equal(item.scores, other.scores)
     # The weights are what they were.
-    before, after = read_checkpoint(own_run / "last.pth"), read_checkpoint(own_run / "best.pth")
-    assert "operating_points" not in before
-    assert after["operating_points"] == to_json(points)
+    before, after = read_checkpoint(copied_run / "last.pth"), read_checkpoint(copied_run / "best.pth")
+    assert before.operating_points is None
+    assert after.operating_points == to_json(points)
 
 
 @pytest.mark.slow
 def test_another_split_is_reported_at_the_stored_thresholds(
-    own_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    copied_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    first = run_assess(own_run, tmp_path / "test.json", split="test")
+    first = run_report(copied_run, tmp_path / "test.json", split="test")
     assert "no thresholds for this goal, input and data, choosing them on val first" in caplog.text
     caplog.clear()
-    again = run_assess(own_run, tmp_path / "again.json", split="test")
+    again = run_report(copied_run, tmp_path / "again.json", split="test")
     assert "choosing" not in caplog.text
     for report in (first.report, again.report):
         assert report.provenance.split == "test"
@@ -225,20 +225,20 @@ def test_another_split_is_reported_at_the_stored_thresholds(
     assert first.report.classes == again.report.classes
     caplog.clear()
     goal = "evaluation.goal={type: recall, at_least: 0.5}"
-    other = run_assess(own_run, tmp_path / "other.json", goal, split="test")
+    other = run_report(copied_run, tmp_path / "other.json", goal, split="test")
     assert "choosing them on val first" in caplog.text
     assert other.report.operating_points.goal == "recall at least 0.5"
 
 
 @pytest.mark.slow
 def test_a_checkpoint_that_training_goes_on_from_is_not_changed(
-    own_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    copied_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    (own_run / "best.pth").write_bytes((own_run / "last.pth").read_bytes())
-    before = (own_run / "best.pth").read_bytes()
-    run_assess(own_run, tmp_path / "report.json")
-    assert (own_run / "best.pth").read_bytes() == before
+    (copied_run / "best.pth").write_bytes((copied_run / "last.pth").read_bytes())
+    before = (copied_run / "best.pth").read_bytes()
+    run_report(copied_run, tmp_path / "report.json")
+    assert (copied_run / "best.pth").read_bytes() == before
     assert "thresholds not stored, training goes on from it" in caplog.text
 
 
@@ -246,9 +246,9 @@ def test_without_stored_thresholds_predict_keeps_scores_from_the_draw_threshold(
     trained = load_trained(tiny_run / "best.pth", overrides=["evaluation.draw_threshold=0.2"])
     assert trained.operating_points is None
     split = read_split(trained.config.data, "val")
-    (found,) = Predictor(trained).predict(split.image_path(1))
+    (actual,) = Predictor(trained).predict(split.image_path(1))
     (raw,) = Predictor(trained).predict(split.image_path(1), score_threshold=0.0)
-    assert len(found.scores) == int((raw.scores >= 0.2).sum())
+    assert len(actual.scores) == int((raw.scores >= 0.2).sum())
 
 
 def test_a_normal_class_that_does_not_exist_is_refused_with_the_right_name(tiny_run: Path) -> None:
@@ -260,9 +260,9 @@ def test_a_normal_class_that_does_not_exist_is_refused_with_the_right_name(tiny_
 
 
 @pytest.mark.slow
-def test_images_with_normal_boxes_only_count_as_good(own_run: Path, tmp_path: Path) -> None:
+def test_images_with_normal_boxes_only_count_as_good(copied_run: Path, tmp_path: Path) -> None:
     for name, more in (("null", 0), ("pit", 1)):
-        report = run_assess(own_run, tmp_path / f"{name}.json", f"data.normal_class={name}").report
+        report = run_report(copied_run, tmp_path / f"{name}.json", f"data.normal_class={name}").report
         level = report.image_level.at_operating_points
         assert report.provenance.dataset.normal_class == (None if name == "null" else name)
         assert level.num_good >= 1 + more
@@ -271,18 +271,18 @@ def test_images_with_normal_boxes_only_count_as_good(own_run: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_thresholds_of_other_data_or_for_another_goal_are_not_predicted_as_ones_own(
-    own_run: Path, tmp_path: Path, write_coco: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    copied_run: Path, tmp_path: Path, write_coco: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     root = write_coco(tmp_path / "set", seed=5)
-    run_assess(own_run, tmp_path / "report.json", f"data.root={root}", VAL)
-    stored = read_checkpoint(own_run / "best.pth")["operating_points"]
-    report = run_assess(own_run, tmp_path / "test.json", split="test").report
+    run_report(copied_run, tmp_path / "report.json", f"data.root={root}", VAL)
+    stored = read_checkpoint(copied_run / "best.pth").operating_points
+    report = run_report(copied_run, tmp_path / "test.json", split="test").report
     assert "its thresholds were chosen on other annotations" in caplog.text
     assert report.operating_points.annotations_sha256 != stored["annotations_sha256"]
     # A report alone changes nothing of what ships.
-    assert read_checkpoint(own_run / "best.pth")["operating_points"] == stored
-    trained = load_trained(own_run / "best.pth", overrides=["evaluation.nms.mode=none"])
+    assert read_checkpoint(copied_run / "best.pth").operating_points == stored
+    trained = load_trained(copied_run / "best.pth", overrides=["evaluation.nms.mode=none"])
     if trained.operating_points["nms"]["mode"] != "none":
         with pytest.raises(
             ConfigError, match=r"the config now asks for others\. Choose them with tools/evaluate"
@@ -291,29 +291,31 @@ def test_thresholds_of_other_data_or_for_another_goal_are_not_predicted_as_ones_
 
 
 @pytest.mark.slow
-def test_the_goal_that_thresholds_were_chosen_for_stays_with_them(own_run: Path, tmp_path: Path) -> None:
-    run_assess(own_run, tmp_path / "report.json", "evaluation.goal={type: recall, at_least: 0.5}")
-    trained = load_trained(own_run / "best.pth")
+def test_the_goal_that_thresholds_were_chosen_for_stays_with_them(copied_run: Path, tmp_path: Path) -> None:
+    run_report(copied_run, tmp_path / "report.json", "evaluation.goal={type: recall, at_least: 0.5}")
+    trained = load_trained(copied_run / "best.pth")
     assert trained.config.evaluation.goal.type == "recall"
     points = Predictor(trained).operating_points
     assert points is not None
     assert points.goal == "recall at least 0.5"
-    test = run_assess(own_run, tmp_path / "test.json", split="test").report
+    test = run_report(copied_run, tmp_path / "test.json", split="test").report
     assert test.operating_points.goal == "recall at least 0.5"
 
 
-def test_thresholds_of_other_inputs_are_not_stored(own_run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    before = (own_run / "best.pth").read_bytes()
-    trained = load_trained(own_run / "best.pth", overrides=["data.mean=[0.1, 0.1, 0.1]"])
+def test_thresholds_of_other_inputs_are_not_stored(
+    copied_run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = (copied_run / "best.pth").read_bytes()
+    trained = load_trained(copied_run / "best.pth", overrides=["data.mean=[0.1, 0.1, 0.1]"])
     evaluate_split(
         trained, build_evaluator(trained, read_split(trained.config.data, "val")), split_name="val"
     )
     assert "they were chosen with another data.mean than prediction will use" in caplog.text
-    assert (own_run / "best.pth").read_bytes() == before
+    assert (copied_run / "best.pth").read_bytes() == before
 
 
-def test_thresholds_of_other_inputs_are_not_used(own_run: Path, tiny_set: Path) -> None:
-    path, image = own_run / "best.pth", tiny_set / "images" / "val_0.png"
+def test_thresholds_of_other_inputs_are_not_used(copied_run: Path, tiny_set: Path) -> None:
+    path, image = copied_run / "best.pth", tiny_set / "images" / "val_0.png"
     trained = load_trained(path)
     evaluate_split(
         trained, build_evaluator(trained, read_split(trained.config.data, "val")), split_name="val"

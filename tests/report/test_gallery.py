@@ -25,10 +25,10 @@ SCRATCH, INCLUSION = 0, 1
 NAMES = ("scratch", "inclusion")
 
 Boxes = list[tuple[int, list[float]]]
-Founds = list[tuple[int, list[float], float]]
+ActualValues = list[tuple[int, list[float], float]]
 
 
-def split_of(truth: Boxes, found: Founds, names: tuple[str, ...] = NAMES) -> Split:
+def split_of(truth: Boxes, actual: ActualValues, names: tuple[str, ...] = NAMES) -> Split:
     """One image."""
     return split_tables(
         {
@@ -36,7 +36,7 @@ def split_of(truth: Boxes, found: Founds, names: tuple[str, ...] = NAMES) -> Spl
             "categories": [{"id": index, "name": name} for index, name in enumerate(names)],
             "annotations": [{"image_id": 1, "category_id": label, "bbox": box} for label, box in truth],
         },
-        [{"image_id": 1, "category_id": label, "bbox": box, "score": score} for label, box, score in found],
+        [{"image_id": 1, "category_id": label, "bbox": box, "score": score} for label, box, score in actual],
     )
 
 
@@ -67,16 +67,16 @@ def gray(width: int = 400, height: int = 400, mode: str = "RGB") -> Image.Image:
     return Image.new("RGB", (width, height), (120, 120, 120)).convert(mode)
 
 
-def count(picture: Image.Image, color: tuple[int, int, int], left: int, right: int) -> int:
-    return int((np.asarray(picture)[:, left:right] == color).all(axis=-1).sum())
+def count(photo_image: Image.Image, color: tuple[int, int, int], left: int, right: int) -> int:
+    return int((np.asarray(photo_image)[:, left:right] == color).all(axis=-1).sum())
 
 
-def captions(truth: Boxes, found: Founds) -> list[str]:
-    return [entry.caption for entry in gallery_of(split_of(truth, found))]
+def captions(truth: Boxes, actual: ActualValues) -> list[str]:
+    return [entry.caption for entry in gallery_of(split_of(truth, actual))]
 
 
 @pytest.mark.parametrize(
-    ("truth", "found", "expected"),
+    ("truth", "actual", "expected"),
     [
         ([(SCRATCH, FIRST)], [], ["scratch missed: no detection of it at any score"]),
         (
@@ -124,8 +124,8 @@ def captions(truth: Boxes, found: Founds) -> list[str]:
         ),
     ],
 )
-def test_captions(truth: Boxes, found: Founds, expected: list[str]) -> None:
-    assert captions(truth, found) == expected
+def test_captions(truth: Boxes, actual: ActualValues, expected: list[str]) -> None:
+    assert captions(truth, actual) == expected
 
 
 def test_a_detection_that_nms_removes_is_named() -> None:
@@ -136,8 +136,8 @@ def test_a_detection_that_nms_removes_is_named() -> None:
 
 
 def test_the_score_of_a_miss_is_the_best_raw_one_of_its_class() -> None:
-    found = [(SCRATCH, NEAR, 0.1), (SCRATCH, FIRST, 0.2), (INCLUSION, NEAR, 0.3), (INCLUSION, OFF, 0.9)]
-    miss, alarm = gallery_of(split_of([(SCRATCH, FIRST)], found))
+    actual = [(SCRATCH, NEAR, 0.1), (SCRATCH, FIRST, 0.2), (INCLUSION, NEAR, 0.3), (INCLUSION, OFF, 0.9)]
+    miss, alarm = gallery_of(split_of([(SCRATCH, FIRST)], actual))
     assert (miss.kind, miss.label, miss.score) == ("miss", SCRATCH, 0.2)
     assert miss.box_xywh == tuple(FIRST)
     assert (alarm.kind, alarm.label, alarm.score) == ("false alarm", INCLUSION, 0.9)
@@ -145,8 +145,8 @@ def test_the_score_of_a_miss_is_the_best_raw_one_of_its_class() -> None:
 
 def test_worst_misses_come_first_then_the_larger_then_the_order_of_the_file() -> None:
     truth = [(SCRATCH, [50.0 * k, 0.0, 10.0 + (k == 3), 10.0]) for k in range(4)]
-    found = [(SCRATCH, truth[0][1], 0.3), (SCRATCH, truth[1][1], 0.1)]
-    entries = gallery_of(split_of(truth, found))
+    actual = [(SCRATCH, truth[0][1], 0.3), (SCRATCH, truth[1][1], 0.1)]
+    entries = gallery_of(split_of(truth, actual))
     assert [entry.position for entry in entries] == [3, 2, 1, 0]
     assert [entry.score for entry in entries] == [None, None, 0.1, 0.3]
 
@@ -156,23 +156,23 @@ def test_entries_are_misses_and_false_detections_of_every_class(seed: int) -> No
     split = split_tables(*random_split(seed, decimals=6))
     entries, kept = gallery_of(split), analyze(split).kept
     assignment = assign(split.truth, kept)
-    is_missed = ~split.truth.is_crowd
-    is_missed[assignment.truth[0, assignment.is_tp[0]]] = False
+    is_fn = ~split.truth.is_crowd
+    is_fn[assignment.truth[0, assignment.is_tp[0]]] = False
     for label in range(split.truth.num_classes):
         misses = [entry for entry in entries if entry.label == label and entry.kind == "miss"]
         alarms = [entry for entry in entries if entry.label == label and entry.kind == "false alarm"]
-        assert len(misses) == min(4, int(is_missed[split.truth.label == label].sum()))
+        assert len(misses) == min(4, int(is_fn[split.truth.label == label].sum()))
         false_rows = np.flatnonzero(assignment.is_fp[0] & (kept.label == label))
         assert [entry.score for entry in alarms] == sorted(kept.score[false_rows])[::-1][:4]
         for entry in misses:
-            assert is_missed[entry.position]
+            assert is_fn[entry.position]
             assert split.truth.class_names[label] in entry.caption
         for entry in alarms:
             assert assignment.is_fp[0, entry.position]
     absent, never, crowd = 3, 4, 5
-    kinds_of_class = {label: {e.kind for e in entries if e.label == label} for label in range(7)}
-    assert kinds_of_class[never] == {"miss"}
-    assert "miss" not in kinds_of_class[absent] | kinds_of_class[crowd]
+    class_kinds = {label: {e.kind for e in entries if e.label == label} for label in range(7)}
+    assert class_kinds[never] == {"miss"}
+    assert "miss" not in class_kinds[absent] | class_kinds[crowd]
 
 
 @pytest.mark.parametrize("empty", ["truth", "predictions", "images"])

@@ -99,11 +99,11 @@ def test_predictions_are_read_by_pycocotools_and_give_the_same_score(files: Repo
     coco = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
     truth = coco.COCO(str(files.ground_truth))
-    scored = cocoeval.COCOeval(truth, truth.loadRes(str(files.predictions)), "bbox")
-    scored.evaluate()
-    scored.accumulate()
-    scored.summarize()
-    assert read_report(files.report).summary.ap == pytest.approx(scored.stats[0], abs=1e-6)
+    evaluated = cocoeval.COCOeval(truth, truth.loadRes(str(files.predictions)), "bbox")
+    evaluated.evaluate()
+    evaluated.accumulate()
+    evaluated.summarize()
+    assert read_report(files.report).summary.ap == pytest.approx(evaluated.stats[0], abs=1e-6)
 
 
 @pytest.mark.slow
@@ -126,11 +126,11 @@ def test_images_that_are_gone_are_left_out_and_said_to_be(tmp_path: Path) -> Non
 
 
 def test_bad_names_and_lost_files_are_refused(files: ReportFiles, tmp_path: Path) -> None:
-    scored = make_inputs(tmp_path / "images", num_images=2)
+    evaluated = make_inputs(tmp_path / "images", num_images=2)
     (tmp_path / "folder.json").mkdir()
     for name in ("folder.json", "report.txt"):
         with pytest.raises(DataError, match="not the name of a JSON file"):
-            write_report_files(scored, tmp_path / name)
+            write_report_files(evaluated, tmp_path / name)
     copied = Path(shutil.copy(files.report, tmp_path))
     with pytest.raises(DataError, match=r"truth\.json: cannot be read .* evaluate the checkpoint again"):
         read_report_inputs(copied)
@@ -160,17 +160,17 @@ def test_the_page_opens_in_a_browser_and_prints(files: ReportFiles, tmp_path: Pa
     probed = tmp_path / "probed.html"
     probed.write_text(files.page.read_text(encoding="utf-8") + probe, encoding="utf-8")
     dom = browse(probed, "--window-size=1200,900", "--virtual-time-budget=10000", "--dump-dom")
-    found = json.loads(re.search(r"<title>(.*?)</title>", dom).group(1))
-    assert found["loaded"] == found["all"] >= len(CHARTS) + 4
-    assert found["tables"] >= 2 * (len(report.classes) + 1)
-    assert found["width"] <= found["window"]
+    actual = json.loads(re.search(r"<title>(.*?)</title>", dom).group(1))
+    assert actual["loaded"] == actual["all"] >= len(CHARTS) + 4
+    assert actual["tables"] >= 2 * (len(report.classes) + 1)
+    assert actual["width"] <= actual["window"]
     printed = tmp_path / "report.pdf"
     browse(files.page, f"--print-to-pdf={printed}", "--no-pdf-header-footer")
     assert printed.read_bytes().startswith(b"%PDF")
     assert printed.stat().st_size > 50_000
-    picture = tmp_path / "page.png"
-    browse(files.page, f"--screenshot={picture}", "--window-size=1200,1600")
-    colors = Image.open(picture).convert("RGB").getcolors(maxcolors=1 << 24)
+    image = tmp_path / "page.png"
+    browse(files.page, f"--screenshot={image}", "--window-size=1200,1600")
+    colors = Image.open(image).convert("RGB").getcolors(maxcolors=1 << 24)
     assert len(colors) > 100
 
 

@@ -14,7 +14,7 @@ DASH = "\N{EN DASH}"
 
 
 def display_width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
+    return sum(2 if unicodedata.east_asian_width(first) in "WF" else 1 for first in text)
 
 
 def test_a_table_is_plain_text_of_equal_lines() -> None:

@@ -118,7 +118,7 @@ def test_a_file_comes_before_a_shipped_config(call: Callable, tmp_path: Path) ->
     (tmp_path / "neu_det").write_text("epochs: 0\n")
     code, _, err = call("config", "show", "neu_det")
     assert code == 2
-    assert "neu_det: epochs: got 0" in err
+    assert "neu_det: missing key 'image_size'" in err
 
 
 def test_an_unknown_config_is_answered_with_the_nearest(call: Callable) -> None:
