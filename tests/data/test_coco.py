@@ -182,7 +182,7 @@ def test_a_file_that_is_not_json_is_refused(content: bytes, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("document", "found"),
+    ("document", "actual"),
     [
         ([], "a list"),
         (None, "a NoneType"),

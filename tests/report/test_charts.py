@@ -67,7 +67,7 @@ def make_report(names: tuple[str, ...], *, hours: float = 2.0) -> Report:
         ),
         errors={kind: ErrorReport(count=3, by_class=(), ap50_delta=0.1) for kind in base.errors},
         summary=replace(base.summary, ap50=0.6),
-        intervals=replace(base.intervals, ap50=ends),
+        intervals=replace(base.intervals, ap50=ends),  # type: ignore[type-var]
         convergence=Convergence(
             planned_epochs=2,
             epochs=(0, 1),
