@@ -12,11 +12,12 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
+from deim.engine.task import TASKS
 from deim.errors import DeimError, StopSignalError
 from deim.files import suggest
 
-TEXT_COMMANDS = "multimodal.cli"
-"""Package of the commands for text fusion; it stands above this one, which knows nothing else of it."""
+TEXT_COMMANDS = f"{TASKS['text_fusion'].partition('.')[0]}.cli"
+"""Package of the commands for text fusion."""
 
 COMMANDS = {
     "train": ("deim.cli.train", "Train a detector from a config."),

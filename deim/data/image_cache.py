@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,8 @@ ResizedImage = tuple[Tensor, Placement]
 
 FORMAT: Final = 2
 """Version of the files; raised whenever their content changes its meaning."""
+CRC_BYTES: Final = 4
+"""Size of the checksum at the end of a file, which finds damage that leaves the length as it was."""
 HEADER_BYTES: Final = 512
 """Upper bound of the size of a file without the pixels."""
 
@@ -92,7 +95,10 @@ class DiskCache:
         if not self.has_place(index):
             return None
         try:
-            tensors = load(self._path(index).read_bytes())
+            content = self._path(index).read_bytes()
+            if zlib.crc32(content[:-CRC_BYTES]) != int.from_bytes(content[-CRC_BYTES:], "little"):
+                return None
+            tensors = load(content[:-CRC_BYTES])
         except (OSError, SafetensorError):
             return None
         size_hw, span_hw, shift_yx = tensors["placement"].view(3, 2).tolist()
@@ -111,6 +117,7 @@ class DiskCache:
         image, place = resized
         numbers = torch.tensor([*place.orig_size_hw, *place.span_hw, *place.shift_yx], dtype=torch.float64)
         content = save({"image": image.contiguous(), "placement": numbers})
+        content += zlib.crc32(content).to_bytes(CRC_BYTES, "little")
         try:
             write_atomically(self._path(index), lambda file: file.write(content))
         except FileNotFoundError:  # another run has removed the folder to make room

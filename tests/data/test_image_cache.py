@@ -162,6 +162,20 @@ def test_a_damaged_image_is_never_returned(paths: list[Path], length: int) -> No
     assert is_same(again.get(0), resized)
 
 
+def test_a_flipped_bit_is_noticed_wherever_it_is(paths: list[Path]) -> None:
+    cache = open_cache(paths)
+    cache.put(0, make_resized(0))
+    (path,) = cache.folder.iterdir()
+    content = path.read_bytes()
+    for place in np.random.default_rng(0).integers(len(content), size=200).tolist():
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        assert open_cache(paths).get(0) is None
+    path.write_bytes(content)
+    assert is_same(open_cache(paths).get(0), make_resized(0))
+
+
 def test_a_cache_that_another_run_has_removed_is_no_error(paths: list[Path]) -> None:
     cache = open_cache(paths)
     shutil.rmtree(cache.folder)
