@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from deim.config.catalog import find_config
 from deim.config.checks import check
 from deim.config.loader import load_file
 from deim.files import suggest
@@ -117,12 +118,12 @@ def load_prompts(path: str | Path) -> Prompts:
     """Read a prompts file; each negation in it draws a warning.
 
     Args:
-        path: YAML file.
+        path: YAML file, or the path of a shipped one such as configs/prompts/industrial.yml.
 
     Raises:
         ConfigError: If the file cannot be read or anything in it is wrong; one line for each problem.
     """
-    prompts = load_file(path, Prompts)
+    prompts = load_file(find_config(path), Prompts)
     for where, language, text in _texts(to_json(prompts)):
         for word in find_negations(text, language):
             message = "%s: %s: CLIP ignores the negation '%s'. Say what is there instead."

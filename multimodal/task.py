@@ -263,8 +263,8 @@ def _check_options(context: RunContext, options: TextFusionOptions) -> None:
         ),
         (
             start is not None and start >= config.epochs,
-            f"task.class_head_from_epoch: got {start}, but the run has {config.epochs} epochs. Use an "
-            f"earlier one, or null.",
+            f"task.class_head_from_epoch: got {start}, but epochs count from 0 and the last one is "
+            f"{config.epochs - 1}. Use an earlier one, or null.",
         ),
     ]
     problems += [

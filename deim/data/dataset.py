@@ -25,7 +25,7 @@ from deim.errors import DataError
 from deim.structures import Placement, Target
 
 SAMPLE, NOISE, COMPOSE, BATCH = 0, 1, 2, 3
-"""Purposes of random draws: each has its own stream of random numbers, independent of the others."""
+"""Purposes of random draws: the draws of one do not depend on how many another makes."""
 
 
 class DetectionDataset(Dataset[Batch | DataError]):

@@ -65,9 +65,9 @@ def embed_svg(path: Path, title: str) -> Figure:
 
 
 def embed_image(image: Image.Image, title: str) -> Figure:
-    """Embed an RGB image as JPEG, described by `title`."""
+    """Embed an image as JPEG, described by `title`; transparency is dropped."""
     content = io.BytesIO()
-    image.save(content, format="JPEG", quality=JPEG_QUALITY)
+    image.convert("RGB").save(content, format="JPEG", quality=JPEG_QUALITY)
     return Figure(title=title, data=_data_url(content.getvalue(), "image/jpeg"))
 
 

@@ -6,7 +6,7 @@ seeds and budget, and writes the verdict.
 Examples:
   deim ablate-text -c quickstart_multimodal
   deim ablate-text -c outputs/deimv2_1024_multimodal/config.yml --seeds 5
-  deim ablate-text -c quickstart_multimodal --set epochs=10 --variants random mlp
+  deim ablate-text -c quickstart_multimodal --set epochs=20 --variants random mlp
 """
 
 import time
@@ -24,7 +24,7 @@ def build_parser() -> ArgumentParser:
     """Return the parser of `deim ablate-text`."""
     parser = new_parser("ablate-text", __doc__)
     add_config_argument(parser)
-    add_override_argument(parser, "epochs=10")
+    add_override_argument(parser, "epochs=20")
     add = parser.add_argument
     add("--seeds", type=at_least(1), default=3, help="Number of trainings of each variant.")
     what = "Variants to train. Only if all are trained, the verdict can be that the text helps."
