@@ -249,8 +249,8 @@ def test_a_resumed_run_refuses_another_detector_and_other_texts(phase2_config, b
         ),
         (
             ["task.class_head_from_epoch=3"],
-            "task.class_head_from_epoch: got 3, but epochs count from 0 and the last one is 2. Use an earlier one, or "
-            "null.",
+            "task.class_head_from_epoch: got 3, but epochs count from 0 and the last one is 2. Use an "
+            "earlier one, or null.",
         ),
         (
             ["image_size=96", "augment.mix_up=0.5", "augment.multi_scale=0.25"],
