@@ -102,8 +102,8 @@ def split(args: Namespace) -> None:
     data_format = args.to or args.format
     if data_format not in WRITTEN_FORMATS:
         raise DataError(
-            f"--to: {data_format.upper()} can be read, but not written. Give --to with one of "
-            f"{', '.join(WRITTEN_FORMATS)}."
+            f"{args.root}: is {data_format.upper()}, which can be read but not written. Give --to with one "
+            f"of {', '.join(WRITTEN_FORMATS)}."
         )
     refuse_existing(args.output)
     raws = read_all(args.root, args.format)
