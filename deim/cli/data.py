@@ -1,4 +1,4 @@
-"""Check, convert, split and describe a dataset in COCO, YOLO or Pascal VOC format, or preview its training.
+"""Check, convert, split and describe a dataset of any format that can be read, or preview its training.
 
 Examples:
   deim data check data/defects --image-size 1024
@@ -22,6 +22,7 @@ from deim.cli.arguments import (
     progress_bar,
 )
 from deim.config.catalog import find_config
+from deim.data.formats.names import FORMATS, WRITTEN_FORMATS
 from deim.errors import DataError
 from deim.files import write_text
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from deim.curation.scan import ImageFacts
     from deim.data.formats.coco import CocoSplit
     from deim.data.images.input_format import InputFormat
-
-FORMATS = ("coco", "yolo", "voc")
 
 
 def build_parser() -> ArgumentParser:
@@ -100,13 +99,18 @@ def split(args: Namespace) -> None:
     from deim.curation.split import describe_division, divide, pool_splits
     from deim.data.formats.read import read_all, to_splits
 
+    data_format = args.to or args.format
+    if data_format not in WRITTEN_FORMATS:
+        raise DataError(
+            f"{args.root}: is {data_format.upper()}, which can be read but not written. Give --to with one "
+            f"of {', '.join(WRITTEN_FORMATS)}."
+        )
     refuse_existing(args.output)
     raws = read_all(args.root, args.format)
     pool, names = pool_splits(to_splits(raws))
     groups = find_groups(names, pattern=args.group_regex, table=args.group_csv, paths=pool.file_names)
     facts = _scan(pool, args.workers)
     division = divide(pool, names, facts=facts, groups=groups, ratios=args.ratios, seed=args.seed)
-    data_format = args.to or args.format
     write_dataset(division.splits(), data_format, args.output, names=division.new_names())
     print("\n".join([*describe_division(division), *describe_losses(raws, data_format)]))
     print(f"dataset  {args.output}")
@@ -196,7 +200,7 @@ def _add_options(action: ArgumentParser, name: str) -> None:
                 help="JSON file of the issues.",
             )
         case "convert":
-            add("--to", choices=FORMATS, required=True, help="Format to write.")
+            add("--to", choices=WRITTEN_FORMATS, required=True, help="Format to write.")
             add("--output", type=Path, required=True, help=new_folder)
         case "split":
             names = ("TRAIN", "VAL", "TEST")
@@ -208,7 +212,8 @@ def _add_options(action: ArgumentParser, name: str) -> None:
                 metavar=names,
                 help="Shares of the splits.",
             )
-            add("--to", choices=FORMATS, help="Format to write; without it, the format of the dataset.")
+            what = "Format to write; without it, the format of the dataset."
+            add("--to", choices=WRITTEN_FORMATS, help=what)
             add("--output", type=Path, required=True, help=new_folder)
         case "stats":
             add("--output", type=Path, default=Path("outputs/data_stats"), help="Folder of the charts.")

@@ -13,7 +13,8 @@ from deim.curation.scan import ImageFacts, scan_images
 from deim.data.formats.check_images import describe_size_difference
 from deim.data.formats.coco import Entry, RawSplit, annotation_name, annotation_problems, find_problems
 from deim.data.formats.issues import ERRORS, WARNINGS, Issue, IssueLog
-from deim.data.formats.read import Format, read_raw, split_names
+from deim.data.formats.names import Format
+from deim.data.formats.read import read_raw, split_names
 from deim.data.images.input_format import InputFormat, build_input_format
 from deim.data.images.read import IMAGE_SUFFIXES, UPRIGHT
 from deim.data.splits import prepare_root, read_raw_split

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, assert_never
 
 from deim.data.formats.coco import CocoSplit, RawSplit
-from deim.data.formats.read import Format
+from deim.data.formats.names import WrittenFormat
 from deim.data.formats.voc import IMAGES, write_voc
 from deim.data.formats.yolo import write_yolo
 from deim.errors import DataError
@@ -22,7 +22,7 @@ KNOWN_OF_CATEGORIES: Final = {"id", "name"}
 
 def write_dataset(
     splits: Mapping[str, CocoSplit],
-    data_format: Format,
+    data_format: WrittenFormat,
     output: Path,
     *,
     names: Mapping[str, Sequence[str]] | None = None,
@@ -117,7 +117,7 @@ def place_names(
     return {split: [f"{split}/{name}" for name in split_names] for split, split_names in names.items()}
 
 
-def describe_losses(raws: Mapping[str, RawSplit], data_format: Format) -> list[str]:
+def describe_losses(raws: Mapping[str, RawSplit], data_format: WrittenFormat) -> list[str]:
     """Return a line with a count for everything that a conversion drops.
 
     Args:

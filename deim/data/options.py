@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from deim.config.checks import below, check
+from deim.data.formats.names import Format
 from deim.data.images.pixel_format import PercentileScaling, Uint8Scaling, WindowScaling
 from deim.data.images.tiling import TilesOptions
 from deim.data.sampling import RepeatFactorSampling, UniformSampling
@@ -16,9 +17,9 @@ class DataOptions:
 
     root: str
     """Dataset folder, relative to the current folder."""
-    format: Literal["coco", "yolo", "voc"] = "coco"
+    format: Format = "coco"
     """Format of the annotations. `train_annotations`, `val_annotations`, `test_annotations` and `images` are
-    only used by `coco`; `yolo` has a data.yaml and `voc` has ImageSets/Main."""
+    only used by `coco`; the other formats list their splits and images themselves."""
     train_annotations: str = "annotations/train.json"
     """COCO file of the training split, relative to `root`."""
     val_annotations: str = "annotations/val.json"

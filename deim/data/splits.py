@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deim.data.formats.check_images import check_images
 from deim.data.formats.coco import CocoSplit, RawSplit, match_classes, read_raw_coco, to_split
+from deim.data.formats.names import CONTENTS
 from deim.data.formats.read import read_raw
 from deim.data.images.pixel_format import PixelFormat
 from deim.data.options import DataOptions
@@ -45,14 +46,10 @@ def prepare_root(data: DataOptions) -> None:
 
 def _describe_content(data: DataOptions) -> str:
     """Describe the required content of the dataset folder."""
-    match data.format:
-        case "coco":
-            files = f"{data.train_annotations}, {data.val_annotations} and {data.images}/"
-            return f"{files} in COCO format"
-        case "yolo":
-            return "a data.yaml in YOLO format"
-        case "voc":
-            return "JPEGImages/, Annotations/ and ImageSets/Main/ in Pascal VOC format"
+    content = CONTENTS[data.format]
+    if data.format == "coco":
+        content = f"{data.train_annotations}, {data.val_annotations} and {data.images}/"
+    return f"{content} in {data.format.upper()} format"
 
 
 def read_split(data: DataOptions, name: str) -> CocoSplit:

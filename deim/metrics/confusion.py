@@ -25,6 +25,11 @@ class Confusion:
     most_confused: str | None
     """The two classes confused most often, as a sentence; None if none are confused."""
 
+    def describe(self) -> str:
+        """Return a sentence about the two classes confused most often."""
+        pair = self.most_confused
+        return f"Most confused: {pair}." if pair else "No box was predicted as another class."
+
 
 def compute_confusion(
     ground_truth: GroundTruthTable, detections: DetectionTable, *, overlaps: Overlaps, assignment: Assignment

@@ -1,14 +1,15 @@
 """Starting weights: which files can be read, and how their keys map to this project's.
 
 A file is recognized by its keys. Detector files are checkpoints of this project and official DEIMv2 files;
-backbone files are the distilled ViT-Tiny files and the DINOv3 files of Meta and of Hugging Face.
+backbone files have the keys of the backbone's `pretrained`, as the distilled ViT-Tiny files and Meta's DINOv3
+files do, or are DINOv3 files of Hugging Face, whose keys are renamed.
 """
 
 import hashlib
 import logging
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -92,7 +93,7 @@ def load_initial_weights(
             90 % of the detector or of the backbone.
     """
     content = read_weights_file(path, advice=" Or start from random weights with --set model.init_from=null")
-    state, part = _recognize(content, path)
+    state, part = _recognize(content, path, backbone_keys=model.backbone.pretrained.state_dict().keys())
     class_names = class_names or content.get("class_names", ())
     has_other_classes = list(class_names) != list(content.get("class_names", class_names))
     module: nn.Module = model if part == "detector" else model.backbone.pretrained
@@ -214,21 +215,21 @@ def inference_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _recognize(
-    content: Mapping[str, Any], path: Path
+    content: Mapping[str, Any], path: Path, *, backbone_keys: Set[str]
 ) -> tuple[dict[str, Tensor], Literal["detector", "backbone"]]:
     """Return the state dict with this project's keys, and the part it belongs to."""
     weights = inference_weights(content)
     state = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
     if any(key.startswith("backbone.") for key in state):
         return state, "detector"
-    if "patch_embed.proj.weight" in state:
-        return state, "backbone"
     if any(key.endswith("embeddings.patch_embeddings.weight") for key in state):
         return _from_hugging_face(state), "backbone"
+    if not backbone_keys.isdisjoint(state):
+        return state, "backbone"
     raise CheckpointError(
         f"{path}: not a known kind of weights file, got the keys {list(weights)[:3]}. Known "
-        f"are checkpoints of this project, official DEIMv2 files, distilled ViT-Tiny files and DINOv3 files "
-        f"of Meta or Hugging Face."
+        f"are checkpoints of this project, official DEIMv2 files, and files of the backbone, such as "
+        f"distilled ViT-Tiny files and DINOv3 files of Meta or Hugging Face."
     )
 
 

@@ -12,7 +12,7 @@ def describe_report(report: Report) -> list[str]:
         _points_line(report),
         f"Parts: {_describe_images(report.image_level.at_operating_points)}.",
         _escape_line(report),
-        _confusion_line(report),
+        *(metric.describe() for metric in report.described_metrics if metric is not None),
         _duplicates_line(report),
         *(report.task_section.summary if report.task_section else ()),
     )
@@ -75,11 +75,6 @@ def _escape_line(report: Report) -> str:
         f"For escapes of at most {limit} on {points.chosen_on}, the threshold of all classes is "
         f"{points.escape_threshold:.3f}; here it gives {_describe_images(level)}."
     )
-
-
-def _confusion_line(report: Report) -> str:
-    pair = report.confusion.most_confused
-    return f"Most confused: {pair}." if pair else "No box was predicted as another class."
 
 
 def _duplicates_line(report: Report) -> str:

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 
 from deim.cli.arguments import new_parser
 from deim.config.catalog import find_config
-from deim.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from multimodal.encoders.build import TextEncoderOptions
     from multimodal.text_bank import TextBank
 
 DEFAULT_MODEL = "ViT-B-32"
@@ -35,11 +33,11 @@ def build_parser() -> ArgumentParser:
     classes.add_argument("--checkpoint", type=Path, help=what)
     what = "Names of the classes; without it, those of the YAML file."
     classes.add_argument("--classes", nargs="+", metavar="NAME", help=what)
-    what = "Text encoder. hashed needs no weights, but its vectors have no meaning."
-    add("--encoder", choices=["open_clip", "hashed"], default="open_clip", help=what)
+    what = "Text encoder, the type of `task.encoder`. hashed needs no weights, but has no meaning."
+    add("--encoder", default="open_clip", metavar="TYPE", help=what)
     what = f"Model of open_clip; without it, the model that the weights folder names, or {DEFAULT_MODEL}."
     add("--model", help=what)
-    what = f"Weights of open_clip: a tag, a folder or a file; without it, {DEFAULT_WEIGHTS}."
+    what = f"Weights of the encoder; of open_clip a tag, a folder or a file, without it {DEFAULT_WEIGHTS}."
     add("--weights", metavar="TAG_OR_PATH", help=what)
     add("--output", type=Path, default=Path("outputs/text_bank.safetensors"), help="File to write.")
     return parser
@@ -47,8 +45,9 @@ def build_parser() -> ArgumentParser:
 
 def run(args: Namespace) -> None:
     """Read the prompts, embed them, write the text bank and describe it."""
+    from deim.config.nodes import Node
     from deim.engine.checkpoints import read_checkpoint
-    from multimodal.encoders.build import build_encoder
+    from multimodal.encoders.build import build_encoder, read_encoder_options
     from multimodal.prompts import load_prompts
     from multimodal.text_bank import build_text_bank, save_text_bank
 
@@ -56,22 +55,17 @@ def run(args: Namespace) -> None:
     class_names = args.classes
     if args.checkpoint is not None:
         class_names = read_checkpoint(args.checkpoint).class_names
-    encoder = build_encoder(_encoder_options(args))
+    given = {
+        "type": Node(args.encoder, "--encoder"),
+        "clip_model": Node(args.model, "--model"),
+        "weights": Node(args.weights, "--weights"),
+    }
+    block = Node({name: node for name, node in given.items() if node.value is not None}, "--encoder")
+    encoder = build_encoder(read_encoder_options(block))
     bank = build_text_bank(prompts, encoder, class_names, where=str(args.prompts))
     save_text_bank(bank, args.output)
     print(_describe(bank))
     print(f"\ntext bank  {args.output}")
-
-
-def _encoder_options(args: Namespace) -> "TextEncoderOptions":
-    from multimodal.encoders.hashed import HashedEncoderOptions
-    from multimodal.encoders.open_clip import OpenClipEncoderOptions
-
-    if args.encoder == "open_clip":
-        return OpenClipEncoderOptions(weights=args.weights or DEFAULT_WEIGHTS, clip_model=args.model)
-    if args.model or args.weights:
-        raise ConfigError("--model, --weights: the encoder 'hashed' has neither. Leave them out.")
-    return HashedEncoderOptions(type="hashed")
 
 
 def _describe(bank: "TextBank") -> str:

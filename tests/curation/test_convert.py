@@ -141,7 +141,7 @@ def test_a_synthetic_set_in_another_format_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("data_format", "what"), [("yolo", r"a data\.yaml in YOLO format"), ("voc", r"in Pascal VOC format")]
+    ("data_format", "what"), [("yolo", r"a data\.yaml in YOLO format"), ("voc", r"in VOC format")]
 )
 def test_a_missing_folder_is_told_what_it_must_hold(
     data_format: Format, what: str, tmp_path: Path, tiny_config: Callable[..., Config]

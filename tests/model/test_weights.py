@@ -307,3 +307,18 @@ def test_class_tensors_of_a_checkpoint_are_taken_only_for_the_same_classes(
     )
     assert torch.equal(target.decoder.enc_score_head.weight, source.decoder.enc_score_head.weight) is taken
     assert bool(report.replaced) is not taken
+
+
+class OtherBackbone(torch.nn.Module):
+    pixel_filter_keys = ()
+
+    def __init__(self):
+        super().__init__()
+        self.pretrained = torch.nn.Sequential(torch.nn.Linear(2, 3))
+
+
+def test_a_file_of_any_backbone_is_known_by_the_names_of_its_tensors(target, save):
+    target.backbone = OtherBackbone()
+    path = save({"0.weight": torch.ones(3, 2), "0.bias": torch.ones(3)})
+    assert load_initial_weights(target, path).part == "backbone"
+    assert target.backbone.pretrained[0].weight.eq(1).all()

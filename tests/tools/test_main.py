@@ -83,14 +83,12 @@ def test_help_states_defaults() -> None:
 
 def test_choices_are_those_of_the_rooms() -> None:
     """They are repeated in the commands so that `--help` does not import the rooms."""
-    from deim.cli import benchmark, data
-    from deim.data.formats import read
+    from deim.cli import benchmark
     from deim.model import build
     from multimodal.ablation import variants
     from multimodal.cli import ablate_text, text_bank
     from multimodal.encoders import open_clip_files
 
-    assert data.FORMATS == read.FORMATS
     assert benchmark.VARIANTS == build.VARIANTS
     assert ablate_text.VARIANTS == variants.ABLATED_VARIANTS
     assert text_bank.DEFAULT_MODEL == open_clip_files.DEFAULT_MODEL

@@ -83,7 +83,7 @@ def test_negations_cause_a_warning(call: Callable, tmp_path: Path, caplog: pytes
     [
         (
             ["--encoder", "hashed", "--model", "ViT-B-32"],
-            "--model, --weights: the encoder 'hashed' has neither.",
+            "--model: unknown key 'task.encoder.clip_model'. It belongs to another 'type' of this block.",
         ),
         (["--encoder", "hashed", "--checkpoint", "lost.pth"], "lost.pth: no such weights file"),
         (["--encoder", "hashed", "--output", "bank.pth"], "bank.pth: a text bank is a .safetensors file."),

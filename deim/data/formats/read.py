@@ -4,17 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from deim.data.formats.check_images import check_images
 from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit, read_raw_coco, to_split
+from deim.data.formats.names import CONTENTS, Format
 from deim.data.formats.voc import is_voc, read_raw_voc, voc_splits
 from deim.data.formats.yolo import find_yolo, read_raw_yolo, read_yolo_set
 from deim.errors import DataError
 from deim.files import raise_listed
 
-Format = Literal["coco", "yolo", "voc"]
-FORMATS: tuple[Format, ...] = ("coco", "yolo", "voc")
 EXPORTED_NAME = "_annotations.coco.json"
 
 
@@ -39,10 +37,8 @@ def detect_format(root: Path) -> Format:
     if len(formats) == 1:
         return formats[0]
     what = f"looks like {' and '.join(formats)}" if formats else "no dataset there"
-    raise DataError(
-        f"{root}: {what}. COCO has annotations/*.json and images/, YOLO a data.yaml, VOC Annotations/*.xml "
-        f"and JPEGImages/. Name the folder of one dataset, or its format with --format."
-    )
+    known = ", ".join(f"{name.upper()} has {content}" for name, content in CONTENTS.items())
+    raise DataError(f"{root}: {what}. {known}. Name the folder of one dataset, or its format with --format.")
 
 
 def coco_files(root: Path) -> dict[str, tuple[Path, Path]]:
@@ -75,7 +71,7 @@ def split_names(root: Path, data_format: Format) -> tuple[str, ...]:
             return tuple(read_yolo_set(root).splits)
         case "voc":
             if not is_voc(root):
-                raise DataError(f"{root}: no VOC dataset there. It needs Annotations/*.xml and JPEGImages/.")
+                raise DataError(f"{root}: no VOC dataset there. It needs {CONTENTS['voc']}.")
             return voc_splits(root)
         case "coco":
             names = tuple(coco_files(root))
