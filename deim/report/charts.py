@@ -1,6 +1,7 @@
 """The charts of a report, drawn from its numbers alone, as PNG and SVG."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,18 @@ ON_WHITE: Any = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 Draw = Callable[[Figure], None]
 
 
+@contextmanager
+def chart_figure(draw: Draw, *, height: float, width: float = WIDTH) -> Iterator[Figure]:
+    """Draw a chart of a size in inches, to save it while the style of all charts holds."""
+    with mpl.rc_context(CHART_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the layout is done; each file would repeat it
+        yield figure
+
+
 def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -> Path:
     """Draw a chart and write it as PNG and as SVG.
 
@@ -45,12 +58,7 @@ def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -
     Returns:
         Path of the SVG; the PNG lies beside it.
     """
-    with mpl.rc_context(CHART_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout is done; each file would repeat it
+    with chart_figure(draw, height=height, width=width) as figure:
         figure.savefig(path.with_suffix(".png"), dpi=PNG_DPI)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     return path.with_suffix(".svg")

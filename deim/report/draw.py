@@ -147,7 +147,7 @@ def panel_sheet(rows: Sequence[PanelRow], *, title: str, columns: int = 1) -> Im
     """
     heights = [math.ceil(PANEL_WIDTH * row.image.height / row.image.width) for row in rows]
     panel_height = min(max([PANEL_HEIGHTS[0], *heights]), PANEL_HEIGHTS[1])
-    cells = [_draw_row(row, panel_height) for row in rows]
+    cells = [draw_row(row, panel_wh=(PANEL_WIDTH, panel_height)) for row in rows]
     columns = min(columns, max(1, len(cells)))
     step_x = (cells[0].width if cells else 2 * PANEL_WIDTH) + MARGIN
     step_y = (cells[0].height if cells else LINE_HEIGHT) + MARGIN
@@ -163,21 +163,28 @@ def panel_sheet(rows: Sequence[PanelRow], *, title: str, columns: int = 1) -> Im
     return sheet
 
 
-def _draw_row(row: PanelRow, panel_height: int) -> Image.Image:
-    """Draw the panels of an image side by side below its caption, each centered in an equal area."""
-    width = len(row.panels) * (PANEL_WIDTH + GAP) - GAP
-    canvas = Image.new("RGB", (width, 2 * LINE_HEIGHT + panel_height), PAPER)
+def draw_row(row: PanelRow, *, panel_wh: tuple[int, int]) -> Image.Image:
+    """Draw the panels of an image side by side below its caption, each centered in an equal area.
+
+    Args:
+        row: The image and its panels.
+        panel_wh: Width and height of a panel, in pixels.
+
+    Returns:
+        An RGB image.
+    """
+    width, height = panel_wh
+    size_wh = len(row.panels) * (width + GAP) - GAP, 2 * LINE_HEIGHT + height
+    canvas = Image.new("RGB", size_wh, PAPER)
     write_line(canvas, (0, 0), row.caption, size=CAPTION_SIZE, color=INK)
-    scale = min(PANEL_WIDTH / row.image.width, panel_height / row.image.height)
+    scale = min(width / row.image.width, height / row.image.height)
     for index, panel in enumerate(row.panels):
-        cell = Image.new("RGB", (PANEL_WIDTH, LINE_HEIGHT + panel_height), EMPTY)
-        cell.paste(PAPER, (0, 0, PANEL_WIDTH, LINE_HEIGHT))
+        cell = Image.new("RGB", (width, LINE_HEIGHT + height), EMPTY)
+        cell.paste(PAPER, (0, 0, width, LINE_HEIGHT))
         write_line(cell, (0, 0), panel.caption, size=CAPTION_SIZE, color=FAINT)
         drawn = draw_boxes(row.image, panel.boxes_xyxy, texts=panel.texts, colors=panel.colors, scale=scale)
-        cell.paste(
-            drawn, ((PANEL_WIDTH - drawn.width) // 2, LINE_HEIGHT + (panel_height - drawn.height) // 2)
-        )
-        canvas.paste(cell, (index * (PANEL_WIDTH + GAP), LINE_HEIGHT))
+        cell.paste(drawn, ((width - drawn.width) // 2, LINE_HEIGHT + (height - drawn.height) // 2))
+        canvas.paste(cell, (index * (width + GAP), LINE_HEIGHT))
     return canvas
 
 

@@ -16,7 +16,6 @@ from deim.metrics.confusion import Confusion
 from deim.metrics.convergence import Convergence
 from deim.metrics.image_level import EscapeCurve, ImageLevel
 from deim.records import from_json, to_json
-from deim.report.migration import OLD_REPORT_VERSION, migrate_report
 
 SCHEMA_VERSION = 4
 """Raised whenever a key of the report changes its name or its meaning."""
@@ -235,7 +234,7 @@ def write_record(record: object, path: Path) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """Read a report of this version, or of the one before it.
+    """Read a report of this version.
 
     Raises:
         DataError: If it cannot be read, is of another version, or lacks a key.
@@ -246,13 +245,10 @@ def read_report(path: Path) -> Report:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable report, got {error}. {advice}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version not in (SCHEMA_VERSION, OLD_REPORT_VERSION):
-        raise DataError(
-            f"{path}: not a report of this version, got version {version}. This version reads "
-            f"{SCHEMA_VERSION} and {OLD_REPORT_VERSION}. {advice}"
-        )
+    if version != SCHEMA_VERSION:
+        raise DataError(f"{path}: not a report of version {SCHEMA_VERSION}, got version {version}. {advice}")
     try:
-        return from_json(Report, migrate_report(content))
+        return from_json(Report, content)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a complete report, got {error} {advice}") from None
 

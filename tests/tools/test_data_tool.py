@@ -147,6 +147,6 @@ def test_a_preview_shows_pixels_and_boxes_as_the_network_gets_them(
     path.write_text(config_to_yaml(config), encoding="utf-8")
     assert call("data", "preview", "-c", path, "--images", 1)[0] == 0
     sheet = Image.open(tmp_path / "outputs" / "data_preview" / "stage_1.png").convert("RGB")
-    assert sheet.size == (4 * 368 + 8, 34 + 388)
-    tile = np.asarray(sheet)[54 + 40 : 54 + 320, 48:328]
+    assert sheet.size == (24 + 384, 64 + 424)
+    tile = np.asarray(sheet)[104 + 40 : 104 + 320, 24 + 40 : 24 + 320]
     assert 60 < tile.mean() < 200

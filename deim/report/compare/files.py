@@ -18,11 +18,10 @@ from deim.report.compare.charts import draw_comparison_charts, draw_confusion_pa
 from deim.report.compare.schema import ComparedRun, Comparison, ScoreDifference
 from deim.report.draw import Panel, PanelRow, panel_sheet, short_names
 from deim.report.files import ImageFolder
-from deim.report.html import number_cell
 from deim.report.page import Cell, Section, Table, embed_image, embed_svg, render_page
 from deim.report.palette import CORRECT_COLOR, IGNORED_COLOR, WRONG_COLOR
 from deim.report.schema import check_report_path, write_record
-from deim.report.tables import DASH, format_number
+from deim.report.tables import DASH, format_number, number_cell
 
 NUM_IMAGES = 8
 """Images that are shown with the detections of each run."""
