@@ -60,6 +60,8 @@ class SampledScore:
 class ScoreSamples:
     """AP of a split and of its resamples, C classes. A mean is over the classes that have ground truth."""
 
+    class_names: tuple[str, ...]
+    """C names, by class index."""
     image_ids: tuple[int, ...]
     """Ids of all images of the split, ascending: the order in which they are drawn."""
     seed: int
@@ -139,6 +141,7 @@ def resample_scores(
     ap, ap50 = scores.mean(axis=1), scores[:, 0]
     all_images = ground_truth.image[~ground_truth.is_crowd]
     return ScoreSamples(
+        class_names=ground_truth.class_names,
         image_ids=tuple(sorted(ground_truth.image_ids)),
         seed=seed,
         ap=tuple(_sampled_score(*pair) for pair in zip(ap, images_of_boxes, strict=True)),

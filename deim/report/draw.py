@@ -9,15 +9,19 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.font_manager import get_font
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from deim.boxes import xywh_to_xyxy
+from deim.inference.detection_table import GroundTruthTable
 from deim.report.palette import EMPTY, FAINT, INK, PAPER, Color, class_color
 from deim.structures import Detections
 
 Rectangle = tuple[float, float, float, float]
 
+FONT_PATH = str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 LONGEST_NAME = 24
 PANEL_WIDTH = 360
 PANEL_HEIGHTS = (120, 360)
@@ -57,8 +61,6 @@ def draw_boxes(
     texts: Sequence[str],
     colors: Sequence[Color],
     scale: float = 1.0,
-    line_width: int | None = None,
-    font_size: int | None = None,
 ) -> Image.Image:
     """Draw boxes with label tags on a copy of an image.
 
@@ -71,8 +73,6 @@ def draw_boxes(
         texts: N labels, cut if wider than the image; an empty one gives no tag.
         colors: N colors.
         scale: Factor from the image to the drawing; enlarge small images so that tags fit.
-        line_width: In pixels of the drawing; None follows its size.
-        font_size: In pixels of the drawing; None follows its size.
 
     Returns:
         A new RGB image, `scale` times the size.
@@ -84,8 +84,8 @@ def draw_boxes(
     if scale != 1:
         canvas = canvas.resize((max(1, round(canvas.width * scale)), max(1, round(canvas.height * scale))))
     draw = ImageDraw.Draw(canvas)
-    line_width = line_width or max(2, round(max(canvas.size) / 350))
-    font = load_font(font_size or min(max(12, min(canvas.size) // 40), 40))
+    line_width = max(2, round(max(canvas.size) / 350))
+    font = _load_font(min(max(12, min(canvas.size) // 40), 40))
     rectangles = [_clip(box, canvas.size) for box in (boxes_xyxy * scale).tolist()]
     entries = list(zip(rectangles, texts, colors, strict=True))
     for (x1, y1, x2, y2), _, color in reversed(entries):
@@ -94,7 +94,7 @@ def draw_boxes(
     tags: list[tuple[Rectangle, str, Color]] = []
     for rectangle, text, color in entries:
         if text:
-            shown = fit_text(text, font, canvas.width - 6)
+            shown = _fit_text(text, font, canvas.width - 6)
             size = font.getlength(shown) + 6, sum(font.getmetrics()) + 2
             tags.append((_place_tag(rectangle, size, canvas.size, [tag for tag, *_ in tags]), shown, color))
     for (x1, y1, x2, y2), text, color in reversed(tags):
@@ -122,15 +122,47 @@ def draw_detections(
     return draw_boxes(image, panel.boxes_xyxy, texts=panel.texts, colors=panel.colors, scale=scale)
 
 
-def detections_panel(detections: Detections, *, class_names: Sequence[str], caption: str) -> Panel:
-    """Build the panel of the detections of one image, with class and score of each."""
+def detections_panel(
+    detections: Detections,
+    *,
+    class_names: Sequence[str],
+    caption: str,
+    colors: Sequence[Color] | None = None,
+) -> Panel:
+    """Build the panel of the detections of one image, with class and score of each.
+
+    Args:
+        detections: K detections, in pixels of the image.
+        class_names: Name of each class index.
+        caption: Line above the panel.
+        colors: K colors; None for those of the classes.
+    """
     labels, scores = detections.labels.tolist(), detections.scores.tolist()
     names = short_names(class_names)
     return Panel(
         caption=caption,
         boxes_xyxy=detections.boxes_xyxy,
         texts=[f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)],
-        colors=[class_color(label) for label in labels],
+        colors=colors or [class_color(label) for label in labels],
+    )
+
+
+def truth_panel(ground_truth: GroundTruthTable, image: int, *, color: Color | None = None) -> Panel:
+    """Build the panel of the ground truth of one image.
+
+    Args:
+        ground_truth: The split.
+        image: Position of the image.
+        color: Color of all boxes; None for those of the classes.
+    """
+    names = short_names(ground_truth.class_names)
+    boxes = ground_truth.image == image
+    labels = ground_truth.label[boxes].tolist()
+    return Panel(
+        caption=f"ground truth: {len(labels)}",
+        boxes_xyxy=xywh_to_xyxy(torch.from_numpy(ground_truth.boxes_xywh[boxes])),
+        texts=[names[label] for label in labels],
+        colors=[color or class_color(label) for label in labels],
     )
 
 
@@ -154,9 +186,9 @@ def panel_sheet(rows: Sequence[PanelRow], *, title: str, columns: int = 1) -> Im
     top = MARGIN + 2 * LINE_HEIGHT
     height = top + max(1, math.ceil(len(cells) / columns)) * step_y
     sheet = Image.new("RGB", (MARGIN + columns * step_x, height), PAPER)
-    write_line(sheet, (MARGIN, MARGIN), title, size=TITLE_SIZE, color=INK)
+    _write_line(sheet, (MARGIN, MARGIN), title, size=TITLE_SIZE, color=INK)
     if not cells:
-        write_line(sheet, (MARGIN, top), "No images.", size=CAPTION_SIZE, color=FAINT)
+        _write_line(sheet, (MARGIN, top), "No images.", size=CAPTION_SIZE, color=FAINT)
     for index, cell in enumerate(cells):
         y, x = divmod(index, columns)
         sheet.paste(cell, (MARGIN + x * step_x, top + y * step_y))
@@ -176,12 +208,12 @@ def draw_row(row: PanelRow, *, panel_wh: tuple[int, int]) -> Image.Image:
     width, height = panel_wh
     size_wh = len(row.panels) * (width + GAP) - GAP, 2 * LINE_HEIGHT + height
     canvas = Image.new("RGB", size_wh, PAPER)
-    write_line(canvas, (0, 0), row.caption, size=CAPTION_SIZE, color=INK)
+    _write_line(canvas, (0, 0), row.caption, size=CAPTION_SIZE, color=INK)
     scale = min(width / row.image.width, height / row.image.height)
     for index, panel in enumerate(row.panels):
         cell = Image.new("RGB", (width, LINE_HEIGHT + height), EMPTY)
         cell.paste(PAPER, (0, 0, width, LINE_HEIGHT))
-        write_line(cell, (0, 0), panel.caption, size=CAPTION_SIZE, color=FAINT)
+        _write_line(cell, (0, 0), panel.caption, size=CAPTION_SIZE, color=FAINT)
         drawn = draw_boxes(row.image, panel.boxes_xyxy, texts=panel.texts, colors=panel.colors, scale=scale)
         cell.paste(drawn, ((width - drawn.width) // 2, LINE_HEIGHT + (height - drawn.height) // 2))
         canvas.paste(cell, (index * (width + GAP), LINE_HEIGHT))
@@ -203,7 +235,7 @@ def short_names(names: Sequence[str], *, kind: str = "class", longest: int = LON
     Returns:
         As many names.
     """
-    has_glyph = get_font(_font_path()).get_char_index
+    has_glyph = get_font(FONT_PATH).get_char_index
     head, tail = (longest - 1) // 2, longest // 2
     shown = []
     for index, name in enumerate(names):
@@ -217,7 +249,7 @@ def short_names(names: Sequence[str], *, kind: str = "class", longest: int = LON
     return tuple(shown)
 
 
-def fit_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _fit_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """Cut a text to a width in pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
@@ -227,32 +259,16 @@ def fit_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return text + "…"
 
 
-def write_line(sheet: Image.Image, at_xy: tuple[int, int], text: str, *, size: int, color: Color) -> None:
-    """Write one line on an image, cut at its right edge.
-
-    Args:
-        sheet: Changed in place.
-        at_xy: Upper left corner of the line, in pixels.
-        text: The line.
-        size: Size of the font, in pixels.
-        color: Color of the letters.
-    """
-    font = load_font(size)
-    ImageDraw.Draw(sheet).text(at_xy, fit_text(text, font, sheet.width - at_xy[0]), font=font, fill=color)
+def _write_line(sheet: Image.Image, at_xy: tuple[int, int], text: str, *, size: int, color: Color) -> None:
+    """Write one line on an image, cut at its right edge; `at_xy` is its upper left corner."""
+    font = _load_font(size)
+    ImageDraw.Draw(sheet).text(at_xy, _fit_text(text, font, sheet.width - at_xy[0]), font=font, fill=color)
 
 
 @cache
-def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Load the font of all drawings, DejaVu Sans, which Matplotlib brings along.
-
-    Args:
-        size: In pixels.
-    """
-    return ImageFont.truetype(_font_path(), size)
-
-
-def _font_path() -> str:
-    return str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+def _load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Load the font of all drawings, DejaVu Sans, which Matplotlib brings along."""
+    return ImageFont.truetype(FONT_PATH, size)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
