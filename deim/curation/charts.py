@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -53,8 +51,6 @@ def draw_stats(
     charts: dict[str, tuple[Draw, float]] = {
         "classes": (partial(_class_bars, stats=stats), 1.4 + 0.24 * bars + 0.15 * classes),
         "box_sizes": (partial(_box_sizes, stats=stats, seed=seed), 6.0),
-        "aspect_ratios": (partial(_aspect_ratios, stats=stats), 3.6),
-        "boxes_per_image": (partial(_boxes_per_image, stats=stats), 3.6),
         "positions": (partial(_positions, stats=stats), 6.0),
         "brightness": (partial(_brightness, stats=stats), 3.6),
     }
@@ -141,53 +137,21 @@ def _box_sizes(figure: Figure, stats: DatasetStats, seed: int) -> None:
     return None
 
 
-def _aspect_ratios(figure: Figure, stats: DatasetStats) -> None:
-    axes = figure.subplots()
-    ratios = stats.boxes.aspect_ratios
-    axes.set_title("Width divided by height of the boxes, in the original images")
-    if not len(ratios):
-        return say_nothing_to_show(axes, "no boxes")
-    low, high = min(0.25, float(ratios.min())), max(4.0, float(ratios.max()))
-    bins = np.geomspace(low, high * 1.001, 50).tolist()
-    axes.hist(ratios, bins=bins, color=chart_color(FIRST_SPLIT_COLOR))
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set(xscale="log", xlabel="width / height (left: tall boxes, right: wide boxes)", ylabel="boxes")
-    _set_log_scale(axes.xaxis)
-    return None
-
-
-def _boxes_per_image(figure: Figure, stats: DatasetStats) -> None:
-    most = max((int(counts.max()) for counts in stats.boxes_per_image if len(counts)), default=0)
-    # With more than 30 bars each would be too thin; wider ones hold several numbers.
-    step = 1 + most // 30
-    edges = np.arange(0, most + step + 1, step) - 0.5
-    axes = _split_histogram(figure, stats, stats.boxes_per_image, edges)
-    axes.set(xlabel="boxes in an image", ylabel="% of the images", title="Boxes per image")
-
-
 def _brightness(figure: Figure, stats: DatasetStats) -> None:
-    axes = _split_histogram(figure, stats, stats.brightness, np.linspace(0, 255, 52))
-    axes.set(xlim=(0, 255), xlabel="mean gray of an image, 0 black to 255 white")
-    axes.set(ylabel="% of the images", title="Brightness of the images")
-
-
-def _split_histogram(
-    figure: Figure, stats: DatasetStats, values: tuple[NDArray[np.generic], ...], edges: NDArray[Any]
-) -> Axes:
-    """Draw the distribution of a number of each image, one outline per split, in percent of its images."""
     axes = figure.subplots()
-    for index, (name, numbers) in enumerate(zip(stats.split_names, values, strict=True)):
+    for index, (name, values) in enumerate(zip(stats.split_names, stats.brightness, strict=True)):
         axes.hist(
-            np.asarray(numbers, dtype=np.float64),
-            bins=edges.tolist(),
-            weights=np.full(len(numbers), 100 / max(len(numbers), 1)),
+            values,
+            bins=np.linspace(0, 255, 52).tolist(),
+            weights=np.full(len(values), 100 / max(len(values), 1)),
             histtype="step",
             linewidth=1.6,
             color=chart_color(index + FIRST_SPLIT_COLOR),
             label=name,
         )
     figure.legend(loc="outside lower right", ncols=len(stats.split_names))
-    return axes
+    axes.set(xlim=(0, 255), xlabel="mean gray of an image, 0 black to 255 white")
+    axes.set(ylabel="% of the images", title="Brightness of the images")
 
 
 def _positions(figure: Figure, stats: DatasetStats) -> None:

@@ -77,7 +77,7 @@ def test_a_set_is_described_in_numbers_and_charts(call: Callable, tmp_path: Path
     assert code == 0
     assert "Class 'pit' has 4 boxes in all, under 30." in out
     assert json.loads((tmp_path / "charts" / "stats.json").read_text())["images"] == {"train": 3, "val": 2}
-    assert len(list((tmp_path / "charts").glob("*.png"))) == 7
+    assert len(list((tmp_path / "charts").glob("*.png"))) == 5
 
 
 def test_file_names_that_are_not_unicode_are_printed_and_written(call: Callable, tmp_path: Path) -> None:
