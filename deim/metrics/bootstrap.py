@@ -37,9 +37,7 @@ class Interval:
     """Interval of a number."""
 
     low: float
-    """Lower end."""
     high: float
-    """Upper end, at least `low`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +63,6 @@ class ScoreSamples:
     image_ids: tuple[int, ...]
     """Ids of all images of the split, ascending: the order in which they are drawn."""
     seed: int
-    """Seed of the draw."""
     ap: tuple[SampledScore, ...]
     """C times AP, mean over the IoU thresholds 0.50, 0.55, …, 0.95."""
     ap50: tuple[SampledScore, ...]
@@ -83,7 +80,6 @@ class Difference:
     value: float
     """AP of run b minus AP of run a, in [-1, 1]."""
     interval: Interval
-    """Interval of the difference, in [-1, 1]."""
     num_images: int
     """As in `SampledScore`."""
     num_boxes: int

@@ -31,63 +31,45 @@ NUM_LISTED = 10
 class CocoSummary:
     """The twelve COCO metrics, each in [0, 1]: means over the classes that have ground truth.
 
-    A metric is None if no class has ground truth of its size.
+    AP and AR are means over the IoU thresholds 0.50, 0.55, …, 0.95; AR counts the best 1, 10 or 100
+    detections of an image and a class. Small boxes have an area up to 32² px, large ones from 96² px. A
+    metric is None if no class has ground truth of its size.
     """
 
     ap: float | None
-    """AP, mean over the IoU thresholds 0.50, 0.55, …, 0.95."""
     ap50: float | None
-    """AP at IoU 0.50."""
     ap75: float | None
-    """AP at IoU 0.75."""
     ap_small: float | None
-    """`ap` of boxes with area up to 32² px."""
     ap_medium: float | None
-    """`ap` of boxes with area from 32² to 96² px."""
     ap_large: float | None
-    """`ap` of boxes with area from 96² px."""
     ar1: float | None
-    """Recall with one detection per image and class, mean over the IoU thresholds."""
     ar10: float | None
-    """The same with 10 detections."""
     ar100: float | None
-    """The same with 100 detections."""
     ar_small: float | None
-    """`ar100` of boxes with area up to 32² px."""
     ar_medium: float | None
-    """`ar100` of boxes with area from 32² to 96² px."""
     ar_large: float | None
-    """`ar100` of boxes with area from 96² px."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassMetrics:
-    """The metrics of one class: 0.0 if it was never predicted, None if it has no ground truth."""
+    """The metrics of one class, as in `CocoSummary`; 0.0 if it was never predicted.
+
+    Crowd regions do not count as boxes.
+    """
 
     category_id: int
-    """The id in the COCO file."""
     name: str
-    """The name in the COCO file."""
     num_images: int
-    """Images with at least one box of the class, crowd regions not counted."""
+    """Images with at least one box of the class."""
     num_boxes: int
-    """Boxes of the class, crowd regions not counted."""
     num_predictions: int
-    """Predictions of the class, whatever their score."""
     ap: float | None
-    """AP, mean over the IoU thresholds 0.50, 0.55, …, 0.95."""
     ap50: float | None
-    """AP at IoU 0.50."""
     ap75: float | None
-    """AP at IoU 0.75."""
     ar100: float | None
-    """Recall with 100 detections per image, mean over the IoU thresholds."""
     ap_small: float | None
-    """`ap` of boxes with area up to 32² px."""
     ap_medium: float | None
-    """`ap` of boxes with area from 32² to 96² px."""
     ap_large: float | None
-    """`ap` of boxes with area from 96² px."""
     note: str | None
     """Why metrics are None, and whether the class was never predicted; None if neither holds."""
 
@@ -101,9 +83,7 @@ class CocoMetrics:
     num_images_without_boxes: int
     """Images without a box; crowd regions are not counted."""
     num_boxes: int
-    """Boxes of the split, crowd regions not counted."""
     summary: CocoSummary
-    """The twelve metrics over all classes."""
     classes: tuple[ClassMetrics, ...]
     """One entry per category, in the order of the COCO file."""
 

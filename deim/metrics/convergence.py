@@ -27,15 +27,12 @@ class Convergence:
     ap: tuple[float | None, ...]
     """E scores; None where there was no validation."""
     ap50: tuple[float | None, ...]
-    """The same at IoU 0.50."""
     hours: float | None
     """Training and validation of all these epochs; None if the log does not say."""
     stopped_early: bool
-    """Whether early stopping ended the run."""
     best_epoch: int
     """Epoch of the best score; of equal scores the last, as for `best.pth`."""
     best_ap: float
-    """That score."""
     still_rising: bool | None
     """Whether the best score lies in the last fifth of the validations and a straight line through that part
     rises; None with fewer than 5 validations."""

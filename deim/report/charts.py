@@ -74,12 +74,9 @@ def draw_report_charts(report: Report, folder: Path) -> dict[str, Path]:
     Returns:
         Path of each chart's SVG by its title; the PNG lies beside it.
     """
-    num_classes = len(report.classes)
-    height_with_legend = max(5.0, height_of_legend(num_classes))
+    height_with_legend = max(5.0, height_of_legend(len(report.classes)))
     paths = {
-        "AP50 of each class": save_chart(
-            partial(_class_ap50, report=report), folder / "class_ap50", height=1.6 + 0.42 * num_classes
-        ),
+        "AP50 of each class": save_class_ap50([("", report)], folder / "class_ap50"),
         "Precision and recall": save_chart(
             partial(_precision_recall, report=report), folder / "precision_recall", height=height_with_legend
         ),
@@ -215,23 +212,45 @@ def _draw_confusions(
     figure.colorbar(heat, ax=grid.tolist(), label="% of the row", shrink=0.8, aspect=30 * len(confusions))
 
 
-def _class_ap50(figure: Figure, report: Report) -> None:
+def save_class_ap50(reports: Sequence[tuple[str, Report]], path: Path) -> Path:
+    """Draw AP50 of each class, as bars of several reports on the same images side by side.
+
+    Args:
+        reports: Name, as the legend shows it, and report of each.
+        path: Without suffix.
+
+    Returns:
+        Path of the SVG; the PNG lies beside it.
+    """
+    height = 1.6 + len(reports[0][1].classes) * (0.22 + 0.2 * len(reports))
+    return save_chart(partial(_class_ap50, reports=reports), path, height=height)
+
+
+def _class_ap50(figure: Figure, reports: Sequence[tuple[str, Report]]) -> None:
     axes = figure.subplots()
+    report = reports[0][1]
     labels = [
         f"{name}\nn = {row.metrics.num_boxes} in {row.metrics.num_images} images"
         for name, row in zip(chart_names(report.class_names), report.classes, strict=True)
     ]
-    bars = BarSeries(
-        values=[row.metrics.ap50 for row in report.classes],
-        color=BLUE,
-        intervals=[row.ap50_interval for row in report.classes],
-    )
-    draw_bars(axes, labels, [bars])
+    is_alone = len(reports) == 1
+    series = [
+        BarSeries(
+            values=[row.metrics.ap50 for row in other.classes],
+            color=BLUE if is_alone else chart_color(index),
+            label="" if is_alone else name,
+            intervals=[row.ap50_interval for row in other.classes],
+        )
+        for index, (name, other) in enumerate(reports)
+    ]
+    draw_bars(axes, labels, series)
     axes.set_xlim(0, 1.12)
-    axes.set_xlabel("AP at IoU 0.50" + (", line: 95 % interval" if report.intervals else ""))
+    axes.set_xlabel("AP at IoU 0.50" + (", lines: 95 % intervals" if report.intervals else ""))
     axes.set_title("AP50 of each class")
     ap50 = report.summary.ap50
-    if ap50 is not None:
+    if not is_alone:
+        legend_beside(axes)
+    elif ap50 is not None:
         axes.axvline(ap50, color=RED, linestyle="--", linewidth=1)
         axes.set_title(f"AP50 of each class; the mean, {ap50:.3f}, is dashed")
 

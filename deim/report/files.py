@@ -47,7 +47,6 @@ class ReportFiles:
     """Paths of the files of a report."""
 
     report: Path
-    """The JSON report."""
 
     @property
     def page(self) -> Path:

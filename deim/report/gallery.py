@@ -42,15 +42,12 @@ class GalleryEntry:
     label: int
     """Class index of the missed box or of the false detection."""
     image: int
-    """Position of the image in the split."""
     position: int
     """Position of the box: in the ground truth for a miss, in the kept detections for a false alarm."""
     box_xywh: tuple[float, float, float, float]
-    """The box in pixels of the image."""
     score: float | None
     """Score of a false alarm. Highest score of its class on the box for a miss; None if there is none."""
     caption: str
-    """What happened."""
 
 
 def choose_gallery(

@@ -26,7 +26,6 @@ class DatasetInfo:
     """Annotations that the detector was evaluated on."""
 
     annotations_file: str
-    """Name of the annotation file, without its folder."""
     sha256: str
     """Hash of the annotations, see `CocoSplit.annotations_sha256`."""
     image_dir: str
@@ -40,7 +39,6 @@ class CheckpointInfo:
     """Weights that were evaluated."""
 
     path: str
-    """Path of the checkpoint at that time."""
     sha256: str
     """Hash of the file, see `sha256_of_file`."""
     epoch: int | None
@@ -54,9 +52,7 @@ class ModelInfo:
     """Model that was evaluated."""
 
     name: str
-    """Name of the model, such as `deimv2_s`."""
     parameters: int
-    """Number of its parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +60,9 @@ class TilesInfo:
     """Tiles that images were cut into."""
 
     size: int
-    """Side in pixels."""
     overlap: float
     """Share of the side that neighbors have in common, in [0, 1)."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Other options of the tiles."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +80,6 @@ class Provenance:
     """What is needed to get the numbers of a report again."""
 
     split: str
-    """Name of the split, such as `val`."""
     dataset: DatasetInfo
     checkpoint: CheckpointInfo
     model: ModelInfo
@@ -98,7 +91,6 @@ class Provenance:
     """Tiles that were brought to that size instead of images; None without tiles."""
     time_per_image_ms: TimePerImage
     device: str
-    """Name of the device, such as `cpu` or `cuda:0`."""
     versions: dict[str, str | None]
     """Version of each package; None if a package runs without being installed."""
     max_detections: int
@@ -112,15 +104,12 @@ class Intervals:
     level: float
     """Share of such intervals that hold the truth."""
     method: str
-    """How the intervals were computed."""
     num_images: int
-    """Images that were resampled."""
     num_resamples: int
     seed: int
     ap: Interval | None
     """Interval of mAP; None if it cannot be computed."""
     ap50: Interval | None
-    """Interval of mAP50."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +121,6 @@ class ClassReport:
     ap_interval: Interval | None
     ap50_interval: Interval | None
     counts: Counts
-    """Counts at the operating point."""
     precision_recall: PrecisionRecall | None
     """Curve at IoU 0.5; None without ground truth or detections."""
 
@@ -152,9 +140,7 @@ class ErrorReport:
     """Errors of one kind of TIDE."""
 
     count: int
-    """Errors at the operating points."""
     by_class: tuple[int, ...]
-    """The same by class index."""
     ap50_delta: float | None
     """Gain of AP50 without these errors, over all raw detections; None if it cannot be computed."""
 
@@ -164,9 +150,7 @@ class TaskSection:
     """What a training task adds to a report."""
 
     task: str
-    """Name of the task, such as `text_fusion`."""
     title: str
-    """Title on the page."""
     summary: tuple[str, ...]
     """Sentences for the console and the page."""
     data: dict[str, Any]
@@ -199,7 +183,6 @@ class Report:
     """Counts of all classes at the operating points."""
     image_level: ImageLevelReport
     confusion: Confusion
-    """At the operating points, IoU 0.5."""
     errors: dict[str, ErrorReport]
     """Errors by kind: `classification`, `localization`, `both`, `duplicate`, `background`, `missed`."""
     duplicates: Duplicates
