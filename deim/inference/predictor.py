@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from deim.boxes import clip_boxes, clip_to_window
+from deim.boxes import clip_to_window
 from deim.config.schema import Config
 from deim.data.images.input_format import InputFormat, build_input_format
 from deim.data.images.load import read_tiles, to_tensor
@@ -61,23 +61,20 @@ def detect(
     Returns:
         Detections of each input on the CPU, boxes in pixels of the original.
     """
-    selected = select_detections(model(images), placements, max_detections=max_detections)
-    return [
-        Detections(
-            boxes_xyxy=_clip(item.boxes_xyxy, placement).cpu(),
-            scores=item.scores.cpu(),
-            labels=item.labels.cpu(),
-            queries=item.queries.cpu(),
+    detections = []
+    for item, placement in zip(
+        select_detections(model(images), placements, max_detections=max_detections), placements, strict=True
+    ):
+        window = placement.tile_xyxy or (0, 0, *placement.orig_size_hw[::-1])
+        detections.append(
+            Detections(
+                boxes_xyxy=clip_to_window(item.boxes_xyxy, window).cpu(),
+                scores=item.scores.cpu(),
+                labels=item.labels.cpu(),
+                queries=item.queries.cpu(),
+            )
         )
-        for item, placement in zip(selected, placements, strict=True)
-    ]
-
-
-def _clip(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
-    """Clip boxes to the part of the original that their input shows."""
-    if placement.tile_xyxy is None:
-        return clip_boxes(boxes_xyxy, placement.orig_size_hw)
-    return clip_to_window(boxes_xyxy, placement.tile_xyxy)
+    return detections
 
 
 def predict_split(

@@ -78,12 +78,7 @@ def choose_operating_points(
         annotations_sha256: Hash of its annotation file, for the record.
         default_threshold: Threshold for splits without any box, on which nothing can be chosen.
         max_escape_rate: Limit for the threshold that all classes share, see `OperatingPoints`.
-
-    Raises:
-        ValueError: If `rules` is empty.
     """
-    if not rules:
-        raise ValueError("choose_operating_points: no NMS rule, got an empty list. Give at least one.")
     overlaps = compute_overlaps(ground_truth, detections)
     escape_threshold = threshold_for_escapes(
         ground_truth, detections, overlaps=overlaps, max_rate=max_escape_rate

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 import torch
 from matplotlib.font_manager import get_font
 from PIL import Image, ImageDraw, ImageFont
@@ -68,7 +67,7 @@ def draw_boxes(
     inside it where there is no room, and never leaves the image. The first boxes lie on top.
 
     Args:
-        image: Any mode; more than 8 bits are stretched between the darkest and the brightest pixel.
+        image: 8 bits per channel, any mode.
         boxes_xyxy: (N, 4) float, pixels of the image. N may be 0.
         texts: N labels, cut if wider than the image; an empty one gives no tag.
         colors: N colors.
@@ -80,7 +79,7 @@ def draw_boxes(
     Raises:
         ValueError: If boxes, texts and colors differ in number.
     """
-    canvas = _to_rgb(image)
+    canvas = image.convert("RGB")
     if scale != 1:
         canvas = canvas.resize((max(1, round(canvas.width * scale)), max(1, round(canvas.height * scale))))
     draw = ImageDraw.Draw(canvas)
@@ -269,15 +268,6 @@ def _write_line(sheet: Image.Image, at_xy: tuple[int, int], text: str, *, size: 
 def _load_font(size: int) -> ImageFont.FreeTypeFont:
     """Load the font of all drawings, DejaVu Sans, which Matplotlib brings along."""
     return ImageFont.truetype(FONT_PATH, size)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode[0] in "IF":
-        # Pillow would clip these at 255, so that a 16-bit image would come out white.
-        values = np.asarray(image, dtype=np.float64)
-        low, high = float(values.min()), float(values.max())
-        image = Image.fromarray(np.uint8((values - low) * (255 / max(high - low, 1e-12))))
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
 def _clip(box_xyxy: Sequence[float], image_wh: tuple[int, int]) -> Rectangle:

@@ -21,7 +21,7 @@ from deim.inference.thresholds import OperatingPoints
 from deim.metrics.choose_thresholds import choose_operating_points
 from deim.metrics.coco import compute_coco_metrics, worst_class
 from deim.metrics.convergence import Convergence, read_convergence
-from deim.records import from_json, to_json
+from deim.records import to_json
 from deim.report.build import ReportInputs, installed_versions
 from deim.report.files import ImageFolder, ReportFiles, prediction_sheet, write_report_files
 from deim.report.schema import (
@@ -30,7 +30,6 @@ from deim.report.schema import (
     ModelInfo,
     Provenance,
     Report,
-    TilesInfo,
     TimePerImage,
     check_report_path,
 )
@@ -168,7 +167,6 @@ def _provenance(
     trained: TrainedDetector, evaluator: Evaluator, result: EvaluationResult, split_name: str
 ) -> Provenance:
     config, split = trained.config, evaluator.split
-    tiles = config.data.tiles
     return Provenance(
         split=split_name,
         dataset=DatasetInfo(
@@ -189,7 +187,7 @@ def _provenance(
         ),
         image_size_hw=config.image_size_hw,
         resize=config.data.resize,
-        tiles=None if tiles is None else from_json(TilesInfo, to_json(tiles)),
+        tiles=config.data.tiles,
         time_per_image_ms=TimePerImage(network=result.network_ms, total=result.total_ms),
         device=str(trained.device),
         versions=installed_versions(),

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,6 @@ from deim.report.schema import Report, check_report_path, read_report, write_rec
 from deim.report.tables import format_class_csv
 
 MAX_SHEET_IMAGES = 12
-ENTRIES_AT_ONCE = 10_000
-"""Detections that become text at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,10 +210,9 @@ def write_json_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
     """
 
     def write(file: Any) -> None:
-        separator, remaining = "[", iter(entries)
-        while batch := list(islice(remaining, ENTRIES_AT_ONCE)):
-            text = json.dumps(batch, ensure_ascii=False, allow_nan=False)
-            file.write((separator + text[1:-1]).encode("utf-8"))
+        separator = "["
+        for entry in entries:
+            file.write((separator + json.dumps(entry, ensure_ascii=False, allow_nan=False)).encode("utf-8"))
             separator = ", "
         file.write(b"[]" if separator == "[" else b"]")
 

@@ -74,32 +74,34 @@ def choose_gallery(
     strongest_first = np.argsort(-kept.score, kind="stable")
     strongest_first = strongest_first[kinds.kind[strongest_first] >= 0]
 
-    def entry(
-        kind: Literal["miss", "false alarm"], position: int, *, score: float | None, caption: str
-    ) -> GalleryEntry:
-        table: GroundTruthTable | DetectionTable = ground_truth if kind == "miss" else kept
-        x, y, width, height = table.boxes_xywh[position].tolist()
-        return GalleryEntry(
-            kind=kind,
-            label=int(table.label[position]),
-            image=int(table.image[position]),
-            position=position,
-            box_xywh=(x, y, width, height),
-            score=score,
-            caption=caption,
-        )
-
     entries = []
     for label in range(ground_truth.num_classes):
-        misses = worst_first[ground_truth.label[worst_first] == label]
-        for box in misses[:ENTRIES_PER_CLASS].tolist():
-            score = float(best_score[box]) if best_score[box] >= 0 else None
-            caption = _miss_caption(ground_truth, analysis, box, score)
-            entries.append(entry("miss", box, score=score, caption=caption))
-        false_alarms = strongest_first[kept.label[strongest_first] == label]
-        for row in false_alarms[:ENTRIES_PER_CLASS].tolist():
-            caption = _false_alarm_caption(ground_truth, analysis, row)
-            entries.append(entry("false alarm", row, score=float(kept.score[row]), caption=caption))
+        misses = worst_first[ground_truth.label[worst_first] == label][:ENTRIES_PER_CLASS]
+        false_alarms = strongest_first[kept.label[strongest_first] == label][:ENTRIES_PER_CLASS]
+        chosen: list[tuple[Literal["miss", "false alarm"], int]] = [
+            *(("miss", position) for position in misses.tolist()),
+            *(("false alarm", position) for position in false_alarms.tolist()),
+        ]
+        for kind, position in chosen:
+            table: GroundTruthTable | DetectionTable = ground_truth if kind == "miss" else kept
+            number = float((best_score if kind == "miss" else kept.score)[position])
+            score = number if number >= 0 else None
+            if kind == "miss":
+                caption = _miss_caption(ground_truth, analysis, position, score)
+            else:
+                caption = _false_alarm_caption(ground_truth, analysis, position)
+            x, y, width, height = table.boxes_xywh[position].tolist()
+            entries.append(
+                GalleryEntry(
+                    kind=kind,
+                    label=label,
+                    image=int(table.image[position]),
+                    position=position,
+                    box_xywh=(x, y, width, height),
+                    score=score,
+                    caption=caption,
+                )
+            )
     return entries
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
 from deim.files import write_text
 from deim.inference.thresholds import OperatingPoints
@@ -56,16 +57,6 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TilesInfo:
-    """Tiles that images were cut into."""
-
-    size: int
-    overlap: float
-    """Share of the side that neighbors have in common, in [0, 1)."""
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class TimePerImage:
     """Mean time per image in milliseconds; None where it was not measured."""
 
@@ -87,7 +78,7 @@ class Provenance:
     """Size of the network input in pixels."""
     resize: str
     """How images were brought to that size, such as `stretch` or `letterbox`."""
-    tiles: TilesInfo | None = None
+    tiles: TilesOptions | None = None
     """Tiles that were brought to that size instead of images; None without tiles."""
     time_per_image_ms: TimePerImage
     device: str
