@@ -266,7 +266,14 @@ def _find_box_warnings(raw: RawSplit, input_format: InputFormat, log: IssueLog) 
             continue
         warnings = list(_warnings(annotation, (image["height"], image["width"]), input_format))
         same = seen.setdefault((annotation["image_id"], annotation["category_id"]), [])
-        twin = next((other for other, box in same if _is_same_box(box, bbox)), None)
+        twin = next(
+            (
+                other
+                for other, box in same
+                if all(abs(a - b) <= SAME_BOX_PX for a, b in zip(box, bbox, strict=True))
+            ),
+            None,
+        )
         if twin is not None:
             warnings.append(("duplicate_box", f"has the same box as annotation {twin}. Remove one of them."))
         same.append((name, bbox))
@@ -300,10 +307,6 @@ def _warnings(
             f"is {width_px:.1f}x{height_px:.1f} px at the training size of "
             f"{input_hw[1]}x{input_hw[0]}. Train at a larger size, or with {remedy}.",
         )
-
-
-def _is_same_box(box: Sequence[float], other: Sequence[float]) -> bool:
-    return all(abs(a - b) <= SAME_BOX_PX for a, b in zip(box, other, strict=True))
 
 
 def _image_issues(listed: Sequence[_ListedImage], facts: Sequence[ImageFacts]) -> Iterator[Issue]:

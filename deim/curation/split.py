@@ -158,9 +158,9 @@ def divide(
     if lacking:
         remedy = "give val a ratio of 0" if lacking == "val" else "give train a larger ratio"
         raise DataError(
-            f"--ratios: got {shown}, but {lacking} would get no image: {_count_groups(len(group_features))}, "
-            f"where copies of an image belong together. Make smaller groups with a finer --group-regex, add "
-            f"images, or {remedy}."
+            f"--ratios: got {shown}, but {lacking} would get no image (groups: "
+            f"{len(group_features)}, with all copies of an image in one). Make smaller groups with a finer "
+            f"--group-regex, add images, or {remedy}."
         )
     return Division(
         pool=pool,
@@ -270,15 +270,11 @@ def describe_division(division: Division) -> list[str]:
             for label, count in zip(split.class_names, counts, strict=True)
             if not count
         ]
-    groups_in_all = _count_groups(len(np.unique(division.group_of)))
-    lines[:0] = [f"{name}: no image; {groups_in_all} for all splits" for name in division.empty]
+    num_groups = len(np.unique(division.group_of))
+    lines[:0] = [f"{name}: no image (groups: {num_groups})" for name in division.empty]
     if division.num_bound:
         lines.insert(0, f"{division.num_bound} images are bound to the group of their copy")
     return [*format_table(headers, rows, right_aligned=range(1, len(headers))).splitlines(), *lines]
-
-
-def _count_groups(number: int) -> str:
-    return "there is 1 group" if number == 1 else f"there are {number} groups"
 
 
 def _features(pool: CocoSplit) -> NDArray[np.float64]:

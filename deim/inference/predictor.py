@@ -142,8 +142,7 @@ class Predictor:
     @property
     def input_format(self) -> InputFormat:
         """How an image becomes the network's input."""
-        config = self.trained.config
-        return build_input_format(config.data, config.image_size_hw)
+        return build_input_format(self.trained.config.data, self.trained.config.image_size_hw)
 
     @property
     def operating_points(self) -> OperatingPoints | None:
@@ -216,7 +215,11 @@ class Predictor:
         """Yield inputs with the number of their image; an image is read when its first input is due."""
         form = self.input_format
         for number, image in enumerate(images):
-            for fitted, placement in _fit(image, form):
+            if isinstance(image, (str, Path)):
+                tiles = read_tiles(Path(image), form)
+            else:
+                tiles = fit_tiles(to_tensor(image, form.pixels, where="predict"), form)
+            for fitted, placement in tiles:
                 yield number, normalize(fitted, form), placement
 
 
@@ -265,10 +268,3 @@ def keep_detections(detections: Detections, points: OperatingPoints) -> Detectio
 def max_detections(config: Config) -> int:
     """Return the number of detections to keep per image: as many as there are queries."""
     return config.model.decoder.num_queries
-
-
-def _fit(image: ImageLike, form: InputFormat) -> Iterator[tuple[Tensor, Placement]]:
-    """Yield the image, or its tiles, at the size of the network input, and where each lies in the image."""
-    if isinstance(image, (str, Path)):
-        return read_tiles(Path(image), form)
-    return fit_tiles(to_tensor(image, form.pixels, where="predict"), form)

@@ -118,14 +118,11 @@ def legend_beside(axes: Axes) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BarSeries:
-    """One bar for each of N rows."""
+    """One bar for each of N rows, none where the value is None."""
 
     values: Sequence[float | None]
-    """N values; None gives no bar."""
     color: Any
-    """Any color of Matplotlib."""
     label: str = ""
-    """Entry of the legend; empty for none."""
     intervals: Sequence[Interval | None] = ()
     """N intervals, drawn as lines; empty for none."""
     text_of_none: str | Sequence[str] = "no ground truth"

@@ -30,16 +30,14 @@ TITLE_SIZE, CAPTION_SIZE = 22, 14
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
-    """One drawing of an image with N boxes."""
+    """One drawing of an image with N boxes, their labels and colors."""
 
     caption: str
     """Line above the panel."""
     boxes_xyxy: Tensor
     """(N, 4) float, pixels of the image."""
     texts: Sequence[str]
-    """N labels."""
     colors: Sequence[Color]
-    """N colors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

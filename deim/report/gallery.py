@@ -148,6 +148,7 @@ def draw_entry(
         )
 
     names = short_names(ground_truth.class_names)
+    color_of_kind = {int(ErrorKind.TP): CORRECT_COLOR, int(ErrorKind.IGNORED): IGNORED_COLOR}
     is_hit = kinds.is_hit()
     truths = _rows_in_crop(ground_truth, entry, crop, kind="miss")
     rows = _rows_in_crop(kept, entry, crop, kind="false alarm")
@@ -164,7 +165,7 @@ def draw_entry(
         f"kept detections, {x2 - x1} x {y2 - y1} px at x {x1}, y {y1}",
         kept.boxes_xywh[rows],
         [f"{names[kept.label[row]]} {kept.score[row]:.2f}" for row in rows],
-        [_color_of_kind(int(kinds.kind[row])) for row in rows],
+        [color_of_kind.get(kind, WRONG_COLOR) for kind in kinds.kind[rows].tolist()],
     )
     row = PanelRow(image=canvas, caption=entry.caption, panels=[truth_panel, detection_panel])
     return draw_row(row, panel_wh=(SIDE, SIDE))
@@ -232,12 +233,6 @@ def _false_alarm_caption(ground_truth: GroundTruthTable, analysis: SplitAnalysis
 def _iou_text(kept: DetectionTable, row: int, ground_truth: GroundTruthTable, box: int) -> str:
     iou = iou_with(kept.boxes_xywh[row], ground_truth.boxes_xywh[box])
     return f"IoU {np.floor(100 * iou[0]) / 100:.2f}"  # 0.498 must not read 0.50
-
-
-def _color_of_kind(kind: int) -> Color:
-    if kind == ErrorKind.TP:
-        return CORRECT_COLOR
-    return IGNORED_COLOR if kind == ErrorKind.IGNORED else WRONG_COLOR
 
 
 def _crop_around(
