@@ -80,8 +80,6 @@ class Difference:
     value: float
     """AP of run b minus AP of run a, in [-1, 1]."""
     interval: Interval
-    num_images: int
-    """As in `SampledScore`."""
     num_boxes: int
     """As in `SampledScore`."""
 
@@ -218,7 +216,6 @@ def difference(a: SampledScore, b: SampledScore) -> Difference | None:
     return Difference(
         value=value,
         interval=Interval(low=max(-1.0, value - reach), high=min(1.0, value + reach)),
-        num_images=a.num_images,
         num_boxes=a.num_boxes,
     )
 

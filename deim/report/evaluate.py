@@ -97,7 +97,7 @@ def evaluate_split(
         points=points,
         provenance=_provenance(trained, evaluator, result, split_name),
         num_resamples=trained.config.evaluation.bootstrap_resamples,
-        convergence=read_convergence(log, planned_epochs=trained.config.epochs) if log.is_file() else None,
+        convergence=read_convergence(log, planned_epochs=trained.config.epochs),
     )
 
 
