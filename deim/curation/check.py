@@ -40,10 +40,8 @@ class SplitSummary:
     """Counts of a split."""
 
     annotations: str
-    """Path of the annotation file."""
     images: int
     without_boxes: int
-    """Number of images without a box."""
     boxes: int
     crowds: int
     """Number of crowd regions, which do not count as boxes."""

@@ -44,18 +44,16 @@ class BoxTable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetStats:
-    """Statistics of a dataset; charts are drawn from its arrays."""
+    """Statistics of a dataset; charts are drawn from its arrays, of which tuples have one per split."""
 
     class_names: tuple[str, ...]
     split_names: tuple[str, ...]
     input_format: InputFormat
     boxes: BoxTable
     boxes_per_image: tuple[NDArray[np.int64], ...]
-    """Number of boxes of each image, one array per split."""
     brightness: tuple[NDArray[np.float64], ...]
-    """Mean gray of each image that can be decoded, in [0, 255], one array per split."""
+    """Mean gray of each image that can be decoded, in [0, 255]."""
     is_decoded: tuple[NDArray[np.bool_], ...]
-    """Whether each image can be decoded, one array per split."""
     image_sizes_hw: NDArray[np.int64]
     """(I, 2) sizes of all images, in pixels."""
 
