@@ -1,16 +1,12 @@
 """Charts of a dataset as PNG: classes, box sizes, positions, brightness, and a sheet of samples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
@@ -19,16 +15,12 @@ from deim.boxes import xywh_to_xyxy
 from deim.curation.stats import SMALL_SIDE_PX, DatasetStats, legible
 from deim.data.formats.coco import CocoSplit
 from deim.data.images.load import read_preview
-from deim.report.draw import draw_boxes
-from deim.report.palette import CHART_STYLE, CLASS_COLORS, GRAY, chart_color, class_color
+from deim.report.charts import Draw, chart_figure, say_nothing_to_show
+from deim.report.draw import Panel, PanelRow, panel_sheet
+from deim.report.palette import CLASS_COLORS, GRAY, chart_color, class_color
 
-WIDTH = 8.0
-"""Width of a chart, in inches."""
 DPI = 110
-NUM_SAMPLES = 12
-MAX_NAME_LENGTH = 24
-SAMPLE_SIDE_PX = 480
-"""Longer side of a sample in pixels; larger images are reduced."""
+NUM_SAMPLES, SAMPLE_COLUMNS = 12, 4
 MAX_POINTS = 20_000
 """Maximum number of points of the scatter chart; of more, a random choice is drawn."""
 POSITION_CELLS = 32
@@ -56,23 +48,21 @@ def draw_stats(
     folder.mkdir(parents=True, exist_ok=True)
     classes = min(len(stats.class_names), MAX_BARS + 1)
     bars = classes * len(stats.split_names)
-    charts: dict[str, tuple[Callable[[Figure], None], float]] = {
+    charts: dict[str, tuple[Draw, float]] = {
         "classes": (partial(_class_bars, stats=stats), 1.4 + 0.24 * bars + 0.15 * classes),
         "box_sizes": (partial(_box_sizes, stats=stats, seed=seed), 6.0),
-        "aspect_ratios": (partial(_aspect_ratios, stats=stats), 3.6),
-        "boxes_per_image": (partial(_boxes_per_image, stats=stats), 3.6),
         "positions": (partial(_positions, stats=stats), 6.0),
         "brightness": (partial(_brightness, stats=stats), 3.6),
-        "samples": (partial(_samples, stats=stats, splits=splits, seed=seed), 7.2),
     }
-    return [_save(draw, folder / f"{name}.png", height=height) for name, (draw, height) in charts.items()]
+    paths = [_save(draw, folder / f"{name}.png", height=height) for name, (draw, height) in charts.items()]
+    samples = folder / "samples.png"
+    rows = _sample_rows(stats, splits, seed)
+    panel_sheet(rows, title="Random samples", columns=SAMPLE_COLUMNS).save(samples)
+    return [*paths, samples]
 
 
-def _save(draw: Callable[[Figure], None], path: Path, *, height: float) -> Path:
-    with mpl.rc_context(CHART_STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure)
+def _save(draw: Draw, path: Path, *, height: float) -> Path:
+    with chart_figure(draw, height=height) as figure:
         figure.savefig(path, dpi=DPI)
     return path
 
@@ -91,11 +81,6 @@ def _set_log_scale(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
-
-
-def _show_no_boxes(axes: Axes) -> None:
-    axes.text(0.5, 0.5, "no boxes", ha="center", va="center", transform=axes.transAxes, color=GRAY)
-    axes.set(xticks=[], yticks=[])
 
 
 def _class_bars(figure: Figure, stats: DatasetStats) -> None:
@@ -127,7 +112,7 @@ def _box_sizes(figure: Figure, stats: DatasetStats, seed: int) -> None:
     height, width = stats.input_format.size_hw
     axes.set_title(f"Box sizes at the training size, {width}x{height} px")
     if not len(sides):
-        return _show_no_boxes(axes)
+        return say_nothing_to_show(axes, "no boxes")
     colors: list[Color] = [GRAY] * len(stats.class_names)
     for place, index in enumerate(_most_frequent(stats, len(CLASS_COLORS))):
         colors[index] = chart_color(place)
@@ -152,53 +137,21 @@ def _box_sizes(figure: Figure, stats: DatasetStats, seed: int) -> None:
     return None
 
 
-def _aspect_ratios(figure: Figure, stats: DatasetStats) -> None:
-    axes = figure.subplots()
-    ratios = stats.boxes.aspect_ratios
-    axes.set_title("Width divided by height of the boxes, in the original images")
-    if not len(ratios):
-        return _show_no_boxes(axes)
-    low, high = min(0.25, float(ratios.min())), max(4.0, float(ratios.max()))
-    bins = np.geomspace(low, high * 1.001, 50).tolist()
-    axes.hist(ratios, bins=bins, color=chart_color(FIRST_SPLIT_COLOR))
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set(xscale="log", xlabel="width / height (left: tall boxes, right: wide boxes)", ylabel="boxes")
-    _set_log_scale(axes.xaxis)
-    return None
-
-
-def _boxes_per_image(figure: Figure, stats: DatasetStats) -> None:
-    most = max((int(counts.max()) for counts in stats.boxes_per_image if len(counts)), default=0)
-    # With more than 30 bars each would be too thin; wider ones hold several numbers.
-    step = 1 + most // 30
-    edges = np.arange(0, most + step + 1, step) - 0.5
-    axes = _split_histogram(figure, stats, stats.boxes_per_image, edges)
-    axes.set(xlabel="boxes in an image", ylabel="% of the images", title="Boxes per image")
-
-
 def _brightness(figure: Figure, stats: DatasetStats) -> None:
-    axes = _split_histogram(figure, stats, stats.brightness, np.linspace(0, 255, 52))
-    axes.set(xlim=(0, 255), xlabel="mean gray of an image, 0 black to 255 white")
-    axes.set(ylabel="% of the images", title="Brightness of the images")
-
-
-def _split_histogram(
-    figure: Figure, stats: DatasetStats, values: tuple[NDArray[np.generic], ...], edges: NDArray[Any]
-) -> Axes:
-    """Draw the distribution of a number of each image, one outline per split, in percent of its images."""
     axes = figure.subplots()
-    for index, (name, numbers) in enumerate(zip(stats.split_names, values, strict=True)):
+    for index, (name, values) in enumerate(zip(stats.split_names, stats.brightness, strict=True)):
         axes.hist(
-            np.asarray(numbers, dtype=np.float64),
-            bins=edges.tolist(),
-            weights=np.full(len(numbers), 100 / max(len(numbers), 1)),
+            values,
+            bins=np.linspace(0, 255, 52).tolist(),
+            weights=np.full(len(values), 100 / max(len(values), 1)),
             histtype="step",
             linewidth=1.6,
             color=chart_color(index + FIRST_SPLIT_COLOR),
             label=name,
         )
     figure.legend(loc="outside lower right", ncols=len(stats.split_names))
-    return axes
+    axes.set(xlim=(0, 255), xlabel="mean gray of an image, 0 black to 255 white")
+    axes.set(ylabel="% of the images", title="Brightness of the images")
 
 
 def _positions(figure: Figure, stats: DatasetStats) -> None:
@@ -206,7 +159,7 @@ def _positions(figure: Figure, stats: DatasetStats) -> None:
     axes.set_title("Centers of the boxes")
     centers = stats.boxes.centers_xy
     if not len(centers):
-        return _show_no_boxes(axes)
+        return say_nothing_to_show(axes, "no boxes")
     frame = [[0.0, 1.0], [0.0, 1.0]]
     table, _, _ = np.histogram2d(centers[:, 1], centers[:, 0], bins=POSITION_CELLS, range=frame)
     height, width = np.median(stats.image_sizes_hw, axis=0)
@@ -217,35 +170,26 @@ def _positions(figure: Figure, stats: DatasetStats) -> None:
     return None
 
 
-def _samples(figure: Figure, stats: DatasetStats, splits: Mapping[str, CocoSplit], seed: int) -> None:
+def _sample_rows(stats: DatasetStats, splits: Mapping[str, CocoSplit], seed: int) -> list[PanelRow]:
+    """Choose images that can be decoded, and draw their boxes."""
     places = [
         (name, index)
         for name, is_decoded in zip(splits, stats.is_decoded, strict=True)
         for index in np.flatnonzero(is_decoded).tolist()
     ]
-    chosen = np.random.default_rng(seed).permutation(len(places))[:NUM_SAMPLES]
-    figure.suptitle("Random samples", x=0.01, ha="left", fontweight="bold")
-    for axes, place in zip(figure.subplots(3, 4).ravel(), chosen, strict=False):
+    rows = []
+    for place in np.random.default_rng(seed).permutation(len(places))[:NUM_SAMPLES]:
         name, index = places[place]
-        axes.imshow(_draw_sample(splits[name], index))
-        title = legible(Path(splits[name].file_names[index]).name)
-        title = title if len(title) <= MAX_NAME_LENGTH else f"…{title[1 - MAX_NAME_LENGTH :]}"
-        axes.set_title(f"{legible(name)}: {title}", fontsize=8, fontweight="normal", loc="center")
-    for axes in figure.axes:
-        axes.axis("off")
-
-
-def _draw_sample(split: CocoSplit, index: int) -> NDArray[np.uint8]:
-    """Return (H, W, 3) RGB of an image with its boxes."""
-    image = read_preview(split.image_path(index))
-    scale = min(1.0, SAMPLE_SIDE_PX / max(image.size))
-    rows = slice(split.first_box[index], split.first_box[index + 1])
-    labels = [split.category_ids.index(int(category)) for category in split.box_category_ids[rows]]
-    drawn = draw_boxes(
-        image,
-        xywh_to_xyxy(torch.from_numpy(split.boxes_xywh[rows])),
-        texts=[legible(split.class_names[label]) for label in labels],
-        colors=[class_color(label) for label in labels],
-        scale=scale,
-    )
-    return np.asarray(drawn)
+        split = splits[name]
+        boxes = slice(split.first_box[index], split.first_box[index + 1])
+        labels = [split.category_ids.index(int(category)) for category in split.box_category_ids[boxes]]
+        panel = Panel(
+            caption=f"boxes: {len(labels)}",
+            boxes_xyxy=xywh_to_xyxy(torch.from_numpy(split.boxes_xywh[boxes])),
+            texts=[stats.class_names[label] for label in labels],
+            colors=[class_color(label) for label in labels],
+        )
+        caption = f"{legible(name)}: {legible(Path(split.file_names[index]).name)}"
+        image = read_preview(split.image_path(index))
+        rows.append(PanelRow(image=image, caption=caption, panels=[panel]))
+    return rows

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from deim.config.schema import Config
 from deim.curation.duplicates import Duplicate, count_plain, find_exact, find_near, hash_equal_lengths
 from deim.curation.scan import ImageFacts, scan_images
+from deim.curation.stats import at_input_size
 from deim.data.formats.check_images import describe_size_difference
 from deim.data.formats.coco import Entry, RawSplit, annotation_name, annotation_problems, find_problems
 from deim.data.formats.issues import ERRORS, WARNINGS, Issue, IssueLog
@@ -38,10 +41,8 @@ class SplitSummary:
     """Counts of a split."""
 
     annotations: str
-    """Path of the annotation file."""
     images: int
     without_boxes: int
-    """Number of images without a box."""
     boxes: int
     crowds: int
     """Number of crowd regions, which do not count as boxes."""
@@ -264,7 +265,14 @@ def _find_box_warnings(raw: RawSplit, input_format: InputFormat, log: IssueLog) 
             continue
         warnings = list(_warnings(annotation, (image["height"], image["width"]), input_format))
         same = seen.setdefault((annotation["image_id"], annotation["category_id"]), [])
-        twin = next((other for other, box in same if _is_same_box(box, bbox)), None)
+        twin = next(
+            (
+                other
+                for other, box in same
+                if all(abs(a - b) <= SAME_BOX_PX for a, b in zip(box, bbox, strict=True))
+            ),
+            None,
+        )
         if twin is not None:
             warnings.append(("duplicate_box", f"has the same box as annotation {twin}. Remove one of them."))
         same.append((name, bbox))
@@ -285,8 +293,10 @@ def _warnings(
             f"reaches {beyond:.1f} px beyond its image: box {annotation['bbox']}, image "
             f"{size_hw[1]}x{size_hw[0]} px. Training clips it.",
         )
-    visible_wh = _visible_side(left, width, size_hw[1]), _visible_side(top, height, size_hw[0])
-    width_px, height_px = at_input_size(visible_wh, size_hw, input_format)
+    image_wh = np.array(size_hw[::-1], dtype=np.float64)
+    low = np.clip([left, top], 0, image_wh)
+    visible_wh = np.clip([left + width, top + height], 0, image_wh) - low
+    width_px, height_px = at_input_size(visible_wh[None], image_wh[None], input_format)[0].tolist()
     tiles = input_format.tiles
     remedy = "data.tiles" if tiles is None else f"tiles smaller than {tiles.size} px"
     if min(width_px, height_px) < MIN_SIDE_PX and not annotation.get("iscrowd", 0):
@@ -296,33 +306,6 @@ def _warnings(
             f"is {width_px:.1f}x{height_px:.1f} px at the training size of "
             f"{input_hw[1]}x{input_hw[0]}. Train at a larger size, or with {remedy}.",
         )
-
-
-def _visible_side(start: float, length: float, limit: int) -> float:
-    return min(start + length, limit) - max(start, 0)
-
-
-def at_input_size(
-    side_wh: tuple[float, float], size_hw: tuple[int, int], input_format: InputFormat
-) -> tuple[float, float]:
-    """Return width and height of a box at the training size, in pixels.
-
-    Args:
-        side_wh: Width and height in pixels of the image.
-        size_hw: Size of the image, in pixels.
-        input_format: Size, resizing and tiles of training.
-    """
-    if input_format.tiles is not None:
-        size = input_format.tiles.size
-        size_hw = (min(size_hw[0], size), min(size_hw[1], size))
-    scale_y, scale_x = input_format.size_hw[0] / size_hw[0], input_format.size_hw[1] / size_hw[1]
-    if input_format.resize == "letterbox":
-        scale_y = scale_x = min(scale_y, scale_x)
-    return side_wh[0] * scale_x, side_wh[1] * scale_y
-
-
-def _is_same_box(box: Sequence[float], other: Sequence[float]) -> bool:
-    return all(abs(a - b) <= SAME_BOX_PX for a, b in zip(box, other, strict=True))
 
 
 def _image_issues(listed: Sequence[_ListedImage], facts: Sequence[ImageFacts]) -> Iterator[Issue]:

@@ -1,6 +1,7 @@
 """Writing a dataset in COCO, YOLO or VOC format, with its images."""
 
 import json
+import math
 import shutil
 import tempfile
 from collections import Counter
@@ -99,7 +100,9 @@ def place_names(
     """
     problems, owners = [], Counter[str]()
     for split, split_names in names.items():
-        keys = Counter(_key(name, by_stem=by_stem) for name in split_names)
+        keys = Counter(
+            PurePosixPath(name).with_suffix("").as_posix() if by_stem else name for name in split_names
+        )
         problems += [
             f"{split}: {count} images would have the file {key!r}. Give each a different name."
             for key, count in keys.items()
@@ -146,7 +149,9 @@ def describe_losses(raws: Mapping[str, RawSplit], data_format: WrittenFormat) ->
         lines.append(f"{len(other)} fields are dropped: {', '.join(other)}")
     if data_format == "coco":
         return lines
-    areas = sum(_differs_from_box(annotation.get("area"), annotation["bbox"]) for annotation in annotations)
+    # Pairs of the area in the file and that of the box.
+    pairs = [(annotation.get("area"), math.prod(annotation["bbox"][2:])) for annotation in annotations]
+    areas = sum(area is not None and abs(area - of_box) > 1e-3 * of_box for area, of_box in pairs)
     if areas:
         lines.append(f"{areas} areas are dropped: {data_format.upper()} only keeps width and height")
     images = sum(len(raw.images) for raw in raws.values() if raw.annotations_path.suffix == ".json")
@@ -155,14 +160,6 @@ def describe_losses(raws: Mapping[str, RawSplit], data_format: WrittenFormat) ->
             f"{images} image ids are dropped: when read again, the images of a split are numbered from 1"
         )
     return lines
-
-
-def _differs_from_box(area: float | None, bbox: Sequence[float]) -> bool:
-    return area is not None and abs(area - bbox[2] * bbox[3]) > 1e-3 * bbox[2] * bbox[3]
-
-
-def _key(name: str, *, by_stem: bool) -> str:
-    return PurePosixPath(name).with_suffix("").as_posix() if by_stem else name
 
 
 def _write_coco(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]], root: Path) -> None:

@@ -29,11 +29,9 @@ class Duplicate:
     """An image with the same content as an earlier one."""
 
     index: int
-    """Position of the image."""
     earlier: int
     """Position of the earlier one, preferably in another split."""
     is_exact: bool
-    """Whether the files are identical."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

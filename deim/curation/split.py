@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from deim.data.formats.coco import SPLITS, CocoSplit
 from deim.errors import DataError
 from deim.report.tables import format_table
 
+BOX_COLUMNS = ("boxes_xywh", "box_category_ids", "areas", "is_crowd")
 PASSES = 10
 """Maximum number of rounds of moving single groups; two or three usually suffice."""
 
@@ -75,6 +77,9 @@ def pool_splits(splits: Mapping[str, CocoSplit]) -> tuple[CocoSplit, tuple[str, 
     long_names = [Path(os.path.relpath(path, image_dir)).as_posix() for path in paths]
     if len(set(ids.tolist())) < len(ids):
         ids = np.argsort(np.argsort(np.array(long_names), kind="stable"), kind="stable") + 1
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(split, name) for split in merged_splits]) for name in BOX_COLUMNS
+    }
     merged = replace(
         merged_splits[0],
         image_dir=image_dir,
@@ -82,10 +87,7 @@ def pool_splits(splits: Mapping[str, CocoSplit]) -> tuple[CocoSplit, tuple[str, 
         file_names=tuple(long_names),
         sizes_hw=np.concatenate([split.sizes_hw for split in merged_splits]),
         first_box=starts,
-        boxes_xywh=np.concatenate([split.boxes_xywh for split in merged_splits]),
-        box_category_ids=np.concatenate([split.box_category_ids for split in merged_splits]),
-        areas=np.concatenate([split.areas for split in merged_splits]),
-        is_crowd=np.concatenate([split.is_crowd for split in merged_splits]),
+        **columns,
     )
     order = sorted(range(len(paths)), key=lambda index: long_names[index])
     return take_images(merged, np.array(order, dtype=np.int64)), tuple(names[index] for index in order)
@@ -101,16 +103,14 @@ def take_images(split: CocoSplit, indices: NDArray[np.int64]) -> CocoSplit:
     counts = np.diff(split.first_box)[indices]
     rows = [np.arange(split.first_box[index], split.first_box[index + 1]) for index in indices]
     taken = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
+    columns: dict[str, Any] = {name: getattr(split, name)[taken] for name in BOX_COLUMNS}
     return replace(
         split,
         image_ids=split.image_ids[indices],
         file_names=tuple(split.file_names[index] for index in indices),
         sizes_hw=split.sizes_hw[indices],
         first_box=np.concatenate([[0], np.cumsum(counts)]),
-        boxes_xywh=split.boxes_xywh[taken],
-        box_category_ids=split.box_category_ids[taken],
-        areas=split.areas[taken],
-        is_crowd=split.is_crowd[taken],
+        **columns,
     )
 
 
@@ -144,9 +144,8 @@ def divide(
             f"--ratios: got {shown}. Give three numbers from 0 for train, val and test, such as 80 10 10; "
             f"the first must be above 0."
         )
-    requested = np.unique(np.arange(len(pool)) if groups is None else np.array(groups), return_inverse=True)[
-        1
-    ]
+    group_names = np.arange(len(pool)) if groups is None else np.array(groups)
+    requested = np.unique(group_names, return_inverse=True)[1]
     copies = find_copies(facts)
     bound = _join(requested, copies)
     features = _features(pool)
@@ -159,9 +158,9 @@ def divide(
     if lacking:
         remedy = "give val a ratio of 0" if lacking == "val" else "give train a larger ratio"
         raise DataError(
-            f"--ratios: got {shown}, but {lacking} would get no image: {_count_groups(len(group_features))}, "
-            f"where copies of an image belong together. Make smaller groups with a finer --group-regex, add "
-            f"images, or {remedy}."
+            f"--ratios: got {shown}, but {lacking} would get no image (groups: "
+            f"{len(group_features)}, with all copies of an image in one). Make smaller groups with a finer "
+            f"--group-regex, add images, or {remedy}."
         )
     return Division(
         pool=pool,
@@ -271,15 +270,11 @@ def describe_division(division: Division) -> list[str]:
             for label, count in zip(split.class_names, counts, strict=True)
             if not count
         ]
-    groups_in_all = _count_groups(len(np.unique(division.group_of)))
-    lines[:0] = [f"{name}: no image; {groups_in_all} for all splits" for name in division.empty]
+    num_groups = len(np.unique(division.group_of))
+    lines[:0] = [f"{name}: no image (groups: {num_groups})" for name in division.empty]
     if division.num_bound:
         lines.insert(0, f"{division.num_bound} images are bound to the group of their copy")
     return [*format_table(headers, rows, right_aligned=range(1, len(headers))).splitlines(), *lines]
-
-
-def _count_groups(number: int) -> str:
-    return "there is 1 group" if number == 1 else f"there are {number} groups"
 
 
 def _features(pool: CocoSplit) -> NDArray[np.float64]:

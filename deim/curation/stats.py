@@ -44,19 +44,16 @@ class BoxTable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetStats:
-    """Statistics of a dataset; charts are drawn from its arrays."""
+    """Statistics of a dataset; charts are drawn from its arrays, of which tuples have one per split."""
 
     class_names: tuple[str, ...]
     split_names: tuple[str, ...]
     input_format: InputFormat
-    """Size, resizing and tiles of training."""
     boxes: BoxTable
     boxes_per_image: tuple[NDArray[np.int64], ...]
-    """Number of boxes of each image, one array per split."""
     brightness: tuple[NDArray[np.float64], ...]
-    """Mean gray of each image that can be decoded, in [0, 255], one array per split."""
+    """Mean gray of each image that can be decoded, in [0, 255]."""
     is_decoded: tuple[NDArray[np.bool_], ...]
-    """Whether each image can be decoded, one array per split."""
     image_sizes_hw: NDArray[np.int64]
     """(I, 2) sizes of all images, in pixels."""
 
@@ -135,6 +132,25 @@ def compute_stats(
         ),
         image_sizes_hw=np.concatenate([split.sizes_hw for split in splits.values()]),
     )
+
+
+def at_input_size(
+    sides_wh: NDArray[np.float64], sizes_wh: NDArray[np.float64], input_format: InputFormat
+) -> NDArray[np.float64]:
+    """Return (A, 2) width and height of boxes at the training size, in pixels.
+
+    Args:
+        sides_wh: (A, 2) width and height in pixels of the image.
+        sizes_wh: (A, 2) size of the image of each box.
+        input_format: Size, resizing and tiles of training.
+    """
+    tiles = input_format.tiles
+    scale = np.array(input_format.size_hw[::-1]) / (
+        sizes_wh if tiles is None else np.minimum(sizes_wh, tiles.size)
+    )
+    if input_format.resize == "letterbox":
+        scale = scale.min(axis=1, keepdims=True)
+    return sides_wh * scale
 
 
 def legible(name: str) -> str:
@@ -243,11 +259,6 @@ def _make_table(split: CocoSplit, position: int, input_format: InputFormat) -> B
     sizes_wh = split.sizes_hw[image_index][:, ::-1].astype(np.float64)
     low = np.clip(split.boxes_xywh[:, :2], 0, sizes_wh)
     high = np.clip(split.boxes_xywh[:, :2] + split.boxes_xywh[:, 2:], 0, sizes_wh)
-    tiles = input_format.tiles
-    shown_wh = sizes_wh if tiles is None else np.minimum(sizes_wh, tiles.size)
-    scale = np.array(input_format.size_hw[::-1]) / shown_wh
-    if input_format.resize == "letterbox":
-        scale = scale.min(axis=1, keepdims=True)
     sides = high - low
     kept = ~split.is_crowd
     column = np.searchsorted(np.array(split.category_ids), split.box_category_ids)
@@ -255,7 +266,7 @@ def _make_table(split: CocoSplit, position: int, input_format: InputFormat) -> B
         split_index=np.full(int(kept.sum()), position, dtype=np.int64),
         image_index=image_index[kept],
         class_index=column[kept],
-        sides_wh=(sides * scale)[kept],
+        sides_wh=at_input_size(sides, sizes_wh, input_format)[kept],
         original_sides=np.sqrt(sides.prod(axis=1))[kept],
         centers_xy=((low + high) / 2 / sizes_wh)[kept],
         aspect_ratios=(sides[:, 0] / np.maximum(sides[:, 1], 1e-9))[kept],

@@ -26,7 +26,6 @@ class GroundTruthTable:
     """Images, classes and boxes of a split: I images, C classes, G boxes. Boxes are sorted by image."""
 
     class_names: tuple[str, ...]
-    """C names, by class index."""
     category_ids: tuple[int, ...]
     """C ids of the annotation file, by class index."""
     normal_class: int | None

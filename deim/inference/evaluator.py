@@ -68,12 +68,18 @@ class Evaluator:
         self.device = device
         self.max_detections = max_detections(config)
         self.distributed = distributed or DistributedContext()
-        self.ground_truth = _ground_truth(
-            split,
-            class_index,
+        self.ground_truth = GroundTruthTable(
             class_names=tuple(class_names),
             category_ids=_all_category_ids(class_index, category_ids),
-            normal_class=normal_class,
+            normal_class=None if normal_class is None else class_names.index(normal_class),
+            image_ids=tuple(split.image_ids.tolist()),
+            file_names=split.file_names,
+            sizes_hw=split.sizes_hw,
+            image=np.repeat(np.arange(len(split)), np.diff(split.first_box)),
+            label=np.array([class_index[box] for box in split.box_category_ids.tolist()], dtype=np.int64),
+            boxes_xywh=split.boxes_xywh,
+            area=split.areas,
+            is_crowd=split.is_crowd,
         )
         self.loader = build_eval_loader(
             split,
@@ -124,30 +130,6 @@ def build_evaluator(trained: TrainedDetector, split: CocoSplit) -> Evaluator:
         class_names=trained.class_names,
         category_ids=trained.category_ids,
         device=trained.device,
-    )
-
-
-def _ground_truth(
-    split: CocoSplit,
-    class_index: Mapping[int, int],
-    *,
-    class_names: tuple[str, ...],
-    category_ids: tuple[int, ...],
-    normal_class: str | None,
-) -> GroundTruthTable:
-    label = [class_index[category_id] for category_id in split.box_category_ids.tolist()]
-    return GroundTruthTable(
-        class_names=class_names,
-        category_ids=category_ids,
-        normal_class=None if normal_class is None else class_names.index(normal_class),
-        image_ids=tuple(split.image_ids.tolist()),
-        file_names=split.file_names,
-        sizes_hw=split.sizes_hw,
-        image=np.repeat(np.arange(len(split)), np.diff(split.first_box)),
-        label=np.array(label, dtype=np.int64),
-        boxes_xywh=split.boxes_xywh,
-        area=split.areas,
-        is_crowd=split.is_crowd,
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from deim.boxes import clip_boxes, clip_to_window
+from deim.boxes import clip_to_window
 from deim.config.schema import Config
 from deim.data.images.input_format import InputFormat, build_input_format
 from deim.data.images.load import read_tiles, to_tensor
@@ -61,23 +61,20 @@ def detect(
     Returns:
         Detections of each input on the CPU, boxes in pixels of the original.
     """
-    selected = select_detections(model(images), placements, max_detections=max_detections)
-    return [
-        Detections(
-            boxes_xyxy=_clip(item.boxes_xyxy, placement).cpu(),
-            scores=item.scores.cpu(),
-            labels=item.labels.cpu(),
-            queries=item.queries.cpu(),
+    detections = []
+    for item, placement in zip(
+        select_detections(model(images), placements, max_detections=max_detections), placements, strict=True
+    ):
+        window = placement.tile_xyxy or (0, 0, *placement.orig_size_hw[::-1])
+        detections.append(
+            Detections(
+                boxes_xyxy=clip_to_window(item.boxes_xyxy, window).cpu(),
+                scores=item.scores.cpu(),
+                labels=item.labels.cpu(),
+                queries=item.queries.cpu(),
+            )
         )
-        for item, placement in zip(selected, placements, strict=True)
-    ]
-
-
-def _clip(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
-    """Clip boxes to the part of the original that their input shows."""
-    if placement.tile_xyxy is None:
-        return clip_boxes(boxes_xyxy, placement.orig_size_hw)
-    return clip_to_window(boxes_xyxy, placement.tile_xyxy)
+    return detections
 
 
 def predict_split(
@@ -145,8 +142,7 @@ class Predictor:
     @property
     def input_format(self) -> InputFormat:
         """How an image becomes the network's input."""
-        config = self.trained.config
-        return build_input_format(config.data, config.image_size_hw)
+        return build_input_format(self.trained.config.data, self.trained.config.image_size_hw)
 
     @property
     def operating_points(self) -> OperatingPoints | None:
@@ -219,7 +215,11 @@ class Predictor:
         """Yield inputs with the number of their image; an image is read when its first input is due."""
         form = self.input_format
         for number, image in enumerate(images):
-            for fitted, placement in _fit(image, form):
+            if isinstance(image, (str, Path)):
+                tiles = read_tiles(Path(image), form)
+            else:
+                tiles = fit_tiles(to_tensor(image, form.pixels, where="predict"), form)
+            for fitted, placement in tiles:
                 yield number, normalize(fitted, form), placement
 
 
@@ -268,10 +268,3 @@ def keep_detections(detections: Detections, points: OperatingPoints) -> Detectio
 def max_detections(config: Config) -> int:
     """Return the number of detections to keep per image: as many as there are queries."""
     return config.model.decoder.num_queries
-
-
-def _fit(image: ImageLike, form: InputFormat) -> Iterator[tuple[Tensor, Placement]]:
-    """Yield the image, or its tiles, at the size of the network input, and where each lies in the image."""
-    if isinstance(image, (str, Path)):
-        return read_tiles(Path(image), form)
-    return fit_tiles(to_tensor(image, form.pixels, where="predict"), form)

@@ -61,7 +61,6 @@ class ClassThreshold:
     """The score threshold of one class."""
 
     name: str
-    """Name of the class."""
     threshold: float
     """Detections of the class with at least this score are kept."""
     origin: Literal["its own boxes", "all classes together", "default"]
@@ -81,13 +80,11 @@ class OperatingPoints:
     annotations_sha256: str
     """Hash of that split's annotation file."""
     num_images: int
-    """Number of images of that split."""
     nms: NmsRule
     """Removal of duplicates among the detections above the thresholds."""
     classes: tuple[ClassThreshold, ...]
     """C thresholds, by class index."""
     normal_class: str | None
-    """Class that marks a good surface; None if there is none."""
     max_escape_rate: float
     """Limit of the share of defective images without a hit, in [0, 1]."""
     escape_threshold: float | None

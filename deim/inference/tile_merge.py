@@ -127,7 +127,7 @@ class TileMerger:
 
 
 def _pool(detections: Sequence[Detections], placements: Sequence[Placement]) -> _Pool:
-    windows = np.array([_window(placement) for placement in placements], dtype=np.float64)
+    windows = np.array([placement.tile_xyxy for placement in placements], dtype=np.float64)
     height, width = placements[0].orig_size_hw
     # All tiles of an image have one size.
     reach = np.maximum(TOUCH_PX, TOUCH_SHARE * (windows[0, 2:] - windows[0, :2]))
@@ -144,11 +144,6 @@ def _pool(detections: Sequence[Detections], placements: Sequence[Placement]) -> 
         reach=reach,
         touches=near & is_inner[tile],
     )
-
-
-def _window(placement: Placement) -> tuple[int, int, int, int]:
-    assert placement.tile_xyxy is not None  # an image that is not cut is one input
-    return placement.tile_xyxy
 
 
 def _group(pool: _Pool) -> list[list[int]]:
@@ -218,17 +213,12 @@ def _agreeing(
     iou, cover = np.maximum(iou, open_iou), np.maximum(cover, open_cover)
     # Where tiles only touch, every box that ends at the border would cross it.
     is_deep = region[2:] - region[:2] > 2 * pool.reach
-    agrees = (iou >= MIN_IOU) | (cover >= MIN_COVER) | (_cross(*cuts, is_deep) & (iou > 0))
+    # Cut boxes that leave a deep region at opposite sides cross it.
+    crosses = np.any(cuts[0] & cuts[1][:, [2, 3, 0, 1]] & np.tile(is_deep, 2), axis=1)
+    agrees = (iou >= MIN_IOU) | (cover >= MIN_COVER) | (crosses & (iou > 0))
     left, right = ours[left[agrees]], theirs[right[agrees]]
     agreement = (iou + np.maximum(iou, cover))[agrees] / 2
     return left, right, agreement * np.sqrt(pool.scores[left] * pool.scores[right])
-
-
-def _cross(
-    cut_left: NDArray[np.bool_], cut_right: NDArray[np.bool_], is_deep: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """(P,) whether two boxes with cut sides (P, 4) leave a region, deep in x or y, at opposite sides."""
-    return np.any(cut_left & cut_right[:, [2, 3, 0, 1]] & np.tile(is_deep, 2), axis=1)
 
 
 def _open(boxes: NDArray[np.float64], is_cut: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -278,14 +268,10 @@ def _box_of(pool: _Pool, members: Sequence[int]) -> NDArray[np.float64]:
     is_cut = pool.touches[strong].any(axis=1)
     boxes = pool.boxes[strong]
     whole, pieces = boxes[~is_cut], boxes[is_cut]
-    if len(whole) and (_shares_within(pieces, whole[0]) >= MIN_COVER).all():
-        return whole[0]
+    if len(whole):
+        area, clipped = (pieces[:, 2:] - pieces[:, :2]).prod(axis=1), _clip(pieces, whole[0])
+        covered = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
+        shares = covered / np.maximum(area, np.finfo(np.float64).tiny)
+        if ((shares >= MIN_COVER) | (area <= 0)).all():
+            return whole[0]
     return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
-
-
-def _shares_within(boxes: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,) share of each box's area that lies within another; 1 for those without area."""
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    clipped = _clip(boxes, box)
-    shared = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
-    return np.where(area > 0, shared / np.maximum(area, np.finfo(np.float64).tiny), 1)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Scores of detections, and what is wrong with them."""

@@ -1,6 +1,7 @@
 """Everything that a report says about a split beyond the COCO metrics, from its detections and thresholds."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,14 @@ from numpy.typing import NDArray
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
 from deim.inference.nms import apply_nms
 from deim.inference.thresholds import OperatingPoints
-from deim.metrics.assignment import COCO_IOU_THRESHOLDS, Assignment, Overlaps, assign, compute_overlaps
+from deim.metrics.assignment import (
+    COCO_IOU_THRESHOLDS,
+    IOU_50,
+    Assignment,
+    Overlaps,
+    assign,
+    compute_overlaps,
+)
 from deim.metrics.average_precision import average_precisions, rank_by_score
 from deim.metrics.bootstrap import ScoreSamples, resample_scores
 from deim.metrics.choose_thresholds import Counts, count_classes
@@ -37,9 +45,7 @@ class PrecisionRecall:
     thresholds: tuple[float, ...]
     """K scores, falling."""
     precision: tuple[float, ...]
-    """K values in [0, 1]."""
     recall: tuple[float, ...]
-    """K values in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +63,6 @@ class Duplicates:
     ap: float | None
     """mAP of the raw detections that NMS leaves, whatever their score; None without boxes."""
     ap50: float | None
-    """The same at IoU 0.50."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,17 +70,13 @@ class SplitAnalysis:
     """What the detections of a split show about a detector at its operating points, with C classes."""
 
     points: OperatingPoints
-    """Thresholds and NMS that were applied."""
     counts: tuple[Counts, ...]
     """C counts of true and false positives and false negatives, by class index."""
     image_level: ImageLevel
-    """Escapes and overkill at the operating points."""
     image_level_for_escapes: ImageLevel | None
     """The same at the threshold for the limit of escapes; None if there is no such threshold."""
     escape_curve: EscapeCurve
-    """Escapes against overkill over all thresholds."""
     confusion: Confusion
-    """What boxes were predicted as, at the operating points."""
     error_counts: NDArray[np.int64]
     """(6, C) errors at the operating points, by `ERROR_KINDS` and class."""
     tide: TideDeltaAp50
@@ -88,7 +89,6 @@ class SplitAnalysis:
     kept: DetectionTable
     """Detections that the operating points keep."""
     kinds: ErrorKinds
-    """Kind of each of them."""
     raw_overlaps: Overlaps
     """Overlaps of the raw detections from IoU 0.1 on."""
 
@@ -97,13 +97,25 @@ class SplitAnalysis:
 class _Subset:
     """Some of the raw detections, with their overlaps."""
 
+    ground_truth: GroundTruthTable
     detections: DetectionTable
     overlaps: Overlaps
 
     def take(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "_Subset":
-        return _Subset(
-            detections=self.detections.take(kept),
-            overlaps=self.overlaps.take(kept, num_detections=len(self.detections)),
+        overlaps = self.overlaps.take(kept, num_detections=len(self.detections))
+        return replace(self, detections=self.detections.take(kept), overlaps=overlaps)
+
+    def assign(self, iou_thresholds: Sequence[float] = (IOU_50,)) -> Assignment:
+        return assign(
+            self.ground_truth, self.detections, overlaps=self.overlaps, iou_thresholds=iou_thresholds
+        )
+
+    def count_images(self) -> ImageLevel:
+        return count_images(self.ground_truth, self.detections, overlaps=self.overlaps)
+
+    def classify_errors(self) -> ErrorKinds:
+        return classify_errors(
+            self.ground_truth, self.detections, overlaps=self.overlaps, assignment=self.assign()
         )
 
 
@@ -122,27 +134,20 @@ def analyze_split(
         points: Operating points of the detector, chosen on this split or on another.
         num_resamples: Resamples behind the intervals; 0 for none.
     """
-    raw = _Subset(detections=detections, overlaps=compute_overlaps(ground_truth, detections))
-    raw_assignment = assign(
-        ground_truth, detections, overlaps=raw.overlaps, iou_thresholds=COCO_IOU_THRESHOLDS
+    raw = _Subset(
+        ground_truth=ground_truth,
+        detections=detections,
+        overlaps=compute_overlaps(ground_truth, detections),
     )
+    raw_assignment = raw.assign(COCO_IOU_THRESHOLDS)
     kept = raw.take(points.keep(detections))
-    assignment = assign(ground_truth, kept.detections, overlaps=kept.overlaps)
-    kinds = classify_errors(ground_truth, kept.detections, overlaps=kept.overlaps, assignment=assignment)
-    after_nms, nms_assignment = raw, raw_assignment
+    assignment, kinds = kept.assign(), kept.classify_errors()
     stays = apply_nms(detections, points.nms)
-    if not stays.all():
-        after_nms = raw.take(stays)
-        nms_assignment = assign(
-            ground_truth,
-            after_nms.detections,
-            overlaps=after_nms.overlaps,
-            iou_thresholds=COCO_IOU_THRESHOLDS,
-        )
+    after_nms = raw.take(stays)
+    nms_assignment = raw_assignment if stays.all() else after_nms.assign(COCO_IOU_THRESHOLDS)
     escape_level = None
     if points.escape_threshold is not None:
-        above = raw.take(detections.score >= points.escape_threshold)
-        escape_level = count_images(ground_truth, above.detections, overlaps=above.overlaps)
+        escape_level = raw.take(detections.score >= points.escape_threshold).count_images()
     samples = None
     if num_resamples:
         samples = resample_scores(
@@ -151,7 +156,7 @@ def analyze_split(
     return SplitAnalysis(
         points=points,
         counts=count_classes(ground_truth, kept.detections, assignment),
-        image_level=count_images(ground_truth, kept.detections, overlaps=kept.overlaps),
+        image_level=kept.count_images(),
         image_level_for_escapes=escape_level,
         escape_curve=trace_escapes(ground_truth, detections, overlaps=raw.overlaps),
         confusion=compute_confusion(
@@ -160,7 +165,6 @@ def analyze_split(
         error_counts=count_errors(ground_truth, kept.detections, kinds=kinds),
         tide=tide_delta_ap50(ground_truth, detections, overlaps=raw.overlaps, assignment=raw_assignment),
         duplicates=_count_duplicates(
-            ground_truth,
             raw.take(detections.score >= points.thresholds[detections.label]),
             kinds,
             average_precisions(ground_truth, after_nms.detections, assignment=nms_assignment),
@@ -173,15 +177,9 @@ def analyze_split(
     )
 
 
-def _count_duplicates(
-    ground_truth: GroundTruthTable, above: _Subset, kinds: ErrorKinds, ap_by_iou: NDArray[np.float64]
-) -> Duplicates:
+def _count_duplicates(above: _Subset, kinds: ErrorKinds, ap_by_iou: NDArray[np.float64]) -> Duplicates:
     """Count duplicates before and after NMS; `ap_by_iou` (10, C) is AP after it, by IoU threshold."""
-    assignment = assign(ground_truth, above.detections, overlaps=above.overlaps)
-    kinds_before = classify_errors(
-        ground_truth, above.detections, overlaps=above.overlaps, assignment=assignment
-    )
-    before, after = (result.kind == ErrorKind.DUPLICATE for result in (kinds_before, kinds))
+    before, after = (result.kind == ErrorKind.DUPLICATE for result in (above.classify_errors(), kinds))
     ap_by_iou = ap_by_iou[:, ~np.isnan(ap_by_iou[0])]
     return Duplicates(
         num_before=int(before.sum()),

@@ -126,7 +126,8 @@ def assign(
         & (overlaps.iou >= limits.min())
     )
     # Images and classes are independent: first the best detection of each takes its box, then the second…
-    rank = _rank_among_paired(detections, overlaps.detection[pairs])
+    paired, pair_of = np.unique(overlaps.detection[pairs], return_inverse=True)
+    rank = rank_in_class(detections.take(paired))[pair_of]
     pairs = pairs[np.argsort(rank, kind="stable")]
     rounds = np.split(pairs, np.cumsum(np.bincount(rank))[:-1]) if len(pairs) else []
     for pairs_of_round in rounds:
@@ -182,14 +183,3 @@ def rank_in_class(detections: DetectionTable) -> NDArray[np.int64]:
     ranks = np.empty(len(detections), dtype=np.int64)
     ranks[order] = np.arange(len(detections)) - starts
     return ranks
-
-
-def _rank_among_paired(detections: DetectionTable, paired: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rank of each pair's detection among the detections of its image and class that have a pair.
-
-    Args:
-        detections: All detections.
-        paired: (P,) position of the detection of each pair, ascending.
-    """
-    owners, owner_of_pair = np.unique(paired, return_inverse=True)
-    return rank_in_class(detections.take(owners))[owner_of_pair]

@@ -31,7 +31,10 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """True positives, false positives and false negatives at IoU 0.5."""
+    """True positives, false positives and false negatives at IoU 0.5.
+
+    Precision is None without detections, recall and F1 without ground truth.
+    """
 
     num_boxes: int
     """Ground-truth boxes, crowd regions not counted."""
@@ -44,11 +47,8 @@ class Counts:
     fn: int
     """Boxes that no detection hits."""
     precision: float | None
-    """tp / num_detections; None without detections."""
     recall: float | None
-    """tp / num_boxes; None without ground truth."""
     f1: float | None
-    """Harmonic mean of both, 0 without true positives; None without ground truth."""
 
 
 def choose_operating_points(
@@ -78,12 +78,7 @@ def choose_operating_points(
         annotations_sha256: Hash of its annotation file, for the record.
         default_threshold: Threshold for splits without any box, on which nothing can be chosen.
         max_escape_rate: Limit for the threshold that all classes share, see `OperatingPoints`.
-
-    Raises:
-        ValueError: If `rules` is empty.
     """
-    if not rules:
-        raise ValueError("choose_operating_points: no NMS rule, got an empty list. Give at least one.")
     overlaps = compute_overlaps(ground_truth, detections)
     escape_threshold = threshold_for_escapes(
         ground_truth, detections, overlaps=overlaps, max_rate=max_escape_rate

@@ -4,8 +4,7 @@ A number that COCO cannot compute, because there is no ground truth, is None, ne
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -32,63 +31,45 @@ NUM_LISTED = 10
 class CocoSummary:
     """The twelve COCO metrics, each in [0, 1]: means over the classes that have ground truth.
 
-    A metric is None if no class has ground truth of its size.
+    AP and AR are means over the IoU thresholds 0.50, 0.55, …, 0.95; AR counts the best 1, 10 or 100
+    detections of an image and a class. Small boxes have an area up to 32² px, large ones from 96² px. A
+    metric is None if no class has ground truth of its size.
     """
 
     ap: float | None
-    """AP, mean over the IoU thresholds 0.50, 0.55, …, 0.95."""
     ap50: float | None
-    """AP at IoU 0.50."""
     ap75: float | None
-    """AP at IoU 0.75."""
     ap_small: float | None
-    """`ap` of boxes with area up to 32² px."""
     ap_medium: float | None
-    """`ap` of boxes with area from 32² to 96² px."""
     ap_large: float | None
-    """`ap` of boxes with area from 96² px."""
     ar1: float | None
-    """Recall with one detection per image and class, mean over the IoU thresholds."""
     ar10: float | None
-    """The same with 10 detections."""
     ar100: float | None
-    """The same with 100 detections."""
     ar_small: float | None
-    """`ar100` of boxes with area up to 32² px."""
     ar_medium: float | None
-    """`ar100` of boxes with area from 32² to 96² px."""
     ar_large: float | None
-    """`ar100` of boxes with area from 96² px."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassMetrics:
-    """The metrics of one class: 0.0 if it was never predicted, None if it has no ground truth."""
+    """The metrics of one class, as in `CocoSummary`; 0.0 if it was never predicted.
+
+    Crowd regions do not count as boxes.
+    """
 
     category_id: int
-    """The id in the COCO file."""
     name: str
-    """The name in the COCO file."""
     num_images: int
-    """Images with at least one box of the class, crowd regions not counted."""
+    """Images with at least one box of the class."""
     num_boxes: int
-    """Boxes of the class, crowd regions not counted."""
     num_predictions: int
-    """Predictions of the class, whatever their score."""
     ap: float | None
-    """AP, mean over the IoU thresholds 0.50, 0.55, …, 0.95."""
     ap50: float | None
-    """AP at IoU 0.50."""
     ap75: float | None
-    """AP at IoU 0.75."""
     ar100: float | None
-    """Recall with 100 detections per image, mean over the IoU thresholds."""
     ap_small: float | None
-    """`ap` of boxes with area up to 32² px."""
     ap_medium: float | None
-    """`ap` of boxes with area from 32² to 96² px."""
     ap_large: float | None
-    """`ap` of boxes with area from 96² px."""
     note: str | None
     """Why metrics are None, and whether the class was never predicted; None if neither holds."""
 
@@ -102,9 +83,7 @@ class CocoMetrics:
     num_images_without_boxes: int
     """Images without a box; crowd regions are not counted."""
     num_boxes: int
-    """Boxes of the split, crowd regions not counted."""
     summary: CocoSummary
-    """The twelve metrics over all classes."""
     classes: tuple[ClassMetrics, ...]
     """One entry per category, in the order of the COCO file."""
 
@@ -145,14 +124,13 @@ def compute_coco_metrics(ground_truth: GroundTruthTable, detections: DetectionTa
         summary=_summarize(precision[:, :, by_id], recall[:, by_id]),
         classes=tuple(
             _class_metrics(
+                ground_truth,
+                label,
                 _summarize(precision[:, :, label], recall[:, label]),
-                category_id=ground_truth.category_ids[label],
-                name=name,
                 num_images=int(num_images[label]),
-                num_boxes=int(num_boxes[label]),
                 num_predictions=int(num_predictions[label]),
             )
-            for label, name in enumerate(ground_truth.class_names)
+            for label in range(num_classes)
         ),
     )
 
@@ -189,9 +167,20 @@ def _evaluate(
         Precision (10, 101, c, 4, 3) by IoU threshold, recall threshold, class, area range and detections per
         image, and recall (10, c, 4, 3); -1 where there is no ground truth.
     """
+    rows = detections.take(np.isin(detections.label, labels))
+    # Categories are numbered by class index, and ids count from 1: the evaluator takes 0 for "not matched".
+    results = rows.to_coco(ground_truth.image_ids, range(ground_truth.num_classes))
+    annotations = [
+        {**entry, "id": number, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
+        for number, entry in enumerate(results, start=1)
+    ]
+    truth = replace(ground_truth, category_ids=tuple(range(ground_truth.num_classes))).to_coco()
+    names = set(labels.tolist())
+    truth["categories"] = [entry for entry in truth["categories"] if entry["id"] in names]
+    truth["annotations"] = [entry for entry in truth["annotations"] if entry["category_id"] in names]
     evaluator = COCOeval_faster(
-        _truth_to_coco(ground_truth, labels),
-        _detections_to_coco(ground_truth, detections.take(np.isin(detections.label, labels)), labels),
+        COCO(truth, print_function=_silent),
+        COCO({**truth, "annotations": annotations}, print_function=_silent),
         iouType="bbox",
         print_function=_silent,
     )
@@ -204,66 +193,6 @@ def _evaluate(
         precision.reshape(NUM_IOU_THRESHOLDS, NUM_RECALL_THRESHOLDS, *shape),
         recall.reshape(NUM_IOU_THRESHOLDS, *shape),
     )
-
-
-def _truth_to_coco(ground_truth: GroundTruthTable, labels: NDArray[np.int64]) -> Any:
-    rows = np.isin(ground_truth.label, labels)
-    return _to_coco(
-        ground_truth,
-        labels,
-        image=ground_truth.image[rows],
-        label=ground_truth.label[rows],
-        bbox=ground_truth.boxes_xywh[rows],
-        area=ground_truth.area[rows],
-        iscrowd=ground_truth.is_crowd[rows].astype(np.int64),
-    )
-
-
-def _detections_to_coco(
-    ground_truth: GroundTruthTable, detections: DetectionTable, labels: NDArray[np.int64]
-) -> Any:
-    boxes = detections.boxes_xywh
-    return _to_coco(
-        ground_truth,
-        labels,
-        image=detections.image,
-        label=detections.label,
-        bbox=boxes,
-        area=boxes[:, 2] * boxes[:, 3],
-        iscrowd=np.zeros(len(boxes), dtype=np.int64),
-        score=detections.score,
-    )
-
-
-def _to_coco(
-    ground_truth: GroundTruthTable,
-    labels: NDArray[np.int64],
-    *,
-    image: NDArray[np.int64],
-    label: NDArray[np.int64],
-    **columns: NDArray[Any],
-) -> Any:
-    """Build the evaluator's data set from columns; categories are numbered by class index."""
-    image_ids = np.array(ground_truth.image_ids, dtype=np.int64)[image].tolist()
-    names, values = list(columns), [column.tolist() for column in columns.values()]
-    annotations = [
-        # Ids count from 1: the evaluator takes 0 for "not matched".
-        {
-            "id": number,
-            "image_id": image_id,
-            "category_id": category_id,
-            **dict(zip(names, rest, strict=True)),
-        }
-        for number, (image_id, category_id, *rest) in enumerate(
-            zip(image_ids, label.tolist(), *values, strict=True), start=1
-        )
-    ]
-    dataset = {
-        "images": [{"id": image_id} for image_id in ground_truth.image_ids],
-        "categories": [{"id": category_id} for category_id in labels.tolist()],
-        "annotations": annotations,
-    }
-    return COCO(dataset, print_function=_silent)
 
 
 def _silent(*_: object) -> None:
@@ -294,15 +223,15 @@ def _summarize(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> C
 
 
 def _class_metrics(
+    ground_truth: GroundTruthTable,
+    label: int,
     summary: CocoSummary,
     *,
-    category_id: int,
-    name: str,
     num_images: int,
-    num_boxes: int,
     num_predictions: int,
 ) -> ClassMetrics:
     """Build the entry of a class from the summary of its slice."""
+    num_boxes = int(ground_truth.boxes_per_class[label])
     by_size = {"small": summary.ap_small, "medium": summary.ap_medium, "large": summary.ap_large}
     missing = " or ".join(size for size, value in by_size.items() if value is None)
     notes = ["never predicted"] if num_boxes > 0 and num_predictions == 0 else []
@@ -310,8 +239,8 @@ def _class_metrics(
         size = f"{missing} " if num_boxes > 0 else ""
         notes.append(f"no {size}ground-truth box of this class in the split")
     return ClassMetrics(
-        category_id=category_id,
-        name=name,
+        category_id=ground_truth.category_ids[label],
+        name=ground_truth.class_names[label],
         num_images=num_images,
         num_boxes=num_boxes,
         num_predictions=num_predictions,

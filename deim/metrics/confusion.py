@@ -53,7 +53,9 @@ def compute_confusion(
     is_free_truth[assignment.truth[0, hits]] = False
     is_free_detection = assignment.is_fp[0].copy()
     pairs = [(detections.label[hits], detections.label[hits])]
-    for detection, truth in _overlapping(overlaps):
+    largest_first = np.argsort(-overlaps.iou, kind="stable")
+    for pair in largest_first[overlaps.iou[largest_first] >= IOU_50].tolist():
+        detection, truth = overlaps.detection[pair], overlaps.truth[pair]
         if is_free_detection[detection] and is_free_truth[truth]:
             is_free_detection[detection] = is_free_truth[truth] = False
             pairs.append((ground_truth.label[[truth]], detections.label[[detection]]))
@@ -72,13 +74,6 @@ def compute_confusion(
         ),
         most_confused=_most_confused(counts[:background, :background], sums, labels),
     )
-
-
-def _overlapping(overlaps: Overlaps) -> list[tuple[int, int]]:
-    """Pairs of a detection and a ground-truth box from IoU 0.5 on, the largest overlap first."""
-    order = np.argsort(-overlaps.iou, kind="stable")
-    order = order[overlaps.iou[order] >= IOU_50]
-    return list(zip(overlaps.detection[order].tolist(), overlaps.truth[order].tolist(), strict=True))
 
 
 def _most_confused(counts: NDArray[np.int64], sums: NDArray[np.int64], labels: tuple[str, ...]) -> str | None:

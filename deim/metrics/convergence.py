@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from deim.errors import DataError
-
 TREND_SHARE, MIN_TREND_VALIDATIONS = 0.2, 5
 """Last part of a run that tells whether the score still rises: share and least number of validations."""
 MIN_RISE = 0.005
@@ -27,15 +25,12 @@ class Convergence:
     ap: tuple[float | None, ...]
     """E scores; None where there was no validation."""
     ap50: tuple[float | None, ...]
-    """The same at IoU 0.50."""
     hours: float | None
     """Training and validation of all these epochs; None if the log does not say."""
     stopped_early: bool
-    """Whether early stopping ended the run."""
     best_epoch: int
     """Epoch of the best score; of equal scores the last, as for `best.pth`."""
     best_ap: float
-    """That score."""
     still_rising: bool | None
     """Whether the best score lies in the last fifth of the validations and a straight line through that part
     rises; None with fewer than 5 validations."""
@@ -57,17 +52,11 @@ def read_convergence(metrics_path: Path, *, planned_epochs: int) -> Convergence 
         planned_epochs: Length of the run as configured.
 
     Returns:
-        None if the log holds no validation score.
-
-    Raises:
-        DataError: If the file cannot be read.
+        None if there is no log, or it holds no validation score.
     """
-    try:
-        text = metrics_path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DataError(
-            f"{metrics_path}: cannot be read ({error.strerror}). Name the metrics.jsonl of a run folder."
-        ) from None
+    if not metrics_path.is_file():
+        return None
+    text = metrics_path.read_text(encoding="utf-8", errors="replace")
     entries: list[dict[str, Any]] = []
     for line in text.splitlines():
         entry = _epoch_entry(line)

@@ -92,15 +92,7 @@ def classify_errors(
         assignment: Their assignment; IoU 0.5 must be among its thresholds.
         is_counted: (D,) detections that count; the others become `IGNORED`. They must come after those of
             their image and class that count, so that they change no hit. None counts all.
-
-    Raises:
-        ValueError: If the assignment was not made at IoU 0.5.
     """
-    if IOU_50 not in assignment.iou_thresholds:
-        raise ValueError(
-            f"assignment: IoU {IOU_50} is not among its thresholds, got {assignment.iou_thresholds}. The"
-            f" kinds of errors are defined at IoU {IOU_50}. Pass it to assign."
-        )
     row = assignment.iou_thresholds.index(IOU_50)
     usable = ~ground_truth.is_crowd[overlaps.truth] & (overlaps.iou >= MIN_IOU)
     is_same_class = detections.label[overlaps.detection] == ground_truth.label[overlaps.truth]
@@ -170,9 +162,6 @@ def tide_delta_ap50(
         detections: Raw detections. The best 100 of each image and class count.
         overlaps: Overlaps of these detections from IoU 0.1 on at least.
         assignment: Their assignment; IoU 0.5 must be among its thresholds.
-
-    Raises:
-        ValueError: If the assignment was not made at IoU 0.5.
     """
     is_counted = rank_in_class(detections) < MAX_DETECTIONS
     kinds = classify_errors(

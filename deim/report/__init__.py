@@ -1,1 +1,1 @@
-"""TODO."""
+"""The report of an evaluation: its numbers, page, charts and images."""

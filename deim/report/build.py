@@ -61,13 +61,8 @@ def build_report(inputs: ReportInputs, analysis: SplitAnalysis, *, files: dict[s
         inputs: Detections of a split.
         analysis: Analysis of the same detections.
         files: SHA-256 of the files beside the report, by name.
-
-    Raises:
-        ValueError: If `created` has no time zone.
     """
     created = inputs.created or datetime.now(UTC)
-    if created.tzinfo is None:
-        raise ValueError(f"build_report: created has no time zone, got {created}. Use datetime.now(UTC).")
     metrics, samples = inputs.metrics, analysis.samples
     return Report(
         schema_version=SCHEMA_VERSION,

@@ -1,6 +1,7 @@
 """The charts of a report, drawn from its numbers alone, as PNG and SVG."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,18 @@ ON_WHITE: Any = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 Draw = Callable[[Figure], None]
 
 
+@contextmanager
+def chart_figure(draw: Draw, *, height: float, width: float = WIDTH) -> Iterator[Figure]:
+    """Draw a chart of a size in inches, to save it while the style of all charts holds."""
+    with mpl.rc_context(CHART_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the layout is done; each file would repeat it
+        yield figure
+
+
 def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -> Path:
     """Draw a chart and write it as PNG and as SVG.
 
@@ -45,12 +58,7 @@ def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -
     Returns:
         Path of the SVG; the PNG lies beside it.
     """
-    with mpl.rc_context(CHART_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout is done; each file would repeat it
+    with chart_figure(draw, height=height, width=width) as figure:
         figure.savefig(path.with_suffix(".png"), dpi=PNG_DPI)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     return path.with_suffix(".svg")
@@ -66,12 +74,9 @@ def draw_report_charts(report: Report, folder: Path) -> dict[str, Path]:
     Returns:
         Path of each chart's SVG by its title; the PNG lies beside it.
     """
-    num_classes = len(report.classes)
-    height_with_legend = max(5.0, height_of_legend(num_classes))
+    height_with_legend = max(5.0, height_of_legend(len(report.classes)))
     paths = {
-        "AP50 of each class": save_chart(
-            partial(_class_ap50, report=report), folder / "class_ap50", height=1.6 + 0.42 * num_classes
-        ),
+        "AP50 of each class": save_class_ap50([("", report)], folder / "class_ap50"),
         "Precision and recall": save_chart(
             partial(_precision_recall, report=report), folder / "precision_recall", height=height_with_legend
         ),
@@ -113,14 +118,11 @@ def legend_beside(axes: Axes) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BarSeries:
-    """One bar for each of N rows."""
+    """One bar for each of N rows, none where the value is None."""
 
     values: Sequence[float | None]
-    """N values; None gives no bar."""
     color: Any
-    """Any color of Matplotlib."""
     label: str = ""
-    """Entry of the legend; empty for none."""
     intervals: Sequence[Interval | None] = ()
     """N intervals, drawn as lines; empty for none."""
     text_of_none: str | Sequence[str] = "no ground truth"
@@ -207,23 +209,45 @@ def _draw_confusions(
     figure.colorbar(heat, ax=grid.tolist(), label="% of the row", shrink=0.8, aspect=30 * len(confusions))
 
 
-def _class_ap50(figure: Figure, report: Report) -> None:
+def save_class_ap50(reports: Sequence[tuple[str, Report]], path: Path) -> Path:
+    """Draw AP50 of each class, as bars of several reports on the same images side by side.
+
+    Args:
+        reports: Name, as the legend shows it, and report of each.
+        path: Without suffix.
+
+    Returns:
+        Path of the SVG; the PNG lies beside it.
+    """
+    height = 1.6 + len(reports[0][1].classes) * (0.22 + 0.2 * len(reports))
+    return save_chart(partial(_class_ap50, reports=reports), path, height=height)
+
+
+def _class_ap50(figure: Figure, reports: Sequence[tuple[str, Report]]) -> None:
     axes = figure.subplots()
+    report = reports[0][1]
     labels = [
         f"{name}\nn = {row.metrics.num_boxes} in {row.metrics.num_images} images"
         for name, row in zip(chart_names(report.class_names), report.classes, strict=True)
     ]
-    bars = BarSeries(
-        values=[row.metrics.ap50 for row in report.classes],
-        color=BLUE,
-        intervals=[row.ap50_interval for row in report.classes],
-    )
-    draw_bars(axes, labels, [bars])
+    is_alone = len(reports) == 1
+    series = [
+        BarSeries(
+            values=[row.metrics.ap50 for row in other.classes],
+            color=BLUE if is_alone else chart_color(index),
+            label="" if is_alone else name,
+            intervals=[row.ap50_interval for row in other.classes],
+        )
+        for index, (name, other) in enumerate(reports)
+    ]
+    draw_bars(axes, labels, series)
     axes.set_xlim(0, 1.12)
-    axes.set_xlabel("AP at IoU 0.50" + (", line: 95 % interval" if report.intervals else ""))
+    axes.set_xlabel("AP at IoU 0.50" + (", lines: 95 % intervals" if report.intervals else ""))
     axes.set_title("AP50 of each class")
     ap50 = report.summary.ap50
-    if ap50 is not None:
+    if not is_alone:
+        legend_beside(axes)
+    elif ap50 is not None:
         axes.axvline(ap50, color=RED, linestyle="--", linewidth=1)
         axes.set_title(f"AP50 of each class; the mean, {ap50:.3f}, is dashed")
 

@@ -8,16 +8,19 @@ from functools import cache
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
+import torch
 from matplotlib.font_manager import get_font
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from deim.boxes import xywh_to_xyxy
+from deim.inference.detection_table import GroundTruthTable
 from deim.report.palette import EMPTY, FAINT, INK, PAPER, Color, class_color
 from deim.structures import Detections
 
 Rectangle = tuple[float, float, float, float]
 
+FONT_PATH = str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 LONGEST_NAME = 24
 PANEL_WIDTH = 360
 PANEL_HEIGHTS = (120, 360)
@@ -27,16 +30,14 @@ TITLE_SIZE, CAPTION_SIZE = 22, 14
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
-    """One drawing of an image with N boxes."""
+    """One drawing of an image with N boxes, their labels and colors."""
 
     caption: str
     """Line above the panel."""
     boxes_xyxy: Tensor
     """(N, 4) float, pixels of the image."""
     texts: Sequence[str]
-    """N labels."""
     colors: Sequence[Color]
-    """N colors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +58,6 @@ def draw_boxes(
     texts: Sequence[str],
     colors: Sequence[Color],
     scale: float = 1.0,
-    line_width: int | None = None,
-    font_size: int | None = None,
 ) -> Image.Image:
     """Draw boxes with label tags on a copy of an image.
 
@@ -66,13 +65,11 @@ def draw_boxes(
     inside it where there is no room, and never leaves the image. The first boxes lie on top.
 
     Args:
-        image: Any mode; more than 8 bits are stretched between the darkest and the brightest pixel.
+        image: 8 bits per channel, any mode.
         boxes_xyxy: (N, 4) float, pixels of the image. N may be 0.
         texts: N labels, cut if wider than the image; an empty one gives no tag.
         colors: N colors.
         scale: Factor from the image to the drawing; enlarge small images so that tags fit.
-        line_width: In pixels of the drawing; None follows its size.
-        font_size: In pixels of the drawing; None follows its size.
 
     Returns:
         A new RGB image, `scale` times the size.
@@ -80,12 +77,12 @@ def draw_boxes(
     Raises:
         ValueError: If boxes, texts and colors differ in number.
     """
-    canvas = _to_rgb(image)
+    canvas = image.convert("RGB")
     if scale != 1:
         canvas = canvas.resize((max(1, round(canvas.width * scale)), max(1, round(canvas.height * scale))))
     draw = ImageDraw.Draw(canvas)
-    line_width = line_width or max(2, round(max(canvas.size) / 350))
-    font = load_font(font_size or min(max(12, min(canvas.size) // 40), 40))
+    line_width = max(2, round(max(canvas.size) / 350))
+    font = _load_font(min(max(12, min(canvas.size) // 40), 40))
     rectangles = [_clip(box, canvas.size) for box in (boxes_xyxy * scale).tolist()]
     entries = list(zip(rectangles, texts, colors, strict=True))
     for (x1, y1, x2, y2), _, color in reversed(entries):
@@ -94,7 +91,7 @@ def draw_boxes(
     tags: list[tuple[Rectangle, str, Color]] = []
     for rectangle, text, color in entries:
         if text:
-            shown = fit_text(text, font, canvas.width - 6)
+            shown = _fit_text(text, font, canvas.width - 6)
             size = font.getlength(shown) + 6, sum(font.getmetrics()) + 2
             tags.append((_place_tag(rectangle, size, canvas.size, [tag for tag, *_ in tags]), shown, color))
     for (x1, y1, x2, y2), text, color in reversed(tags):
@@ -122,15 +119,47 @@ def draw_detections(
     return draw_boxes(image, panel.boxes_xyxy, texts=panel.texts, colors=panel.colors, scale=scale)
 
 
-def detections_panel(detections: Detections, *, class_names: Sequence[str], caption: str) -> Panel:
-    """Build the panel of the detections of one image, with class and score of each."""
+def detections_panel(
+    detections: Detections,
+    *,
+    class_names: Sequence[str],
+    caption: str,
+    colors: Sequence[Color] | None = None,
+) -> Panel:
+    """Build the panel of the detections of one image, with class and score of each.
+
+    Args:
+        detections: K detections, in pixels of the image.
+        class_names: Name of each class index.
+        caption: Line above the panel.
+        colors: K colors; None for those of the classes.
+    """
     labels, scores = detections.labels.tolist(), detections.scores.tolist()
     names = short_names(class_names)
     return Panel(
         caption=caption,
         boxes_xyxy=detections.boxes_xyxy,
         texts=[f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)],
-        colors=[class_color(label) for label in labels],
+        colors=colors or [class_color(label) for label in labels],
+    )
+
+
+def truth_panel(ground_truth: GroundTruthTable, image: int, *, color: Color | None = None) -> Panel:
+    """Build the panel of the ground truth of one image.
+
+    Args:
+        ground_truth: The split.
+        image: Position of the image.
+        color: Color of all boxes; None for those of the classes.
+    """
+    names = short_names(ground_truth.class_names)
+    boxes = ground_truth.image == image
+    labels = ground_truth.label[boxes].tolist()
+    return Panel(
+        caption=f"ground truth: {len(labels)}",
+        boxes_xyxy=xywh_to_xyxy(torch.from_numpy(ground_truth.boxes_xywh[boxes])),
+        texts=[names[label] for label in labels],
+        colors=[color or class_color(label) for label in labels],
     )
 
 
@@ -147,37 +176,44 @@ def panel_sheet(rows: Sequence[PanelRow], *, title: str, columns: int = 1) -> Im
     """
     heights = [math.ceil(PANEL_WIDTH * row.image.height / row.image.width) for row in rows]
     panel_height = min(max([PANEL_HEIGHTS[0], *heights]), PANEL_HEIGHTS[1])
-    cells = [_draw_row(row, panel_height) for row in rows]
+    cells = [draw_row(row, panel_wh=(PANEL_WIDTH, panel_height)) for row in rows]
     columns = min(columns, max(1, len(cells)))
     step_x = (cells[0].width if cells else 2 * PANEL_WIDTH) + MARGIN
     step_y = (cells[0].height if cells else LINE_HEIGHT) + MARGIN
     top = MARGIN + 2 * LINE_HEIGHT
     height = top + max(1, math.ceil(len(cells) / columns)) * step_y
     sheet = Image.new("RGB", (MARGIN + columns * step_x, height), PAPER)
-    write_line(sheet, (MARGIN, MARGIN), title, size=TITLE_SIZE, color=INK)
+    _write_line(sheet, (MARGIN, MARGIN), title, size=TITLE_SIZE, color=INK)
     if not cells:
-        write_line(sheet, (MARGIN, top), "No images.", size=CAPTION_SIZE, color=FAINT)
+        _write_line(sheet, (MARGIN, top), "No images.", size=CAPTION_SIZE, color=FAINT)
     for index, cell in enumerate(cells):
         y, x = divmod(index, columns)
         sheet.paste(cell, (MARGIN + x * step_x, top + y * step_y))
     return sheet
 
 
-def _draw_row(row: PanelRow, panel_height: int) -> Image.Image:
-    """Draw the panels of an image side by side below its caption, each centered in an equal area."""
-    width = len(row.panels) * (PANEL_WIDTH + GAP) - GAP
-    canvas = Image.new("RGB", (width, 2 * LINE_HEIGHT + panel_height), PAPER)
-    write_line(canvas, (0, 0), row.caption, size=CAPTION_SIZE, color=INK)
-    scale = min(PANEL_WIDTH / row.image.width, panel_height / row.image.height)
+def draw_row(row: PanelRow, *, panel_wh: tuple[int, int]) -> Image.Image:
+    """Draw the panels of an image side by side below its caption, each centered in an equal area.
+
+    Args:
+        row: The image and its panels.
+        panel_wh: Width and height of a panel, in pixels.
+
+    Returns:
+        An RGB image.
+    """
+    width, height = panel_wh
+    size_wh = len(row.panels) * (width + GAP) - GAP, 2 * LINE_HEIGHT + height
+    canvas = Image.new("RGB", size_wh, PAPER)
+    _write_line(canvas, (0, 0), row.caption, size=CAPTION_SIZE, color=INK)
+    scale = min(width / row.image.width, height / row.image.height)
     for index, panel in enumerate(row.panels):
-        cell = Image.new("RGB", (PANEL_WIDTH, LINE_HEIGHT + panel_height), EMPTY)
-        cell.paste(PAPER, (0, 0, PANEL_WIDTH, LINE_HEIGHT))
-        write_line(cell, (0, 0), panel.caption, size=CAPTION_SIZE, color=FAINT)
+        cell = Image.new("RGB", (width, LINE_HEIGHT + height), EMPTY)
+        cell.paste(PAPER, (0, 0, width, LINE_HEIGHT))
+        _write_line(cell, (0, 0), panel.caption, size=CAPTION_SIZE, color=FAINT)
         drawn = draw_boxes(row.image, panel.boxes_xyxy, texts=panel.texts, colors=panel.colors, scale=scale)
-        cell.paste(
-            drawn, ((PANEL_WIDTH - drawn.width) // 2, LINE_HEIGHT + (panel_height - drawn.height) // 2)
-        )
-        canvas.paste(cell, (index * (PANEL_WIDTH + GAP), LINE_HEIGHT))
+        cell.paste(drawn, ((width - drawn.width) // 2, LINE_HEIGHT + (height - drawn.height) // 2))
+        canvas.paste(cell, (index * (width + GAP), LINE_HEIGHT))
     return canvas
 
 
@@ -196,7 +232,7 @@ def short_names(names: Sequence[str], *, kind: str = "class", longest: int = LON
     Returns:
         As many names.
     """
-    has_glyph = get_font(_font_path()).get_char_index
+    has_glyph = get_font(FONT_PATH).get_char_index
     head, tail = (longest - 1) // 2, longest // 2
     shown = []
     for index, name in enumerate(names):
@@ -210,7 +246,7 @@ def short_names(names: Sequence[str], *, kind: str = "class", longest: int = LON
     return tuple(shown)
 
 
-def fit_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _fit_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """Cut a text to a width in pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
@@ -220,41 +256,16 @@ def fit_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return text + "…"
 
 
-def write_line(sheet: Image.Image, at_xy: tuple[int, int], text: str, *, size: int, color: Color) -> None:
-    """Write one line on an image, cut at its right edge.
-
-    Args:
-        sheet: Changed in place.
-        at_xy: Upper left corner of the line, in pixels.
-        text: The line.
-        size: Size of the font, in pixels.
-        color: Color of the letters.
-    """
-    font = load_font(size)
-    ImageDraw.Draw(sheet).text(at_xy, fit_text(text, font, sheet.width - at_xy[0]), font=font, fill=color)
+def _write_line(sheet: Image.Image, at_xy: tuple[int, int], text: str, *, size: int, color: Color) -> None:
+    """Write one line on an image, cut at its right edge; `at_xy` is its upper left corner."""
+    font = _load_font(size)
+    ImageDraw.Draw(sheet).text(at_xy, _fit_text(text, font, sheet.width - at_xy[0]), font=font, fill=color)
 
 
 @cache
-def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Load the font of all drawings, DejaVu Sans, which Matplotlib brings along.
-
-    Args:
-        size: In pixels.
-    """
-    return ImageFont.truetype(_font_path(), size)
-
-
-def _font_path() -> str:
-    return str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode[0] in "IF":
-        # Pillow would clip these at 255, so that a 16-bit image would come out white.
-        values = np.asarray(image, dtype=np.float64)
-        low, high = float(values.min()), float(values.max())
-        image = Image.fromarray(np.uint8((values - low) * (255 / max(high - low, 1e-12))))
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+def _load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Load the font of all drawings, DejaVu Sans, which Matplotlib brings along."""
+    return ImageFont.truetype(FONT_PATH, size)
 
 
 def _clip(box_xyxy: Sequence[float], image_wh: tuple[int, int]) -> Rectangle:

@@ -20,8 +20,8 @@ from deim.inference.predictor import match_config, stored_points
 from deim.inference.thresholds import OperatingPoints
 from deim.metrics.choose_thresholds import choose_operating_points
 from deim.metrics.coco import compute_coco_metrics, worst_class
-from deim.metrics.convergence import Convergence, read_convergence
-from deim.records import from_json, to_json
+from deim.metrics.convergence import read_convergence
+from deim.records import to_json
 from deim.report.build import ReportInputs, installed_versions
 from deim.report.files import ImageFolder, ReportFiles, prediction_sheet, write_report_files
 from deim.report.schema import (
@@ -30,7 +30,6 @@ from deim.report.schema import (
     ModelInfo,
     Provenance,
     Report,
-    TilesInfo,
     TimePerImage,
     check_report_path,
 )
@@ -79,17 +78,14 @@ def evaluate_split(
 ) -> ReportInputs:
     """Evaluate a trained detector as `evaluate_checkpoint` does, but write no report.
 
-    Args:
-        trained: The detector.
-        evaluator: Evaluator of the split.
-        split_name: `train`, `val` or `test`, for the report.
-        store_points: Write new operating points into the checkpoint.
+    New operating points are written into the checkpoint only with `store_points`.
 
     Raises:
         DataError: If an image is damaged.
     """
     points = None if split_name == VAL else _points_for(trained, store=store_points)
     result = evaluator.evaluate(trained.model)
+    log = trained.path.parent / "metrics.jsonl"
     if points is None:
         points = _choose(trained, evaluator, result)
         if store_points:
@@ -101,7 +97,7 @@ def evaluate_split(
         points=points,
         provenance=_provenance(trained, evaluator, result, split_name),
         num_resamples=trained.config.evaluation.bootstrap_resamples,
-        convergence=_convergence(trained),
+        convergence=read_convergence(log, planned_epochs=trained.config.epochs),
     )
 
 
@@ -168,7 +164,6 @@ def _provenance(
     trained: TrainedDetector, evaluator: Evaluator, result: EvaluationResult, split_name: str
 ) -> Provenance:
     config, split = trained.config, evaluator.split
-    tiles = config.data.tiles
     return Provenance(
         split=split_name,
         dataset=DatasetInfo(
@@ -189,18 +184,12 @@ def _provenance(
         ),
         image_size_hw=config.image_size_hw,
         resize=config.data.resize,
-        tiles=None if tiles is None else from_json(TilesInfo, to_json(tiles)),
+        tiles=config.data.tiles,
         time_per_image_ms=TimePerImage(network=result.network_ms, total=result.total_ms),
         device=str(trained.device),
         versions=installed_versions(),
         max_detections=evaluator.max_detections,
     )
-
-
-def _convergence(trained: TrainedDetector) -> Convergence | None:
-    """Read the convergence of the run if its log is beside the checkpoint."""
-    log = trained.path.parent / "metrics.jsonl"
-    return read_convergence(log, planned_epochs=trained.config.epochs) if log.is_file() else None
 
 
 def to_validation(result: EvaluationResult, image: Image.Image | None = None) -> Validation:

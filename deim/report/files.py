@@ -16,14 +16,11 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from deim.boxes import xywh_to_xyxy
 from deim.data.images.load import read_preview
 from deim.errors import DataError
 from deim.files import sha256_of_file, write_atomically, write_text
@@ -32,17 +29,14 @@ from deim.metrics.analysis import analyze_split
 from deim.metrics.coco import compute_coco_metrics
 from deim.report.build import ReportInputs, build_report
 from deim.report.charts import draw_report_charts
-from deim.report.draw import Panel, PanelRow, detections_panel, panel_sheet, short_names
+from deim.report.draw import PanelRow, detections_panel, panel_sheet, truth_panel
 from deim.report.gallery import choose_gallery, draw_entry
 from deim.report.html import render_report
 from deim.report.page import Figure, embed_image
-from deim.report.palette import class_color
 from deim.report.schema import Report, check_report_path, read_report, write_record
 from deim.report.tables import format_class_csv
 
 MAX_SHEET_IMAGES = 12
-ENTRIES_AT_ONCE = 10_000
-"""Detections that become text at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +44,6 @@ class ReportFiles:
     """Paths of the files of a report."""
 
     report: Path
-    """The JSON report."""
 
     @property
     def page(self) -> Path:
@@ -195,26 +188,16 @@ def prediction_sheet(
         title: First line of the sheet.
     """
     number = min(MAX_SHEET_IMAGES, ground_truth.num_images)
-    names = short_names(ground_truth.class_names)
     rows = []
     for position in sorted(random.Random(0).sample(range(ground_truth.num_images), number)):
         image = images.read(position)
         if image is None:
             continue
-        boxes = ground_truth.image == position
-        labels = ground_truth.label[boxes].tolist()
-        truth = Panel(
-            caption=f"ground truth: {len(labels)}",
-            boxes_xyxy=xywh_to_xyxy(torch.from_numpy(ground_truth.boxes_xywh[boxes])),
-            texts=[names[label] for label in labels],
-            colors=[class_color(label) for label in labels],
-        )
         detections = kept.detections_of_image(position)
         caption = f"detections: {len(detections.scores)}"
         kept_panel = detections_panel(detections, class_names=ground_truth.class_names, caption=caption)
-        rows.append(
-            PanelRow(image=image, caption=ground_truth.file_names[position], panels=[truth, kept_panel])
-        )
+        panels = [truth_panel(ground_truth, position), kept_panel]
+        rows.append(PanelRow(image=image, caption=ground_truth.file_names[position], panels=panels))
     return panel_sheet(rows, title=title, columns=2)
 
 
@@ -227,10 +210,9 @@ def write_json_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
     """
 
     def write(file: Any) -> None:
-        separator, remaining = "[", iter(entries)
-        while batch := list(islice(remaining, ENTRIES_AT_ONCE)):
-            text = json.dumps(batch, ensure_ascii=False, allow_nan=False)
-            file.write((separator + text[1:-1]).encode("utf-8"))
+        separator = "["
+        for entry in entries:
+            file.write((separator + json.dumps(entry, ensure_ascii=False, allow_nan=False)).encode("utf-8"))
             separator = ", "
         file.write(b"[]" if separator == "[" else b"]")
 

@@ -7,30 +7,26 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
 from deim.metrics.analysis import SplitAnalysis
 from deim.metrics.assignment import IOU_50, Overlaps, iou_with
 from deim.metrics.tide import ErrorKind
-from deim.report.draw import draw_boxes, short_names, write_line
+from deim.report.draw import Panel, PanelRow, draw_row, short_names
 from deim.report.palette import (
     CORRECT_COLOR,
     EMPTY,
-    FAINT,
     IGNORED_COLOR,
-    INK,
     MARK_COLOR,
-    PAPER,
     WRONG_COLOR,
     Color,
 )
 
 ENTRIES_PER_CLASS = 4
 """Most misses, and most false alarms, of each class."""
-SIDE, GAP, LINE = 520, 10, 24
-"""Side of a panel, gap between panels and height of a line of text, in pixels."""
-LINE_WIDTH, MARK_WIDTH, MARGIN = 3, 4, 10
+SIDE, MARGIN, MARK_DISTANCE = 520, 10, 5
+"""Side of a panel, margin around the crop in it, and distance of the mark from its box, in pixels."""
 MIN_CONTEXT, MAX_CONTEXT, SHARE_OF_IMAGE, MIN_CROP = 3.0, 9.0, 0.25, 32
 """The crop is a quarter of the longer side of the image, but at least 3 and at most 9 times as long as the
 box, and at least 32 px."""
@@ -46,15 +42,12 @@ class GalleryEntry:
     label: int
     """Class index of the missed box or of the false detection."""
     image: int
-    """Position of the image in the split."""
     position: int
     """Position of the box: in the ground truth for a miss, in the kept detections for a false alarm."""
     box_xywh: tuple[float, float, float, float]
-    """The box in pixels of the image."""
     score: float | None
     """Score of a false alarm. Highest score of its class on the box for a miss; None if there is none."""
     caption: str
-    """What happened."""
 
 
 def choose_gallery(
@@ -81,32 +74,34 @@ def choose_gallery(
     strongest_first = np.argsort(-kept.score, kind="stable")
     strongest_first = strongest_first[kinds.kind[strongest_first] >= 0]
 
-    def entry(
-        kind: Literal["miss", "false alarm"], position: int, *, score: float | None, caption: str
-    ) -> GalleryEntry:
-        table: GroundTruthTable | DetectionTable = ground_truth if kind == "miss" else kept
-        x, y, width, height = table.boxes_xywh[position].tolist()
-        return GalleryEntry(
-            kind=kind,
-            label=int(table.label[position]),
-            image=int(table.image[position]),
-            position=position,
-            box_xywh=(x, y, width, height),
-            score=score,
-            caption=caption,
-        )
-
     entries = []
     for label in range(ground_truth.num_classes):
-        misses = worst_first[ground_truth.label[worst_first] == label]
-        for box in misses[:ENTRIES_PER_CLASS].tolist():
-            score = float(best_score[box]) if best_score[box] >= 0 else None
-            caption = _miss_caption(ground_truth, analysis, box, score)
-            entries.append(entry("miss", box, score=score, caption=caption))
-        false_alarms = strongest_first[kept.label[strongest_first] == label]
-        for row in false_alarms[:ENTRIES_PER_CLASS].tolist():
-            caption = _false_alarm_caption(ground_truth, analysis, row)
-            entries.append(entry("false alarm", row, score=float(kept.score[row]), caption=caption))
+        misses = worst_first[ground_truth.label[worst_first] == label][:ENTRIES_PER_CLASS]
+        false_alarms = strongest_first[kept.label[strongest_first] == label][:ENTRIES_PER_CLASS]
+        chosen: list[tuple[Literal["miss", "false alarm"], int]] = [
+            *(("miss", position) for position in misses.tolist()),
+            *(("false alarm", position) for position in false_alarms.tolist()),
+        ]
+        for kind, position in chosen:
+            table: GroundTruthTable | DetectionTable = ground_truth if kind == "miss" else kept
+            number = float((best_score if kind == "miss" else kept.score)[position])
+            score = number if number >= 0 else None
+            if kind == "miss":
+                caption = _miss_caption(ground_truth, analysis, position, score)
+            else:
+                caption = _false_alarm_caption(ground_truth, analysis, position)
+            x, y, width, height = table.boxes_xywh[position].tolist()
+            entries.append(
+                GalleryEntry(
+                    kind=kind,
+                    label=label,
+                    image=int(table.image[position]),
+                    position=position,
+                    box_xywh=(x, y, width, height),
+                    score=score,
+                    caption=caption,
+                )
+            )
     return entries
 
 
@@ -129,41 +124,51 @@ def draw_entry(
     """
     kept, kinds = analysis.kept, analysis.kinds
     crop = _crop_around(entry.box_xywh, image.size)
+    x1, y1, x2, y2 = crop
+    scale = (SIDE - 2 * MARGIN) / max(x2 - x1, y2 - y1)
+    width, height = max(1, round((x2 - x1) * scale)), max(1, round((y2 - y1) * scale))
+    corner = (SIDE - width) // 2, (SIDE - height) // 2
+    canvas = Image.new("RGB", (SIDE, SIDE), EMPTY)
+    canvas.paste(image.crop(crop).convert("RGB").resize((width, height)), corner)
+
+    def panel(
+        caption: str, boxes_xywh: NDArray[np.float64], texts: Sequence[str], colors: Sequence[Color]
+    ) -> Panel:
+        """Build a panel of boxes in pixels of the original, with the mark below them."""
+        boxes = np.concatenate([boxes_xywh, [entry.box_xywh]])
+        low = (boxes[:, :2] - (x1, y1)) * scale + corner
+        boxes = np.concatenate([low, low + boxes[:, 2:] * scale], axis=1)
+        boxes[-1] += (-MARK_DISTANCE, -MARK_DISTANCE, MARK_DISTANCE, MARK_DISTANCE)
+        tags = [text if number < MAX_TAGS else "" for number, text in enumerate(texts)]
+        return Panel(
+            caption=caption,
+            boxes_xyxy=torch.from_numpy(boxes),
+            texts=[*tags, ""],
+            colors=[*colors, MARK_COLOR],
+        )
+
     names = short_names(ground_truth.class_names)
+    color_of_kind = {int(ErrorKind.TP): CORRECT_COLOR, int(ErrorKind.IGNORED): IGNORED_COLOR}
     is_hit = kinds.is_hit()
     truths = _rows_in_crop(ground_truth, entry, crop, kind="miss")
     rows = _rows_in_crop(kept, entry, crop, kind="false alarm")
-    truth_panel = _draw_crop(
-        image,
-        crop,
-        entry,
-        boxes_xywh=ground_truth.boxes_xywh[truths],
-        texts=[names[ground_truth.label[row]] for row in truths],
-        colors=[
+    truth_panel = panel(
+        f"ground truth, {ground_truth.file_names[entry.image]}",
+        ground_truth.boxes_xywh[truths],
+        [names[ground_truth.label[row]] for row in truths],
+        [
             IGNORED_COLOR if ground_truth.is_crowd[row] else CORRECT_COLOR if is_hit[row] else WRONG_COLOR
             for row in truths
         ],
     )
-    detection_panel = _draw_crop(
-        image,
-        crop,
-        entry,
-        boxes_xywh=kept.boxes_xywh[rows],
-        texts=[f"{names[kept.label[row]]} {kept.score[row]:.2f}" for row in rows],
-        colors=[_color_of_kind(int(kinds.kind[row])) for row in rows],
+    detection_panel = panel(
+        f"kept detections, {x2 - x1} x {y2 - y1} px at x {x1}, y {y1}",
+        kept.boxes_xywh[rows],
+        [f"{names[kept.label[row]]} {kept.score[row]:.2f}" for row in rows],
+        [color_of_kind.get(kind, WRONG_COLOR) for kind in kinds.kind[rows].tolist()],
     )
-    canvas = Image.new("RGB", (2 * SIDE + GAP, 3 * LINE + SIDE + GAP), PAPER)
-    x1, y1, x2, y2 = crop
-    place = f"{ground_truth.file_names[entry.image]}, {x2 - x1} x {y2 - y1} px at x {x1}, y {y1}"
-    write_line(canvas, (0, 0), entry.caption, size=18, color=INK)
-    write_line(canvas, (0, LINE), place, size=14, color=FAINT)
-    for left, title, panel in (
-        (0, "Ground truth: blue is found, red is missed", truth_panel),
-        (SIDE + GAP, "Kept detections: blue is correct, red is wrong", detection_panel),
-    ):
-        write_line(canvas, (left, 2 * LINE), title, size=14, color=INK)
-        canvas.paste(panel, (left, 3 * LINE))
-    return canvas
+    row = PanelRow(image=canvas, caption=entry.caption, panels=[truth_panel, detection_panel])
+    return draw_row(row, panel_wh=(SIDE, SIDE))
 
 
 def _best_scores_on_truth(
@@ -230,12 +235,6 @@ def _iou_text(kept: DetectionTable, row: int, ground_truth: GroundTruthTable, bo
     return f"IoU {np.floor(100 * iou[0]) / 100:.2f}"  # 0.498 must not read 0.50
 
 
-def _color_of_kind(kind: int) -> Color:
-    if kind == ErrorKind.TP:
-        return CORRECT_COLOR
-    return IGNORED_COLOR if kind == ErrorKind.IGNORED else WRONG_COLOR
-
-
 def _crop_around(
     box_xywh: tuple[float, float, float, float], image_wh: tuple[int, int]
 ) -> tuple[int, int, int, int]:
@@ -268,41 +267,3 @@ def _rows_in_crop(
     is_entry = (rows == entry.position) & (entry.kind == kind)
     overlap = iou_with(table.boxes_xywh[rows], np.array(entry.box_xywh))
     return rows[np.lexsort((-overlap, ~is_entry))]
-
-
-def _draw_crop(
-    image: Image.Image,
-    crop: tuple[int, int, int, int],
-    entry: GalleryEntry,
-    *,
-    boxes_xywh: NDArray[np.float64],
-    texts: Sequence[str],
-    colors: Sequence[Color],
-) -> Image.Image:
-    """Draw a square panel with a crop of an image, its boxes, and the mark of the entry."""
-    x1, y1, x2, y2 = crop
-    scale = (SIDE - 2 * MARGIN) / max(x2 - x1, y2 - y1)
-    width, height = max(1, round((x2 - x1) * scale)), max(1, round((y2 - y1) * scale))
-    left, top = (SIDE - width) // 2, (SIDE - height) // 2
-    panel = Image.new("RGB", (SIDE, SIDE), EMPTY)
-    panel.paste(image.crop(crop).convert("RGB").resize((width, height)), (left, top))
-
-    def to_panel(boxes_xywh: NDArray[np.float64]) -> NDArray[np.float64]:
-        low = (boxes_xywh[:, :2] - (x1, y1)) * scale + (left, top)
-        return np.concatenate([low, low + boxes_xywh[:, 2:] * scale], axis=1)
-
-    reach = LINE_WIDTH + MARK_WIDTH - 1
-    mark = to_panel(np.array([entry.box_xywh]))[0] + (-reach, -reach, reach, reach)
-    mark_x1, mark_y1, mark_x2, mark_y2 = np.clip(mark, 1, SIDE - 2).tolist()
-    draw = ImageDraw.Draw(panel)
-    outline = (mark_x1 - 1, mark_y1 - 1, mark_x2 + 1, mark_y2 + 1)
-    draw.rectangle(outline, outline=INK, width=MARK_WIDTH + 2)
-    draw.rectangle((mark_x1, mark_y1, mark_x2, mark_y2), outline=MARK_COLOR, width=MARK_WIDTH)
-    return draw_boxes(
-        panel,
-        torch.from_numpy(to_panel(boxes_xywh)),
-        texts=[text if number < MAX_TAGS else "" for number, text in enumerate(texts)],
-        colors=colors,
-        line_width=LINE_WIDTH,
-        font_size=13,
-    )

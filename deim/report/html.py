@@ -3,18 +3,16 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deim.metrics.bootstrap import Interval
-from deim.metrics.choose_thresholds import Counts
-from deim.metrics.coco import ClassMetrics, CocoSummary
 from deim.metrics.convergence import describe_convergence
 from deim.report.page import Cell, Figure, Section, Table, embed_svg, render_page
 from deim.report.schema import Report
 from deim.report.summary import describe_report
-from deim.report.tables import ap_values, format_interval, format_number
+from deim.report.tables import class_table, operating_table
 
 READING_HELP = (
     "AP is COCO's average precision, the mean over the IoU thresholds 0.50 to 0.95; AP50 at IoU 0.50 alone. "
-    "n counts ground-truth boxes, crowd regions left out.",
+    "AP S, M and L count boxes with an area up to 32², from 32² to 96² and above 96² px. Crowd regions "
+    "are no boxes.",
     "Precision, recall and F1 hold at the stated threshold and IoU 0.50; they are not COCO metrics.",
     "An escape is a defective image on which no detection overlaps a defect by IoU 0.50 or more, whatever "
     "their classes; overkill is a good image with any detection of a defect class.",
@@ -48,7 +46,7 @@ def render_report(
         gallery_lines.append("No box was missed and no detection was false.")
     sections = [
         Section(title="Summary", lines=describe_report(report)),
-        Section(title="Classes", tables=[_class_table(report), _operating_table(report)]),
+        Section(title="Classes", tables=[class_table(report), operating_table(report)]),
         Section(
             title="Charts",
             figures=[embed_svg(path, title) for title, path in charts.items()],
@@ -70,93 +68,6 @@ def render_report(
         f"boxes; made {report.created}"
     )
     return render_page(report.title, subtitle, sections)
-
-
-def number_cell(value: float | None, interval: Interval | None = None) -> Cell:
-    """Build the cell of a number and its interval."""
-    return Cell(text=format_number(value), small=format_interval(interval))
-
-
-def _class_table(report: Report) -> Table:
-    rows = [
-        _class_row(
-            Cell(text=row.metrics.name, small=row.metrics.note or "", is_text=True),
-            row.metrics,
-            num_images=row.metrics.num_images,
-            num_boxes=row.metrics.num_boxes,
-            intervals=(row.ap50_interval, row.ap_interval),
-        )
-        for row in report.classes
-    ]
-    intervals = report.intervals
-    rows.append(
-        _class_row(
-            Cell(text="all", is_text=True),
-            report.summary,
-            num_images=report.num_images,
-            num_boxes=report.num_boxes,
-            intervals=(intervals.ap50, intervals.ap) if intervals else (None, None),
-        )
-    )
-    notes = []
-    if intervals:
-        notes.append(
-            f"Small numbers: {intervals.level:.0%} intervals from {intervals.num_resamples} resamples "
-            f"of the {intervals.num_images} images ({intervals.method})."
-        )
-    return Table(
-        title="Average precision, over all raw detections",
-        heads=["class", "images", "n", "AP50", "AP", "AP75", "AR100", "AP small", "AP medium", "AP large"],
-        rows=rows,
-        has_total=True,
-        notes=notes,
-    )
-
-
-def _class_row(
-    name: Cell,
-    metrics: ClassMetrics | CocoSummary,
-    *,
-    num_images: int,
-    num_boxes: int,
-    intervals: tuple[Interval | None, Interval | None],
-) -> list[Cell]:
-    ap50, ap, *others = ap_values(metrics)
-    return [
-        name,
-        Cell(text=str(num_images)),
-        Cell(text=str(num_boxes)),
-        number_cell(ap50, intervals[0]),
-        number_cell(ap, intervals[1]),
-        *map(number_cell, others),
-    ]
-
-
-def _operating_table(report: Report) -> Table:
-    points = report.operating_points
-    rows = []
-    for row, point in zip(report.classes, points.classes, strict=True):
-        origin = "" if point.origin == "its own boxes" else f"; threshold: {point.origin}"
-        note = f"{point.note}{origin}" if point.note else ""
-        name = Cell(text=row.metrics.name, small=note, is_text=True)
-        rows.append(_counts_row(name, point.threshold, row.counts))
-    rows.append(_counts_row(Cell(text="all", is_text=True), None, report.counts))
-    return Table(
-        title=f"At the operating points: {points.goal}, chosen on {points.chosen_on}",
-        heads=["class", "n", "threshold", "precision", "recall", "F1", "TP", "FP", "FN"],
-        rows=rows,
-        has_total=True,
-        notes=["TP: boxes found; FP: false boxes; FN: missed boxes."],
-    )
-
-
-def _counts_row(name: Cell, threshold: float | None, counts: Counts) -> list[Cell]:
-    return [
-        name,
-        Cell(text=str(counts.num_boxes)),
-        *map(number_cell, (threshold, counts.precision, counts.recall, counts.f1)),
-        *(Cell(text=str(number)) for number in (counts.tp, counts.fp, counts.fn)),
-    ]
 
 
 def _provenance_table(report: Report) -> Table:

@@ -44,7 +44,6 @@ class Figure:
     """Description for readers who cannot see it."""
     data: str
     """The image as a data URL."""
-    caption: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
 from deim.files import write_text
 from deim.inference.thresholds import OperatingPoints
@@ -16,7 +17,6 @@ from deim.metrics.confusion import Confusion
 from deim.metrics.convergence import Convergence
 from deim.metrics.image_level import EscapeCurve, ImageLevel
 from deim.records import from_json, to_json
-from deim.report.migration import OLD_REPORT_VERSION, migrate_report
 
 SCHEMA_VERSION = 4
 """Raised whenever a key of the report changes its name or its meaning."""
@@ -27,7 +27,6 @@ class DatasetInfo:
     """Annotations that the detector was evaluated on."""
 
     annotations_file: str
-    """Name of the annotation file, without its folder."""
     sha256: str
     """Hash of the annotations, see `CocoSplit.annotations_sha256`."""
     image_dir: str
@@ -41,7 +40,6 @@ class CheckpointInfo:
     """Weights that were evaluated."""
 
     path: str
-    """Path of the checkpoint at that time."""
     sha256: str
     """Hash of the file, see `sha256_of_file`."""
     epoch: int | None
@@ -55,21 +53,7 @@ class ModelInfo:
     """Model that was evaluated."""
 
     name: str
-    """Name of the model, such as `deimv2_s`."""
     parameters: int
-    """Number of its parameters."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TilesInfo:
-    """Tiles that images were cut into."""
-
-    size: int
-    """Side in pixels."""
-    overlap: float
-    """Share of the side that neighbors have in common, in [0, 1)."""
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Other options of the tiles."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +71,6 @@ class Provenance:
     """What is needed to get the numbers of a report again."""
 
     split: str
-    """Name of the split, such as `val`."""
     dataset: DatasetInfo
     checkpoint: CheckpointInfo
     model: ModelInfo
@@ -95,11 +78,10 @@ class Provenance:
     """Size of the network input in pixels."""
     resize: str
     """How images were brought to that size, such as `stretch` or `letterbox`."""
-    tiles: TilesInfo | None = None
+    tiles: TilesOptions | None = None
     """Tiles that were brought to that size instead of images; None without tiles."""
     time_per_image_ms: TimePerImage
     device: str
-    """Name of the device, such as `cpu` or `cuda:0`."""
     versions: dict[str, str | None]
     """Version of each package; None if a package runs without being installed."""
     max_detections: int
@@ -113,15 +95,12 @@ class Intervals:
     level: float
     """Share of such intervals that hold the truth."""
     method: str
-    """How the intervals were computed."""
     num_images: int
-    """Images that were resampled."""
     num_resamples: int
     seed: int
     ap: Interval | None
     """Interval of mAP; None if it cannot be computed."""
     ap50: Interval | None
-    """Interval of mAP50."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +112,6 @@ class ClassReport:
     ap_interval: Interval | None
     ap50_interval: Interval | None
     counts: Counts
-    """Counts at the operating point."""
     precision_recall: PrecisionRecall | None
     """Curve at IoU 0.5; None without ground truth or detections."""
 
@@ -153,9 +131,7 @@ class ErrorReport:
     """Errors of one kind of TIDE."""
 
     count: int
-    """Errors at the operating points."""
     by_class: tuple[int, ...]
-    """The same by class index."""
     ap50_delta: float | None
     """Gain of AP50 without these errors, over all raw detections; None if it cannot be computed."""
 
@@ -165,9 +141,7 @@ class TaskSection:
     """What a training task adds to a report."""
 
     task: str
-    """Name of the task, such as `text_fusion`."""
     title: str
-    """Title on the page."""
     summary: tuple[str, ...]
     """Sentences for the console and the page."""
     data: dict[str, Any]
@@ -207,7 +181,6 @@ class Report:
     """Counts of all classes at the operating points."""
     image_level: ImageLevelReport
     confusion: Confusion
-    """At the operating points, IoU 0.5."""
     errors: dict[str, ErrorReport]
     """Errors by kind: `classification`, `localization`, `both`, `duplicate`, `background`, `missed`."""
     duplicates: Duplicates
@@ -247,7 +220,7 @@ def write_record(record: object, path: Path) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """Read a report of this version, or of the one before it.
+    """Read a report of this version.
 
     Raises:
         DataError: If it cannot be read, is of another version, or lacks a key.
@@ -258,13 +231,10 @@ def read_report(path: Path) -> Report:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable report, got {error}. {advice}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version not in (SCHEMA_VERSION, OLD_REPORT_VERSION):
-        raise DataError(
-            f"{path}: not a report of this version, got version {version}. This version reads "
-            f"{SCHEMA_VERSION} and {OLD_REPORT_VERSION}. {advice}"
-        )
+    if version != SCHEMA_VERSION:
+        raise DataError(f"{path}: not a report of version {SCHEMA_VERSION}, got version {version}. {advice}")
     try:
-        return from_json(Report, migrate_report(content))
+        return from_json(Report, content)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a complete report, got {error} {advice}") from None
 

@@ -1,4 +1,4 @@
-"""Numbers as tables: for the console and as CSV."""
+"""The tables of a report: for the page, for the console and as CSV."""
 
 import csv
 import io
@@ -11,8 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from deim.metrics.bootstrap import Interval
+from deim.metrics.choose_thresholds import Counts
 from deim.metrics.coco import ClassMetrics, CocoSummary
 from deim.records import to_json
+from deim.report.page import Cell
+from deim.report.page import Table as PageTable
 from deim.report.schema import Report
 
 DASH = "\N{EN DASH}"
@@ -61,44 +64,70 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
-def format_interval(interval: Interval | None) -> str:
-    """Return the ends of an interval; nothing for None."""
-    return "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
+def number_cell(value: float | None, interval: Interval | None = None) -> Cell:
+    """Build the cell of a number and its interval."""
+    ends = "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
+    return Cell(text=format_number(value), small=ends)
 
 
-def format_class_table(report: Report) -> str:
-    """Lay the COCO metrics out for the console.
+def class_table(report: Report) -> PageTable:
+    """Build the table of COCO metrics.
 
     Returns:
         A row per class and a row `all`. Under `images`, a class has the images with a box of it and `all`
         has every image of the split. A dash stands for a number without ground truth.
     """
     rows = [
-        [row.metrics.name, str(row.metrics.num_images), str(row.metrics.num_boxes), *ap_cells(row.metrics)]
-        for row in report.classes
+        [
+            Cell(text=entry.metrics.name, small=entry.metrics.note or "", is_text=True),
+            *_ap_cells(entry.metrics, entry.metrics, (entry.ap50_interval, entry.ap_interval)),
+        ]
+        for entry in report.classes
     ]
-    rows.append(["all", str(report.num_images), str(report.num_boxes), *ap_cells(report.summary)])
-    return format_table(
-        ["class", "images", "boxes", "AP50", "AP", "AP75", "AR100", "AP S", "AP M", "AP L"], rows
+    intervals, notes = report.intervals, []
+    ends = (intervals.ap50, intervals.ap) if intervals else (None, None)
+    rows.append([Cell(text="all", is_text=True), *_ap_cells(report, report.summary, ends)])
+    if intervals:
+        notes.append(
+            f"Small numbers: {intervals.level:.0%} intervals from {intervals.num_resamples} resamples "
+            f"of the {intervals.num_images} images ({intervals.method})."
+        )
+    return PageTable(
+        title="Average precision, over all raw detections",
+        heads=["class", "images", "boxes", "AP50", "AP", "AP75", "AR100", "AP S", "AP M", "AP L"],
+        rows=rows,
+        has_total=True,
+        notes=notes,
     )
 
 
+def operating_table(report: Report) -> PageTable:
+    """Build the table of operating points and their counts: a row per class and a row `all`."""
+    points = report.operating_points
+    rows = []
+    for entry, point in zip(report.classes, points.classes, strict=True):
+        origin = "" if point.origin == "its own boxes" else f"; threshold: {point.origin}"
+        note = f"{point.note}{origin}" if point.note else ""
+        name = Cell(text=entry.metrics.name, small=note, is_text=True)
+        rows.append([name, *_count_cells(entry.counts, point.threshold)])
+    rows.append([Cell(text="all", is_text=True), *_count_cells(report.counts, None)])
+    return PageTable(
+        title=f"At the operating points: {points.goal}, chosen on {points.chosen_on}",
+        heads=["class", "boxes", "threshold", "precision", "recall", "F1", "TP", "FP", "FN"],
+        rows=rows,
+        has_total=True,
+        notes=["TP: boxes found; FP: false boxes; FN: missed boxes."],
+    )
+
+
+def format_class_table(report: Report) -> str:
+    """Lay `class_table` out for the console."""
+    return _format_page_table(class_table(report))
+
+
 def format_operating_table(report: Report) -> str:
-    """Lay the operating points and their counts out for the console: a row per class and a row `all`."""
-    thresholds = [entry.threshold for entry in report.operating_points.classes]
-    named = [(row.metrics.name, row.counts) for row in report.classes]
-    rows = [
-        [
-            name,
-            str(counts.num_boxes),
-            *map(format_number, (threshold, counts.precision, counts.recall, counts.f1)),
-            *map(str, (counts.tp, counts.fp, counts.fn)),
-        ]
-        for (name, counts), threshold in zip(
-            [*named, ("all", report.counts)], [*thresholds, None], strict=True
-        )
-    ]
-    return format_table(["class", "boxes", "threshold", "precision", "recall", "F1", "TP", "FP", "FN"], rows)
+    """Lay `operating_table` out for the console."""
+    return _format_page_table(operating_table(report))
 
 
 def format_class_csv(report: Report) -> str:
@@ -121,19 +150,28 @@ def format_class_csv(report: Report) -> str:
     return text.getvalue()
 
 
-def ap_values(metrics: ClassMetrics | CocoSummary) -> tuple[float | None, ...]:
-    """Return the AP and AR values in the order of the tables."""
-    return (
-        metrics.ap50,
-        metrics.ap,
-        metrics.ap75,
-        metrics.ar100,
-        metrics.ap_small,
-        metrics.ap_medium,
-        metrics.ap_large,
-    )
+def _format_page_table(table: PageTable) -> str:
+    return format_table(table.heads, [[cell.text for cell in row] for row in table.rows])
 
 
-def ap_cells(metrics: ClassMetrics | CocoSummary) -> list[str]:
-    """Return `ap_values` as text."""
-    return [format_number(value) for value in ap_values(metrics)]
+def _ap_cells(
+    counts: ClassMetrics | Report,
+    metrics: ClassMetrics | CocoSummary,
+    intervals: tuple[Interval | None, Interval | None],
+) -> list[Cell]:
+    others = (metrics.ap75, metrics.ar100, metrics.ap_small, metrics.ap_medium, metrics.ap_large)
+    return [
+        Cell(text=str(counts.num_images)),
+        Cell(text=str(counts.num_boxes)),
+        number_cell(metrics.ap50, intervals[0]),
+        number_cell(metrics.ap, intervals[1]),
+        *map(number_cell, others),
+    ]
+
+
+def _count_cells(counts: Counts, threshold: float | None) -> list[Cell]:
+    return [
+        Cell(text=str(counts.num_boxes)),
+        *map(number_cell, (threshold, counts.precision, counts.recall, counts.f1)),
+        *(Cell(text=str(number)) for number in (counts.tp, counts.fp, counts.fn)),
+    ]

@@ -15,12 +15,12 @@ from deim.config.schema import Config
 from deim.curation.check import (
     MAX_SHOWN,
     CheckReport,
-    at_input_size,
     check_before_run,
     check_dataset,
     describe_check,
     read_for_check,
 )
+from deim.curation.stats import at_input_size
 from deim.data.formats.issues import ERRORS, WARNINGS
 from deim.data.images.input_format import InputFormat
 from deim.data.images.tiling import TilesOptions
@@ -433,9 +433,10 @@ def test_small_boxes_are_measured_at_the_training_size(tmp_path: Path) -> None:
 
 def test_boxes_in_tiles_are_measured_at_the_scale_of_the_tiles() -> None:
     form = InputFormat(size_hw=(60, 80), resize="letterbox")
-    assert at_input_size((9, 3.5), (240, 320), form) == (9 / 4, 3.5 / 4)
+    sides, sizes = np.array([[9, 3.5]]), np.array([[320.0, 240.0]])
+    assert at_input_size(sides, sizes, form).tolist() == [[9 / 4, 3.5 / 4]]
     tiled = replace(form, tiles=TilesOptions(size=40))
-    assert at_input_size((9, 3.5), (240, 320), tiled) == (9 * 1.5, 3.5 * 1.5)
+    assert at_input_size(sides, sizes, tiled).tolist() == [[9 * 1.5, 3.5 * 1.5]]
 
 
 def test_plain_images_are_noted_and_not_predicted_as_copies(tmp_path: Path) -> None:

@@ -177,13 +177,13 @@ def test_wrong_ratios_are_refused(ratios: tuple[float, ...], tmp_path: Path) -> 
         (
             1,
             (80, 10, 10),
-            r"got 80 10 10, but val would get no image: there is 1 group, .* give val a ratio of 0",
+            r"got 80 10 10, but val would get no image \(groups: 1, .* give val a ratio of 0",
         ),
-        (1, (1, 99, 0), r"but train would get no image: there is 1 group, .* or give train a larger ratio\."),
+        (1, (1, 99, 0), r"but train would get no image \(groups: 1, .* or give train a larger ratio\."),
         (
             2,
             (1, 9, 90),
-            r"but .* would get no image: there are 2 groups, .* a finer --group-regex, add images",
+            r"but .* would get no image \(groups: 2, .* a finer --group-regex, add images",
         ),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_wanted_split_without_images_is_refused(
 def test_test_data_without_images_are_named(tmp_path: Path) -> None:
     root = write_lots(tmp_path, num_lots=2, of_lot=2)
     lines = describe_division(divided(root, groups=["0", "0", "1", "1"], ratios=(50, 40, 10)))
-    assert "test: no image; there are 2 groups for all splits" in lines
+    assert "test: no image (groups: 2)" in lines
     lines = describe_division(divided(root, groups=["0", "0", "1", "1"], ratios=(50, 50, 0)))
     assert not any("no image" in line for line in lines)
 

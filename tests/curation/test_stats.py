@@ -22,7 +22,7 @@ from deim.data.images.input_format import InputFormat
 from deim.data.images.tiling import TilesOptions
 from tests.data.small_sets import make_contents, write_contents, write_images
 
-CHARTS = ["classes", "box_sizes", "aspect_ratios", "boxes_per_image", "positions", "brightness", "samples"]
+CHARTS = ["classes", "box_sizes", "positions", "brightness", "samples"]
 
 
 def make_format(
@@ -151,7 +151,7 @@ def test_a_split_of_another_brightness_is_named(tmp_path: Path) -> None:
     assert not any("brightness" in line for line in advise(stats))
 
 
-def test_damaged_images_are_counted_and_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_images_are_counted_and_not_drawn(tmp_path: Path) -> None:
     write_images(tmp_path)
     write_contents(tmp_path, make_contents())
     path = tmp_path / "images" / "t1.png"
@@ -163,18 +163,16 @@ def test_damaged_images_are_counted_and_not_drawn(tmp_path: Path, monkeypatch: p
         "tools/data.py check names them"
     )
     assert line in describe_stats(stats)
-    drawn = []
-    monkeypatch.setattr(
-        charts,
-        "_draw_sample",
-        lambda split, index: drawn.append(split.file_names[index]) or np.zeros((8, 8, 3)),
-    )
-    charts._samples(Figure(), stats, splits, seed=0)
-    assert sorted(drawn) == ["t0.png", "t2.png", "v0.png", "v1.png"]
+    captions = [row.caption for row in charts._sample_rows(stats, splits, seed=0)]
+    assert sorted(captions) == ["train: t0.png", "train: t2.png", "val: v0.png", "val: v1.png"]
 
 
 def drawn(
-    stats: DatasetStats, splits: dict[str, CocoSplit], monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+    stats: DatasetStats,
+    splits: dict[str, CocoSplit],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    names: tuple[str, ...],
 ) -> dict[str, Figure]:
     """Some charts, without the time that writing them takes."""
     figures = {}
@@ -186,7 +184,7 @@ def drawn(
         return path
 
     monkeypatch.setattr(charts, "_save", keep)
-    draw_stats(stats, splits, Path())
+    draw_stats(stats, splits, folder)
     return figures
 
 
@@ -205,7 +203,7 @@ def test_rare_classes_share_a_legend_entry_and_a_bar(
             ]
 
     stats, splits = measured(tmp_path / "set", change)
-    figures = drawn(stats, splits, monkeypatch, ("classes", "box_sizes"))
+    figures = drawn(stats, splits, tmp_path, monkeypatch, ("classes", "box_sizes"))
     (legend,) = figures["box_sizes"].legends
     entries = [text.get_text() for text in legend.get_texts()]
     assert [entry.split(":")[0] for entry in entries[:2]] == ["median area", "a side of 8 px"]
@@ -234,8 +232,9 @@ def test_names_that_are_not_unicode_have_a_question_mark(
         (tmp_path / "images" / "t0.png").rename(tmp_path / "images" / "t\udcfc.png")
 
     stats, splits = measured(tmp_path, change)
-    figures = drawn(stats, splits, monkeypatch, ("boxes_per_image", "box_sizes", "samples"))
+    figures = drawn(stats, splits, tmp_path, monkeypatch, ("brightness", "box_sizes"))
     texts = [text.get_text() for figure in figures.values() for text in figure.findobj(Text)]
+    texts += [row.caption for row in charts._sample_rows(stats, splits, seed=0)]
     assert json.dumps([stats.to_dict(), describe_stats(stats)], ensure_ascii=False).encode()
     assert {"pr?f", "v?", "train: t?.png"} <= {text.encode().decode() for text in texts}
 

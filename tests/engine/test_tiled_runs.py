@@ -12,7 +12,7 @@ from PIL import Image
 
 from deim.config.schema import Config
 from deim.data.images.input_format import build_input_format
-from deim.data.images.tiling import tile_split
+from deim.data.images.tiling import TilesOptions, tile_split
 from deim.data.loader import build_eval_loader
 from deim.data.splits import read_split
 from deim.engine.checkpoints import load_trained, read_checkpoint
@@ -22,7 +22,7 @@ from deim.inference.detection_table import DetectionTable
 from deim.inference.evaluator import build_evaluator
 from deim.inference.predictor import Predictor, predict_split
 from deim.report.evaluate import evaluate_checkpoint
-from deim.report.schema import TilesInfo, read_report
+from deim.report.schema import read_report
 from deim.structures import Detections
 
 TILES = "data.tiles={size: 48, overlap: 0.25}"
@@ -184,7 +184,7 @@ def test_a_stopped_run_on_tiles_goes_on_to_the_same_weights_and_report(
     actual = evaluate_checkpoint(trained, evaluator, split_name="test", report_path=report_path)
     report = read_report(report_path)
     assert report.num_images == 3
-    expected = TilesInfo(size=48, overlap=0.25, extra={"keep_fraction": 0.5})
+    expected = TilesOptions(size=48, overlap=0.25, keep_fraction=0.5)
     assert report.provenance.tiles == expected
     assert "stretch, tiles of 48 px, overlap 0.25" in actual.files.page.read_text(encoding="utf-8")
 

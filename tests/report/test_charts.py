@@ -147,7 +147,7 @@ def test_any_name_is_written_letter_by_letter_and_stands_in_the_legend(drawn: di
         *("scratch $5 to $10 (n = 10)", "$a (n = 10)", "_hidden (n = 10)", "class 3 (n = 10)"),
         *("crack ?? 2 (n = 10)", "RAYÓN (n = 10)", r"a\b^2 % (n = 10)"),
     ]
-    figure_of(charts._class_ap50, report)
+    charts.save_class_ap50([("", report)], Path("class_ap50"))
     runs = make_runs(("$a$ and $", "_run", "运行"), HARD_NAMES)
     comparison.draw_comparison_charts(runs, Path())
     comparison.draw_confusion_pairs(runs[:2], Path())
@@ -225,8 +225,9 @@ def test_very_many_classes_have_no_counts() -> None:
     assert not figure.axes[0].texts
 
 
-def test_values_stand_above_the_line_of_the_mean() -> None:
-    axes = figure_of(charts._class_ap50, make_report(("pit", "scratch"))).axes[0]
+def test_values_stand_above_the_line_of_the_mean(drawn: dict[str, Figure]) -> None:
+    charts.save_class_ap50([("", make_report(("pit", "scratch")))], Path("class_ap50"))
+    axes = drawn["class_ap50"].axes[0]
     (mean,) = (line for line in axes.lines if line.get_linestyle() == "--")
     assert texts_of(axes) == ["0.500", "0.500"]
     assert all(text.get_zorder() > mean.get_zorder() and text.get_bbox_patch() for text in axes.texts)

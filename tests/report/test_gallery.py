@@ -11,7 +11,8 @@ from deim.inference.thresholds import BestF1Goal
 from deim.metrics.analysis import SplitAnalysis, analyze_split
 from deim.metrics.assignment import assign
 from deim.metrics.choose_thresholds import choose_operating_points
-from deim.report.gallery import GAP, SIDE, GalleryEntry, choose_gallery, draw_entry
+from deim.report.draw import GAP
+from deim.report.gallery import SIDE, GalleryEntry, choose_gallery, draw_entry
 from deim.report.palette import CORRECT_COLOR, MARK_COLOR, WRONG_COLOR
 from tests.metrics.random_results import Split, random_split, split_tables
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from deim.errors import DataError
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
 from deim.metrics.assignment import assign
-from deim.metrics.bootstrap import LEVEL, ScoreSamples, compare_paired, resample_scores
+from deim.metrics.bootstrap import LEVEL, SampledScore, ScoreSamples, difference, resample_scores
 from deim.report.compare.schema import (
     COMPARISON_VERSION,
     ComparedRun,
@@ -196,13 +196,15 @@ def _describe_mismatch(a: GroundTruthTable, b: GroundTruthTable) -> str:
 
 
 def _run_difference(name: str, before: ScoreSamples, after: ScoreSamples) -> RunDifference:
-    paired = compare_paired(before, after)
+    def compare(a: SampledScore, b: SampledScore) -> ScoreDifference:
+        return ScoreDifference.from_difference(difference(a, b))
+
     return RunDifference(
         name=name,
-        ap=ScoreDifference.from_difference(paired.mean_ap),
-        ap50=ScoreDifference.from_difference(paired.mean_ap50),
-        class_ap=tuple(map(ScoreDifference.from_difference, paired.ap)),
-        class_ap50=tuple(map(ScoreDifference.from_difference, paired.ap50)),
+        ap=compare(before.mean_ap, after.mean_ap),
+        ap50=compare(before.mean_ap50, after.mean_ap50),
+        class_ap=tuple(map(compare, before.ap, after.ap)),
+        class_ap50=tuple(map(compare, before.ap50, after.ap50)),
     )
 
 

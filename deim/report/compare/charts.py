@@ -8,12 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from deim.report.charts import (
-    BarSeries,
     chart_names,
-    draw_bars,
     height_of_legend,
     legend_beside,
     save_chart,
+    save_class_ap50,
     save_confusions,
     say_nothing_to_show,
 )
@@ -31,17 +30,13 @@ def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[st
     Returns:
         Path of each chart's SVG by its title.
     """
-    num_classes = len(runs[0].report.classes)
     by_epoch = save_chart(
         partial(_map_by_epoch, runs=runs),
         folder / "map_by_epoch",
         height=max(4.6, height_of_legend(len(runs))),
     )
-    by_class = save_chart(
-        partial(_class_ap50, runs=runs),
-        folder / "class_ap50_bars",
-        height=1.6 + num_classes * (0.2 + 0.2 * len(runs)),
-    )
+    reports = [(name, run.report) for name, run in zip(_run_names(runs), runs, strict=True)]
+    by_class = save_class_ap50(reports, folder / "class_ap50_bars")
     return {"mAP against epoch": by_epoch, "AP50 of each class by run": by_class}
 
 
@@ -82,26 +77,3 @@ def _map_by_epoch(figure: Figure, runs: Sequence[ComparedRun]) -> None:
         legend_beside(axes)
     else:
         say_nothing_to_show(axes, "no run has its metrics.jsonl beside the checkpoint")
-
-
-def _class_ap50(figure: Figure, runs: Sequence[ComparedRun]) -> None:
-    axes = figure.subplots()
-    classes = runs[0].report.classes
-    labels = [
-        f"{name}\nn = {row.metrics.num_boxes}"
-        for name, row in zip(chart_names(runs[0].report.class_names), classes, strict=True)
-    ]
-    series = [
-        BarSeries(
-            values=[row.metrics.ap50 for row in run.report.classes],
-            color=chart_color(index),
-            label=name,
-            intervals=[row.ap50_interval for row in run.report.classes],
-        )
-        for index, (run, name) in enumerate(zip(runs, _run_names(runs), strict=True))
-    ]
-    draw_bars(axes, labels, series)
-    axes.set_xlim(0, 1.12)
-    axes.set_xlabel("AP at IoU 0.50; lines: 95 % intervals")
-    axes.set_title("AP50 of each class by run")
-    legend_beside(axes)

@@ -8,21 +8,18 @@ comparison/          *.png *.svg, and images.png: the same images with the detec
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from deim.boxes import xywh_to_xyxy
 from deim.files import write_text
 from deim.report.compare.build import compare_runs, describe_comparison, images_that_differ
 from deim.report.compare.charts import draw_comparison_charts, draw_confusion_pairs
 from deim.report.compare.schema import ComparedRun, Comparison, ScoreDifference
-from deim.report.draw import Panel, PanelRow, panel_sheet, short_names
+from deim.report.draw import PanelRow, detections_panel, panel_sheet, truth_panel
 from deim.report.files import ImageFolder
-from deim.report.html import number_cell
 from deim.report.page import Cell, Section, Table, embed_image, embed_svg, render_page
 from deim.report.palette import CORRECT_COLOR, IGNORED_COLOR, WRONG_COLOR
 from deim.report.schema import check_report_path, write_record
-from deim.report.tables import DASH, format_number
+from deim.report.tables import DASH, format_number, number_cell
 
 NUM_IMAGES = 8
 """Images that are shown with the detections of each run."""
@@ -136,54 +133,43 @@ def _difference_tables(runs: Sequence[ComparedRun], comparison: Comparison) -> l
 def _difference_row(
     name: str, num_boxes: int, before: float | None, after: float | None, difference: ScoreDifference
 ) -> list[Cell]:
+    change = Cell(text=DASH)
+    if difference.value is not None:
+        ends = f"{difference.low:+.3f} to {difference.high:+.3f}"
+        change = Cell(text=f"{difference.value:+.3f}", small=ends)
     return [
         Cell(text=name, is_text=True),
         Cell(text=str(num_boxes)),
         number_cell(before),
         number_cell(after),
-        difference_cell(difference),
+        change,
         Cell(text=difference.verdict, is_text=True),
     ]
 
 
-def difference_cell(difference: ScoreDifference) -> Cell:
-    """Build the cell of a difference and its interval."""
-    if difference.value is None:
-        return Cell(text=DASH)
-    return Cell(text=f"{difference.value:+.3f}", small=f"{difference.low:+.3f} to {difference.high:+.3f}")
-
-
 def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Image:
     truth = runs[0].ground_truth
-    names = short_names(truth.class_names)
     rows = []
     for position in images_that_differ(runs, NUM_IMAGES):
         image = images.read(position)
         if image is None:
             continue
-        boxes = (truth.image == position).nonzero()[0]
-        truth_panel = Panel(
-            caption=f"ground truth: {len(boxes)}",
-            boxes_xyxy=xywh_to_xyxy(torch.from_numpy(truth.boxes_xywh[boxes])),
-            texts=[names[label] for label in truth.label[boxes]],
-            colors=[CORRECT_COLOR] * len(boxes),
-        )
-        panels = [truth_panel, *(_run_panel(run, position, names) for run in runs)]
+        panels = [truth_panel(truth, position, color=CORRECT_COLOR)]
+        for run in runs:
+            positions = run.kept.rows_of_image(position)
+            is_tp, is_fp = (
+                mask[0, positions].tolist() for mask in (run.assignment.is_tp, run.assignment.is_fp)
+            )
+            panels.append(
+                detections_panel(
+                    run.kept.detections_of_image(position),
+                    class_names=truth.class_names,
+                    caption=f"{run.name}: {sum(is_tp)} correct, {sum(is_fp)} wrong",
+                    colors=[
+                        CORRECT_COLOR if tp else WRONG_COLOR if fp else IGNORED_COLOR
+                        for tp, fp in zip(is_tp, is_fp, strict=True)
+                    ],
+                )
+            )
         rows.append(PanelRow(image=image, caption=truth.file_names[position], panels=panels))
     return panel_sheet(rows, title="Kept detections: blue is correct, red is wrong, gray in a crowd region")
-
-
-def _run_panel(run: ComparedRun, position: int, names: Sequence[str]) -> Panel:
-    rows = run.kept.rows_of_image(position)
-    detections = run.kept.detections_of_image(position)
-    is_tp, is_fp = run.assignment.is_tp[0, rows].tolist(), run.assignment.is_fp[0, rows].tolist()
-    labels, scores = detections.labels.tolist(), detections.scores.tolist()
-    return Panel(
-        caption=f"{run.name}: {sum(is_tp)} correct, {sum(is_fp)} wrong",
-        boxes_xyxy=detections.boxes_xyxy,
-        texts=[f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)],
-        colors=[
-            CORRECT_COLOR if tp else WRONG_COLOR if fp else IGNORED_COLOR
-            for tp, fp in zip(is_tp, is_fp, strict=True)
-        ],
-    )

@@ -22,11 +22,9 @@ class ComparedRun:
     name: str
     """Short, and different from those of the other runs."""
     path: Path
-    """Its report."""
     report: Report
     ground_truth: GroundTruthTable
     raw: DetectionTable
-    """Raw detections."""
     kept: DetectionTable
     """Those that the run's operating points keep."""
     assignment: Assignment
@@ -42,7 +40,6 @@ class ScoreDifference:
     low: float | None
     """Lower end of the interval of the difference; None without a value."""
     high: float | None
-    """Upper end."""
     num_boxes: int | None
     """Ground-truth boxes behind the score; None without a value."""
     verdict: Verdict
@@ -70,15 +67,10 @@ class RunDifference:
     """Difference of a run from the first one."""
 
     name: str
-    """Name of the run."""
     ap: ScoreDifference
-    """Difference of mAP."""
     ap50: ScoreDifference
-    """Difference of mAP50."""
     class_ap: tuple[ScoreDifference, ...]
-    """Differences of AP by class index."""
     class_ap50: tuple[ScoreDifference, ...]
-    """Differences of AP50 by class index."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,14 +79,11 @@ class RunSummary:
 
     name: str
     report: str
-    """Path of the report."""
     checkpoint_sha256: str
     model: str
-    """Name of the model."""
     ap: float | None
     ap50: float | None
     class_ap50: tuple[float | None, ...]
-    """AP50 by class index."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +99,6 @@ class Comparison:
     level: float
     """Share of intervals that hold the truth."""
     num_resamples: int
-    """Resamples of the images behind the intervals."""
     class_names: tuple[str, ...]
     runs: tuple[RunSummary, ...]
     differences: tuple[RunDifference, ...]
