@@ -16,7 +16,8 @@ from deim.metrics.coco import ClassMetrics, CocoSummary
 from deim.metrics.confusion import Confusion
 from deim.metrics.convergence import Convergence
 from deim.metrics.image_level import EscapeCurve, ImageLevel
-from deim.records import from_json, to_json
+from deim.records import from_json
+from deim.report.migration import OLD_REPORT_VERSION, migrate_report, to_json
 
 SCHEMA_VERSION = 4
 """Raised whenever a key of the report changes its name or its meaning."""
@@ -220,21 +221,24 @@ def write_record(record: object, path: Path) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """Read a report of this version.
+    """Read a report of this version, or of the first one.
 
     Raises:
         DataError: If it cannot be read, is of another version, or lacks a key.
     """
-    advice = "Evaluate the checkpoint again with tools/evaluate.py."
+    advice = "Evaluate the checkpoint again with `deim evaluate`."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable report, got {error}. {advice}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise DataError(f"{path}: not a report of version {SCHEMA_VERSION}, got version {version}. {advice}")
+    if version not in (SCHEMA_VERSION, OLD_REPORT_VERSION):
+        raise DataError(
+            f"{path}: not a report of this version, got version {version}. This version reads "
+            f"{SCHEMA_VERSION} and {OLD_REPORT_VERSION}. {advice}"
+        )
     try:
-        return from_json(Report, content)
+        return from_json(Report, migrate_report(content))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a complete report, got {error} {advice}") from None
 
