@@ -178,7 +178,7 @@ def test_a_stopped_run_on_tiles_goes_on_to_the_same_weights_and_report(
     with pytest.raises(CheckpointError, match=r"data\.tiles\.size: 48 -> 64"):
         build_tiny(other_tiles, resume_from=stopped.checkpoints.last_path)
 
-    trained = load_trained(stopped.best_path)
+    trained = load_trained(stopped.checkpoints.best_path)
     evaluator = build_evaluator(trained, read_split(config.data, "test"))
     report_path = tmp_path / "report.json"
     actual = evaluate_checkpoint(trained, evaluator, split_name="test", report_path=report_path)

@@ -129,7 +129,7 @@ def test_a_run_that_never_beats_its_detector_says_so(phase2_file, call, tmp_path
     code, out, _ = call("train", "-c", phase2_file, "--set", "epochs=1")
     assert code == 0
     assert (
-        f"no epoch beat the detector alone, mAP 0.500: there is no best.pth. Use {tiny_run / 'best.pth'}"
+        f"No epoch reached a higher mAP than {tiny_run / 'best.pth'}, 0.500, so that there is no best.pth"
         in out
     )
     assert not (tmp_path / "run" / "best.pth").exists()

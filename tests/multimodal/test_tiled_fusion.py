@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 
 from deim.data.images.tiling import tile_split
 from deim.data.splits import read_split
@@ -39,9 +38,8 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
     assert len(stored) == num_tiles > 20
     maps = []
 
-    def note(image, text_map, label, **rest):
-        maps.append(text_map)
-        return Image.new("RGB", (1500, 10))
+    def note(axes, image, text_map, label, **rest):
+        maps.append((text_map, image.size))
 
     monkeypatch.setattr("multimodal.text_maps.draw_text_map", note)
     trained = load_trained(trainer.checkpoints.last_path)
@@ -52,10 +50,10 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
     assert report["num_images"] == len(split) == 6
     # A text map has the queries of all tiles, 20 each, over the whole image.
     assert maps
-    for text_map in maps:
-        assert len(text_map.boxes_xyxy) == len(text_map.fused_scores) > 20
+    for text_map, size_wh in maps:
+        assert len(text_map.boxes_xyxy) == text_map.responses.shape[1] > 20
         assert len(text_map.boxes_xyxy) % 20 == 0
-        assert (text_map.boxes_xyxy[:, 2:] <= torch.tensor(text_map.orig_size_hw[::-1])).all()
+        assert (text_map.boxes_xyxy[:, 2:] <= torch.tensor(size_wh)).all()
     paths = [split.image_path(index) for index in range(len(split))]
     predicted = Predictor(trained).predict(paths, score_threshold=0.0)
     evaluated = json.loads(actual.fused.files.predictions.read_text())

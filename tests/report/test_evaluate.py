@@ -239,7 +239,7 @@ def test_a_checkpoint_that_training_goes_on_from_is_not_changed(
     before = (copied_run / "best.pth").read_bytes()
     run_report(copied_run, tmp_path / "report.json")
     assert (copied_run / "best.pth").read_bytes() == before
-    assert "thresholds not stored, training goes on from it" in caplog.text
+    assert "thresholds not stored, training can be resumed from it" in caplog.text
 
 
 def test_without_stored_thresholds_predict_keeps_scores_from_the_draw_threshold(tiny_run: Path) -> None:
