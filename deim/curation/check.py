@@ -102,7 +102,7 @@ def check_before_run(config: Config, names: Sequence[str] = ("train", "val")) ->
     """Check the splits of a run in seconds: image headers, boxes, classes and identical files.
 
     Nothing is decoded, so this does not find damage inside images and images that were saved again:
-    `tools/data.py check` does.
+    `deim data check` does.
 
     Args:
         config: The experiment.
@@ -378,7 +378,7 @@ def _group_overlaps(raws: Mapping[str, RawSplit], groups: Mapping[str, Sequence[
                 reported.add(group)
                 message = (
                     f"{raw.annotations_path.name}: group {group!r} is in split {owner} (such as {example!r}) "
-                    f"and in {split} (such as {name!r}). Split again with tools/data.py split."
+                    f"and in {split} (such as {name!r}). Split again with deim data split."
                 )
                 yield Issue(rule="group_across", split=split, file=name, message=message)
 

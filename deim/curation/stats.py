@@ -183,9 +183,7 @@ def advise(stats: DatasetStats) -> list[str]:
         by_split = dict(zip(stats.split_names, counts[:, index].tolist(), strict=True))
         present = [split for split, number in by_split.items() if number]
         if len(present) == 1 < len(stats.split_names):
-            lines.append(
-                f"Class {name!r} has boxes in {present[0]} only. Split again with tools/data.py split."
-            )
+            lines.append(f"Class {name!r} has boxes in {present[0]} only. Split again with deim data split.")
         elif present and by_split.get("train") == 0:
             lines.append(f"Class {name!r} has no box in train and cannot be learned.")
     medians = {
@@ -242,7 +240,7 @@ def describe_stats(stats: DatasetStats) -> list[str]:
     if damaged:
         lines.append(
             f"images that cannot be decoded, not part of brightness and samples: {damaged} of "
-            f"{len(stats.image_sizes_hw)}; tools/data.py check names them"
+            f"{len(stats.image_sizes_hw)}; deim data check names them"
         )
     return [*lines, "", *(numbers["advice"] or ["Nothing stands out."])]
 

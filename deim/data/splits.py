@@ -38,7 +38,7 @@ def prepare_root(data: DataOptions) -> None:
             f"data.root: there is no folder {str(root)!r} (looked in {Path.cwd()}). It must hold "
             f"{_describe_content(data)}. "
             f"Name your dataset with --set data.root=FOLDER, or make a synthetic one with "
-            f"python tools/make_synthetic.py --root {root}"
+            f"deim synthetic --root {root}"
         )
     logger.info("making the synthetic defect set in %s", root)
     make_synthetic_dataset(root, data.synthetic)

@@ -1,6 +1,7 @@
 """How much memory a run takes, on a GPU or in this process."""
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +47,8 @@ def peak_bytes(device: torch.device) -> int:
     high_water = _kilobytes(PROCESS_STATUS, "VmHWM")
     if high_water is None and resource is not None:
         high_water = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if sys.platform == "darwin":  # bytes there, KiB elsewhere
+            high_water //= 1024
     return 1024 * (high_water or 0)
 
 

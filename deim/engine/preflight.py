@@ -126,7 +126,7 @@ def _try_step(run: TrainingRun, largest: LargestInput, number: int) -> int | Non
 
     It is that of the process that needs the most; None if the step does not fit in one of them.
     """
-    step, device = run.step, run.context.device
+    step, device, has_run_out = run.step, run.context.device, False
     reset_peak(device)
     try:
         forward_and_backward(step, _largest_batch(run, largest, number))
@@ -134,12 +134,12 @@ def _try_step(run: TrainingRun, largest: LargestInput, number: int) -> int | Non
     except NonFiniteError:  # the images are random; training will show real ones
         peak = peak_bytes(device)
     except torch.OutOfMemoryError:
-        peak = 0
+        peak, has_run_out = 0, True
     finally:
         step.optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    if step.distributed.max(int(peak == 0)):
+    if step.distributed.max(int(has_run_out)):
         return None
     parameters = unwrap_model(step.model).parameters()
     trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)

@@ -15,10 +15,8 @@ from deim.engine.memory import STEP_ADVICE, explain_out_of_memory
 from deim.engine.optimizer import drop_waiting_gradients
 from deim.errors import NonFiniteError
 from deim.loss.criterion import LossCounts
-from deim.model.batch_norm import remember_batch_norm
+from deim.model.batch_norm import BATCH_NORMS, remember_batch_norm
 from deim.structures import ModelOutput, Target
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class StepBatch(Protocol):

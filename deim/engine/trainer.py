@@ -122,7 +122,7 @@ class Trainer:
                 self._finish_epoch(validator)
         if is_main and not self.checkpoints.best_path.is_file() and not self.must_beat_start:
             # It was removed after the last validation.
-            validator.save_best(progress, epoch=self.config.epochs - 1, weights="ema")
+            validator.save_best(progress, epoch=progress.epoch - 1, weights="ema")
         if is_main:
             self.checkpoints.remove_intermediate()
 

@@ -163,7 +163,7 @@ class Predictor:
             raise ConfigError(
                 f"{trained.path}: its thresholds were chosen for {stored.goal}, nms "
                 f"{stored.nms.describe()}, normal class {stored.normal_class}; the config now asks "
-                f"for others. Choose them with tools/evaluate.py {trained.path} --split val and the "
+                f"for others. Choose them with deim evaluate {trained.path} --split val and the "
                 f"same --set."
             )
         return stored

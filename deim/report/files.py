@@ -3,11 +3,11 @@
 report.json              the numbers
 report.html              the page, which needs no other file
 report/
-classes.csv          the table of classes
-predictions.json     raw detections, COCO results with the query of each
-ground_truth.json    the ground truth, COCO
-predictions.png      some images with their kept detections
-*.png *.svg          the charts
+    classes.csv          the table of classes
+    predictions.json     raw detections, COCO results with the query of each
+    ground_truth.json    the ground truth, COCO
+    predictions.png      some images with their kept detections
+    *.png *.svg          the charts
 """
 
 import json
@@ -234,7 +234,7 @@ def _task_images(inputs: ReportInputs, folder: Path) -> list[Figure]:
 def _read_json(path: Path, report: Report) -> Any:
     advice = (
         "A report is made again from the files in the folder beside it; evaluate the checkpoint again with "
-        "tools/evaluate.py."
+        "`deim evaluate`."
     )
     try:
         if sha256_of_file(path) != report.files[path.name]:

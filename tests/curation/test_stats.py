@@ -160,7 +160,7 @@ def test_damaged_images_are_counted_and_not_drawn(tmp_path: Path) -> None:
     assert stats.to_dict()["images_not_decoded"] == {"train": 1, "val": 0}
     line = (
         "images that cannot be decoded, not part of brightness and samples: 1 of 5; "
-        "tools/data.py check names them"
+        "deim data check names them"
     )
     assert line in describe_stats(stats)
     captions = [row.caption for row in charts._sample_rows(stats, splits, seed=0)]

@@ -134,6 +134,6 @@ def test_what_cannot_be_compared_is_refused(runs_folder: Path) -> None:
     with pytest.raises(DataError, match=r"other/report\.json: not of the same boxes as .*a/report\.json"):
         read_runs([runs_folder / "a", runs_folder / "other"], split="val")
     with pytest.raises(
-        DataError, match=r"copy: has no evaluation_test\.json\. Make it with tools/evaluate\.py"
+        DataError, match=r"copy: has no evaluation_test\.json\. Make it with deim evaluate"
     ):
         read_runs([runs_folder / "a", runs_folder / "copy"], split="test")

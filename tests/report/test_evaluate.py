@@ -285,7 +285,7 @@ def test_thresholds_of_other_data_or_for_another_goal_are_not_predicted_as_ones_
     trained = load_trained(copied_run / "best.pth", overrides=["evaluation.nms.mode=none"])
     if trained.operating_points["nms"]["mode"] != "none":
         with pytest.raises(
-            ConfigError, match=r"the config now asks for others\. Choose them with tools/evaluate"
+            ConfigError, match=r"the config now asks for others\. Choose them with deim evaluate"
         ):
             Predictor(trained).predict(tmp_path / "set" / "images" / "val_0.png")
 

@@ -107,7 +107,7 @@ def test_a_missing_dataset_is_reported_with_the_fix(call: Callable, tmp_path: Pa
         f"data.root: there is no folder 'data/defects' (looked in {tmp_path}). It must hold "
         f"annotations/train.json, annotations/val.json and images/ in COCO format. Name your dataset with "
         f"--set data.root=FOLDER, or make a synthetic one with "
-        f"python tools/make_synthetic.py --root data/defects\n"
+        f"deim synthetic --root data/defects\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -1,1 +1,1 @@
-"""Changes of training images, one file each; `stages.py` beside this folder says when they run."""
+"""Random changes of training images, one file each; `pipeline.py` lists them with their epochs."""

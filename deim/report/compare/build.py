@@ -30,7 +30,7 @@ def read_runs(paths: Sequence[Path], *, split: str) -> list[ComparedRun]:
     Args:
         paths: Run folders, or JSON reports; at least two.
         split: Which report of a folder: `val` is the one that training ended with, others come from
-            tools/evaluate.py.
+            `deim evaluate`.
 
     Raises:
         DataError: If there are fewer than two, one cannot be read, or they are not of the same images,
@@ -167,7 +167,7 @@ def _report_path(path: Path, split: str) -> Path:
     existing = [path / name for name in names if (path / name).is_file()]
     if not existing:
         raise DataError(
-            f"{path}: has no {names[0]}. Make it with tools/evaluate.py {path / 'best.pth'} --split {split}."
+            f"{path}: has no {names[0]}. Make it with deim evaluate {path / 'best.pth'} --split {split}."
         )
     return max(existing, key=lambda report: report.stat().st_mtime)
 
