@@ -79,7 +79,8 @@ def _prepare(
         issues = Counter(issue.rule for issue in report.issues)
         if issues:
             listed = ", ".join(f"{number} {rule.replace('_', ' ')}" for rule, number in issues.items())
-            print(f"data: {listed}; deim data check {config.data.root} lists them")
+            size = " ".join(map(str, config.image_size_hw))
+            print(f"data: {listed}; deim data check {config.data.root} --image-size {size} lists them")
     distributed.wait()
     splits = build_splits(config.data)
     evaluator = Evaluator(

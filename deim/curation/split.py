@@ -257,14 +257,14 @@ def _improve(
 def describe_division(division: Division) -> list[str]:
     """Return images, groups and boxes of each new split, and what is missing, line by line."""
     splits = division.splits()
-    headers = ["split", "images", "share", "groups", "without boxes", *division.pool.class_names]
-    rows, lines = [], []
+    titles = ["images", "share", "groups", "without boxes", *division.pool.class_names]
+    columns, lines = [], []
     for name, split in splits.items():
         boxes = Counter(split.box_category_ids[~split.is_crowd].tolist())
         counts = [boxes[number] for number in split.category_ids]
         groups = len(np.unique(division.group_of[division.indices(name)]))
         share = f"{100 * len(split) / len(division.pool):.1f} %"
-        rows.append([name, str(len(split)), share, str(groups), str(split.num_empty), *map(str, counts)])
+        columns.append([str(len(split)), share, str(groups), str(split.num_empty), *map(str, counts)])
         lines += [
             f"{name}: no box of class {label!r}; it has too few groups, or they hold other rare classes"
             for label, count in zip(split.class_names, counts, strict=True)
@@ -274,7 +274,9 @@ def describe_division(division: Division) -> list[str]:
     lines[:0] = [f"{name}: no image (groups: {num_groups})" for name in division.empty]
     if division.num_bound:
         lines.insert(0, f"{division.num_bound} images are bound to the group of their copy")
-    return [*format_table(headers, rows, right_aligned=range(1, len(headers))).splitlines(), *lines]
+    rows = [list(row) for row in zip(titles, *columns, strict=True)]
+    table = format_table(["", *splits], rows, right_aligned=range(1, len(splits) + 1))
+    return [*table.splitlines(), *lines]
 
 
 def _features(pool: CocoSplit) -> NDArray[np.float64]:

@@ -130,7 +130,6 @@ class Timeline:
             ("warm-up", f"steps 0 to {self.warmup_steps - 1}" if self.warmup_steps else "none"),
             ("flat learning rate", _span(0, self.flat_end_epoch)),
             ("falling to", f"{self.final_lr_ratio:g} of it, {_span(self.flat_end_epoch, self.no_aug_epoch)}"),
-            ("color augmentation", _span(self.augment_start_epoch, self.no_aug_epoch)),
             (
                 "second matching cost",
                 f"from epoch {self.matcher_change_epoch}" if self.matcher_change_epoch <= last else "never",

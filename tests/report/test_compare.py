@@ -133,7 +133,5 @@ def test_what_cannot_be_compared_is_refused(runs_folder: Path) -> None:
         read_runs([runs_folder / "a"], split="val")
     with pytest.raises(DataError, match=r"other/report\.json: not of the same boxes as .*a/report\.json"):
         read_runs([runs_folder / "a", runs_folder / "other"], split="val")
-    with pytest.raises(
-        DataError, match=r"copy: has no evaluation_test\.json\. Make it with deim evaluate"
-    ):
+    with pytest.raises(DataError, match=r"copy: has no evaluation_test\.json\. Make it with deim evaluate"):
         read_runs([runs_folder / "a", runs_folder / "copy"], split="test")
