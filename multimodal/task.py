@@ -13,7 +13,7 @@ from deim.config.checks import check
 from deim.config.loader import config_to_dict
 from deim.config.schema import Config
 from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
-from deim.data.loader import TrainLoader, build_train_loader
+from deim.data.loader import BatchLoader, build_train_loader
 from deim.engine.checkpoints import INPUT_OPTIONS, Checkpoint, TrainedDetector, load_trained, read_checkpoint
 from deim.engine.context import RunContext
 from deim.engine.log import Advance, progress_bar
@@ -324,7 +324,7 @@ def _text_bank(options: TextFusionOptions, class_names: Sequence[str]) -> TextBa
     return bank
 
 
-FusionLoader = TrainLoader | DetectorOutputLoader
+FusionLoader = BatchLoader | DetectorOutputLoader
 """Training batches of the fusion head: images, or stored outputs of the detector."""
 
 

@@ -15,8 +15,6 @@ from deim.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from deim.inference.predictor import Predictor
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-
 
 def build_parser() -> ArgumentParser:
     """Return the parser of `deim predict`."""
@@ -36,6 +34,7 @@ def build_parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Write `predictions.json` and an annotated copy of each image."""
     from deim.data.images.load import read_preview
+    from deim.data.images.read import IMAGE_SUFFIXES
     from deim.engine.checkpoints import load_trained
     from deim.files import write_text
     from deim.inference.detection_table import DetectionTable
@@ -80,6 +79,8 @@ def list_images(path: Path) -> list[Path]:
     Raises:
         DataError: If there is none.
     """
+    from deim.data.images.read import IMAGE_SUFFIXES
+
     if path.is_file():
         return [path]
     images = sorted(entry for entry in path.glob("*") if entry.suffix.lower() in IMAGE_SUFFIXES)

@@ -145,23 +145,6 @@ class _Dumper(yaml.SafeDumper):
         return super().represent_sequence(tag, sequence, flow_style=flow_style is not False)
 
 
-def shipped_configs_dir() -> Path:
-    """Return the folder of the project's configs: in an installed package, or `configs/` of a checkout.
-
-    Raises:
-        ConfigError: If neither folder exists.
-    """
-    package = Path(__file__).resolve().parent.parent
-    places = (package / "shipped_configs", package.parent / "configs")
-    for place in places:
-        if place.is_dir():
-            return place
-    raise ConfigError(
-        f"The shipped configs are missing: neither {places[0]} nor {places[1]} exists. "
-        f"Install the package again, or run from a complete checkout."
-    )
-
-
 def decode(record: type[T], node: Node, *, path: str = "") -> T:
     """Turn a node into a dataclass.
 

@@ -61,6 +61,12 @@ class BatchLoader:
             pin_memory=torch.cuda.is_available(),
         )
 
+    @property
+    def pipeline(self) -> AugmentPipeline:
+        """Random changes of the training images; a loader for evaluation has none."""
+        assert self.dataset.pipeline is not None
+        return self.dataset.pipeline
+
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch of the next pass, and the number of its batches to skip."""
         self._position.epoch, self._position.first_batch = epoch, first_batch
@@ -79,37 +85,6 @@ class BatchLoader:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
-
-
-class TrainLoader:
-    """Loads the training batches of one epoch after another.
-
-    Args:
-        dataset: Images and targets, with random changes.
-        sampler: Order of the images.
-        num_workers: Number of loading processes; 0 loads in this one.
-    """
-
-    def __init__(self, dataset: DetectionDataset, sampler: EpochSampler, *, num_workers: int) -> None:
-        assert dataset.pipeline is not None
-        self.dataset = dataset
-        self.sampler = sampler
-        self.batch_size = sampler.batch_size
-        """Images of a batch of all processes together."""
-        self.pipeline: AugmentPipeline = dataset.pipeline
-        self._batches = BatchLoader(dataset, sampler, num_workers=num_workers)
-
-    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose the epoch of the next pass, and the number of its batches to skip."""
-        self._batches.set_epoch(epoch, first_batch)
-
-    def __len__(self) -> int:
-        """Return the number of batches of a whole epoch."""
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the chosen epoch; see `BatchLoader`."""
-        return iter(self._batches)
 
 
 class _EpochPosition:
@@ -183,7 +158,7 @@ def build_train_loader(
     image_size_hw: tuple[int, int],
     seed: int,
     epochs: AugmentEpochs,
-) -> TrainLoader:
+) -> BatchLoader:
     """Build the loader of the training batches.
 
     Args:
@@ -217,7 +192,7 @@ def build_train_loader(
         disk_cache=build_disk_cache(data, split, input_format),
         repeat_factors=sampler.repeat_factors,
     )
-    return TrainLoader(dataset, sampler, num_workers=data.num_workers)
+    return BatchLoader(dataset, sampler, num_workers=data.num_workers)
 
 
 def build_eval_loader(

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from deim.config.schema import Config
-from deim.data.loader import TrainLoader, build_train_loader
+from deim.data.loader import BatchLoader, build_train_loader
 from deim.engine.checkpoints import Checkpoint
 from deim.engine.context import RunContext
 from deim.engine.optimizer import build_optimizer
@@ -84,7 +84,7 @@ class DetectionTask:
 TASK = DetectionTask()
 
 
-def build_detection_loader(context: RunContext) -> TrainLoader:
+def build_detection_loader(context: RunContext) -> BatchLoader:
     """Build the training batches of a detector.
 
     Raises:

@@ -113,9 +113,12 @@ class _Subset:
     def count_images(self) -> ImageLevel:
         return count_images(self.ground_truth, self.detections, overlaps=self.overlaps)
 
-    def classify_errors(self) -> ErrorKinds:
+    def classify_errors(self, assignment: Assignment | None = None) -> ErrorKinds:
         return classify_errors(
-            self.ground_truth, self.detections, overlaps=self.overlaps, assignment=self.assign()
+            self.ground_truth,
+            self.detections,
+            overlaps=self.overlaps,
+            assignment=assignment or self.assign(),
         )
 
 
@@ -141,7 +144,8 @@ def analyze_split(
     )
     raw_assignment = raw.assign(COCO_IOU_THRESHOLDS)
     kept = raw.take(points.keep(detections))
-    assignment, kinds = kept.assign(), kept.classify_errors()
+    assignment = kept.assign()
+    kinds = kept.classify_errors(assignment)
     stays = apply_nms(detections, points.nms)
     after_nms = raw.take(stays)
     nms_assignment = raw_assignment if stays.all() else after_nms.assign(COCO_IOU_THRESHOLDS)

@@ -123,10 +123,7 @@ def read_report_inputs(report_path: Path) -> ReportInputs:
     """
     report = read_report(report_path)
     files = ReportFiles(report=report_path)
-    ground_truth = GroundTruthTable.from_coco(
-        _read_json(files.ground_truth, report), normal_class=report.provenance.dataset.normal_class
-    )
-    detections = DetectionTable.from_coco(_read_json(files.predictions, report), ground_truth)
+    ground_truth, detections = read_tables(report, files)
     return ReportInputs(
         ground_truth=ground_truth,
         detections=detections,
@@ -139,6 +136,19 @@ def read_report_inputs(report_path: Path) -> ReportInputs:
         image_folder=files.folder,
         created=datetime.fromisoformat(report.created),
     )
+
+
+def read_tables(report: Report, files: ReportFiles) -> tuple[GroundTruthTable, DetectionTable]:
+    """Read the ground truth and the raw detections behind a report.
+
+    Raises:
+        DataError: If a file is missing, damaged, or not the one that the report was made with.
+    """
+    normal_class = report.provenance.dataset.normal_class
+    ground_truth = GroundTruthTable.from_coco(
+        _read_json(files.ground_truth, report), normal_class=normal_class
+    )
+    return ground_truth, DetectionTable.from_coco(_read_json(files.predictions, report), ground_truth)
 
 
 class ImageFolder:

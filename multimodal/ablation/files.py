@@ -1,23 +1,8 @@
-"""The numbers of an ablation as a file and as tables for the console."""
+"""The numbers of an ablation as tables for the console."""
 
-import json
-from pathlib import Path
-
-from deim.files import write_text
-from deim.records import to_json
 from deim.report.tables import DASH, format_table
 from multimodal.ablation.schema import Ablation, Score
 from multimodal.ablation.verdict import Delta
-
-
-def write_ablation(ablation: Ablation, path: Path) -> None:
-    """Write an ablation as JSON; `deim.records.from_json` reads it back. The folder is made if needed.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(to_json(ablation), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def format_models(ablation: Ablation) -> str:

@@ -38,8 +38,9 @@ def build_parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Train and evaluate all variants, judge, write and print."""
     from deim.config.loader import load_config
+    from deim.report.schema import write_record
     from multimodal.ablation.build import build_trials
-    from multimodal.ablation.files import format_classes, format_models, write_ablation
+    from multimodal.ablation.files import format_classes, format_models
     from multimodal.ablation.schema import build_ablation
     from multimodal.ablation.trials import run_trials
     from multimodal.ablation.variants import ABLATED_VARIANTS
@@ -53,7 +54,7 @@ def run(args: Namespace) -> None:
     minutes = (time.perf_counter() - started) / 60
     ablation = build_ablation(plan, scores, seeds=seeds, minutes=minutes, created=datetime.now(UTC))
     path = args.output or Path(config.output_dir) / "text_ablation.json"
-    write_ablation(ablation, path)
+    write_record(ablation, path)
     print(f"\n{format_models(ablation)}\n\n{format_classes(ablation)}\n")
     print("\n".join(ablation.summary))
     print(f"\nnumbers  {path}")

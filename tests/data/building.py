@@ -8,7 +8,7 @@ from deim.data.augment.pipeline import AugmentEpochs, AugmentPipeline, build_pip
 from deim.data.dataset import DetectionDataset
 from deim.data.formats.coco import CocoSplit
 from deim.data.images.input_format import InputFormat, build_input_format
-from deim.data.loader import TrainLoader, build_sampler, build_train_loader
+from deim.data.loader import BatchLoader, build_sampler, build_train_loader
 from deim.data.sampling import EpochSampler
 
 OFF: dict[str, Any] = {"horizontal_flip": 0.0, "photometric": 0.0}
@@ -57,7 +57,7 @@ def make_train_loader(
     stop: int = 99,
     rank: int = 0,
     num_ranks: int = 1,
-) -> TrainLoader:
+) -> BatchLoader:
     return build_train_loader(
         make_sampler(config, split, batch_size=batch_size, rank=rank, num_ranks=num_ranks),
         split,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from deim.config.loader import load_block, load_config, shipped_configs_dir
+from deim.config.catalog import shipped_configs_dir
+from deim.config.loader import load_block, load_config
 from deim.config.schema import Config
 from deim.data.augment.industrial import IndustrialOptions
 from deim.data.augment.multi_scale import compute_sizes, resize_batch

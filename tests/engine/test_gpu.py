@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from deim.config.loader import load_block, load_config, shipped_configs_dir
+from deim.config.catalog import shipped_configs_dir
+from deim.config.loader import load_block, load_config
 from deim.data.batch import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer

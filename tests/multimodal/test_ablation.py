@@ -12,8 +12,9 @@ import torch
 
 from deim.inference.detection_table import GroundTruthTable
 from deim.records import from_json
+from deim.report.schema import write_record
 from multimodal.ablation.build import TrialPlan, nearest_texts
-from multimodal.ablation.files import format_classes, format_models, write_ablation
+from multimodal.ablation.files import format_classes, format_models
 from multimodal.ablation.schema import Ablation, build_ablation
 from multimodal.ablation.trials import TrialContext, evaluate_variant, run_trials, train_variant
 from multimodal.ablation.variants import ABLATED_VARIANTS, Variant
@@ -125,7 +126,7 @@ def ablation_of(context: TrialContext, variants: tuple[Variant, ...] = ("mlp",))
 def test_the_result_names_what_was_tried_and_its_scores(tmp_path: Path):
     ablation = ablation_of(short())
     path = tmp_path / "new" / "ablation.json"
-    write_ablation(ablation, path)
+    write_record(ablation, path)
     assert from_json(Ablation, json.loads(path.read_text(encoding="utf-8"))) == ablation
     assert [model.name for model in ablation.models] == ["frozen", "text", "mlp", "swapped"]
     assert (ablation.pair.first, ablation.pair.second) == ("class 0", "class 1")
@@ -148,5 +149,5 @@ def test_a_split_without_boxes_has_dashes_and_the_last_verdict(tmp_path: Path):
     no_boxes = {**context.ground_truth.to_coco(), "annotations": []}
     bare = ablation_of(replace(context, ground_truth=GroundTruthTable.from_coco(no_boxes)))
     assert bare.verdict == "nothing helps"
-    write_ablation(bare, tmp_path / "bare.json")
+    write_record(bare, tmp_path / "bare.json")
     assert "\N{EN DASH}" in format_models(bare)

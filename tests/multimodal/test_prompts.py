@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deim.config.loader import shipped_configs_dir
+from deim.config.catalog import shipped_configs_dir
 from deim.data.synthetic.defects import CLASS_NAMES
 from deim.errors import ConfigError
 from multimodal.prompts import (

@@ -18,7 +18,7 @@ from deim.report.compare.schema import (
     RunSummary,
     ScoreDifference,
 )
-from deim.report.files import read_report_inputs
+from deim.report.files import ReportFiles, read_tables
 from deim.report.schema import read_report
 
 NUM_RESAMPLES = 1000
@@ -134,16 +134,17 @@ def images_that_differ(runs: Sequence[ComparedRun], number: int) -> list[int]:
 
 
 def _read_run(path: Path, name: str) -> ComparedRun:
-    inputs = read_report_inputs(path)
-    kept = inputs.detections.take(inputs.points.keep(inputs.detections))
+    report = read_report(path)
+    ground_truth, raw = read_tables(report, ReportFiles(report=path))
+    kept = raw.take(report.operating_points.keep(raw))
     return ComparedRun(
         name=name,
         path=path,
-        report=read_report(path),
-        ground_truth=inputs.ground_truth,
-        raw=inputs.detections,
+        report=report,
+        ground_truth=ground_truth,
+        raw=raw,
         kept=kept,
-        assignment=assign(inputs.ground_truth, kept),
+        assignment=assign(ground_truth, kept),
     )
 
 
