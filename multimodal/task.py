@@ -21,8 +21,7 @@ from deim.engine.schedule import Timeline, resolve_schedule
 from deim.engine.task import TaskDefaults, TaskProducts, detection_options
 from deim.errors import CheckpointError, ConfigError
 from deim.files import sha256_of_file
-from deim.loss.build import build_matcher
-from deim.model.build import build_model
+from deim.loss.matcher import HungarianMatcher
 from deim.model.detector import Detector
 from deim.model.weights import hash_tensors
 from multimodal.confused_pairs import ConfusedPair, confused_pairs, count_confusions
@@ -148,7 +147,7 @@ class TextFusionTask:
         return TaskProducts(
             model=model,
             criterion=FusionCriterion(
-                build_matcher(config.loss.matcher, change_epoch=config.epochs),
+                HungarianMatcher(config.loss.matcher, late_epoch=config.epochs),
                 options.loss,
                 num_classes=len(train.class_names),
                 confused=[(pair.label, pair.predicted_as) for pair in pairs],
@@ -173,7 +172,7 @@ class TextFusionTask:
         if "text_bank" not in checkpoint.task_state:
             raise CheckpointError(f"{path}: damaged, it has no text. Use another checkpoint of the run.")
         bank = text_bank_from_dict(checkpoint.task_state["text_bank"], where=str(path))
-        detector = build_model(config.model, len(checkpoint.class_names), channels=config.data.channels)
+        detector = Detector(config.model, len(checkpoint.class_names), channels=config.data.channels)
         return build_fused(detector, bank, fusion_options(config))
 
 
@@ -393,7 +392,7 @@ def _find_confused_pairs(
 ) -> list[ConfusedPair]:
     """Return the classes that the detector confuses on the training images, and log them."""
     config, class_names = context.config, context.splits.train.class_names
-    matcher = build_matcher(config.loss.matcher, change_epoch=config.epochs)
+    matcher = HungarianMatcher(config.loss.matcher, late_epoch=config.epochs)
     criterion = FusionCriterion(matcher, FusionLossOptions(), num_classes=len(class_names))
     loader.set_epoch(0)
     is_main = context.distributed.is_main

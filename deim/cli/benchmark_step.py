@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from deim.engine.device import select_device, select_precision
 from deim.inference.postprocess import select_detections
-from deim.loss.build import build_criterion
+from deim.loss.criterion import Criterion, LossOptions
 from deim.model.build import build_variant
 from deim.structures import Placement, Target
 
@@ -38,7 +38,7 @@ def measure(args: Namespace) -> dict[str, float | str]:
     model.to(device).train()
     images = images.to(device)
     targets = [{"boxes": t["boxes"].to(device), "labels": t["labels"].to(device)} for t in targets]
-    criterion = build_criterion()
+    criterion = Criterion(LossOptions())
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=not args.plain_optimizer)
     if args.channels_last:

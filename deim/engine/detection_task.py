@@ -15,8 +15,8 @@ from deim.engine.context import RunContext
 from deim.engine.optimizer import build_optimizer
 from deim.engine.schedule import Timeline, resolve_schedule
 from deim.engine.task import TaskDefaults, TaskProducts
-from deim.loss.build import build_criterion
-from deim.model.build import build_model
+from deim.loss.criterion import Criterion
+from deim.model.detector import Detector
 from deim.model.weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class DetectionTask:
             ConfigError: If a change of images needs a package that is not installed.
         """
         config, train = context.config, context.splits.train
-        model = build_model(config.model, len(train.class_names), channels=config.data.channels)
+        model = Detector(config.model, len(train.class_names), channels=config.data.channels)
         if config.model.init_from is None:
             logger.info("starting from random weights; set model.init_from to start from trained ones")
         elif context.is_new:
@@ -71,14 +71,14 @@ class DetectionTask:
         matcher_change_epoch = context.timeline.matcher_change_epoch
         return TaskProducts(
             model=model,
-            criterion=build_criterion(config.loss, matcher_change_epoch=matcher_change_epoch),
+            criterion=Criterion(config.loss, matcher_change_epoch=matcher_change_epoch),
             optimizer=build_optimizer(model, config.recipe),
             loader=loader,
         )
 
     def build_stored_model(self, config: Config, checkpoint: Checkpoint, path: Path) -> nn.Module:  # noqa: ARG002
         """Build the detector of a checkpoint."""
-        return build_model(config.model, len(checkpoint.class_names), channels=config.data.channels)
+        return Detector(config.model, len(checkpoint.class_names), channels=config.data.channels)
 
 
 TASK = DetectionTask()

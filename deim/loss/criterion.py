@@ -4,8 +4,8 @@ Source:
     DEIMv2 (arXiv:2509.20787) with the terms of DEIM and D-FINE; see `terms.py`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from deim.boxes import cxcywh_to_xyxy, generalized_iou, iou
 from deim.config.checks import below, check, not_positive
-from deim.loss.matcher import HungarianMatcher, MatcherOptions, PackedTargets, Pairs, pack_targets
+from deim.loss.matcher import (
+    HungarianMatcher,
+    MatcherOptions,
+    PackedTargets,
+    Pairs,
+    pack_targets,
+    vote_union,
+)
 from deim.loss.terms import (
     Teacher,
     decoupled_distillation_loss,
@@ -22,7 +29,6 @@ from deim.loss.terms import (
     matchability_aware_loss,
     soften,
 )
-from deim.loss.union_matching import vote_union
 from deim.model.decoder.distribution import boxes_to_bins
 from deim.structures import DenoisingMeta, LayerOutput, ModelOutput, Target
 
@@ -60,9 +66,6 @@ class LossOptions:
             mal_gamma=self.mal_gamma,
         )
         check([*weights, *not_positive(ddf_temperature=self.ddf_temperature)])
-
-
-Term = Literal["mal", "bbox", "giou", "fgl", "ddf"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,42 +121,22 @@ class Matched:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EdgeTargets:
-    """Where the true edges of matched pairs fall among the bins."""
+class _Stream:
+    """The outputs of the object queries or of the denoising queries, and how they are supervised."""
 
-    left: Tensor
-    """(M, 4) int64."""
-    weight_right: Tensor
-    """(M, 4) float."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Distillation:
-    """The last layer of a stream of queries as the teacher of the earlier layers."""
-
-    teacher: Teacher
-    balance: tuple[int, int]
-    """Matched and unmatched object queries, whose square roots balance the two groups."""
-    sizes: tuple[int, int]
-    """Matched and unmatched queries of the stream."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Supervision:
-    """One output and how it is supervised."""
-
-    suffix: str
-    """Ending of the names of its terms."""
-    output: LayerOutput
-    """In float32."""
-    class_matching: Matching
+    outputs: Mapping[str, LayerOutput]
+    """In float32, by the ending of the names of their terms. Those of decoder layers have distributions."""
+    last: str
+    """Ending of the last layer, which teaches the earlier ones."""
+    class_matchings: Sequence[Matching]
+    """One for each output."""
     class_normalizer: float
     box_matching: Matching
     box_normalizer: float
-    edges: EdgeTargets | None = None
-    """Only for refining layers."""
-    distillation: Distillation | None = None
-    """Only for refining layers except the last."""
+    balance: tuple[int, int]
+    """Matched and unmatched object queries of the step."""
+    sizes: tuple[int, int]
+    """Matched and unmatched queries of this stream in the step."""
 
 
 class Criterion(nn.Module):
@@ -165,10 +148,11 @@ class Criterion(nn.Module):
 
     Args:
         options: Weights and exponents of the terms.
-        matcher_change_epoch: First epoch (0-based) with the late matching cost.
+        matcher_change_epoch: First epoch (0-based) with the late matching cost; a training run takes it from
+            its schedule.
     """
 
-    def __init__(self, options: LossOptions, *, matcher_change_epoch: int) -> None:
+    def __init__(self, options: LossOptions, *, matcher_change_epoch: int = 80) -> None:
         super().__init__()
         self.options = options
         self.matcher = HungarianMatcher(options.matcher, late_epoch=matcher_change_epoch)
@@ -218,131 +202,106 @@ class Criterion(nn.Module):
         """
         device = outputs["pred_logits"].device
         with torch.autocast(device_type=device.type, enabled=False):
-            supervisions = [
-                *self._object_queries(outputs, matched, counts),
-                *self._denoising_queries(outputs, matched, counts),
-            ]
-            terms: dict[str, Tensor] = {}
-            for supervision in supervisions:
-                terms |= self._terms(supervision, matched.packed)
-        if "dn_outputs" not in outputs:
-            terms |= _absent_denoising_terms(len(outputs["aux_outputs"]), terms["loss_mal"])
-        return terms
+            terms = self._stream_terms(_object_stream(outputs, matched, counts), matched.packed, outputs)
+            if "dn_outputs" in outputs:
+                stream = _denoising_stream(outputs, matched.packed, counts)
+                return terms | self._stream_terms(stream, matched.packed, outputs)
+        return terms | _absent_denoising_terms(len(outputs["aux_outputs"]), terms["loss_mal"])
 
-    def _object_queries(
-        self, outputs: ModelOutput, matched: Matched, counts: LossCounts
-    ) -> list[Supervision]:
-        """The last layer first, then the earlier layers, the first layer's box head and the encoder."""
-        last, *others = _object_outputs(outputs)
-        num_aux = len(outputs["aux_outputs"])
-        suffixes = ["", *(f"_aux_{i}" for i in range(num_aux)), "_pre", "_enc_0"]
-        final = Supervision(
-            suffix="",
-            output=last,
-            class_matching=matched.by_output[0],
-            class_normalizer=max(counts.boxes, 1),
-            box_matching=matched.union,
-            box_normalizer=max(counts.pairs, 1),
-            edges=_edge_targets(last, matched.union, matched.packed, outputs),
+    def _stream_terms(
+        self, stream: _Stream, packed: PackedTargets, outputs: ModelOutput
+    ) -> dict[str, Tensor]:
+        """All terms of a stream, weighted and named."""
+        last, matching = stream.outputs[stream.last], stream.box_matching
+        # The layers share their reference boxes, and so the bins of the true edges.
+        edges = boxes_to_bins(
+            last["ref_points"][matching.index],
+            packed.boxes_xyxy[matching.target_idx],
+            outputs["bin_values"],
+            outputs["reg_scale"],
         )
-        balance = _balance(last, counts)
-        teaching = replace(final, distillation=self._distill(final, outputs, balance, balance))
-        without = replace(final, edges=None)
-        templates = [final, *[teaching] * num_aux, without, without]
-        return [
-            replace(template, suffix=suffix, output=output, class_matching=matching)
-            for template, suffix, output, matching in zip(
-                templates, suffixes, [last, *others], matched.by_output, strict=True
-            )
-        ]
-
-    def _denoising_queries(
-        self, outputs: ModelOutput, matched: Matched, counts: LossCounts
-    ) -> list[Supervision]:
-        """Every decoder layer and the first layer's box head; their matching is known from the start."""
-        if "dn_outputs" not in outputs:
-            return []
-        meta = outputs["dn_meta"]
-        *earlier, last = [_float32(layer) for layer in outputs["dn_outputs"]]
-        matching = _denoising_matching(meta, matched.packed)
-        normalizer = max(counts.boxes, 1) * meta.num_groups
-        final = Supervision(
-            suffix=f"_dn_{len(earlier)}",
-            output=last,
-            class_matching=matching,
-            class_normalizer=normalizer,
-            box_matching=matching,
-            box_normalizer=normalizer,
-            edges=_edge_targets(last, matching, matched.packed, outputs),
-        )
-        num_matched = counts.boxes * meta.num_groups
-        sizes = (num_matched, counts.images * meta.num_queries - num_matched)
-        # Denoising queries are balanced by the counts of the object queries, as in the reference.
-        distillation = self._distill(final, outputs, _balance(outputs, counts), sizes)
-        return [
-            *(
-                replace(final, suffix=f"_dn_{i}", output=layer, distillation=distillation)
-                for i, layer in enumerate(earlier)
-            ),
-            final,
-            replace(final, suffix="_dn_pre", output=_float32(outputs["dn_pre_outputs"]), edges=None),
-        ]
-
-    def _distill(
-        self, final: Supervision, outputs: ModelOutput, balance: tuple[int, int], sizes: tuple[int, int]
-    ) -> Distillation:
-        corners = final.output["pred_corners"].detach()
-        num_bins = outputs["bin_values"].shape[0]
         teacher = Teacher(
-            log_probabilities=soften(corners, num_bins, self.options.ddf_temperature),
-            confidence=final.output["pred_logits"].detach().max(dim=-1).values.sigmoid(),
+            log_probabilities=soften(last["pred_corners"].detach(), self.options.ddf_temperature),
+            confidence=last["pred_logits"].detach().max(dim=-1).values.sigmoid(),
+            balance=stream.balance,
+            sizes=stream.sizes,
         )
-        return Distillation(teacher=teacher, balance=balance, sizes=sizes)
+        weighted = {}
+        for (suffix, output), class_matching in zip(
+            stream.outputs.items(), stream.class_matchings, strict=True
+        ):
+            terms = self._output_terms(output, class_matching, stream, packed)
+            if "pred_corners" in output:
+                quality = _quality(output, matching, packed)
+                corners = output["pred_corners"][matching.index].unflatten(-1, (4, -1))
+                fgl = fine_grained_localization_loss(corners, *edges, quality)
+                terms["fgl"] = fgl / stream.box_normalizer
+                if suffix != stream.last:
+                    terms["ddf"] = decoupled_distillation_loss(
+                        output["pred_corners"],
+                        teacher,
+                        matching.index,
+                        quality,
+                        temperature=self.options.ddf_temperature,
+                    )
+            for name, value in terms.items():
+                weighted[f"loss_{name}{suffix}"] = getattr(self.options, name) * value
+        return weighted
 
-    def _terms(self, supervision: Supervision, packed: PackedTargets) -> dict[str, Tensor]:
-        """All terms of one output, weighted and named."""
-        output, matching = supervision.output, supervision.box_matching
-        quality = _quality(output, supervision.class_matching, packed)
-        classes = packed.labels[supervision.class_matching.target_idx]
+    def _output_terms(
+        self, output: LayerOutput, class_matching: Matching, stream: _Stream, packed: PackedTargets
+    ) -> dict[str, Tensor]:
+        """The terms that every output has: of the classes and of the boxes."""
         mal = matchability_aware_loss(
             output["pred_logits"],
-            (*supervision.class_matching.index, classes),
-            quality,
+            (*class_matching.index, packed.labels[class_matching.target_idx]),
+            _quality(output, class_matching, packed),
             gamma=self.options.mal_gamma,
         )
+        matching = stream.box_matching
         boxes = output["pred_boxes"][matching.index]
-        true_boxes = packed.boxes_cxcywh[matching.target_idx]
         overlap = generalized_iou(cxcywh_to_xyxy(boxes), packed.boxes_xyxy[matching.target_idx])
-        terms: dict[Term, Tensor] = {
-            "mal": mal / supervision.class_normalizer,
-            "bbox": (boxes - true_boxes).abs().sum() / supervision.box_normalizer,
-            "giou": (1 - overlap).sum() / supervision.box_normalizer,
+        distance = (boxes - packed.boxes_cxcywh[matching.target_idx]).abs().sum()
+        return {
+            "mal": mal / stream.class_normalizer,
+            "bbox": distance / stream.box_normalizer,
+            "giou": (1 - overlap).sum() / stream.box_normalizer,
         }
-        if supervision.edges is not None:
-            terms |= self._edge_terms(supervision, supervision.edges, _quality(output, matching, packed))
-        weighted = {name: getattr(self.options, name) * value for name, value in terms.items()}
-        return {f"loss_{name}{supervision.suffix}": value for name, value in weighted.items()}
 
-    def _edge_terms(
-        self, supervision: Supervision, edges: EdgeTargets, quality: Tensor
-    ) -> dict[Term, Tensor]:
-        corners, matching = supervision.output["pred_corners"], supervision.box_matching
-        num_bins = corners.shape[-1] // 4
-        fgl = fine_grained_localization_loss(
-            corners[matching.index].unflatten(-1, (4, num_bins)), edges.left, edges.weight_right, quality
-        )
-        terms: dict[Term, Tensor] = {"fgl": fgl / supervision.box_normalizer}
-        if supervision.distillation is not None:
-            terms["ddf"] = decoupled_distillation_loss(
-                soften(corners, num_bins, self.options.ddf_temperature),
-                supervision.distillation.teacher,
-                matching.index,
-                quality,
-                temperature=self.options.ddf_temperature,
-                balance=supervision.distillation.balance,
-                sizes=supervision.distillation.sizes,
-            )
-        return terms
+
+def _object_stream(outputs: ModelOutput, matched: Matched, counts: LossCounts) -> _Stream:
+    suffixes = ["", *(f"_aux_{i}" for i in range(len(outputs["aux_outputs"]))), "_pre", "_enc_0"]
+    balance = _balance(outputs, counts)
+    return _Stream(
+        outputs=dict(zip(suffixes, _object_outputs(outputs), strict=True)),
+        last="",
+        class_matchings=matched.by_output,
+        class_normalizer=max(counts.boxes, 1),
+        box_matching=matched.union,
+        box_normalizer=max(counts.pairs, 1),
+        balance=balance,
+        sizes=balance,
+    )
+
+
+def _denoising_stream(outputs: ModelOutput, packed: PackedTargets, counts: LossCounts) -> _Stream:
+    """Its matching is known from the start."""
+    meta = outputs["dn_meta"]
+    matching = _denoising_matching(meta, packed)
+    heads = {f"_dn_{i}": layer for i, layer in enumerate(outputs["dn_outputs"])}
+    last = f"_dn_{len(heads) - 1}"
+    heads["_dn_pre"] = outputs["dn_pre_outputs"]
+    num_matched, normalizer = counts.boxes * meta.num_groups, max(counts.boxes, 1) * meta.num_groups
+    return _Stream(
+        outputs={suffix: _float32(head) for suffix, head in heads.items()},
+        last=last,
+        class_matchings=[matching] * len(heads),
+        class_normalizer=normalizer,
+        box_matching=matching,
+        box_normalizer=normalizer,
+        balance=_balance(outputs, counts),  # by the object queries, as in the reference
+        sizes=(num_matched, counts.images * meta.num_queries - num_matched),
+    )
 
 
 def _float32(output: LayerOutput) -> LayerOutput:
@@ -386,19 +345,6 @@ def _quality(output: LayerOutput, matching: Matching, packed: PackedTargets) -> 
     """(M,) IoU of matched pairs."""
     boxes_xyxy = cxcywh_to_xyxy(output["pred_boxes"][matching.index])
     return iou(boxes_xyxy, packed.boxes_xyxy[matching.target_idx])
-
-
-def _edge_targets(
-    output: LayerOutput, matching: Matching, packed: PackedTargets, outputs: ModelOutput
-) -> EdgeTargets:
-    """Edges of the matched boxes among the bins; the same for all layers, which share their references."""
-    left, weight_right = boxes_to_bins(
-        output["ref_points"][matching.index],
-        packed.boxes_xyxy[matching.target_idx],
-        outputs["bin_values"],
-        outputs["reg_scale"],
-    )
-    return EdgeTargets(left=left, weight_right=weight_right)
 
 
 def _absent_denoising_terms(num_aux: int, like: Tensor) -> dict[str, Tensor]:

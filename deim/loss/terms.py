@@ -18,6 +18,11 @@ class Teacher:
     """(B, Q, 4, R+1) float, softened by the temperature; no gradient."""
     confidence: Tensor
     """(B, Q) float, best class score; no gradient."""
+    balance: tuple[int, int]
+    """Matched and unmatched queries whose square roots balance the two groups; not both 0."""
+    sizes: tuple[int, int]
+    """Matched and unmatched queries of this stream that the two averages are over; more than are here if the
+    step has other micro-batches or processes."""
 
 
 def matchability_aware_loss(
@@ -68,35 +73,30 @@ def fine_grained_localization_loss(
     return -(likelihood * quality[:, None]).sum()
 
 
-def soften(corners: Tensor, num_bins: int, temperature: float) -> Tensor:
-    """Log-probabilities (B, Q, 4, num_bins) of logits (B, Q, 4·num_bins) at a temperature."""
-    return (corners.unflatten(-1, (4, num_bins)) / temperature).log_softmax(dim=-1)
+def soften(corners: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities (B, Q, 4, R+1) of logits (B, Q, 4·(R+1)) at a temperature."""
+    return (corners.unflatten(-1, (4, -1)) / temperature).log_softmax(dim=-1)
 
 
 def decoupled_distillation_loss(
-    student: Tensor,
+    corners: Tensor,
     teacher: Teacher,
     index: tuple[Tensor, Tensor],
     quality: Tensor,
     *,
     temperature: float,
-    balance: tuple[int, int],
-    sizes: tuple[int, int],
 ) -> Tensor:
     """Divergence of a layer's edge distributions from the last layer's, for all queries.
 
     Matched queries weigh by the overlap they reached, the others by the teacher's confidence; the two groups
-    are averaged apart and joined by the square roots of `balance`, so that neither drowns the other.
+    are averaged apart and joined by the square roots of `teacher.balance`, so that neither drowns the other.
 
     Args:
-        student: (B, Q, 4, R+1) float, log-probabilities at the temperature.
-        teacher: The last layer.
+        corners: (B, Q, 4·(R+1)) float, logits.
+        teacher: The last layer, at the same temperature.
         index: Image and query of each matched pair, (M,) int64 each.
         quality: (M,) float in [0, 1], IoU of the pairs; no gradient.
         temperature: Temperature of both distributions.
-        balance: Matched and unmatched queries whose square roots balance the groups; not both 0.
-        sizes: Matched and unmatched queries of this stream that the two averages are over; more than are here
-            if the step has other micro-batches or processes.
 
     Returns:
         () float, this batch's share of the means.
@@ -104,10 +104,11 @@ def decoupled_distillation_loss(
     Source:
         D-FINE (arXiv:2410.13842), eq. 6 and 7.
     """
+    student = soften(corners, temperature)
     divergence = F.kl_div(student, teacher.log_probabilities, reduction="none", log_target=True)
     divergence = divergence.sum(dim=-1).mean(dim=-1) * temperature**2
-    balance_matched, balance_other = balance[0] ** 0.5, balance[1] ** 0.5
+    balance_matched, balance_other = (number**0.5 for number in teacher.balance)
     total = balance_matched + balance_other
-    weight = teacher.confidence * (balance_other / total / max(sizes[1], 1))
-    weight[index] = quality * (balance_matched / total / max(sizes[0], 1))
+    weight = teacher.confidence * (balance_other / total / max(teacher.sizes[1], 1))
+    weight[index] = quality * (balance_matched / total / max(teacher.sizes[0], 1))
     return (divergence * weight).sum()

@@ -1,4 +1,4 @@
-"""Detectors by their config, or by the name of a shipped size."""
+"""Detectors by the name of a shipped size."""
 
 from deim.config.catalog import shipped_configs_dir
 from deim.config.loader import load_block
@@ -6,11 +6,6 @@ from deim.errors import ConfigError
 from deim.model.detector import Detector, ModelOptions
 
 VARIANTS = ("nano", "s", "m", "l", "x")
-
-
-def build_model(options: ModelOptions, num_classes: int, *, channels: int = 3) -> Detector:
-    """Build the detector with random weights; see `Detector`."""
-    return Detector(options, num_classes, channels=channels)
 
 
 def build_variant(name: str, *, num_classes: int) -> Detector:

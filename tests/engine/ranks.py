@@ -16,9 +16,8 @@ from deim.engine.optimizer import build_optimizer
 from deim.engine.seeding import seed_everything
 from deim.engine.step import StepContext, train_step, unwrap_model
 from deim.inference.evaluator import Evaluator
-from deim.loss.build import build_criterion
+from deim.loss.criterion import Criterion
 from deim.metrics.coco import compute_coco_metrics
-from deim.model.build import build_model
 from deim.model.detector import Detector
 from deim.structures import Target
 
@@ -42,7 +41,7 @@ def make_batch(num_boxes: list[int]) -> Batch:
 def build(content: dict[str, Any]) -> Detector:
     """The tiny detector; batch norm keeps its statistics, which CPUs do not exchange."""
     seed_everything(0)
-    model = build_model(config_from_dict(content, where="tiny").model, 3).train()
+    model = Detector(config_from_dict(content, where="tiny").model, 3).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -62,7 +61,7 @@ def compute_gradients(
     )
     parts = StepContext(
         model=exchange_gradients(model, distributed),
-        criterion=build_criterion(config.loss),
+        criterion=Criterion(config.loss),
         optimizer=build_optimizer(model, config.recipe),
         precision=select_precision("off", torch.device("cpu")),
         clip_grad_norm=1e9,

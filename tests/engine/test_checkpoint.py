@@ -27,7 +27,6 @@ from deim.engine.checkpoints import (
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, DataError
 from deim.inference.evaluator import build_evaluator
-from deim.model.build import build_model
 from deim.model.detector import Detector
 
 
@@ -41,7 +40,7 @@ def weights_hash(model: Detector) -> str:
 @pytest.fixture
 def saved(tmp_path: Path, tiny_set: Path, tiny_config: Callable[..., Config]) -> Path:
     config = tiny_config(tiny_set, tmp_path / "run")
-    raw, averaged = build_model(config.model, 2), build_model(config.model, 2)
+    raw, averaged = Detector(config.model, 2), Detector(config.model, 2)
     path = tmp_path / "best.pth"
     checkpoint = Checkpoint(
         config=config_to_dict(config),
@@ -68,7 +67,7 @@ def test_a_checkpoint_alone_gives_the_same_detector(saved: Path, kind: str) -> N
     change(saved, weights=kind)
     document = read_checkpoint(saved)
     trained = load_trained(saved)
-    expected = build_model(trained.config.model, 2)
+    expected = Detector(trained.config.model, 2)
     expected.load_state_dict(document.ema.model if kind == "ema" else document.model)
     assert weights_hash(trained.model) == weights_hash(expected)
     assert weights_hash(load_trained(saved).model) == weights_hash(trained.model)

@@ -12,7 +12,8 @@ from torch import nn
 from deim.config.schema import Config
 from deim.engine.ema import ModelEma
 from deim.engine.schedule import EmaSchedule
-from deim.model.build import build_model, build_variant
+from deim.model.build import build_variant
+from deim.model.detector import Detector
 
 
 def make_model() -> nn.Sequential:
@@ -97,7 +98,7 @@ def test_constants_never_change(name: str) -> None:
 def test_loading_an_average_goes_on_averaging_it(
     tmp_path: Path, tiny_set: Path, tiny_config: Callable[..., Config]
 ) -> None:
-    model = build_model(tiny_config(tiny_set, tmp_path / "run").model, 3)
+    model = Detector(tiny_config(tiny_set, tmp_path / "run").model, 3)
     ema = ModelEma(model, EmaSchedule(decay=0.5, warmup_steps=0))
     ema.model.load_state_dict({name: torch.zeros_like(v) for name, v in ema.model.state_dict().items()})
     ema.update(model)

@@ -10,9 +10,8 @@ from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
 from deim.engine.seeding import seed_everything
 from deim.engine.step import StepContext, train_step
-from deim.loss.build import build_criterion
-from deim.model.build import build_model
-from deim.model.detector import ModelOptions
+from deim.loss.criterion import Criterion
+from deim.model.detector import Detector, ModelOptions
 from deim.structures import Target
 
 NUM_STEPS = 200
@@ -48,14 +47,14 @@ def test_l_at_1024_px_stays_finite(amp: str) -> None:
     device = torch.device("cuda")
     config = load_config(shipped_configs_dir() / "deimv2_1024.yml")
     block = load_block(shipped_configs_dir() / "_base_" / "model_l.yml", "model", ModelOptions)
-    model = build_model(block, 6).to(device).train()
+    model = Detector(block, 6).to(device).train()
     outputs_are_finite: list[bool] = []
     model.register_forward_hook(
         lambda *args: outputs_are_finite.append(bool(args[-1]["pred_logits"].isfinite().all()))
     )
     parts = StepContext(
         model=model,
-        criterion=build_criterion(config.loss),
+        criterion=Criterion(config.loss),
         optimizer=build_optimizer(model, config.recipe),
         precision=select_precision("fp16" if amp == "fp16" else "bf16", device),
         clip_grad_norm=config.recipe.clip_grad_norm,

@@ -19,8 +19,7 @@ from deim.engine.schedule import EmaSchedule
 from deim.engine.seeding import seed_everything
 from deim.engine.step import StepContext, StepResult, train_step
 from deim.errors import TrainingError
-from deim.loss.build import build_criterion
-from deim.model.build import build_model
+from deim.loss.criterion import Criterion
 from deim.model.detector import Detector
 from deim.structures import Target
 
@@ -34,7 +33,7 @@ class Setup:
     def step(self, batch: Batch, *, clip_grad_norm: float = 0.1, **options: Any) -> StepResult:
         parts = StepContext(
             model=self.model,
-            criterion=build_criterion(self.config.loss, matcher_change_epoch=99),
+            criterion=Criterion(self.config.loss, matcher_change_epoch=99),
             optimizer=self.optimizer,
             precision=select_precision("off", torch.device("cpu")),
             clip_grad_norm=clip_grad_norm,
@@ -50,7 +49,7 @@ class Setup:
 def setup(tmp_path: Path, tiny_config: Callable[..., Config]) -> Setup:
     seed_everything(0)
     config = tiny_config(tmp_path, tmp_path / "run", "recipe.lr=1e-3", "recipe.backbone_lr=1e-3")
-    model = build_model(config.model, 3).train()
+    model = Detector(config.model, 3).train()
     return Setup(model, build_optimizer(model, config.recipe), config)
 
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, generalized_iou
 from deim.errors import NonFiniteError
-from deim.loss.build import build_criterion
-from deim.loss.criterion import LossOptions
+from deim.loss.criterion import Criterion, LossOptions
 from deim.model.decoder.distribution import compute_bin_values
 from deim.structures import LayerOutput, ModelOutput, Target
 from tests.model.tiny import Kind, random_images, random_targets, tiny_detector
@@ -87,7 +86,7 @@ def values(terms: dict[str, Tensor]) -> dict[str, float]:
 @pytest.mark.parametrize("counts", [(0, 0), (2, 1)], ids=["no boxes", "boxes"])
 def test_every_trainable_parameter_gets_a_finite_gradient(kind, counts):
     model, outputs, targets = forward(counts, kind)
-    loss = sum(build_criterion()(outputs, targets).values())
+    loss = sum(Criterion(LossOptions())(outputs, targets).values())
     assert math.isfinite(loss.item())
     loss.backward()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -104,11 +103,11 @@ def test_number_of_terms_is_that_of_the_official_criterion(num_layers, count):
     #
     model = tiny_detector(num_layers=num_layers).train()
     targets = random_targets((1, 2))
-    assert len(build_criterion()(model(random_images(2), targets), targets)) == count
+    assert len(Criterion(LossOptions())(model(random_images(2), targets), targets)) == count
 
 
 def test_names_of_the_terms_are_the_same_with_and_without_boxes_and_denoising():
-    criterion = build_criterion()
+    criterion = Criterion(LossOptions())
     names = []
     for counts, options in [((0, 0), {}), ((2, 0), {}), ((9, 1), {}), ((2, 1), {"num_denoising": 0})]:
         _, outputs, targets = forward(counts, **options)
@@ -118,7 +117,7 @@ def test_names_of_the_terms_are_the_same_with_and_without_boxes_and_denoising():
 
 def test_terms_without_boxes_are_zero_but_for_scores_and_distillation():
     _, outputs, targets = forward((0, 0))
-    terms = values(build_criterion()(outputs, targets))
+    terms = values(Criterion(LossOptions())(outputs, targets))
     other = {name for name, value in terms.items() if value != 0}
     layers = range(NUM_LAYERS - 1)
     scores = {"loss_mal", "loss_mal_pre", "loss_mal_enc_0", *(f"loss_mal_aux_{i}" for i in layers)}
@@ -127,14 +126,14 @@ def test_terms_without_boxes_are_zero_but_for_scores_and_distillation():
 
 def test_distillation_is_zero_before_the_first_step():
     _, outputs, targets = forward((2, 1), shake=0.0)
-    terms = values(build_criterion()(outputs, targets))
+    terms = values(Criterion(LossOptions())(outputs, targets))
     assert {value for name, value in terms.items() if "ddf" in name} == {0.0}
     assert all(value > 0 for name, value in terms.items() if "ddf" not in name)
 
 
 def test_one_image_without_boxes_adds_only_background():
     targets = random_targets((2, 0))
-    criterion = build_criterion()
+    criterion = Criterion(LossOptions())
     both = criterion(make_outputs(targets), targets)
     first = map_layers(make_outputs(targets), lambda tensor: tensor[:1])
     alone = criterion(first, targets[:1])
@@ -146,7 +145,7 @@ def test_one_image_without_boxes_adds_only_background():
 def test_box_terms_are_means_over_pairs_with_the_configured_weights():
     targets = random_targets((3, 1))
     outputs = make_outputs(targets)
-    terms = values(build_criterion(LossOptions(bbox=5.0, giou=2.0))(outputs, targets))
+    terms = values(Criterion(LossOptions(bbox=5.0, giou=2.0))(outputs, targets))
     distances, gaps = [], []
     for image, target in enumerate(targets):
         for n, true_box in enumerate(target["boxes"]):
@@ -164,7 +163,7 @@ def test_box_terms_are_means_over_the_union_of_all_matchings():
     outputs = make_outputs(targets, noise=0.001)
     encoder = outputs["enc_outputs"]["pred_boxes"]
     encoder[:, [1, 5]] = encoder[:, [5, 1]]
-    terms = values(build_criterion(LossOptions(bbox=1.0))(outputs, targets))
+    terms = values(Criterion(LossOptions(bbox=1.0))(outputs, targets))
     for name, output in [("loss_bbox", outputs), ("loss_bbox_enc_0", outputs["enc_outputs"])]:
         distances = (output["pred_boxes"][0, [1, 5]] - targets[0]["boxes"]).abs().sum(dim=-1)
         assert terms[name] == pytest.approx(distances.mean().item(), rel=1e-5)
@@ -172,7 +171,7 @@ def test_box_terms_are_means_over_the_union_of_all_matchings():
 
 def test_denoising_terms_are_means_over_all_positives():
     _, outputs, targets = forward((2, 1))
-    terms = values(build_criterion(LossOptions(bbox=1.0))(outputs, targets))
+    terms = values(Criterion(LossOptions(bbox=1.0))(outputs, targets))
     meta = outputs["dn_meta"]
     assert meta.num_groups == 3
     for name, output in [
@@ -195,9 +194,9 @@ def test_a_weight_scales_its_own_terms_alone(term):
     targets = random_targets((3, 1))
     outputs = make_outputs(targets)
     default = LossOptions()
-    once = values(build_criterion(default)(outputs, targets))
+    once = values(Criterion(default)(outputs, targets))
     doubled = LossOptions(**{term: 2 * getattr(default, term)})
-    twice = values(build_criterion(doubled)(outputs, targets))
+    twice = values(Criterion(doubled)(outputs, targets))
     for name, value in once.items():
         factor = 2 if name.startswith(f"loss_{term}") else 1
         assert twice[name] == pytest.approx(factor * value, rel=1e-6), name
@@ -208,7 +207,7 @@ def test_order_of_the_boxes_of_an_image_does_not_matter(epoch):
     targets = random_targets((4, 2))
     outputs = make_outputs(targets)
     turned = [{name: value.flip(0) for name, value in target.items()} for target in targets]
-    criterion = build_criterion()
+    criterion = Criterion(LossOptions())
     expected = values(criterion(outputs, targets, epoch=epoch))
     assert values(criterion(outputs, turned, epoch=epoch)) == pytest.approx(expected, rel=1e-5)
 
@@ -216,14 +215,14 @@ def test_order_of_the_boxes_of_an_image_does_not_matter(epoch):
 def test_order_of_the_images_of_a_batch_does_not_matter():
     targets = random_targets((4, 0, 2))
     outputs = make_outputs(targets)
-    criterion = build_criterion()
+    criterion = Criterion(LossOptions())
     turned = criterion(map_layers(outputs, lambda tensor: tensor.flip(0)), targets[::-1])
     assert values(turned) == pytest.approx(values(criterion(outputs, targets)), rel=1e-5)
 
 
 def test_better_boxes_and_scores_give_a_lower_loss():
     targets = random_targets((3, 2))
-    criterion = build_criterion()
+    criterion = Criterion(LossOptions())
     near, far = (criterion(make_outputs(targets, noise=noise), targets) for noise in (0.001, 0.05))
     assert near["loss_bbox"] < far["loss_bbox"]
     assert near["loss_giou"] < far["loss_giou"]
@@ -232,7 +231,7 @@ def test_better_boxes_and_scores_give_a_lower_loss():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_outputs_give_the_float32_loss_of_the_same_numbers(dtype):
     _, outputs, targets = forward((2, 1))
-    criterion = build_criterion()
+    criterion = Criterion(LossOptions())
     halves = map_layers(outputs, lambda tensor: tensor.to(dtype))
     terms = criterion(halves, targets)
     expected = criterion(map_layers(halves, Tensor.float), targets)
@@ -243,7 +242,7 @@ def test_half_precision_outputs_give_the_float32_loss_of_the_same_numbers(dtype)
 
 def test_the_loss_is_float32_inside_autocast_too():
     _, outputs, targets = forward((2, 1))
-    criterion = build_criterion()
+    criterion = Criterion(LossOptions())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = criterion(outputs, targets)
     assert values(terms) == values(criterion(outputs, targets))
@@ -251,7 +250,7 @@ def test_the_loss_is_float32_inside_autocast_too():
 
 def test_more_boxes_than_queries_give_a_finite_loss():
     _, outputs, targets = forward((9, 1), num_queries=4)
-    terms = values(build_criterion()(outputs, targets))
+    terms = values(Criterion(LossOptions())(outputs, targets))
     assert all(math.isfinite(value) for value in terms.values())
     assert terms["loss_bbox"] > 0
 
@@ -260,10 +259,10 @@ def test_outputs_that_are_not_numbers_are_refused():
     _, outputs, targets = forward((2, 1))
     outputs["aux_outputs"][1]["pred_logits"] = torch.full_like(outputs["pred_logits"], math.nan)
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
-        build_criterion()(outputs, targets)
+        Criterion(LossOptions())(outputs, targets)
 
 
 def test_outputs_of_evaluation_mode_are_refused():
     model = tiny_detector().eval()
     with pytest.raises(ValueError, match=r"^outputs: no supervised outputs. Call model.train\(\) before"):
-        build_criterion()(model(random_images(1)), random_targets((1,)))
+        Criterion(LossOptions())(model(random_images(1)), random_targets((1,)))

@@ -8,8 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deim.loss.build import build_criterion
-from deim.loss.criterion import LossOptions
+from deim.loss.criterion import Criterion, LossOptions
 from deim.structures import ModelOutput, Target
 from tests.model.parity_folder import (
     build_with_recipe_weights,
@@ -79,7 +78,7 @@ def run(_single_thread):
 def _train_step(name: str) -> Trained:
     case, variant = CASES[name], name[0]
     model = build_with_recipe_weights(variant).train()
-    criterion = build_criterion(
+    criterion = Criterion(
         LossOptions(union_ties="reference"), matcher_change_epoch=MATCHER_CHANGE_EPOCH[variant]
     )
     targets = draw_targets(case.counts)
@@ -143,7 +142,7 @@ def test_stable_vote_stays_close_to_the_official_one_with_many_boxes(run):
     """The difference, 5.2 % at most when measured, comes from ties of the vote, which `mal` does not use."""
     trained = run("s_train_256_many")
     with torch.no_grad():
-        terms = build_criterion(LossOptions(), matcher_change_epoch=100)(trained.outputs, trained.targets)
+        terms = Criterion(LossOptions(), matcher_change_epoch=100)(trained.outputs, trained.targets)
     expected = expected_terms(trained)
     mal = {key: value for key, value in expected.items() if "mal" in key}
     assert {key: terms[key].item() for key in mal} == pytest.approx(mal, rel=RELATIVE)

@@ -158,16 +158,16 @@ def ddf(
     student: Tensor, teacher: Tensor, scores: Tensor, index: Index, quality: Tensor, counts: tuple[int, int]
 ) -> Tensor:
     return decoupled_distillation_loss(
-        soften(student.flatten(2), BINS, TEMPERATURE),
+        student.flatten(2),
         Teacher(
-            log_probabilities=soften(teacher.flatten(2), BINS, TEMPERATURE),
+            log_probabilities=soften(teacher.flatten(2), TEMPERATURE),
             confidence=scores.max(dim=-1).values.sigmoid(),
+            balance=counts,
+            sizes=(len(index[0]), BATCH * QUERIES - len(index[0])),
         ),
         index,
         quality,
         temperature=TEMPERATURE,
-        balance=counts,
-        sizes=(len(index[0]), BATCH * QUERIES - len(index[0])),
     )
 
 
@@ -208,15 +208,14 @@ def test_ddf_balances_the_two_groups_by_the_square_roots_of_the_counts(layers: L
 def test_ddf_leaves_the_confidences_of_its_teacher_unchanged(layers):
     student, teacher, scores = layers
     shared = Teacher(
-        log_probabilities=soften(teacher.flatten(2), BINS, TEMPERATURE),
+        log_probabilities=soften(teacher.flatten(2), TEMPERATURE),
         confidence=scores.max(dim=-1).values.sigmoid(),
+        balance=(3, 7),
+        sizes=(3, 7),
     )
     before = shared.confidence.clone()
-    softened = soften(student.flatten(2), BINS, TEMPERATURE)
     losses = [
-        decoupled_distillation_loss(
-            softened, shared, PAIRS, torch.ones(3), temperature=TEMPERATURE, balance=(3, 7), sizes=(3, 7)
-        )
+        decoupled_distillation_loss(student.flatten(2), shared, PAIRS, torch.ones(3), temperature=TEMPERATURE)
         for _ in range(2)
     ]
     assert torch.equal(shared.confidence, before)

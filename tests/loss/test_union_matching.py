@@ -5,8 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from deim.loss.matcher import Pairs
-from deim.loss.union_matching import vote_union
+from deim.loss.matcher import Pairs, vote_union
 
 Triple = tuple[int, int, int]
 

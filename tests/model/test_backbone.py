@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deim.engine.optimizer import parameter_groups
-from deim.loss.build import build_criterion
+from deim.loss.criterion import Criterion, LossOptions
 from deim.model.activation_checkpointing import checkpoint_activations
 from deim.model.backbone.interface import Backbone
 from deim.model.detector import Detector
@@ -56,7 +56,7 @@ def test_another_backbone_trains_with_and_without_activation_checkpointing(make_
         if is_checkpointed:
             checkpoint_activations(model)
         torch.manual_seed(1)
-        sum(build_criterion()(model.train()(images, targets), targets).values()).backward()
+        sum(Criterion(LossOptions())(model.train()(images, targets), targets).values()).backward()
         gradients.append([parameter.grad for parameter in model.backbone.parameters()])
     for plain, other in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, other)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, iou
 from deim.errors import ConfigError
-from deim.loss.build import build_criterion
+from deim.loss.criterion import Criterion, LossOptions
 from deim.model.build import build_variant
 from deim.structures import Target
 from tests.model.tiny import Kind, random_images, random_targets, tiny_detector
@@ -139,7 +139,7 @@ def test_two_models_share_no_tensor_and_learn_apart():
     with torch.no_grad():
         before = two.eval()(images)["pred_logits"]
     optimizer = torch.optim.SGD(single.parameters(), lr=0.1)
-    sum(build_criterion()(single.train()(images, targets), targets).values()).backward()
+    sum(Criterion(LossOptions())(single.train()(images, targets), targets).values()).backward()
     optimizer.step()
     with torch.no_grad():
         assert torch.equal(two(images)["pred_logits"], before)
@@ -205,7 +205,7 @@ def test_bfloat16_autocast_gives_finite_scores_and_float32_boxes(kind):
         assert output["pred_boxes"].dtype == torch.float32
         assert output["pred_boxes"].isfinite().all()
         assert output["pred_logits"].isfinite().all()
-    loss = sum(build_criterion()(trained, targets).values())
+    loss = sum(Criterion(LossOptions())(trained, targets).values())
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
@@ -226,7 +226,7 @@ def test_one_batch_can_be_learned_by_heart():
             left, top, right, bottom = (cxcywh_to_xyxy(box) * 64).round().int().tolist()
             image[label, top:bottom, left:right] = 1.0
     model = tiny_detector(num_layers=2, num_queries=10).train()
-    criterion = build_criterion()
+    criterion = Criterion(LossOptions())
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=4e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=100, pct_start=0.1)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from deim.model.backbone.dinov3 import DinoV3Options
 from deim.model.backbone.vit_tiny import VitTinyOptions
-from deim.model.build import build_model
 from deim.model.decoder.decoder import DecoderOptions
 from deim.model.detector import Detector, ModelOptions
 from deim.model.encoder.hybrid import HybridEncoderOptions
@@ -76,7 +75,7 @@ def tiny_detector(
         ),
     )
     torch.manual_seed(seed)
-    model = build_model(config, num_classes, channels=channels)
+    model = Detector(config, num_classes, channels=channels)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad and shake:

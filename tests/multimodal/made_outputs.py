@@ -13,7 +13,7 @@ from deim.engine.device import select_precision
 from deim.engine.optimizer import RecipeOptions
 from deim.engine.schedule import EmaOptions, ScheduleOptions, resolve_ema, resolve_schedule
 from deim.inference.detection_table import GroundTruthTable
-from deim.loss.build import build_criterion
+from deim.loss.matcher import HungarianMatcher, MatcherOptions
 from deim.structures import Placement, Target
 from multimodal.ablation.trials import TrialContext
 from multimodal.ablation.variants import VariantSource
@@ -131,7 +131,9 @@ def make_context(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e
                 detector="best.pth", hidden_dim=64, adapter_dim=16, class_head_from_epoch=None
             ),
         ),
-        criterion=FusionCriterion(build_criterion().matcher, FusionLossOptions(), num_classes=len(case.text)),
+        criterion=FusionCriterion(
+            HungarianMatcher(MatcherOptions(), late_epoch=80), FusionLossOptions(), num_classes=len(case.text)
+        ),
         recipe=RecipeOptions(lr=base_lr, weight_decay=1e-4, betas=(0.9, 0.999), clip_grad_norm=1.0),
         timeline=timeline,
         averaging=resolve_ema(EmaOptions(), total_steps=timeline.total_steps),

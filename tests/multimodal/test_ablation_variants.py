@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deim.errors import ConfigError
-from deim.loss.build import build_criterion
+from deim.loss.matcher import HungarianMatcher, MatcherOptions
 from multimodal.ablation.variants import (
     ABLATED_VARIANTS,
     VARIANTS,
@@ -57,7 +57,10 @@ def test_every_variant_starts_as_the_detector_and_learns_through_all_that_it_tra
     groups = variant_groups(variant, model, 5e-5, weight_decay=1e-4, class_head_from_epoch=None)
     optimizer = torch.optim.AdamW(groups)
     criterion = FusionCriterion(
-        build_criterion().matcher, FusionLossOptions(), num_classes=3, confused=[(0, 1)]
+        HungarianMatcher(MatcherOptions(), late_epoch=80),
+        FusionLossOptions(),
+        num_classes=3,
+        confused=[(0, 1)],
     )
     for _ in range(3):
         optimizer.zero_grad()

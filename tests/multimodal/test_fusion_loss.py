@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from deim.errors import NonFiniteError
-from deim.loss.build import build_criterion
 from deim.loss.criterion import LossCounts
+from deim.loss.matcher import HungarianMatcher, MatcherOptions
 from deim.structures import Target
 from multimodal.fusion_head import TextScores
 from multimodal.loss import FusionCriterion, FusionLossOptions
@@ -22,7 +22,9 @@ TERMS = ["loss_mal", "loss_contrastive", "loss_margin", "loss_anchor"]
 
 
 def criterion(weights: FusionLossOptions = ONES, **options) -> FusionCriterion:
-    return FusionCriterion(build_criterion().matcher, weights, num_classes=3, **options)
+    return FusionCriterion(
+        HungarianMatcher(MatcherOptions(), late_epoch=80), weights, num_classes=3, **options
+    )
 
 
 def output_of(

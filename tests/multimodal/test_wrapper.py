@@ -14,7 +14,7 @@ from torch import Tensor
 from deim.engine.ema import ModelEma
 from deim.engine.schedule import EmaSchedule
 from deim.inference.postprocess import select_detections
-from deim.loss.build import build_criterion
+from deim.loss.matcher import HungarianMatcher, MatcherOptions
 from deim.model.build import build_variant
 from deim.structures import Placement
 from multimodal.fusion_head import FusionHead, parameter_groups
@@ -30,7 +30,10 @@ HEAD_PARAMETERS = {"nano": 922_143, "s": 987_807, "m": 1_053_471, "l": 1_020_639
 
 def criterion_of(num_classes: int = 3) -> FusionCriterion:
     return FusionCriterion(
-        build_criterion().matcher, FusionLossOptions(), num_classes=num_classes, confused=[(0, 1)]
+        HungarianMatcher(MatcherOptions(), late_epoch=80),
+        FusionLossOptions(),
+        num_classes=num_classes,
+        confused=[(0, 1)],
     )
 
 

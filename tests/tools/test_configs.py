@@ -11,7 +11,7 @@ from deim.config.loader import config_from_dict, config_to_dict, load_config
 from deim.config.schema import Config
 from deim.engine.schedule import resolve_ema
 from deim.engine.task import TaskDefaults, load_task
-from deim.model.build import build_model
+from deim.model.detector import Detector
 from multimodal.task import SHARED_BLOCKS, TextFusionTask
 
 CONFIGS = sorted(shipped_configs_dir().glob("*.yml"))
@@ -49,7 +49,7 @@ class TestShippedConfig:
 
     def test_its_model_builds(self, path: Path) -> None:
         with torch.device("meta"):
-            model = build_model(load(path).model, 6)
+            model = Detector(load(path).model, 6)
         assert model.num_classes == 6
         assert sum(parameter.numel() for parameter in model.parameters()) > 1_000_000
 

@@ -18,8 +18,8 @@ from deim.data.batch import Batch
 from deim.engine.device import select_precision
 from deim.engine.optimizer import build_optimizer
 from deim.engine.step import StepContext, train_step
-from deim.loss.build import build_criterion
-from deim.model.build import build_model
+from deim.loss.criterion import Criterion
+from deim.model.detector import Detector
 from deim.structures import Target
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -376,7 +376,7 @@ def test_an_image_without_extension_is_predicted(
 def test_a_step_of_deimv2_1024_on_a_cpu_is_finite() -> None:
     config = load_config(config_path("deimv2_1024"))
     torch.manual_seed(0)
-    model = build_model(config.model, 6).train()
+    model = Detector(config.model, 6).train()
     targets: list[Target] = [
         {
             "boxes": torch.tensor([[0.5, 0.5, 0.1, 0.2], [0.2, 0.8, 0.02, 0.02]]),
@@ -386,7 +386,7 @@ def test_a_step_of_deimv2_1024_on_a_cpu_is_finite() -> None:
     before = model.decoder.dec_score_head[0].weight.detach().clone()
     context = StepContext(
         model=model,
-        criterion=build_criterion(config.loss, matcher_change_epoch=99),
+        criterion=Criterion(config.loss, matcher_change_epoch=99),
         optimizer=build_optimizer(model, config.recipe),
         precision=select_precision("off", torch.device("cpu")),
         clip_grad_norm=config.recipe.clip_grad_norm,
