@@ -33,15 +33,11 @@ COMPUTED_KEYS: Final = ("decoder.anchors", "decoder.valid_mask")
 CLASS_KEYS: Final = re.compile(r"decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.")
 """Tensors whose shape follows from the number of classes."""
 
-VIT_TINY_SOURCE: Final = "linked in the README of github.com/Intellindust-AI-Lab/DEIMv2"
-DINOV3_SOURCE: Final = "on Meta's DINOv3 download page, under the DINOv3 license"
-SOURCES: Final = {
-    "vitt_distill.pt": VIT_TINY_SOURCE,
-    "vittplus_distill.pt": VIT_TINY_SOURCE,
-    "dinov3_vits16_pretrain_lvd1689m-08c60483.pth": DINOV3_SOURCE,
-    "dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth": DINOV3_SOURCE,
-}
-"""Where well-known weight files can be downloaded."""
+SOURCES: Final = (
+    (re.compile(r"vitt(plus)?_distill\.pt"), "linked in the README of github.com/Intellindust-AI-Lab/DEIMv2"),
+    (re.compile(r"dinov3_vits16.*\.pth"), "on Meta's DINOv3 download page, under the DINOv3 license"),
+)
+"""Names of well-known weight files, and where they can be downloaded."""
 
 UNREADABLE: Final = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError),
@@ -98,14 +94,14 @@ def load_initial_weights(
     has_other_classes = list(class_names) != list(content.get("class_names", class_names))
     module: nn.Module = model if part == "detector" else model.backbone.pretrained
     current = module.state_dict()
-    if part == "detector":
-        state = {key: value for key, value in state.items() if key not in COMPUTED_KEYS}
     _raise_if_non_finite(state, path)
     adapted = _adapt_pixel_filters(state, current, endings=model.backbone.pixel_filter_keys)
     fitting = {
         key: value
         for key, value in state.items()
-        if _fits(current.get(key), value) and not (has_other_classes and CLASS_KEYS.match(key))
+        if key in current
+        and current[key].shape == value.shape
+        and not (has_other_classes and CLASS_KEYS.match(key))
     }
     unfilled = [key for key in current if key not in fitting]
     replaced = tuple(key for key in unfilled if CLASS_KEYS.match(key) and key in state)
@@ -152,9 +148,7 @@ def _adapt_pixel_filters(
 ) -> tuple[str, ...]:
     """Adapt the convolutions that see the image, in place, and name them."""
     adapted = []
-    for key in [key for key in state if f".{key}".endswith(tuple(f".{end}" for end in endings))]:
-        if key not in current:
-            continue
+    for key in [key for key in state if key in current and key.endswith(endings)]:
         theirs, ours = state[key], current[key]
         others = (theirs.shape[:1] + theirs.shape[2:], ours.shape[:1] + ours.shape[2:])
         if theirs.ndim == 4 and others[0] == others[1] and theirs.shape != ours.shape:
@@ -174,7 +168,7 @@ def read_weights_file(path: Path, *, advice: str = "") -> dict[str, Any]:
         CheckpointError: If the file is missing, damaged or does not hold a mapping.
     """
     if not path.is_file():
-        source = SOURCES.get(path.name)
+        source = next((where for name, where in SOURCES if name.fullmatch(path.name)), None)
         where = f"It is {source}: put it there." if source else "Check the path."
         raise CheckpointError(f"{path}: no such weights file (looked in {Path.cwd()}). {where}{advice}")
     try:
@@ -204,22 +198,19 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def inference_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state dict of a checkpoint that inference uses: averaged weights if there are any."""
+def _recognize(
+    content: Mapping[str, Any], path: Path, *, backbone_keys: Set[str]
+) -> tuple[dict[str, Tensor], Literal["detector", "backbone"]]:
+    """Return the averaged weights if there are any, with this project's keys, and the part they belong to."""
     averages = content["ema"] if isinstance(content.get("ema"), Mapping) else {}
     if "weights" in content and "format" in content:
         candidates = [averages.get("model")] if content["weights"] == "ema" else [content.get("model")]
     else:
         candidates = [averages.get("module"), content.get("model"), content]
-    return next((candidate for candidate in candidates if isinstance(candidate, Mapping)), {})
-
-
-def _recognize(
-    content: Mapping[str, Any], path: Path, *, backbone_keys: Set[str]
-) -> tuple[dict[str, Tensor], Literal["detector", "backbone"]]:
-    """Return the state dict with this project's keys, and the part it belongs to."""
-    weights = inference_weights(content)
-    state = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
+    weights = next((candidate for candidate in candidates if isinstance(candidate, Mapping)), {})
+    state = {
+        key: value for key, value in weights.items() if isinstance(value, Tensor) and key not in COMPUTED_KEYS
+    }
     if any(key.startswith("backbone.") for key in state):
         return state, "detector"
     if any(key.endswith("embeddings.patch_embeddings.weight") for key in state):
@@ -235,10 +226,9 @@ def _recognize(
 
 def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors and join queries, keys and values; DINOv3 masks the key bias, so it is 0."""
-    gated = any(".mlp.gate_proj." in key for key in state)
-    feed_forward = {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"}
-    if not gated:
-        feed_forward = {"up_proj": "fc1", "down_proj": "fc2"}
+    feed_forward = {"up_proj": "fc1", "down_proj": "fc2"}
+    if any(".mlp.gate_proj." in key for key in state):
+        feed_forward = {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"}
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         for pattern, replacement in HUGGING_FACE_KEYS:
@@ -255,10 +245,6 @@ def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             value = renamed[f"{prefix}attention.v_proj.{kind}"]
             joined[f"{prefix}attn.qkv.{kind}"] = torch.cat([query, keys, value])
     return joined
-
-
-def _fits(ours: Tensor | None, theirs: Tensor) -> bool:
-    return ours is not None and ours.shape == theirs.shape
 
 
 def _raise_if_non_finite(state: dict[str, Tensor], path: Path) -> None:
@@ -280,10 +266,7 @@ def _log(report: LoadReport, path: Path, *, missing: list[str], unexpected: list
     if report.replaced:
         logger.info("the file has other classes; random weights for: %s", ", ".join(report.replaced))
     if report.adapted:
-        logger.info(
-            "adapted to the number of image channels: %s",
-            ", ".join(report.adapted),
-        )
+        logger.info("adapted to the number of image channels: %s", ", ".join(report.adapted))
     constant = ("num_points_scale", "bias_mask", "periods", "rope_embed.periods")
     lost = [key for key in missing if not key.endswith(constant)]
     if lost:

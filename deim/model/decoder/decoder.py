@@ -76,28 +76,23 @@ class DecoderOptions:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refinement:
-    """Outputs of the layers: lists with an entry for each layer, or in evaluation mode the last one only."""
-
-    logits: list[Tensor]
-    boxes: list[Tensor]
-    corners: list[Tensor]
-    tokens: Tensor
-    """(B, Q, D): input of the last class head."""
-    first_logits: Tensor
-    first_boxes: Tensor
-
-
 class RefiningStack(nn.Module):
     """The decoder layers and the location-quality heads, in the place where official weights hold them."""
 
     def __init__(
-        self, layers: Sequence[DecoderLayer], reg_max: int, *, up: nn.Parameter, reg_scale: nn.Parameter
+        self, options: DecoderOptions, hidden_dim: int, *, up: nn.Parameter, reg_scale: nn.Parameter
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.lqe_layers = nn.ModuleList(LocationQuality(reg_max) for _ in layers)
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                hidden_dim,
+                options.num_heads,
+                dim_feedforward=options.dim_feedforward,
+                num_points=options.num_points,
+            )
+            for _ in range(options.num_layers)
+        )
+        self.lqe_layers = nn.ModuleList(LocationQuality() for _ in self.layers)
         self.up = up
         self.reg_scale = reg_scale
 
@@ -113,34 +108,24 @@ class Decoder(nn.Module):
 
     def __init__(self, options: DecoderOptions, hidden_dim: int, *, num_classes: int) -> None:
         super().__init__()
-        num_layers, reg_max = options.num_layers, options.reg_max
         self.options = options
         self.num_classes = num_classes
         # Frozen and shared with the stack: the official weights hold both under two names.
         self.up = nn.Parameter(torch.tensor([options.up]), requires_grad=False)
         self.reg_scale = nn.Parameter(torch.tensor([float(options.reg_scale)]), requires_grad=False)
-        layers = [
-            DecoderLayer(
-                hidden_dim,
-                options.num_heads,
-                dim_feedforward=options.dim_feedforward,
-                num_points=options.num_points,
-            )
-            for _ in range(num_layers)
-        ]
-        self.decoder = RefiningStack(layers, reg_max, up=self.up, reg_scale=self.reg_scale)
-        self.denoising_class_embed = nn.Embedding(num_classes + 1, hidden_dim, padding_idx=num_classes)
-        self.enc_score_head = class_head(hidden_dim, num_classes)
-        self.enc_bbox_head = Mlp(hidden_dim, hidden_dim, out_dim=4, num_layers=3, zero_last=True)
-        self.query_pos_head = Mlp(4, hidden_dim, out_dim=hidden_dim, num_layers=3)
+        self.decoder = RefiningStack(options, hidden_dim, up=self.up, reg_scale=self.reg_scale)
+        dim, num_layers = hidden_dim, options.num_layers
+        self.denoising_class_embed = nn.Embedding(num_classes + 1, dim, padding_idx=num_classes)
+        self.enc_score_head = class_head(dim, num_classes)
+        self.enc_bbox_head = Mlp(dim, dim, dim, 4, zero_last=True)
+        self.query_pos_head = Mlp(4, dim, dim, dim)
         for layer in self.query_pos_head.layers:
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight)
-        self.pre_bbox_head = Mlp(hidden_dim, hidden_dim, out_dim=4, num_layers=3, zero_last=True)
-        self.dec_score_head = nn.ModuleList(class_head(hidden_dim, num_classes) for _ in range(num_layers))
+        self.pre_bbox_head = Mlp(dim, dim, dim, 4, zero_last=True)
+        self.dec_score_head = nn.ModuleList(class_head(dim, num_classes) for _ in range(num_layers))
         self.dec_bbox_head = nn.ModuleList(
-            Mlp(hidden_dim, hidden_dim, out_dim=4 * (reg_max + 1), num_layers=3, zero_last=True)
-            for _ in range(num_layers)
+            Mlp(dim, dim, dim, 4 * (options.reg_max + 1), zero_last=True) for _ in range(num_layers)
         )
 
     def forward(
@@ -155,20 +140,22 @@ class Decoder(nn.Module):
 
         Args:
             features: Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
-            targets: Ground truth of each image; training mode makes denoising queries of it.
-            max_boxes: Largest number of boxes in an image, if the batch is a part of a larger one.
-            with_queries: Also return `query_features`; only in evaluation mode.
-
-        Returns:
-            The last layer's output and, in training, all supervised outputs.
-
-        Raises:
-            ValueError: If `with_queries` is set in training mode.
+            targets: See `Detector.forward` for these, the results and the errors.
+            max_boxes: The same.
+            with_queries: The same.
         """
         if with_queries and self.training:
             raise ValueError("with_queries: the detector is in training mode. Call detector.eval() first.")
         content, ref_logits, enc_outputs = self._select_queries(features)
-        denoising = self._denoising_queries(targets, content.shape[1], max_boxes)
+        denoising = build_denoising_queries(
+            targets if self.training else None,
+            self.num_classes,
+            num_queries=content.shape[1],
+            num_denoising=self.options.num_denoising,
+            label_noise_ratio=self.options.label_noise_ratio,
+            box_noise_scale=self.options.box_noise_scale,
+            max_boxes=max_boxes,
+        )
         if denoising is not None:
             noised = self.denoising_class_embed(denoising.labels).to(content.dtype)
             content = torch.cat([noised, content], dim=1)
@@ -178,12 +165,13 @@ class Decoder(nn.Module):
             content = content + 0 * self.denoising_class_embed.weight.sum().to(content.dtype)
         bin_values = compute_bin_values(self.options.reg_max, self.up, self.reg_scale)
         blocked = None if denoising is None else denoising.blocked
-        refined = self._refine(content, ref_logits, features, blocked, bin_values)
+        layers, first, tokens = self._refine(content, ref_logits, features, blocked, bin_values)
         if self.training:
-            return self._training_output(refined, enc_outputs, denoising, bin_values)
-        output: ModelOutput = {"pred_logits": refined.logits[-1], "pred_boxes": refined.boxes[-1]}
+            return self._training_output(layers, first, enc_outputs, denoising, bin_values)
+        last = layers[-1]
+        output: ModelOutput = {"pred_logits": last["pred_logits"], "pred_boxes": last["pred_boxes"]}
         if with_queries:
-            output["query_features"] = refined.tokens
+            output["query_features"] = tokens
         return output
 
     def _select_queries(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, LayerOutput]:
@@ -202,21 +190,6 @@ class Decoder(nn.Module):
         }
         return content.detach(), ref_logits.detach(), enc_outputs
 
-    def _denoising_queries(
-        self, targets: Sequence[Target] | None, num_queries: int, max_boxes: int | None
-    ) -> DenoisingQueries | None:
-        if not self.training or targets is None:
-            return None
-        return build_denoising_queries(
-            targets,
-            self.num_classes,
-            num_queries=num_queries,
-            num_denoising=self.options.num_denoising,
-            label_noise_ratio=self.options.label_noise_ratio,
-            box_noise_scale=self.options.box_noise_scale,
-            max_boxes=max_boxes,
-        )
-
     def _refine(
         self,
         tokens: Tensor,
@@ -224,53 +197,53 @@ class Decoder(nn.Module):
         features: Sequence[Tensor],
         blocked: Tensor | None,
         bin_values: Tensor,
-    ) -> Refinement:
-        """Run the layers; boxes are computed in float32 whatever the layers run in."""
+    ) -> tuple[list[LayerOutput], LayerOutput, Tensor]:
+        """Run the layers; boxes are computed in float32 whatever the layers run in.
+
+        Returns:
+            The output of each layer, in evaluation mode of the last only; that of the first layer's box head;
+            and (B, Q, D), the input of the last class head.
+        """
         ref_boxes = ref_logits.sigmoid()
         features = [level.float() for level in features]
         positions = _in_float32(self.query_pos_head, ref_boxes).clamp(min=-POSITION_BOUND, max=POSITION_BOUND)
         last = len(self.decoder.layers) - 1
         previous = torch.zeros_like(tokens)
         corners = torch.zeros((), device=tokens.device)
-        logits_of_layers, boxes_of_layers, corners_of_layers = [], [], []
+        outputs: list[LayerOutput] = []
         for index, layer in enumerate(self.decoder.layers):
             tokens = layer(tokens, positions, ref_boxes, features, blocked)
             if index == 0:
                 first_boxes = (_in_float32(self.pre_bbox_head, tokens) + inverse_sigmoid(ref_boxes)).sigmoid()
                 anchor_boxes = first_boxes.detach()
-                first_logits = self.dec_score_head[0](tokens)
+                first: LayerOutput = {
+                    "pred_logits": self.dec_score_head[0](tokens),
+                    "pred_boxes": first_boxes,
+                }
             corners = _in_float32(self.dec_bbox_head[index], tokens + previous.detach()) + corners
-            distances = expected_distances(corners, bin_values)
-            boxes = distances_to_boxes(anchor_boxes, distances, self.reg_scale)
+            boxes = distances_to_boxes(anchor_boxes, expected_distances(corners, bin_values), self.reg_scale)
             if self.training or index == last:
-                logits = first_logits if index == 0 else self.dec_score_head[index](tokens)
-                logits_of_layers.append(logits + self.decoder.lqe_layers[index](corners))
-                boxes_of_layers.append(boxes)
-                corners_of_layers.append(corners)
+                logits = first["pred_logits"] if index == 0 else self.dec_score_head[index](tokens)
+                outputs.append(
+                    {
+                        "pred_logits": logits + self.decoder.lqe_layers[index](corners),
+                        "pred_boxes": boxes,
+                        "pred_corners": corners,
+                        "ref_points": anchor_boxes,
+                    }
+                )
             ref_boxes, previous = boxes.detach(), tokens
-        return Refinement(
-            logits=logits_of_layers,
-            boxes=boxes_of_layers,
-            corners=corners_of_layers,
-            tokens=tokens,
-            first_logits=first_logits,
-            first_boxes=first_boxes,
-        )
+        return outputs, first, tokens
 
     def _training_output(
         self,
-        refined: Refinement,
+        layers: Sequence[LayerOutput],
+        first: LayerOutput,
         enc_outputs: LayerOutput,
         denoising: DenoisingQueries | None,
         bin_values: Tensor,
     ) -> ModelOutput:
         split = 0 if denoising is None else denoising.meta.num_queries
-        ref_points = refined.first_boxes.detach()
-        layers = [
-            LayerOutput(pred_logits=logits, pred_boxes=boxes, pred_corners=corners, ref_points=ref_points)
-            for logits, boxes, corners in zip(refined.logits, refined.boxes, refined.corners, strict=True)
-        ]
-        first = LayerOutput(pred_logits=refined.first_logits, pred_boxes=refined.first_boxes)
         *aux_outputs, final = [_queries(layer, slice(split, None)) for layer in layers]
         output: ModelOutput = {
             "pred_logits": final["pred_logits"],

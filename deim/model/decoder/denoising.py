@@ -32,7 +32,7 @@ class DenoisingQueries:
 
 
 def build_denoising_queries(
-    targets: Sequence[Target],
+    targets: Sequence[Target] | None,
     num_classes: int,
     *,
     num_queries: int,
@@ -49,7 +49,7 @@ def build_denoising_queries(
     in this order: which labels change, the new labels, signs of the box noise, its size.
 
     Args:
-        targets: Ground truth of each image.
+        targets: Ground truth of each image; None for no queries.
         num_classes: C; also the label of padding.
         num_queries: Q, the object queries that follow.
         num_denoising: Approximate number of positives in an image; 0 for none.
@@ -60,8 +60,10 @@ def build_denoising_queries(
     Returns:
         The queries, or None if no image has a box or `num_denoising` is 0.
     """
+    if not targets:
+        return None
     counts = [len(target["labels"]) for target in targets]
-    most = max(counts, default=0) if max_boxes is None else max_boxes
+    most = max(counts) if max_boxes is None else max_boxes
     if most == 0 or num_denoising <= 0:
         return None
     num_groups = max(1, num_denoising // most)
@@ -70,9 +72,11 @@ def build_denoising_queries(
     labels = labels.int().repeat(1, repeats)
     boxes = boxes.repeat(1, repeats, 1)
     negative = torch.arange(repeats, device=labels.device).remainder(2).repeat_interleave(most)
+    box_idx = [torch.arange(count, device=labels.device) for count in counts]
+    group_start = torch.arange(num_groups, device=labels.device)[:, None] * 2 * most
     meta = DenoisingMeta(
-        query_idx=tuple(_positive_queries(count, most, num_groups, labels.device) for count in counts),
-        target_idx=tuple(torch.arange(n, device=labels.device).repeat(num_groups) for n in counts),
+        query_idx=tuple((group_start + boxes_of_image).flatten() for boxes_of_image in box_idx),
+        target_idx=tuple(boxes_of_image.repeat(num_groups) for boxes_of_image in box_idx),
         num_groups=num_groups,
         num_queries=labels.shape[1],
     )
@@ -89,11 +93,6 @@ def build_denoising_queries(
         blocked=_blocked_pairs(2 * most, num_groups, num_queries, labels.device),
         meta=meta,
     )
-
-
-def _positive_queries(count: int, most: int, num_groups: int, device: torch.device) -> Tensor:
-    start = torch.arange(num_groups, device=device)[:, None] * 2 * most
-    return (start + torch.arange(count, device=device)).flatten()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,24 +9,20 @@ from torch.nn import functional as F
 
 FOREGROUND_PRIOR = 0.01
 """Probability of every class at the start of training."""
+TOP_K = 4
+"""Number of largest bin probabilities of each edge that judge its sharpness, beside their mean."""
 
 
 class Mlp(nn.Module):
     """Linear layers with SiLU between them.
 
     Args:
-        in_dim: Width of the input.
-        hidden_dim: Width of the hidden layers.
-        out_dim: Width of the output.
-        num_layers: Number of linear layers.
+        widths: Width of the input, of each hidden layer, and of the output.
         zero_last: Start the last layer at 0, so that the head first predicts 0 everywhere.
     """
 
-    def __init__(
-        self, in_dim: int, hidden_dim: int, *, out_dim: int, num_layers: int, zero_last: bool = False
-    ) -> None:
+    def __init__(self, *widths: int, zero_last: bool = False) -> None:
         super().__init__()
-        widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         if zero_last:
             last = self.layers[-1]
@@ -35,7 +31,7 @@ class Mlp(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return (..., out_dim) of tokens (..., in_dim)."""
+        """Return (..., last width) of tokens (..., first width)."""
         for layer in self.layers[:-1]:
             tokens = F.silu(layer(tokens))
         return self.layers[-1](tokens)
@@ -51,23 +47,17 @@ def class_head(dim: int, num_classes: int) -> nn.Linear:
 class LocationQuality(nn.Module):
     """Correction of class logits by how sharp the edge distributions are.
 
-    Args:
-        reg_max: Number of bins of a distribution minus one.
-        top_k: Number of largest bin probabilities of each edge that enter, beside their mean.
-
     Source:
         Generalized Focal Loss V2 (arXiv:2011.12885), as used in D-FINE.
     """
 
-    def __init__(self, reg_max: int, *, top_k: int = 4) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.num_bins = reg_max + 1
-        self.top_k = top_k
-        self.reg_conf = Mlp(4 * (top_k + 1), 64, out_dim=1, num_layers=2, zero_last=True)
+        self.reg_conf = Mlp(4 * (TOP_K + 1), 64, 1, zero_last=True)
 
     def forward(self, pred_corners: Tensor) -> Tensor:
         """Return (B, Q, 1), to be added to the logits of every class, of pred_corners (B, Q, 4·(R+1))."""
-        probabilities = pred_corners.float().unflatten(-1, (4, self.num_bins)).softmax(dim=-1)
-        largest = probabilities.topk(self.top_k, dim=-1).values
+        probabilities = pred_corners.float().unflatten(-1, (4, -1)).softmax(dim=-1)
+        largest = probabilities.topk(TOP_K, dim=-1).values
         statistics = torch.cat([largest, largest.mean(dim=-1, keepdim=True)], dim=-1).flatten(-2)
         return self.reg_conf(statistics)
