@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from deim.config.checks import below, check
-from deim.model.backbone.build import BackboneOptions, build_backbone
+from deim.model.backbone.interface import BackboneOptions, build_backbone
 from deim.model.decoder.decoder import Decoder, DecoderOptions
 from deim.model.encoder.hybrid import HybridEncoder, HybridEncoderOptions
 from deim.structures import ModelOutput, Target

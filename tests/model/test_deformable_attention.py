@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deim.model.decoder.deformable_attention import DeformableAttention
+from deim.model.decoder.layers import DeformableAttention
 
 DIM, HEADS, POINTS = 8, 2, (2, 3)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deim.boxes import cxcywh_to_xyxy
-from deim.model.decoder.denoising import DenoisingQueries, build_denoising_queries
+from deim.model.decoder.queries import DenoisingQueries, build_denoising_queries
 from deim.structures import Target
 from tests.model.tiny import random_targets
 

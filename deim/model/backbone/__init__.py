@@ -1,1 +1,1 @@
-"""Backbones: `interface.py` says what one must offer, `build.py` chooses one."""
+"""Backbones: `interface.py` says what one must offer, and chooses one."""

@@ -12,9 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from deim.model.backbone.rope import AxialRope
 from deim.model.backbone.transformer_block import (
-    PATCH_SIZE,
+    AxialRope,
     Block,
     PatchEmbed,
     check_vit,
@@ -76,18 +75,14 @@ class DinoV3(nn.Module):
                 options.num_heads,
                 norm_eps=NORM_EPS,
                 ffn=options.ffn,
-                has_layer_scale=True,
-                masks_key_bias=True,
+                is_dinov3=True,
             )
             for _ in range(options.depth)
         )
         init_linears(self)
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.storage_tokens, std=0.02)
-        bound = math.sqrt(1 / (in_channels * PATCH_SIZE**2))
-        nn.init.uniform_(self.patch_embed.proj.weight, -bound, bound)
-        assert self.patch_embed.proj.bias is not None
-        nn.init.uniform_(self.patch_embed.proj.bias, -bound, bound)
+        self.patch_embed.proj.reset_parameters()  # a second draw, which seeds depend on
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the feature maps; training mode draws a factor for the coordinates of each block.

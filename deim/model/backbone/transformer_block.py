@@ -1,8 +1,9 @@
-"""What the vision transformers share: patches, attention, feed-forward and the block of all three.
+"""What the vision transformers share: patches, rotary positions, attention, feed-forward, and their block.
 
 Attribute names follow the published weight files.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -10,9 +11,64 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deim.config.checks import below, check
-from deim.model.backbone.rope import RotaryTable, rotate
 
 PATCH_SIZE = 16
+LONGEST_PERIOD = 100.0
+"""Longest period of the rotary positions, in units of the half image side."""
+RotaryTable = tuple[Tensor, Tensor]
+"""Cosine and sine, each (H·W, head dim) float32, patches in row-major order."""
+
+
+class AxialRope(nn.Module):
+    """Angles of the patch grid: half of the channels follow y, half follow x, on a grid scaled to [-1, 1].
+
+    Args:
+        head_dim: Channels of an attention head; a multiple of 4.
+
+    Source:
+        Su et al., RoFormer (arXiv:2104.09864), in the axial form described for DINOv3 (arXiv:2508.10104).
+    """
+
+    periods: Tensor
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        count = head_dim // 4
+        self.register_buffer("periods", LONGEST_PERIOD ** (torch.arange(count, dtype=torch.float32) / count))
+
+    def forward(self, grid_hw: tuple[int, int], *, scale: Tensor | None = None) -> RotaryTable:
+        """Compute the table for a patch grid.
+
+        Args:
+            grid_hw: Patches along y and x.
+            scale: () float, multiplies all coordinates; None for 1.
+        """
+        height, width = grid_hw
+        periods = self.periods.float()
+        y = (torch.arange(height, device=periods.device) + 0.5) / height * 2 - 1
+        x = (torch.arange(width, device=periods.device) + 0.5) / width * 2 - 1
+        coordinates = torch.cartesian_prod(y, x)
+        if scale is not None:
+            coordinates = coordinates * scale
+        angles = (2 * math.pi * coordinates[:, :, None] / periods).flatten(1).repeat(1, 2)
+        return angles.cos(), angles.sin()
+
+
+def rotate(tokens: Tensor, table: RotaryTable, *, num_prefix: int) -> Tensor:
+    """Rotate the patch tokens of queries or keys, in float32; prefix tokens pass unchanged.
+
+    Channel i turns together with channel i + head dim / 2.
+
+    Args:
+        tokens: (B, heads, num_prefix + H·W, head dim) float; the result has the same shape and type.
+        table: From `AxialRope`.
+        num_prefix: Class and register tokens at the front.
+    """
+    cos, sin = table
+    prefix, patches = tokens[:, :, :num_prefix], tokens[:, :, num_prefix:].float()
+    first, second = patches.chunk(2, dim=-1)
+    turned = patches * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([prefix, turned.to(tokens.dtype)], dim=2)
 
 
 class PatchEmbed(nn.Module):
@@ -29,18 +85,18 @@ class PatchEmbed(nn.Module):
 
 
 class MaskedBiasLinear(nn.Linear):
-    """Linear layer whose bias is multiplied by a stored mask: DINOv3 switches the key bias off."""
+    """Queries, keys and values at once; a stored mask switches the bias of the keys off, as in DINOv3."""
 
     bias_mask: Tensor
 
-    def __init__(self, dim: int, out_dim: int) -> None:
-        super().__init__(dim, out_dim)
-        mask = torch.ones(out_dim)
-        mask[out_dim // 3 : 2 * out_dim // 3] = 0
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 3 * dim)
+        mask = torch.ones(3 * dim)
+        mask[dim : 2 * dim] = 0
         self.register_buffer("bias_mask", mask)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return (..., out_dim) of tokens (..., dim)."""
+        """Return (..., 3 · dim) of tokens (..., dim)."""
         return F.linear(tokens, self.weight, self.bias * self.bias_mask)
 
 
@@ -50,7 +106,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, *, mask_key_bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = MaskedBiasLinear(dim, 3 * dim) if mask_key_bias else nn.Linear(dim, 3 * dim)
+        self.qkv = MaskedBiasLinear(dim) if mask_key_bias else nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, table: RotaryTable, num_prefix: int) -> Tensor:
@@ -67,10 +123,10 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Feed-forward of two linear layers with GELU between."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return (..., D) of tokens (..., D)."""
@@ -78,10 +134,11 @@ class Mlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """Gated feed-forward of ViT-S+."""
+    """Gated feed-forward of ViT-S+, whose hidden width is 4 · dim, rounded up to a multiple of 8."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
+        hidden_dim = (4 * dim + 7) // 8 * 8
         self.w1 = nn.Linear(dim, hidden_dim)
         self.w2 = nn.Linear(dim, hidden_dim)
         self.w3 = nn.Linear(hidden_dim, dim)
@@ -94,9 +151,9 @@ class SwiGlu(nn.Module):
 class LayerScale(nn.Module):
     """Learned factor for each channel of a residual branch."""
 
-    def __init__(self, dim: int, *, init: float = 1e-5) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), init))
+        self.gamma = nn.Parameter(torch.full((dim,), 1e-5))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return (..., D) of tokens (..., D)."""
@@ -111,8 +168,7 @@ class Block(nn.Module):
         num_heads: Attention heads.
         norm_eps: Epsilon of the layer norms.
         ffn: Feed-forward.
-        has_layer_scale: Scale each residual branch by learned factors.
-        masks_key_bias: Switch off the bias of the keys.
+        is_dinov3: Scale each residual branch by learned factors, and switch the bias of the keys off.
     """
 
     def __init__(
@@ -122,16 +178,15 @@ class Block(nn.Module):
         *,
         norm_eps: float,
         ffn: Literal["mlp", "swiglu"] = "mlp",
-        has_layer_scale: bool = False,
-        masks_key_bias: bool = False,
+        is_dinov3: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, num_heads, mask_key_bias=masks_key_bias)
-        self.ls1: nn.Module = LayerScale(dim) if has_layer_scale else nn.Identity()
+        self.attn = Attention(dim, num_heads, mask_key_bias=is_dinov3)
+        self.ls1: nn.Module = LayerScale(dim) if is_dinov3 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp: nn.Module = Mlp(dim, 4 * dim) if ffn == "mlp" else SwiGlu(dim, _swiglu_width(dim))
-        self.ls2: nn.Module = LayerScale(dim) if has_layer_scale else nn.Identity()
+        self.mlp: nn.Module = Mlp(dim) if ffn == "mlp" else SwiGlu(dim)
+        self.ls2: nn.Module = LayerScale(dim) if is_dinov3 else nn.Identity()
 
     def forward(self, tokens: Tensor, table: RotaryTable, num_prefix: int) -> Tensor:
         """Return (B, T, D) of tokens (B, T, D), `num_prefix` of which come before the patches."""
@@ -174,8 +229,3 @@ def check_vit(
             ),
         ]
     )
-
-
-def _swiglu_width(dim: int) -> int:
-    """Two thirds of six times the width, rounded up to a multiple of 8."""
-    return (dim * 6 * 2 // 3 + 7) // 8 * 8

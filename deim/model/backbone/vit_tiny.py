@@ -11,8 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from deim.model.backbone.rope import AxialRope
-from deim.model.backbone.transformer_block import Block, PatchEmbed, check_vit, init_linears, tokens_to_map
+from deim.model.backbone.transformer_block import (
+    AxialRope,
+    Block,
+    PatchEmbed,
+    check_vit,
+    init_linears,
+    tokens_to_map,
+)
 
 NUM_PREFIX = 1
 """The class token stands before the patch tokens."""

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from deim.config.checks import below, check, not_fraction, not_positive
-from deim.model.decoder.denoising import DenoisingQueries, build_denoising_queries
 from deim.model.decoder.distribution import compute_bin_values, distances_to_boxes, expected_distances
-from deim.model.decoder.heads import LocationQuality, Mlp, class_head
-from deim.model.decoder.layers import DecoderLayer
+from deim.model.decoder.layers import DecoderLayer, LocationQuality, Mlp, class_head
 from deim.model.decoder.queries import (
+    DenoisingQueries,
+    build_denoising_queries,
     compute_anchors,
     gather_cells,
     inverse_sigmoid,

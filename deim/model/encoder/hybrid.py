@@ -1,7 +1,7 @@
 """The hybrid encoder: self-attention on the coarsest map, then fusion down and up the pyramid.
 
 Source:
-    RT-DETR (arXiv:2304.08069), figure 4, with the fusion blocks of DEIMv2.
+    RT-DETR (arXiv:2304.08069), figure 4, with the fusion blocks of DEIMv2. Attribute names are the official ones.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,116 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deim.config.checks import below, check
-from deim.model.encoder.blocks import ConvNorm, Downsample, FusionBlock, TransformerEncoderLayer
+
+LONGEST_WAVE = 10000.0
+"""Ratio of the longest to the shortest wavelength of the position codes."""
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm and, if asked, SiLU; padding keeps the size at stride 1."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        has_silu: bool = False,
+    ) -> None:
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.has_silu = has_silu
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, out_channels, H/stride, W/stride) of features (B, in_channels, H, W)."""
+        features = self.norm(self.conv(features))
+        return F.silu(features) if self.has_silu else features
+
+
+class RepBlock(nn.Module):
+    """Sum of a 3 x 3 and a 1 x 1 convolution, then SiLU; the two can be fused into one for inference."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(channels, channels, kernel_size=3)
+        self.conv2 = ConvNorm(channels, channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, channels, H, W) of the same."""
+        return F.silu(self.conv1(features) + self.conv2(features))
+
+
+class CspUnit(nn.Module):
+    """Split in two halves, send one through a row of `RepBlock`s, and add."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, num_blocks: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, 2 * out_channels, has_silu=True)
+        self.bottlenecks = nn.Sequential(*(RepBlock(out_channels) for _ in range(num_blocks)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, out_channels, H, W) of features (B, in_channels, H, W)."""
+        kept, worked = self.conv1(features).chunk(2, dim=1)
+        return kept + self.bottlenecks(worked)
+
+
+class FusionBlock(nn.Module):
+    """Aggregation of a map through two CSP units of `mid_channels`, all intermediate results kept.
+
+    Source:
+        GELAN of YOLOv9 (arXiv:2402.13616), in the form of DEIMv2.
+    """
+
+    def __init__(self, channels: int, mid_channels: int, *, num_blocks: int) -> None:
+        super().__init__()
+        self.cv1 = ConvNorm(channels, 2 * channels, has_silu=True)
+        self.cv2 = nn.Sequential(CspUnit(channels, mid_channels, num_blocks=num_blocks))
+        self.cv3 = nn.Sequential(CspUnit(mid_channels, mid_channels, num_blocks=num_blocks))
+        self.cv4 = ConvNorm(2 * channels + 2 * mid_channels, channels, has_silu=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, channels, H, W) of the same."""
+        first, second = self.cv1(features).chunk(2, dim=1)
+        third = self.cv2(second)
+        return self.cv4(torch.cat([first, second, third, self.cv3(third)], dim=1))
+
+
+class Downsample(nn.Module):
+    """Halve height and width: a 1 x 1 convolution, then a depthwise 3 x 3 of stride 2; no activation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.cv1 = ConvNorm(channels, channels)
+        self.cv2 = ConvNorm(channels, channels, kernel_size=3, stride=2, groups=channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, channels, H/2, W/2) of features (B, channels, H, W)."""
+        return self.cv2(self.cv1(features))
+
+
+class TransformerEncoderLayer(nn.Module):
+    """Post-norm self-attention layer with GELU feed-forward; positions are added to queries and keys."""
+
+    def __init__(self, dim: int, num_heads: int, *, dim_feedforward: int) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.linear1 = nn.Linear(dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Return (B, T, D) of tokens (B, T, D) at positions (T, D)."""
+        query = tokens + positions
+        mixed, _ = self.self_attn(query, query, tokens, need_weights=False)
+        tokens = self.norm1(tokens + mixed)
+        return self.norm2(tokens + self.linear2(F.gelu(self.linear1(tokens))))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,9 +208,7 @@ class HybridEncoder(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
-def sincos_positions(
-    size_hw: tuple[int, int], dim: int, *, device: torch.device, temperature: float = 10000.0
-) -> Tensor:
+def sincos_positions(size_hw: tuple[int, int], dim: int, *, device: torch.device) -> Tensor:
     """Fixed sine and cosine code of the cells of a map.
 
     A quarter of the channels each for sin y, cos y, sin x, cos x, in this order. The official table has the
@@ -111,14 +218,13 @@ def sincos_positions(
         size_hw: Height and width of the map, in cells.
         dim: Channels; a multiple of 4.
         device: Where to make the table.
-        temperature: Ratio of the longest to the shortest wavelength.
 
     Returns:
         (H·W, dim) float32, cells in row-major order.
     """
     height, width = size_hw
     quarter = dim // 4
-    omega = temperature ** -(torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
+    omega = LONGEST_WAVE ** -(torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
     y = torch.arange(height, device=device, dtype=torch.float32).repeat_interleave(width)[:, None] * omega
     x = torch.arange(width, device=device, dtype=torch.float32).repeat(height)[:, None] * omega
     return torch.cat([y.sin(), y.cos(), x.sin(), x.cos()], dim=1)
