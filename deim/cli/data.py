@@ -26,6 +26,8 @@ from deim.data.formats.names import FORMATS, WRITTEN_FORMATS
 from deim.errors import DataError
 from deim.files import write_text
 
+SHEET_COLUMNS = 4
+
 if TYPE_CHECKING:
     from deim.curation.scan import ImageFacts
     from deim.data.formats.coco import CocoSplit
@@ -58,11 +60,12 @@ def run(args: Namespace) -> int:
 def check(args: Namespace) -> int:
     """Print the issues and write them as JSON; return 1 if there are errors."""
     from deim.curation.check import check_dataset, describe_check, read_for_check
-    from deim.curation.groups import find_groups_of_splits
+    from deim.curation.groups import find_groups
 
     raws, unread = read_for_check(args.root, args.format)
-    groups = find_groups_of_splits(raws, pattern=args.group_regex, table=args.group_csv)
-    with progress_bar("images", sum(len(raw.images) for raw in raws.values())) as progress:
+    names = [image["file_name"] for raw in raws.values() for image in raw.images]
+    groups = find_groups(names, pattern=args.group_regex, table=args.group_csv)
+    with progress_bar("images", len(names)) as progress:
         report = check_dataset(
             raws,
             input_format=_input_format(args),
@@ -119,8 +122,10 @@ def split(args: Namespace) -> None:
 def stats(args: Namespace) -> None:
     """Print statistics of the dataset and draw charts."""
     from deim.curation.charts import draw_stats
+    from deim.curation.preview import sample_rows
     from deim.curation.stats import compute_stats, describe_stats
     from deim.data.formats.read import read_all, to_splits
+    from deim.report.draw import panel_sheet
 
     splits = to_splits(read_all(args.root, args.format))
     statistics = compute_stats(
@@ -128,7 +133,10 @@ def stats(args: Namespace) -> None:
         {name: _scan(part, args.workers) for name, part in splits.items()},
         input_format=_input_format(args),
     )
-    charts = draw_stats(statistics, splits, args.output, seed=args.seed)
+    charts = draw_stats(statistics, args.output, seed=args.seed)
+    rows = sample_rows(statistics, splits, seed=args.seed)
+    charts.append(args.output / "samples.png")
+    panel_sheet(rows, title="Random samples", columns=SHEET_COLUMNS).save(charts[-1])
     _write_json(args.output / "stats.json", statistics.to_dict())
     print("\n".join(describe_stats(statistics)))
     print(f"charts   {', '.join(path.name for path in charts)}\nnumbers  stats.json\nfolder   {args.output}")
@@ -137,10 +145,11 @@ def stats(args: Namespace) -> None:
 def preview(args: Namespace) -> None:
     """Draw the first batches of each stage of a training run as the network receives them."""
     from deim.config.loader import load_config
-    from deim.curation.preview import draw_sheet
+    from deim.curation.preview import batch_rows
     from deim.data.splits import Splits, prepare_root, read_split
     from deim.engine.detection_task import build_detection_loader
     from deim.engine.prepare import prepare_run
+    from deim.report.draw import panel_sheet
 
     config = load_config(find_config(args.config), [*args.set, "data.num_workers=0"])
     prepare_root(config.data)
@@ -152,15 +161,10 @@ def preview(args: Namespace) -> None:
         old.unlink()
     for number, stage in enumerate(loader.pipeline.stages(config.epochs), start=1):
         loader.set_epoch(stage.first_epoch)
-        sheet = draw_sheet(
-            loader,
-            title=f"stage {number}, {stage.describe()}",
-            class_names=train.class_names,
-            input_format=loader.dataset.input_format,
-            num_images=args.images,
-        )
+        input_format = loader.dataset.input_format
+        rows = batch_rows(loader, train.class_names, input_format=input_format, num_images=args.images)
         path = args.output / f"stage_{number}.png"
-        sheet.save(path)
+        panel_sheet(rows, title=f"stage {number}, {stage.describe()}", columns=SHEET_COLUMNS).save(path)
         print(f"stage {number}  {stage.describe()}\n         {path}")
 
 

@@ -15,7 +15,7 @@ from deim.curation.scan import ImageFacts, scan_images
 from deim.curation.stats import at_input_size
 from deim.data.formats.check_images import describe_size_difference
 from deim.data.formats.coco import Entry, RawSplit, annotation_name, annotation_problems, find_problems
-from deim.data.formats.issues import ERRORS, WARNINGS, Issue, IssueLog
+from deim.data.formats.issues import ERRORS, WARNINGS, Issue
 from deim.data.formats.names import Format
 from deim.data.formats.read import read_raw, split_names
 from deim.data.images.input_format import InputFormat, build_input_format
@@ -88,14 +88,8 @@ class CheckReport:
         raise_listed([issue.message for issue in self.issues if issue.severity == "error"])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _ListedImage:
-    """An image of a split."""
-
-    raw: RawSplit
-    name: str
-    size_hw: tuple[int, int]
-    path: Path
+_Listed = tuple[RawSplit, Entry]
+"""An image and the split that lists it."""
 
 
 def check_before_run(config: Config, names: Sequence[str] = ("train", "val")) -> CheckReport:
@@ -148,7 +142,7 @@ def check_dataset(
     *,
     input_format: InputFormat,
     decode: bool = True,
-    groups: Mapping[str, Sequence[str]] | None = None,
+    groups: Sequence[str] | None = None,
     unread: Sequence[Issue] = (),
     workers: int = 2,
     progress: Callable[[int], object] = lambda _: None,
@@ -160,37 +154,26 @@ def check_dataset(
         input_format: Size, resizing and tiles of training.
         decode: Whether to decode every image, which finds damage inside and images that were saved again;
             otherwise only headers are read and only files of equal length compared.
-        groups: Group of each image of each split, in its order; None if there are no groups.
+        groups: Group of each image, split by split; None if there are no groups.
         unread: Issues of the splits that could not be read.
         workers: Number of images decoded at a time.
         progress: Called with the number of finished images.
     """
-    listed = [
-        _ListedImage(
-            raw=raw,
-            name=image["file_name"],
-            size_hw=(image["height"], image["width"]),
-            path=raw.image_dir / image["file_name"],
-        )
-        for raw in raws.values()
-        for image in raw.images
-    ]
-    paths = [image.path for image in listed]
+    listed = [(raw, image) for raw in raws.values() for image in raw.images]
+    paths = [raw.image_dir / image["file_name"] for raw, image in listed]
     facts = scan_images(paths, decode=decode, workers=workers, progress=progress)
-    split_of = [image.raw.name for image in listed]
+    split_of = [raw.name for raw, _ in listed]
     hashes = [fact.sha256 for fact in facts] if decode else hash_equal_lengths(paths)
     duplicates = [*find_exact(hashes, split_of), *(find_near(facts, split_of) if decode else ())]
-    summaries = {name: _summarize(raw) for name, raw in raws.items()}
     issues = [*unread]
     for raw in raws.values():
-        log = IssueLog(split=raw.name, issues=find_problems(raw))
-        _find_repeated_annotations(raw, log)
-        _find_box_warnings(raw, input_format, log)
-        issues += log.issues
-    issues += _image_issues(listed, facts)
+        issues += [*find_problems(raw), *_repeated_annotations(raw), *_box_issues(raw, input_format)]
+    for image, path, fact in zip(listed, paths, facts, strict=True):
+        issues += _image_issues(image, path, fact)
     issues += [_duplicate_issue(listed, duplicate) for duplicate in duplicates]
+    summaries = {name: _summarize(raw) for name, raw in raws.items()}
     issues += _class_issues(raws, summaries)
-    issues += _group_overlaps(raws, groups or {})
+    issues += [] if groups is None else _group_overlaps(listed, groups)
     notes = []
     if unread:
         notes.append("unlisted files were not looked for, because a split could not be read")
@@ -210,12 +193,11 @@ def describe_check(report: CheckReport) -> list[str]:
         for name, split in report.splits.items()
     ]
     lines = format_table(headers, rows, right_aligned=range(1, 5)).splitlines()
-    meanings = {**ERRORS, **WARNINGS}
     for rule, count in report.counts().items():
         if not count:
             continue
         kind = "error" if rule in ERRORS else "warning"
-        lines += ["", f"{kind}  {rule}  {count}: {meanings[rule]}"]
+        lines += ["", f"{kind}  {rule}  {count}: {(ERRORS | WARNINGS)[rule]}"]
         messages = [issue.message for issue in report.issues if issue.rule == rule]
         lines += [f"  {message}" for message in messages[:MAX_SHOWN]]
         if count > MAX_SHOWN:
@@ -241,66 +223,63 @@ def _summarize(raw: RawSplit) -> SplitSummary:
     )
 
 
-def _find_repeated_annotations(raw: RawSplit, log: IssueLog) -> None:
-    where = raw.annotations_path.name
+def _issue(raw: RawSplit, rule: str, file: str, problem: str, annotation: str | None = None) -> Issue:
+    """Build an issue whose message begins with the annotation file."""
+    message = f"{raw.annotations_path.name}: {problem}"
+    return Issue(rule=rule, split=raw.name, file=file, message=message, annotation=annotation)
+
+
+def _repeated_annotations(raw: RawSplit) -> Iterator[Issue]:
     counts = Counter(annotation["id"] for annotation in raw.annotations if "id" in annotation)
     for value, count in counts.items():
         if count > 1:
-            message = (
-                f"{where}: annotation id {value!r} is used {count} times. Other programs may keep only the "
-                f"last of them: give each its own id."
+            problem = (
+                f"annotation id {value!r} is used {count} times. Other programs may keep only the last of "
+                f"them: give each its own id."
             )
-            log.add("repeated_annotation", where, message)
+            yield _issue(raw, "repeated_annotation", raw.annotations_path.name, problem)
 
 
-def _find_box_warnings(raw: RawSplit, input_format: InputFormat, log: IssueLog) -> None:
-    """Add warnings about boxes that are otherwise valid."""
+def _box_issues(raw: RawSplit, input_format: InputFormat) -> Iterator[Issue]:
+    """Yield issues of boxes that are otherwise valid."""
     images = {image["id"]: image for image in raw.images}
     known = {category["id"] for category in raw.categories}
-    seen: dict[tuple[Any, ...], list[tuple[str, Sequence[float]]]] = {}
+    seen: dict[tuple[int, int], list[tuple[str, Sequence[float]]]] = {}
     for number, annotation in enumerate(raw.annotations):
         name = annotation_name(annotation, number)
-        image, bbox = images.get(annotation["image_id"]), annotation["bbox"]
+        image, box = images.get(annotation["image_id"]), annotation["bbox"]
         if image is None or annotation_problems(annotation, image, known):
             continue
-        warnings = list(_warnings(annotation, (image["height"], image["width"]), input_format))
+        problems = list(_box_problems(annotation, image, input_format))
         same = seen.setdefault((annotation["image_id"], annotation["category_id"]), [])
-        twin = next(
-            (
-                other
-                for other, box in same
-                if all(abs(a - b) <= SAME_BOX_PX for a, b in zip(box, bbox, strict=True))
-            ),
-            None,
-        )
-        if twin is not None:
-            warnings.append(("duplicate_box", f"has the same box as annotation {twin}. Remove one of them."))
-        same.append((name, bbox))
-        label = f"{raw.annotations_path.name}: annotation {name} (image {image['file_name']!r})"
-        for rule, problem in warnings:
-            log.add(rule, image["file_name"], f"{label} {problem}", annotation=name)
+        for twin, other in same:
+            if max(abs(a - b) for a, b in zip(box, other, strict=True)) <= SAME_BOX_PX:
+                problem = f"has the same box as annotation {twin}. Remove one of them."
+                problems.append(("duplicate_box", problem))
+                break
+        same.append((name, box))
+        for rule, problem in problems:
+            label = f"annotation {name} (image {image['file_name']!r})"
+            yield _issue(raw, rule, image["file_name"], f"{label} {problem}", annotation=name)
 
 
-def _warnings(
-    annotation: Entry, size_hw: tuple[int, int], input_format: InputFormat
-) -> Iterator[tuple[str, str]]:
+def _box_problems(annotation: Entry, image: Entry, input_format: InputFormat) -> Iterator[tuple[str, str]]:
     """Yield rule and description of each warning about one box."""
     left, top, width, height = annotation["bbox"]
-    beyond = max(-left, -top, left + width - size_hw[1], top + height - size_hw[0])
+    image_wh = np.array([image["width"], image["height"]], dtype=np.float64)
+    beyond = max(-left, -top, left + width - image["width"], top + height - image["height"])
     if beyond > OVERHANG_PX:
         yield (
             "overhanging_box",
             f"reaches {beyond:.1f} px beyond its image: box {annotation['bbox']}, image "
-            f"{size_hw[1]}x{size_hw[0]} px. Training clips it.",
+            f"{image['width']}x{image['height']} px. Training clips it.",
         )
-    image_wh = np.array(size_hw[::-1], dtype=np.float64)
     low = np.clip([left, top], 0, image_wh)
     visible_wh = np.clip([left + width, top + height], 0, image_wh) - low
     width_px, height_px = at_input_size(visible_wh[None], image_wh[None], input_format)[0].tolist()
-    tiles = input_format.tiles
-    remedy = "data.tiles" if tiles is None else f"tiles smaller than {tiles.size} px"
     if min(width_px, height_px) < MIN_SIDE_PX and not annotation.get("iscrowd", 0):
-        input_hw = input_format.size_hw
+        tiles, input_hw = input_format.tiles, input_format.size_hw
+        remedy = "data.tiles" if tiles is None else f"tiles smaller than {tiles.size} px"
         yield (
             "small_box",
             f"is {width_px:.1f}x{height_px:.1f} px at the training size of "
@@ -308,40 +287,42 @@ def _warnings(
         )
 
 
-def _image_issues(listed: Sequence[_ListedImage], facts: Sequence[ImageFacts]) -> Iterator[Issue]:
-    """Yield issues of image files; `find_problems` reports missing ones."""
-    for image, fact in zip(listed, facts, strict=True):
-        where, name = image.raw.annotations_path.name, image.name
-        log = IssueLog(split=image.raw.name)
-        if fact.header_problem:
-            if image.path.is_file():
-                log.add("corrupt_image", name, fact.header_problem)
-        elif fact.content_problem:
-            message = f"{where}: image {name!r} is truncated or damaged inside ({fact.content_problem})."
-            log.add("truncated_image", name, f"{message} Replace or remove it.")
-        if fact.size_hw is not None and fact.size_hw != image.size_hw:
-            message = describe_size_difference(where, name, image.size_hw, fact.size_hw)
-            log.add("size_differs", name, message)
-        elif fact.orientation != UPRIGHT:
-            message = (
-                f"{where}: image {name!r} is rotated by its EXIF data (orientation {fact.orientation}). "
-                f"Training turns it upright: its boxes must have been drawn on the upright view."
-            )
-            log.add("exif_rotation", name, message)
-        yield from log.issues
+def _image_issues(listed: _Listed, path: Path, fact: ImageFacts) -> Iterator[Issue]:
+    """Yield issues of an image file; `find_problems` reports a missing one."""
+    raw, image = listed
+    name, where = image["file_name"], raw.annotations_path.name
+    if fact.header_problem:
+        if path.is_file():
+            yield Issue(rule="corrupt_image", split=raw.name, file=name, message=fact.header_problem)
+        return
+    if fact.content_problem:
+        problem = (
+            f"image {name!r} is truncated or damaged inside ({fact.content_problem}). Replace or remove it."
+        )
+        yield _issue(raw, "truncated_image", name, problem)
+    listed_hw = (image["height"], image["width"])
+    if fact.size_hw is not None and fact.size_hw != listed_hw:
+        message = describe_size_difference(where, name, listed_hw, fact.size_hw)
+        yield Issue(rule="size_differs", split=raw.name, file=name, message=message)
+    elif fact.orientation != UPRIGHT:
+        problem = (
+            f"image {name!r} is rotated by its EXIF data (orientation {fact.orientation}). Training turns it "
+            f"upright: its boxes must have been drawn on the upright view."
+        )
+        yield _issue(raw, "exif_rotation", name, problem)
 
 
-def _duplicate_issue(listed: Sequence[_ListedImage], duplicate: Duplicate) -> Issue:
-    image, earlier = listed[duplicate.index], listed[duplicate.earlier]
-    is_across = image.raw.name != earlier.raw.name
+def _duplicate_issue(listed: Sequence[_Listed], duplicate: Duplicate) -> Issue:
+    (raw, image), (other, earlier) = listed[duplicate.index], listed[duplicate.earlier]
+    is_across = raw.name != other.name
     rule = f"{'' if duplicate.is_exact else 'near_'}duplicate_{'across' if is_across else 'within'}"
-    how = "the same bytes as" if duplicate.is_exact else "the same content as"
+    same = "bytes as" if duplicate.is_exact else "content as"
     advice = "Keep it in only one split" if is_across else "Remove one of them"
-    message = (
-        f"{image.raw.annotations_path.name}: image {image.name!r} ({image.raw.name}) has {how} "
-        f"{earlier.name!r} ({earlier.raw.name}). {advice}."
+    problem = (
+        f"image {image['file_name']!r} ({raw.name}) has the same {same} {earlier['file_name']!r} "
+        f"({other.name}). {advice}."
     )
-    return Issue(rule=rule, split=image.raw.name, file=image.name, message=message)
+    return _issue(raw, rule, image["file_name"], problem)
 
 
 def _class_issues(raws: Mapping[str, RawSplit], summaries: Mapping[str, SplitSummary]) -> Iterator[Issue]:
@@ -350,54 +331,52 @@ def _class_issues(raws: Mapping[str, RawSplit], summaries: Mapping[str, SplitSum
     known = counts.get("train")
     for name in dict.fromkeys(name for by_class in counts.values() for name in by_class):
         for split, by_class in counts.items():
-            where = raws[split].annotations_path.name
+            file = raws[split].annotations_path.name
             if known is not None and name not in known:
                 if name in by_class:
-                    message = (
-                        f"{where}: class {name!r} of split {split} is not in train, which has "
-                        f"{', '.join(known)}. Classes are matched by name: rename it, remove it, or train "
-                        f"with it."
+                    problem = (
+                        f"class {name!r} of split {split} is not in train, which has {', '.join(known)}. "
+                        f"Classes are matched by name: rename it, remove it, or train with it."
                     )
-                    yield Issue(rule="class_not_trained", split=split, file=where, message=message)
+                    yield _issue(raws[split], "class_not_trained", file, problem)
             elif not by_class.get(name):
                 others = ", ".join(f"{boxes.get(name, 0)} in {other}" for other, boxes in counts.items())
                 verb = "learned" if split == "train" else "evaluated"
-                message = f"{where}: class {name!r} has no box in {split}, so it cannot be {verb} ({others})."
-                yield Issue(rule="class_without_boxes", split=split, file=where, message=message)
+                problem = f"class {name!r} has no box in {split}, so it cannot be {verb} ({others})."
+                yield _issue(raws[split], "class_without_boxes", file, problem)
 
 
-def _group_overlaps(raws: Mapping[str, RawSplit], groups: Mapping[str, Sequence[str]]) -> Iterator[Issue]:
-    """Yield the groups that a split shares with an earlier one."""
+def _group_overlaps(listed: Sequence[_Listed], groups: Sequence[str]) -> Iterator[Issue]:
+    """Yield the groups that a split shares with an earlier one, each once."""
     first_of: dict[str, tuple[str, str]] = {}
-    for split, group_names in groups.items():
-        raw, reported = raws[split], set[str]()
-        for image, group in zip(raw.images, group_names, strict=True):
-            name = image["file_name"]
-            owner, example = first_of.setdefault(group, (split, name))
-            if owner != split and group not in reported:
-                reported.add(group)
-                message = (
-                    f"{raw.annotations_path.name}: group {group!r} is in split {owner} (such as {example!r}) "
-                    f"and in {split} (such as {name!r}). Split again with deim data split."
-                )
-                yield Issue(rule="group_across", split=split, file=name, message=message)
+    reported = set()
+    for (raw, image), group in zip(listed, groups, strict=True):
+        name = image["file_name"]
+        owner, example = first_of.setdefault(group, (raw.name, name))
+        if owner != raw.name and (raw.name, group) not in reported:
+            reported.add((raw.name, group))
+            problem = (
+                f"group {group!r} is in split {owner} (such as {example!r}) and in {raw.name} (such as "
+                f"{name!r}). Split again with deim data split."
+            )
+            yield _issue(raw, "group_across", name, problem)
 
 
 def _unlisted(raws: Mapping[str, RawSplit]) -> Iterator[Issue]:
     """Yield the image files in the image folders that no split lists."""
-    listed = {(raw.image_dir / image["file_name"]).resolve() for raw in raws.values() for image in raw.images}
-    # Damaged images of YOLO datasets are only known by an issue.
-    listed |= {(raw.image_dir / issue.file).resolve() for raw in raws.values() for issue in raw.issues}
-    users: dict[Path, list[RawSplit]] = {}
+    users: dict[Path, list[str]] = {}
+    listed = set()
     for raw in raws.values():
-        users.setdefault(raw.image_dir, []).append(raw)
+        users.setdefault(raw.image_dir, []).append(raw.name)
+        # Damaged images of YOLO datasets are only known by an issue.
+        names = [*(image["file_name"] for image in raw.images), *(issue.file for issue in raw.issues)]
+        listed |= {(raw.image_dir / name).resolve() for name in names}
     for folder, splits in users.items():
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in IMAGE_SUFFIXES and path.resolve() not in listed:
-                names = ", ".join(raw.name for raw in splits)
-                name = path.relative_to(folder).as_posix()
+                name, shown = path.relative_to(folder).as_posix(), ", ".join(splits)
                 message = (
-                    f"{folder}: image {name!r} is in no split ({names}). List it, even without boxes, or "
+                    f"{folder}: image {name!r} is in no split ({shown}). List it, even without boxes, or "
                     f"remove it."
                 )
-                yield Issue(rule="unlisted_image", split=names, file=name, message=message)
+                yield Issue(rule="unlisted_image", split=shown, file=name, message=message)

@@ -16,9 +16,12 @@ from deim.data.formats.yolo import write_yolo
 from deim.errors import DataError
 from deim.files import raise_listed
 
-KNOWN_OF_IMAGES: Final = {"id", "file_name", "width", "height"}
-KNOWN_OF_ANNOTATIONS: Final = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"}
-KNOWN_OF_CATEGORIES: Final = {"id", "name"}
+KEPT_FIELDS: Final = {
+    "images": {"id", "file_name", "width", "height"},
+    "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"},
+    "categories": {"id", "name"},
+}
+"""Fields of the entries of a COCO file that are kept, or dropped with a line of their own."""
 
 
 def write_dataset(
@@ -136,12 +139,8 @@ def describe_losses(raws: Mapping[str, RawSplit], data_format: WrittenFormat) ->
         {
             key
             for raw in raws.values()
-            for entries, known in (
-                (raw.images, KNOWN_OF_IMAGES),
-                (raw.annotations, KNOWN_OF_ANNOTATIONS),
-                (raw.categories, KNOWN_OF_CATEGORIES),
-            )
-            for entry in entries
+            for kind, known in KEPT_FIELDS.items()
+            for entry in getattr(raw, kind)
             for key in entry.keys() - known
         }
     )

@@ -1,5 +1,6 @@
 """Duplicate images: identical files, and images that were saved again, resized or made brighter."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.curation.scan import ImageFacts
+from deim.curation.scan import THUMBNAIL_SIDE, ImageFacts
 from deim.files import sha256_of_file
 
 MIN_CORRELATION = 0.99
@@ -49,32 +50,28 @@ class _Content:
 
 
 def find_exact(hashes: Sequence[str], split_of: Sequence[str]) -> list[Duplicate]:
-    """Return the files that are identical to an earlier one.
+    """Return the files that are identical to an earlier one, by their hashes and the names of their splits.
 
-    Args:
-        hashes: Hash of each file; empty ones are not compared.
-        split_of: Name of the split of each file.
+    Empty hashes are not compared.
     """
     by_hash: dict[str, list[int]] = {}
+    duplicates = []
     for index, value in enumerate(hashes):
-        if value:
-            by_hash.setdefault(value, []).append(index)
-    duplicates = [
-        Duplicate(index=index, earlier=_choose_earlier(index, indices[:place], split_of), is_exact=True)
-        for indices in by_hash.values()
-        for place, index in enumerate(indices)
-        if place
-    ]
-    return sorted(duplicates, key=lambda duplicate: duplicate.index)
+        same = by_hash.setdefault(value, [])
+        if value and same:
+            earlier = _choose_earlier(index, same, split_of)
+            duplicates.append(Duplicate(index=index, earlier=earlier, is_exact=True))
+        same.append(index)
+    return duplicates
 
 
 def hash_equal_lengths(paths: Sequence[Path]) -> list[str]:
     """Return the SHA-256 of files that share their length in bytes with another one; empty for the rest."""
-    lengths = [path.stat().st_size if path.is_file() else -1 for path in paths]
-    values, counts = np.unique(lengths, return_counts=True)
-    shared = set(values[(counts > 1) & (values > 0)].tolist())
+    lengths = [path.stat().st_size if path.is_file() else 0 for path in paths]
+    counts = Counter(lengths)
     return [
-        sha256_of_file(path) if length in shared else "" for path, length in zip(paths, lengths, strict=True)
+        sha256_of_file(path) if length and counts[length] > 1 else ""
+        for path, length in zip(paths, lengths, strict=True)
     ]
 
 
@@ -99,11 +96,7 @@ def find_near(facts: Sequence[ImageFacts], split_of: Sequence[str]) -> list[Dupl
 
 
 def find_copies(facts: Sequence[ImageFacts]) -> list[tuple[int, int]]:
-    """Return pairs of positions of images with the same bytes or alike as in `find_near`.
-
-    Args:
-        facts: Facts about each image, decoded.
-    """
+    """Return pairs of positions of images with the same bytes or alike as in `find_near`."""
     exact = find_exact([fact.sha256 for fact in facts], [""] * len(facts))
     near = [(index, other) for index, earlier in _alike(facts) for other in earlier]
     return [*((duplicate.index, duplicate.earlier) for duplicate in exact), *near]
@@ -143,10 +136,8 @@ def _differ_evenly(content: _Content, row: int, others: NDArray[np.int64]) -> ND
 def _compare_content(facts: Sequence[ImageFacts]) -> _Content:
     """Return the comparable content of the decoded images."""
     decoded = np.array([index for index, fact in enumerate(facts) if fact.thumbnail.size], dtype=np.int64)
-    if not len(decoded):
-        nothing = np.zeros((0, 1), dtype=np.float32)
-        return _Content(indices=decoded, whole=nothing, distinct=nothing, contrast=nothing[:, 0])
-    gray = np.stack([facts[index].thumbnail.ravel() for index in decoded])
+    thumbnails = [facts[index].thumbnail.ravel() for index in decoded]
+    gray = np.array(thumbnails, dtype=np.float32).reshape(-1, THUMBNAIL_SIDE**2)
     contrast = gray.std(axis=1)
     whole = (gray - gray.mean(axis=1, keepdims=True)) / np.maximum(contrast, 1e-6)[:, None]
     distinct = whole - whole.mean(axis=0) if len(decoded) >= MIN_FOR_BACKGROUND else whole

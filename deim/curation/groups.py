@@ -2,10 +2,9 @@
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from deim.data.formats.coco import RawSplit
 from deim.errors import DataError
 from deim.files import raise_listed
 
@@ -29,22 +28,6 @@ def find_groups(
     if pattern is not None:
         return groups_by_pattern(file_names, pattern)
     return None if table is None else groups_by_table(file_names, table, paths=paths)
-
-
-def find_groups_of_splits(
-    raws: Mapping[str, RawSplit], *, pattern: str | None, table: Path | None
-) -> dict[str, list[str]] | None:
-    """Return the group of each image of each split, as `find_groups`; problems of all splits come together.
-
-    Raises:
-        DataError: If both are given, or an image has no group.
-    """
-    names = [image["file_name"] for raw in raws.values() for image in raw.images]
-    groups = find_groups(names, pattern=pattern, table=table)
-    if groups is None:
-        return None
-    rest = iter(groups)
-    return {name: [next(rest) for _ in raw.images] for name, raw in raws.items()}
 
 
 def groups_by_pattern(file_names: Sequence[str], pattern: str) -> list[str]:

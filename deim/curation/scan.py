@@ -1,6 +1,5 @@
 """Facts about many image files: size, EXIF orientation, damage, brightness, hash and thumbnail."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from PIL import Image, ImageOps
 
 from deim.data.images.read import UPRIGHT, named_errors, read_header, read_values
 from deim.errors import DataError
+from deim.files import sha256_of_file
 
 THUMBNAIL_SIDE = 32
 """Sides of every thumbnail in pixels, whatever the shape of its image."""
@@ -75,7 +75,7 @@ def scan_image(path: Path, *, decode: bool) -> ImageFacts:
     problem, sha256, thumbnail = "", "", NO_THUMBNAIL
     if decode:
         try:
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            sha256 = sha256_of_file(path)
             thumbnail = _make_thumbnail(path, is_deep=header.bits > 8 and header.channels > 1)
         except (DataError, OSError) as error:
             problem = str(error).removeprefix(f"{path}: ")

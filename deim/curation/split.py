@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from deim.curation.duplicates import find_copies
 from deim.curation.scan import ImageFacts
@@ -17,7 +18,6 @@ from deim.data.formats.coco import SPLITS, CocoSplit
 from deim.errors import DataError
 from deim.report.tables import format_table
 
-BOX_COLUMNS = ("boxes_xywh", "box_category_ids", "areas", "is_crowd")
 PASSES = 10
 """Maximum number of rounds of moving single groups; two or three usually suffice."""
 
@@ -67,30 +67,29 @@ def pool_splits(splits: Mapping[str, CocoSplit]) -> tuple[CocoSplit, tuple[str, 
         each image in the files, which images of two splits may share. Image ids are kept if they are unique,
         otherwise numbered from 1.
     """
-    merged_splits = list(splits.values())
-    image_dir = Path(os.path.commonpath([split.image_dir.absolute() for split in merged_splits]))
-    paths = [split.image_path(index).absolute() for split in merged_splits for index in range(len(split))]
-    names = [name for split in merged_splits for name in split.file_names]
-    sizes = np.concatenate([np.diff(split.first_box) for split in merged_splits])
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    ids = np.concatenate([split.image_ids for split in merged_splits])
+    parts = list(splits.values())
+    image_dir = Path(os.path.commonpath([split.image_dir.absolute() for split in parts]))
+    paths = [split.image_path(index).absolute() for split in parts for index in range(len(split))]
+    names = [name for split in parts for name in split.file_names]
+    sizes = np.concatenate([np.diff(split.first_box) for split in parts])
+    ids = np.concatenate([split.image_ids for split in parts])
     long_names = [Path(os.path.relpath(path, image_dir)).as_posix() for path in paths]
+    order = np.argsort(np.array(long_names), kind="stable")
     if len(set(ids.tolist())) < len(ids):
-        ids = np.argsort(np.argsort(np.array(long_names), kind="stable"), kind="stable") + 1
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(split, name) for split in merged_splits]) for name in BOX_COLUMNS
-    }
+        ids = np.argsort(order, kind="stable") + 1
     merged = replace(
-        merged_splits[0],
+        parts[0],
         image_dir=image_dir,
         image_ids=ids,
         file_names=tuple(long_names),
-        sizes_hw=np.concatenate([split.sizes_hw for split in merged_splits]),
-        first_box=starts,
-        **columns,
+        sizes_hw=np.concatenate([split.sizes_hw for split in parts]),
+        first_box=np.cumsum([0, *sizes]),
+        boxes_xywh=np.concatenate([split.boxes_xywh for split in parts]),
+        box_category_ids=np.concatenate([split.box_category_ids for split in parts]),
+        areas=np.concatenate([split.areas for split in parts]),
+        is_crowd=np.concatenate([split.is_crowd for split in parts]),
     )
-    order = sorted(range(len(paths)), key=lambda index: long_names[index])
-    return take_images(merged, np.array(order, dtype=np.int64)), tuple(names[index] for index in order)
+    return take_images(merged, order), tuple(names[index] for index in order)
 
 
 def take_images(split: CocoSplit, indices: NDArray[np.int64]) -> CocoSplit:
@@ -103,14 +102,16 @@ def take_images(split: CocoSplit, indices: NDArray[np.int64]) -> CocoSplit:
     counts = np.diff(split.first_box)[indices]
     rows = [np.arange(split.first_box[index], split.first_box[index + 1]) for index in indices]
     taken = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
-    columns: dict[str, Any] = {name: getattr(split, name)[taken] for name in BOX_COLUMNS}
     return replace(
         split,
         image_ids=split.image_ids[indices],
         file_names=tuple(split.file_names[index] for index in indices),
         sizes_hw=split.sizes_hw[indices],
-        first_box=np.concatenate([[0], np.cumsum(counts)]),
-        **columns,
+        first_box=np.cumsum([0, *counts]),
+        boxes_xywh=split.boxes_xywh[taken],
+        box_category_ids=split.box_category_ids[taken],
+        areas=split.areas[taken],
+        is_crowd=split.is_crowd[taken],
     )
 
 
@@ -292,14 +293,7 @@ def _features(pool: CocoSplit) -> NDArray[np.float64]:
 
 def _join(groups: NDArray[np.int64], pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
     """Return (I,) groups, numbered from 0, after merging the groups of each pair."""
-    parent = list(range(int(groups.max()) + 1))
-
-    def root(group: int) -> int:
-        while parent[group] != group:
-            group = parent[group]
-        return group
-
-    for first, second in pairs:
-        a, b = root(int(groups[first])), root(int(groups[second]))
-        parent[max(a, b)] = min(a, b)
-    return np.unique([root(int(group)) for group in groups], return_inverse=True)[1].astype(np.int64)
+    number = int(groups.max()) + 1
+    first, second = groups[np.array(pairs, dtype=np.int64).reshape(-1, 2)].T
+    links = coo_array((np.ones(len(first)), (first, second)), shape=(number, number))
+    return connected_components(links, directed=False)[1].astype(np.int64)[groups]

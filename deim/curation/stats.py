@@ -28,8 +28,6 @@ class BoxTable:
 
     split_index: NDArray[np.int64]
     """(A,) position of the split."""
-    image_index: NDArray[np.int64]
-    """(A,) position of the image in its split."""
     class_index: NDArray[np.int64]
     """(A,) position in the list of classes."""
     sides_wh: NDArray[np.float64]
@@ -109,28 +107,36 @@ def compute_stats(
         facts: Facts about each image of each split, decoded.
         input_format: Size, resizing and tiles of training.
     """
-    tables = [_make_table(split, position, input_format) for position, split in enumerate(splits.values())]
+    parts = list(splits.values())
+    split_of = np.repeat(np.arange(len(parts)), [len(split) for split in parts])
+    sizes_hw = np.concatenate([split.sizes_hw for split in parts])
+    image = np.repeat(np.arange(len(sizes_hw)), np.concatenate([np.diff(split.first_box) for split in parts]))
+    kept = ~np.concatenate([split.is_crowd for split in parts])
+    image = image[kept]
+    boxes = np.concatenate([split.boxes_xywh for split in parts])[kept]
+    category_ids = np.concatenate([split.box_category_ids for split in parts])[kept]
+    sizes_wh = sizes_hw[image][:, ::-1].astype(np.float64)
+    low, high = np.clip(boxes[:, :2], 0, sizes_wh), np.clip(boxes[:, :2] + boxes[:, 2:], 0, sizes_wh)
+    sides = high - low
+    per_image = np.bincount(image, minlength=len(sizes_hw))
+    decoded = [np.array([fact.thumbnail.size > 0 for fact in facts[name]], dtype=bool) for name in splits]
+    brightness = [np.array([fact.brightness for fact in facts[name]]) for name in splits]
     return DatasetStats(
-        class_names=tuple(map(legible, next(iter(splits.values())).class_names)),
+        class_names=tuple(map(legible, parts[0].class_names)),
         split_names=tuple(map(legible, splits)),
         input_format=input_format,
         boxes=BoxTable(
-            **{
-                name: np.concatenate([getattr(table, name) for table in tables])
-                for name in BoxTable.__dataclass_fields__
-            }
+            split_index=split_of[image],
+            class_index=np.searchsorted(np.array(parts[0].category_ids), category_ids),
+            sides_wh=at_input_size(sides, sizes_wh, input_format),
+            original_sides=np.sqrt(sides.prod(axis=1)),
+            centers_xy=(low + high) / 2 / sizes_wh,
+            aspect_ratios=sides[:, 0] / np.maximum(sides[:, 1], 1e-9),
         ),
-        boxes_per_image=tuple(
-            np.bincount(table.image_index, minlength=len(split))
-            for table, split in zip(tables, splits.values(), strict=True)
-        ),
-        brightness=tuple(
-            np.array([fact.brightness for fact in facts[name] if fact.thumbnail.size]) for name in splits
-        ),
-        is_decoded=tuple(
-            np.array([fact.thumbnail.size > 0 for fact in facts[name]], dtype=bool) for name in splits
-        ),
-        image_sizes_hw=np.concatenate([split.sizes_hw for split in splits.values()]),
+        boxes_per_image=tuple(per_image[split_of == position] for position in range(len(parts))),
+        brightness=tuple(values[mask] for values, mask in zip(brightness, decoded, strict=True)),
+        is_decoded=tuple(decoded),
+        image_sizes_hw=sizes_hw,
     )
 
 
@@ -248,24 +254,4 @@ def describe_stats(stats: DatasetStats) -> list[str]:
 def _percentiles(values: NDArray[Any]) -> dict[str, float] | None:
     if not len(values):
         return None
-    computed = np.percentile(values, PERCENTILES)
-    return {str(key): round(float(value), 3) for key, value in zip(PERCENTILES, computed, strict=True)}
-
-
-def _make_table(split: CocoSplit, position: int, input_format: InputFormat) -> BoxTable:
-    image_index = np.repeat(np.arange(len(split)), np.diff(split.first_box))
-    sizes_wh = split.sizes_hw[image_index][:, ::-1].astype(np.float64)
-    low = np.clip(split.boxes_xywh[:, :2], 0, sizes_wh)
-    high = np.clip(split.boxes_xywh[:, :2] + split.boxes_xywh[:, 2:], 0, sizes_wh)
-    sides = high - low
-    kept = ~split.is_crowd
-    column = np.searchsorted(np.array(split.category_ids), split.box_category_ids)
-    return BoxTable(
-        split_index=np.full(int(kept.sum()), position, dtype=np.int64),
-        image_index=image_index[kept],
-        class_index=column[kept],
-        sides_wh=at_input_size(sides, sizes_wh, input_format)[kept],
-        original_sides=np.sqrt(sides.prod(axis=1))[kept],
-        centers_xy=((low + high) / 2 / sizes_wh)[kept],
-        aspect_ratios=(sides[:, 0] / np.maximum(sides[:, 1], 1e-9))[kept],
-    )
+    return {str(key): round(float(np.percentile(values, key)), 3) for key in PERCENTILES}

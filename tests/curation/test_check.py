@@ -341,7 +341,7 @@ def test_one_thing_spoiled_gives_the_one_finding_of_its_rule(case: Spoilt, tmp_p
 
 def test_a_group_in_two_splits_is_an_error_that_names_it(tmp_path: Path) -> None:
     root = write_small_set(tmp_path)
-    groups = {"train": ["a", "b", "b"], "val": ["c", "b"]}
+    groups = ["a", "b", "b", "c", "b"]
     (issue,) = check(root, groups=groups).issues
     assert (issue.rule, issue.split, issue.file) == ("group_across", "val", "v1.png")
     assert "val.json: group 'b' is in split train (such as 't1.png') and in val (such as 'v1.png')" in (

@@ -105,15 +105,15 @@ def test_no_group_is_in_two_splits_and_the_check_agrees(tmp_path: Path) -> None:
     assert len(set(zip(groups, division.split_of.tolist(), strict=True))) == 10
     write_dataset(division.splits(), "coco", tmp_path / "new", names=division.new_names())
     raws, unread = read_for_check(tmp_path / "new", "coco")
-    names = {name: [image["file_name"] for image in raw.images] for name, raw in raws.items()}
+    names = [image["file_name"] for raw in raws.values() for image in raw.images]
     report = check_dataset(
         raws,
         input_format=InputFormat(size_hw=(30, 40)),
         unread=unread,
-        groups={name: groups_by_pattern(of_split, r"^(lot\d+)_") for name, of_split in names.items()},
+        groups=groups_by_pattern(names, r"^(lot\d+)_"),
     )
     assert report.num_errors == 0
-    assert sorted(name for of_split in names.values() for name in of_split) == sorted(pool.file_names)
+    assert sorted(names) == sorted(pool.file_names)
 
 
 def test_copies_are_bound_to_one_split_whatever_their_groups(tmp_path: Path) -> None:

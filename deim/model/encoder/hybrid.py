@@ -1,7 +1,7 @@
 """The hybrid encoder: self-attention on the coarsest map, then fusion down and up the pyramid.
 
 Source:
-    RT-DETR (arXiv:2304.08069), figure 4, with the fusion blocks of DEIMv2. Attribute names are the official ones.
+    RT-DETR (arXiv:2304.08069), figure 4, with the fusion blocks of DEIMv2. Attribute names are official.
 """
 
 from collections.abc import Sequence
