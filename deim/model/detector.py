@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from deim.config.checks import below, check
 from deim.model.backbone.interface import BackboneOptions, build_backbone
-from deim.model.decoder.decoder import Decoder, DecoderOptions
+from deim.model.decoder.decoder import Decoder
+from deim.model.decoder.options import DecoderOptions
 from deim.model.encoder.hybrid import HybridEncoder, HybridEncoderOptions
 from deim.structures import ModelOutput, Target
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from deim.boxes import cxcywh_to_xyxy
+from deim.model.decoder.options import DecoderOptions
 from deim.model.decoder.queries import DenoisingQueries, build_denoising_queries
 from deim.structures import Target
 from tests.model.tiny import random_targets
@@ -12,8 +13,8 @@ NUM_CLASSES, NUM_QUERIES = 4, 7
 
 
 def draw(targets: list[Target], **options) -> DenoisingQueries | None:
-    defaults = {"num_denoising": 12, "label_noise_ratio": 0.5, "box_noise_scale": 1.0}
-    return build_denoising_queries(targets, NUM_CLASSES, num_queries=NUM_QUERIES, **(defaults | options))
+    noise = DecoderOptions(**({"num_denoising": 12} | options))
+    return build_denoising_queries(targets, NUM_CLASSES, noise, num_queries=NUM_QUERIES)
 
 
 def central_targets(count: int, num_classes: int = NUM_CLASSES) -> list[Target]:

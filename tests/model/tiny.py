@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deim.model.backbone.dinov3 import DinoV3Options
 from deim.model.backbone.vit_tiny import VitTinyOptions
-from deim.model.decoder.decoder import DecoderOptions
+from deim.model.decoder.options import DecoderOptions
 from deim.model.detector import Detector, ModelOptions
 from deim.model.encoder.hybrid import HybridEncoderOptions
 from deim.structures import Target

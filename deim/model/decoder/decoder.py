@@ -9,14 +9,13 @@ Source:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from deim.config.checks import below, check, not_fraction, not_positive
 from deim.model.decoder.distribution import compute_bin_values, distances_to_boxes, expected_distances
 from deim.model.decoder.layers import DecoderLayer, LocationQuality, Mlp, class_head
+from deim.model.decoder.options import DecoderOptions
 from deim.model.decoder.queries import (
     DenoisingQueries,
     build_denoising_queries,
@@ -31,51 +30,6 @@ POSITION_BOUND = 10.0
 """Largest position code of a query."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecoderOptions:
-    """Transformer decoder with iterative refinement of edge distributions."""
-
-    num_layers: int = 4
-    """Decoder layers, at least 2."""
-    num_heads: int = 8
-    """Attention heads; divides `model.hidden_dim`."""
-    dim_feedforward: int = 512
-    """Twice the hidden width of the gated feed-forward; even."""
-    num_queries: int = 300
-    """Object queries of an image; also the number of detections kept."""
-    num_points: tuple[int, int, int] = (3, 6, 3)
-    """Sampling points of each head at strides 8, 16 and 32."""
-    reg_max: int = 32
-    """Number of bins of an edge distribution minus one; even."""
-    reg_scale: float = 4.0
-    """Distances are in units of box side / reg_scale."""
-    up: float = 0.5
-    """Half range of the fine bins, in units of reg_scale."""
-    num_denoising: int = 100
-    """Approximate number of positive denoising queries of an image; 0 switches denoising off."""
-    label_noise_ratio: float = 0.5
-    """Twice the probability that a denoising query gets a random label, in [0, 1]."""
-    box_noise_scale: float = 1.0
-    """Size of the box noise in units of half the box side, at least 0."""
-
-    def __post_init__(self) -> None:
-        check(
-            [
-                *below(2, num_layers=self.num_layers, dim_feedforward=self.dim_feedforward),
-                *below(1, num_heads=self.num_heads, num_queries=self.num_queries),
-                *below(0, num_denoising=self.num_denoising, box_noise_scale=self.box_noise_scale),
-                *not_positive(reg_scale=self.reg_scale, up=self.up),
-                *not_fraction(label_noise_ratio=self.label_noise_ratio),
-                (self.dim_feedforward % 2 != 0, f"dim_feedforward: got {self.dim_feedforward}, must be even"),
-                (min(self.num_points) < 1, f"num_points: got {list(self.num_points)}, each at least 1"),
-                (
-                    self.reg_max < 8 or self.reg_max % 2 != 0,
-                    f"reg_max: got {self.reg_max}, needs an even number of at least 8",
-                ),
-            ]
-        )
-
-
 class RefiningStack(nn.Module):
     """The decoder layers and the location-quality heads, in the place where official weights hold them."""
 
@@ -83,15 +37,7 @@ class RefiningStack(nn.Module):
         self, options: DecoderOptions, hidden_dim: int, *, up: nn.Parameter, reg_scale: nn.Parameter
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                hidden_dim,
-                options.num_heads,
-                dim_feedforward=options.dim_feedforward,
-                num_points=options.num_points,
-            )
-            for _ in range(options.num_layers)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(options, hidden_dim) for _ in range(options.num_layers))
         self.lqe_layers = nn.ModuleList(LocationQuality() for _ in self.layers)
         self.up = up
         self.reg_scale = reg_scale
@@ -136,24 +82,15 @@ class Decoder(nn.Module):
         max_boxes: int | None = None,
         with_queries: bool = False,
     ) -> ModelOutput:
-        """Predict.
-
-        Args:
-            features: Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
-            targets: See `Detector.forward` for these, the results and the errors.
-            max_boxes: The same.
-            with_queries: The same.
-        """
+        """Predict from maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32; see `Detector.forward`."""
         if with_queries and self.training:
             raise ValueError("with_queries: the detector is in training mode. Call detector.eval() first.")
         content, ref_logits, enc_outputs = self._select_queries(features)
         denoising = build_denoising_queries(
             targets if self.training else None,
             self.num_classes,
+            self.options,
             num_queries=content.shape[1],
-            num_denoising=self.options.num_denoising,
-            label_noise_ratio=self.options.label_noise_ratio,
-            box_noise_scale=self.options.box_noise_scale,
             max_boxes=max_boxes,
         )
         if denoising is not None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deim.model.decoder.options import DecoderOptions
+
 FOREGROUND_PRIOR = 0.01
 """Probability of every class at the start of training."""
 TOP_K = 4
@@ -102,15 +104,12 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.attention_weights.bias)
 
     def forward(self, query: Tensor, ref_boxes_cxcywh: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Gather features around the reference boxes.
+        """Gather features (B, Q, D) around the reference boxes.
 
         Args:
             query: (B, Q, D) float.
             ref_boxes_cxcywh: (B, Q, 4) float in [0, 1].
             features: A map (B, D, H, W) float32 for each level; half precision cannot resolve the cells.
-
-        Returns:
-            (B, Q, D) float.
         """
         batch, num_queries, dim = query.shape
         heads, total = self.num_heads, sum(self.num_points)
@@ -137,11 +136,7 @@ class DeformableAttention(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32.
-
-    Source:
-        Zhang and Sennrich (arXiv:1910.07467).
-    """
+    """Root-mean-square norm of Zhang and Sennrich (arXiv:1910.07467), computed in float32."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -189,22 +184,15 @@ class Gate(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among queries, deformable attention to the maps, feed-forward; norms come last.
+    """Self-attention among queries, deformable attention to the maps, feed-forward; norms come last."""
 
-    Args:
-        dim: Token width.
-        num_heads: Heads of both attentions.
-        dim_feedforward: Twice the hidden width of the gated feed-forward.
-        num_points: Sampling points of each head on each level.
-    """
-
-    def __init__(self, dim: int, num_heads: int, *, dim_feedforward: int, num_points: Sequence[int]) -> None:
+    def __init__(self, options: DecoderOptions, dim: int) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.self_attn = nn.MultiheadAttention(dim, options.num_heads, batch_first=True)
         self.norm1 = RMSNorm(dim)
-        self.cross_attn = DeformableAttention(dim, num_heads, num_points=num_points)
+        self.cross_attn = DeformableAttention(dim, options.num_heads, num_points=options.num_points)
         self.gateway = Gate(dim)
-        self.swish_ffn = SwiGluFfn(dim, dim_feedforward)
+        self.swish_ffn = SwiGluFfn(dim, options.dim_feedforward)
         self.norm3 = RMSNorm(dim)
 
     def forward(
@@ -215,7 +203,7 @@ class DecoderLayer(nn.Module):
         features: Sequence[Tensor],
         blocked: Tensor | None,
     ) -> Tensor:
-        """Refine the queries.
+        """Refine the tokens (B, Q, D) of the queries.
 
         Args:
             tokens: (B, Q, D) float.
@@ -223,9 +211,6 @@ class DecoderLayer(nn.Module):
             ref_boxes_cxcywh: (B, Q, 4) float in [0, 1].
             features: A map (B, D, H, W) for each level.
             blocked: (Q, Q) bool, true where a query must not attend to another; None for full attention.
-
-        Returns:
-            (B, Q, D) float.
         """
         query = tokens + positions
         mixed, _ = self.self_attn(query, query, tokens, attn_mask=blocked, need_weights=False)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from deim.model.decoder.options import DecoderOptions
 from deim.structures import DenoisingMeta, Target
 
 ANCHOR_SIDE = 0.05
@@ -22,7 +23,7 @@ def compute_anchors(sizes_hw: Sequence[tuple[int, int]], *, device: torch.device
 
     Args:
         sizes_hw: Height and width of each level, finest first.
-        device: Where to make them.
+        device: Device of the result.
 
     Returns:
         anchor_logits: (T, 4) float32, cxcywh through the inverse sigmoid; +inf for cells that are not valid.
@@ -48,14 +49,9 @@ def inverse_sigmoid(values: Tensor) -> Tensor:
 
 
 def select_top_cells(logits: Tensor, num_queries: int) -> Tensor:
-    """Cells with the highest score of any class.
+    """Cells (B, Q) int64 with the highest score of any class in logits (B, T, C), best first.
 
-    Args:
-        logits: (B, T, C) float.
-        num_queries: Cells to take; all of them if there are fewer.
-
-    Returns:
-        (B, Q) int64, best first; Q = min(num_queries, T).
+    Q is `num_queries`, or T if there are fewer cells.
     """
     best = logits.max(dim=-1).values
     return best.topk(min(num_queries, best.shape[1]), dim=1).indices
@@ -83,11 +79,9 @@ class DenoisingQueries:
 def build_denoising_queries(
     targets: Sequence[Target] | None,
     num_classes: int,
+    options: DecoderOptions,
     *,
     num_queries: int,
-    num_denoising: int,
-    label_noise_ratio: float,
-    box_noise_scale: float,
     max_boxes: int | None = None,
 ) -> DenoisingQueries | None:
     """Draw the denoising queries of a batch.
@@ -100,10 +94,8 @@ def build_denoising_queries(
     Args:
         targets: Ground truth of each image; None for no queries.
         num_classes: C; also the label of padding.
+        options: Number and noise of the queries.
         num_queries: Q, the object queries that follow.
-        num_denoising: Approximate number of positives in an image; 0 for none.
-        label_noise_ratio: Twice the probability of a random label.
-        box_noise_scale: Size of the box noise in units of half the box side.
         max_boxes: Largest number of boxes in an image, g; None takes it from this batch.
 
     Returns:
@@ -116,9 +108,9 @@ def build_denoising_queries(
         return None
     counts = [len(target["labels"]) for target in targets]
     most = max(counts) if max_boxes is None else max_boxes
-    if most == 0 or num_denoising <= 0:
+    if most == 0 or options.num_denoising <= 0:
         return None
-    num_groups = max(1, num_denoising // most)
+    num_groups = max(1, options.num_denoising // most)
     repeats = 2 * num_groups
     labels, boxes = _padded(targets, most, num_classes)
     labels = labels.int().repeat(1, repeats)
@@ -137,8 +129,8 @@ def build_denoising_queries(
         noise = _draw_by_image(seeds, labels, num_classes)
     else:
         noise = _draw_by_batch(labels, boxes, num_classes)
-    is_changed = (noise.change < label_noise_ratio * 0.5) & (labels != num_classes)
-    noised_boxes = _noise_boxes(boxes, noise, negative[None, :, None], box_noise_scale)
+    is_changed = (noise.change < options.label_noise_ratio * 0.5) & (labels != num_classes)
+    noised_boxes = _noise_boxes(boxes, noise, negative[None, :, None], options.box_noise_scale)
     return DenoisingQueries(
         labels=torch.where(is_changed, noise.labels, labels).long(),
         box_logits=inverse_sigmoid(noised_boxes),
