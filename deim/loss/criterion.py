@@ -148,8 +148,7 @@ class Criterion(nn.Module):
 
     Args:
         options: Weights and exponents of the terms.
-        matcher_change_epoch: First epoch (0-based) with the late matching cost; a training run takes it from
-            its schedule.
+        matcher_change_epoch: First epoch (0-based) with the late matching cost.
     """
 
     def __init__(self, options: LossOptions, *, matcher_change_epoch: int = 80) -> None:

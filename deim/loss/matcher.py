@@ -74,12 +74,7 @@ class PackedTargets:
 
 
 def pack_targets(targets: Sequence[Target], *, device: torch.device) -> PackedTargets:
-    """Join the boxes of a batch.
-
-    Args:
-        targets: Ground truth of each image.
-        device: Device of the loss.
-    """
+    """Join the boxes of a batch on the device of the loss."""
     counts = tuple(len(target["labels"]) for target in targets)
     boxes = torch.cat([target["boxes"].float().view(-1, 4) for target in targets]).to(device)
     return PackedTargets(

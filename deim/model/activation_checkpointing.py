@@ -13,11 +13,7 @@ from deim.model.detector import Detector
 
 
 def checkpoint_activations(model: Detector) -> None:
-    """Recompute the activations of the blocks of backbone and encoder in training.
-
-    Args:
-        model: Changed in place; names and values of its weights stay.
-    """
+    """Change a model to recompute the activations of the blocks of backbone and encoder in training."""
     for block in (*model.backbone.checkpointable_blocks(), *model.encoder.checkpointable_blocks()):
         _checkpoint_block(block)
 

@@ -9,15 +9,7 @@ VARIANTS = ("nano", "s", "m", "l", "x")
 
 
 def build_variant(name: str, *, num_classes: int) -> Detector:
-    """Build one of the shipped sizes with random weights.
-
-    Args:
-        name: `nano`, `s`, `m`, `l` or `x`.
-        num_classes: C, at least 1.
-
-    Raises:
-        ConfigError: If there is no such size.
-    """
+    """Build one of the shipped sizes, `VARIANTS`, with random weights."""
     if name not in VARIANTS:
         raise ConfigError(f"model variant: got {name!r}. Choose one of {', '.join(VARIANTS)}.")
     path = shipped_configs_dir() / "_base_" / f"model_{name}.yml"

@@ -41,16 +41,7 @@ class ModelOptions:
 
 
 class Detector(nn.Module):
-    """DEIMv2 detector, built with random weights; `weights.py` loads others.
-
-    Args:
-        options: The `model` block.
-        num_classes: C, at least 1.
-        channels: Number of image channels, at least 1.
-
-    Source:
-        DEIMv2 (arXiv:2509.20787).
-    """
+    """DEIMv2 detector (arXiv:2509.20787), built with random weights; `weights.py` loads others."""
 
     def __init__(self, options: ModelOptions, num_classes: int, *, channels: int = 3) -> None:
         super().__init__()

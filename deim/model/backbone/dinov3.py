@@ -52,12 +52,7 @@ class DinoV3Options:
 
 
 class DinoV3(nn.Module):
-    """Vision transformer that returns the normalized patch tokens of chosen blocks as feature maps.
-
-    Args:
-        options: Sizes of the transformer.
-        in_channels: Number of image channels.
-    """
+    """Vision transformer that returns the normalized patch tokens of chosen blocks as feature maps."""
 
     def __init__(self, options: DinoV3Options, *, in_channels: int = 3) -> None:
         super().__init__()
@@ -70,13 +65,7 @@ class DinoV3(nn.Module):
         self.patch_embed = PatchEmbed(dim, in_channels=in_channels)
         self.rope_embed = AxialRope(dim // options.num_heads)
         self.blocks = nn.ModuleList(
-            Block(
-                dim,
-                options.num_heads,
-                norm_eps=NORM_EPS,
-                ffn=options.ffn,
-                is_dinov3=True,
-            )
+            Block(dim, options.num_heads, norm_eps=NORM_EPS, ffn=options.ffn, is_dinov3=True)
             for _ in range(options.depth)
         )
         init_linears(self)
@@ -85,13 +74,9 @@ class DinoV3(nn.Module):
         self.patch_embed.proj.reset_parameters()  # a second draw, which seeds depend on
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute the feature maps; training mode draws a factor for the coordinates of each block.
+        """Return a map (B, dim, H/16, W/16) of images (B, in_channels, H, W) for each of `return_blocks`.
 
-        Args:
-            images: (B, in_channels, H, W) float, normalized; H and W multiples of 16.
-
-        Returns:
-            A map (B, dim, H/16, W/16) for each of `return_blocks`.
+        Training mode draws a factor for the coordinates of each block.
         """
         patches, grid_hw = self.patch_embed(images)
         # DINOv3 uses the mask token in its pretraining only. The product with 0 gives it a gradient, so that

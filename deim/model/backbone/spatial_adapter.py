@@ -17,14 +17,9 @@ def _down(in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2
 
 
 class SpatialPrior(nn.Module):
-    """Small convolutional pyramid at strides 8, 16 and 32.
+    """Small convolutional pyramid with 2, 4 and 4 times `width` channels at strides 8, 16 and 32."""
 
-    Args:
-        width: Channels of the stem; the outputs have 2, 4 and 4 times as many.
-        in_channels: Number of image channels.
-    """
-
-    def __init__(self, width: int, *, in_channels: int = 3) -> None:
+    def __init__(self, width: int, *, in_channels: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             *_down(in_channels, width), nn.GELU(), nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -49,7 +44,6 @@ class SpatialAdapterBackbone(nn.Module):
         hidden_dim: Channels of the outputs.
         vit_dim: Channels of the transformer's maps.
         adapter_width: Stem channels of the spatial prior.
-        in_channels: Number of image channels, the same as the transformer's.
         is_nested: Whether the official weights hold the transformer one level deeper (`dinov3._model.…`), as
             those of the ViT-Tiny family do.
     """
@@ -87,14 +81,7 @@ class SpatialAdapterBackbone(nn.Module):
         return list(self.pretrained.get_submodule("blocks").children())
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature pyramid.
-
-        Args:
-            images: (B, in_channels, H, W) float, normalized; H and W multiples of 32.
-
-        Returns:
-            Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
-        """
+        """Return maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32 of images (B, in_channels, H, W)."""
         details, maps = self.sta(images), self.pretrained(images)
         fused = []
         for semantic, detail, conv, norm in zip(maps, details, self.convs, self.norms, strict=True):

@@ -22,8 +22,7 @@ RotaryTable = tuple[Tensor, Tensor]
 class AxialRope(nn.Module):
     """Angles of the patch grid: half of the channels follow y, half follow x, on a grid scaled to [-1, 1].
 
-    Args:
-        head_dim: Channels of an attention head; a multiple of 4.
+    `head_dim`, the channels of an attention head, is a multiple of 4.
 
     Source:
         Su et al., RoFormer (arXiv:2104.09864), in the axial form described for DINOv3 (arXiv:2508.10104).
@@ -37,12 +36,7 @@ class AxialRope(nn.Module):
         self.register_buffer("periods", LONGEST_PERIOD ** (torch.arange(count, dtype=torch.float32) / count))
 
     def forward(self, grid_hw: tuple[int, int], *, scale: Tensor | None = None) -> RotaryTable:
-        """Compute the table for a patch grid.
-
-        Args:
-            grid_hw: Patches along y and x.
-            scale: () float, multiplies all coordinates; None for 1.
-        """
+        """Compute the table for a grid of patches; `scale`, () float, multiplies all coordinates."""
         height, width = grid_hw
         periods = self.periods.float()
         y = (torch.arange(height, device=periods.device) + 0.5) / height * 2 - 1
@@ -161,15 +155,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block.
-
-    Args:
-        dim: Token width.
-        num_heads: Attention heads.
-        norm_eps: Epsilon of the layer norms.
-        ffn: Feed-forward.
-        is_dinov3: Scale each residual branch by learned factors, and switch the bias of the keys off.
-    """
+    """Pre-norm transformer block; that of DINOv3 scales its branches and masks the bias of the keys."""
 
     def __init__(
         self,
@@ -210,11 +196,7 @@ def tokens_to_map(tokens: Tensor, grid_hw: tuple[int, int], *, num_prefix: int) 
 def check_vit(
     dim: int, depth: int, num_heads: int, return_blocks: tuple[int, int, int], adapter_width: int
 ) -> None:
-    """Check the options that all vision transformers have.
-
-    Raises:
-        ConfigError: If any is out of range; one line for each problem.
-    """
+    """Raise a ConfigError if options that all vision transformers have are out of range."""
     check(
         [
             *below(1, dim=dim, depth=depth, num_heads=num_heads, adapter_width=adapter_width),

@@ -45,12 +45,7 @@ class VitTinyOptions:
 
 
 class VitTiny(nn.Module):
-    """Vision transformer that returns the patch tokens of chosen blocks as feature maps.
-
-    Args:
-        options: Sizes of the transformer.
-        in_channels: Number of image channels.
-    """
+    """Vision transformer that returns the patch tokens of chosen blocks as feature maps."""
 
     def __init__(self, options: VitTinyOptions, *, in_channels: int = 3) -> None:
         super().__init__()
@@ -65,14 +60,7 @@ class VitTiny(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute the feature maps.
-
-        Args:
-            images: (B, in_channels, H, W) float, normalized; H and W multiples of 16.
-
-        Returns:
-            A map (B, dim, H/16, W/16) for each of `return_blocks`.
-        """
+        """Return a map (B, dim, H/16, W/16) of images (B, in_channels, H, W) for each of `return_blocks`."""
         patches, grid_hw = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
         table = self.rope_embed(grid_hw)

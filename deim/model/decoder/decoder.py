@@ -44,13 +44,7 @@ class RefiningStack(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Query selection, denoising, refinement and heads.
-
-    Args:
-        options: Sizes of the decoder, and the noise of its denoising queries.
-        hidden_dim: Channels of maps and queries.
-        num_classes: C.
-    """
+    """Query selection, denoising, refinement and heads; maps and queries have `hidden_dim` channels."""
 
     def __init__(self, options: DecoderOptions, hidden_dim: int, *, num_classes: int) -> None:
         super().__init__()

@@ -32,29 +32,23 @@ def compute_bin_values(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
 
 
 def expected_distances(pred_corners: Tensor, bin_values: Tensor) -> Tensor:
-    """Mean distance of each edge.
+    """Mean distance of each edge (..., 4): left, top, right, bottom.
 
     Args:
         pred_corners: (..., 4·(R+1)) float, logits.
         bin_values: (R+1,) float.
-
-    Returns:
-        (..., 4) float: left, top, right, bottom.
     """
     logits = pred_corners.float().unflatten(-1, (4, bin_values.shape[0]))
     return logits.softmax(dim=-1) @ bin_values
 
 
 def distances_to_boxes(ref_boxes_cxcywh: Tensor, distances: Tensor, reg_scale: Tensor) -> Tensor:
-    """Move the edges of reference boxes; distance 0 leaves an edge where it is.
+    """Move the edges of reference boxes; the results, (..., 4) cxcywh, are not clipped.
 
     Args:
         ref_boxes_cxcywh: (..., 4) float.
-        distances: (..., 4) float: left, top, right, bottom; positive moves outwards.
+        distances: (..., 4) float: left, top, right, bottom; positive moves outwards, 0 leaves an edge there.
         reg_scale: (1,) float.
-
-    Returns:
-        (..., 4) cxcywh, not clipped.
     """
     scale = reg_scale.abs()
     center, size = ref_boxes_cxcywh.split(2, dim=-1)

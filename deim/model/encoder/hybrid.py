@@ -148,12 +148,7 @@ class HybridEncoderOptions:
 
 
 class HybridEncoder(nn.Module):
-    """Mix the three maps of the backbone.
-
-    Args:
-        options: Sizes of the encoder.
-        hidden_dim: Channels of inputs and outputs; a multiple of 4.
-    """
+    """Mix the three maps of the backbone, of `hidden_dim` channels each."""
 
     def __init__(self, options: HybridEncoderOptions, hidden_dim: int) -> None:
         super().__init__()
@@ -174,14 +169,7 @@ class HybridEncoder(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Mix the pyramid.
-
-        Args:
-            features: Maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32.
-
-        Returns:
-            Maps of the same shapes.
-        """
+        """Return maps of the same shapes as `features`, (B, hidden_dim, H/s, W/s) for s = 8, 16, 32."""
         stride_8, stride_16, stride_32 = features
         lateral_32 = self.lateral_convs[0](self._attend(stride_32))
         lateral_16 = self.lateral_convs[1](self.fpn_blocks[0](_double(lateral_32) + stride_16))
@@ -202,25 +190,16 @@ class HybridEncoder(nn.Module):
             features.register_hook(torch.Tensor.contiguous)
         tokens = features.flatten(2).transpose(1, 2)
         positions = sincos_positions((height, width), channels, device=features.device).to(features.dtype)
-        layers = self.encoder[0]["layers"]  # type: ignore[index]
-        for layer in layers:
+        for layer in self.encoder[0]["layers"]:  # type: ignore[index]
             tokens = layer(tokens, positions)
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
 def sincos_positions(size_hw: tuple[int, int], dim: int, *, device: torch.device) -> Tensor:
-    """Fixed sine and cosine code of the cells of a map.
+    """Fixed sine and cosine code (H·W, dim) float32 of the cells of a map, in row-major order.
 
-    A quarter of the channels each for sin y, cos y, sin x, cos x, in this order. The official table has the
-    two axes in the same places on square maps, but mixes them on others.
-
-    Args:
-        size_hw: Height and width of the map, in cells.
-        dim: Channels; a multiple of 4.
-        device: Where to make the table.
-
-    Returns:
-        (H·W, dim) float32, cells in row-major order.
+    A quarter of the channels each for sin y, cos y, sin x, cos x, in this order; `dim` is a multiple of 4.
+    The official table has the two axes in the same places on square maps, but mixes them on others.
     """
     height, width = size_hw
     quarter = dim // 4
