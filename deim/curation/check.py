@@ -92,29 +92,22 @@ _Listed = tuple[RawSplit, Entry]
 """An image and the split that lists it."""
 
 
-def check_before_run(config: Config, names: Sequence[str] = ("train", "val")) -> CheckReport:
+def check_before_run(config: Config) -> CheckReport:
     """Check the splits of a run in seconds: image headers, boxes, classes and identical files.
 
     Nothing is decoded, so this does not find damage inside images and images that were saved again:
     `deim data check` does.
 
-    Args:
-        config: The experiment.
-        names: Names of the splits that it uses.
-
-    Returns:
-        The issues; `raise_errors` rejects the data if there are errors.
-
     Raises:
         DataError: If the files of a split cannot be read at all.
     """
-    data = config.data
+    data, names = config.data, ["train", "val"]
     prepare_root(data)
-    if data.format == "coco" and data.train_annotations == data.val_annotations and "val" in names:
+    if data.format == "coco" and data.train_annotations == data.val_annotations:
         logger.warning(
             "data.val_annotations: validation uses the training images, so its scores mean nothing"
         )
-        names = [name for name in names if name != "val"]
+        names.remove("val")
     raws = {name: replace(read_raw_split(data, name), name=name) for name in names}
     report = check_dataset(raws, input_format=build_input_format(data, config.image_size_hw), decode=False)
     # An image that these splits do not list may belong to the test split.
@@ -192,7 +185,7 @@ def describe_check(report: CheckReport) -> list[str]:
         [name, *map(str, (split.images, split.without_boxes, split.boxes, split.crowds))]
         for name, split in report.splits.items()
     ]
-    lines = format_table(headers, rows, right_aligned=range(1, 5)).splitlines()
+    lines = format_table(headers, rows).splitlines()
     for rule, count in report.counts().items():
         if not count:
             continue

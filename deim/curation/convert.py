@@ -74,11 +74,7 @@ def write_dataset(
 
 
 def refuse_existing(output: Path) -> None:
-    """Check early that a folder can be made.
-
-    Raises:
-        DataError: If it exists.
-    """
+    """Raise a DataError if a folder exists that is to be made."""
     if output.exists():
         raise DataError(f"{output}: exists already. Name a folder that does not exist, or remove it.")
 
@@ -86,17 +82,13 @@ def refuse_existing(output: Path) -> None:
 def place_names(
     names: Mapping[str, Sequence[str]], *, by_stem: bool, has_split_folders: bool = False
 ) -> dict[str, list[str]]:
-    """Choose unique names for all images.
+    """Return the names with the split's name as a folder if images of two splits would collide.
 
     Args:
         names: Requested name of each image of each split, relative to the image folder.
         by_stem: Whether names that only differ in their suffix collide, as in YOLO and VOC, where annotations
             have the name of the image.
-        has_split_folders: Whether the format has a folder for each split, so that only names within a split
-            can collide.
-
-    Returns:
-        The same names, with the split's name as a folder if images of two splits would collide.
+        has_split_folders: Whether the format has a folder for each split anyway.
 
     Raises:
         DataError: If two images of a split would collide, or a name leads out of the image folder.
@@ -124,12 +116,7 @@ def place_names(
 
 
 def describe_losses(raws: Mapping[str, RawSplit], data_format: WrittenFormat) -> list[str]:
-    """Return a line with a count for everything that a conversion drops.
-
-    Args:
-        raws: Content of the dataset, which `to_splits` has validated.
-        data_format: Format of the new dataset.
-    """
+    """Return a line with a count for everything that a conversion of valid splits drops."""
     annotations = [annotation for raw in raws.values() for annotation in raw.annotations]
     lines = []
     outlines = sum(bool(annotation.get("segmentation")) for annotation in annotations)

@@ -80,14 +80,12 @@ def find_near(facts: Sequence[ImageFacts], split_of: Sequence[str]) -> list[Dupl
 
     With 20 images or more, the mean of all thumbnails is subtracted first, because images of parts in the
     same holder look alike. Of copies saved as JPEG with quality 60, at least 97 % are found; of copies with
-    half the size or 15 % more brightness, at least 68 %. Mirrored, rotated and cropped copies are not found.
+    half the size or 15 % more brightness, at least 68 %. Mirrored, rotated and cropped copies are not found,
+    and identical files are left to `find_exact`.
 
     Args:
         facts: Facts about each image, decoded.
         split_of: Name of the split of each image.
-
-    Returns:
-        An entry for each image with an earlier duplicate, except identical files.
     """
     return [
         Duplicate(index=index, earlier=_choose_earlier(index, earlier, split_of), is_exact=False)

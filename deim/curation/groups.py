@@ -12,13 +12,7 @@ from deim.files import raise_listed
 def find_groups(
     file_names: Sequence[str], *, pattern: str | None, table: Path | None, paths: Sequence[str] | None = None
 ) -> list[str] | None:
-    """Return the group of each image by a regular expression or a table; None if neither is given.
-
-    Args:
-        file_names: Names of all images in the files of the dataset.
-        pattern: See `groups_by_pattern`.
-        table: See `groups_by_table`.
-        paths: See `groups_by_table`.
+    """Return the group of each image by `groups_by_pattern` or `groups_by_table`; None if neither is given.
 
     Raises:
         DataError: If both are given, or an image has no group.
@@ -31,12 +25,9 @@ def find_groups(
 
 
 def groups_by_pattern(file_names: Sequence[str], pattern: str) -> list[str]:
-    """Return the group of each image by its file name.
+    """Return the group of each image by a regular expression to search in its name.
 
-    Args:
-        file_names: Names of all images.
-        pattern: Regular expression to search in the name; the group is the text that its parentheses match,
-            joined by `|`, or the whole match if it has none.
+    The group is the text that the parentheses match, joined by `|`, or the whole match if there are none.
 
     Raises:
         DataError: If the expression is wrong, or the group of a name is missing or empty.
@@ -88,10 +79,8 @@ def groups_by_table(
             problems.append(
                 f"{path}: image {name!r} is in group {group_of[name]!r} and in {group!r}. Keep one."
             )
-    keys = [
-        name if name in group_of else other
-        for name, other in zip(file_names, paths or file_names, strict=True)
-    ]
+    pairs = zip(file_names, paths or file_names, strict=True)
+    keys = [name if name in group_of else other for name, other in pairs]
     problems += [
         f"{path}: image {name!r} has no row. Every image needs a group."
         for name, key in zip(file_names, keys, strict=True)

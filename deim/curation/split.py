@@ -45,11 +45,8 @@ class Division:
 
     def splits(self) -> dict[str, CocoSplit]:
         """Return the new splits that have images."""
-        return {
-            name: replace(take_images(self.pool, self.indices(name)), name=name)
-            for name in SPLITS
-            if len(self.indices(name))
-        }
+        parts = {name: take_images(self.pool, self.indices(name)) for name in SPLITS}
+        return {name: replace(part, name=name) for name, part in parts.items() if len(part)}
 
     def new_names(self) -> dict[str, list[str]]:
         """Return the new name of each image of each split of `splits`."""
@@ -57,10 +54,7 @@ class Division:
 
 
 def pool_splits(splits: Mapping[str, CocoSplit]) -> tuple[CocoSplit, tuple[str, ...]]:
-    """Merge all splits of a dataset.
-
-    Args:
-        splits: Splits with the same classes, by name.
+    """Merge splits with the same classes.
 
     Returns:
         The pool, sorted by path, whose `image_dir` is the common parent of all image folders; and the name of
@@ -93,12 +87,7 @@ def pool_splits(splits: Mapping[str, CocoSplit]) -> tuple[CocoSplit, tuple[str, 
 
 
 def take_images(split: CocoSplit, indices: NDArray[np.int64]) -> CocoSplit:
-    """Return some images of a split with their annotations.
-
-    Args:
-        split: Any split.
-        indices: (K,) positions of the images, in the new order.
-    """
+    """Return the images of a split at (K,) positions, in their order, with their annotations."""
     counts = np.diff(split.first_box)[indices]
     rows = [np.arange(split.first_box[index], split.first_box[index + 1]) for index in indices]
     taken = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
@@ -258,8 +247,12 @@ def _improve(
 def describe_division(division: Division) -> list[str]:
     """Return images, groups and boxes of each new split, and what is missing, line by line."""
     splits = division.splits()
-    titles = ["images", "share", "groups", "without boxes", *division.pool.class_names]
-    columns, lines = [], []
+    lines = []
+    if division.num_bound:
+        lines.append(f"{division.num_bound} images are bound to the group of their copy")
+    num_groups = int(division.group_of.max()) + 1
+    lines += [f"{name}: no image (groups: {num_groups})" for name in division.empty]
+    columns = [["images", "share", "groups", "without boxes", *division.pool.class_names]]
     for name, split in splits.items():
         boxes = Counter(split.box_category_ids[~split.is_crowd].tolist())
         counts = [boxes[number] for number in split.category_ids]
@@ -271,12 +264,7 @@ def describe_division(division: Division) -> list[str]:
             for label, count in zip(split.class_names, counts, strict=True)
             if not count
         ]
-    num_groups = len(np.unique(division.group_of))
-    lines[:0] = [f"{name}: no image (groups: {num_groups})" for name in division.empty]
-    if division.num_bound:
-        lines.insert(0, f"{division.num_bound} images are bound to the group of their copy")
-    rows = [list(row) for row in zip(titles, *columns, strict=True)]
-    table = format_table(["", *splits], rows, right_aligned=range(1, len(splits) + 1))
+    table = format_table(["", *splits], list(zip(*columns, strict=True)))
     return [*table.splitlines(), *lines]
 
 

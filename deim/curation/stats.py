@@ -100,13 +100,7 @@ class DatasetStats:
 def compute_stats(
     splits: Mapping[str, CocoSplit], facts: Mapping[str, Sequence[ImageFacts]], *, input_format: InputFormat
 ) -> DatasetStats:
-    """Compute the statistics of a dataset.
-
-    Args:
-        splits: Splits with the same classes, by name.
-        facts: Facts about each image of each split, decoded.
-        input_format: Size, resizing and tiles of training.
-    """
+    """Compute the statistics of splits with the same classes; their images must be decoded for the facts."""
     parts = list(splits.values())
     split_of = np.repeat(np.arange(len(parts)), [len(split) for split in parts])
     sizes_hw = np.concatenate([split.sizes_hw for split in parts])
@@ -224,7 +218,7 @@ def describe_stats(stats: DatasetStats) -> list[str]:
         shown = [f"{side[key]:.1f}" if side else "-" for key in ("5", "50", "95")]
         rows.append([name, *map(str, stats.counts()[:, index]), *shown])
     headers = ["class", *stats.split_names, "side px 5 %", "50 %", "95 %"]
-    lines = [*format_table(headers, rows, right_aligned=range(1, len(headers))).splitlines(), ""]
+    lines = [*format_table(headers, rows).splitlines(), ""]
     for name in stats.split_names:
         per_image, gray = numbers["boxes_per_image"][name], numbers["brightness"][name]
         lines.append(
