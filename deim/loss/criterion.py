@@ -14,14 +14,7 @@ from torch import Tensor, nn
 
 from deim.boxes import cxcywh_to_xyxy, generalized_iou, iou
 from deim.config.checks import below, check, not_positive
-from deim.loss.matcher import (
-    HungarianMatcher,
-    MatcherOptions,
-    PackedTargets,
-    Pairs,
-    pack_targets,
-    vote_union,
-)
+from deim.loss.matcher import HungarianMatcher, MatcherOptions, PackedTargets, Pairs, pack_targets, vote_union
 from deim.loss.terms import (
     Teacher,
     decoupled_distillation_loss,
@@ -56,16 +49,13 @@ class LossOptions:
     matcher: MatcherOptions = field(default_factory=MatcherOptions)
 
     def __post_init__(self) -> None:
-        weights = below(
-            0,
-            mal=self.mal,
-            bbox=self.bbox,
-            giou=self.giou,
-            fgl=self.fgl,
-            ddf=self.ddf,
-            mal_gamma=self.mal_gamma,
+        check(
+            [
+                *below(0, mal=self.mal, bbox=self.bbox, giou=self.giou, fgl=self.fgl, ddf=self.ddf),
+                *below(0, mal_gamma=self.mal_gamma),
+                *not_positive(ddf_temperature=self.ddf_temperature),
+            ]
         )
-        check([*weights, *not_positive(ddf_temperature=self.ddf_temperature)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

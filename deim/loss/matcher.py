@@ -39,14 +39,14 @@ class MatcherOptions:
     """Exponent of the IoU in the cost that is used from `schedule.matcher_change_epoch` on."""
 
     def __post_init__(self) -> None:
-        costs = below(
-            0,
-            cost_class=self.cost_class,
-            cost_bbox=self.cost_bbox,
-            cost_giou=self.cost_giou,
-            gamma=self.gamma,
+        check(
+            [
+                *below(0, cost_class=self.cost_class, cost_bbox=self.cost_bbox, cost_giou=self.cost_giou),
+                *below(0, gamma=self.gamma),
+                *not_fraction(alpha=self.alpha),
+                *not_positive(iou_order=self.iou_order),
+            ]
         )
-        check([*costs, *not_fraction(alpha=self.alpha), *not_positive(iou_order=self.iou_order)])
 
 
 PROBABILITY_FLOOR = 1e-8

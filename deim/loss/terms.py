@@ -79,12 +79,7 @@ def soften(corners: Tensor, temperature: float) -> Tensor:
 
 
 def decoupled_distillation_loss(
-    corners: Tensor,
-    teacher: Teacher,
-    index: tuple[Tensor, Tensor],
-    quality: Tensor,
-    *,
-    temperature: float,
+    corners: Tensor, teacher: Teacher, index: tuple[Tensor, Tensor], quality: Tensor, *, temperature: float
 ) -> Tensor:
     """Divergence of a layer's edge distributions from the last layer's, for all queries.
 

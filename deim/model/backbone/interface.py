@@ -5,9 +5,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from deim.model.backbone.dinov3 import DinoV3, DinoV3Options
+from deim.model.backbone.dinov3 import DinoV3Options
 from deim.model.backbone.spatial_adapter import SpatialAdapterBackbone
-from deim.model.backbone.vit_tiny import VitTiny, VitTinyOptions
+from deim.model.backbone.vit_tiny import VitTinyOptions
 
 BackboneOptions = VitTinyOptions | DinoV3Options
 
@@ -52,23 +52,7 @@ class Backbone(Protocol):
 
 
 def build_backbone(options: BackboneOptions, hidden_dim: int, *, in_channels: int = 3) -> Backbone:
-    """Build a backbone with random weights.
-
-    Args:
-        options: The `model.backbone` block.
-        hidden_dim: Channels of the output maps.
-        in_channels: Number of image channels, at least 1.
-    """
+    """Build a backbone with random weights, whose maps have `hidden_dim` channels."""
     match options:
-        case VitTinyOptions():
-            vit: nn.Module = VitTiny(options, in_channels=in_channels)
-        case DinoV3Options():
-            vit = DinoV3(options, in_channels=in_channels)
-    return SpatialAdapterBackbone(
-        vit,
-        hidden_dim,
-        vit_dim=options.dim,
-        adapter_width=options.adapter_width,
-        in_channels=in_channels,
-        is_nested=isinstance(vit, VitTiny),
-    )
+        case VitTinyOptions() | DinoV3Options():
+            return SpatialAdapterBackbone(options, hidden_dim, in_channels=in_channels)

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deim.model.backbone.dinov3 import DinoV3, DinoV3Options
+from deim.model.backbone.vit_tiny import VitTiny, VitTinyOptions
+
 
 def _down(in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1, bias=False)
@@ -39,34 +42,25 @@ class SpatialPrior(nn.Module):
 class SpatialAdapterBackbone(nn.Module):
     """Vision transformer and spatial prior, fused at strides 8, 16 and 32; a `Backbone`.
 
-    Args:
-        vit: The transformer. Its three maps feed the strides in order; its `blocks` may be recomputed.
-        hidden_dim: Channels of the outputs.
-        vit_dim: Channels of the transformer's maps.
-        adapter_width: Stem channels of the spatial prior.
-        is_nested: Whether the official weights hold the transformer one level deeper (`dinov3._model.…`), as
-            those of the ViT-Tiny family do.
+    Each of the transformer's three maps feeds a stride.
     """
 
     pixel_filter_keys = ("patch_embed.proj.weight", "sta.stem.0.weight")
     strides = (8, 16, 32)
 
-    def __init__(
-        self,
-        vit: nn.Module,
-        hidden_dim: int,
-        *,
-        vit_dim: int,
-        adapter_width: int,
-        in_channels: int,
-        is_nested: bool,
-    ) -> None:
+    def __init__(self, options: VitTinyOptions | DinoV3Options, hidden_dim: int, *, in_channels: int) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.dinov3: nn.Module = nn.ModuleDict({"_model": vit}) if is_nested else vit
-        self.sta = SpatialPrior(adapter_width, in_channels=in_channels)
+        match options:
+            case VitTinyOptions():
+                # One level deeper, as in the official weights.
+                vit = VitTiny(options, in_channels=in_channels)
+                self.dinov3: nn.Module = nn.ModuleDict({"_model": vit})
+            case DinoV3Options():
+                self.dinov3 = DinoV3(options, in_channels=in_channels)
+        self.sta = SpatialPrior(options.adapter_width, in_channels=in_channels)
         self.convs = nn.ModuleList(
-            nn.Conv2d(vit_dim + factor * adapter_width, hidden_dim, kernel_size=1, bias=False)
+            nn.Conv2d(options.dim + factor * options.adapter_width, hidden_dim, kernel_size=1, bias=False)
             for factor in (2, 4, 4)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(hidden_dim) for _ in range(3))
