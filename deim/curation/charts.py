@@ -22,16 +22,7 @@ FIRST_SPLIT_COLOR = 4
 
 
 def draw_stats(stats: DatasetStats, folder: Path, *, seed: int = 0) -> list[Path]:
-    """Draw all charts.
-
-    Args:
-        stats: Statistics of the splits.
-        folder: Folder of the charts; it is made.
-        seed: Seed of the choice of points.
-
-    Returns:
-        Paths of the PNG files.
-    """
+    """Draw all charts as PNG files in a folder, which is made; `seed` is that of the choice of points."""
     folder.mkdir(parents=True, exist_ok=True)
     num_classes = min(len(stats.class_names), MAX_BARS + 1)
     height_of_class = 0.15 + 0.24 * len(stats.split_names)

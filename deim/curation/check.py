@@ -80,11 +80,7 @@ class CheckReport:
         }
 
     def raise_errors(self) -> None:
-        """Reject the dataset if there are errors.
-
-        Raises:
-            DataError: If there are errors; the first 20 are listed.
-        """
+        """Raise a DataError that lists the first 20 errors, if there are any."""
         raise_listed([issue.message for issue in self.issues if issue.severity == "error"])
 
 

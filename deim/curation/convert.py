@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Final, assert_never
 
@@ -151,7 +152,5 @@ def describe_losses(raws: Mapping[str, RawSplit], data_format: WrittenFormat) ->
 def _write_coco(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]], root: Path) -> None:
     (root / "annotations").mkdir()
     for name, split in splits.items():
-        content = split.to_coco()
-        for image, new_name in zip(content["images"], names[name], strict=True):
-            image["file_name"] = new_name
+        content = replace(split, file_names=tuple(names[name])).to_coco()
         (root / "annotations" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")

@@ -48,11 +48,7 @@ def batch_rows(
 ) -> list[PanelRow]:
     """Show the first images of some batches with boxes and class names.
 
-    Args:
-        batches: Batches of the training loader; only as many are loaded as are shown.
-        class_names: Names by class index.
-        input_format: How the images were normalized.
-        num_images: Maximum number of images.
+    Only as many batches are loaded as are shown; `input_format` says how their images were normalized.
     """
     rows = []
     inputs = (

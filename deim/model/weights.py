@@ -1,9 +1,4 @@
-"""Starting weights: which files can be read, and how their keys map to this project's.
-
-A file is recognized by its keys. Detector files are checkpoints of this project and official DEIMv2 files;
-backbone files have the keys of the backbone's `pretrained`, as the distilled ViT-Tiny files and Meta's DINOv3
-files do, or are DINOv3 files of Hugging Face, whose keys are renamed.
-"""
+"""Starting weights: which files can be read, and how their keys map to this project's."""
 
 import hashlib
 import logging
@@ -131,9 +126,6 @@ def adapt_filters(filters: Tensor, channels: int) -> Tensor:
     Args:
         filters: (out, C, height, width) float.
         channels: C of the result, at least 1.
-
-    Returns:
-        (out, channels, height, width).
     """
     before = filters.shape[1]
     if channels == before:
@@ -201,7 +193,11 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
 def _recognize(
     content: Mapping[str, Any], path: Path, *, backbone_keys: Set[str]
 ) -> tuple[dict[str, Tensor], Literal["detector", "backbone"]]:
-    """Return the averaged weights if there are any, with this project's keys, and the part they belong to."""
+    """Return the averaged weights if there are any, with this project's keys, and the part they belong to.
+
+    A file is recognized by its keys: a detector file is a checkpoint of this project or of official DEIMv2; a
+    backbone file has the keys of `pretrained`, or is a DINOv3 file of Hugging Face, whose keys are renamed.
+    """
     averages = content["ema"] if isinstance(content.get("ema"), Mapping) else {}
     if "weights" in content and "format" in content:
         candidates = [averages.get("model")] if content["weights"] == "ema" else [content.get("model")]

@@ -17,10 +17,7 @@ class Backbone(Protocol):
 
     @property
     def pixel_filter_keys(self) -> tuple[str, ...]:
-        """Endings of the names of the convolution weights that see the image, (out, in_channels, h, w).
-
-        They are adapted when a weights file has another number of image channels.
-        """
+        """Endings of the names of the convolution weights that see the image, (out, in_channels, h, w)."""
 
     @property
     def in_channels(self) -> int:
@@ -41,14 +38,7 @@ class Backbone(Protocol):
         """Compile the forward pass in place; inherited from `nn.Module`."""
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature pyramid.
-
-        Args:
-            images: (B, in_channels, H, W) float, normalized; H and W multiples of the last stride.
-
-        Returns:
-            A map (B, hidden_dim, H/s, W/s) for each stride s.
-        """
+        """Return a map (B, hidden_dim, H/s, W/s) for each stride s of images (B, in_channels, H, W)."""
 
 
 def build_backbone(options: BackboneOptions, hidden_dim: int, *, in_channels: int = 3) -> Backbone:
