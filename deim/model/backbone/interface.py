@@ -5,9 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from deim.model.backbone.dinov3 import DinoV3Options
 from deim.model.backbone.spatial_adapter import SpatialAdapterBackbone
-from deim.model.backbone.vit_tiny import VitTinyOptions
+from deim.model.backbone.vit import DinoV3Options, VitTinyOptions
 
 BackboneOptions = VitTinyOptions | DinoV3Options
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deim.model.backbone.dinov3 import DinoV3, DinoV3Options
-from deim.model.backbone.vit_tiny import VitTiny, VitTinyOptions
+from deim.model.backbone.vit import DinoV3Options, VisionTransformer, VitTinyOptions
 
 
 def _down(in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
@@ -51,13 +50,10 @@ class SpatialAdapterBackbone(nn.Module):
     def __init__(self, options: VitTinyOptions | DinoV3Options, hidden_dim: int, *, in_channels: int) -> None:
         super().__init__()
         self.in_channels = in_channels
-        match options:
-            case VitTinyOptions():
-                # One level deeper, as in the official weights.
-                vit = VitTiny(options, in_channels=in_channels)
-                self.dinov3: nn.Module = nn.ModuleDict({"_model": vit})
-            case DinoV3Options():
-                self.dinov3 = DinoV3(options, in_channels=in_channels)
+        vit = VisionTransformer(options, in_channels=in_channels)
+        # Official weights hold the ViT-Tiny family one level deeper.
+        is_nested = isinstance(options, VitTinyOptions)
+        self.dinov3: nn.Module = nn.ModuleDict({"_model": vit}) if is_nested else vit
         self.sta = SpatialPrior(options.adapter_width, in_channels=in_channels)
         self.convs = nn.ModuleList(
             nn.Conv2d(options.dim + factor * options.adapter_width, hidden_dim, kernel_size=1, bias=False)

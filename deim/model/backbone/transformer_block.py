@@ -1,4 +1,4 @@
-"""What the vision transformers share: patches, rotary positions, attention, feed-forward, and their block.
+"""The block of the vision transformers: rotary positions, attention and feed-forward.
 
 Attribute names follow the published weight files.
 """
@@ -10,9 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deim.config.checks import below, check
-
-PATCH_SIZE = 16
 LONGEST_PERIOD = 100.0
 """Longest period of the rotary positions, in units of the half image side."""
 RotaryTable = tuple[Tensor, Tensor]
@@ -63,19 +60,6 @@ def rotate(tokens: Tensor, table: RotaryTable, *, num_prefix: int) -> Tensor:
     first, second = patches.chunk(2, dim=-1)
     turned = patches * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([prefix, turned.to(tokens.dtype)], dim=2)
-
-
-class PatchEmbed(nn.Module):
-    """Cut the image into 16 x 16 patches and project each to a token."""
-
-    def __init__(self, dim: int, *, in_channels: int = 3) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, dim, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return tokens (B, H/16 · W/16, D) of images (B, in_channels, H, W), and the grid (H/16, W/16)."""
-        patches = self.proj(images)
-        return patches.flatten(2).transpose(1, 2), (patches.shape[2], patches.shape[3])
 
 
 class MaskedBiasLinear(nn.Linear):
@@ -157,16 +141,9 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block; that of DINOv3 scales its branches and masks the bias of the keys."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        norm_eps: float,
-        ffn: Literal["mlp", "swiglu"] = "mlp",
-        is_dinov3: bool = False,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, *, ffn: Literal["mlp", "swiglu"], is_dinov3: bool) -> None:
         super().__init__()
+        norm_eps = 1e-5 if is_dinov3 else 1e-6
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, mask_key_bias=is_dinov3)
         self.ls1: nn.Module = LayerScale(dim) if is_dinov3 else nn.Identity()
@@ -178,36 +155,3 @@ class Block(nn.Module):
         """Return (B, T, D) of tokens (B, T, D), `num_prefix` of which come before the patches."""
         tokens = tokens + self.ls1(self.attn(self.norm1(tokens), table, num_prefix))
         return tokens + self.ls2(self.mlp(self.norm2(tokens)))
-
-
-def init_linears(module: nn.Module) -> None:
-    """Draw the weights of all linear layers from a truncated normal distribution; biases become 0."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-
-
-def tokens_to_map(tokens: Tensor, grid_hw: tuple[int, int], *, num_prefix: int) -> Tensor:
-    """Arrange the patch tokens of (B, T, D) as a map (B, D, H/16, W/16)."""
-    return tokens[:, num_prefix:].transpose(1, 2).unflatten(2, grid_hw)
-
-
-def check_vit(
-    dim: int, depth: int, num_heads: int, return_blocks: tuple[int, int, int], adapter_width: int
-) -> None:
-    """Raise a ConfigError if options that all vision transformers have are out of range."""
-    check(
-        [
-            *below(1, dim=dim, depth=depth, num_heads=num_heads, adapter_width=adapter_width),
-            (
-                dim % (max(num_heads, 1) * 4) != 0,
-                f"dim: {dim} is not a multiple of num_heads · 4 = {num_heads * 4}",
-            ),
-            (
-                list(return_blocks) != sorted(set(return_blocks))
-                or not all(0 <= block < depth for block in return_blocks),
-                f"return_blocks: got {list(return_blocks)}, needs three ascending blocks in [0, {depth})",
-            ),
-        ]
-    )

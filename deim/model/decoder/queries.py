@@ -124,11 +124,7 @@ def build_denoising_queries(
         num_groups=num_groups,
         num_queries=labels.shape[1],
     )
-    seeds = [target["noise_seed"] for target in targets if "noise_seed" in target]
-    if len(seeds) == len(targets):
-        noise = _draw_by_image(seeds, labels, num_classes)
-    else:
-        noise = _draw_by_batch(labels, boxes, num_classes)
+    noise = _draw_noise(targets, labels, boxes, num_classes)
     is_changed = (noise.change < options.label_noise_ratio * 0.5) & (labels != num_classes)
     noised_boxes = _noise_boxes(boxes, noise, negative[None, :, None], options.box_noise_scale)
     return DenoisingQueries(
@@ -153,21 +149,19 @@ class _Noise:
     """(B, K, 4) float in [0, 1)."""
 
 
-def _draw_by_batch(labels: Tensor, boxes: Tensor, num_classes: int) -> _Noise:
-    return _Noise(
-        change=torch.rand_like(labels, dtype=torch.float),
-        labels=torch.randint_like(labels, 0, num_classes),
-        sign=torch.randint_like(boxes, 0, 2) * 2 - 1,
-        size=torch.rand_like(boxes),
-    )
-
-
-def _draw_by_image(seeds: Sequence[int], labels: Tensor, num_classes: int) -> _Noise:
-    """Draw ten numbers for each query, on the CPU so that they are the same on every device."""
-    num_queries = labels.shape[1]
-    drawn = torch.stack(
-        [torch.rand(num_queries, 10, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    ).to(labels.device, non_blocking=True)
+def _draw_noise(targets: Sequence[Target], labels: Tensor, boxes: Tensor, num_classes: int) -> _Noise:
+    seeds = [target["noise_seed"] for target in targets if "noise_seed" in target]
+    if len(seeds) < len(targets):
+        return _Noise(
+            change=torch.rand_like(labels, dtype=torch.float),
+            labels=torch.randint_like(labels, 0, num_classes),
+            sign=torch.randint_like(boxes, 0, 2) * 2 - 1,
+            size=torch.rand_like(boxes),
+        )
+    # Ten numbers for each query, drawn on the CPU so that they are the same on every device.
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    drawn = torch.stack([torch.rand(labels.shape[1], 10, generator=generator) for generator in generators])
+    drawn = drawn.to(labels.device, non_blocking=True)
     return _Noise(
         change=drawn[..., 0],
         labels=(drawn[..., 1] * num_classes).to(labels.dtype),
