@@ -25,9 +25,9 @@ def draw_stats(stats: DatasetStats, folder: Path, *, seed: int = 0) -> list[Path
     """Draw all charts as PNG files in a folder, which is made; `seed` is that of the choice of points."""
     folder.mkdir(parents=True, exist_ok=True)
     num_classes = min(len(stats.class_names), MAX_BARS + 1)
-    height_of_class = 0.15 + 0.24 * len(stats.split_names)
+    class_height = 0.15 + 0.24 * len(stats.split_names)
     charts: dict[str, tuple[Draw, float]] = {
-        "classes": (partial(_class_bars, stats=stats), 1.4 + height_of_class * num_classes),
+        "classes": (partial(_class_bars, stats=stats), 1.4 + class_height * num_classes),
         "box_sizes": (partial(_box_sizes, stats=stats, seed=seed), 6.0),
         "positions": (partial(_positions, stats=stats), 6.0),
         "brightness": (partial(_brightness, stats=stats), 3.6),

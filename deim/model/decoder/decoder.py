@@ -34,27 +34,26 @@ class RefiningStack(nn.Module):
     """The decoder layers and the location-quality heads, in the place where official weights hold them."""
 
     def __init__(
-        self, options: DecoderOptions, hidden_dim: int, *, up: nn.Parameter, reg_scale: nn.Parameter
+        self, options: DecoderOptions, dim: int, *, up: nn.Parameter, reg_scale: nn.Parameter
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(options, hidden_dim) for _ in range(options.num_layers))
+        self.layers = nn.ModuleList(DecoderLayer(options, dim) for _ in range(options.num_layers))
         self.lqe_layers = nn.ModuleList(LocationQuality() for _ in self.layers)
         self.up = up
         self.reg_scale = reg_scale
 
 
 class Decoder(nn.Module):
-    """Query selection, denoising, refinement and heads; maps and queries have `hidden_dim` channels."""
+    """Query selection, denoising, refinement and heads; maps and queries have `dim` channels."""
 
-    def __init__(self, options: DecoderOptions, hidden_dim: int, *, num_classes: int) -> None:
+    def __init__(self, options: DecoderOptions, dim: int, *, num_classes: int) -> None:
         super().__init__()
         self.options = options
         self.num_classes = num_classes
         # Frozen and shared with the stack: the official weights hold both under two names.
         self.up = nn.Parameter(torch.tensor([options.up]), requires_grad=False)
         self.reg_scale = nn.Parameter(torch.tensor([float(options.reg_scale)]), requires_grad=False)
-        self.decoder = RefiningStack(options, hidden_dim, up=self.up, reg_scale=self.reg_scale)
-        dim, num_layers = hidden_dim, options.num_layers
+        self.decoder = RefiningStack(options, dim, up=self.up, reg_scale=self.reg_scale)
         self.denoising_class_embed = nn.Embedding(num_classes + 1, dim, padding_idx=num_classes)
         self.enc_score_head = class_head(dim, num_classes)
         self.enc_bbox_head = Mlp(dim, dim, dim, 4, zero_last=True)
@@ -63,9 +62,9 @@ class Decoder(nn.Module):
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight)
         self.pre_bbox_head = Mlp(dim, dim, dim, 4, zero_last=True)
-        self.dec_score_head = nn.ModuleList(class_head(dim, num_classes) for _ in range(num_layers))
+        self.dec_score_head = nn.ModuleList(class_head(dim, num_classes) for _ in range(options.num_layers))
         self.dec_bbox_head = nn.ModuleList(
-            Mlp(dim, dim, dim, 4 * (options.reg_max + 1), zero_last=True) for _ in range(num_layers)
+            Mlp(dim, dim, dim, 4 * (options.reg_max + 1), zero_last=True) for _ in range(options.num_layers)
         )
 
     def forward(
@@ -76,7 +75,7 @@ class Decoder(nn.Module):
         max_boxes: int | None = None,
         with_queries: bool = False,
     ) -> ModelOutput:
-        """Predict from maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32; see `Detector.forward`."""
+        """Predict from maps (B, dim, H/s, W/s) for s = 8, 16, 32; see `Detector.forward`."""
         if with_queries and self.training:
             raise ValueError("with_queries: the detector is in training mode. Call detector.eval() first.")
         content, ref_logits, enc_outputs = self._select_queries(features)
