@@ -4,6 +4,7 @@ Source:
     RT-DETR (arXiv:2304.08069), figure 4, with the fusion blocks of DEIMv2. Attribute names are official.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,17 +93,11 @@ class FusionBlock(nn.Module):
         return self.cv4(torch.cat([first, second, third, self.cv3(third)], dim=1))
 
 
-class Downsample(nn.Module):
-    """Halve height and width: a 1 x 1 convolution, then a depthwise 3 x 3 of stride 2; no activation."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.cv1 = ConvNorm(channels, channels)
-        self.cv2 = ConvNorm(channels, channels, kernel_size=3, stride=2, groups=channels)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return (B, channels, H/2, W/2) of features (B, channels, H, W)."""
-        return self.cv2(self.cv1(features))
+def downsample(channels: int) -> nn.Sequential:
+    """Build a layer that halves height and width: a 1 x 1 convolution, then a depthwise 3 x 3 of stride 2."""
+    pointwise = ConvNorm(channels, channels)
+    depthwise = ConvNorm(channels, channels, kernel_size=3, stride=2, groups=channels)
+    return nn.Sequential(OrderedDict(cv1=pointwise, cv2=depthwise))
 
 
 class TransformerEncoderLayer(nn.Module):
@@ -163,7 +158,7 @@ class HybridEncoder(nn.Module):
         self.fpn_blocks = nn.ModuleList(
             FusionBlock(hidden_dim, mid_channels, num_blocks=num_blocks) for _ in range(2)
         )
-        self.downsample_convs = nn.ModuleList(nn.Sequential(Downsample(hidden_dim)) for _ in range(2))
+        self.downsample_convs = nn.ModuleList(nn.Sequential(downsample(hidden_dim)) for _ in range(2))
         self.pan_blocks = nn.ModuleList(
             FusionBlock(hidden_dim, mid_channels, num_blocks=num_blocks) for _ in range(2)
         )
