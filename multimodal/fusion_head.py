@@ -19,6 +19,7 @@ Source:
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,8 @@ from deim.engine.optimizer import ParameterGroup
 
 START_SCALE = 1 / 0.07
 MAX_SCALE = 100.0
-TEXT_LAYERS_FACTOR, BACKGROUND_FACTOR, SCALES_FACTOR, GATE_FACTOR = 10.0, 10.0, 20.0, 200.0
+LAYERS_FACTOR, SCALES_FACTOR, GATE_FACTOR = 10.0, 20.0, 200.0
+"""Multiples of the learning rate of a class head."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,14 +113,6 @@ class FusionHead(nn.Module):
         assert isinstance(norm, nn.LayerNorm)
         return norm.normalized_shape[0]
 
-    def forward(self, logits: Tensor, queries: Tensor) -> Tensor:
-        """Fuse logits (B, Q, C) of the detector with the text, by the input (B, Q, D) of its last class head.
-
-        Returns:
-            (B, Q, C+1) float32; the last column is the background, which only the loss uses.
-        """
-        return self.fuse(logits, self.compare(queries))
-
     def compare(self, queries: Tensor) -> TextScores:
         """Compare queries (B, Q, query_dim) with the text of the classes and of the background."""
         with torch.autocast(queries.device.type, enabled=False):
@@ -136,18 +130,13 @@ class FusionHead(nn.Module):
             )
 
     def fuse(self, logits: Tensor, scores: TextScores) -> Tensor:
-        """Move logits (B, Q, C) by the text scores of the same queries; see `forward`."""
+        """Move logits (B, Q, C) of the detector by the text scores of the same queries; see `move_logits`."""
         return move_logits(logits, scores, gate=self.gate, bias=self.bias)
 
     def cosines(self, features: Tensor) -> Tensor:
         """Return the cosines (..., C) float32 of features (..., query_dim) with the text of the classes."""
         with torch.autocast(features.device.type, enabled=False):
-            return self._directions(features) @ self.class_text().T
-
-    def class_text(self) -> Tensor:
-        """(C, D) float32 of norm 1: t, the adapted text of each class."""
-        with torch.autocast(self.text.device.type, enabled=False):
-            return self._adapt(self.plain_text())
+            return self._directions(features) @ self._adapt(self.plain_text()).T
 
     def plain_text(self) -> Tensor:
         """(C, D) float32 of norm 1: u, the mean of each class's prompts minus the mean of all classes."""
@@ -168,16 +157,12 @@ class FusionHead(nn.Module):
 
 
 def move_logits(logits: Tensor, scores: TextScores, *, gate: Tensor, bias: Tensor) -> Tensor:
-    """Move class logits by text scores, in float32.
+    """Move class logits (B, Q, C) by the text scores of the same queries, in float32.
 
-    Args:
-        logits: (B, Q, C) float, from the detector.
-        scores: Text scores of the same queries.
-        gate: (C,) float; 0 leaves the logits of a class as they are.
-        bias: (C,) float.
+    `gate` and `bias` are (C,); a gate of 0 leaves the logits of its class as they are.
 
     Returns:
-        (B, Q, C+1) float32; the last column is the background.
+        (B, Q, C+1) float32; the last column is the background, which only the loss uses.
     """
     with torch.autocast(logits.device.type, enabled=False):
         background = scores.background_logits[..., None]
@@ -186,7 +171,7 @@ def move_logits(logits: Tensor, scores: TextScores, *, gate: Tensor, bias: Tenso
 
 
 def parameter_groups(
-    head: FusionHead,
+    head: nn.Module,
     base_lr: float,
     *,
     weight_decay: float,
@@ -199,51 +184,46 @@ def parameter_groups(
     open within a run.
 
     Args:
-        head: The fusion head.
+        head: A fusion head, or a variant of it that names its parameters alike.
         base_lr: Learning rate of the class head.
-        weight_decay: Weight decay of the weights of projection and adapter; nothing else decays.
+        weight_decay: Weight decay of the weights of the layers; nothing else decays.
         class_head_delta: The trained difference of the class head; None if it is not trained.
         class_head_from_epoch: First epoch (0-based) that trains it.
-
-    Returns:
-        Groups with a `name` each: `text_layers` and `text_layers_undecayed` (10 times the base rate),
-        `background` (10 times), `scales` (20 times), `gate` (200 times) and perhaps `class_head` (once).
     """
+    named = list(head.named_parameters())
+
+    def of(*attributes: str) -> list[nn.Parameter]:
+        return [p for attribute in attributes for name, p in named if name.split(".")[0] == attribute]
+
+    layers = of("projection", "adapter", "layers")
+    weights, others = [p for p in layers if p.ndim > 1], [p for p in layers if p.ndim == 1]
+    layers_lr = base_lr * LAYERS_FACTOR
     groups = [
-        *layer_groups(
-            "text_layers",
-            [*head.projection.parameters(), *head.adapter.parameters()],
-            base_lr * TEXT_LAYERS_FACTOR,
-            weight_decay=weight_decay,
-        ),
-        parameter_group("background", [head.background], base_lr * BACKGROUND_FACTOR),
-        parameter_group("scales", [head.log_scale, head.bias, head.prompt_logits], base_lr * SCALES_FACTOR),
-        parameter_group("gate", [head.gate], base_lr * GATE_FACTOR),
+        parameter_group("text_layers", weights, layers_lr, weight_decay=weight_decay),
+        parameter_group("text_layers_undecayed", others, layers_lr),
+        parameter_group("background", of("background"), layers_lr),
+        parameter_group("text", of("text"), layers_lr),
+        parameter_group("scales", of("log_scale", "bias", "prompt_logits"), base_lr * SCALES_FACTOR),
+        parameter_group("gate", of("gate"), base_lr * GATE_FACTOR),
     ]
     if class_head_delta is not None:
-        delta = list(class_head_delta.parameters())
+        delta = class_head_delta.parameters()
         groups.append(parameter_group("class_head", delta, base_lr, first_epoch=class_head_from_epoch))
-    return groups
-
-
-def layer_groups(
-    name: str, parameters: list[nn.Parameter], lr: float, *, weight_decay: float
-) -> list[ParameterGroup]:
-    """Return a group of the weights, which decay, and one of biases and norms, which do not."""
-    weights, others = ([p for p in parameters if (p.ndim > 1) == decays] for decays in (True, False))
-    return [
-        parameter_group(name, weights, lr, weight_decay=weight_decay),
-        parameter_group(f"{name}_undecayed", others, lr),
-    ]
+    return [group for group in groups if group["params"]]
 
 
 def parameter_group(
-    name: str, parameters: list[nn.Parameter], lr: float, *, weight_decay: float = 0.0, first_epoch: int = 0
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    *,
+    weight_decay: float = 0.0,
+    first_epoch: int = 0,
 ) -> ParameterGroup:
     """Return one group for the optimizer; `first_epoch` (0-based) is the first that trains it."""
     return {
         "name": name,
-        "params": parameters,
+        "params": list(parameters),
         "lr": lr,
         "flat_lr": lr,
         "first_epoch": first_epoch,

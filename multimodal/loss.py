@@ -17,7 +17,10 @@ from deim.loss.criterion import LossCounts, Matching
 from deim.loss.matcher import HungarianMatcher, PackedTargets, pack_targets
 from deim.loss.terms import matchability_aware_loss
 from deim.structures import LayerOutput, Target
-from multimodal.wrapper import DetectorOutputs, FusedOutput
+from multimodal.wrapper import FusedOutput
+
+MARGIN = 1.0
+"""Logits by which the text of the true class should exceed the text of a confused class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +78,6 @@ class FusionCriterion(nn.Module):
         num_classes: C.
         confused: Pairs of class indices that the frozen detector confuses, in any order.
         mal_gamma: Exponent of the classification loss.
-        margin: Logits by which the text of the true class should exceed the text of a confused class.
         background_per_match: Background queries for each matched one. An image without boxes gets as many as
             an image with one box.
         max_background_iou: Queries with a higher IoU with a true box are not background: they see the same
@@ -95,7 +97,6 @@ class FusionCriterion(nn.Module):
         num_classes: int,
         confused: Sequence[tuple[int, int]] = (),
         mal_gamma: float = 1.5,
-        margin: float = 1.0,
         background_per_match: int = 3,
         max_background_iou: float = 0.5,
     ) -> None:
@@ -103,7 +104,6 @@ class FusionCriterion(nn.Module):
         self.matcher = matcher
         self.options = options
         self.mal_gamma = mal_gamma
-        self.margin = margin
         self.background_per_match = background_per_match
         self.max_background_iou = max_background_iou
         rivals = torch.zeros(num_classes, num_classes)
@@ -124,6 +124,7 @@ class FusionCriterion(nn.Module):
         matched = self.match(outputs, targets, epoch=epoch)
         return self.terms(outputs, matched, matched.counts)
 
+    @torch.no_grad()
     def match(self, outputs: FusedOutput, targets: Sequence[Target], *, epoch: int) -> FusionMatched:
         """Assign boxes to queries by the output of the frozen detector, and choose background queries.
 
@@ -135,17 +136,7 @@ class FusionCriterion(nn.Module):
         Raises:
             NonFiniteError: If the costs are NaN or infinite.
         """
-        return self._match(outputs["detector_logits"], outputs["pred_boxes"], targets, epoch=epoch)
-
-    def match_detector_outputs(self, outputs: DetectorOutputs, targets: Sequence[Target]) -> FusionMatched:
-        """Match the outputs of the frozen detector with the cost of the first epoch; see `match`."""
-        return self._match(outputs.pred_logits, outputs.pred_boxes, targets, epoch=0)
-
-    @torch.no_grad()
-    def _match(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], *, epoch: int
-    ) -> FusionMatched:
-        logits, boxes = logits.float(), boxes.float()
+        logits, boxes = outputs["detector_logits"].float(), outputs["pred_boxes"].float()
         device = logits.device
         with torch.autocast(device.type, enabled=False):
             packed = pack_targets(targets, device=device)
@@ -230,5 +221,5 @@ class FusionCriterion(nn.Module):
         """Sum over matched queries of the mean softplus by which rivals (M, C) come within the margin."""
         lead = class_logits.gather(1, classes[:, None]) - class_logits
         rivals = self.rivals.to(classes.device)[classes]
-        shortfall = F.softplus(self.margin - lead) * rivals
+        shortfall = F.softplus(MARGIN - lead) * rivals
         return (shortfall.sum(dim=1) / rivals.sum(dim=1).clamp(min=1)).sum()

@@ -1,8 +1,8 @@
 """The task `text_fusion`: a head that fuses text into the class scores of a frozen detector."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +16,64 @@ from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
 from deim.data.loader import BatchLoader, build_train_loader
 from deim.engine.checkpoints import INPUT_OPTIONS, Checkpoint, TrainedDetector, load_trained, read_checkpoint
 from deim.engine.context import RunContext
-from deim.engine.log import Advance, progress_bar
 from deim.engine.schedule import Timeline, resolve_schedule
 from deim.engine.task import TaskDefaults, TaskProducts, detection_options
+from deim.engine.validation import WeightKind
 from deim.errors import CheckpointError, ConfigError
 from deim.files import sha256_of_file
 from deim.loss.build import build_matcher
 from deim.model.build import build_model
 from deim.model.detector import Detector
 from deim.model.weights import hash_tensors
-from multimodal.confused_pairs import ConfusedPair, confused_pairs, count_confusions
+from deim.records import from_json, to_json
+from multimodal.confused_pairs import ConfusedPair, find_confused_pairs
 from multimodal.encoders.build import build_encoder
-from multimodal.feature_cache import (
-    DetectorOutputBatch,
-    DetectorOutputLoader,
-    open_store,
-    run_detector_in_chunks,
-)
+from multimodal.feature_cache import DetectorOutputLoader, open_store
 from multimodal.fusion_head import FusionHead, parameter_groups
-from multimodal.loss import FusionCriterion, FusionLossOptions
+from multimodal.loss import FusionCriterion
 from multimodal.options import TextFusionOptions
 from multimodal.prompts import load_prompts
-from multimodal.text_bank import (
-    TextBank,
-    build_text_bank,
-    check_classes,
-    load_text_bank,
-    text_bank_from_dict,
-    text_bank_to_dict,
-)
+from multimodal.text_bank import TextBank, build_text_bank, load_text_bank
 from multimodal.wrapper import TextFusedDetector, query_dim
 
 logger = logging.getLogger(__name__)
 
 SHARED_BLOCKS = ("model", "image_size", "data", "loss", "evaluation")
 """Options that an experiment takes from its detector unless it gives them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectorOrigin:
+    """The checkpoint of the frozen detector."""
+
+    path: str
+    sha256: str
+    epoch: int
+    weights: WeightKind
+    operating_points: Mapping[str, Any] | None
+    """Its thresholds, in plain JSON types."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextFusionState:
+    """What a checkpoint stores beside weights: the text and the origin of the detector."""
+
+    text_bank: TextBank
+    detector: DetectorOrigin
+    confused: tuple[ConfusedPair, ...]
+    """Classes that the detector confuses on the training images."""
+
+
+def read_state(stored: Checkpoint | TrainedDetector, path: Path) -> TextFusionState:
+    """Read what the checkpoint at `path` stores for this task.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    try:
+        return from_json(TextFusionState, stored.task_state)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged, {error} Use another checkpoint of the run.") from None
 
 
 class TextFusionTask:
@@ -98,7 +121,11 @@ class TextFusionTask:
                 f"detector first, or name the best.pth of one with --set task.detector=PATH."
             )
         checkpoint = read_checkpoint(path)
-        _refuse_fused(checkpoint.task, checkpoint.task_state, path)
+        if checkpoint.task != "detection":
+            raise CheckpointError(
+                f"{path}: already has text fusion. Name the detector that it was made from with "
+                f"--set task.detector={read_state(checkpoint, path).detector.path}"
+            )
         config = checkpoint.config
         options = {name: config[name] for name in SHARED_BLOCKS if name in config}
         options["model"] = config["model"] | {"init_from": None}
@@ -130,14 +157,21 @@ class TextFusionTask:
         config, train = context.config, context.splits.train
         options = fusion_options(config)
         _check_options(context, options)
-        trained = _load_frozen(Path(options.detector), device=context.device)
+        trained = load_trained(Path(options.detector), device=context.device)
+        assert isinstance(trained.model, Detector)  # anything else was refused with the config
         _check_same_classes(trained, train.class_names, where=train.annotations_path.name)
         _check_same_input(trained, config)
         bank = _text_bank(options, train.class_names)
-        assert isinstance(trained.model, Detector)
-        model = build_fused(trained.model, bank, options).to(context.device)
+        model = _build_fused(trained.model, bank, options).to(context.device)
         loader = build_fusion_loader(context, model)
-        pairs = _find_confused_pairs(context, model, loader, share=options.confusion_share)
+        pairs = find_confused_pairs(context, model, loader, min_share=options.confusion_share)
+        origin = DetectorOrigin(
+            path=str(trained.path),
+            sha256=sha256_of_file(trained.path),
+            epoch=trained.epoch,
+            weights=trained.weights,
+            operating_points=trained.operating_points,
+        )
         groups = parameter_groups(
             model.head,
             config.recipe.lr,
@@ -156,7 +190,7 @@ class TextFusionTask:
             ),
             optimizer=torch.optim.AdamW(groups, lr=config.recipe.lr, betas=config.recipe.betas, fused=True),
             loader=loader,
-            state=_task_state(trained, bank, pairs),
+            state=to_json(TextFusionState(text_bank=bank, detector=origin, confused=pairs)),
             fingerprints={
                 "detector": hash_tensors(model.detector.state_dict()),
                 "text": hash_tensors({"prompts": bank.prompts, "background": bank.background}),
@@ -170,11 +204,9 @@ class TextFusionTask:
         Raises:
             CheckpointError: If the text in the checkpoint is damaged.
         """
-        if "text_bank" not in checkpoint.task_state:
-            raise CheckpointError(f"{path}: damaged, it has no text. Use another checkpoint of the run.")
-        bank = text_bank_from_dict(checkpoint.task_state["text_bank"], where=str(path))
+        bank = read_state(checkpoint, path).text_bank
         detector = build_model(config.model, len(checkpoint.class_names), channels=config.data.channels)
-        return build_fused(detector, bank, fusion_options(config))
+        return _build_fused(detector, bank, fusion_options(config))
 
 
 TASK = TextFusionTask()
@@ -195,34 +227,24 @@ def fusion_options(config: Config) -> TextFusionOptions:
 
 
 def detector_alone(trained: TrainedDetector) -> TrainedDetector:
-    """Return the frozen detector within a fused one, with its operating points.
-
-    Args:
-        trained: A detector with text fusion.
-    """
+    """Return the frozen detector within a fused one, with its operating points."""
     assert isinstance(trained.model, TextFusedDetector)
-    detector = trained.task_state["detector"]
+    origin = read_state(trained, trained.path).detector
     return replace(
         trained,
         model=trained.model.detector,
         config=replace(trained.config, task=detection_options()),
         task="detection",
         task_state={},
-        epoch=detector["epoch"],
-        weights=detector["weights"],
+        epoch=origin.epoch,
+        weights=origin.weights,
         timeline=None,
-        operating_points=detector["operating_points"],
+        operating_points=origin.operating_points,
     )
 
 
-def build_fused(detector: Detector, bank: TextBank, options: TextFusionOptions) -> TextFusedDetector:
-    """Put a new fusion head on a detector, which is frozen.
-
-    Args:
-        detector: The trained detector.
-        bank: Text of its classes.
-        options: The block `task`.
-    """
+def _build_fused(detector: Detector, bank: TextBank, options: TextFusionOptions) -> TextFusedDetector:
+    """Put a new fusion head on a detector with the classes of the bank; the detector is frozen."""
     head = FusionHead(
         bank.prompts,
         bank.background,
@@ -232,20 +254,6 @@ def build_fused(detector: Detector, bank: TextBank, options: TextFusionOptions) 
     )
     train_class_head = options.class_head_from_epoch is not None
     return TextFusedDetector(detector, head, train_class_head=train_class_head)
-
-
-def _refuse_fused(task: str, state: Mapping[str, Any], path: Path) -> None:
-    if task != "detection":
-        raise CheckpointError(
-            f"{path}: already has text fusion. Name the detector that it was made from with "
-            f"--set task.detector={state['detector']['path']}"
-        )
-
-
-def _load_frozen(path: Path, *, device: torch.device) -> TrainedDetector:
-    trained = load_trained(path, device=device)
-    _refuse_fused(trained.task, trained.task_state, path)
-    return trained
 
 
 def _check_options(context: RunContext, options: TextFusionOptions) -> None:
@@ -317,23 +325,14 @@ def _to_text(value: object) -> str:
 def _text_bank(options: TextFusionOptions, class_names: Sequence[str]) -> TextBank:
     if options.text_bank is not None:
         return load_text_bank(Path(options.text_bank), class_names=class_names)
-    encoder = build_encoder(options.encoder)
-    bank = build_text_bank(load_prompts(options.prompts), encoder, class_names, where=options.prompts)
-    check_classes(bank, class_names, where=options.prompts)
+    encoder, prompts = build_encoder(options.encoder), load_prompts(options.prompts)
+    bank = build_text_bank(prompts, encoder, class_names, where=options.prompts)
     logger.info("text: %s, by %s", options.prompts, bank.encoder)
     return bank
 
 
-FusionLoader = BatchLoader | DetectorOutputLoader
-"""Training batches of the fusion head: images, or stored outputs of the detector."""
-
-
-def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> FusionLoader:
-    """Build the training batches of the fusion head.
-
-    Args:
-        context: The run.
-        model: The fused detector, whose detector's outputs are stored unless the options forbid it.
+def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> BatchLoader | DetectorOutputLoader:
+    """Build the training batches of the fusion head: outputs of the detector, or images without the cache.
 
     Raises:
         ConfigError: If a change of images needs a package that is not installed.
@@ -361,9 +360,9 @@ def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> Fusion
     num_stored = sum(map(store.has, views))
     logger.info("feature cache: %s holds %d of %d views of images", store.folder, num_stored, len(views))
     return DetectorOutputLoader(
-        model,
-        dataset,
-        context.sampler,
+        model=model,
+        dataset=dataset,
+        sampler=context.sampler,
         store=store,
         num_views=options.cached_views,
         device=context.device,
@@ -371,74 +370,3 @@ def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> Fusion
         images_at_once=config.data.eval_batch_size,
         num_workers=config.data.num_workers,
     )
-
-
-def _detector_outputs(
-    context: RunContext, model: TextFusedDetector, loader: FusionLoader
-) -> Iterator[DetectorOutputBatch]:
-    """Yield the batches of a loader with the detector's outputs, computed where they are not stored."""
-    for batch in loader:
-        if isinstance(batch, DetectorOutputBatch):
-            yield batch
-            continue
-        on_device = batch.to(context.device)
-        outputs = run_detector_in_chunks(
-            model, on_device.images, context.config.data.eval_batch_size, context.precision
-        )
-        yield DetectorOutputBatch(images=outputs, targets=on_device.targets)
-
-
-def _find_confused_pairs(
-    context: RunContext, model: TextFusedDetector, loader: FusionLoader, *, share: float
-) -> list[ConfusedPair]:
-    """Return the classes that the detector confuses on the training images, and log them."""
-    config, class_names = context.config, context.splits.train.class_names
-    matcher = build_matcher(config.loss.matcher, change_epoch=config.epochs)
-    criterion = FusionCriterion(matcher, FusionLossOptions(), num_classes=len(class_names))
-    loader.set_epoch(0)
-    is_main = context.distributed.is_main
-    outputs = _detector_outputs(context, model, loader)
-    with progress_bar("outputs of the detector", total=len(loader), is_shown=is_main) as advance:
-        counts = count_confusions(
-            _counted(outputs, advance),
-            criterion,
-            num_classes=len(class_names),
-            distributed=context.distributed,
-        )
-    pairs = confused_pairs(counts, share=share)
-    if not pairs:
-        logger.info(
-            "the detector confuses no class with another in more than %.0f %% of its boxes", 100 * share
-        )
-    for pair in pairs:
-        logger.info(
-            "the detector predicts %.0f %% of the training boxes of %s as %s",
-            100 * pair.share,
-            class_names[pair.label],
-            class_names[pair.predicted_as],
-        )
-    return pairs
-
-
-def _counted(batches: Iterable[DetectorOutputBatch], advance: Advance) -> Iterator[DetectorOutputBatch]:
-    for batch in batches:
-        yield batch
-        advance("")
-
-
-def _task_state(trained: TrainedDetector, bank: TextBank, pairs: Sequence[ConfusedPair]) -> dict[str, Any]:
-    """Return what a checkpoint stores beside weights: the text and the origin of the detector."""
-    points = trained.operating_points
-    return {
-        "text_bank": text_bank_to_dict(bank),
-        "detector": {
-            "path": str(trained.path),
-            "sha256": sha256_of_file(trained.path),
-            "epoch": trained.epoch,
-            "weights": trained.weights,
-            "operating_points": None if points is None else dict(points),
-        },
-        "confused": [
-            {"label": pair.label, "predicted_as": pair.predicted_as, "share": pair.share} for pair in pairs
-        ],
-    }

@@ -1,6 +1,6 @@
 """A frozen detector with the fusion head on top."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, Self
 
@@ -23,11 +23,13 @@ class DetectorOutputs:
     pred_boxes: Tensor
     """(B, Q, 4) float, cxcywh."""
 
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "DetectorOutputs":
+        """Change each tensor."""
+        return DetectorOutputs(**{name: change(getattr(self, name)) for name in OUTPUT_NAMES})
+
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "DetectorOutputs":
         """Copy to a device."""
-        return DetectorOutputs(
-            **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in OUTPUT_NAMES}
-        )
+        return self.apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
 OUTPUT_NAMES = tuple(field.name for field in fields(DetectorOutputs))
@@ -47,10 +49,6 @@ class FusedOutput(ModelOutput):
 class Fusing(Protocol):
     """Moves class logits by the features of their queries, as a `FusionHead` does."""
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, C."""
-
     def compare(self, queries: Tensor) -> TextScores:
         """Compute the scores of queries (B, Q, D)."""
 
@@ -59,22 +57,15 @@ class Fusing(Protocol):
 
 
 def fuse_outputs(outputs: DetectorOutputs, head: Fusing, class_head_delta: nn.Linear | None) -> FusedOutput:
-    """Fuse the outputs of the frozen detector.
-
-    Args:
-        outputs: Outputs for a batch.
-        head: Moves the logits.
-        class_head_delta: Adds to the detector's logits first; None for no change.
-    """
+    """Fuse the outputs of the frozen detector; `class_head_delta` adds to the detector's logits first."""
     scores = head.compare(outputs.query_features)
     logits = outputs.pred_logits
     if class_head_delta is not None:
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float() + class_head_delta(outputs.query_features.float())
-    # Contiguous, because the sigmoid of a view rounds differently than that of the detector's tensor.
-    fused = head.fuse(logits, scores)[..., : head.num_classes].contiguous()
     return {
-        "pred_logits": fused,
+        # Contiguous, because the sigmoid of a view rounds differently than that of the detector's tensor.
+        "pred_logits": head.fuse(logits, scores)[..., :-1].contiguous(),
         "pred_boxes": outputs.pred_boxes,
         "detector_logits": outputs.pred_logits,
         "text_scores": scores,
@@ -126,11 +117,6 @@ class TextFusedDetector(nn.Module):
         self.class_head_delta = (
             new_class_head_delta(width, detector.num_classes) if train_class_head else None
         )
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, C."""
-        return self.detector.num_classes
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the head; the detector stays in evaluation mode."""

@@ -8,7 +8,7 @@ do worse.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,10 @@ from deim.engine.optimizer import ParameterGroup
 from deim.errors import ConfigError
 from deim.structures import Target
 from multimodal.fusion_head import (
-    BACKGROUND_FACTOR,
-    GATE_FACTOR,
-    SCALES_FACTOR,
+    LAYERS_FACTOR,
     START_SCALE,
-    TEXT_LAYERS_FACTOR,
     FusionHead,
     TextScores,
-    layer_groups,
     move_logits,
     parameter_group,
     parameter_groups,
@@ -35,7 +31,7 @@ from multimodal.wrapper import DetectorOutputs, FusedOutput, fuse_outputs, new_c
 
 Variant = Literal["text", "random", "shuffled", "one_hot", "free", "mlp", "class_head"]
 
-VARIANTS: Final[Mapping[Variant, str]] = {
+VARIANTS: Final[Mapping[str, str]] = {
     "text": "the real text",
     "random": "random vectors",
     "shuffled": "shuffled descriptions",
@@ -45,7 +41,7 @@ VARIANTS: Final[Mapping[Variant, str]] = {
     "class_head": "the class head alone",
 }
 """The source of the class vectors of each variant."""
-ABLATED_VARIANTS: Final[tuple[Variant, ...]] = tuple(name for name in VARIANTS if name != "text")
+ABLATED_VARIANTS: Final[tuple[Variant, ...]] = get_args(Variant)[1:]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -73,8 +69,6 @@ class ResidualHead(nn.Module):
 
     def __init__(self, query_dim: int, num_classes: int, *, width: int, num_parameters: int) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.query_dim = query_dim
         fixed = 2 * query_dim + width + (width + 1) * (num_classes + 1) + 2 * num_classes + 1
         hidden = max(1, round((num_parameters - fixed) / (query_dim + 1 + width)))
         self.layers = nn.Sequential(
@@ -129,12 +123,7 @@ class FusionModel(nn.Module):
 def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> FusionModel:
     """Build a variant; before its first step its output is the detector's.
 
-    The layers of all variants with a projection start with the same weights.
-
-    Args:
-        variant: Name of the variant.
-        source: Text and sizes of the real head.
-        seed: Seed of vectors and weights.
+    The seed is that of vectors and weights. The layers of all variants with a projection start alike.
 
     Raises:
         ConfigError: If the text is too narrow for one-hot vectors.
@@ -181,44 +170,23 @@ def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> Fusi
 
 
 def variant_groups(
-    variant: Variant,
-    model: FusionModel,
-    base_lr: float,
-    *,
-    weight_decay: float,
-    class_head_from_epoch: int | None,
+    variant: Variant, model: FusionModel, base_lr: float, *, weight_decay: float, class_head_from_epoch: int
 ) -> list[ParameterGroup]:
     """Sort a variant's parameters for the optimizer, at the rates of `fusion_head.parameter_groups`.
 
     The variant `class_head` trains the class head from the first epoch, at the rate of the fusion layers: at
     its usual rate it would hardly move within a run.
     """
-    head, delta = model.head, model.class_head_delta
-    layers_lr = base_lr * TEXT_LAYERS_FACTOR
     if variant == "class_head":
-        assert delta is not None
-        return [parameter_group("class_head", list(delta.parameters()), layers_lr)]
-    first_epoch = class_head_from_epoch or 0
-    if isinstance(head, FusionHead):
-        groups = parameter_groups(
-            head,
-            base_lr,
-            weight_decay=weight_decay,
-            class_head_delta=delta,
-            class_head_from_epoch=first_epoch,
-        )
-        if isinstance(head.text, nn.Parameter):
-            groups.append(parameter_group("text", [head.text], base_lr * BACKGROUND_FACTOR))
-        return groups
-    groups = [
-        *layer_groups("layers", list(head.layers.parameters()), layers_lr, weight_decay=weight_decay),
-        parameter_group("scales", [head.log_scale, head.bias], base_lr * SCALES_FACTOR),
-        parameter_group("gate", [head.gate], base_lr * GATE_FACTOR),
-    ]
-    if delta is not None:
-        parameters = list(delta.parameters())
-        groups.append(parameter_group("class_head", parameters, base_lr, first_epoch=first_epoch))
-    return groups
+        assert model.class_head_delta is not None
+        return [parameter_group("class_head", model.class_head_delta.parameters(), base_lr * LAYERS_FACTOR)]
+    return parameter_groups(
+        model.head,
+        base_lr,
+        weight_decay=weight_decay,
+        class_head_delta=model.class_head_delta,
+        class_head_from_epoch=class_head_from_epoch,
+    )
 
 
 def swap_text(model: FusionModel, pair: tuple[int, int]) -> FusionModel:

@@ -84,9 +84,11 @@ def _describe(bank: "TextBank") -> str:
         "\ncosines between classes, centered on the mean of the classes as in the fusion head",
         _format_matrix(bank.class_names, cosines.centered),
     ]
+    names = bank.class_names
     lines += [
-        f"\nwarning: {pair.first}, {pair.second}: cosine {pair.raw:.3f} raw, {pair.centered:.3f} centered. "
-        f"Texts above {CLOSE_COSINE} are hard to distinguish: describe what makes the classes different."
+        f"\nwarning: {names[pair[0]]}, {names[pair[1]]}: cosine {cosines.raw[pair]:.3f} raw, "
+        f"{cosines.centered[pair]:.3f} centered. Texts above {CLOSE_COSINE} are hard to distinguish: "
+        f"describe what makes the classes different."
         for pair in cosines.close_pairs
     ]
     return "\n".join(lines)

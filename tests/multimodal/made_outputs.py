@@ -15,7 +15,7 @@ from deim.engine.schedule import EmaOptions, ScheduleOptions, resolve_ema, resol
 from deim.inference.detection_table import GroundTruthTable
 from deim.loss.build import build_criterion
 from deim.structures import Placement, Target
-from multimodal.ablation.trials import TrialContext
+from multimodal.ablation.trials import SwappedPair, TrialContext
 from multimodal.ablation.variants import VariantSource
 from multimodal.feature_cache import DetectorOutputBatch
 from multimodal.loss import FusionCriterion, FusionLossOptions
@@ -131,6 +131,8 @@ def make_context(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e
                 detector="best.pth", hidden_dim=64, adapter_dim=16, class_head_from_epoch=None
             ),
         ),
+        encoder="hashed bag of words",
+        pair=SwappedPair(first="class 0", second="class 1", origin="named by hand"),
         criterion=FusionCriterion(build_criterion().matcher, FusionLossOptions(), num_classes=len(case.text)),
         recipe=RecipeOptions(lr=base_lr, weight_decay=1e-4, betas=(0.9, 0.999), clip_grad_norm=1.0),
         timeline=timeline,

@@ -54,7 +54,7 @@ def test_every_variant_starts_as_the_detector_and_learns_through_all_that_it_tra
     model = build_variant(variant, source_of(), seed=0)
     actual, targets = detector_outputs(), random_targets((1, 2))
     assert torch.equal(model(actual)["pred_logits"], actual.pred_logits)
-    groups = variant_groups(variant, model, 5e-5, weight_decay=1e-4, class_head_from_epoch=None)
+    groups = variant_groups(variant, model, 5e-5, weight_decay=1e-4, class_head_from_epoch=0)
     optimizer = torch.optim.AdamW(groups)
     criterion = FusionCriterion(
         build_criterion().matcher, FusionLossOptions(), num_classes=3, confused=[(0, 1)]
@@ -95,22 +95,24 @@ def test_rates_are_those_of_the_fusion_head():
     }
     expected = dict.fromkeys(("text", "random", "shuffled", "one_hot"), text)
     expected["free"] = text | {"text": 5e-4}
-    expected["mlp"] = {"layers": 5e-4, "layers_undecayed": 5e-4, "scales": 1e-3, "gate": 1e-2}
+    expected["mlp"] = {name: rate for name, rate in text.items() if name != "background"}
     for variant, rates in expected.items():
         for start in (None, 7):
             model = build_variant(variant, source_of(class_head_from_epoch=start), seed=0)
-            groups = variant_groups(variant, model, 5e-5, weight_decay=1e-4, class_head_from_epoch=start)
+            groups = variant_groups(variant, model, 5e-5, weight_decay=1e-4, class_head_from_epoch=start or 0)
             expected_rates = rates if start is None else rates | {"class_head": 5e-5}
             assert {group["name"]: group["flat_lr"] for group in groups} == pytest.approx(expected_rates)
             assert {g["first_epoch"] for g in groups if g["name"] == "class_head"} == {start} - {None}
             decayed = {group["name"] for group in groups if group["weight_decay"]}
-            assert decayed == {"layers"} if variant == "mlp" else {"text_layers"}
+            assert decayed == {"text_layers"}
 
 
 def test_the_class_head_alone_learns_from_the_first_epoch_at_a_rate_to_be_reckoned_with():
     for start in (None, 7):
         model = build_variant("class_head", source_of(class_head_from_epoch=start), seed=0)
-        (group,) = variant_groups("class_head", model, 5e-5, weight_decay=1e-4, class_head_from_epoch=start)
+        (group,) = variant_groups(
+            "class_head", model, 5e-5, weight_decay=1e-4, class_head_from_epoch=start or 0
+        )
         assert (group["name"], group["first_epoch"]) == ("class_head", 0)
         assert group["flat_lr"] == pytest.approx(5e-4)
         assert not any(parameter.requires_grad for parameter in model.head.parameters())

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from multimodal.fusion_head import FusionHead, parameter_groups
-from tests.multimodal.fused import open_gates, random_text, small_head
+from tests.multimodal.fused import class_text, fuse, open_gates, random_text, small_head
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -44,7 +44,7 @@ def test_result_follows_the_formulas():
                 f = scale * v @ (t / t.norm())
                 expected[i, c] = logits[0, i, c] + math.tanh(head.gate[c]) * (f - z_bg + head.bias[c])
             expected[i, 3] = z_bg
-        result = head.float()(logits, queries)
+        result = fuse(head.float(), logits, queries)
     assert result.shape == (1, 2, 4)
     assert torch.allclose(result[0].double(), expected, atol=2e-4)
 
@@ -56,7 +56,7 @@ def test_at_the_start_the_class_columns_are_the_logits_themselves(dtype):
     logits[1, 2] = torch.tensor([0.0, -0.0, 1e-30]).to(dtype)
     for autocast in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            fused = small_head()(logits, queries)
+            fused = fuse(small_head(), logits, queries)
         assert fused.dtype == torch.float32
         assert fused.shape == (2, 20, 4)
         assert torch.equal(fused[..., :3], logits.float())
@@ -65,10 +65,10 @@ def test_at_the_start_the_class_columns_are_the_logits_themselves(dtype):
 
 def test_mixed_precision_does_not_reach_the_head():
     head, logits, queries = open_gates(small_head()), draw(2, 20, 3), draw(2, 20, 32, seed=1)
-    plain = head(logits, queries)
+    plain = fuse(head, logits, queries)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(head(logits, queries), plain)
-        assert torch.equal(head.class_text(), head.float().class_text())
+        assert torch.equal(fuse(head, logits, queries), plain)
+        assert torch.equal(class_text(head), class_text(head.float()))
         assert head.cosines(queries).dtype == torch.float32
 
 
@@ -77,7 +77,7 @@ def test_infinite_logits_and_extreme_queries_give_no_nan():
     logits = draw(1, 4, 3)
     logits[0, 0] = -torch.inf
     queries = torch.stack([draw(32), torch.zeros(32), torch.full((32,), 7.0), 65504 * draw(32).sign()])[None]
-    fused = head(logits, queries)
+    fused = fuse(head, logits, queries)
     assert not fused.isnan().any()
     assert (fused[0, 0, :3] == -torch.inf).all()
     assert fused[0, 1:].isfinite().all()
@@ -98,7 +98,7 @@ def test_equal_texts_tell_no_classes_apart():
     logits = head.compare(queries).class_logits
     assert logits.std() > 0.1
     assert torch.allclose(logits, logits[..., :1].expand_as(logits), atol=1e-3)
-    shift = head(torch.zeros(2, 20, 3), queries)[..., :3]
+    shift = fuse(head, torch.zeros(2, 20, 3), queries)[..., :3]
     assert torch.allclose(shift, shift[..., :1].expand_as(shift), atol=1e-3)
 
 
@@ -110,7 +110,7 @@ def test_what_no_text_says_tells_no_classes_apart():
         before = head.compare(queries).class_logits
         # A direction at right angles to all texts is added to all queries: they may come to lie nearer to or
         # farther from the texts, but from all of them alike.
-        texts = torch.cat([head.class_text(), F.normalize(head.background - head.center, dim=-1)])
+        texts = torch.cat([class_text(head), F.normalize(head.background - head.center, dim=-1)])
         other = torch.linalg.svd(texts).Vh[-1]
         head.projection[-1].bias += 3 * other
         after = head.compare(queries).class_logits
@@ -138,13 +138,13 @@ def test_what_all_classes_share_is_taken_away():
 def test_a_single_class_keeps_its_own_text():
     head = small_head(random_text(1, 3))
     mean = F.normalize(random_text(1, 3), dim=-1).mean(dim=1)
-    assert torch.allclose(head.class_text(), F.normalize(mean, dim=-1), atol=1e-6)
+    assert torch.allclose(class_text(head), F.normalize(mean, dim=-1), atol=1e-6)
 
 
 def test_one_prompt_a_class_has_no_weights_to_learn():
     head = small_head(random_text(3, 1))
     assert [name for name, p in head.named_parameters() if not p.requires_grad] == ["prompt_logits"]
-    assert head(draw(1, 2, 3), draw(1, 2, 32)).isfinite().all()
+    assert fuse(head, draw(1, 2, 3), draw(1, 2, 32)).isfinite().all()
 
 
 @pytest.mark.parametrize("log_scale", [4.7, 20.0, 1000.0])
@@ -180,7 +180,9 @@ def test_text_travels_with_the_weights():
     assert {"text", "center"} <= set(state)
     other = small_head(random_text(seed=9), seed=9)
     other.load_state_dict(state)
-    assert torch.equal(other(draw(1, 5, 3), draw(1, 5, 32)), trained(draw(1, 5, 3), draw(1, 5, 32)))
+    assert torch.equal(
+        fuse(other, draw(1, 5, 3), draw(1, 5, 32)), fuse(trained, draw(1, 5, 3), draw(1, 5, 32))
+    )
 
 
 def test_every_parameter_is_in_one_group_with_its_rate():

@@ -21,7 +21,7 @@ from multimodal.fusion_head import FusionHead, parameter_groups
 from multimodal.loss import FusionCriterion, FusionLossOptions
 from multimodal.wrapper import TextFusedDetector
 from tests.model.tiny import Kind, random_images, random_targets, tiny_detector
-from tests.multimodal.fused import adamw, open_gates, random_text, small_head, state_hash, tiny_fused
+from tests.multimodal.fused import adamw, fuse, open_gates, random_text, small_head, state_hash, tiny_fused
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD_PARAMETERS = {"nano": 922_143, "s": 987_807, "m": 1_053_471, "l": 1_020_639, "x": 1_053_471}
@@ -198,7 +198,7 @@ def test_a_class_head_in_training_equals_the_detectors_own_trained_alike():
     torch.testing.assert_close(changed(images)["pred_logits"], output["pred_logits"], rtol=0, atol=1e-5)
     assert not torch.equal(
         output["pred_logits"],
-        model.head(output["detector_logits"], model.run_detector(images).query_features)[..., :3],
+        fuse(model.head, output["detector_logits"], model.run_detector(images).query_features)[..., :3],
     )
 
 
@@ -252,7 +252,10 @@ def test_every_size_of_detector_is_exact_at_the_start_and_keeps_its_boxes(name):
         assert torch.equal(output["pred_logits"], expected["pred_logits"])
         open_gates(model.head)
         moved = model(images)
-        assert model.head(expected["pred_logits"], model.run_detector(images).query_features).shape[-1] == 7
+        assert (
+            fuse(model.head, expected["pred_logits"], model.run_detector(images).query_features).shape[-1]
+            == 7
+        )
     assert not torch.allclose(moved["pred_logits"], expected["pred_logits"], atol=1e-3)
     assert torch.equal(moved["pred_boxes"], expected["pred_boxes"])
 
