@@ -22,7 +22,7 @@ from deim.errors import CheckpointError, ConfigError
 from deim.files import raise_listed, suggest, write_atomically
 from deim.model.weights import UNREADABLE, hash_tensors
 from deim.records import from_json, to_json
-from multimodal.encoders.interface import TextEncoder
+from multimodal.encoders.build import TextEncoder
 from multimodal.prompts import PLACEHOLDER, ClassPrompt, Prompts
 
 logger = logging.getLogger(__name__)
