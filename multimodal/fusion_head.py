@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deim.engine.optimizer import ParameterGroup
+from deim.engine.optimizer import ParameterGroup, RecipeOptions
 
 START_SCALE = 1 / 0.07
 MAX_SCALE = 100.0
@@ -172,11 +172,10 @@ def move_logits(logits: Tensor, scores: TextScores, *, gate: Tensor, bias: Tenso
 
 def parameter_groups(
     head: nn.Module,
-    base_lr: float,
+    class_head_delta: nn.Linear | None,
+    recipe: RecipeOptions,
     *,
-    weight_decay: float,
-    class_head_delta: nn.Linear | None = None,
-    class_head_from_epoch: int = 0,
+    class_head_from_epoch: int | None = None,
 ) -> list[ParameterGroup]:
     """Sort the parameters for the optimizer; each group has its flat learning rate as `flat_lr`.
 
@@ -185,10 +184,9 @@ def parameter_groups(
 
     Args:
         head: A fusion head, or a variant of it that names its parameters alike.
-        base_lr: Learning rate of the class head.
-        weight_decay: Weight decay of the weights of the layers; nothing else decays.
         class_head_delta: The trained difference of the class head; None if it is not trained.
-        class_head_from_epoch: First epoch (0-based) that trains it.
+        recipe: `lr` is that of the class head; only the weights of the layers decay.
+        class_head_from_epoch: First epoch (0-based) that trains the class head.
     """
     named = list(head.named_parameters())
 
@@ -197,18 +195,19 @@ def parameter_groups(
 
     layers = of("projection", "adapter", "layers")
     weights, others = [p for p in layers if p.ndim > 1], [p for p in layers if p.ndim == 1]
-    layers_lr = base_lr * LAYERS_FACTOR
+    layers_lr = recipe.lr * LAYERS_FACTOR
     groups = [
-        parameter_group("text_layers", weights, layers_lr, weight_decay=weight_decay),
+        parameter_group("text_layers", weights, layers_lr, weight_decay=recipe.weight_decay),
         parameter_group("text_layers_undecayed", others, layers_lr),
         parameter_group("background", of("background"), layers_lr),
         parameter_group("text", of("text"), layers_lr),
-        parameter_group("scales", of("log_scale", "bias", "prompt_logits"), base_lr * SCALES_FACTOR),
-        parameter_group("gate", of("gate"), base_lr * GATE_FACTOR),
+        parameter_group("scales", of("log_scale", "bias", "prompt_logits"), recipe.lr * SCALES_FACTOR),
+        parameter_group("gate", of("gate"), recipe.lr * GATE_FACTOR),
     ]
     if class_head_delta is not None:
         delta = class_head_delta.parameters()
-        groups.append(parameter_group("class_head", delta, base_lr, first_epoch=class_head_from_epoch))
+        first_epoch = class_head_from_epoch or 0
+        groups.append(parameter_group("class_head", delta, recipe.lr, first_epoch=first_epoch))
     return [group for group in groups if group["params"]]
 
 

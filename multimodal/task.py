@@ -174,10 +174,9 @@ class TextFusionTask:
         )
         groups = parameter_groups(
             model.head,
-            config.recipe.lr,
-            weight_decay=config.recipe.weight_decay,
-            class_head_delta=model.class_head_delta,
-            class_head_from_epoch=options.class_head_from_epoch or 0,
+            model.class_head_delta,
+            config.recipe,
+            class_head_from_epoch=options.class_head_from_epoch,
         )
         return TaskProducts(
             model=model,

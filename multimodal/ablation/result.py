@@ -156,7 +156,7 @@ def build_ablation(
         verdict=verdict,
         summary=(conditions, *reasons),
         rule=RULE,
-        detector=context.source.options.detector,
+        detector=context.options.detector,
         encoder=context.encoder,
         epochs=epochs,
         seeds=tuple(seeds),

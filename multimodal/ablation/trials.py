@@ -28,14 +28,15 @@ from multimodal.ablation.variants import (
     VARIANTS,
     FusionModel,
     Variant,
-    VariantSource,
     build_variant,
     swap_text,
     variant_groups,
 )
 from multimodal.confused_pairs import tracked_pair
 from multimodal.feature_cache import DetectorOutputBatch, DetectorOutputLoader, open_store
+from multimodal.fusion_head import FusionHead
 from multimodal.loss import FusionCriterion
+from multimodal.options import TextFusionOptions
 from multimodal.task import TASK, TextFusionState, fusion_options
 from multimodal.wrapper import TextFusedDetector
 
@@ -58,7 +59,9 @@ class SwappedPair:
 class TrialContext:
     """Everything that is the same for all variants."""
 
-    source: VariantSource
+    head: FusionHead
+    """The real head, not trained."""
+    options: TextFusionOptions
     encoder: str
     """Name of the text encoder."""
     pair: SwappedPair
@@ -140,12 +143,8 @@ def build_trials(config: Config, *, pair_names: Sequence[str] | None = None) -> 
         return replace(loader, sampler=sampler, epoch=epoch, first_batch=0)
 
     return TrialContext(
-        source=VariantSource(
-            query_dim=model.head.query_dim,
-            text=model.head.text,
-            background=model.head.background.detach(),
-            options=options,
-        ),
+        head=model.head,
+        options=options,
         encoder=state.text_bank.encoder,
         pair=_choose_pair(pair_names, state),
         criterion=criterion,
@@ -215,8 +214,8 @@ def run_trials(
         DataError: If an image is damaged, or detector outputs cannot be stored.
     """
     for variant in variants:  # fail before hours of training
-        build_variant(variant, context.source, seed=seeds[0])
-    untrained = build_variant("text", context.source, seed=0).to(context.device)
+        build_variant(variant, context.head, context.options, seed=seeds[0])
+    untrained = build_variant("text", context.head, context.options, seed=0).to(context.device)
     trained: tuple[Variant, ...] = ("text", *variants)
     scores: dict[str, list[ScoreSamples]] = {"frozen": [evaluate_variant(untrained, context)]}
     scores |= {name: [] for name in (*trained, "swapped")}
@@ -247,14 +246,9 @@ def train_variant(variant: Variant, context: TrialContext, *, seed: int) -> Fusi
         ConfigError: If the variant cannot be built from this text.
         DataError: If an image is damaged, or detector outputs cannot be stored.
     """
-    model = build_variant(variant, context.source, seed=seed).to(context.device)
-    groups = variant_groups(
-        variant,
-        model,
-        context.recipe.lr,
-        weight_decay=context.recipe.weight_decay,
-        class_head_from_epoch=context.source.options.class_head_from_epoch or 0,
-    )
+    model = build_variant(variant, context.head, context.options, seed=seed).to(context.device)
+    first_epoch = context.options.class_head_from_epoch
+    groups = variant_groups(variant, model, context.recipe, class_head_from_epoch=first_epoch)
     # The scale of fp16 is learned during a training, and must not pass from one to the next.
     scaler = torch.amp.GradScaler(
         context.precision.device_type, enabled=context.precision.scaler.is_enabled()

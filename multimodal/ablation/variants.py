@@ -7,14 +7,13 @@ do worse.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deim.engine.optimizer import ParameterGroup
+from deim.engine.optimizer import ParameterGroup, RecipeOptions
 from deim.errors import ConfigError
 from deim.structures import Target
 from multimodal.fusion_head import (
@@ -44,32 +43,19 @@ VARIANTS: Final[Mapping[str, str]] = {
 ABLATED_VARIANTS: Final[tuple[Variant, ...]] = get_args(Variant)[1:]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class VariantSource:
-    """The text and the sizes of the real fusion head."""
-
-    query_dim: int
-    """Width of the query features."""
-    text: Tensor
-    """(C, K, D) float: the real text."""
-    background: Tensor
-    """(J, D) float: the text of background."""
-    options: TextFusionOptions
-    """Sizes of the head, and the first epoch that trains the class head."""
-
-
 class ResidualHead(nn.Module):
     """An MLP on the query features moves the class logits: scale, gates and bias of a fusion head, no text.
 
-    `width` is that of the second hidden layer; the first gets the width that brings the number of parameters
-    nearest to `num_parameters`.
+    It has about as many parameters as the fusion head that it replaces.
     """
 
     no_text: Tensor
 
-    def __init__(self, query_dim: int, num_classes: int, *, width: int, num_parameters: int) -> None:
+    def __init__(self, replaced: FusionHead) -> None:
         super().__init__()
+        query_dim, num_classes, width = replaced.query_dim, replaced.num_classes, replaced.text.shape[-1]
         fixed = 2 * query_dim + width + (width + 1) * (num_classes + 1) + 2 * num_classes + 1
+        num_parameters = sum(parameter.numel() for parameter in replaced.parameters())
         hidden = max(1, round((num_parameters - fixed) / (query_dim + 1 + width)))
         self.layers = nn.Sequential(
             nn.LayerNorm(query_dim),
@@ -120,8 +106,10 @@ class FusionModel(nn.Module):
         return fuse_outputs(images, self.head, self.class_head_delta)
 
 
-def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> FusionModel:
-    """Build a variant; before its first step its output is the detector's.
+def build_variant(
+    variant: Variant, real: FusionHead, options: TextFusionOptions, *, seed: int
+) -> FusionModel:
+    """Build a variant of the real head; before its first step its output is the detector's.
 
     The seed is that of vectors and weights. The layers of all variants with a projection start alike.
 
@@ -130,7 +118,7 @@ def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> Fusi
         ValueError: If the descriptions of a single class are to be shuffled.
     """
     generator = torch.Generator().manual_seed(seed)
-    text, background = source.text.cpu(), source.background.cpu()
+    text, background = real.text.cpu(), real.background.detach().cpu()
     match variant:
         case "random" | "free":
             text, background = (
@@ -148,18 +136,15 @@ def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> Fusi
         head = FusionHead(
             text,
             background,
-            query_dim=source.query_dim,
-            hidden_dim=source.options.hidden_dim,
-            adapter_dim=source.options.adapter_dim,
+            query_dim=real.query_dim,
+            hidden_dim=options.hidden_dim,
+            adapter_dim=options.adapter_dim,
         )
-        size = sum(parameter.numel() for parameter in head.parameters())
         delta = None
-        if variant == "class_head" or source.options.class_head_from_epoch is not None:
+        if variant == "class_head" or options.class_head_from_epoch is not None:
             delta = new_class_head_delta(head.query_dim, head.num_classes)
         if variant == "mlp":
-            width = text.shape[-1]
-            residual = ResidualHead(head.query_dim, head.num_classes, width=width, num_parameters=size)
-            return FusionModel(residual, delta)
+            return FusionModel(ResidualHead(head), delta)
     if variant == "free":
         prototypes = nn.Parameter(head.text)
         del head.text
@@ -170,23 +155,18 @@ def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> Fusi
 
 
 def variant_groups(
-    variant: Variant, model: FusionModel, base_lr: float, *, weight_decay: float, class_head_from_epoch: int
+    variant: Variant, model: FusionModel, recipe: RecipeOptions, *, class_head_from_epoch: int | None
 ) -> list[ParameterGroup]:
     """Sort a variant's parameters for the optimizer, at the rates of `fusion_head.parameter_groups`.
 
     The variant `class_head` trains the class head from the first epoch, at the rate of the fusion layers: at
     its usual rate it would hardly move within a run.
     """
+    delta = model.class_head_delta
     if variant == "class_head":
-        assert model.class_head_delta is not None
-        return [parameter_group("class_head", model.class_head_delta.parameters(), base_lr * LAYERS_FACTOR)]
-    return parameter_groups(
-        model.head,
-        base_lr,
-        weight_decay=weight_decay,
-        class_head_delta=model.class_head_delta,
-        class_head_from_epoch=class_head_from_epoch,
-    )
+        assert delta is not None
+        return [parameter_group("class_head", delta.parameters(), recipe.lr * LAYERS_FACTOR)]
+    return parameter_groups(model.head, delta, recipe, class_head_from_epoch=class_head_from_epoch)
 
 
 def swap_text(model: FusionModel, pair: tuple[int, int]) -> FusionModel:

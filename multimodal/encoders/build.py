@@ -29,7 +29,7 @@ class TextEncoder(Protocol):
         """Embed N texts.
 
         Returns:
-            (N, D) float32 on the CPU, of norm 1. N may be 0.
+            (N, D) float32 on the CPU, of norm 1.
 
         Raises:
             ValueError: If a text holds no word.

@@ -79,7 +79,6 @@ class OpenClipTextEncoder:
     tokenizer: Any
     identity: str
     weights_hash: str
-    dim: int
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Embed texts; one that is too long is cut, with a warning. See `TextEncoder.encode`."""
@@ -90,12 +89,9 @@ class OpenClipTextEncoder:
                 raise ValueError(f"encode: text {row} holds no word, got {text!r}.")
             if num_tokens > limit:
                 logger.warning("text of %d tokens is cut to %d: '%s'", num_tokens, limit, text)
-        vectors = [torch.zeros(0, self.dim)]
         with torch.no_grad():
-            for start in range(0, len(texts), BATCH_SIZE):
-                tokens = self.tokenizer(list(texts[start : start + BATCH_SIZE]))
-                vectors.append(F.normalize(self.tower(tokens), dim=-1))
-        return torch.cat(vectors)
+            parts = self.tokenizer(list(texts)).split(BATCH_SIZE)
+            return torch.cat([F.normalize(self.tower(tokens), dim=-1) for tokens in parts])
 
 
 def load_open_clip_encoder(options: OpenClipEncoderOptions) -> OpenClipTextEncoder:
@@ -119,11 +115,11 @@ def load_open_clip_encoder(options: OpenClipEncoderOptions) -> OpenClipTextEncod
     non_finite = [key for key, value in state.items() if not value.isfinite().all()]
     if non_finite:
         raise CheckpointError(f"{files.weights}: '{non_finite[0]}' holds NaN or infinity. Use another copy.")
-    dim, quick_gelu = files.model_config.get("embed_dim"), bool(files.model_config.get("quick_gelu"))
+    dim, quick_gelu = (files.model_config.get(key) for key in ("embed_dim", "quick_gelu"))
     try:
         # All random weights are replaced, and the caller's random numbers must not move.
         with torch.random.fork_rng(devices=[]):
-            tower = CustomTextCLIP(dim, SMALL_VISION, text_config, quick_gelu=quick_gelu).text
+            tower = CustomTextCLIP(dim, SMALL_VISION, text_config, quick_gelu=bool(quick_gelu)).text
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
         raise CheckpointError(
             f"{files.identity}: its description is not one of an open_clip model ({error!r}). Take "
@@ -136,7 +132,6 @@ def load_open_clip_encoder(options: OpenClipEncoderOptions) -> OpenClipTextEncod
             f"{files.weights}: does not fit the text tower of {files.identity}. Name the model that the "
             f"weights belong to. {error}"
         ) from None
-    assert dim is not None
     return OpenClipTextEncoder(
         tower=tower.eval().requires_grad_(False),
         tokenizer=SimpleTokenizer(
@@ -144,7 +139,6 @@ def load_open_clip_encoder(options: OpenClipEncoderOptions) -> OpenClipTextEncod
         ),
         identity=f"open_clip {files.identity}",
         weights_hash=hash_tensors(state),
-        dim=dim,
     )
 
 
@@ -156,13 +150,9 @@ def read_text_tower(path: Path) -> dict[str, Tensor]:
     """
     content = read_weights_file(path)
     content = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
-    tensors = {
-        key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)
-    }
-    tower = {
-        key.removeprefix(TEXT_PREFIX): value for key, value in tensors.items() if key.startswith(TEXT_PREFIX)
-    }
-    tower = tower or {key: value for key, value in tensors.items() if key.startswith(TOWER_KEYS)}
+    tensors = {key.removeprefix("module."): v for key, v in content.items() if isinstance(v, Tensor)}
+    tower = {key.removeprefix(TEXT_PREFIX): v for key, v in tensors.items() if key.startswith(TEXT_PREFIX)}
+    tower = tower or {key: v for key, v in tensors.items() if key.startswith(TOWER_KEYS)}
     if not tower:
         raise CheckpointError(
             f"{path}: holds no text tower. Use the weights of a whole CLIP model in open_clip's format."
@@ -215,14 +205,12 @@ def _files_of_folder(folder: Path, model_name: str | None) -> ModelFiles:
     path = folder / CONFIG_NAME
     if path.is_file():
         try:
-            model_config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+            model_config: ClipConfig = dict(json.loads(path.read_text(encoding="utf-8"))["model_cfg"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path}: cannot be read as the description of an open_clip model ({error!r}). It is JSON "
                 f"with 'model_cfg'. Use another copy."
             ) from None
-        if not isinstance(model_config, dict):
-            raise CheckpointError(f"{path}: 'model_cfg' is a {type(model_config).__name__}, needs a block.")
         if model_name is not None and model_config != _known_model(model_name):
             raise ConfigError(
                 f"{path}: describes another model than {model_name}. Leave out the name of the model: the "

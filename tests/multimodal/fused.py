@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deim.config.schema import Config
 from deim.engine.checkpoints import TrainedDetector
+from deim.engine.optimizer import RecipeOptions
 from deim.model.detector import Detector
 from deim.records import to_json
 from multimodal.confused_pairs import ConfusedPair
@@ -41,7 +42,7 @@ def tiny_fused(detector: Detector | None = None) -> TextFusedDetector:
 
 
 def adamw(model: TextFusedDetector, *, base_lr: float = 5e-5) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameter_groups(model.head, base_lr, weight_decay=1e-4))
+    return torch.optim.AdamW(parameter_groups(model.head, None, RecipeOptions(lr=base_lr, weight_decay=1e-4)))
 
 
 def open_gates(head: FusionHead) -> FusionHead:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from deim.engine.optimizer import RecipeOptions
 from multimodal.fusion_head import FusionHead, parameter_groups
 from tests.multimodal.fused import class_text, fuse, open_gates, random_text, small_head
 
@@ -188,7 +189,7 @@ def test_text_travels_with_the_weights():
 def test_every_parameter_is_in_one_group_with_its_rate():
     head = small_head()
     class_head = torch.nn.Linear(32, 3)
-    groups = parameter_groups(head, 5e-5, weight_decay=1e-4, class_head_delta=class_head)
+    groups = parameter_groups(head, class_head, RecipeOptions(lr=5e-5, weight_decay=1e-4))
     rates = {group["name"]: (group["lr"], group["flat_lr"], group["weight_decay"]) for group in groups}
     expected = {
         "text_layers": (5e-4, 5e-4, 1e-4),
@@ -206,7 +207,7 @@ def test_every_parameter_is_in_one_group_with_its_rate():
     assert by_name["scales"] == {id(p) for p in (head.log_scale, head.bias, head.prompt_logits)}
     linear = [head.projection[1], head.projection[3], head.adapter[0], head.adapter[2]]
     assert by_name["text_layers"] == {id(layer.weight) for layer in linear}
-    assert "class_head" not in {group["name"] for group in parameter_groups(head, 1.0, weight_decay=0.0)}
+    assert "class_head" not in {group["name"] for group in parameter_groups(head, None, RecipeOptions())}
     torch.optim.AdamW(groups)
 
 

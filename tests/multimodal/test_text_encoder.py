@@ -45,7 +45,6 @@ class TestHashed:
 
     def test_vectors_have_length_one_whatever_the_number_of_texts(self) -> None:
         encoder: TextEncoder = HashedTextEncoder()
-        assert encoder.encode([]).shape == (0, 512)
         actual = encoder.encode(TEXTS)
         assert actual.dtype == torch.float32
         torch.testing.assert_close(actual.norm(dim=1), torch.ones(3))
@@ -135,7 +134,6 @@ class TestOpenClip:
             assert torch.equal(encoder.encode(TEXTS), whole.encode_text(tokens, normalize=True))
             torch.testing.assert_close(encoder.encode(TEXTS), model.encode_text(tokens, normalize=True))
         assert encoder.identity == "open_clip tiny, open_clip_model.safetensors"
-        assert encoder.encode([]).shape == (0, 24)
 
     def test_many_texts_in_several_passes_are_as_one_by_one(self, folder: Path) -> None:
         encoder = load_tiny(folder)

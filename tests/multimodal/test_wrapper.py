@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deim.engine.ema import ModelEma
+from deim.engine.optimizer import RecipeOptions
 from deim.engine.schedule import EmaSchedule
 from deim.inference.postprocess import select_detections
 from deim.loss.build import build_criterion
@@ -182,7 +183,7 @@ def test_a_class_head_in_training_equals_the_detectors_own_trained_alike():
     before = state_hash(model.detector)
     images = random_images(2)
     boxes = model(images)["pred_boxes"]
-    groups = parameter_groups(model.head, 5e-5, weight_decay=1e-4, class_head_delta=model.class_head_delta)
+    groups = parameter_groups(model.head, model.class_head_delta, RecipeOptions(lr=5e-5, weight_decay=1e-4))
     optimizer = torch.optim.AdamW(groups)
     for step in range(3):
         train_step(model, optimizer, seed=step)
