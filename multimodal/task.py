@@ -13,6 +13,7 @@ from deim.config.checks import check
 from deim.config.loader import config_to_dict
 from deim.config.schema import Config
 from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
+from deim.data.formats.coco import CocoSplit
 from deim.data.loader import BatchLoader, build_train_loader
 from deim.engine.checkpoints import INPUT_OPTIONS, Checkpoint, TrainedDetector, load_trained, read_checkpoint
 from deim.engine.context import RunContext
@@ -159,7 +160,7 @@ class TextFusionTask:
         _check_options(context, options)
         trained = load_trained(Path(options.detector), device=context.device)
         assert isinstance(trained.model, Detector)  # anything else was refused with the config
-        _check_same_classes(trained, train.class_names, where=train.annotations_path.name)
+        _check_same_classes(trained, train)
         _check_same_input(trained, config)
         bank = _text_bank(options, train.class_names)
         model = _build_fused(trained.model, bank, options).to(context.device)
@@ -274,36 +275,35 @@ def _check_options(context: RunContext, options: TextFusionOptions) -> None:
             f"{config.epochs - 1}. Use an earlier one, or null.",
         ),
     ]
-    problems += [
-        (
-            getattr(config.augment, name) > 0,
-            f"augment.{name}: got {getattr(config.augment, name)}, but text fusion stores the detector's "
-            f"output of single images. Set it to 0.",
-        )
-        for name in ("mix_up", "copy_blend", "multi_scale")
-    ]
+    for name in ("mix_up", "copy_blend", "multi_scale"):
+        value = getattr(config.augment, name)
+        problem = "but text fusion stores the detector's output of single images. Set it to 0."
+        problems.append((value > 0, f"augment.{name}: got {value}, {problem}"))
     check(problems)
 
 
-def _check_same_classes(trained: TrainedDetector, class_names: Sequence[str], *, where: str) -> None:
-    if trained.class_names != tuple(class_names):
+def _check_same_classes(trained: TrainedDetector, split: CocoSplit) -> None:
+    if trained.class_names != split.class_names:
         raise ConfigError(
-            f"{where}: has the classes {', '.join(class_names)}, the detector {trained.path} "
-            f"{', '.join(trained.class_names)}. Text fusion needs the same, in the same order of their ids: "
-            f"use the annotations that the detector was trained on."
+            f"{split.annotations_path.name}: has the classes {', '.join(split.class_names)}, the detector "
+            f"{trained.path} {', '.join(trained.class_names)}. Text fusion needs the same, in the same order "
+            f"of their ids: use the annotations that the detector was trained on."
         )
 
 
 def _check_same_input(trained: TrainedDetector, config: Config) -> None:
     """Raise ConfigError if images are prepared differently than for the detector; warn of another size."""
-    here, there = config_to_dict(config)["data"], config_to_dict(trained.config)["data"]
+    here, there = (
+        {name: "null" if value is None else value for name, value in config_to_dict(of)["data"].items()}
+        for of in (config, trained.config)
+    )
     names = [option.removeprefix("data.") for option in INPUT_OPTIONS if option.startswith("data.")]
     check(
         [
             (
                 here[name] != there[name],
-                f"data.{name}: got {_to_text(here[name])}, the detector was trained with "
-                f"{_to_text(there[name])}. Remove the option.",
+                f"data.{name}: got {here[name]}, the detector was trained with {there[name]}. Remove the "
+                f"option.",
             )
             for name in names
         ]
@@ -315,10 +315,6 @@ def _check_same_input(trained: TrainedDetector, config: Config) -> None:
             *config.image_size_hw,
             *trained.config.image_size_hw,
         )
-
-
-def _to_text(value: object) -> str:
-    return "null" if value is None else str(value)
 
 
 def _text_bank(options: TextFusionOptions, class_names: Sequence[str]) -> TextBank:

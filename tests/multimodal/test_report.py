@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import multimodal
+import deim
 from deim.data.splits import read_split
 from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
 from deim.files import sha256_of_file
@@ -109,7 +109,7 @@ def test_evaluate_and_predict_take_checkpoints_of_phase_2(checkpoint, call, tiny
     assert first.classes == again.classes
     code, out, err = call("predict", checkpoint, root / "images", "--output", "found", "--score-threshold", 0)
     assert (code, err) == (0, "")
-    predictor = multimodal.load_detector(checkpoint)
+    predictor = deim.load_detector(checkpoint)
     path = root / "images" / "test_0.png"
     (expected,) = predictor.predict(path, score_threshold=0)
     entries = [
@@ -118,7 +118,7 @@ def test_evaluate_and_predict_take_checkpoints_of_phase_2(checkpoint, call, tiny
         if entry["file_name"] == path.name
     ]
     assert [entry["score"] for entry in entries] == expected.scores.tolist()
-    (alone,) = multimodal.load_detector(tiny_run / "best.pth").predict(path, score_threshold=0)
+    (alone,) = deim.load_detector(tiny_run / "best.pth").predict(path, score_threshold=0)
     assert len(alone.scores) == len(expected.scores)
     assert alone.scores.tolist() != expected.scores.tolist()
     assert detector_alone(trained).class_names == predictor.class_names
