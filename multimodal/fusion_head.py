@@ -1,7 +1,7 @@
 """The fusion head: it moves class logits by the cosine of a query with the text of each class.
 
-The text of class c consists of the embeddings text_ck of its prompts, minus the mean of all classes. All
-vectors that are compared have norm 1:
+The text of class c consists of the embeddings text_ck of its prompts, minus the mean of all classes. With q
+the features of a query, z_c the logits of the detector, and all compared vectors of norm 1:
 
     v    = unit(projection(q))
     u_c  = unit(Σ_k softmax(prompt_logits_c)_k · text_ck - center)
@@ -10,8 +10,7 @@ vectors that are compared have norm 1:
     z_bg = log mean_j exp(scale · ⟨v, unit(background_j - center)⟩)
     z'_c = z_c + tanh(gate_c) · (f_c - z_bg + bias_c)
 
-q are the features of a query and z_c the logits of the detector. The gates start at 0, so that z' = z
-exactly. Features reach the logits only through their products with text.
+The gates start at 0, so that z' = z exactly. Features reach the logits only through their products with text.
 
 Source:
     This project; the learned scale as in CLIP (arXiv:2103.00020), the residual text adapter after
@@ -52,14 +51,11 @@ class FusionHead(nn.Module):
     """Fuse class logits with text, always in float32.
 
     Args:
-        text: (C, K, D) float, embeddings of K prompts for each class, of any norm.
+        text: (C, K, D) float, embeddings of K prompts for each class, as in a text bank; none is 0.
         background: (J, D) float, embeddings of prompts for background, the start of learned vectors.
         query_dim: Width of the query features.
         hidden_dim: Hidden width of the projection.
         adapter_dim: Hidden width of the adapter.
-
-    Raises:
-        ValueError: If the shapes do not fit each other, or an embedding is 0, NaN or infinite.
     """
 
     text: Tensor
@@ -75,7 +71,6 @@ class FusionHead(nn.Module):
         adapter_dim: int = 256,
     ) -> None:
         super().__init__()
-        _check_embeddings(text, background)
         num_classes, num_prompts, text_dim = text.shape
         text = F.normalize(text.detach().float(), dim=-1)
         # A single class keeps its direction: minus its mean, nothing would be left of it.
@@ -129,10 +124,6 @@ class FusionHead(nn.Module):
                 plain_text=plain,
             )
 
-    def fuse(self, logits: Tensor, scores: TextScores) -> Tensor:
-        """Move logits (B, Q, C) of the detector by the text scores of the same queries; see `move_logits`."""
-        return move_logits(logits, scores, gate=self.gate, bias=self.bias)
-
     def cosines(self, features: Tensor) -> Tensor:
         """Return the cosines (..., C) float32 of features (..., query_dim) with the text of the classes."""
         with torch.autocast(features.device.type, enabled=False):
@@ -154,20 +145,6 @@ class FusionHead(nn.Module):
 
     def _adapt(self, plain: Tensor) -> Tensor:
         return F.normalize(plain + self.adapter(plain), dim=-1)
-
-
-def move_logits(logits: Tensor, scores: TextScores, *, gate: Tensor, bias: Tensor) -> Tensor:
-    """Move class logits (B, Q, C) by the text scores of the same queries, in float32.
-
-    `gate` and `bias` are (C,); a gate of 0 leaves the logits of its class as they are.
-
-    Returns:
-        (B, Q, C+1) float32; the last column is the background, which only the loss uses.
-    """
-    with torch.autocast(logits.device.type, enabled=False):
-        background = scores.background_logits[..., None]
-        shift = torch.tanh(gate) * (scores.class_logits - background + bias)
-        return torch.cat([logits.float() + shift, background], dim=-1)
 
 
 def parameter_groups(
@@ -228,24 +205,3 @@ def parameter_group(
         "first_epoch": first_epoch,
         "weight_decay": weight_decay,
     }
-
-
-def _check_embeddings(text: Tensor, background: Tensor) -> None:
-    if text.ndim != 3 or 0 in text.shape:
-        raise ValueError(
-            f"text: got shape {tuple(text.shape)}. It must be (classes, prompts, width), none of them 0. "
-            f"Take it from a text bank."
-        )
-    if background.ndim != 2 or not len(background) or background.shape[1] != text.shape[2]:
-        raise ValueError(
-            f"background: got shape {tuple(background.shape)}. It must be (prompts, {text.shape[2]}), with "
-            f"the width of the text and at least 1 prompt. Take both from the same text bank."
-        )
-    for name, embeddings in (("text", text), ("background", background)):
-        norms = embeddings.detach().float().norm(dim=-1)
-        bad = (~norms.isfinite() | (norms == 0)).nonzero().tolist()
-        if bad:
-            raise ValueError(
-                f"{name}: got {len(bad)} embeddings that are 0, NaN or infinite, the first at {bad[0]}. "
-                f"Each must have a direction. Build the text bank again."
-            )

@@ -65,8 +65,8 @@ class FusionMatched:
     @property
     def counts(self) -> LossCounts:
         """Counts of this batch alone."""
-        packed = self.packed
-        return LossCounts(images=len(packed.counts), boxes=len(packed.labels), pairs=len(self.matching))
+        boxes = len(self.packed.labels)
+        return LossCounts(images=len(self.packed.counts), boxes=boxes, pairs=len(self.matching))
 
 
 class FusionCriterion(nn.Module):
@@ -82,9 +82,6 @@ class FusionCriterion(nn.Module):
             an image with one box.
         max_background_iou: Queries with a higher IoU with a true box are not background: they see the same
             object as a matched query.
-
-    Raises:
-        ValueError: If a pair does not name two classes.
     """
 
     rivals: Tensor
@@ -107,13 +104,7 @@ class FusionCriterion(nn.Module):
         self.background_per_match = background_per_match
         self.max_background_iou = max_background_iou
         rivals = torch.zeros(num_classes, num_classes)
-        for pair in confused:
-            if len(set(pair)) != 2 or not all(0 <= label < num_classes for label in pair):
-                raise ValueError(
-                    f"confused: got the pair {pair}. It must be two different class indices from 0 to "
-                    f"{num_classes - 1}. Take them from a confusion matrix of this detector."
-                )
-            first, second = pair
+        for first, second in confused:
             rivals[first, second] = rivals[second, first] = 1.0
         self.register_buffer("rivals", rivals, persistent=False)
 
@@ -128,10 +119,7 @@ class FusionCriterion(nn.Module):
     def match(self, outputs: FusedOutput, targets: Sequence[Target], *, epoch: int) -> FusionMatched:
         """Assign boxes to queries by the output of the frozen detector, and choose background queries.
 
-        Args:
-            outputs: Output of `TextFusedDetector`.
-            targets: Ground truth of each image.
-            epoch: 0-based; decides the matching cost.
+        The epoch (0-based) decides the matching cost.
 
         Raises:
             NonFiniteError: If the costs are NaN or infinite.
@@ -153,12 +141,9 @@ class FusionCriterion(nn.Module):
             )
 
     def terms(self, outputs: FusedOutput, matched: FusionMatched, counts: LossCounts) -> dict[str, Tensor]:
-        """Compute the loss terms of a matched batch.
+        """Compute the loss terms of outputs and of what `match` says of them.
 
-        Args:
-            outputs: The outputs that were matched.
-            matched: From `match`.
-            counts: Numbers to average over: `matched.counts`, or the sum over all micro-batches of a step.
+        `counts` are `matched.counts`, or their sum over all micro-batches of a step.
 
         Returns:
             Weighted terms, () float32 each. Those of a micro-batch are its share of the whole batch's terms;

@@ -69,7 +69,7 @@ class TextBank:
         shapes = {"prompts": (num_classes, len(SLOTS), dim), "background": (len(self.background_texts), dim)}
         for name, shape in shapes.items():
             vectors: Tensor = getattr(self, name)
-            if vectors.shape != shape:
+            if vectors.shape != shape or not len(vectors):
                 raise ValueError(f"{name}: got {tuple(vectors.shape)}, needs {shape}.")
             if vectors.dtype != torch.float32:
                 raise ValueError(f"{name}: got {vectors.dtype}, needs float32.")

@@ -21,7 +21,6 @@ from multimodal.fusion_head import (
     START_SCALE,
     FusionHead,
     TextScores,
-    move_logits,
     parameter_group,
     parameter_groups,
 )
@@ -82,10 +81,6 @@ class ResidualHead(nn.Module):
             plain_text=self.no_text,
         )
 
-    def fuse(self, logits: Tensor, scores: TextScores) -> Tensor:
-        """Move logits (B, Q, C) by the scores of the same queries, as a fusion head does."""
-        return move_logits(logits, scores, gate=self.gate, bias=self.bias)
-
 
 class FusionModel(nn.Module):
     """The trained part of a text fusion alone, on outputs of the frozen detector; see `fuse_outputs`."""
@@ -115,7 +110,6 @@ def build_variant(
 
     Raises:
         ConfigError: If the text is too narrow for one-hot vectors.
-        ValueError: If the descriptions of a single class are to be shuffled.
     """
     generator = torch.Generator().manual_seed(seed)
     text, background = real.text.cpu(), real.background.detach().cpu()
@@ -182,13 +176,8 @@ def swap_text(model: FusionModel, pair: tuple[int, int]) -> FusionModel:
 
 
 def derangement(number: int, generator: torch.Generator) -> Tensor:
-    """Draw a permutation (number,) int64 without fixed points; all are equally likely.
-
-    Raises:
-        ValueError: If `number` is less than 2.
-    """
-    if number < 2:
-        raise ValueError(f"derangement: got {number} items. It needs at least 2.")
+    """Draw a permutation (number,) int64 without fixed points; all are equally likely."""
+    assert number >= 2
     places = torch.arange(number)
     while True:
         order = torch.randperm(number, generator=generator)

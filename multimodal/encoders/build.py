@@ -26,14 +26,7 @@ class TextEncoder(Protocol):
         """SHA-256 of the weights; None if there are none."""
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Embed N texts.
-
-        Returns:
-            (N, D) float32 on the CPU, of norm 1.
-
-        Raises:
-            ValueError: If a text holds no word.
-        """
+        """Embed N texts that hold a word each: (N, D) float32 on the CPU, of norm 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

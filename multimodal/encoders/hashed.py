@@ -40,8 +40,6 @@ class HashedTextEncoder:
         vectors = np.zeros((len(texts), DIM), dtype=np.float32)
         for row, text in enumerate(texts):
             tokens = WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-            if not tokens:
-                raise ValueError(f"encode: text {row} holds no word, got {text!r}.")
             # Integers up to the last division, so that no rounding differs between machines.
             total = sum(map(_signs, tokens), start=np.zeros(DIM, dtype=np.int64))
             vectors[row] = total / math.sqrt(int((total * total).sum()))

@@ -17,7 +17,7 @@ from multimodal.confused_pairs import ConfusedPair
 from multimodal.fusion_head import FusionHead, parameter_groups
 from multimodal.task import DetectorOrigin, TextFusionState
 from multimodal.text_bank import TextBank
-from multimodal.wrapper import TextFusedDetector
+from multimodal.wrapper import DetectorOutputs, TextFusedDetector, fuse_outputs
 from tests.model.tiny import tiny_detector
 
 
@@ -55,8 +55,10 @@ def open_gates(head: FusionHead) -> FusionHead:
 
 
 def fuse(head: FusionHead, logits: Tensor, queries: Tensor) -> Tensor:
-    """Logits (B, Q, C) moved by the text, (B, Q, C+1)."""
-    return head.fuse(logits, head.compare(queries))
+    """Logits (B, Q, C) moved by the text."""
+    boxes = torch.zeros(*logits.shape[:2], 4)
+    outputs = DetectorOutputs(query_features=queries, pred_logits=logits, pred_boxes=boxes)
+    return fuse_outputs(outputs, head, None)["pred_logits"]
 
 
 def class_text(head: FusionHead) -> Tensor:

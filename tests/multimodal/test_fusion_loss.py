@@ -1,7 +1,6 @@
 """The loss of phase 2: its terms by hand, what is matched and what is background, and parts of a batch."""
 
 import math
-import re
 
 import pytest
 import torch
@@ -196,13 +195,3 @@ def test_nan_in_the_network_is_reported():
     output["detector_logits"][0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
         criterion()(output, targets)
-
-
-@pytest.mark.parametrize("pair", [(1, 1), (0, 3), (-1, 0)])
-def test_pairs_that_are_no_two_classes_are_refused(pair):
-    message = (
-        f"confused: got the pair {pair}. It must be two different class indices from 0 to 2. "
-        f"Take them from a confusion matrix of this detector."
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        criterion(confused=[pair])

@@ -256,6 +256,7 @@ def test_other_weights_files_and_versions_are_refused(bank: TextBank, tmp_path: 
         ({"background": torch.ones(1, 512)}, "background: got"),
         ({"background": torch.ones(2, 512)}, "norm is not 1"),
         ({"background": torch.full((2, 512), torch.nan)}, "norm is not 1"),
+        ({"background": torch.ones(0, 512), "background_texts": ()}, "background: got"),
         ({"prompt_texts": (("a",),)}, "needs 3 rows of 3 texts"),
         ({"prompts": F.normalize(torch.ones(3, 3, 512), dim=-1).double()}, "needs float32"),
     ],
