@@ -47,6 +47,14 @@ class TextScores:
     """(C, D) float32 of norm 1: u, the text before the adapter."""
 
 
+def zero_linear(in_features: int, out_features: int) -> nn.Linear:
+    """Return a linear layer that starts at 0."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class FusionHead(nn.Module):
     """Fuse class logits with text, always in float32.
 
@@ -72,6 +80,7 @@ class FusionHead(nn.Module):
     ) -> None:
         super().__init__()
         num_classes, num_prompts, text_dim = text.shape
+        self.num_classes, self.query_dim = num_classes, query_dim
         text = F.normalize(text.detach().float(), dim=-1)
         # A single class keeps its direction: minus its mean, nothing would be left of it.
         center = text.mean(dim=(0, 1)) if num_classes > 1 else torch.zeros_like(text[0, 0])
@@ -83,30 +92,15 @@ class FusionHead(nn.Module):
             nn.GELU(),
             nn.Linear(hidden_dim, text_dim),
         )
-        last = nn.Linear(adapter_dim, text_dim)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        last = zero_linear(adapter_dim, text_dim)
         self.adapter = nn.Sequential(nn.Linear(text_dim, adapter_dim), nn.GELU(), last)
         # With one prompt the weight is always 1, and no gradient would arrive.
-        self.prompt_logits = nn.Parameter(
-            torch.zeros(num_classes, num_prompts), requires_grad=num_prompts > 1
-        )
+        prompt_logits = torch.zeros(num_classes, num_prompts)
+        self.prompt_logits = nn.Parameter(prompt_logits, requires_grad=num_prompts > 1)
         self.background = nn.Parameter(F.normalize(background.detach().float(), dim=-1))
         self.log_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
         self.gate = nn.Parameter(torch.zeros(num_classes))
         self.bias = nn.Parameter(torch.zeros(num_classes))
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, C."""
-        return self.text.shape[0]
-
-    @property
-    def query_dim(self) -> int:
-        """Width of the query features."""
-        norm = self.projection[0]
-        assert isinstance(norm, nn.LayerNorm)
-        return norm.normalized_shape[0]
 
     def compare(self, queries: Tensor) -> TextScores:
         """Compare queries (B, Q, query_dim) with the text of the classes and of the background."""

@@ -85,17 +85,8 @@ def evaluate_checkpoint(
 ) -> WrittenReport:
     """Evaluate a fused detector and its detector alone on a split, and write the reports of both.
 
-    Args:
-        trained: A detector with text fusion.
-        evaluator: Evaluator of the split.
-        split_name: `train`, `val` or `test`, for the report.
-        report_path: The JSON report; the other files lie beside it.
-
-    Returns:
-        The report on the fused detector.
-
-    Raises:
-        DataError: If an image is damaged, or `report_path` is a folder.
+    Arguments and errors are those of `deim.report.evaluate.evaluate_checkpoint`; `report_path` is that of the
+    fused detector, whose report is returned.
     """
     check_report_path(report_path)
     alone_path = report_path.with_name(f"{report_path.stem}_detector.json")

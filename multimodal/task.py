@@ -107,11 +107,7 @@ class TextFusionTask:
     report_module: str | None = "multimodal.report"
 
     def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:
-        """Return the options of the detector that the experiment extends.
-
-        Raises:
-            CheckpointError: If the detector's checkpoint is missing, damaged, or not of a detector.
-        """
+        """Return the options of the detector that the experiment extends; see `TrainingTask`."""
         detector = block.get("detector")
         if not isinstance(detector, str):
             return None  # refused with all other problems when the config is read
@@ -133,11 +129,7 @@ class TextFusionTask:
         return TaskDefaults(options=options, source=detector, fixed_blocks=("model",))
 
     def resolve_timeline(self, config: Config, *, steps_per_epoch: int) -> Timeline:
-        """Return the phases of the run: the same augmentation and matching cost in all epochs.
-
-        Raises:
-            ConfigError: If a phase given by hand does not fit the run.
-        """
+        """Return the phases of the run: the same augmentation and matching cost in all epochs."""
         return resolve_schedule(
             config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch, has_stages=False
         )
@@ -199,11 +191,7 @@ class TextFusionTask:
         )
 
     def build_stored_model(self, config: Config, checkpoint: Checkpoint, path: Path) -> nn.Module:
-        """Build the fused detector of a checkpoint; CLIP is not needed.
-
-        Raises:
-            CheckpointError: If the text in the checkpoint is damaged.
-        """
+        """Build the fused detector of a checkpoint; CLIP is not needed."""
         bank = read_state(checkpoint, path).text_bank
         detector = build_model(config.model, len(checkpoint.class_names), channels=config.data.channels)
         return _build_fused(detector, bank, fusion_options(config))
@@ -213,7 +201,7 @@ TASK = TextFusionTask()
 
 
 def fusion_options(config: Config) -> TextFusionOptions:
-    """Return the block `task` of an experiment of this task.
+    """Return the block `task` of an experiment.
 
     Raises:
         ConfigError: If the experiment is of another task.

@@ -112,11 +112,8 @@ def build_text_bank(
     Each text is embedded in every template to norm 1, and the mean is scaled to norm 1 again. The description
     stands in for missing keywords or a missing contrast.
 
-    Args:
-        prompts: From `load_prompts`.
-        encoder: Embeds the sentences.
-        class_names: C names in the detector's order; None for all classes of the file, in its order.
-        where: Name of the prompts file, for messages.
+    `class_names` are those of a detector, in its order; None takes all classes of the file, in its order.
+    `where` is the name of the file, for messages.
 
     Raises:
         ConfigError: If a class has no prompts, or a name stands twice; one line for each problem.

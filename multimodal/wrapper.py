@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deim.model.detector import Detector
 from deim.structures import ModelOutput, Target
-from multimodal.fusion_head import FusionHead, TextScores
+from multimodal.fusion_head import FusionHead, TextScores, zero_linear
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,14 +70,6 @@ def fuse_outputs(outputs: DetectorOutputs, head: Head, class_head_delta: nn.Line
     }
 
 
-def new_class_head_delta(query_dim: int, num_classes: int) -> nn.Linear:
-    """Return a linear layer that adds 0 to the logits."""
-    delta = nn.Linear(query_dim, num_classes)
-    nn.init.zeros_(delta.weight)
-    nn.init.zeros_(delta.bias)
-    return delta
-
-
 class TextFusedDetector(nn.Module):
     """A frozen detector whose class logits are fused with text.
 
@@ -100,9 +92,7 @@ class TextFusedDetector(nn.Module):
         self.head = head
         width = query_dim(detector)
         assert (head.num_classes, head.query_dim) == (detector.num_classes, width)
-        self.class_head_delta = (
-            new_class_head_delta(width, detector.num_classes) if train_class_head else None
-        )
+        self.class_head_delta = zero_linear(width, detector.num_classes) if train_class_head else None
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the head; the detector stays in evaluation mode."""
@@ -119,15 +109,14 @@ class TextFusedDetector(nn.Module):
     ) -> FusedOutput:
         """Detect objects, in the same way in training and in evaluation mode.
 
-        Args:
-            images: (B, channels, H, W) float, normalized, or the outputs of `run_detector` for them.
-            targets: Not used, like `max_boxes`: a frozen detector makes no denoising queries.
+        `images` are (B, channels, H, W) float, normalized, or the outputs of `run_detector` for them;
+        `targets` and `max_boxes` are not used, because a frozen detector makes no denoising queries.
         """
         outputs = images if isinstance(images, DetectorOutputs) else self.run_detector(images)
         return fuse_outputs(outputs, self.head, self.class_head_delta)
 
     def run_detector(self, images: Tensor) -> DetectorOutputs:
-        """Run the frozen detector alone on images (B, channels, H, W), normalized; H and W multiples of 32."""
+        """Run the frozen detector alone on images (B, channels, H, W); H and W are multiples of 32."""
         # Other code may have set single layers to training, such as batch norm.
         if any(module.training for module in self.detector.modules()):
             self.detector.eval()

@@ -94,10 +94,8 @@ class TrialContext:
 def build_trials(config: Config, *, pair_names: Sequence[str] | None = None) -> TrialContext:
     """Build detector outputs, loss and budget of the experiment's training, which all variants share.
 
-    Args:
-        config: A text fusion; its training and validation data are read.
-        pair_names: The two classes whose texts are exchanged at test time; None for the pair that the
-            detector confuses most on the training images, or else the pair with the most similar texts.
+    The texts of two classes are exchanged at test time: `pair_names`, or else the pair that the detector
+    confuses most on the training images, or else the pair with the most similar texts.
 
     Raises:
         ConfigError: If the experiment is no text fusion, its options contradict each other, or the pair does
@@ -134,11 +132,9 @@ def build_trials(config: Config, *, pair_names: Sequence[str] | None = None) -> 
     state = from_json(TextFusionState, products.state)
 
     def train(seed: int, epoch: int) -> DetectorOutputLoader:
+        order = run.sampler
         sampler = EpochSampler(
-            len(loader.dataset),
-            run.sampler.batch_size,
-            seed=seed,
-            repeat_factors=run.sampler.repeat_factors,
+            len(loader.dataset), order.batch_size, seed=seed, repeat_factors=order.repeat_factors
         )
         return replace(loader, sampler=sampler, epoch=epoch, first_batch=0)
 
@@ -243,21 +239,19 @@ def train_variant(variant: Variant, context: TrialContext, *, seed: int) -> Fusi
     """Train a variant to the end and return its averaged weights, in evaluation mode.
 
     Raises:
-        ConfigError: If the variant cannot be built from this text.
         DataError: If an image is damaged, or detector outputs cannot be stored.
     """
     model = build_variant(variant, context.head, context.options, seed=seed).to(context.device)
     first_epoch = context.options.class_head_from_epoch
     groups = variant_groups(variant, model, context.recipe, class_head_from_epoch=first_epoch)
     # The scale of fp16 is learned during a training, and must not pass from one to the next.
-    scaler = torch.amp.GradScaler(
-        context.precision.device_type, enabled=context.precision.scaler.is_enabled()
-    )
+    precision = context.precision
+    scaler = torch.amp.GradScaler(precision.device_type, enabled=precision.scaler.is_enabled())
     parts = StepContext(
         model=model,
         criterion=context.criterion,
         optimizer=torch.optim.AdamW(groups, lr=context.recipe.lr, betas=context.recipe.betas, fused=True),
-        precision=replace(context.precision, scaler=scaler),
+        precision=replace(precision, scaler=scaler),
         clip_grad_norm=context.recipe.clip_grad_norm,
     )
     average = ModelEma(model, context.averaging)

@@ -23,9 +23,10 @@ from multimodal.fusion_head import (
     TextScores,
     parameter_group,
     parameter_groups,
+    zero_linear,
 )
 from multimodal.options import TextFusionOptions
-from multimodal.wrapper import DetectorOutputs, FusedOutput, fuse_outputs, new_class_head_delta
+from multimodal.wrapper import DetectorOutputs, FusedOutput, fuse_outputs
 
 Variant = Literal["text", "random", "shuffled", "one_hot", "free", "mlp", "class_head"]
 
@@ -136,7 +137,7 @@ def build_variant(
         )
         delta = None
         if variant == "class_head" or options.class_head_from_epoch is not None:
-            delta = new_class_head_delta(head.query_dim, head.num_classes)
+            delta = zero_linear(head.query_dim, head.num_classes)
         if variant == "mlp":
             return FusionModel(ResidualHead(head), delta)
     if variant == "free":
