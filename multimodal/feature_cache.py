@@ -59,18 +59,21 @@ class DetectorOutputBatch:
     def split(self, size: int) -> "list[DetectorOutputBatch]":
         """Return micro-batches of at most `size` images, as equal as possible."""
         numbers = np.array_split(np.arange(len(self.targets)), -(-len(self.targets) // size))
-        parts = [slice(part[0], part[-1] + 1) for part in numbers]
         return [
-            DetectorOutputBatch(images=self.images.apply(itemgetter(part)), targets=self.targets[part])
-            for part in parts
+            DetectorOutputBatch(
+                images=self.images.apply(itemgetter(slice(part[0], part[-1] + 1))),
+                targets=self.targets[part[0] : part[-1] + 1],
+            )
+            for part in numbers
         ]
 
 
+@dataclass(frozen=True, slots=True)
 class DetectorOutputStore:
-    """Detector outputs in one file for each image; `folder` is made when the first is written."""
+    """Detector outputs in one file for each image."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
+    """Made when the first file is written."""
 
     def path(self, view: View) -> Path:
         """Return the file of an image."""
@@ -243,8 +246,7 @@ def open_store(
 def _hash_images(split: CocoSplit) -> str:
     """Hash the content of all images: an edited image may keep its name and its length."""
     digest = hashlib.blake2b()
-    for index in range(len(split)):
-        path = split.image_path(index)
+    for path in map(split.image_path, range(len(split))):
         try:
             digest.update(hashlib.blake2b(path.read_bytes()).digest())
         except OSError as error:

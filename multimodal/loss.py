@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from deim.boxes import cxcywh_to_xyxy, iou
@@ -69,51 +69,23 @@ class FusionMatched:
         return LossCounts(images=len(self.packed.counts), boxes=boxes, pairs=len(self.matching))
 
 
-class FusionCriterion(nn.Module):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusionCriterion:
     """Weighted loss terms of a batch: `loss_mal`, `loss_contrastive`, `loss_margin`, `loss_anchor`.
 
-    Args:
-        matcher: Assigns queries to boxes.
-        options: Weights of the terms.
-        num_classes: C.
-        confused: Pairs of class indices that the frozen detector confuses, in any order.
-        mal_gamma: Exponent of the classification loss.
-        background_per_match: Background queries for each matched one. An image without boxes gets as many as
-            an image with one box.
-        max_background_iou: Queries with a higher IoU with a true box are not background: they see the same
-            object as a matched query.
+    See `deim.engine.step.BatchLoss`.
     """
 
-    rivals: Tensor
-
-    def __init__(
-        self,
-        matcher: HungarianMatcher,
-        options: FusionLossOptions,
-        *,
-        num_classes: int,
-        confused: Sequence[tuple[int, int]] = (),
-        mal_gamma: float = 1.5,
-        background_per_match: int = 3,
-        max_background_iou: float = 0.5,
-    ) -> None:
-        super().__init__()
-        self.matcher = matcher
-        self.options = options
-        self.mal_gamma = mal_gamma
-        self.background_per_match = background_per_match
-        self.max_background_iou = max_background_iou
-        rivals = torch.zeros(num_classes, num_classes)
-        for first, second in confused:
-            rivals[first, second] = rivals[second, first] = 1.0
-        self.register_buffer("rivals", rivals, persistent=False)
-
-    def forward(
-        self, outputs: FusedOutput, targets: Sequence[Target], *, epoch: int = 0
-    ) -> dict[str, Tensor]:
-        """Compute the loss terms; their plain sum is the loss. See `deim.loss.criterion.Criterion`."""
-        matched = self.match(outputs, targets, epoch=epoch)
-        return self.terms(outputs, matched, matched.counts)
+    matcher: HungarianMatcher
+    options: FusionLossOptions
+    confused: Sequence[tuple[int, int]] = ()
+    """Pairs of class indices that the frozen detector confuses, in any order."""
+    mal_gamma: float = 1.5
+    """Exponent of the classification loss."""
+    background_per_match: int = 3
+    """Background queries for each matched one; an image without boxes gets as many as one with a box."""
+    max_background_iou: float = 0.5
+    """Queries with a higher IoU with a true box are not background: they see what a matched query sees."""
 
     @torch.no_grad()
     def match(self, outputs: FusedOutput, targets: Sequence[Target], *, epoch: int) -> FusionMatched:
@@ -205,6 +177,9 @@ class FusionCriterion(nn.Module):
     def _margin(self, class_logits: Tensor, classes: Tensor) -> Tensor:
         """Sum over matched queries of the mean softplus by which rivals (M, C) come within the margin."""
         lead = class_logits.gather(1, classes[:, None]) - class_logits
-        rivals = self.rivals.to(classes.device)[classes]
+        confused = torch.zeros(class_logits.shape[1], class_logits.shape[1])
+        for first, second in self.confused:
+            confused[first, second] = confused[second, first] = 1.0
+        rivals = confused.to(classes.device)[classes]
         shortfall = F.softplus(MARGIN - lead) * rivals
         return (shortfall.sum(dim=1) / rivals.sum(dim=1).clamp(min=1)).sum()

@@ -140,13 +140,7 @@ class TextFusionTask:
         return [f"  class head            {'never' if start is None else f'from epoch {start}'}"]
 
     def build(self, context: RunContext) -> TaskProducts:
-        """Build the fusion on a frozen detector.
-
-        Raises:
-            ConfigError: If the options contradict each other.
-            CheckpointError: If the detector or the text bank is missing, damaged, or of other classes.
-            DataError: If an image is damaged.
-        """
+        """Build the fusion on a frozen detector; see `TrainingTask`."""
         config, train = context.config, context.splits.train
         options = fusion_options(config)
         _check_options(context, options)
@@ -156,7 +150,7 @@ class TextFusionTask:
         _check_same_input(trained, config)
         bank = _text_bank(options, train.class_names)
         model = _build_fused(trained.model, bank, options).to(context.device)
-        loader = build_fusion_loader(context, model)
+        loader = _build_loader(context, model)
         pairs = find_confused_pairs(context, model, loader, min_share=options.confusion_share)
         origin = DetectorOrigin(
             path=str(trained.path),
@@ -174,9 +168,8 @@ class TextFusionTask:
         return TaskProducts(
             model=model,
             criterion=FusionCriterion(
-                build_matcher(config.loss.matcher, change_epoch=config.epochs),
-                options.loss,
-                num_classes=len(train.class_names),
+                matcher=build_matcher(config.loss.matcher, change_epoch=config.epochs),
+                options=options.loss,
                 confused=[(pair.label, pair.predicted_as) for pair in pairs],
                 mal_gamma=config.loss.mal_gamma,
             ),
@@ -314,13 +307,8 @@ def _text_bank(options: TextFusionOptions, class_names: Sequence[str]) -> TextBa
     return bank
 
 
-def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> BatchLoader | DetectorOutputLoader:
-    """Build the training batches of the fusion head: outputs of the detector, or images without the cache.
-
-    Raises:
-        ConfigError: If a change of images needs a package that is not installed.
-        DataError: If an image cannot be read.
-    """
+def _build_loader(context: RunContext, model: TextFusedDetector) -> BatchLoader | DetectorOutputLoader:
+    """Build the training batches: outputs of the detector, or images without the cache."""
     config, options = context.config, fusion_options(context.config)
     # The number of a stored view stands for the epoch.
     stop = options.cached_views if options.cache else config.epochs

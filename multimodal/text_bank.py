@@ -22,6 +22,7 @@ from deim.errors import CheckpointError, ConfigError
 from deim.files import raise_listed, suggest, write_atomically
 from deim.model.weights import UNREADABLE, hash_tensors
 from deim.records import from_json, to_json
+from deim.report.tables import format_number, format_table
 from multimodal.encoders.build import TextEncoder
 from multimodal.prompts import PLACEHOLDER, ClassPrompt, Prompts
 
@@ -29,13 +30,10 @@ logger = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 """Raised whenever the content of a bank changes its meaning."""
-
 SLOTS: Final = ("description", "keywords", "contrast")
 """The K prompts of a class."""
-
 CLOSE_COSINE: Final = 0.95
 """Texts of two classes with a higher cosine are hard to distinguish."""
-
 NORM_TOLERANCE: Final = 1e-3
 ADVICE: Final = "Build it again with deim text-bank."
 
@@ -166,6 +164,34 @@ def class_cosines(bank: TextBank) -> ClassCosines:
     means = bank.prompts.mean(dim=1)
     raw, centered = (F.normalize(vectors, dim=-1) for vectors in (means, means - means.mean(dim=0)))
     return ClassCosines(raw=raw @ raw.T, centered=centered @ centered.T)
+
+
+def describe_text_bank(bank: TextBank) -> str:
+    """Describe sizes, encoder, both matrices of cosines, and the pairs of classes with similar texts."""
+    num_classes, num_prompts, dim = bank.prompts.shape
+    names, cosines = bank.class_names, class_cosines(bank)
+    lines = [
+        f"{num_classes} classes with {num_prompts} prompts, {len(bank.background)} of the background, "
+        f"{dim} numbers each",
+        f"encoder  {bank.encoder}",
+        f"weights  {bank.weights_hash or 'none'}",
+        "\ncosines between classes, raw",
+        _format_matrix(names, cosines.raw),
+        "\ncosines between classes, centered on the mean of the classes as in the fusion head",
+        _format_matrix(names, cosines.centered),
+    ]
+    lines += [
+        f"\nwarning: {names[pair[0]]}, {names[pair[1]]}: cosine {cosines.raw[pair]:.3f} raw, "
+        f"{cosines.centered[pair]:.3f} centered. Texts above {CLOSE_COSINE} are hard to distinguish: "
+        f"describe what makes the classes different."
+        for pair in cosines.close_pairs
+    ]
+    return "\n".join(lines)
+
+
+def _format_matrix(names: Sequence[str], cosines: Tensor) -> str:
+    rows = [[name, *map(format_number, row)] for name, row in zip(names, cosines.tolist(), strict=True)]
+    return format_table(["", *map(str, range(len(names)))], rows)
 
 
 def save_text_bank(bank: TextBank, path: Path) -> None:

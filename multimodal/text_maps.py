@@ -1,7 +1,6 @@
 """Maps of the queries that respond to the text of a class in an image, beside the scores of the detector.
 
-Maps show queries, not cells of the encoder: the projection of the fusion head is trained on queries, and its
-cosine with a query is the number that moves the logits.
+Maps show queries, not cells of the encoder: the cosine with a query is the number that moves the logits.
 """
 
 import re

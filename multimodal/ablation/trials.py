@@ -42,8 +42,6 @@ from multimodal.wrapper import TextFusedDetector
 
 logger = logging.getLogger(__name__)
 
-NUM_RESAMPLES = 1000
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SwappedPair:
@@ -81,7 +79,7 @@ class TrialContext:
     """Ground truth of these images."""
     max_detections: int
     """Raw detections kept for each image."""
-    num_resamples: int = NUM_RESAMPLES
+    num_resamples: int = 1000
     """Resamples of the images, the same for all models."""
 
     @property

@@ -13,11 +13,13 @@ from deim.engine.checkpoints import TrainedDetector
 from deim.engine.optimizer import RecipeOptions
 from deim.model.detector import Detector
 from deim.records import to_json
+from deim.structures import Target
 from multimodal.confused_pairs import ConfusedPair
 from multimodal.fusion_head import FusionHead, parameter_groups
+from multimodal.loss import FusionCriterion
 from multimodal.task import DetectorOrigin, TextFusionState
 from multimodal.text_bank import TextBank
-from multimodal.wrapper import DetectorOutputs, TextFusedDetector, fuse_outputs
+from multimodal.wrapper import DetectorOutputs, FusedOutput, TextFusedDetector, fuse_outputs
 from tests.model.tiny import tiny_detector
 
 
@@ -64,6 +66,14 @@ def fuse(head: FusionHead, logits: Tensor, queries: Tensor) -> Tensor:
 def class_text(head: FusionHead) -> Tensor:
     """The adapted text (C, D) of each class."""
     return head.compare(torch.zeros(1, 1, head.query_dim)).class_text
+
+
+def loss_terms(
+    criterion: FusionCriterion, outputs: FusedOutput, targets: Sequence[Target]
+) -> dict[str, Tensor]:
+    """The loss terms of a whole batch in the first epoch."""
+    matched = criterion.match(outputs, targets, epoch=0)
+    return criterion.terms(outputs, matched, matched.counts)
 
 
 def state_hash(module: nn.Module) -> str:

@@ -133,7 +133,7 @@ def make_context(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e
         options=TextFusionOptions(detector="best.pth", hidden_dim=64, adapter_dim=16),
         encoder="hashed bag of words",
         pair=SwappedPair(first="class 0", second="class 1", origin="named by hand"),
-        criterion=FusionCriterion(build_criterion().matcher, FusionLossOptions(), num_classes=len(case.text)),
+        criterion=FusionCriterion(matcher=build_criterion().matcher, options=FusionLossOptions()),
         recipe=RecipeOptions(lr=base_lr, weight_decay=1e-4, betas=(0.9, 0.999), clip_grad_norm=1.0),
         timeline=timeline,
         averaging=resolve_ema(EmaOptions(), total_steps=timeline.total_steps),

@@ -24,7 +24,7 @@ from multimodal.loss import FusionCriterion, FusionLossOptions
 from multimodal.options import TextFusionOptions
 from multimodal.wrapper import DetectorOutputs
 from tests.model.tiny import random_targets
-from tests.multimodal.fused import open_gates, random_text, small_head, state_hash
+from tests.multimodal.fused import loss_terms, open_gates, random_text, small_head, state_hash
 
 RECIPE = RecipeOptions(lr=5e-5, weight_decay=1e-4)
 
@@ -62,11 +62,11 @@ def test_every_variant_starts_as_the_detector_and_learns_through_all_that_it_tra
     groups = variant_groups(variant, model, RECIPE, class_head_from_epoch=None)
     optimizer = torch.optim.AdamW(groups)
     criterion = FusionCriterion(
-        build_criterion().matcher, FusionLossOptions(), num_classes=3, confused=[(0, 1)]
+        matcher=build_criterion().matcher, options=FusionLossOptions(), confused=[(0, 1)]
     )
     for _ in range(3):
         optimizer.zero_grad()
-        sum(criterion(model(actual, targets), targets).values()).backward()
+        sum(loss_terms(criterion, model(actual, targets), targets).values()).backward()
         optimizer.step()
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     assert {id(p) for group in groups for p in group["params"]} == trained

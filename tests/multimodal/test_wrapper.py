@@ -21,23 +21,30 @@ from multimodal.fusion_head import FusionHead, parameter_groups
 from multimodal.loss import FusionCriterion, FusionLossOptions
 from multimodal.wrapper import TextFusedDetector
 from tests.model.tiny import Kind, random_images, random_targets, tiny_detector
-from tests.multimodal.fused import adamw, fuse, open_gates, random_text, small_head, state_hash, tiny_fused
+from tests.multimodal.fused import (
+    adamw,
+    fuse,
+    loss_terms,
+    open_gates,
+    random_text,
+    small_head,
+    state_hash,
+    tiny_fused,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD_PARAMETERS = {"nano": 922_143, "s": 987_807, "m": 1_053_471, "l": 1_020_639, "x": 1_053_471}
 """Of 6 classes, 3 prompts and 4 background prompts: 1,053,471 less 1,026 for each missing channel."""
 
 
-def criterion_of(num_classes: int = 3) -> FusionCriterion:
-    return FusionCriterion(
-        build_criterion().matcher, FusionLossOptions(), num_classes=num_classes, confused=[(0, 1)]
-    )
+def criterion_of() -> FusionCriterion:
+    return FusionCriterion(matcher=build_criterion().matcher, options=FusionLossOptions(), confused=[(0, 1)])
 
 
 def train_step(model: TextFusedDetector, optimizer: torch.optim.Optimizer, *, seed: int = 0) -> Tensor:
     images, targets = random_images(2, seed=seed), random_targets((1, 2), seed=seed)
     optimizer.zero_grad()
-    loss = sum(criterion_of()(model(images, targets), targets).values())
+    loss = sum(loss_terms(criterion_of(), model(images, targets), targets).values())
     loss.backward()
     optimizer.step()
     return loss
