@@ -172,7 +172,6 @@ def build_ablation(
 
 
 def _class_results(mean: ScoreSamples, text: ScoreSamples) -> tuple[ClassResult, ...]:
-    rows = zip(mean.class_names, mean.ap, mean.ap50, text.ap50, strict=True)
     return tuple(
         ClassResult(
             name=name,
@@ -181,7 +180,7 @@ def _class_results(mean: ScoreSamples, text: ScoreSamples) -> tuple[ClassResult,
             ap50=_to_score(ap50),
             text_delta=compute_delta(ap50, text_ap50),
         )
-        for name, ap, ap50, text_ap50 in rows
+        for name, ap, ap50, text_ap50 in zip(mean.class_names, mean.ap, mean.ap50, text.ap50, strict=True)
     )
 
 

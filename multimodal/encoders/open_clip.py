@@ -6,7 +6,7 @@ encoder is loaded.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -107,7 +107,7 @@ def load_open_clip_encoder(options: OpenClipEncoderOptions) -> OpenClipTextEncod
             f"The encoder open_clip needs the package open_clip_torch, which cannot be imported ({error}). "
             f"Install it with: python -m pip install 'deim-defects[clip]'"
         ) from None
-    files = find_model_files(options.weights, options.clip_model)
+    files = _find_model_files(options.weights, options.clip_model)
     text_config = _text_config(files)
     state = {key: value.float() for key, value in read_text_tower(files.weights).items()}
     non_finite = [key for key, value in state.items() if not value.isfinite().all()]
@@ -175,13 +175,8 @@ def _text_config(files: ModelFiles) -> ClipConfig:
     return text_config
 
 
-def find_model_files(weights: str, model_name: str | None) -> ModelFiles:
-    """Find a model's description and weights on this machine; the weights are not opened.
-
-    Raises:
-        ConfigError: If open_clip does not know the model or the tag.
-        CheckpointError: If the weights are not on this machine.
-    """
+def _find_model_files(weights: str, model_name: str | None) -> ModelFiles:
+    """Find a model's description and weights on this machine; the weights are not opened."""
     place = Path(weights.removeprefix(FOLDER_PREFIX)).expanduser()
     if place.is_dir():
         return _files_of_folder(place, model_name)
@@ -192,11 +187,12 @@ def find_model_files(weights: str, model_name: str | None) -> ModelFiles:
             f"{place}: no such file or folder (looked in {Path.cwd()}). Name a folder with {CONFIG_NAME} and "
             f"{WEIGHTS_NAMES[0]}, a weights file, or a tag such as {DEFAULT_WEIGHTS}."
         )
-    model_config = _known_model(model_name)
-    if place.is_file():
-        return ModelFiles(model_config=model_config, weights=place, identity=f"{model_name}, {place.name}")
-    path = _find_tagged(model_name, weights)
-    return ModelFiles(model_config=model_config, weights=path, identity=f"{model_name}, {weights}")
+    is_tag = not place.is_file()
+    return ModelFiles(
+        model_config=_known_model(model_name),
+        weights=_find_tagged(model_name, weights) if is_tag else place,
+        identity=f"{model_name}, {weights if is_tag else place.name}",
+    )
 
 
 def _files_of_folder(folder: Path, model_name: str | None) -> ModelFiles:
@@ -221,22 +217,16 @@ def _files_of_folder(folder: Path, model_name: str | None) -> ModelFiles:
             f"{folder}: has no {CONFIG_NAME}. Put it there from the place where the weights come from, or "
             f"give the model's name, such as {DEFAULT_MODEL}."
         )
-    weights = _weights_of_folder(folder)
+    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
+    named = [folder / name for name in WEIGHTS_NAMES if (folder / name) in files]
+    if not named and len(files) != 1:
+        holds = f"several weights files: {', '.join(path.name for path in files)}" if files else "no weights"
+        raise CheckpointError(
+            f"{folder}: holds {holds}. Put {WEIGHTS_NAMES[0]} there, or name one weights file and its model."
+        )
+    weights = [*named, *files][0]
     label = model_name or folder.resolve().name
     return ModelFiles(model_config=model_config, weights=weights, identity=f"{label}, {weights.name}")
-
-
-def _weights_of_folder(folder: Path) -> Path:
-    for name in WEIGHTS_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
-    if len(files) == 1:
-        return files[0]
-    holds = f"several weights files: {', '.join(path.name for path in files)}" if files else "no weights"
-    raise CheckpointError(
-        f"{folder}: holds {holds}. Put {WEIGHTS_NAMES[0]} there, or name one weights file and its model."
-    )
 
 
 def _known_model(model_name: str) -> ClipConfig:
@@ -253,6 +243,7 @@ def _known_model(model_name: str) -> ClipConfig:
 def _find_tagged(model_name: str, tag: str) -> Path:
     """Return the file that a download of open_clip left on this machine."""
     import open_clip
+    from huggingface_hub import try_to_load_from_cache
 
     tags = open_clip.list_pretrained_tags_by_model(model_name)
     entry = open_clip.get_pretrained_cfg(model_name, tag)
@@ -261,35 +252,26 @@ def _find_tagged(model_name: str, tag: str) -> Path:
             f"weights '{tag}': neither a file or folder here (looked in {Path.cwd()}) nor a tag of "
             f"{model_name}. {suggest(tag, tags) if tags else 'It has no tags: name a folder.'}"
         )
-    if bool(entry.get("quick_gelu")) != bool(_known_model(model_name).get("quick_gelu")):
-        other = (
-            f"{model_name}-quickgelu" if entry.get("quick_gelu") else model_name.removesuffix("-quickgelu")
-        )
+    needs_quick = bool(entry.get("quick_gelu"))
+    if needs_quick != bool(_known_model(model_name).get("quick_gelu")):
+        other = f"{model_name}-quickgelu" if needs_quick else model_name.removesuffix("-quickgelu")
         raise ConfigError(
             f"weights '{tag}' were trained with another activation than {model_name} has. Use {other}."
         )
-    for path in _download_paths(entry):
-        if path.is_file():
-            return path
-    repository = entry.get("hf_hub", "").rpartition("/")[0]
-    source = f"huggingface.co/{repository}" if repository else entry.get("url", "its author")
+    repository, _, name = entry.get("hf_hub", "").rpartition("/")
+    if repository:
+        for file_name in [name] if name else WEIGHTS_NAMES:
+            cached = try_to_load_from_cache(repository, file_name)  # searches a folder only
+            if isinstance(cached, str):
+                return Path(cached)
+    url = entry.get("url", "")
+    path = Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]
+    if url and path.is_file():
+        return path
+    source = f"huggingface.co/{repository}" if repository else url or "its author"
     raise CheckpointError(
         f"weights '{tag}' of {model_name} are not on this machine, and nothing is downloaded here. Get "
         f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]} (or {WEIGHTS_NAMES[1]}) from {source}, put them into a folder "
         f"such as weights/{model_name}, and name that folder instead of the tag. The encoder 'hashed' needs "
         f"no weights, but its vectors have no meaning."
     )
-
-
-def _download_paths(entry: ClipConfig) -> Iterator[Path]:
-    """Yield the places where open_clip keeps downloads: the cache of Hugging Face, and `~/.cache/clip`."""
-    from huggingface_hub import try_to_load_from_cache
-
-    repository, _, name = entry.get("hf_hub", "").rpartition("/")
-    if repository:
-        for file_name in [name] if name else WEIGHTS_NAMES:
-            path = try_to_load_from_cache(repository, file_name)  # searches a folder only
-            if isinstance(path, str):
-                yield Path(path)
-    if entry.get("url"):
-        yield Path("~/.cache/clip").expanduser() / entry["url"].rpartition("/")[2]
