@@ -40,9 +40,6 @@ class BackgroundPrompt:
     es: str = ""
     """The same in Spanish; may be empty."""
 
-    def __post_init__(self) -> None:
-        check(_without_words(self.en, "en"))
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contrast:
@@ -54,9 +51,6 @@ class Contrast:
     """What distinguishes this class, said of this class alone."""
     es: str = ""
     """The same in Spanish; may be empty."""
-
-    def __post_init__(self) -> None:
-        check(_without_words(self.en, "en"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,10 +68,6 @@ class ClassPrompt:
     contrast: Contrast | None = None
     """None if the class is confused with no other."""
 
-    def __post_init__(self) -> None:
-        keywords = [problem for keyword in self.keywords for problem in _without_words(keyword, "keywords")]
-        check([*_without_words(self.en, "en"), *keywords])
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompts:
@@ -93,6 +83,11 @@ class Prompts:
     def __post_init__(self) -> None:
         names = [row.name for row in self.classes]
         problems = [
+            (WORD.search(text) is None, f"{where}: got '{text}', needs text with at least one word")
+            for where, text in _embedded_texts(to_json(self))
+            if not where.startswith("templates")
+        ]
+        problems += [
             (count > 1, f"classes: '{name}' stands {count} times. Give each class one entry.")
             for name, count in Counter(names).items()
         ]
@@ -130,10 +125,6 @@ def load_prompts(path: str | Path) -> Prompts:
 def find_negations(text: str) -> tuple[str, ...]:
     """Return the English words that negate, each once, as it stands in the text."""
     return tuple(dict.fromkeys(NEGATION.findall(text)))
-
-
-def _without_words(text: str, name: str) -> list[tuple[bool, str]]:
-    return [(WORD.search(text) is None, f"{name}: got '{text}', needs text with at least one word")]
 
 
 def _embedded_texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:

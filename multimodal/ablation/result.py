@@ -144,7 +144,7 @@ def build_ablation(
     swapped_delta = compute_delta(
         *(mean_over_classes([mean.ap50[label] for label in context.pair_labels]) for mean in (swapped, text))
     )
-    verdict, reasons = decide(models, swapped_delta, pair_names=(context.pair.first, context.pair.second))
+    verdict, reasons = decide(models, swapped_delta, context.pair)
     epochs, num_images = context.timeline.epochs, len(frozen.image_ids)
     conditions = (
         f"Verdict: {verdict} ({len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} of {epochs} epochs; "
@@ -198,17 +198,13 @@ def compute_delta(a: SampledScore, b: SampledScore) -> Delta | None:
 
 
 def decide(
-    models: Sequence[ModelResult], swapped_delta: Delta | None, *, pair_names: tuple[str, str]
+    models: Sequence[ModelResult], swapped_delta: Delta | None, pair: SwappedPair
 ) -> tuple[Verdict, list[str]]:
     """Judge by `RULE`; return the verdict and its reasons in sentences.
 
-    A variant that was not trained may do as well as the text: unless all are trained, the verdict is never
+    `swapped_delta` is the mean AP50 of the pair with the right texts minus that with exchanged texts. A
+    variant that was not trained may do as well as the text: unless all are trained, the verdict is never
     *text helps*.
-
-    Args:
-        models: Results of the models.
-        swapped_delta: Mean AP50 of the pair with the right texts minus that with exchanged texts.
-        pair_names: The classes whose texts were exchanged.
     """
     trained = {model.name: model for model in models if model.name in VARIANTS}
     text, others = trained["text"], [model for model in trained.values() if model.name != "text"]
@@ -236,7 +232,7 @@ def decide(
         f"With the real text, mAP50 is {position} the frozen detector ({_format_delta(text.frozen_delta)}).",
         *_compare_variants(others),
         *([missing] if not_trained else []),
-        f"With the texts of {' and '.join(pair_names)} exchanged at test time, the mean AP50 of the two "
+        f"With the texts of {pair.first} and {pair.second} exchanged at test time, the mean AP50 of the two "
         f"{'falls' if falls else 'does not clearly fall'} ({_format_delta(swapped_delta)}): the head "
         f"{'uses its text' if falls else 'hardly uses their texts'}.",
         "In brackets: differences, of mAP50 unless stated otherwise, with paired 95 % intervals.",

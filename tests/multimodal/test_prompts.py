@@ -120,7 +120,7 @@ def test_the_shipped_prompts_are_whole_and_affirmative(caplog: pytest.LogCapture
         (
             "[fracture, gap]",
             "[fracture, '?']",
-            "classes[1].keywords: got '?', needs text with at least one word",
+            "classes[1].keywords[2]: got '?', needs text with at least one word",
         ),
         (
             "{es: reflejo, en: a reflection}",

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import pytest
 
 from multimodal.ablation.result import DESCRIPTIONS, Delta, ModelResult, Score, Verdict, decide
+from multimodal.ablation.trials import SwappedPair
 from multimodal.ablation.variants import ABLATED_VARIANTS
 
-NAMES = ("crack", "scratch")
+PAIR = SwappedPair(first="crack", second="scratch", origin="named by hand")
 UNKNOWN = Score(value=None, interval=None)
 
 
@@ -45,7 +46,7 @@ def judge(
         *(model(name, frozen_delta=over_frozen[name], text_delta=over_ablated[name]) for name in trained),
         model("swapped", frozen_delta=delta(0.5), text_delta=over_swapped),
     ]
-    return decide(models, over_swapped, pair_names=NAMES)
+    return decide(models, over_swapped, PAIR)
 
 
 def test_text_helps_only_if_everything_speaks_for_it():
