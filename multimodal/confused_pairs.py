@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def find_confused_pairs(
             counts.index_put_((truth, predicted), torch.ones_like(truth), accumulate=True)
             advance("")
     pairs = confused_pairs(context.distributed.sum(counts), min_share=min_share)
-    message = f"{len(pairs)} pairs of classes are confused in more than {min_share:.0%} of their boxes"
+    message = f"pairs of classes confused in more than {min_share:.0%} of the boxes: {len(pairs)}"
     if pairs:
         first = pairs[0]
         message += f", most often {names[first.label]} as {names[first.predicted_as]} ({first.share:.0%})"
@@ -97,10 +98,7 @@ def tracked_pair(confused: Sequence[ConfusedPair], bank: TextBank) -> tuple[int,
     if confused:
         most = max(confused, key=lambda pair: pair.share)
         return most.label, most.predicted_as
-    num_classes = len(bank.class_names)
-    if num_classes <= 2:
-        return tuple(range(num_classes))
-    # Above the diagonal each pair stands once.
-    first, second = torch.triu_indices(num_classes, num_classes, offset=1)
-    nearest = int(class_cosines(bank).centered[first, second].argmax())
-    return int(first[nearest]), int(second[nearest])
+    if len(bank.class_names) == 1:
+        return (0,)
+    centered = class_cosines(bank).centered
+    return max(combinations(range(len(centered)), 2), key=lambda pair: float(centered[pair]))

@@ -32,8 +32,6 @@ from multimodal.confused_pairs import tracked_pair
 from multimodal.task import detector_alone, fusion_options, read_state
 from multimodal.text_maps import write_text_maps
 
-TASK = "text_fusion"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddedText:
@@ -110,7 +108,7 @@ def evaluate_checkpoint(
         trained, alone, fused, pair, alone_name=alone_path.name, comparison_name=comparison_path.name
     )
     section = TaskSection(
-        task=TASK,
+        task=trained.task,
         title="Text fusion",
         summary=tuple(_summary(data, alone, fused)),
         data=to_json(data),

@@ -24,6 +24,7 @@ from deim.inference.predictor import predict_split
 from deim.metrics.assignment import COCO_IOU_THRESHOLDS, assign, compute_overlaps
 from deim.metrics.bootstrap import ScoreSamples, resample_scores
 from deim.records import from_json
+from deim.report.tables import format_number
 from multimodal.ablation.variants import (
     VARIANTS,
     FusionModel,
@@ -134,7 +135,7 @@ def build_trials(config: Config, *, pair_names: Sequence[str] | None = None) -> 
         sampler = EpochSampler(
             len(loader.dataset), order.batch_size, seed=seed, repeat_factors=order.repeat_factors
         )
-        return replace(loader, sampler=sampler, epoch=epoch, first_batch=0)
+        return replace(loader, sampler=sampler, epoch=epoch)
 
     return TrialContext(
         head=model.head,
@@ -182,8 +183,6 @@ def _val_outputs(config: Config, evaluator: Evaluator, train: DetectorOutputLoad
         store=open_store(Path(fusion_options(config).cache_dir), dataset, train.model, precision),
         num_views=1,
         precision=precision,
-        epoch=0,
-        first_batch=0,
     )
 
 
@@ -221,15 +220,9 @@ def run_trials(
             if variant == "text":
                 swapped = swap_text(model, context.pair_labels)
                 scores["swapped"].append(evaluate_variant(swapped, context))
-            ap50 = scores[variant][-1].mean_ap50.value
-            logger.info(
-                "seed %d of %d, %s: mAP50 %s, %.0f s",
-                number,
-                len(seeds),
-                VARIANTS[variant],
-                "unknown without ground truth" if ap50 is None else f"{ap50:.3f}",
-                time.perf_counter() - started,
-            )
+            ap50 = format_number(scores[variant][-1].mean_ap50.value)
+            place, seconds = f"seed {number} of {len(seeds)}", time.perf_counter() - started
+            logger.info("%s, %s: mAP50 %s, %.0f s", place, VARIANTS[variant], ap50, seconds)
     return scores
 
 
