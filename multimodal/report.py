@@ -1,11 +1,6 @@
-"""From a trained fusion and a split to a report on it, on its detector alone, and on how they differ.
+"""Reports on a fused detector, on its detector alone, and on how they differ.
 
-report.json              the fused detector; its `task_section` says how it differs from the detector
-report_detector.json     the detector alone, on the same images
-report_comparison.json   both side by side: classes with intervals, confusion before and after
-report/text_map_*.png    where the text of a class answers
-
-Each JSON file has its page beside it.
+Beside `report.json` lie `report_detector.json`, `report_comparison.json` and the text maps in `report/`.
 """
 
 from collections.abc import Mapping
