@@ -1,8 +1,5 @@
 """The outputs of the frozen detector for each training image, computed once and then read from files.
 
-    batch of (view, image) → all stored? → read them
-                           → else images → detector → store them
-
 A cache folder belongs to one combination of detector, data, input format, augmentation and precision: its
 name is their hash, so that a change of any of them leads to another folder. Numbers are stored unrounded.
 """
@@ -12,8 +9,10 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -21,7 +20,6 @@ from torch import Tensor
 from deim.data.batch import Batch
 from deim.data.dataset import DetectionDataset
 from deim.data.formats.coco import CocoSplit
-from deim.data.images.input_format import InputFormat
 from deim.data.loader import BatchLoader
 from deim.data.sampling import BatchSource, FixedBatches
 from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
@@ -60,27 +58,26 @@ class DetectorOutputBatch:
 
     def split(self, size: int) -> "list[DetectorOutputBatch]":
         """Return micro-batches of at most `size` images, as equal as possible."""
-        num_parts = -(-len(self.targets) // size)
-        columns = [getattr(self.images, name).tensor_split(num_parts) for name in OUTPUT_NAMES]
-        batches, start = [], 0
-        for tensors in zip(*columns, strict=True):
-            outputs = DetectorOutputs(**dict(zip(OUTPUT_NAMES, tensors, strict=True)))
-            end = start + len(outputs.pred_boxes)
-            batches.append(DetectorOutputBatch(images=outputs, targets=self.targets[start:end]))
-            start = end
-        return batches
+        numbers = np.array_split(np.arange(len(self.targets)), -(-len(self.targets) // size))
+        return [
+            DetectorOutputBatch(
+                images=self.images.apply(itemgetter(slice(part[0], part[-1] + 1))),
+                targets=self.targets[part[0] : part[-1] + 1],
+            )
+            for part in numbers
+        ]
 
 
+@dataclass(frozen=True, slots=True)
 class DetectorOutputStore:
-    """Detector outputs in one file for each image; `folder` is made when the first is written."""
+    """Detector outputs in one file for each image."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
+    """Made when the first file is written."""
 
     def path(self, view: View) -> Path:
         """Return the file of an image."""
-        number, index = view
-        return self.folder / f"view{number}" / f"{index:07d}.safetensors"
+        return self.folder / f"view{view[0]}" / f"{view[1]:07d}.safetensors"
 
     def has(self, view: View) -> bool:
         """Tell whether the outputs of an image are stored."""
@@ -110,44 +107,29 @@ class DetectorOutputStore:
             return None
 
 
+@dataclass(kw_only=True, slots=True, eq=False)
 class DetectorOutputLoader:
-    """Batches of detector outputs, read from the store or computed and stored.
+    """Batches of detector outputs, read from the store or computed and stored."""
 
-    Args:
-        model: Its detector computes what is not stored yet.
-        dataset: Images and targets, by (view, index).
-        sampler: Order of the images; copies of an image have the same view.
-        store: The stored outputs.
-        num_views: Views of each image; epochs use them in turn.
-        device: Device of the detector.
-        precision: Precision of the detector.
-        images_at_once: Largest number of images in a pass of the detector, for any size of the batches.
-        num_workers: Processes that load images.
-    """
-
-    def __init__(
-        self,
-        model: TextFusedDetector,
-        dataset: DetectionDataset,
-        sampler: BatchSource,
-        *,
-        store: DetectorOutputStore,
-        num_views: int,
-        device: torch.device,
-        precision: Precision,
-        images_at_once: int,
-        num_workers: int,
-    ) -> None:
-        self.model = model
-        self.dataset = dataset
-        self.sampler = sampler
-        self.store = store
-        self.num_views = num_views
-        self.device = device
-        self.precision = precision
-        self.images_at_once = images_at_once
-        self.num_workers = num_workers
-        self._epoch, self._first_batch = 0, 0
+    model: TextFusedDetector
+    """Its detector computes what is not stored yet."""
+    dataset: DetectionDataset
+    """Images and targets, by (view, index)."""
+    sampler: BatchSource
+    """Order of the images; copies of an image have the same view."""
+    store: DetectorOutputStore
+    num_views: int
+    """Views of each image; epochs use them in turn."""
+    device: torch.device
+    precision: Precision
+    """Precision of the detector."""
+    images_at_once: int
+    """Largest number of images in a pass of the detector, for any size of the batches."""
+    num_workers: int
+    """Processes that load images."""
+    epoch: int = 0
+    first_batch: int = 0
+    """First batch of the epoch that the next pass yields."""
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
@@ -155,7 +137,7 @@ class DetectorOutputLoader:
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch (0-based), and the first of its batches, that the next pass yields."""
-        self._epoch, self._first_batch = epoch, first_batch
+        self.epoch, self.first_batch = epoch, first_batch
 
     def __iter__(self) -> Iterator[DetectorOutputBatch]:
         """Yield the batches; those that are read from files are on the CPU.
@@ -165,7 +147,7 @@ class DetectorOutputLoader:
         """
         plan = [
             [(item[0] % self.num_views, item[1]) for item in request.items[request.part]]
-            for request in self.sampler.requests(self._epoch, first_batch=self._first_batch)
+            for request in self.sampler.requests(self.epoch, first_batch=self.first_batch)
         ]
         stored = [all(self.store.has(view) for view in views) for views in plan]
         absent = [views for views, is_stored in zip(plan, stored, strict=True) if not is_stored]
@@ -237,18 +219,14 @@ def _target(row: Mapping[str, Tensor], dataset: DetectionDataset, index: int) ->
 def open_store(
     folder: Path, dataset: DetectionDataset, model: TextFusedDetector, precision: Precision
 ) -> DetectorOutputStore:
-    """Open the store of one combination of detector, data and augmentation.
-
-    Args:
-        folder: Folder of all stores.
-        dataset: Images, annotations, input format and augmentation.
-        model: The model of the detector.
-        precision: Precision of the detector.
+    """Open the store of one combination of detector, data and augmentation in the folder of all stores.
 
     Raises:
         DataError: If an image cannot be read.
     """
     pipeline = dataset.pipeline if dataset.pipeline is not None and dataset.pipeline.changes_images else None
+    # Only options that are set, so that a store stays valid when options are added.
+    input_options = {name: value for name, value in asdict(dataset.input_format).items() if value is not None}
     key = {
         "format": FORMAT,
         "torch": torch.__version__,
@@ -256,7 +234,7 @@ def open_store(
         "precision": [precision.device_type, str(precision.dtype)],
         "annotations": dataset.split.fingerprint(),
         "images": _hash_images(dataset.split),
-        "input": _input_key(dataset.input_format),
+        "input": input_options,
         "classes": dataset.class_index,
         "augmentation": None if pipeline is None else [asdict(pipeline.options), asdict(pipeline.epochs)],
         "seed": None if pipeline is None else dataset.seed,
@@ -265,16 +243,10 @@ def open_store(
     return DetectorOutputStore(folder / hashlib.sha256(content.encode("utf-8")).hexdigest()[:16])
 
 
-def _input_key(input_format: InputFormat) -> dict[str, object]:
-    """Return the options that are set, so that a store stays valid when options are added."""
-    return {name: value for name, value in asdict(input_format).items() if value is not None}
-
-
 def _hash_images(split: CocoSplit) -> str:
     """Hash the content of all images: an edited image may keep its name and its length."""
     digest = hashlib.blake2b()
-    for index in range(len(split)):
-        path = split.image_path(index)
+    for path in map(split.image_path, range(len(split))):
         try:
             digest.update(hashlib.blake2b(path.read_bytes()).digest())
         except OSError as error:

@@ -1,7 +1,7 @@
 """The fusion head: it moves class logits by the cosine of a query with the text of each class.
 
-The text of class c consists of the embeddings text_ck of its prompts, minus the mean of all classes. All
-vectors that are compared have norm 1:
+The text of class c consists of the embeddings text_ck of its prompts, minus the mean of all classes. With q
+the features of a query, z_c the logits of the detector, and all compared vectors of norm 1:
 
     v    = unit(projection(q))
     u_c  = unit(Σ_k softmax(prompt_logits_c)_k · text_ck - center)
@@ -10,8 +10,7 @@ vectors that are compared have norm 1:
     z_bg = log mean_j exp(scale · ⟨v, unit(background_j - center)⟩)
     z'_c = z_c + tanh(gate_c) · (f_c - z_bg + bias_c)
 
-q are the features of a query and z_c the logits of the detector. The gates start at 0, so that z' = z
-exactly. Features reach the logits only through their products with text.
+The gates start at 0, so that z' = z exactly. Features reach the logits only through their products with text.
 
 Source:
     This project; the learned scale as in CLIP (arXiv:2103.00020), the residual text adapter after
@@ -19,17 +18,19 @@ Source:
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deim.engine.optimizer import ParameterGroup
+from deim.engine.optimizer import ParameterGroup, RecipeOptions
 
 START_SCALE = 1 / 0.07
 MAX_SCALE = 100.0
-TEXT_LAYERS_FACTOR, BACKGROUND_FACTOR, SCALES_FACTOR, GATE_FACTOR = 10.0, 10.0, 20.0, 200.0
+LAYERS_FACTOR, SCALES_FACTOR, GATE_FACTOR = 10.0, 20.0, 200.0
+"""Multiples of the learning rate of a class head."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,18 +47,23 @@ class TextScores:
     """(C, D) float32 of norm 1: u, the text before the adapter."""
 
 
+def zero_linear(in_features: int, out_features: int) -> nn.Linear:
+    """Return a linear layer that starts at 0."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class FusionHead(nn.Module):
     """Fuse class logits with text, always in float32.
 
     Args:
-        text: (C, K, D) float, embeddings of K prompts for each class, of any norm.
+        text: (C, K, D) float, embeddings of K prompts for each class, as in a text bank; none is 0.
         background: (J, D) float, embeddings of prompts for background, the start of learned vectors.
         query_dim: Width of the query features.
         hidden_dim: Hidden width of the projection.
         adapter_dim: Hidden width of the adapter.
-
-    Raises:
-        ValueError: If the shapes do not fit each other, or an embedding is 0, NaN or infinite.
     """
 
     text: Tensor
@@ -73,8 +79,8 @@ class FusionHead(nn.Module):
         adapter_dim: int = 256,
     ) -> None:
         super().__init__()
-        _check_embeddings(text, background)
         num_classes, num_prompts, text_dim = text.shape
+        self.num_classes, self.query_dim = num_classes, query_dim
         text = F.normalize(text.detach().float(), dim=-1)
         # A single class keeps its direction: minus its mean, nothing would be left of it.
         center = text.mean(dim=(0, 1)) if num_classes > 1 else torch.zeros_like(text[0, 0])
@@ -86,38 +92,15 @@ class FusionHead(nn.Module):
             nn.GELU(),
             nn.Linear(hidden_dim, text_dim),
         )
-        last = nn.Linear(adapter_dim, text_dim)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        last = zero_linear(adapter_dim, text_dim)
         self.adapter = nn.Sequential(nn.Linear(text_dim, adapter_dim), nn.GELU(), last)
         # With one prompt the weight is always 1, and no gradient would arrive.
-        self.prompt_logits = nn.Parameter(
-            torch.zeros(num_classes, num_prompts), requires_grad=num_prompts > 1
-        )
+        prompt_logits = torch.zeros(num_classes, num_prompts)
+        self.prompt_logits = nn.Parameter(prompt_logits, requires_grad=num_prompts > 1)
         self.background = nn.Parameter(F.normalize(background.detach().float(), dim=-1))
         self.log_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
         self.gate = nn.Parameter(torch.zeros(num_classes))
         self.bias = nn.Parameter(torch.zeros(num_classes))
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, C."""
-        return self.text.shape[0]
-
-    @property
-    def query_dim(self) -> int:
-        """Width of the query features."""
-        norm = self.projection[0]
-        assert isinstance(norm, nn.LayerNorm)
-        return norm.normalized_shape[0]
-
-    def forward(self, logits: Tensor, queries: Tensor) -> Tensor:
-        """Fuse logits (B, Q, C) of the detector with the text, by the input (B, Q, D) of its last class head.
-
-        Returns:
-            (B, Q, C+1) float32; the last column is the background, which only the loss uses.
-        """
-        return self.fuse(logits, self.compare(queries))
 
     def compare(self, queries: Tensor) -> TextScores:
         """Compare queries (B, Q, query_dim) with the text of the classes and of the background."""
@@ -135,19 +118,10 @@ class FusionHead(nn.Module):
                 plain_text=plain,
             )
 
-    def fuse(self, logits: Tensor, scores: TextScores) -> Tensor:
-        """Move logits (B, Q, C) by the text scores of the same queries; see `forward`."""
-        return move_logits(logits, scores, gate=self.gate, bias=self.bias)
-
     def cosines(self, features: Tensor) -> Tensor:
         """Return the cosines (..., C) float32 of features (..., query_dim) with the text of the classes."""
         with torch.autocast(features.device.type, enabled=False):
-            return self._directions(features) @ self.class_text().T
-
-    def class_text(self) -> Tensor:
-        """(C, D) float32 of norm 1: t, the adapted text of each class."""
-        with torch.autocast(self.text.device.type, enabled=False):
-            return self._adapt(self.plain_text())
+            return self._directions(features) @ self._adapt(self.plain_text()).T
 
     def plain_text(self) -> Tensor:
         """(C, D) float32 of norm 1: u, the mean of each class's prompts minus the mean of all classes."""
@@ -167,31 +141,12 @@ class FusionHead(nn.Module):
         return F.normalize(plain + self.adapter(plain), dim=-1)
 
 
-def move_logits(logits: Tensor, scores: TextScores, *, gate: Tensor, bias: Tensor) -> Tensor:
-    """Move class logits by text scores, in float32.
-
-    Args:
-        logits: (B, Q, C) float, from the detector.
-        scores: Text scores of the same queries.
-        gate: (C,) float; 0 leaves the logits of a class as they are.
-        bias: (C,) float.
-
-    Returns:
-        (B, Q, C+1) float32; the last column is the background.
-    """
-    with torch.autocast(logits.device.type, enabled=False):
-        background = scores.background_logits[..., None]
-        shift = torch.tanh(gate) * (scores.class_logits - background + bias)
-        return torch.cat([logits.float() + shift, background], dim=-1)
-
-
 def parameter_groups(
-    head: FusionHead,
-    base_lr: float,
+    head: nn.Module,
+    class_head_delta: nn.Linear | None,
+    recipe: RecipeOptions,
     *,
-    weight_decay: float,
-    class_head_delta: nn.Linear | None = None,
-    class_head_from_epoch: int = 0,
+    class_head_from_epoch: int | None = None,
 ) -> list[ParameterGroup]:
     """Sort the parameters for the optimizer; each group has its flat learning rate as `flat_lr`.
 
@@ -199,74 +154,48 @@ def parameter_groups(
     open within a run.
 
     Args:
-        head: The fusion head.
-        base_lr: Learning rate of the class head.
-        weight_decay: Weight decay of the weights of projection and adapter; nothing else decays.
+        head: A fusion head, or a variant of it that names its parameters alike.
         class_head_delta: The trained difference of the class head; None if it is not trained.
-        class_head_from_epoch: First epoch (0-based) that trains it.
-
-    Returns:
-        Groups with a `name` each: `text_layers` and `text_layers_undecayed` (10 times the base rate),
-        `background` (10 times), `scales` (20 times), `gate` (200 times) and perhaps `class_head` (once).
+        recipe: `lr` is that of the class head; only the weights of the layers decay.
+        class_head_from_epoch: First epoch (0-based) that trains the class head.
     """
+    named = list(head.named_parameters())
+
+    def of(*attributes: str) -> list[nn.Parameter]:
+        return [p for attribute in attributes for name, p in named if name.split(".")[0] == attribute]
+
+    layers = of("projection", "adapter", "layers")
+    weights, others = [p for p in layers if p.ndim > 1], [p for p in layers if p.ndim == 1]
+    layers_lr = recipe.lr * LAYERS_FACTOR
     groups = [
-        *layer_groups(
-            "text_layers",
-            [*head.projection.parameters(), *head.adapter.parameters()],
-            base_lr * TEXT_LAYERS_FACTOR,
-            weight_decay=weight_decay,
-        ),
-        parameter_group("background", [head.background], base_lr * BACKGROUND_FACTOR),
-        parameter_group("scales", [head.log_scale, head.bias, head.prompt_logits], base_lr * SCALES_FACTOR),
-        parameter_group("gate", [head.gate], base_lr * GATE_FACTOR),
+        parameter_group("text_layers", weights, layers_lr, weight_decay=recipe.weight_decay),
+        parameter_group("text_layers_undecayed", others, layers_lr),
+        parameter_group("background", of("background"), layers_lr),
+        parameter_group("text", of("text"), layers_lr),
+        parameter_group("scales", of("log_scale", "bias", "prompt_logits"), recipe.lr * SCALES_FACTOR),
+        parameter_group("gate", of("gate"), recipe.lr * GATE_FACTOR),
     ]
     if class_head_delta is not None:
-        delta = list(class_head_delta.parameters())
-        groups.append(parameter_group("class_head", delta, base_lr, first_epoch=class_head_from_epoch))
-    return groups
-
-
-def layer_groups(
-    name: str, parameters: list[nn.Parameter], lr: float, *, weight_decay: float
-) -> list[ParameterGroup]:
-    """Return a group of the weights, which decay, and one of biases and norms, which do not."""
-    weights, others = ([p for p in parameters if (p.ndim > 1) == decays] for decays in (True, False))
-    return [
-        parameter_group(name, weights, lr, weight_decay=weight_decay),
-        parameter_group(f"{name}_undecayed", others, lr),
-    ]
+        delta = class_head_delta.parameters()
+        first_epoch = class_head_from_epoch or 0
+        groups.append(parameter_group("class_head", delta, recipe.lr, first_epoch=first_epoch))
+    return [group for group in groups if group["params"]]
 
 
 def parameter_group(
-    name: str, parameters: list[nn.Parameter], lr: float, *, weight_decay: float = 0.0, first_epoch: int = 0
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    *,
+    weight_decay: float = 0.0,
+    first_epoch: int = 0,
 ) -> ParameterGroup:
     """Return one group for the optimizer; `first_epoch` (0-based) is the first that trains it."""
     return {
         "name": name,
-        "params": parameters,
+        "params": list(parameters),
         "lr": lr,
         "flat_lr": lr,
         "first_epoch": first_epoch,
         "weight_decay": weight_decay,
     }
-
-
-def _check_embeddings(text: Tensor, background: Tensor) -> None:
-    if text.ndim != 3 or 0 in text.shape:
-        raise ValueError(
-            f"text: got shape {tuple(text.shape)}. It must be (classes, prompts, width), none of them 0. "
-            f"Take it from a text bank."
-        )
-    if background.ndim != 2 or not len(background) or background.shape[1] != text.shape[2]:
-        raise ValueError(
-            f"background: got shape {tuple(background.shape)}. It must be (prompts, {text.shape[2]}), with "
-            f"the width of the text and at least 1 prompt. Take both from the same text bank."
-        )
-    for name, embeddings in (("text", text), ("background", background)):
-        norms = embeddings.detach().float().norm(dim=-1)
-        bad = (~norms.isfinite() | (norms == 0)).nonzero().tolist()
-        if bad:
-            raise ValueError(
-                f"{name}: got {len(bad)} embeddings that are 0, NaN or infinite, the first at {bad[0]}. "
-                f"Each must have a direction. Build the text bank again."
-            )

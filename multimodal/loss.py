@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from deim.boxes import cxcywh_to_xyxy, iou
@@ -17,7 +17,10 @@ from deim.loss.criterion import LossCounts, Matching
 from deim.loss.matcher import HungarianMatcher, PackedTargets, pack_targets
 from deim.loss.terms import matchability_aware_loss
 from deim.structures import LayerOutput, Target
-from multimodal.wrapper import DetectorOutputs, FusedOutput
+from multimodal.wrapper import FusedOutput
+
+MARGIN = 1.0
+"""Logits by which the text of the true class should exceed the text of a confused class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,90 +65,38 @@ class FusionMatched:
     @property
     def counts(self) -> LossCounts:
         """Counts of this batch alone."""
-        packed = self.packed
-        return LossCounts(images=len(packed.counts), boxes=len(packed.labels), pairs=len(self.matching))
+        boxes = len(self.packed.labels)
+        return LossCounts(images=len(self.packed.counts), boxes=boxes, pairs=len(self.matching))
 
 
-class FusionCriterion(nn.Module):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusionCriterion:
     """Weighted loss terms of a batch: `loss_mal`, `loss_contrastive`, `loss_margin`, `loss_anchor`.
 
-    Args:
-        matcher: Assigns queries to boxes.
-        options: Weights of the terms.
-        num_classes: C.
-        confused: Pairs of class indices that the frozen detector confuses, in any order.
-        mal_gamma: Exponent of the classification loss.
-        margin: Logits by which the text of the true class should exceed the text of a confused class.
-        background_per_match: Background queries for each matched one. An image without boxes gets as many as
-            an image with one box.
-        max_background_iou: Queries with a higher IoU with a true box are not background: they see the same
-            object as a matched query.
-
-    Raises:
-        ValueError: If a pair does not name two classes.
+    See `deim.engine.step.BatchLoss`.
     """
 
-    rivals: Tensor
+    matcher: HungarianMatcher
+    options: FusionLossOptions
+    confused: Sequence[tuple[int, int]] = ()
+    """Pairs of class indices that the frozen detector confuses, in any order."""
+    mal_gamma: float = 1.5
+    """Exponent of the classification loss."""
+    background_per_match: int = 3
+    """Background queries for each matched one; an image without boxes gets as many as one with a box."""
+    max_background_iou: float = 0.5
+    """Queries with a higher IoU with a true box are not background: they see what a matched query sees."""
 
-    def __init__(
-        self,
-        matcher: HungarianMatcher,
-        options: FusionLossOptions,
-        *,
-        num_classes: int,
-        confused: Sequence[tuple[int, int]] = (),
-        mal_gamma: float = 1.5,
-        margin: float = 1.0,
-        background_per_match: int = 3,
-        max_background_iou: float = 0.5,
-    ) -> None:
-        super().__init__()
-        self.matcher = matcher
-        self.options = options
-        self.mal_gamma = mal_gamma
-        self.margin = margin
-        self.background_per_match = background_per_match
-        self.max_background_iou = max_background_iou
-        rivals = torch.zeros(num_classes, num_classes)
-        for pair in confused:
-            if len(set(pair)) != 2 or not all(0 <= label < num_classes for label in pair):
-                raise ValueError(
-                    f"confused: got the pair {pair}. It must be two different class indices from 0 to "
-                    f"{num_classes - 1}. Take them from a confusion matrix of this detector."
-                )
-            first, second = pair
-            rivals[first, second] = rivals[second, first] = 1.0
-        self.register_buffer("rivals", rivals, persistent=False)
-
-    def forward(
-        self, outputs: FusedOutput, targets: Sequence[Target], *, epoch: int = 0
-    ) -> dict[str, Tensor]:
-        """Compute the loss terms; their plain sum is the loss. See `deim.loss.criterion.Criterion`."""
-        matched = self.match(outputs, targets, epoch=epoch)
-        return self.terms(outputs, matched, matched.counts)
-
+    @torch.no_grad()
     def match(self, outputs: FusedOutput, targets: Sequence[Target], *, epoch: int) -> FusionMatched:
         """Assign boxes to queries by the output of the frozen detector, and choose background queries.
 
-        Args:
-            outputs: Output of `TextFusedDetector`.
-            targets: Ground truth of each image.
-            epoch: 0-based; decides the matching cost.
+        The epoch (0-based) decides the matching cost.
 
         Raises:
             NonFiniteError: If the costs are NaN or infinite.
         """
-        return self._match(outputs["detector_logits"], outputs["pred_boxes"], targets, epoch=epoch)
-
-    def match_detector_outputs(self, outputs: DetectorOutputs, targets: Sequence[Target]) -> FusionMatched:
-        """Match the outputs of the frozen detector with the cost of the first epoch; see `match`."""
-        return self._match(outputs.pred_logits, outputs.pred_boxes, targets, epoch=0)
-
-    @torch.no_grad()
-    def _match(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], *, epoch: int
-    ) -> FusionMatched:
-        logits, boxes = logits.float(), boxes.float()
+        logits, boxes = outputs["detector_logits"].float(), outputs["pred_boxes"].float()
         device = logits.device
         with torch.autocast(device.type, enabled=False):
             packed = pack_targets(targets, device=device)
@@ -162,12 +113,9 @@ class FusionCriterion(nn.Module):
             )
 
     def terms(self, outputs: FusedOutput, matched: FusionMatched, counts: LossCounts) -> dict[str, Tensor]:
-        """Compute the loss terms of a matched batch.
+        """Compute the loss terms of outputs and of what `match` says of them.
 
-        Args:
-            outputs: The outputs that were matched.
-            matched: From `match`.
-            counts: Numbers to average over: `matched.counts`, or the sum over all micro-batches of a step.
+        `counts` are `matched.counts`, or their sum over all micro-batches of a step.
 
         Returns:
             Weighted terms, () float32 each. Those of a micro-batch are its share of the whole batch's terms;
@@ -229,6 +177,9 @@ class FusionCriterion(nn.Module):
     def _margin(self, class_logits: Tensor, classes: Tensor) -> Tensor:
         """Sum over matched queries of the mean softplus by which rivals (M, C) come within the margin."""
         lead = class_logits.gather(1, classes[:, None]) - class_logits
-        rivals = self.rivals.to(classes.device)[classes]
-        shortfall = F.softplus(self.margin - lead) * rivals
+        confused = torch.zeros(class_logits.shape[1], class_logits.shape[1])
+        for first, second in self.confused:
+            confused[first, second] = confused[second, first] = 1.0
+        rivals = confused.to(classes.device)[classes]
+        shortfall = F.softplus(MARGIN - lead) * rivals
         return (shortfall.sum(dim=1) / rivals.sum(dim=1).clamp(min=1)).sum()

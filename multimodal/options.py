@@ -44,15 +44,8 @@ class TextFusionOptions:
     loss: FusionLossOptions = field(default_factory=FusionLossOptions)
 
     def __post_init__(self) -> None:
-        check(
-            [
-                *below(
-                    1,
-                    hidden_dim=self.hidden_dim,
-                    adapter_dim=self.adapter_dim,
-                    cached_views=self.cached_views,
-                ),
-                *below(0, class_head_from_epoch=self.class_head_from_epoch),
-                *not_fraction(confusion_share=self.confusion_share, class_tolerance=self.class_tolerance),
-            ]
-        )
+        sizes = below(1, hidden_dim=self.hidden_dim, adapter_dim=self.adapter_dim)
+        views = below(1, cached_views=self.cached_views)
+        start = below(0, class_head_from_epoch=self.class_head_from_epoch)
+        shares = not_fraction(confusion_share=self.confusion_share, class_tolerance=self.class_tolerance)
+        check([*sizes, *views, *start, *shares])

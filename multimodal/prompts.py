@@ -7,9 +7,8 @@ warning.
 
 import logging
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 PLACEHOLDER: Final = "{}"
 """Stands in a template for the text."""
-WORD: Final = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
-NEGATIONS: Final[Mapping[str, frozenset[str]]] = {
-    "en": frozenset({"no", "not", "without", "never", "none", "nothing", "neither", "nor", "cannot"}),
-    "es": frozenset({"no", "sin", "nunca", "jamas", "ningun", "ninguno", "ninguna", "nada", "tampoco", "ni"}),
-}
-"""Negations of each language, without accents. English words that end in n't count too."""
+WORD: Final = re.compile(r"[^\W\d_]+")
+NEGATION: Final = re.compile(
+    r"\b(?:no|not|without|never|none|nothing|neither|nor|cannot|\w+n['\u2019]t)\b", re.IGNORECASE
+)
+NOT_EMBEDDED: Final = ("name", "class_name", "es")
+"""Keys of texts that are for people only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +39,6 @@ class BackgroundPrompt:
     """English text, which is embedded."""
     es: str = ""
     """The same in Spanish; may be empty."""
-
-    def __post_init__(self) -> None:
-        check(_without_words(self.en, "en"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,9 +51,6 @@ class Contrast:
     """What distinguishes this class, said of this class alone."""
     es: str = ""
     """The same in Spanish; may be empty."""
-
-    def __post_init__(self) -> None:
-        check(_without_words(self.en, "en"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,10 +68,6 @@ class ClassPrompt:
     contrast: Contrast | None = None
     """None if the class is confused with no other."""
 
-    def __post_init__(self) -> None:
-        keywords = [problem for keyword in self.keywords for problem in _without_words(keyword, "keywords")]
-        check([*_without_words(self.en, "en"), *keywords])
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompts:
@@ -94,6 +83,11 @@ class Prompts:
     def __post_init__(self) -> None:
         names = [row.name for row in self.classes]
         problems = [
+            (WORD.search(text) is None, f"{where}: got '{text}', needs text with at least one word")
+            for where, text in _embedded_texts(to_json(self))
+            if not where.startswith("templates")
+        ]
+        problems += [
             (count > 1, f"classes: '{name}' stands {count} times. Give each class one entry.")
             for name, count in Counter(names).items()
         ]
@@ -115,60 +109,32 @@ class Prompts:
 
 
 def load_prompts(path: str | Path) -> Prompts:
-    """Read a prompts file; each negation in it draws a warning.
-
-    Args:
-        path: YAML file, or the path of a shipped one such as configs/prompts/industrial.yml.
+    """Read a prompts file, or a shipped one; each negation in an embedded text draws a warning.
 
     Raises:
         ConfigError: If the file cannot be read or anything in it is wrong; one line for each problem.
     """
     prompts = load_file(find_config(path), Prompts)
-    for where, language, text in _texts(to_json(prompts)):
-        for word in find_negations(text, language):
+    for where, text in _embedded_texts(to_json(prompts)):
+        for word in find_negations(text):
             message = "%s: %s: CLIP ignores the negation '%s'. Say what is there instead."
             logger.warning(message, path, where, word)
     return prompts
 
 
-def find_negations(text: str, language: str = "en") -> tuple[str, ...]:
-    """Find the words that negate.
-
-    Args:
-        text: Any text.
-        language: A key of `NEGATIONS`.
-
-    Returns:
-        Each word once, as it stands in the text.
-    """
-    plain = {word: _fold(word) for word in WORD.findall(text)}
-    negations = NEGATIONS[language]
-    return tuple(
-        word
-        for word, form in plain.items()
-        if form in negations or (language == "en" and form.endswith("n't"))
-    )
+def find_negations(text: str) -> tuple[str, ...]:
+    """Return the English words that negate, each once, as it stands in the text."""
+    return tuple(dict.fromkeys(NEGATION.findall(text)))
 
 
-def _fold(word: str) -> str:
-    """Lower case without accents, and with the plain apostrophe."""
-    letters = unicodedata.normalize("NFKD", word.casefold()).replace("\u2019", "'")
-    return "".join(letter for letter in letters if not unicodedata.combining(letter))
-
-
-def _without_words(text: str, name: str) -> list[tuple[bool, str]]:
-    return [(WORD.search(text) is None, f"{name}: got '{text}', needs text with at least one word")]
-
-
-def _texts(value: Any, where: str = "", language: str = "en") -> Iterator[tuple[str, str, str]]:
-    """Yield the place, the language and the text of all texts of a prompts file in plain types."""
+def _embedded_texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the place and the text of all embedded texts of a prompts file in plain types."""
     if isinstance(value, str):
-        yield where, language, value
+        yield where, value
     elif isinstance(value, list):
         for number, item in enumerate(value, start=1):
-            yield from _texts(item, f"{where}[{number}]", language)
+            yield from _embedded_texts(item, f"{where}[{number}]")
     elif isinstance(value, dict):
         for key, item in value.items():
-            if key not in ("name", "class_name"):
-                place = f"{where}.{key}" if where else key
-                yield from _texts(item, place, key if key in NEGATIONS else language)
+            if key not in NOT_EMBEDDED:
+                yield from _embedded_texts(item, f"{where}.{key}" if where else key)

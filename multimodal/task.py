@@ -1,8 +1,8 @@
 """The task `text_fusion`: a head that fuses text into the class scores of a frozen detector."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +13,67 @@ from deim.config.checks import check
 from deim.config.loader import config_to_dict
 from deim.config.schema import Config
 from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
+from deim.data.formats.coco import CocoSplit
 from deim.data.loader import BatchLoader, build_train_loader
 from deim.engine.checkpoints import INPUT_OPTIONS, Checkpoint, TrainedDetector, load_trained, read_checkpoint
 from deim.engine.context import RunContext
-from deim.engine.log import Advance, progress_bar
 from deim.engine.schedule import Timeline, resolve_schedule
 from deim.engine.task import TaskDefaults, TaskProducts, detection_options
+from deim.engine.validation import WeightKind
 from deim.errors import CheckpointError, ConfigError
 from deim.files import sha256_of_file
 from deim.loss.matcher import HungarianMatcher
 from deim.model.detector import Detector
 from deim.model.weights import hash_tensors
-from multimodal.confused_pairs import ConfusedPair, confused_pairs, count_confusions
+from deim.records import from_json, to_json
+from multimodal.confused_pairs import ConfusedPair, find_confused_pairs
 from multimodal.encoders.build import build_encoder
-from multimodal.feature_cache import (
-    DetectorOutputBatch,
-    DetectorOutputLoader,
-    open_store,
-    run_detector_in_chunks,
-)
+from multimodal.feature_cache import DetectorOutputLoader, open_store
 from multimodal.fusion_head import FusionHead, parameter_groups
-from multimodal.loss import FusionCriterion, FusionLossOptions
+from multimodal.loss import FusionCriterion
 from multimodal.options import TextFusionOptions
 from multimodal.prompts import load_prompts
-from multimodal.text_bank import (
-    TextBank,
-    build_text_bank,
-    check_classes,
-    load_text_bank,
-    text_bank_from_dict,
-    text_bank_to_dict,
-)
+from multimodal.text_bank import TextBank, build_text_bank, load_text_bank
 from multimodal.wrapper import TextFusedDetector, query_dim
 
 logger = logging.getLogger(__name__)
 
 SHARED_BLOCKS = ("model", "image_size", "data", "loss", "evaluation")
 """Options that an experiment takes from its detector unless it gives them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectorOrigin:
+    """The checkpoint of the frozen detector."""
+
+    path: str
+    sha256: str
+    epoch: int
+    weights: WeightKind
+    operating_points: Mapping[str, Any] | None
+    """Its thresholds, in plain JSON types."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextFusionState:
+    """What a checkpoint stores beside weights: the text and the origin of the detector."""
+
+    text_bank: TextBank
+    detector: DetectorOrigin
+    confused: tuple[ConfusedPair, ...]
+    """Classes that the detector confuses on the training images."""
+
+
+def read_state(stored: Checkpoint | TrainedDetector, path: Path) -> TextFusionState:
+    """Read what the checkpoint at `path` stores for this task.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    try:
+        return from_json(TextFusionState, stored.task_state)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged, {error} Use another checkpoint of the run.") from None
 
 
 class TextFusionTask:
@@ -82,11 +106,7 @@ class TextFusionTask:
     report_module: str | None = "multimodal.report"
 
     def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:
-        """Return the options of the detector that the experiment extends.
-
-        Raises:
-            CheckpointError: If the detector's checkpoint is missing, damaged, or not of a detector.
-        """
+        """Return the options of the detector that the experiment extends; see `TrainingTask`."""
         detector = block.get("detector")
         if not isinstance(detector, str):
             return None  # refused with all other problems when the config is read
@@ -97,18 +117,18 @@ class TextFusionTask:
                 f"detector first, or name the best.pth of one with --set task.detector=PATH."
             )
         checkpoint = read_checkpoint(path)
-        _refuse_fused(checkpoint.task, checkpoint.task_state, path)
+        if checkpoint.task != "detection":
+            raise CheckpointError(
+                f"{path}: already has text fusion. Name the detector that it was made from with "
+                f"--set task.detector={read_state(checkpoint, path).detector.path}"
+            )
         config = checkpoint.config
         options = {name: config[name] for name in SHARED_BLOCKS if name in config}
         options["model"] = config["model"] | {"init_from": None}
         return TaskDefaults(options=options, source=detector, fixed_blocks=("model",))
 
     def resolve_timeline(self, config: Config, *, steps_per_epoch: int) -> Timeline:
-        """Return the phases of the run: the same augmentation and matching cost in all epochs.
-
-        Raises:
-            ConfigError: If a phase given by hand does not fit the run.
-        """
+        """Return the phases of the run: the same augmentation and matching cost in all epochs."""
         return resolve_schedule(
             config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch, has_stages=False
         )
@@ -119,43 +139,42 @@ class TextFusionTask:
         return [f"  class head            {'never' if start is None else f'from epoch {start}'}"]
 
     def build(self, context: RunContext) -> TaskProducts:
-        """Build the fusion on a frozen detector.
-
-        Raises:
-            ConfigError: If the options contradict each other.
-            CheckpointError: If the detector or the text bank is missing, damaged, or of other classes.
-            DataError: If an image is damaged.
-        """
+        """Build the fusion on a frozen detector; see `TrainingTask`."""
         config, train = context.config, context.splits.train
         options = fusion_options(config)
         _check_options(context, options)
-        trained = _load_frozen(Path(options.detector), device=context.device)
-        _check_same_classes(trained, train.class_names, where=train.annotations_path.name)
+        trained = load_trained(Path(options.detector), device=context.device)
+        assert isinstance(trained.model, Detector)  # anything else was refused with the config
+        _check_same_classes(trained, train)
         _check_same_input(trained, config)
         bank = _text_bank(options, train.class_names)
-        assert isinstance(trained.model, Detector)
-        model = build_fused(trained.model, bank, options).to(context.device)
-        loader = build_fusion_loader(context, model)
-        pairs = _find_confused_pairs(context, model, loader, share=options.confusion_share)
+        model = _build_fused(trained.model, bank, options).to(context.device)
+        loader = _build_loader(context, model)
+        pairs = find_confused_pairs(context, model, loader, min_share=options.confusion_share)
+        origin = DetectorOrigin(
+            path=str(trained.path),
+            sha256=sha256_of_file(trained.path),
+            epoch=trained.epoch,
+            weights=trained.weights,
+            operating_points=trained.operating_points,
+        )
         groups = parameter_groups(
             model.head,
-            config.recipe.lr,
-            weight_decay=config.recipe.weight_decay,
-            class_head_delta=model.class_head_delta,
-            class_head_from_epoch=options.class_head_from_epoch or 0,
+            model.class_head_delta,
+            config.recipe,
+            class_head_from_epoch=options.class_head_from_epoch,
         )
         return TaskProducts(
             model=model,
             criterion=FusionCriterion(
-                HungarianMatcher(config.loss.matcher, late_epoch=config.epochs),
-                options.loss,
-                num_classes=len(train.class_names),
+                matcher=HungarianMatcher(config.loss.matcher, late_epoch=config.epochs),
+                options=options.loss,
                 confused=[(pair.label, pair.predicted_as) for pair in pairs],
                 mal_gamma=config.loss.mal_gamma,
             ),
             optimizer=torch.optim.AdamW(groups, lr=config.recipe.lr, betas=config.recipe.betas, fused=True),
             loader=loader,
-            state=_task_state(trained, bank, pairs),
+            state=to_json(TextFusionState(text_bank=bank, detector=origin, confused=pairs)),
             fingerprints={
                 "detector": hash_tensors(model.detector.state_dict()),
                 "text": hash_tensors({"prompts": bank.prompts, "background": bank.background}),
@@ -164,23 +183,17 @@ class TextFusionTask:
         )
 
     def build_stored_model(self, config: Config, checkpoint: Checkpoint, path: Path) -> nn.Module:
-        """Build the fused detector of a checkpoint; CLIP is not needed.
-
-        Raises:
-            CheckpointError: If the text in the checkpoint is damaged.
-        """
-        if "text_bank" not in checkpoint.task_state:
-            raise CheckpointError(f"{path}: damaged, it has no text. Use another checkpoint of the run.")
-        bank = text_bank_from_dict(checkpoint.task_state["text_bank"], where=str(path))
+        """Build the fused detector of a checkpoint; CLIP is not needed."""
+        bank = read_state(checkpoint, path).text_bank
         detector = Detector(config.model, len(checkpoint.class_names), channels=config.data.channels)
-        return build_fused(detector, bank, fusion_options(config))
+        return _build_fused(detector, bank, fusion_options(config))
 
 
 TASK = TextFusionTask()
 
 
 def fusion_options(config: Config) -> TextFusionOptions:
-    """Return the block `task` of an experiment of this task.
+    """Return the block `task` of an experiment.
 
     Raises:
         ConfigError: If the experiment is of another task.
@@ -194,34 +207,24 @@ def fusion_options(config: Config) -> TextFusionOptions:
 
 
 def detector_alone(trained: TrainedDetector) -> TrainedDetector:
-    """Return the frozen detector within a fused one, with its operating points.
-
-    Args:
-        trained: A detector with text fusion.
-    """
+    """Return the frozen detector within a fused one, with its operating points."""
     assert isinstance(trained.model, TextFusedDetector)
-    detector = trained.task_state["detector"]
+    origin = read_state(trained, trained.path).detector
     return replace(
         trained,
         model=trained.model.detector,
         config=replace(trained.config, task=detection_options()),
         task="detection",
         task_state={},
-        epoch=detector["epoch"],
-        weights=detector["weights"],
+        epoch=origin.epoch,
+        weights=origin.weights,
         timeline=None,
-        operating_points=detector["operating_points"],
+        operating_points=origin.operating_points,
     )
 
 
-def build_fused(detector: Detector, bank: TextBank, options: TextFusionOptions) -> TextFusedDetector:
-    """Put a new fusion head on a detector, which is frozen.
-
-    Args:
-        detector: The trained detector.
-        bank: Text of its classes.
-        options: The block `task`.
-    """
+def _build_fused(detector: Detector, bank: TextBank, options: TextFusionOptions) -> TextFusedDetector:
+    """Put a new fusion head on a detector with the classes of the bank; the detector is frozen."""
     head = FusionHead(
         bank.prompts,
         bank.background,
@@ -231,20 +234,6 @@ def build_fused(detector: Detector, bank: TextBank, options: TextFusionOptions) 
     )
     train_class_head = options.class_head_from_epoch is not None
     return TextFusedDetector(detector, head, train_class_head=train_class_head)
-
-
-def _refuse_fused(task: str, state: Mapping[str, Any], path: Path) -> None:
-    if task != "detection":
-        raise CheckpointError(
-            f"{path}: already has text fusion. Name the detector that it was made from with "
-            f"--set task.detector={state['detector']['path']}"
-        )
-
-
-def _load_frozen(path: Path, *, device: torch.device) -> TrainedDetector:
-    trained = load_trained(path, device=device)
-    _refuse_fused(trained.task, trained.task_state, path)
-    return trained
 
 
 def _check_options(context: RunContext, options: TextFusionOptions) -> None:
@@ -266,36 +255,35 @@ def _check_options(context: RunContext, options: TextFusionOptions) -> None:
             f"{config.epochs - 1}. Use an earlier one, or null.",
         ),
     ]
-    problems += [
-        (
-            getattr(config.augment, name) > 0,
-            f"augment.{name}: got {getattr(config.augment, name)}, but text fusion stores the detector's "
-            f"output of single images. Set it to 0.",
-        )
-        for name in ("mix_up", "copy_blend", "multi_scale")
-    ]
+    for name in ("mix_up", "copy_blend", "multi_scale"):
+        value = getattr(config.augment, name)
+        problem = "but text fusion stores the detector's output of single images. Set it to 0."
+        problems.append((value > 0, f"augment.{name}: got {value}, {problem}"))
     check(problems)
 
 
-def _check_same_classes(trained: TrainedDetector, class_names: Sequence[str], *, where: str) -> None:
-    if trained.class_names != tuple(class_names):
+def _check_same_classes(trained: TrainedDetector, split: CocoSplit) -> None:
+    if trained.class_names != split.class_names:
         raise ConfigError(
-            f"{where}: has the classes {', '.join(class_names)}, the detector {trained.path} "
-            f"{', '.join(trained.class_names)}. Text fusion needs the same, in the same order of their ids: "
-            f"use the annotations that the detector was trained on."
+            f"{split.annotations_path.name}: has the classes {', '.join(split.class_names)}, the detector "
+            f"{trained.path} {', '.join(trained.class_names)}. Text fusion needs the same, in the same order "
+            f"of their ids: use the annotations that the detector was trained on."
         )
 
 
 def _check_same_input(trained: TrainedDetector, config: Config) -> None:
     """Raise ConfigError if images are prepared differently than for the detector; warn of another size."""
-    here, there = config_to_dict(config)["data"], config_to_dict(trained.config)["data"]
+    here, there = (
+        {name: "null" if value is None else value for name, value in config_to_dict(of)["data"].items()}
+        for of in (config, trained.config)
+    )
     names = [option.removeprefix("data.") for option in INPUT_OPTIONS if option.startswith("data.")]
     check(
         [
             (
                 here[name] != there[name],
-                f"data.{name}: got {_to_text(here[name])}, the detector was trained with "
-                f"{_to_text(there[name])}. Remove the option.",
+                f"data.{name}: got {here[name]}, the detector was trained with {there[name]}. Remove the "
+                f"option.",
             )
             for name in names
         ]
@@ -309,35 +297,17 @@ def _check_same_input(trained: TrainedDetector, config: Config) -> None:
         )
 
 
-def _to_text(value: object) -> str:
-    return "null" if value is None else str(value)
-
-
 def _text_bank(options: TextFusionOptions, class_names: Sequence[str]) -> TextBank:
     if options.text_bank is not None:
         return load_text_bank(Path(options.text_bank), class_names=class_names)
-    encoder = build_encoder(options.encoder)
-    bank = build_text_bank(load_prompts(options.prompts), encoder, class_names, where=options.prompts)
-    check_classes(bank, class_names, where=options.prompts)
+    encoder, prompts = build_encoder(options.encoder), load_prompts(options.prompts)
+    bank = build_text_bank(prompts, encoder, class_names, where=options.prompts)
     logger.info("text: %s, by %s", options.prompts, bank.encoder)
     return bank
 
 
-FusionLoader = BatchLoader | DetectorOutputLoader
-"""Training batches of the fusion head: images, or stored outputs of the detector."""
-
-
-def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> FusionLoader:
-    """Build the training batches of the fusion head.
-
-    Args:
-        context: The run.
-        model: The fused detector, whose detector's outputs are stored unless the options forbid it.
-
-    Raises:
-        ConfigError: If a change of images needs a package that is not installed.
-        DataError: If an image cannot be read.
-    """
+def _build_loader(context: RunContext, model: TextFusedDetector) -> BatchLoader | DetectorOutputLoader:
+    """Build the training batches: outputs of the detector, or images without the cache."""
     config, options = context.config, fusion_options(context.config)
     # The number of a stored view stands for the epoch.
     stop = options.cached_views if options.cache else config.epochs
@@ -360,9 +330,9 @@ def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> Fusion
     num_stored = sum(map(store.has, views))
     logger.info("feature cache: %s holds %d of %d views of images", store.folder, num_stored, len(views))
     return DetectorOutputLoader(
-        model,
-        dataset,
-        context.sampler,
+        model=model,
+        dataset=dataset,
+        sampler=context.sampler,
         store=store,
         num_views=options.cached_views,
         device=context.device,
@@ -370,74 +340,3 @@ def build_fusion_loader(context: RunContext, model: TextFusedDetector) -> Fusion
         images_at_once=config.data.eval_batch_size,
         num_workers=config.data.num_workers,
     )
-
-
-def _detector_outputs(
-    context: RunContext, model: TextFusedDetector, loader: FusionLoader
-) -> Iterator[DetectorOutputBatch]:
-    """Yield the batches of a loader with the detector's outputs, computed where they are not stored."""
-    for batch in loader:
-        if isinstance(batch, DetectorOutputBatch):
-            yield batch
-            continue
-        on_device = batch.to(context.device)
-        outputs = run_detector_in_chunks(
-            model, on_device.images, context.config.data.eval_batch_size, context.precision
-        )
-        yield DetectorOutputBatch(images=outputs, targets=on_device.targets)
-
-
-def _find_confused_pairs(
-    context: RunContext, model: TextFusedDetector, loader: FusionLoader, *, share: float
-) -> list[ConfusedPair]:
-    """Return the classes that the detector confuses on the training images, and log them."""
-    config, class_names = context.config, context.splits.train.class_names
-    matcher = HungarianMatcher(config.loss.matcher, late_epoch=config.epochs)
-    criterion = FusionCriterion(matcher, FusionLossOptions(), num_classes=len(class_names))
-    loader.set_epoch(0)
-    is_main = context.distributed.is_main
-    outputs = _detector_outputs(context, model, loader)
-    with progress_bar("outputs of the detector", total=len(loader), is_shown=is_main) as advance:
-        counts = count_confusions(
-            _counted(outputs, advance),
-            criterion,
-            num_classes=len(class_names),
-            distributed=context.distributed,
-        )
-    pairs = confused_pairs(counts, share=share)
-    if not pairs:
-        logger.info(
-            "the detector confuses no class with another in more than %.0f %% of its boxes", 100 * share
-        )
-    for pair in pairs:
-        logger.info(
-            "the detector predicts %.0f %% of the training boxes of %s as %s",
-            100 * pair.share,
-            class_names[pair.label],
-            class_names[pair.predicted_as],
-        )
-    return pairs
-
-
-def _counted(batches: Iterable[DetectorOutputBatch], advance: Advance) -> Iterator[DetectorOutputBatch]:
-    for batch in batches:
-        yield batch
-        advance("")
-
-
-def _task_state(trained: TrainedDetector, bank: TextBank, pairs: Sequence[ConfusedPair]) -> dict[str, Any]:
-    """Return what a checkpoint stores beside weights: the text and the origin of the detector."""
-    points = trained.operating_points
-    return {
-        "text_bank": text_bank_to_dict(bank),
-        "detector": {
-            "path": str(trained.path),
-            "sha256": sha256_of_file(trained.path),
-            "epoch": trained.epoch,
-            "weights": trained.weights,
-            "operating_points": None if points is None else dict(points),
-        },
-        "confused": [
-            {"label": pair.label, "predicted_as": pair.predicted_as, "share": pair.share} for pair in pairs
-        ],
-    }

@@ -6,11 +6,11 @@ Building a bank needs a text encoder; reading one needs neither CLIP nor the pro
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -22,20 +22,18 @@ from deim.errors import CheckpointError, ConfigError
 from deim.files import raise_listed, suggest, write_atomically
 from deim.model.weights import UNREADABLE, hash_tensors
 from deim.records import from_json, to_json
-from multimodal.encoders.interface import TextEncoder
+from deim.report.tables import format_number, format_table
+from multimodal.encoders.build import TextEncoder
 from multimodal.prompts import PLACEHOLDER, ClassPrompt, Prompts
 
 logger = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 """Raised whenever the content of a bank changes its meaning."""
-
 SLOTS: Final = ("description", "keywords", "contrast")
 """The K prompts of a class."""
-
 CLOSE_COSINE: Final = 0.95
 """Texts of two classes with a higher cosine are hard to distinguish."""
-
 NORM_TOLERANCE: Final = 1e-3
 ADVICE: Final = "Build it again with deim text-bank."
 
@@ -44,6 +42,7 @@ ADVICE: Final = "Build it again with deim text-bank."
 class TextBank:
     """Embedded texts; all vectors have norm 1."""
 
+    format: int = FORMAT
     class_names: tuple[str, ...]
     """C names, in the order of the detector's class indices."""
     prompts: Tensor
@@ -62,11 +61,13 @@ class TextBank:
     """The sentences that each text was put into, with `{}` in its place."""
 
     def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ValueError(f"text bank format {self.format}; this version reads {FORMAT}")
         num_classes, dim = len(self.class_names), self.prompts.shape[-1]
         shapes = {"prompts": (num_classes, len(SLOTS), dim), "background": (len(self.background_texts), dim)}
         for name, shape in shapes.items():
             vectors: Tensor = getattr(self, name)
-            if vectors.shape != shape:
+            if vectors.shape != shape or not len(vectors):
                 raise ValueError(f"{name}: got {tuple(vectors.shape)}, needs {shape}.")
             if vectors.dtype != torch.float32:
                 raise ValueError(f"{name}: got {vectors.dtype}, needs float32.")
@@ -74,17 +75,6 @@ class TextBank:
                 raise ValueError(f"{name}: holds vectors whose norm is not 1.")
         if [len(row) for row in self.prompt_texts] != [len(SLOTS)] * num_classes:
             raise ValueError(f"prompt_texts: needs {num_classes} rows of {len(SLOTS)} texts.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClosePair:
-    """Two classes whose texts are hard to distinguish, with the cosines of their mean vectors."""
-
-    first: str
-    second: str
-    raw: float
-    centered: float
-    """The cosine after subtraction of the mean over all classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -95,8 +85,17 @@ class ClassCosines:
     """(C, C) float32: cosines of the classes' mean vectors."""
     centered: Tensor
     """(C, C) float32: the same after subtraction of the mean over classes, as in the fusion head."""
-    close_pairs: tuple[ClosePair, ...]
-    """Pairs with a cosine above `CLOSE_COSINE`: the centered one, or with two classes the raw one."""
+
+    @property
+    def close_pairs(self) -> list[tuple[int, int]]:
+        """Class indices of the pairs with a cosine above `CLOSE_COSINE`.
+
+        All texts of one subject share a direction, which raises the raw cosines and which the fusion head
+        subtracts, so the centered cosines decide. Two classes alone are always opposite once centered, so
+        with C = 2 the raw cosine decides.
+        """
+        deciding = self.raw if len(self.raw) == 2 else self.centered
+        return [pair for pair in combinations(range(len(self.raw)), 2) if deciding[pair] > CLOSE_COSINE]
 
 
 def build_text_bank(
@@ -111,14 +110,8 @@ def build_text_bank(
     Each text is embedded in every template to norm 1, and the mean is scaled to norm 1 again. The description
     stands in for missing keywords or a missing contrast.
 
-    Args:
-        prompts: From `load_prompts`.
-        encoder: Embeds the sentences.
-        class_names: C names in the detector's order; None for all classes of the file, in its order.
-        where: Name of the prompts file, for messages.
-
-    Returns:
-        The bank, on the CPU.
+    `class_names` are those of a detector, in its order; None takes all classes of the file, in its order.
+    `where` is the name of the file, for messages.
 
     Raises:
         ConfigError: If a class has no prompts, or a name stands twice; one line for each problem.
@@ -167,63 +160,42 @@ def _embed(texts: Sequence[str], templates: Sequence[str], encoder: TextEncoder)
 
 
 def class_cosines(bank: TextBank) -> ClassCosines:
-    """Compare the classes' texts.
-
-    All texts of one subject share a direction, which raises the raw cosines and which the fusion head
-    subtracts, so the centered cosines decide. Two classes alone are always opposite once centered, so with
-    C = 2 the raw cosine decides.
-    """
+    """Compare the mean vectors of the classes' texts."""
     means = bank.prompts.mean(dim=1)
-    raw, centered = (_cosines(vectors) for vectors in (means, means - means.mean(dim=0)))
-    deciding = raw if len(means) == 2 else centered
-    pairs = tuple(
-        ClosePair(
-            first=bank.class_names[first],
-            second=bank.class_names[second],
-            raw=float(raw[first, second]),
-            centered=float(centered[first, second]),
-        )
-        for first, second in combinations(range(len(means)), 2)
-        if deciding[first, second] > CLOSE_COSINE
-    )
-    return ClassCosines(raw=raw, centered=centered, close_pairs=pairs)
+    raw, centered = (F.normalize(vectors, dim=-1) for vectors in (means, means - means.mean(dim=0)))
+    return ClassCosines(raw=raw @ raw.T, centered=centered @ centered.T)
 
 
-def _cosines(vectors: Tensor) -> Tensor:
-    units = F.normalize(vectors, dim=-1)
-    return units @ units.T
+def describe_text_bank(bank: TextBank) -> str:
+    """Describe sizes, encoder, both matrices of cosines, and the pairs of classes with similar texts."""
+    num_classes, num_prompts, dim = bank.prompts.shape
+    names, cosines = bank.class_names, class_cosines(bank)
+    lines = [
+        f"{num_classes} classes with {num_prompts} prompts, {len(bank.background)} of the background, "
+        f"{dim} numbers each",
+        f"encoder  {bank.encoder}",
+        f"weights  {bank.weights_hash or 'none'}",
+        "\ncosines between classes, raw",
+        _format_matrix(names, cosines.raw),
+        "\ncosines between classes, centered on the mean of the classes as in the fusion head",
+        _format_matrix(names, cosines.centered),
+    ]
+    lines += [
+        f"\nwarning: {names[pair[0]]}, {names[pair[1]]}: cosine {cosines.raw[pair]:.3f} raw, "
+        f"{cosines.centered[pair]:.3f} centered. Texts above {CLOSE_COSINE} are hard to distinguish: "
+        f"describe what makes the classes different."
+        for pair in cosines.close_pairs
+    ]
+    return "\n".join(lines)
 
 
-def text_bank_to_dict(bank: TextBank) -> dict[str, Any]:
-    """Return the bank as tensors and plain types, for a checkpoint."""
-    return {"format": FORMAT, **to_json(bank)}
-
-
-def text_bank_from_dict(content: Mapping[str, Any], *, where: str) -> TextBank:
-    """Rebuild a bank.
-
-    Args:
-        content: From `text_bank_to_dict`.
-        where: Name of the file, for messages.
-
-    Raises:
-        CheckpointError: If it is of another version, or anything in it is missing or wrong.
-    """
-    if content.get("format") != FORMAT:
-        version = content.get("format")
-        raise CheckpointError(f"{where}: text bank format {version}; this version reads {FORMAT}. {ADVICE}")
-    try:
-        return from_json(TextBank, content)
-    except ValueError as error:
-        raise CheckpointError(f"{where}: not a complete text bank ({error}). {ADVICE}") from None
+def _format_matrix(names: Sequence[str], cosines: Tensor) -> str:
+    rows = [[name, *map(format_number, row)] for name, row in zip(names, cosines.tolist(), strict=True)]
+    return format_table(["", *map(str, range(len(names)))], rows)
 
 
 def save_text_bank(bank: TextBank, path: Path) -> None:
-    """Write a bank atomically. Equal banks give equal bytes.
-
-    Args:
-        bank: The bank.
-        path: `.safetensors` file; its folder is made if it does not exist.
+    """Write a bank to a `.safetensors` file, atomically. Equal banks give equal bytes.
 
     Raises:
         ConfigError: If the name ends in something else.
@@ -231,7 +203,7 @@ def save_text_bank(bank: TextBank, path: Path) -> None:
     """
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: a text bank is a .safetensors file. Give it such a name.")
-    content = text_bank_to_dict(bank)
+    content = to_json(bank)
     tensors = {name: content.pop(name).contiguous() for name in ("prompts", "background")}
     described = json.dumps(content | {"tensors_hash": hash_tensors(tensors)}, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,11 +211,7 @@ def save_text_bank(bank: TextBank, path: Path) -> None:
 
 
 def load_text_bank(path: Path, *, class_names: Sequence[str] | None = None) -> TextBank:
-    """Read a bank.
-
-    Args:
-        path: From `save_text_bank`.
-        class_names: C names in the detector's order, which must be the bank's; None to take any.
+    """Read a bank; `class_names` are those of a detector, in the same order as the bank's.
 
     Raises:
         CheckpointError: If it is missing, damaged, of another version or made for other classes.
@@ -261,28 +229,26 @@ def load_text_bank(path: Path, *, class_names: Sequence[str] | None = None) -> T
         raise CheckpointError(f"{path}: damaged or not a text bank ({error}). {ADVICE}") from None
     if not isinstance(described, dict):
         raise CheckpointError(f"{path}: a weights file, but not a text bank. {ADVICE}")
-    bank = text_bank_from_dict(described | tensors, where=str(path))
+    try:
+        bank = from_json(TextBank, described | tensors)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a complete text bank ({error}). {ADVICE}") from None
     if described.get("tensors_hash") != hash_tensors(tensors):
         raise CheckpointError(f"{path}: damaged, its numbers have changed since it was written. {ADVICE}")
     if class_names is not None:
-        check_classes(bank, class_names, where=str(path))
+        _check_classes(bank, class_names, path)
     return bank
 
 
-def check_classes(bank: TextBank, class_names: Sequence[str], *, where: str) -> None:
-    """Check that a bank was built for the classes of a detector, in their order.
-
-    Raises:
-        CheckpointError: If not; every class that differs is named.
-    """
+def _check_classes(bank: TextBank, class_names: Sequence[str], path: Path) -> None:
     advice = "Build the bank again with deim text-bank --checkpoint."
     if len(bank.class_names) != len(class_names):
         raise CheckpointError(
-            f"{where}: the text bank has {len(bank.class_names)} classes ({', '.join(bank.class_names)}), "
+            f"{path}: the text bank has {len(bank.class_names)} classes ({', '.join(bank.class_names)}), "
             f"the detector {len(class_names)} ({', '.join(class_names)}). {advice}"
         )
     differing = [
-        f"{where}: class {label} is '{ours}' in the text bank, '{theirs}' in the detector."
+        f"{path}: class {label} is '{ours}' in the text bank, '{theirs}' in the detector."
         for label, (ours, theirs) in enumerate(zip(bank.class_names, class_names, strict=True))
         if ours != theirs
     ]

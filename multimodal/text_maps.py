@@ -1,7 +1,6 @@
 """Maps of the queries that respond to the text of a class in an image, beside the scores of the detector.
 
-Maps show queries, not cells of the encoder: the projection of the fusion head is trained on queries, and its
-cosine with a query is the number that moves the logits.
+Maps show queries, not cells of the encoder: the cosine with a query is the number that moves the logits.
 """
 
 import re
@@ -51,15 +50,10 @@ def compute_text_map(model: TextFusedDetector, image_input: Tensor, placement: P
 
     Args:
         model: The fused detector, on any device.
-        image_input: (1, channels, H, W) float, normalized, on the same device; H and W multiples of 32.
+        image_input: (channels, H, W) float, normalized, on the same device; H and W multiples of 32.
         placement: Position of the input in the original image.
-
-    Raises:
-        ValueError: If `image_input` is not of one image, or its height or width is not a multiple of 32.
     """
-    if image_input.ndim != 4 or image_input.shape[0] != 1:
-        raise ValueError(f"image_input: got {tuple(image_input.shape)}. It must be (1, C, H, W), one image.")
-    detector_outputs = model.run_detector(image_input)
+    detector_outputs = model.run_detector(image_input[None])
     fused = model(detector_outputs)
     boxes_xyxy = to_original_pixels(cxcywh_to_xyxy(fused["pred_boxes"][0].float().cpu()), placement)
     if placement.tile_xyxy is not None:
@@ -88,17 +82,15 @@ def compute_heat(boxes_xyxy: Tensor, values: Tensor, size_hw: tuple[int, int]) -
         (*size_hw) float32; 0 where no box is.
     """
     heat = torch.zeros(size_hw)
-    low, high = boxes_xyxy[:, :2].round(), boxes_xyxy[:, 2:].round()
     middle = ((boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2).floor()
-    is_thin = high <= low
-    low, high = torch.where(is_thin, middle, low), torch.where(is_thin, middle + 1, high)
+    low = torch.minimum(boxes_xyxy[:, :2].round(), middle)
+    high = torch.maximum(boxes_xyxy[:, 2:].round(), middle + 1)
     corners = torch.cat([low, high], dim=1).long().tolist()
-    has_area = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1).tolist()
-    # The highest value is painted last.
-    for query in values.argsort().tolist():
-        if has_area[query]:
-            left, top, right, bottom = corners[query]
-            heat[top:bottom, left:right] = values[query]
+    has_area = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
+    order = values.argsort()  # the highest value is painted last
+    for query in order[has_area[order]].tolist():
+        left, top, right, bottom = corners[query]
+        heat[top:bottom, left:right] = values[query]
     return heat
 
 
@@ -110,19 +102,13 @@ def write_text_maps(
     *,
     num_images: int = 4,
 ) -> list[Path]:
-    """Draw the text maps of some classes, one file each.
+    """Draw the text maps of some classes, one file each: `text_map_<class index>_<class name>.png`.
 
-    A file shows the images with the most boxes of its class, and below them the first image without any box.
-
-    Args:
-        trained: A text fusion.
-        split: Images and boxes, with the same classes.
-        class_labels: Class indices.
-        folder: Folder of the files; it is made if it does not exist.
-        num_images: Largest number of images with boxes of the class.
+    A file shows the images with the most boxes of its class, at most `num_images`, and below them the first
+    image without any box.
 
     Returns:
-        Path of each file: `text_map_<class index>_<class name>.png`, the name in ASCII letters and digits.
+        Path of each file; the name is in ASCII letters and digits.
 
     Raises:
         DataError: If an image is missing or damaged, or the split has other classes.
@@ -203,7 +189,7 @@ def _text_map(trained: TrainedDetector, path: Path) -> TextMap:
     assert isinstance(model, TextFusedDetector)
     form = build_input_format(config.data, config.image_size_hw)
     maps = [
-        compute_text_map(model, normalize(resized, form)[None].to(trained.device), place)
+        compute_text_map(model, normalize(resized, form).to(trained.device), place)
         for resized, place in read_tiles(path, form)
     ]
     return TextMap(

@@ -1,6 +1,6 @@
 """A frozen detector with the fusion head on top."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, Self
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deim.model.detector import Detector
 from deim.structures import ModelOutput, Target
-from multimodal.fusion_head import FusionHead, TextScores
+from multimodal.fusion_head import FusionHead, TextScores, zero_linear
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,70 +23,51 @@ class DetectorOutputs:
     pred_boxes: Tensor
     """(B, Q, 4) float, cxcywh."""
 
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "DetectorOutputs":
+        """Change each tensor."""
+        return DetectorOutputs(**{name: change(getattr(self, name)) for name in OUTPUT_NAMES})
+
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "DetectorOutputs":
         """Copy to a device."""
-        return DetectorOutputs(
-            **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in OUTPUT_NAMES}
-        )
+        return self.apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
 OUTPUT_NAMES = tuple(field.name for field in fields(DetectorOutputs))
 
 
 class FusedOutput(ModelOutput):
-    """Fused logits in `pred_logits`, the detector's `pred_boxes`, and what the loss needs beside them.
-
-    Predictions have C classes; the background is not among them.
-    """
+    """Fused logits in `pred_logits`, the detector's `pred_boxes`, and what the loss needs beside them."""
 
     detector_logits: Tensor
     """(B, Q, C) float, before the sigmoid, from the frozen detector."""
     text_scores: TextScores
 
 
-class Fusing(Protocol):
-    """Moves class logits by the features of their queries, as a `FusionHead` does."""
+class Head(Protocol):
+    """Scores queries, and says how far the scores move their logits, as a `FusionHead` does."""
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, C."""
+    gate: nn.Parameter
+    bias: nn.Parameter
 
     def compare(self, queries: Tensor) -> TextScores:
         """Compute the scores of queries (B, Q, D)."""
 
-    def fuse(self, logits: Tensor, scores: TextScores) -> Tensor:
-        """Move logits (B, Q, C) by the scores of the same queries; returns (B, Q, C+1) float32."""
 
-
-def fuse_outputs(outputs: DetectorOutputs, head: Fusing, class_head_delta: nn.Linear | None) -> FusedOutput:
-    """Fuse the outputs of the frozen detector.
-
-    Args:
-        outputs: Outputs for a batch.
-        head: Moves the logits.
-        class_head_delta: Adds to the detector's logits first; None for no change.
-    """
+def fuse_outputs(outputs: DetectorOutputs, head: Head, class_head_delta: nn.Linear | None) -> FusedOutput:
+    """Fuse the outputs of the frozen detector, in float32; `class_head_delta` adds to its logits first."""
     scores = head.compare(outputs.query_features)
-    logits = outputs.pred_logits
-    if class_head_delta is not None:
-        with torch.autocast(logits.device.type, enabled=False):
-            logits = logits.float() + class_head_delta(outputs.query_features.float())
-    # Contiguous, because the sigmoid of a view rounds differently than that of the detector's tensor.
-    fused = head.fuse(logits, scores)[..., : head.num_classes].contiguous()
+    with torch.autocast(outputs.pred_logits.device.type, enabled=False):
+        logits = outputs.pred_logits.float()
+        if class_head_delta is not None:
+            logits = logits + class_head_delta(outputs.query_features.float())
+        lead = scores.class_logits - scores.background_logits[..., None]
+        fused = logits + torch.tanh(head.gate) * (lead + head.bias)
     return {
         "pred_logits": fused,
         "pred_boxes": outputs.pred_boxes,
         "detector_logits": outputs.pred_logits,
         "text_scores": scores,
     }
-
-
-def new_class_head_delta(query_dim: int, num_classes: int) -> nn.Linear:
-    """Return a linear layer that adds 0 to the logits."""
-    delta = nn.Linear(query_dim, num_classes)
-    nn.init.zeros_(delta.weight)
-    nn.init.zeros_(delta.bias)
-    return delta
 
 
 class TextFusedDetector(nn.Module):
@@ -101,36 +82,17 @@ class TextFusedDetector(nn.Module):
 
     Args:
         detector: The trained detector; it is frozen in place.
-        head: The fusion head.
+        head: The fusion head, of the same classes and width of queries.
         train_class_head: Train the last class head too.
-
-    Raises:
-        ValueError: If the numbers of classes, or the widths of the queries, differ.
     """
 
     def __init__(self, detector: Detector, head: FusionHead, *, train_class_head: bool = False) -> None:
         super().__init__()
         self.detector = detector.requires_grad_(False).eval()
         self.head = head
-        if head.num_classes != detector.num_classes:
-            raise ValueError(
-                f"head: got text of {head.num_classes} classes for a detector of {detector.num_classes}. "
-                f"Each class needs its text. Build the text bank with the detector's classes, in their order."
-            )
         width = query_dim(detector)
-        if head.query_dim != width:
-            raise ValueError(
-                f"head: got query_dim {head.query_dim} for a detector whose queries have {width}. Both must "
-                f"be equal. Build the head with the detector's hidden_dim."
-            )
-        self.class_head_delta = (
-            new_class_head_delta(width, detector.num_classes) if train_class_head else None
-        )
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, C."""
-        return self.detector.num_classes
+        assert (head.num_classes, head.query_dim) == (detector.num_classes, width)
+        self.class_head_delta = zero_linear(width, detector.num_classes) if train_class_head else None
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the head; the detector stays in evaluation mode."""
@@ -147,26 +109,14 @@ class TextFusedDetector(nn.Module):
     ) -> FusedOutput:
         """Detect objects, in the same way in training and in evaluation mode.
 
-        Args:
-            images: (B, channels, H, W) float, normalized, or the outputs of `run_detector` for them.
-            targets: Not used: a frozen detector makes no denoising queries.
-            max_boxes: Not used, for the same reason.
-
-        Raises:
-            ValueError: If the height or the width is not a multiple of 32.
+        `images` are (B, channels, H, W) float, normalized, or the outputs of `run_detector` for them;
+        `targets` and `max_boxes` are not used, because a frozen detector makes no denoising queries.
         """
         outputs = images if isinstance(images, DetectorOutputs) else self.run_detector(images)
         return fuse_outputs(outputs, self.head, self.class_head_delta)
 
     def run_detector(self, images: Tensor) -> DetectorOutputs:
-        """Run the frozen detector alone.
-
-        Args:
-            images: (B, channels, H, W) float, normalized; H and W multiples of 32.
-
-        Raises:
-            ValueError: If the height or the width is not a multiple of 32.
-        """
+        """Run the frozen detector alone on images (B, channels, H, W); H and W are multiples of 32."""
         # Other code may have set single layers to training, such as batch norm.
         if any(module.training for module in self.detector.modules()):
             self.detector.eval()

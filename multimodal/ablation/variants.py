@@ -7,35 +7,30 @@ do worse.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deim.engine.optimizer import ParameterGroup
+from deim.engine.optimizer import ParameterGroup, RecipeOptions
 from deim.errors import ConfigError
 from deim.structures import Target
 from multimodal.fusion_head import (
-    BACKGROUND_FACTOR,
-    GATE_FACTOR,
-    SCALES_FACTOR,
+    LAYERS_FACTOR,
     START_SCALE,
-    TEXT_LAYERS_FACTOR,
     FusionHead,
     TextScores,
-    layer_groups,
-    move_logits,
     parameter_group,
     parameter_groups,
+    zero_linear,
 )
 from multimodal.options import TextFusionOptions
-from multimodal.wrapper import DetectorOutputs, FusedOutput, fuse_outputs, new_class_head_delta
+from multimodal.wrapper import DetectorOutputs, FusedOutput, fuse_outputs
 
 Variant = Literal["text", "random", "shuffled", "one_hot", "free", "mlp", "class_head"]
 
-VARIANTS: Final[Mapping[Variant, str]] = {
+VARIANTS: Final[Mapping[str, str]] = {
     "text": "the real text",
     "random": "random vectors",
     "shuffled": "shuffled descriptions",
@@ -45,37 +40,22 @@ VARIANTS: Final[Mapping[Variant, str]] = {
     "class_head": "the class head alone",
 }
 """The source of the class vectors of each variant."""
-ABLATED_VARIANTS: Final[tuple[Variant, ...]] = tuple(name for name in VARIANTS if name != "text")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class VariantSource:
-    """The text and the sizes of the real fusion head."""
-
-    query_dim: int
-    """Width of the query features."""
-    text: Tensor
-    """(C, K, D) float: the real text."""
-    background: Tensor
-    """(J, D) float: the text of background."""
-    options: TextFusionOptions
-    """Sizes of the head, and the first epoch that trains the class head."""
+ABLATED_VARIANTS: Final[tuple[Variant, ...]] = get_args(Variant)[1:]
 
 
 class ResidualHead(nn.Module):
     """An MLP on the query features moves the class logits: scale, gates and bias of a fusion head, no text.
 
-    `width` is that of the second hidden layer; the first gets the width that brings the number of parameters
-    nearest to `num_parameters`.
+    It has about as many parameters as the fusion head that it replaces.
     """
 
     no_text: Tensor
 
-    def __init__(self, query_dim: int, num_classes: int, *, width: int, num_parameters: int) -> None:
+    def __init__(self, replaced: FusionHead) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.query_dim = query_dim
+        query_dim, num_classes, width = replaced.query_dim, replaced.num_classes, replaced.text.shape[-1]
         fixed = 2 * query_dim + width + (width + 1) * (num_classes + 1) + 2 * num_classes + 1
+        num_parameters = sum(parameter.numel() for parameter in replaced.parameters())
         hidden = max(1, round((num_parameters - fixed) / (query_dim + 1 + width)))
         self.layers = nn.Sequential(
             nn.LayerNorm(query_dim),
@@ -102,10 +82,6 @@ class ResidualHead(nn.Module):
             plain_text=self.no_text,
         )
 
-    def fuse(self, logits: Tensor, scores: TextScores) -> Tensor:
-        """Move logits (B, Q, C) by the scores of the same queries, as a fusion head does."""
-        return move_logits(logits, scores, gate=self.gate, bias=self.bias)
-
 
 class FusionModel(nn.Module):
     """The trained part of a text fusion alone, on outputs of the frozen detector; see `fuse_outputs`."""
@@ -126,22 +102,18 @@ class FusionModel(nn.Module):
         return fuse_outputs(images, self.head, self.class_head_delta)
 
 
-def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> FusionModel:
-    """Build a variant; before its first step its output is the detector's.
+def build_variant(
+    variant: Variant, real: FusionHead, options: TextFusionOptions, *, seed: int
+) -> FusionModel:
+    """Build a variant of the real head; before its first step its output is the detector's.
 
-    The layers of all variants with a projection start with the same weights.
-
-    Args:
-        variant: Name of the variant.
-        source: Text and sizes of the real head.
-        seed: Seed of vectors and weights.
+    The seed is that of vectors and weights. The layers of all variants with a projection start alike.
 
     Raises:
         ConfigError: If the text is too narrow for one-hot vectors.
-        ValueError: If the descriptions of a single class are to be shuffled.
     """
     generator = torch.Generator().manual_seed(seed)
-    text, background = source.text.cpu(), source.background.cpu()
+    text, background = real.text.cpu(), real.background.detach().cpu()
     match variant:
         case "random" | "free":
             text, background = (
@@ -159,18 +131,15 @@ def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> Fusi
         head = FusionHead(
             text,
             background,
-            query_dim=source.query_dim,
-            hidden_dim=source.options.hidden_dim,
-            adapter_dim=source.options.adapter_dim,
+            query_dim=real.query_dim,
+            hidden_dim=options.hidden_dim,
+            adapter_dim=options.adapter_dim,
         )
-        size = sum(parameter.numel() for parameter in head.parameters())
         delta = None
-        if variant == "class_head" or source.options.class_head_from_epoch is not None:
-            delta = new_class_head_delta(head.query_dim, head.num_classes)
+        if variant == "class_head" or options.class_head_from_epoch is not None:
+            delta = zero_linear(head.query_dim, head.num_classes)
         if variant == "mlp":
-            width = text.shape[-1]
-            residual = ResidualHead(head.query_dim, head.num_classes, width=width, num_parameters=size)
-            return FusionModel(residual, delta)
+            return FusionModel(ResidualHead(head), delta)
     if variant == "free":
         prototypes = nn.Parameter(head.text)
         del head.text
@@ -181,44 +150,18 @@ def build_variant(variant: Variant, source: VariantSource, *, seed: int) -> Fusi
 
 
 def variant_groups(
-    variant: Variant,
-    model: FusionModel,
-    base_lr: float,
-    *,
-    weight_decay: float,
-    class_head_from_epoch: int | None,
+    variant: Variant, model: FusionModel, recipe: RecipeOptions, *, class_head_from_epoch: int | None
 ) -> list[ParameterGroup]:
     """Sort a variant's parameters for the optimizer, at the rates of `fusion_head.parameter_groups`.
 
     The variant `class_head` trains the class head from the first epoch, at the rate of the fusion layers: at
     its usual rate it would hardly move within a run.
     """
-    head, delta = model.head, model.class_head_delta
-    layers_lr = base_lr * TEXT_LAYERS_FACTOR
+    delta = model.class_head_delta
     if variant == "class_head":
         assert delta is not None
-        return [parameter_group("class_head", list(delta.parameters()), layers_lr)]
-    first_epoch = class_head_from_epoch or 0
-    if isinstance(head, FusionHead):
-        groups = parameter_groups(
-            head,
-            base_lr,
-            weight_decay=weight_decay,
-            class_head_delta=delta,
-            class_head_from_epoch=first_epoch,
-        )
-        if isinstance(head.text, nn.Parameter):
-            groups.append(parameter_group("text", [head.text], base_lr * BACKGROUND_FACTOR))
-        return groups
-    groups = [
-        *layer_groups("layers", list(head.layers.parameters()), layers_lr, weight_decay=weight_decay),
-        parameter_group("scales", [head.log_scale, head.bias], base_lr * SCALES_FACTOR),
-        parameter_group("gate", [head.gate], base_lr * GATE_FACTOR),
-    ]
-    if delta is not None:
-        parameters = list(delta.parameters())
-        groups.append(parameter_group("class_head", parameters, base_lr, first_epoch=first_epoch))
-    return groups
+        return [parameter_group("class_head", delta.parameters(), recipe.lr * LAYERS_FACTOR)]
+    return parameter_groups(model.head, delta, recipe, class_head_from_epoch=class_head_from_epoch)
 
 
 def swap_text(model: FusionModel, pair: tuple[int, int]) -> FusionModel:
@@ -234,13 +177,8 @@ def swap_text(model: FusionModel, pair: tuple[int, int]) -> FusionModel:
 
 
 def derangement(number: int, generator: torch.Generator) -> Tensor:
-    """Draw a permutation (number,) int64 without fixed points; all are equally likely.
-
-    Raises:
-        ValueError: If `number` is less than 2.
-    """
-    if number < 2:
-        raise ValueError(f"derangement: got {number} items. It needs at least 2.")
+    """Draw a permutation (number,) int64 without fixed points; all are equally likely."""
+    assert number >= 2
     places = torch.arange(number)
     while True:
         order = torch.randperm(number, generator=generator)

@@ -11,7 +11,6 @@ Examples:
 
 import time
 from argparse import ArgumentParser, Namespace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from deim.cli.arguments import add_config_argument, add_override_argument, at_least, new_parser
@@ -39,20 +38,17 @@ def run(args: Namespace) -> None:
     """Train and evaluate all variants, judge, write and print."""
     from deim.config.loader import load_config
     from deim.report.schema import write_record
-    from multimodal.ablation.build import build_trials
-    from multimodal.ablation.files import format_classes, format_models
-    from multimodal.ablation.schema import build_ablation
-    from multimodal.ablation.trials import run_trials
+    from multimodal.ablation.result import build_ablation, format_classes, format_models
+    from multimodal.ablation.trials import build_trials, run_trials
     from multimodal.ablation.variants import ABLATED_VARIANTS
 
     started = time.perf_counter()
     config = load_config(find_config(args.config), args.set)
-    plan = build_trials(config, pair_names=args.pair)
+    context = build_trials(config, pair_names=args.pair)
     seeds = range(config.seed, config.seed + args.seeds)
-    variants = [name for name in ABLATED_VARIANTS if name in args.variants]
-    scores = run_trials(plan.context, variants, seeds, pair=plan.pair)
+    scores = run_trials(context, [name for name in ABLATED_VARIANTS if name in args.variants], seeds)
     minutes = (time.perf_counter() - started) / 60
-    ablation = build_ablation(plan, scores, seeds=seeds, minutes=minutes, created=datetime.now(UTC))
+    ablation = build_ablation(context, scores, seeds=seeds, minutes=minutes)
     path = args.output or Path(config.output_dir) / "text_ablation.json"
     write_record(ablation, path)
     print(f"\n{format_models(ablation)}\n\n{format_classes(ablation)}\n")

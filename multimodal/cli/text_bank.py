@@ -7,17 +7,10 @@ Examples:
 """
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deim.cli.arguments import new_parser
 from deim.config.catalog import find_config
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from multimodal.text_bank import TextBank
 
 DEFAULT_MODEL = "ViT-B-32"
 DEFAULT_WEIGHTS = "laion2b_s34b_b79k"
@@ -49,7 +42,7 @@ def run(args: Namespace) -> None:
     from deim.engine.checkpoints import read_checkpoint
     from multimodal.encoders.build import build_encoder, read_encoder_options
     from multimodal.prompts import load_prompts
-    from multimodal.text_bank import build_text_bank, save_text_bank
+    from multimodal.text_bank import build_text_bank, describe_text_bank, save_text_bank
 
     prompts = load_prompts(find_config(args.prompts))
     class_names = args.classes
@@ -64,37 +57,5 @@ def run(args: Namespace) -> None:
     encoder = build_encoder(read_encoder_options(block))
     bank = build_text_bank(prompts, encoder, class_names, where=str(args.prompts))
     save_text_bank(bank, args.output)
-    print(_describe(bank))
+    print(describe_text_bank(bank))
     print(f"\ntext bank  {args.output}")
-
-
-def _describe(bank: "TextBank") -> str:
-    """Describe sizes, encoder, both matrices of cosines, and the pairs of classes with similar texts."""
-    from multimodal.text_bank import CLOSE_COSINE, class_cosines
-
-    num_classes, num_prompts, dim = bank.prompts.shape
-    cosines = class_cosines(bank)
-    lines = [
-        f"{num_classes} classes with {num_prompts} prompts, {len(bank.background)} of the background, "
-        f"{dim} numbers each",
-        f"encoder  {bank.encoder}",
-        f"weights  {bank.weights_hash or 'none'}",
-        "\ncosines between classes, raw",
-        _format_matrix(bank.class_names, cosines.raw),
-        "\ncosines between classes, centered on the mean of the classes as in the fusion head",
-        _format_matrix(bank.class_names, cosines.centered),
-    ]
-    lines += [
-        f"\nwarning: {pair.first}, {pair.second}: cosine {pair.raw:.3f} raw, {pair.centered:.3f} centered. "
-        f"Texts above {CLOSE_COSINE} are hard to distinguish: describe what makes the classes different."
-        for pair in cosines.close_pairs
-    ]
-    return "\n".join(lines)
-
-
-def _format_matrix(names: Sequence[str], cosines: "Tensor") -> str:
-    from deim.report.tables import format_table
-
-    rows = zip(names, cosines.tolist(), strict=True)
-    headers = ["", *map(str, range(len(names)))]
-    return format_table(headers, [[name, *(f"{value:.3f}" for value in row)] for name, row in rows])

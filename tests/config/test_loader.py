@@ -25,7 +25,8 @@ from deim.config.schema import Config
 from deim.data.synthetic.options import SyntheticOptions
 from deim.engine.task import TASKS, TaskDefaults, task_options_class
 from deim.errors import ConfigError
-from deim.model.backbone.vit import DinoV3Options, VitTinyOptions
+from deim.model.backbone.dinov3 import DinoV3Options
+from deim.model.backbone.vit_tiny import VitTinyOptions
 from deim.model.detector import ModelOptions
 from multimodal.task import TextFusionTask
 

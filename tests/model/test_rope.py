@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deim.model.backbone.vit import AxialRope, rotate
+from deim.model.backbone.transformer import AxialRope, rotate
 
 HEAD_DIM, PREFIX = 64, 5
 

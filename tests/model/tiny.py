@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deim.model.backbone.vit import DinoV3Options, VitTinyOptions
+from deim.model.backbone.dinov3 import DinoV3Options
+from deim.model.backbone.vit_tiny import VitTinyOptions
 from deim.model.decoder.options import DecoderOptions
 from deim.model.detector import Detector, ModelOptions
 from deim.model.encoder.hybrid import HybridEncoderOptions

@@ -1,9 +1,8 @@
 """Small fused detectors and stand-ins for text, for the tests of phase 2."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +10,16 @@ from torch import Tensor, nn
 
 from deim.config.schema import Config
 from deim.engine.checkpoints import TrainedDetector
+from deim.engine.optimizer import RecipeOptions
 from deim.model.detector import Detector
+from deim.records import to_json
+from deim.structures import Target
+from multimodal.confused_pairs import ConfusedPair
 from multimodal.fusion_head import FusionHead, parameter_groups
-from multimodal.text_bank import TextBank, text_bank_to_dict
-from multimodal.wrapper import TextFusedDetector
+from multimodal.loss import FusionCriterion
+from multimodal.task import DetectorOrigin, TextFusionState
+from multimodal.text_bank import TextBank
+from multimodal.wrapper import DetectorOutputs, FusedOutput, TextFusedDetector, fuse_outputs
 from tests.model.tiny import tiny_detector
 
 
@@ -39,7 +44,7 @@ def tiny_fused(detector: Detector | None = None) -> TextFusedDetector:
 
 
 def adamw(model: TextFusedDetector, *, base_lr: float = 5e-5) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameter_groups(model.head, base_lr, weight_decay=1e-4))
+    return torch.optim.AdamW(parameter_groups(model.head, None, RecipeOptions(lr=base_lr, weight_decay=1e-4)))
 
 
 def open_gates(head: FusionHead) -> FusionHead:
@@ -49,6 +54,26 @@ def open_gates(head: FusionHead) -> FusionHead:
         for parameter in head.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     return head
+
+
+def fuse(head: FusionHead, logits: Tensor, queries: Tensor) -> Tensor:
+    """Logits (B, Q, C) moved by the text."""
+    boxes = torch.zeros(*logits.shape[:2], 4)
+    outputs = DetectorOutputs(query_features=queries, pred_logits=logits, pred_boxes=boxes)
+    return fuse_outputs(outputs, head, None)["pred_logits"]
+
+
+def class_text(head: FusionHead) -> Tensor:
+    """The adapted text (C, D) of each class."""
+    return head.compare(torch.zeros(1, 1, head.query_dim)).class_text
+
+
+def loss_terms(
+    criterion: FusionCriterion, outputs: FusedOutput, targets: Sequence[Target]
+) -> dict[str, Tensor]:
+    """The loss terms of a whole batch in the first epoch."""
+    matched = criterion.match(outputs, targets, epoch=0)
+    return criterion.terms(outputs, matched, matched.counts)
 
 
 def state_hash(module: nn.Module) -> str:
@@ -78,13 +103,19 @@ def trained_fused(
     config: Config,
     *,
     class_names: Sequence[str] = ("pit", "scratch", "crack"),
-    confused: Sequence[Mapping[str, Any]] = (),
+    confused: Sequence[ConfusedPair] = (),
     bank: TextBank | None = None,
 ) -> TrainedDetector:
     """A detector of phase 2 as from a checkpoint; its model always has three classes and open gates."""
     model = tiny_fused().eval()
     open_gates(model.head)
-    bank = bank or text_bank_of(random_text(len(class_names)), class_names)
+    state = TextFusionState(
+        text_bank=bank or text_bank_of(random_text(len(class_names)), class_names),
+        detector=DetectorOrigin(
+            path="detector.pth", sha256="", epoch=0, weights="ema", operating_points=None
+        ),
+        confused=tuple(confused),
+    )
     return TrainedDetector(
         model=model,
         device=torch.device("cpu"),
@@ -96,7 +127,7 @@ def trained_fused(
         step=0,
         timeline=None,
         task="text_fusion",
-        task_state={"text_bank": text_bank_to_dict(bank), "detector": {}, "confused": list(confused)},
+        task_state=to_json(state),
         operating_points=None,
         path=Path("best.pth"),
     )

@@ -15,9 +15,9 @@ from deim.engine.schedule import EmaOptions, ScheduleOptions, resolve_ema, resol
 from deim.inference.detection_table import GroundTruthTable
 from deim.loss.matcher import HungarianMatcher, MatcherOptions
 from deim.structures import Placement, Target
-from multimodal.ablation.trials import TrialContext
-from multimodal.ablation.variants import VariantSource
+from multimodal.ablation.trials import SwappedPair, TrialContext
 from multimodal.feature_cache import DetectorOutputBatch
+from multimodal.fusion_head import FusionHead
 from multimodal.loss import FusionCriterion, FusionLossOptions
 from multimodal.options import TextFusionOptions
 from multimodal.wrapper import DetectorOutputs
@@ -123,16 +123,18 @@ def make_context(case: Case, *, seed: int, epochs: int = 10, base_lr: float = 2e
         return [join([train[i] for i in part]) for part in np.array_split(order, steps)]
 
     return TrialContext(
-        source=VariantSource(
+        head=FusionHead(
+            case.text[:, None].repeat(1, 2, 1),
+            background,
             query_dim=QUERY_DIM,
-            text=case.text[:, None].repeat(1, 2, 1),
-            background=background,
-            options=TextFusionOptions(
-                detector="best.pth", hidden_dim=64, adapter_dim=16, class_head_from_epoch=None
-            ),
+            hidden_dim=64,
+            adapter_dim=16,
         ),
+        options=TextFusionOptions(detector="best.pth", hidden_dim=64, adapter_dim=16),
+        encoder="hashed bag of words",
+        pair=SwappedPair(first="class 0", second="class 1", origin="named by hand"),
         criterion=FusionCriterion(
-            HungarianMatcher(MatcherOptions(), late_epoch=80), FusionLossOptions(), num_classes=len(case.text)
+            matcher=HungarianMatcher(MatcherOptions(), late_epoch=80), options=FusionLossOptions()
         ),
         recipe=RecipeOptions(lr=base_lr, weight_decay=1e-4, betas=(0.9, 0.999), clip_grad_norm=1.0),
         timeline=timeline,

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,9 @@ import torch
 from deim.inference.detection_table import GroundTruthTable
 from deim.records import from_json
 from deim.report.schema import write_record
-from multimodal.ablation.build import TrialPlan, nearest_texts
-from multimodal.ablation.files import format_classes, format_models
-from multimodal.ablation.schema import Ablation, build_ablation
+from multimodal.ablation.result import Ablation, build_ablation, format_classes, format_models
 from multimodal.ablation.trials import TrialContext, evaluate_variant, run_trials, train_variant
 from multimodal.ablation.variants import ABLATED_VARIANTS, Variant
-from multimodal.ablation.verdict import Decision, compute_deltas, decide
 from tests.multimodal.made_outputs import (
     Case,
     known_words,
@@ -30,16 +26,15 @@ from tests.multimodal.made_outputs import (
 )
 
 
-def judge(context: TrialContext) -> Decision:
-    scores = run_trials(context, ABLATED_VARIANTS, seeds=(0, 1), pair=(0, 1))
-    return decide(compute_deltas(scores, pair=(0, 1)), pair_names=("class 0", "class 1"))
+def judge(context: TrialContext) -> Ablation:
+    return ablation_of(context, ABLATED_VARIANTS)
 
 
 @pytest.mark.slow
 def test_text_helps_where_rare_classes_look_as_words_of_frequent_ones_say():
     actual = judge(make_context(known_words(0), seed=0))
     assert actual.verdict == "text helps"
-    assert not any("does not" in reason for reason in actual.reasons)
+    assert not any("does not" in reason for reason in actual.summary)
 
 
 @pytest.mark.slow
@@ -48,7 +43,7 @@ def test_only_training_helps_where_the_text_says_nothing_of_the_looks(make: Call
     actual = judge(make_context(make(0), seed=0))
     assert actual.verdict == "training helps, text does not"
     # The head reads its text all the same: that alone proves nothing.
-    assert actual.reasons[-2].endswith("the head uses its text.")
+    assert actual.summary[-2].endswith("the head uses its text.")
 
 
 @pytest.mark.slow
@@ -91,36 +86,19 @@ def test_every_training_has_the_same_batches_and_the_swap_is_of_the_same_weights
         asked.append((seed, epoch))
         return context.train(seed, epoch)
 
-    scores = run_trials(replace(context, train=train), ["random", "mlp"], seeds=(3, 4), pair=(0, 1))
+    scores = run_trials(replace(context, train=train), ["random", "mlp"], seeds=(3, 4))
     assert asked == [(seed, epoch) for seed in (3, 4) for _ in range(3) for epoch in range(3)]
-    assert list(scores.variants) == ["text", "random", "mlp"]
-    assert len(scores.swapped) == 2
-    mine, swapped = scores.variants["text"][0], scores.swapped[0]
+    assert list(scores) == ["frozen", "text", "random", "mlp", "swapped"]
+    assert len(scores["swapped"]) == 2
+    mine, swapped = scores["text"][0], scores["swapped"][0]
     assert mine.ap50[0].value != swapped.ap50[0].value
     assert mine.ap50[2].value == swapped.ap50[2].value
-    assert scores.frozen.mean_ap50.value < 0.4
-
-
-def test_the_nearest_texts():
-    text = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6]])
-    assert nearest_texts(text) == (0, 2)
-
-
-def plan_of(context: TrialContext) -> TrialPlan:
-    return TrialPlan(
-        context=context,
-        class_names=tuple(f"class {label}" for label in range(6)),
-        pair=(0, 1),
-        pair_origin="named by hand",
-        encoder="hashed bag of words",
-        detector="outputs/run/best.pth",
-    )
+    assert scores["frozen"][0].mean_ap50.value < 0.4
 
 
 def ablation_of(context: TrialContext, variants: tuple[Variant, ...] = ("mlp",)) -> Ablation:
-    scores = run_trials(context, variants, seeds=(0, 1), pair=(0, 1))
-    now = datetime(2026, 11, 22, 12, tzinfo=UTC)
-    return build_ablation(plan_of(context), scores, seeds=(0, 1), minutes=1.234, created=now)
+    scores = run_trials(context, variants, seeds=(0, 1))
+    return build_ablation(context, scores, seeds=(0, 1), minutes=1.234)
 
 
 def test_the_result_names_what_was_tried_and_its_scores(tmp_path: Path):

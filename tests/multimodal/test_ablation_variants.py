@@ -4,36 +4,41 @@ import re
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from deim.engine.optimizer import RecipeOptions
 from deim.errors import ConfigError
 from deim.loss.matcher import HungarianMatcher, MatcherOptions
 from multimodal.ablation.variants import (
     ABLATED_VARIANTS,
     VARIANTS,
     FusionModel,
-    VariantSource,
+    Variant,
     build_variant,
     derangement,
     swap_text,
     variant_groups,
 )
+from multimodal.fusion_head import FusionHead
 from multimodal.loss import FusionCriterion, FusionLossOptions
 from multimodal.options import TextFusionOptions
 from multimodal.wrapper import DetectorOutputs
 from tests.model.tiny import random_targets
-from tests.multimodal.fused import open_gates, random_text, state_hash
+from tests.multimodal.fused import loss_terms, open_gates, random_text, small_head, state_hash
+
+RECIPE = RecipeOptions(lr=5e-5, weight_decay=1e-4)
 
 
-def source_of(text: Tensor | None = None, *, class_head_from_epoch: int | None = None) -> VariantSource:
-    return VariantSource(
-        query_dim=32,
-        text=random_text() if text is None else text,
-        background=random_text(1, 4, seed=1)[0],
-        options=TextFusionOptions(
-            detector="best.pth", hidden_dim=64, adapter_dim=24, class_head_from_epoch=class_head_from_epoch
-        ),
+def options_of(class_head_from_epoch: int | None = None) -> TextFusionOptions:
+    return TextFusionOptions(
+        detector="best.pth", hidden_dim=64, adapter_dim=24, class_head_from_epoch=class_head_from_epoch
     )
+
+
+def build(
+    variant: Variant, head: FusionHead | None = None, *, start: int | None = None, seed: int = 0
+) -> FusionModel:
+    return build_variant(variant, head or small_head(), options_of(start), seed=seed)
 
 
 def detector_outputs(seed: int = 0) -> DetectorOutputs:
@@ -51,20 +56,19 @@ def num_trained(model: FusionModel) -> int:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_starts_as_the_detector_and_learns_through_all_that_it_trains(variant):
-    model = build_variant(variant, source_of(), seed=0)
+    model = build(variant)
     actual, targets = detector_outputs(), random_targets((1, 2))
     assert torch.equal(model(actual)["pred_logits"], actual.pred_logits)
-    groups = variant_groups(variant, model, 5e-5, weight_decay=1e-4, class_head_from_epoch=None)
+    groups = variant_groups(variant, model, RECIPE, class_head_from_epoch=None)
     optimizer = torch.optim.AdamW(groups)
     criterion = FusionCriterion(
-        HungarianMatcher(MatcherOptions(), late_epoch=80),
-        FusionLossOptions(),
-        num_classes=3,
+        matcher=HungarianMatcher(MatcherOptions(), late_epoch=80),
+        options=FusionLossOptions(),
         confused=[(0, 1)],
     )
     for _ in range(3):
         optimizer.zero_grad()
-        sum(criterion(model(actual, targets), targets).values()).backward()
+        sum(loss_terms(criterion, model(actual, targets), targets).values()).backward()
         optimizer.step()
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     assert {id(p) for group in groups for p in group["params"]} == trained
@@ -79,7 +83,7 @@ def test_every_variant_starts_as_the_detector_and_learns_through_all_that_it_tra
 
 
 def test_sizes():
-    sizes = {name: num_trained(build_variant(name, source_of(), seed=0)) for name in VARIANTS}
+    sizes = {name: num_trained(build(name)) for name in VARIANTS}
     text = sizes["text"]
     assert sizes["random"] == sizes["shuffled"] == sizes["one_hot"] == text
     assert sizes["free"] == text + 3 * 3 * 48
@@ -98,42 +102,37 @@ def test_rates_are_those_of_the_fusion_head():
     }
     expected = dict.fromkeys(("text", "random", "shuffled", "one_hot"), text)
     expected["free"] = text | {"text": 5e-4}
-    expected["mlp"] = {"layers": 5e-4, "layers_undecayed": 5e-4, "scales": 1e-3, "gate": 1e-2}
+    expected["mlp"] = {name: rate for name, rate in text.items() if name != "background"}
     for variant, rates in expected.items():
         for start in (None, 7):
-            model = build_variant(variant, source_of(class_head_from_epoch=start), seed=0)
-            groups = variant_groups(variant, model, 5e-5, weight_decay=1e-4, class_head_from_epoch=start)
+            model = build(variant, start=start)
+            groups = variant_groups(variant, model, RECIPE, class_head_from_epoch=start)
             expected_rates = rates if start is None else rates | {"class_head": 5e-5}
             assert {group["name"]: group["flat_lr"] for group in groups} == pytest.approx(expected_rates)
             assert {g["first_epoch"] for g in groups if g["name"] == "class_head"} == {start} - {None}
             decayed = {group["name"] for group in groups if group["weight_decay"]}
-            assert decayed == {"layers"} if variant == "mlp" else {"text_layers"}
+            assert decayed == {"text_layers"}
 
 
 def test_the_class_head_alone_learns_from_the_first_epoch_at_a_rate_to_be_reckoned_with():
     for start in (None, 7):
-        model = build_variant("class_head", source_of(class_head_from_epoch=start), seed=0)
-        (group,) = variant_groups("class_head", model, 5e-5, weight_decay=1e-4, class_head_from_epoch=start)
+        model = build("class_head", start=start)
+        (group,) = variant_groups("class_head", model, RECIPE, class_head_from_epoch=start)
         assert (group["name"], group["first_epoch"]) == ("class_head", 0)
         assert group["flat_lr"] == pytest.approx(5e-4)
         assert not any(parameter.requires_grad for parameter in model.head.parameters())
 
 
 def test_what_stands_for_the_text():
-    source = source_of()
-    heads = {
-        name: build_variant(name, source, seed=3).head
-        for name in ("text", *ABLATED_VARIANTS)
-        if name != "mlp"
-    }
+    heads = {name: build(name, seed=3).head for name in ("text", *ABLATED_VARIANTS) if name != "mlp"}
     real = heads["text"].text
     for name in ("random", "free", "one_hot"):
         assert heads[name].text.shape == real.shape
         assert not torch.isclose(heads[name].text, real).all(dim=-1).any()
         assert heads[name].background.shape == heads["text"].background.shape
     torch.testing.assert_close(heads["random"].text.norm(dim=-1), torch.ones(3, 3))
-    assert torch.equal(heads["random"].text, build_variant("random", source, seed=3).head.text)
-    assert not torch.equal(heads["random"].text, build_variant("random", source, seed=4).head.text)
+    assert torch.equal(heads["random"].text, build("random", seed=3).head.text)
+    assert not torch.equal(heads["random"].text, build("random", seed=4).head.text)
     assert isinstance(heads["free"].text, nn.Parameter)
     assert torch.equal(heads["free"].text, heads["random"].text)
     shuffled = heads["shuffled"]
@@ -148,13 +147,12 @@ def test_what_stands_for_the_text():
 
 
 def test_layers_of_a_seed_start_alike_whatever_the_text():
-    source = source_of()
     state = torch.random.get_rng_state()
-    heads = [build_variant(name, source, seed=5).head for name in ("text", "random", "one_hot", "free")]
+    heads = [build(name, seed=5).head for name in ("text", "random", "one_hot", "free")]
     for head in heads[1:]:
         assert state_hash(head.projection) == state_hash(heads[0].projection)
         assert state_hash(head.adapter) == state_hash(heads[0].adapter)
-    other = build_variant("text", source, seed=6).head
+    other = build("text", seed=6).head
     assert state_hash(other.projection) != state_hash(heads[0].projection)
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -164,16 +162,8 @@ def test_one_hot_vectors_need_room():
         "text: got width 6 for 3 classes and 4 background prompts. One-hot vectors need one number each. "
         "Leave one_hot out of --variants."
     )
-    source = VariantSource(
-        query_dim=32,
-        text=random_text(width=6),
-        background=random_text(1, 4, width=6)[0],
-        options=TextFusionOptions(
-            detector="best.pth", hidden_dim=8, adapter_dim=4, class_head_from_epoch=None
-        ),
-    )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        build_variant("one_hot", source, seed=0)
+        build("one_hot", small_head(random_text(width=6)))
 
 
 def test_a_derangement_leaves_nothing_in_its_place():
@@ -183,12 +173,10 @@ def test_a_derangement_leaves_nothing_in_its_place():
     assert all(sorted(order) == [0, 1, 2, 3] for order in drawn)
     assert len(set(drawn)) == 9  # all that there are
     assert derangement(2, generator).tolist() == [1, 0]
-    with pytest.raises(ValueError, match=r"^derangement: got 1 items. It needs at least 2.$"):
-        derangement(1, generator)
 
 
 def test_exchanged_texts_change_nothing_behind_shut_gates_and_two_columns_behind_open_ones():
-    model = build_variant("text", source_of(), seed=0).eval()
+    model = build("text").eval()
     actual = detector_outputs()
     with torch.no_grad():
         assert torch.equal(swap_text(model, (0, 2))(actual)["pred_logits"], actual.pred_logits)

@@ -59,9 +59,9 @@ def dataset_of(tiny_config, tmp_path):
 
 def loader_of(fused, dataset, store, batches=BATCHES, *, num_views: int = 1) -> DetectorOutputLoader:
     return DetectorOutputLoader(
-        fused,
-        dataset,
-        FixedBatches(batches),
+        model=fused,
+        dataset=dataset,
+        sampler=FixedBatches(batches),
         store=store,
         num_views=num_views,
         device=torch.device("cpu"),

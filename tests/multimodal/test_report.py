@@ -2,20 +2,20 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-import multimodal
+import deim
 from deim.data.splits import read_split
 from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
 from deim.files import sha256_of_file
 from deim.inference.evaluator import build_evaluator
 from deim.metrics.coco import compute_coco_metrics
 from deim.report.schema import read_report
-from multimodal.report import FUSION_KEYS, evaluate_fused
+from multimodal.report import FusionComparison, evaluate_checkpoint
 from multimodal.task import detector_alone
 
 pytestmark = pytest.mark.slow
@@ -39,11 +39,11 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
     before = checkpoint.read_bytes()
     trained = load_trained(checkpoint)
     evaluator = build_evaluator(trained, read_split(trained.config.data, "val"))
-    actual = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
-    report, alone = read_report(tmp_path / "report.json"), read_report(actual.alone.report)
+    evaluate_checkpoint(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
+    report, alone = read_report(tmp_path / "report.json"), read_report(tmp_path / "report_detector.json")
     assert report.task_section is not None
     fusion = report.task_section.data
-    assert set(fusion) == set(FUSION_KEYS)
+    assert set(fusion) == {option.name for option in fields(FusionComparison)}
     assert alone.task_section is None
     assert alone.convergence is None
     checkpoint_info = alone.provenance.checkpoint
@@ -75,7 +75,7 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
     assert "the detector alone is better" in page
     assert "Text fusion" in page
     assert all((tmp_path / "report" / name).is_file() for name in report.task_section.images)
-    comparison = json.loads(actual.comparison.read_text())
+    comparison = json.loads((tmp_path / "report_comparison.json").read_text())
     assert [run["name"] for run in comparison["runs"]] == ["report_detector", "report"]
     assert comparison["differences"][0]["class_ap"][2]["value"] == pytest.approx(-loss)
     # The fused detector's thresholds are stored, the detector's within stay as they were.
@@ -88,7 +88,7 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
 def test_a_tolerance_that_is_not_exceeded_is_said_too(checkpoint, tmp_path):
     trained = load_trained(checkpoint, overrides=["task.class_tolerance=1.0"])
     evaluator = build_evaluator(trained, read_split(trained.config.data, "val"))
-    fused = evaluate_fused(trained, evaluator, split_name="val", report_path=tmp_path / "report.json").fused
+    fused = evaluate_checkpoint(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
     assert fused.report.task_section.data["losing_classes"] == []
     assert "No class loses more than 100 points of AP by the text." in fused.report.task_section.summary
 
@@ -109,7 +109,7 @@ def test_evaluate_and_predict_take_checkpoints_of_phase_2(checkpoint, call, tiny
     assert first.classes == again.classes
     code, out, err = call("predict", checkpoint, root / "images", "--output", "found", "--score-threshold", 0)
     assert (code, err) == (0, "")
-    predictor = multimodal.load_detector(checkpoint)
+    predictor = deim.load_detector(checkpoint)
     path = root / "images" / "test_0.png"
     (expected,) = predictor.predict(path, score_threshold=0)
     entries = [
@@ -118,7 +118,7 @@ def test_evaluate_and_predict_take_checkpoints_of_phase_2(checkpoint, call, tiny
         if entry["file_name"] == path.name
     ]
     assert [entry["score"] for entry in entries] == expected.scores.tolist()
-    (alone,) = multimodal.load_detector(tiny_run / "best.pth").predict(path, score_threshold=0)
+    (alone,) = deim.load_detector(tiny_run / "best.pth").predict(path, score_threshold=0)
     assert len(alone.scores) == len(expected.scores)
     assert alone.scores.tolist() != expected.scores.tolist()
     assert detector_alone(trained).class_names == predictor.class_names

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import deim
-import multimodal
 from deim.config.loader import load_config
 from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
 from deim.engine.schedule import EmaSchedule
@@ -217,7 +216,6 @@ def test_the_detector_of_any_task_is_loaded_the_same_way(phase2_config, build_ph
     trainer.run(show_progress=False)
     detector = deim.load_detector(trainer.checkpoints.last_path)
     assert isinstance(detector.trained.model, TextFusedDetector)
-    assert multimodal.load_detector is deim.load_detector
 
 
 @pytest.mark.slow

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from deim.errors import CheckpointError, ConfigError, DeimError
 from deim.model.weights import hash_tensors
-from multimodal.encoders.build import build_encoder
+from multimodal.encoders.build import TextEncoder, build_encoder
 from multimodal.encoders.hashed import HashedEncoderOptions, HashedTextEncoder
-from multimodal.encoders.interface import TextEncoder
 from multimodal.encoders.open_clip import (
     OpenClipEncoderOptions,
     OpenClipTextEncoder,
@@ -46,7 +45,6 @@ class TestHashed:
 
     def test_vectors_have_length_one_whatever_the_number_of_texts(self) -> None:
         encoder: TextEncoder = HashedTextEncoder()
-        assert encoder.encode([]).shape == (0, encoder.dim) == (0, 512)
         actual = encoder.encode(TEXTS)
         assert actual.dtype == torch.float32
         torch.testing.assert_close(actual.norm(dim=1), torch.ones(3))
@@ -60,19 +58,12 @@ class TestHashed:
         assert crack @ half == pytest.approx(2 / 3, abs=0.1)
         assert crack @ other == pytest.approx(0, abs=0.15)
 
-    def test_another_seed_gives_other_vectors_and_another_identity(self) -> None:
-        first, second = HashedTextEncoder(), HashedTextEncoder(seed=1)
-        assert float(first.encode(["crack"])[0] @ second.encode(["crack"])[0]) < 0.3
-        assert first.identity == "hashed bag of words, seed 0 (without meaning)"
-        assert first.identity != second.identity
-        assert first.weights_hash is None
+    def test_it_names_itself(self) -> None:
+        assert HashedTextEncoder().identity == "hashed bag of words, seed 0 (without meaning)"
+        assert HashedTextEncoder().weights_hash is None
 
     def test_it_is_built_by_its_options(self) -> None:
-        assert build_encoder(HashedEncoderOptions(type="hashed")) == HashedTextEncoder()
-
-    def test_a_text_without_words_is_refused(self) -> None:
-        with pytest.raises(ValueError, match=r"text 1 holds no word, got ' \.\.\. '"):
-            HashedTextEncoder().encode(["crack", " ... "])
+        assert isinstance(build_encoder(HashedEncoderOptions(type="hashed")), HashedTextEncoder)
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +129,7 @@ class TestOpenClip:
         with torch.no_grad():
             assert torch.equal(encoder.encode(TEXTS), whole.encode_text(tokens, normalize=True))
             torch.testing.assert_close(encoder.encode(TEXTS), model.encode_text(tokens, normalize=True))
-        assert encoder.dim == 24
         assert encoder.identity == "open_clip tiny, open_clip_model.safetensors"
-        assert encoder.encode([]).shape == (0, 24)
 
     def test_many_texts_in_several_passes_are_as_one_by_one(self, folder: Path) -> None:
         encoder = load_tiny(folder)
@@ -198,10 +187,6 @@ class TestOpenClip:
         assert "text of 20 tokens is cut to 14" in caplog.text
         assert len(caplog.records) == 1
         torch.testing.assert_close(actual[0], actual[1])
-
-    def test_a_text_without_words_is_refused(self, folder: Path) -> None:
-        with pytest.raises(ValueError, match="text 0 holds no word"):
-            load_tiny(folder).encode([" "])
 
     def test_a_download_of_before_is_found(
         self, open_clip: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,8 +1,5 @@
 """Text maps: the very numbers of head and detector, and heat in the boxes of the queries alone."""
 
-import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +10,11 @@ from deim.boxes import to_input_fractions, xyxy_to_cxcywh
 from deim.data.images.input_format import InputFormat
 from deim.data.images.resize import fit_to_input
 from deim.structures import Placement
-from multimodal.confused_pairs import tracked_pair
+from multimodal.confused_pairs import ConfusedPair, confused_pairs, tracked_pair
 from multimodal.text_maps import TextMap, compute_heat, compute_text_map
 from multimodal.wrapper import DetectorOutputs, TextFusedDetector
 from tests.model.tiny import random_images
-from tests.multimodal.fused import open_gates, text_bank_of, tiny_fused, trained_fused
+from tests.multimodal.fused import open_gates, text_bank_of, tiny_fused
 
 
 def placement_of(
@@ -44,7 +41,7 @@ def map_of_fractions(
         pred_boxes=boxes_cxcywh[None],
     )
     monkeypatch.setattr(model, "run_detector", lambda images: actual)
-    return compute_text_map(model, torch.zeros(1, 3, 64, 64), placement)
+    return compute_text_map(model, torch.zeros(3, 64, 64), placement)
 
 
 def inside(box: tuple[int, int, int, int], size_hw: tuple[int, int]) -> Tensor:
@@ -60,7 +57,7 @@ def test_values_are_those_of_head_and_detector(training):
     open_gates(model.head)
     images = random_images(1, 64, 96)
     placement = placement_of((50, 80), "stretch", (64, 96))
-    text_map = compute_text_map(model, images, placement)
+    text_map = compute_text_map(model, images[0], placement)
     with torch.no_grad():
         alone = model.detector(images, with_queries=True)
         cosines = model.head.cosines(alone["query_features"])[0]
@@ -73,13 +70,6 @@ def test_values_are_those_of_head_and_detector(training):
     scores = model(images)["text_scores"].class_logits[0] / model.head.scale()
     torch.testing.assert_close(map_cosines, scores.detach(), atol=1e-5, rtol=0)
     assert model.training == training
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 64, 64), (3, 64, 64)])
-def test_several_images_at_once_are_refused(shape):
-    message = f"image_input: got {shape}. It must be (1, C, H, W), one image."
-    with pytest.raises(ValueError, match=re.escape(message)):
-        compute_text_map(tiny_fused(), torch.zeros(shape), placement_of((64, 64), "stretch"))
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
@@ -137,25 +127,28 @@ def test_a_box_thinner_than_a_pixel_keeps_one(box, pixel):
     assert torch.equal(heat, inside(pixel, (5, 7)).float())
 
 
-def test_tracked_pair_are_the_most_confused(tiny_config: Callable[..., Any], tmp_path: Path):
+def test_confused_pairs_are_listed_by_their_share():
+    counts = torch.tensor([[9, 1, 0], [0, 0, 0], [3, 1, 6]])
+    actual = confused_pairs(counts, min_share=0.1)
+    assert [(pair.label, pair.predicted_as, round(pair.share, 3)) for pair in actual] == [(2, 0, 0.3)]
+    assert len(confused_pairs(counts, min_share=0.0)) == 3
+
+
+def test_tracked_pair_are_the_most_confused():
     pairs = [
-        {"label": 0, "predicted_as": 1, "share": 0.1},
-        {"label": 2, "predicted_as": 0, "share": 0.3},
+        ConfusedPair(label=0, predicted_as=1, share=0.1),
+        ConfusedPair(label=2, predicted_as=0, share=0.3),
     ]
-    trained = trained_fused(tiny_config(tmp_path, tmp_path), confused=pairs)
-    assert tracked_pair(trained) == (2, 0)
+    assert tracked_pair(pairs, text_bank_of(torch.eye(8)[:3, None].expand(-1, 3, -1), "abc")) == (2, 0)
 
 
-def test_tracked_pair_without_confusion_are_those_of_the_nearest_texts(tiny_config, tmp_path: Path):
+def test_tracked_pair_without_confusion_are_those_of_the_nearest_texts():
     directions = torch.eye(8)[:4]
     directions[3] = directions[1] + 0.5 * directions[3]
-    bank = text_bank_of(directions[:, None].expand(-1, 3, -1), ("a", "b", "c", "d"))
-    trained = trained_fused(tiny_config(tmp_path, tmp_path), class_names=("a", "b", "c", "d"), bank=bank)
-    assert tracked_pair(trained) == (1, 3)
+    assert tracked_pair((), text_bank_of(directions[:, None].expand(-1, 3, -1), "abcd")) == (1, 3)
 
 
 @pytest.mark.parametrize(("names", "expected"), [(("only",), (0,)), (("one", "two"), (0, 1))])
-def test_tracked_pair_of_few_classes_are_all(names, expected, tiny_config, tmp_path: Path):
+def test_tracked_pair_of_few_classes_are_all(names, expected):
     bank = text_bank_of(torch.eye(8)[: len(names), None].expand(-1, 3, -1), names)
-    trained = trained_fused(tiny_config(tmp_path, tmp_path), class_names=names, bank=bank)
-    assert tracked_pair(trained) == expected
+    assert tracked_pair((), bank) == expected

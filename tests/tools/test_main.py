@@ -87,12 +87,12 @@ def test_choices_are_those_of_the_rooms() -> None:
     from deim.model import build
     from multimodal.ablation import variants
     from multimodal.cli import ablate_text, text_bank
-    from multimodal.encoders import open_clip_files
+    from multimodal.encoders import open_clip
 
     assert benchmark.VARIANTS == build.VARIANTS
     assert ablate_text.VARIANTS == variants.ABLATED_VARIANTS
-    assert text_bank.DEFAULT_MODEL == open_clip_files.DEFAULT_MODEL
-    assert text_bank.DEFAULT_WEIGHTS == open_clip_files.DEFAULT_WEIGHTS
+    assert text_bank.DEFAULT_MODEL == open_clip.DEFAULT_MODEL
+    assert text_bank.DEFAULT_WEIGHTS == open_clip.DEFAULT_WEIGHTS
 
 
 def test_shipped_configs_are_listed_with_their_first_line(call: Callable) -> None:

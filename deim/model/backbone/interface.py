@@ -5,8 +5,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from deim.model.backbone.dinov3 import DinoV3, DinoV3Options
 from deim.model.backbone.spatial_adapter import SpatialAdapterBackbone
-from deim.model.backbone.vit import DinoV3Options, VitTinyOptions
+from deim.model.backbone.vit_tiny import VitTiny, VitTinyOptions
 
 BackboneOptions = VitTinyOptions | DinoV3Options
 
@@ -42,6 +43,17 @@ class Backbone(Protocol):
 
 def build_backbone(options: BackboneOptions, hidden_dim: int, *, in_channels: int = 3) -> Backbone:
     """Build a backbone with random weights, whose maps have `hidden_dim` channels."""
+    transformer: nn.Module
     match options:
-        case VitTinyOptions() | DinoV3Options():
-            return SpatialAdapterBackbone(options, hidden_dim, in_channels=in_channels)
+        case VitTinyOptions():
+            # Official weights hold this family one level deeper.
+            transformer = nn.ModuleDict({"_model": VitTiny(options, in_channels=in_channels)})
+        case DinoV3Options():
+            transformer = DinoV3(options, in_channels=in_channels)
+    return SpatialAdapterBackbone(
+        transformer,
+        dim=options.dim,
+        width=options.adapter_width,
+        hidden_dim=hidden_dim,
+        in_channels=in_channels,
+    )

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deim.model.backbone.vit import DinoV3Options, VisionTransformer, VitTinyOptions
-
 
 def _down(in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1, bias=False)
@@ -41,23 +39,27 @@ class SpatialPrior(nn.Module):
 class SpatialAdapterBackbone(nn.Module):
     """Vision transformer and spatial prior, fused at strides 8, 16 and 32; a `Backbone`.
 
-    Each of the transformer's three maps feeds a stride.
+    Args:
+        transformer: Module whose three maps (B, dim, H/16, W/16) feed a stride each; or a dictionary that
+            holds it under the name of the official weights, `_model`.
+        dim: Channels of these maps.
+        width: Channels of the first convolution of the prior.
+        hidden_dim: Channels of the maps of the backbone.
+        in_channels: Number of image channels.
     """
 
     pixel_filter_keys = ("patch_embed.proj.weight", "sta.stem.0.weight")
     strides = (8, 16, 32)
 
-    def __init__(self, options: VitTinyOptions | DinoV3Options, hidden_dim: int, *, in_channels: int) -> None:
+    def __init__(
+        self, transformer: nn.Module, *, dim: int, width: int, hidden_dim: int, in_channels: int
+    ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        vit = VisionTransformer(options, in_channels=in_channels)
-        # Official weights hold the ViT-Tiny family one level deeper.
-        is_nested = isinstance(options, VitTinyOptions)
-        self.dinov3: nn.Module = nn.ModuleDict({"_model": vit}) if is_nested else vit
-        self.sta = SpatialPrior(options.adapter_width, in_channels=in_channels)
+        self.dinov3 = transformer
+        self.sta = SpatialPrior(width, in_channels=in_channels)
         self.convs = nn.ModuleList(
-            nn.Conv2d(options.dim + factor * options.adapter_width, hidden_dim, kernel_size=1, bias=False)
-            for factor in (2, 4, 4)
+            nn.Conv2d(dim + factor * width, hidden_dim, kernel_size=1, bias=False) for factor in (2, 4, 4)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(hidden_dim) for _ in range(3))
 
