@@ -1,6 +1,7 @@
 """The check of a dataset: everything that is wrong or suspicious, found before a run."""
 
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,17 +15,24 @@ from deim.curation.duplicates import Duplicate, count_plain, find_exact, find_ne
 from deim.curation.scan import ImageFacts, scan_images
 from deim.curation.stats import at_input_size
 from deim.data.formats.check_images import describe_size_difference
-from deim.data.formats.coco import Entry, RawSplit, annotation_name, annotation_problems, find_problems
+from deim.data.formats.coco import (
+    BoxCounts,
+    Entry,
+    RawSplit,
+    annotation_name,
+    annotation_problems,
+    find_problems,
+    find_untrainable,
+)
 from deim.data.formats.issues import ERRORS, WARNINGS, Issue, IssueLog
-from deim.data.formats.names import Format
-from deim.data.formats.read import read_raw, split_names
+from deim.data.formats.read import Dataset, drop_placeholders
+from deim.data.images.folder import list_images
 from deim.data.images.input_format import InputFormat, build_input_format
-from deim.data.images.read import IMAGE_SUFFIXES, UPRIGHT
+from deim.data.images.read import UPRIGHT
 from deim.data.splits import prepare_root, read_raw_split
 from deim.errors import DataError
 from deim.files import raise_listed
 from deim.records import to_json
-from deim.report.tables import format_table
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +40,8 @@ MIN_SIDE_PX = 4.0
 """Boxes with a shorter side at the training size are reported."""
 OVERHANG_PX = 1.0
 SAME_BOX_PX = 0.5
+USUAL_MAX_DETECTIONS = 100
+"""Detections of an image that COCO metrics take."""
 MAX_SHOWN: Final = 5
 """Maximum number of issues of a rule in `describe_check`; the JSON file has all of them."""
 
@@ -41,12 +51,9 @@ class SplitSummary:
     """Counts of a split."""
 
     annotations: str
-    images: int
-    without_boxes: int
-    boxes: int
-    crowds: int
-    """Number of crowd regions, which do not count as boxes."""
+    counts: BoxCounts
     boxes_by_class: Mapping[str, int]
+    """Number of boxes of each class, without crowd regions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +123,8 @@ def check_before_run(config: Config, names: Sequence[str] = ("train", "val")) ->
     """
     data = config.data
     prepare_root(data)
-    if data.format == "coco" and data.train_annotations == data.val_annotations and "val" in names:
+    files = data.annotation_files
+    if "train" in files and files["train"] == files.get("val") and "val" in names:
         logger.warning(
             "data.val_annotations: validation uses the training images, so its scores mean nothing"
         )
@@ -128,19 +136,17 @@ def check_before_run(config: Config, names: Sequence[str] = ("train", "val")) ->
     return replace(report, issues=issues)
 
 
-def read_for_check(root: Path, data_format: Format) -> tuple[dict[str, RawSplit], list[Issue]]:
-    """Read all splits of a dataset that can be read, and say why the others cannot.
-
-    Raises:
-        DataError: If there is no such dataset.
-    """
+def read_for_check(dataset: Dataset) -> tuple[dict[str, RawSplit], list[Issue]]:
+    """Read all splits of a dataset that can be read, and say why the others cannot."""
     raws, issues = {}, []
-    for name in split_names(root, data_format):
+    for name in dataset.splits:
         try:
-            raws[name] = read_raw(root, data_format, name)
+            raws[name] = dataset.read(name)
         except DataError as error:
             issues.append(Issue(rule="unreadable", split=name, file=name, message=str(error)))
-    return raws, issues
+    for name, message in dataset.absent.items():
+        issues.append(Issue(rule="missing_split", split=name, file=name, message=message))
+    return drop_placeholders(raws), issues
 
 
 def check_dataset(
@@ -184,6 +190,8 @@ def check_dataset(
     issues = [*unread]
     for raw in raws.values():
         log = IssueLog(split=raw.name, issues=find_problems(raw))
+        _find_untrainable(raw, log)
+        _find_similar_classes(raw, log)
         _find_repeated_annotations(raw, log)
         _find_box_warnings(raw, input_format, log)
         issues += log.issues
@@ -191,8 +199,8 @@ def check_dataset(
     issues += [_duplicate_issue(listed, duplicate) for duplicate in duplicates]
     issues += _class_issues(raws, summaries)
     issues += _group_overlaps(raws, groups or {})
-    notes = []
-    if unread:
+    notes = [f"{raw.name}: {note}" for raw in raws.values() for note in raw.notes]
+    if any(issue.severity == "error" for issue in unread):
         notes.append("unlisted files were not looked for, because a split could not be read")
     else:
         issues += _unlisted(raws)
@@ -204,12 +212,7 @@ def check_dataset(
 
 def describe_check(report: CheckReport) -> list[str]:
     """Return the report for the terminal, line by line."""
-    headers = ["split", "images", "without boxes", "boxes", "crowd regions"]
-    rows = [
-        [name, *map(str, (split.images, split.without_boxes, split.boxes, split.crowds))]
-        for name, split in report.splits.items()
-    ]
-    lines = format_table(headers, rows, right_aligned=range(1, 5)).splitlines()
+    lines = [f"{name}: {split.counts.describe()}" for name, split in report.splits.items()]
     meanings = {**ERRORS, **WARNINGS}
     for rule, count in report.counts().items():
         if not count:
@@ -228,17 +231,51 @@ def describe_check(report: CheckReport) -> list[str]:
 
 def _summarize(raw: RawSplit) -> SplitSummary:
     names = {category["id"]: category["name"] for category in raw.categories}
-    boxes = [annotation for annotation in raw.annotations if not annotation.get("iscrowd", 0)]
-    with_boxes = {annotation["image_id"] for annotation in boxes}
+    boxes = (annotation for annotation in raw.annotations if not annotation.get("iscrowd", 0))
     by_class = Counter(names.get(annotation["category_id"]) for annotation in boxes)
     return SplitSummary(
         annotations=str(raw.annotations_path),
-        images=len(raw.images),
-        without_boxes=sum(image["id"] not in with_boxes for image in raw.images),
-        boxes=len(boxes),
-        crowds=len(raw.annotations) - len(boxes),
+        counts=raw.count_boxes(),
         boxes_by_class={str(name): by_class[name] for name in names.values()},
     )
+
+
+def _find_untrainable(raw: RawSplit, log: IssueLog) -> None:
+    """Report a split without trainable boxes, crowd regions, and images with too many boxes."""
+    where, counts = raw.annotations_path.name, raw.count_boxes()
+    if raw.name in ("train", "val"):
+        for message in find_untrainable(where, counts):
+            log.add("no_trainable_box", where, message)
+    if counts.crowd and counts.trainable:
+        message = (
+            f"{where}: {counts.crowd} of {counts.read} boxes are crowd regions (iscrowd or difficult), never "
+            f"trained on. If they are objects, as in exports of CVAT's brush, set data.crowd_as_objects."
+        )
+        log.add("crowd_box", where, message)
+    per_image = Counter(annotation["image_id"] for annotation in raw.annotations)
+    for image in raw.images:
+        if per_image[image["id"]] > USUAL_MAX_DETECTIONS:
+            message = (
+                f"{where}: image {image['file_name']!r} has {per_image[image['id']]} boxes. By default an "
+                f"image has at most {USUAL_MAX_DETECTIONS} detections, so that the rest counts as missed: "
+                f"raise evaluation.max_detections and model.decoder.num_queries, or use data.tiles."
+            )
+            log.add("many_boxes", image["file_name"], message)
+
+
+def _find_similar_classes(raw: RawSplit, log: IssueLog) -> None:
+    """Report names of classes that a person would take for the same."""
+    where, groups = raw.annotations_path.name, dict[str, list[str]]()
+    for category in raw.categories:
+        key = " ".join(unicodedata.normalize("NFKC", category["name"]).casefold().split())
+        groups.setdefault(key, []).append(category["name"])
+    for names in groups.values():
+        if len(set(names)) > 1:
+            message = (
+                f"{where}: the classes {' and '.join(map(repr, names))} differ only in case, spaces or "
+                f"Unicode form. If they are one class, give them one name and id."
+            )
+            log.add("similar_classes", where, message)
 
 
 def _find_repeated_annotations(raw: RawSplit, log: IssueLog) -> None:
@@ -392,10 +429,9 @@ def _unlisted(raws: Mapping[str, RawSplit]) -> Iterator[Issue]:
     for raw in raws.values():
         users.setdefault(raw.image_dir, []).append(raw)
     for folder, splits in users.items():
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.resolve() not in listed:
+        for name in list_images(folder):
+            if (folder / name).resolve() not in listed:
                 names = ", ".join(raw.name for raw in splits)
-                name = path.relative_to(folder).as_posix()
                 message = (
                     f"{folder}: image {name!r} is in no split ({names}). List it, even without boxes, or "
                     f"remove it."
