@@ -103,8 +103,8 @@ def split(args: Namespace) -> None:
     from deim.curation.split import describe_division, divide, pool_splits
     from deim.data.formats.read import to_splits
 
-    found_format, raws = _read_all(args)
-    data_format = args.to or found_format
+    source_format, raws = _read_all(args)
+    data_format = args.to or source_format
     refuse_existing(args.output)
     pool, names = pool_splits(to_splits(raws))
     groups = find_groups(names, pattern=args.group_regex, table=args.group_csv, paths=pool.file_names)

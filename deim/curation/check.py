@@ -354,8 +354,7 @@ def _image_issues(listed: Sequence[_ListedImage], facts: Sequence[ImageFacts]) -
             if image.path.is_file():
                 log.add("corrupt_image", name, fact.header_problem)
         elif fact.content_problem:
-            message = f"{where}: image {name!r} is truncated or damaged inside ({fact.content_problem})."
-            log.add("truncated_image", name, f"{message} Replace or remove it.")
+            log.add("truncated_image", name, f"{where}: {fact.content_problem}")
         if fact.size_hw is not None and fact.size_hw != image.size_hw:
             message = describe_size_difference(where, name, image.size_hw, fact.size_hw)
             log.add("size_differs", name, message)

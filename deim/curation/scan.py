@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from deim.data.images.ends import has_usual_end
 from deim.data.images.read import UPRIGHT, named_errors, read_header, read_values
 from deim.errors import DataError
 
@@ -51,7 +52,8 @@ def scan_images(
 
     Args:
         paths: Any files.
-        decode: Whether to decode the pixels; otherwise only headers are read, which takes 0.1 ms per file.
+        decode: Whether to decode the pixels of every file; otherwise only of those without the usual end of
+            their format, which takes 0.1 ms per file.
         workers: Number of threads; the interpreter lock is free most of the time.
         progress: Called with the number of finished files, after each.
 
@@ -73,12 +75,13 @@ def scan_image(path: Path, *, decode: bool) -> ImageFacts:
     except DataError as error:
         return ImageFacts(header_problem=str(error))
     problem, sha256, thumbnail = "", "", NO_THUMBNAIL
-    if decode:
-        try:
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        if decode or not has_usual_end(path):
             thumbnail = _make_thumbnail(path, is_deep=header.bits > 8 and header.channels > 1)
-        except (DataError, OSError) as error:
-            problem = str(error).removeprefix(f"{path}: ")
+        if decode:
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (DataError, OSError) as error:
+        problem = str(error)
     return ImageFacts(
         size_hw=header.size_hw,
         orientation=header.orientation,

@@ -20,12 +20,12 @@ class DataOptions:
     format: Format | Auto = "auto"
     """Format of the annotations; auto detects it by the files in `root`."""
     train_annotations: str | None = None
-    """COCO file of the training split, relative to `root`. Without any of these three files, the splits are
-    found by the names of files and folders, such as `annotations/instances_Train.json` or `valid/`."""
+    """COCO file of the training split, relative to `root`; null finds it by the names of files and folders,
+    such as `annotations/instances_Train.json` or `train/`."""
     val_annotations: str | None = None
-    """COCO file of the validation split, relative to `root`."""
+    """COCO file of the validation split, relative to `root`; null finds it."""
     test_annotations: str | None = None
-    """COCO file of the test split, relative to `root`; null if there is none."""
+    """COCO file of the test split, relative to `root`; null finds it if there is one."""
     images: str | None = None
     """Folder of the images of these files, relative to `root`; null: `images` if it is there, else `root`."""
     crowd_as_objects: bool = False

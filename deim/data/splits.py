@@ -14,7 +14,14 @@ from deim.data.formats.coco import (
     to_split,
 )
 from deim.data.formats.names import CONTENTS
-from deim.data.formats.read import CocoFiles, CocoSet, Dataset, drop_placeholders, find_dataset
+from deim.data.formats.read import (
+    CocoFiles,
+    CocoSet,
+    Dataset,
+    drop_placeholders,
+    find_coco_files,
+    find_dataset,
+)
 from deim.data.images.pixel_format import PixelFormat
 from deim.data.options import DataOptions
 from deim.data.synthetic.make import make_synthetic_dataset
@@ -59,15 +66,15 @@ def open_dataset(data: DataOptions) -> Dataset:
     Raises:
         DataError: If there is none, or its description is wrong.
     """
-    root, files = Path(data.root), data.annotation_files
-    if files:
+    root = Path(data.root)
+    if data.annotation_files or data.images:
+        files = {name: files.annotations for name, files in find_coco_files(root).items()}
+        files |= {name: root / file for name, file in data.annotation_files.items()}
         folders = [root / data.images] if data.images else [root / "images", root]
         folders = [folder for folder in folders if folder.is_dir()] or folders[:1]
         return CocoSet(
             root=root,
-            files={
-                name: CocoFiles(annotations=root / file, image_dirs=folders) for name, file in files.items()
-            },
+            files={name: CocoFiles(annotations=path, image_dirs=folders) for name, path in files.items()},
         )
     return find_dataset(root, None if data.format == "auto" else data.format)
 

@@ -201,7 +201,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     (root / "ImageSets" / "Main" / "train.txt").write_text("a\nlost\nb\n")
     (root / "JPEGImages" / "a.png").unlink()
-    no_xml, no_image = find_problems(read_voc_set(root).read("train"))
+    no_image, no_xml = find_problems(read_voc_set(root).read("train"))
     assert (no_xml.rule, no_xml.file) == ("unreadable", "Annotations/lost.xml")
     assert (no_image.rule, no_image.file) == ("missing_image", "a.png")
 

@@ -7,6 +7,7 @@ text or missing, `iscrowd: null`, and a polygon or mask instead of a box.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import eq
 from pathlib import Path
 from typing import Any, Final
 
@@ -233,11 +234,13 @@ def _read_fields(where: str, key: str, entries: Sequence[Entry], problems: list[
 
 
 def _best_index(image_dirs: Sequence[Path], names: Sequence[str]) -> ImageIndex:
-    """Return the index of the folder that has most of the images, of several the first."""
+    """Return the index of the folder that has most of the images, and most of them under the name given."""
     indexes = [ImageIndex(folder) for folder in dict.fromkeys(image_dirs)]
     if len(indexes) == 1:
         return indexes[0]
-    return max(indexes, key=lambda index: sum(index.find(name).path is not None for name in names))
+    matches = [[index.find(name).path for name in names] for index in indexes]
+    scores = [(len(paths) - paths.count(None), sum(map(eq, paths, names))) for paths in matches]
+    return indexes[scores.index(max(scores))]
 
 
 def _find_images(reading: _Reading, entries: Sequence[Entry]) -> list[dict[str, Any]]:

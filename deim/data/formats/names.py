@@ -48,7 +48,7 @@ def name_splits(given: Iterable[str]) -> dict[str, str]:
     for name in sorted(given, key=_rank):
         known = {WORDS[word] for word in _words(name) if word in WORDS}
         groups.setdefault(known.pop() if len(known) == 1 else name, []).append(name)
-    splits = {}
+    splits: dict[str, str] = {}
     for split, names in groups.items():
         is_clear = len(names) == 1 or _rank(names[0]) < min(_rank(names[1]), 2)
         splits |= {split if is_clear and name == names[0] else name: name for name in names}

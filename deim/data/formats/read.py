@@ -133,7 +133,7 @@ def find_coco_files(root: Path) -> dict[str, CocoFiles]:
         root, paths = root.parent, [root] if is_coco(root) else []
     else:
         places = [root / "annotations", root / "Annotations", root]
-        paths = next((found for place in places if (found := _coco_paths(place))), [])
+        paths = next(filter(None, map(_coco_paths, places)), [])
     if paths:
         images = [path for path in (root / "images", root / "Images") if path.is_dir()]
         named = {path.stem: path for path in paths}
@@ -141,11 +141,11 @@ def find_coco_files(root: Path) -> dict[str, CocoFiles]:
             split: CocoFiles(annotations=named[name], image_dirs=(*images, root))
             for split, name in name_splits(named).items()
         }
-    folders = {path.name: found for path in sorted(root.glob("*")) if (found := _coco_paths(path))}
+    by_folder = {path.name: _coco_paths(path) for path in sorted(root.glob("*"))}
+    alone = {name: files[0] for name, files in by_folder.items() if len(files) == 1}
     return {
-        split: CocoFiles(annotations=folders[name][0], image_dirs=(root / name,))
-        for split, name in name_splits(folders).items()
-        if len(folders[name]) == 1
+        split: CocoFiles(annotations=alone[name], image_dirs=(root / name,))
+        for split, name in name_splits(alone).items()
     }
 
 

@@ -3,8 +3,8 @@
 Splits are the lists in `ImageSets/Main/*.txt`, or else the subfolders that are named for them. `xmin`,
 `ymin`, `xmax` and `ymax` are the edges of a box in pixels from 0, whole numbers or fractions, as current
 annotation tools write them. An object with `difficult` 1 becomes an annotation with iscrowd 1: never
-trained on, ignored in evaluation. The additional file `categories.json` holds ids and names as in a COCO file; without it
-the classes are all names of all annotations, numbered from 1 in alphabetical order.
+trained on, ignored in evaluation. The additional file `categories.json` holds ids and names as in a COCO
+file; without it the classes are all names of all annotations, numbered from 1 in alphabetical order.
 """
 
 import json

@@ -18,7 +18,7 @@ def is_hidden(path: Path | PurePosixPath) -> bool:
 
 
 def walk_files(folder: Path) -> Iterator[str]:
-    """Yield the relative path of each regular file below a folder, with `/`, without hidden ones, unordered."""
+    """Yield the relative path, with `/`, of each file below a folder that is not hidden, in no order."""
     waiting, seen = [""], set[str]()
     while waiting:
         prefix = waiting.pop()
