@@ -70,6 +70,12 @@ def _image_id(value: object) -> int | str:
         raise
 
 
+def _annotation_id(value: object) -> int | float | str | None:
+    if value is None or (isinstance(value, (int, float, str)) and not isinstance(value, bool)):
+        return value
+    raise TypeError
+
+
 def _side(value: object) -> int | None:
     return None if value is None else _whole(value, 1, MAX_SIDE_PX)
 
@@ -78,6 +84,10 @@ def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise TypeError
     return value
+
+
+def _supercategory(value: object) -> str | None:
+    return None if value is None or value == "" else _text(value)
 
 
 def _area(value: object) -> float | None:
@@ -100,6 +110,7 @@ FIELDS: Final[Mapping[str, Mapping[str, tuple[Callable[[Any], object], str]]]] =
         "height": (_side, "a whole number of pixels above 0"),
     },
     "annotations": {
+        "id": (_annotation_id, "a number, text or null"),
         "image_id": (_image_id, "a whole number of at most 63 bits, or text"),
         "category_id": (_category_id, "a whole number of at most 63 bits"),
         "area": (_area, "a number from 0, or null"),
@@ -108,6 +119,7 @@ FIELDS: Final[Mapping[str, Mapping[str, tuple[Callable[[Any], object], str]]]] =
     "categories": {
         "id": (_category_id, "a whole number of at most 63 bits"),
         "name": (_text, "text that is not empty"),
+        "supercategory": (_supercategory, "text or null"),
     },
 }
 """Reader and description of the values of each field, where the field is present."""
