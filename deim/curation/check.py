@@ -1,6 +1,7 @@
 """The check of a dataset: everything that is wrong or suspicious, found before a run."""
 
 import logging
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -421,15 +422,18 @@ def _group_overlaps(raws: Mapping[str, RawSplit], groups: Mapping[str, Sequence[
 
 def _unlisted(raws: Mapping[str, RawSplit]) -> Iterator[Issue]:
     """Yield the image files in the image folders that no split lists."""
-    listed = {(raw.image_dir / image["file_name"]).resolve() for raw in raws.values() for image in raw.images}
-    # Damaged images of YOLO datasets are only known by an issue.
-    listed |= {(raw.image_dir / issue.file).resolve() for raw in raws.values() for issue in raw.issues}
+    listed = {
+        os.path.normpath(raw.image_dir / name)
+        for raw in raws.values()
+        # Images that cannot be read are only known by an issue.
+        for name in (*(image["file_name"] for image in raw.images), *(issue.file for issue in raw.issues))
+    }
     users: dict[Path, list[RawSplit]] = {}
     for raw in raws.values():
         users.setdefault(raw.image_dir, []).append(raw)
     for folder, splits in users.items():
         for name in list_images(folder):
-            if (folder / name).resolve() not in listed:
+            if os.path.normpath(folder / name) not in listed:
                 names = ", ".join(raw.name for raw in splits)
                 message = (
                     f"{folder}: image {name!r} is in no split ({names}). List it, even without boxes, or "

@@ -23,7 +23,7 @@ import yaml
 from deim.data.formats.coco import CocoSplit, Entry, RawSplit
 from deim.data.formats.issues import IssueLog
 from deim.data.formats.names import SPLITS, WHOLE, WORDS, Format, name_splits
-from deim.data.images.folder import ImageIndex, list_images
+from deim.data.images.folder import ImageIndex, is_dir, is_file, list_images
 from deim.data.images.read import read_size
 from deim.errors import DataError
 from deim.parse import parse_yaml, read_text
@@ -187,7 +187,7 @@ def _find_end(root: Path, text: str) -> Path | None:
     """Return the file or folder below `root` that shares the longest end with a path."""
     parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     ends = (root.joinpath(*parts[start:]) for start in range(len(parts)))
-    return next((path for path in ends if path.exists()), None)
+    return next((path for path in ends if is_file(path) or is_dir(path)), None)
 
 
 def _read_split(dataset: YoloSet, split: str) -> RawSplit:
@@ -336,7 +336,7 @@ def _base_folder(path: Path, content: Entry) -> Path:
     """Return the folder to which the splits are relative: that of `path:`, if it exists, or of the file."""
     given = content.get("path")
     base = path.parent / str(given) if given else path.parent
-    return base if base.is_dir() else path.parent
+    return base if is_dir(base) else path.parent
 
 
 def _as_texts(entry: object) -> tuple[str, ...]:
@@ -352,7 +352,8 @@ def _find_places(path: Path, root: Path, split: str, texts: Sequence[str]) -> tu
     places = []
     for text in texts:
         # Exports write `../train/images` for train/images beside the file, or the folder of another machine.
-        place = root / text if (root / text).exists() else _find_end(root, text)
+        given = root / text
+        place = given if is_file(given) or is_dir(given) else _find_end(root, text)
         if place is None:
             raise DataError(
                 f"{path}: {split}: there is no {root / text}. Name a folder of images, "

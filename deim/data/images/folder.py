@@ -1,8 +1,9 @@
 """Image files of a folder, and the look-up of those that annotation files name."""
 
 import os
+import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -15,6 +16,23 @@ SYSTEM_FOLDERS = ("__MACOSX",)
 def is_hidden(path: Path | PurePosixPath) -> bool:
     """Whether a relative path is hidden, such as the `._NAME` files in zip archives of macOS."""
     return any(part.startswith(".") or part in SYSTEM_FOLDERS for part in path.parts)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; false for a path that cannot be one."""
+    return _has_mode(path, stat.S_ISREG)
+
+
+def is_dir(path: Path) -> bool:
+    """Whether there is a folder; false for a path that cannot be one."""
+    return _has_mode(path, stat.S_ISDIR)
+
+
+def _has_mode(path: Path, test: Callable[[int], bool]) -> bool:
+    try:
+        return test(path.stat().st_mode)
+    except (OSError, ValueError):  # too long, or with a null byte
+        return False
 
 
 def walk_files(folder: Path) -> Iterator[str]:
@@ -94,10 +112,7 @@ class ImageIndex:
     def _is_regular_file(self, name: str) -> bool:
         """Whether a name is a file below the folder although its suffix is not that of an image."""
         path = PurePosixPath(name)
-        try:
-            return not path.is_absolute() and ".." not in path.parts and (self.folder / path).is_file()
-        except ValueError:
-            return False
+        return not path.is_absolute() and ".." not in path.parts and is_file(self.folder / path)
 
 
 def _longest_end(texts: "dict[str, None] | tuple[str, ...]", paths_by_key: dict[str, list[str]]) -> Lookup:
