@@ -22,7 +22,7 @@ from deim.cli.arguments import (
     progress_bar,
 )
 from deim.config.catalog import find_config
-from deim.data.formats.names import FORMATS, WRITTEN_FORMATS
+from deim.data.formats.names import FORMATS
 from deim.errors import DataError
 from deim.files import write_text
 
@@ -30,7 +30,8 @@ SHEET_COLUMNS = 4
 
 if TYPE_CHECKING:
     from deim.curation.scan import ImageFacts
-    from deim.data.formats.coco import CocoSplit
+    from deim.data.formats.coco import CocoSplit, RawSplit
+    from deim.data.formats.names import Format
     from deim.data.images.input_format import InputFormat
 
 
@@ -44,16 +45,14 @@ def build_parser() -> ArgumentParser:
             action.add_argument("root", type=Path, help="Folder of the dataset, or its data.yaml.")
             what = "Format of the dataset; without it, the format that its files have."
             action.add_argument("--format", choices=FORMATS, help=what)
+            what = "Take regions marked iscrowd or difficult as objects, such as those of CVAT's brush."
+            action.add_argument("--crowd-as-objects", action="store_true", help=what)
         _add_options(action, name)
     return parser
 
 
 def run(args: Namespace) -> int:
     """Run the action and return the exit code."""
-    if args.action != "preview" and args.format is None:
-        from deim.data.formats.read import detect_format
-
-        args.format = detect_format(args.root)
     return ACTIONS[args.action][0](args) or 0
 
 
@@ -61,8 +60,13 @@ def check(args: Namespace) -> int:
     """Print the issues and write them as JSON; return 1 if there are errors."""
     from deim.curation.check import check_dataset, describe_check, read_for_check
     from deim.curation.groups import find_groups
+    from deim.data.formats.coco import take_crowds
+    from deim.data.formats.read import find_dataset
 
-    raws, unread = read_for_check(args.root, args.format)
+    dataset = find_dataset(args.root, args.format)
+    raws, unread = read_for_check(dataset)
+    if args.crowd_as_objects:
+        raws = {name: take_crowds(raw) for name, raw in raws.items()}
     names = [image["file_name"] for raw in raws.values() for image in raw.images]
     groups = find_groups(names, pattern=args.group_regex, table=args.group_csv)
     with progress_bar("images", len(names)) as progress:
@@ -76,7 +80,7 @@ def check(args: Namespace) -> int:
             progress=progress,
         )
     print("\n".join(describe_check(report)))
-    _write_json(args.output, {"root": str(args.root), "format": args.format, **report.to_dict()})
+    _write_json(args.output, {"root": str(args.root), "format": dataset.format, **report.to_dict()})
     print(f"issues  {args.output}")
     return 1 if report.num_errors else 0
 
@@ -84,14 +88,14 @@ def check(args: Namespace) -> int:
 def convert(args: Namespace) -> None:
     """Write the dataset in another format."""
     from deim.curation.convert import describe_losses, refuse_existing, write_dataset
-    from deim.data.formats.read import read_all, to_splits
+    from deim.data.formats.read import to_splits
 
     refuse_existing(args.output)
-    raws = read_all(args.root, args.format)
+    data_format, raws = _read_all(args)
     splits = to_splits(raws)
     write_dataset(splits, args.to, args.output)
     images, boxes = sum(map(len, splits.values())), sum(len(split.boxes_xywh) for split in splits.values())
-    print(f"{args.format} to {args.to}: {images} images and {boxes} boxes in {', '.join(splits)}")
+    print(f"{data_format} to {args.to}: {images} images and {boxes} boxes in {', '.join(splits)}")
     print("\n".join([*describe_losses(raws, args.to), f"dataset  {args.output}"]))
 
 
@@ -100,16 +104,11 @@ def split(args: Namespace) -> None:
     from deim.curation.convert import describe_losses, refuse_existing, write_dataset
     from deim.curation.groups import find_groups
     from deim.curation.split import describe_division, divide, pool_splits
-    from deim.data.formats.read import read_all, to_splits
+    from deim.data.formats.read import to_splits
 
-    data_format = args.to or args.format
-    if data_format not in WRITTEN_FORMATS:
-        raise DataError(
-            f"{args.root}: is {data_format.upper()}, which can be read but not written. Give --to with one "
-            f"of {', '.join(WRITTEN_FORMATS)}."
-        )
+    source_format, raws = _read_all(args)
+    data_format = args.to or source_format
     refuse_existing(args.output)
-    raws = read_all(args.root, args.format)
     pool, names = pool_splits(to_splits(raws))
     groups = find_groups(names, pattern=args.group_regex, table=args.group_csv, paths=pool.file_names)
     facts = _scan(pool, args.workers)
@@ -124,10 +123,11 @@ def stats(args: Namespace) -> None:
     from deim.curation.charts import draw_stats
     from deim.curation.preview import sample_rows
     from deim.curation.stats import compute_stats, describe_stats
-    from deim.data.formats.read import read_all, to_splits
+    from deim.data.formats.read import to_splits
     from deim.report.draw import panel_sheet
 
-    splits = to_splits(read_all(args.root, args.format))
+    _, raws = _read_all(args)
+    splits = to_splits(raws)
     statistics = compute_stats(
         splits,
         {name: _scan(part, args.workers) for name, part in splits.items()},
@@ -138,6 +138,7 @@ def stats(args: Namespace) -> None:
     charts.append(args.output / "samples.png")
     panel_sheet(rows, title="Random samples", columns=SHEET_COLUMNS).save(charts[-1])
     _write_json(args.output / "stats.json", statistics.to_dict())
+    print("\n".join(f"{name}: {split.count_boxes().describe()}" for name, split in splits.items()))
     print("\n".join(describe_stats(statistics)))
     print(f"charts   {', '.join(path.name for path in charts)}\nnumbers  stats.json\nfolder   {args.output}")
 
@@ -204,7 +205,7 @@ def _add_options(action: ArgumentParser, name: str) -> None:
                 help="JSON file of the issues.",
             )
         case "convert":
-            add("--to", choices=WRITTEN_FORMATS, required=True, help="Format to write.")
+            add("--to", choices=FORMATS, required=True, help="Format to write.")
             add("--output", type=Path, required=True, help=new_folder)
         case "split":
             names = ("TRAIN", "VAL", "TEST")
@@ -217,7 +218,7 @@ def _add_options(action: ArgumentParser, name: str) -> None:
                 help="Shares of the splits.",
             )
             what = "Format to write; without it, the format of the dataset."
-            add("--to", choices=WRITTEN_FORMATS, help=what)
+            add("--to", choices=FORMATS, help=what)
             add("--output", type=Path, required=True, help=new_folder)
         case "stats":
             add("--output", type=Path, default=Path("outputs/data_stats"), help="Folder of the charts.")
@@ -226,6 +227,21 @@ def _add_options(action: ArgumentParser, name: str) -> None:
             add_override_argument(action, "augment.mosaic=0.3")
             add("--images", type=at_least(1), default=12, help="Number of images on a sheet.")
             add("--output", type=Path, default=Path("outputs/data_preview"), help="Folder of the sheets.")
+
+
+def _read_all(args: Namespace) -> "tuple[Format, dict[str, RawSplit]]":
+    """Return the format and all splits of the dataset, and print what the reader did to make sense of it."""
+    from deim.data.formats.coco import take_crowds
+    from deim.data.formats.read import find_dataset, read_all
+
+    dataset = find_dataset(args.root, args.format)
+    raws = read_all(dataset)
+    for name, raw in raws.items():
+        for note in raw.notes:
+            print(f"note  {name}: {note}")
+    if args.crowd_as_objects:
+        raws = {name: take_crowds(raw) for name, raw in raws.items()}
+    return dataset.format, raws
 
 
 def _input_format(args: Namespace) -> "InputFormat":

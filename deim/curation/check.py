@@ -1,6 +1,8 @@
 """The check of a dataset: everything that is wrong or suspicious, found before a run."""
 
 import logging
+import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,17 +16,24 @@ from deim.curation.duplicates import Duplicate, count_plain, find_exact, find_ne
 from deim.curation.scan import ImageFacts, scan_images
 from deim.curation.stats import at_input_size
 from deim.data.formats.check_images import describe_size_difference
-from deim.data.formats.coco import Entry, RawSplit, annotation_name, annotation_problems, find_problems
+from deim.data.formats.coco import (
+    BoxCounts,
+    Entry,
+    RawSplit,
+    annotation_name,
+    annotation_problems,
+    find_problems,
+    find_untrainable,
+)
 from deim.data.formats.issues import ERRORS, WARNINGS, Issue
-from deim.data.formats.names import Format
-from deim.data.formats.read import read_raw, split_names
+from deim.data.formats.read import Dataset, drop_placeholders
+from deim.data.images.folder import list_images
 from deim.data.images.input_format import InputFormat, build_input_format
-from deim.data.images.read import IMAGE_SUFFIXES, UPRIGHT
+from deim.data.images.read import UPRIGHT
 from deim.data.splits import prepare_root, read_raw_split
 from deim.errors import DataError
 from deim.files import raise_listed
 from deim.records import to_json
-from deim.report.tables import format_table
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +41,8 @@ MIN_SIDE_PX = 4.0
 """Boxes with a shorter side at the training size are reported."""
 OVERHANG_PX = 1.0
 SAME_BOX_PX = 0.5
+USUAL_MAX_DETECTIONS = 100
+"""Detections of an image that COCO metrics take."""
 MAX_SHOWN: Final = 5
 """Maximum number of issues of a rule in `describe_check`; the JSON file has all of them."""
 
@@ -41,12 +52,9 @@ class SplitSummary:
     """Counts of a split."""
 
     annotations: str
-    images: int
-    without_boxes: int
-    boxes: int
-    crowds: int
-    """Number of crowd regions, which do not count as boxes."""
+    counts: BoxCounts
     boxes_by_class: Mapping[str, int]
+    """Number of boxes of each class, without crowd regions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +107,8 @@ def check_before_run(config: Config) -> CheckReport:
     """
     data, names = config.data, ["train", "val"]
     prepare_root(data)
-    if data.format == "coco" and data.train_annotations == data.val_annotations:
+    files = data.annotation_files
+    if "train" in files and files["train"] == files.get("val"):
         logger.warning(
             "data.val_annotations: validation uses the training images, so its scores mean nothing"
         )
@@ -111,19 +120,17 @@ def check_before_run(config: Config) -> CheckReport:
     return replace(report, issues=issues)
 
 
-def read_for_check(root: Path, data_format: Format) -> tuple[dict[str, RawSplit], list[Issue]]:
-    """Read all splits of a dataset that can be read, and say why the others cannot.
-
-    Raises:
-        DataError: If there is no such dataset.
-    """
+def read_for_check(dataset: Dataset) -> tuple[dict[str, RawSplit], list[Issue]]:
+    """Read all splits of a dataset that can be read, and say why the others cannot."""
     raws, issues = {}, []
-    for name in split_names(root, data_format):
+    for name in dataset.splits:
         try:
-            raws[name] = read_raw(root, data_format, name)
+            raws[name] = dataset.read(name)
         except DataError as error:
             issues.append(Issue(rule="unreadable", split=name, file=name, message=str(error)))
-    return raws, issues
+    for name, message in dataset.absent.items():
+        issues.append(Issue(rule="missing_split", split=name, file=name, message=message))
+    return drop_placeholders(raws), issues
 
 
 def check_dataset(
@@ -156,15 +163,16 @@ def check_dataset(
     duplicates = [*find_exact(hashes, split_of), *(find_near(facts, split_of) if decode else ())]
     issues = [*unread]
     for raw in raws.values():
-        issues += [*find_problems(raw), *_repeated_annotations(raw), *_box_issues(raw, input_format)]
+        issues += [*find_problems(raw), *_box_account_issues(raw), *_similar_classes(raw)]
+        issues += [*_repeated_annotations(raw), *_box_issues(raw, input_format)]
     for image, path, fact in zip(listed, paths, facts, strict=True):
         issues += _image_issues(image, path, fact)
     issues += [_duplicate_issue(listed, duplicate) for duplicate in duplicates]
     summaries = {name: _summarize(raw) for name, raw in raws.items()}
     issues += _class_issues(raws, summaries)
     issues += [] if groups is None else _group_overlaps(listed, groups)
-    notes = []
-    if unread:
+    notes = [f"{raw.name}: {note}" for raw in raws.values() for note in raw.notes]
+    if any(issue.severity == "error" for issue in unread):
         notes.append("unlisted files were not looked for, because a split could not be read")
     else:
         issues += _unlisted(raws)
@@ -176,12 +184,7 @@ def check_dataset(
 
 def describe_check(report: CheckReport) -> list[str]:
     """Return the report for the terminal, line by line."""
-    headers = ["split", "images", "without boxes", "boxes", "crowd regions"]
-    rows = [
-        [name, *map(str, (split.images, split.without_boxes, split.boxes, split.crowds))]
-        for name, split in report.splits.items()
-    ]
-    lines = format_table(headers, rows).splitlines()
+    lines = [f"{name}: {split.counts.describe()}" for name, split in report.splits.items()]
     for rule, count in report.counts().items():
         if not count:
             continue
@@ -199,15 +202,11 @@ def describe_check(report: CheckReport) -> list[str]:
 
 def _summarize(raw: RawSplit) -> SplitSummary:
     names = {category["id"]: category["name"] for category in raw.categories}
-    boxes = [annotation for annotation in raw.annotations if not annotation.get("iscrowd", 0)]
-    with_boxes = {annotation["image_id"] for annotation in boxes}
+    boxes = (annotation for annotation in raw.annotations if not annotation.get("iscrowd", 0))
     by_class = Counter(names.get(annotation["category_id"]) for annotation in boxes)
     return SplitSummary(
         annotations=str(raw.annotations_path),
-        images=len(raw.images),
-        without_boxes=sum(image["id"] not in with_boxes for image in raw.images),
-        boxes=len(boxes),
-        crowds=len(raw.annotations) - len(boxes),
+        counts=raw.count_boxes(),
         boxes_by_class={str(name): by_class[name] for name in names.values()},
     )
 
@@ -216,6 +215,44 @@ def _issue(raw: RawSplit, rule: str, file: str, problem: str, annotation: str | 
     """Build an issue whose message begins with the annotation file."""
     message = f"{raw.annotations_path.name}: {problem}"
     return Issue(rule=rule, split=raw.name, file=file, message=message, annotation=annotation)
+
+
+def _box_account_issues(raw: RawSplit) -> Iterator[Issue]:
+    """Yield issues of splits without trainable boxes, crowd regions, and images with too many boxes."""
+    where, counts = raw.annotations_path.name, raw.count_boxes()
+    if raw.name in ("train", "val"):
+        for message in find_untrainable(where, counts):
+            yield Issue(rule="no_trainable_box", split=raw.name, file=where, message=message)
+    if counts.crowd and counts.trainable:
+        problem = (
+            f"{counts.crowd} of {counts.read} boxes are crowd regions (iscrowd or difficult), never trained "
+            f"on. If they are objects, as in exports of CVAT's brush, set data.crowd_as_objects."
+        )
+        yield _issue(raw, "crowd_box", where, problem)
+    per_image = Counter(annotation["image_id"] for annotation in raw.annotations)
+    for image in raw.images:
+        if per_image[image["id"]] > USUAL_MAX_DETECTIONS:
+            problem = (
+                f"image {image['file_name']!r} has {per_image[image['id']]} boxes. By default an image has "
+                f"at most {USUAL_MAX_DETECTIONS} detections, so that the rest counts as missed: raise "
+                f"evaluation.max_detections and model.decoder.num_queries, or use data.tiles."
+            )
+            yield _issue(raw, "many_boxes", image["file_name"], problem)
+
+
+def _similar_classes(raw: RawSplit) -> Iterator[Issue]:
+    """Yield names of classes that a person would take for the same."""
+    groups: dict[str, list[str]] = {}
+    for category in raw.categories:
+        key = " ".join(unicodedata.normalize("NFKC", category["name"]).casefold().split())
+        groups.setdefault(key, []).append(category["name"])
+    for names in groups.values():
+        if len(set(names)) > 1:
+            problem = (
+                f"the classes {' and '.join(map(repr, names))} differ only in case, spaces or Unicode form. "
+                f"If they are one class, give them one name and id."
+            )
+            yield _issue(raw, "similar_classes", raw.annotations_path.name, problem)
 
 
 def _repeated_annotations(raw: RawSplit) -> Iterator[Issue]:
@@ -285,10 +322,7 @@ def _image_issues(listed: _Listed, path: Path, fact: ImageFacts) -> Iterator[Iss
             yield Issue(rule="corrupt_image", split=raw.name, file=name, message=fact.header_problem)
         return
     if fact.content_problem:
-        problem = (
-            f"image {name!r} is truncated or damaged inside ({fact.content_problem}). Replace or remove it."
-        )
-        yield _issue(raw, "truncated_image", name, problem)
+        yield _issue(raw, "truncated_image", name, fact.content_problem)
     listed_hw = (image["height"], image["width"])
     if fact.size_hw is not None and fact.size_hw != listed_hw:
         message = describe_size_difference(where, name, listed_hw, fact.size_hw)
@@ -357,13 +391,13 @@ def _unlisted(raws: Mapping[str, RawSplit]) -> Iterator[Issue]:
     listed = set()
     for raw in raws.values():
         users.setdefault(raw.image_dir, []).append(raw.name)
-        # Damaged images of YOLO datasets are only known by an issue.
+        # Images that cannot be read are only known by an issue.
         names = [*(image["file_name"] for image in raw.images), *(issue.file for issue in raw.issues)]
-        listed |= {(raw.image_dir / name).resolve() for name in names}
+        listed |= {os.path.normpath(raw.image_dir / name) for name in names}
     for folder, splits in users.items():
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.resolve() not in listed:
-                name, shown = path.relative_to(folder).as_posix(), ", ".join(splits)
+        for name in list_images(folder):
+            if os.path.normpath(folder / name) not in listed:
+                shown = ", ".join(splits)
                 message = (
                     f"{folder}: image {name!r} is in no split ({shown}). List it, even without boxes, or "
                     f"remove it."

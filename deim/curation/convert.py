@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, assert_never
 
 from deim.data.formats.coco import CocoSplit, RawSplit
-from deim.data.formats.names import WrittenFormat
+from deim.data.formats.names import Format
 from deim.data.formats.voc import IMAGES, write_voc
 from deim.data.formats.yolo import write_yolo
 from deim.errors import DataError
@@ -27,7 +27,7 @@ KEPT_FIELDS: Final = {
 
 def write_dataset(
     splits: Mapping[str, CocoSplit],
-    data_format: WrittenFormat,
+    data_format: Format,
     output: Path,
     *,
     names: Mapping[str, Sequence[str]] | None = None,
@@ -116,7 +116,7 @@ def place_names(
     return {split: [f"{split}/{name}" for name in split_names] for split, split_names in names.items()}
 
 
-def describe_losses(raws: Mapping[str, RawSplit], data_format: WrittenFormat) -> list[str]:
+def describe_losses(raws: Mapping[str, RawSplit], data_format: Format) -> list[str]:
     """Return a line with a count for everything that a conversion of valid splits drops."""
     annotations = [annotation for raw in raws.values() for annotation in raw.annotations]
     lines = []

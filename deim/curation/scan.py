@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from deim.data.images.ends import has_usual_end
 from deim.data.images.read import UPRIGHT, named_errors, read_header, read_values
 from deim.errors import DataError
 from deim.files import sha256_of_file
@@ -49,8 +50,9 @@ def scan_images(
 ) -> list[ImageFacts]:
     """Collect facts about files, several at a time, in the order of `paths`.
 
-    Without `decode`, only headers are read, which takes 0.1 ms per file. The interpreter lock is free most of
-    the time, so that more threads help. `progress` is called with the number of finished files, after each.
+    Without `decode`, only headers and the ends of files are read, which takes 0.1 ms per file; a file without
+    the usual end is decoded. The interpreter lock is free most of the time, so that more threads help.
+    `progress` is called with the number of finished files, after each.
     """
     facts = []
     with ThreadPoolExecutor(max_workers=workers) as pool:
@@ -67,12 +69,13 @@ def scan_image(path: Path, *, decode: bool) -> ImageFacts:
     except DataError as error:
         return ImageFacts(header_problem=str(error))
     problem, sha256, thumbnail = "", "", NO_THUMBNAIL
-    if decode:
-        try:
-            sha256 = sha256_of_file(path)
+    try:
+        if decode or not has_usual_end(path):
             thumbnail = _make_thumbnail(path, is_deep=header.bits > 8 and header.channels > 1)
-        except (DataError, OSError) as error:
-            problem = str(error).removeprefix(f"{path}: ")
+        if decode:
+            sha256 = sha256_of_file(path)
+    except (DataError, OSError) as error:
+        problem = str(error)
     return ImageFacts(
         size_hw=header.size_hw,
         orientation=header.orientation,

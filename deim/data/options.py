@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deim.config.checks import below, check
+from deim.config.checks import Auto, below, check
 from deim.data.formats.names import Format
 from deim.data.images.pixel_format import PercentileScaling, Uint8Scaling, WindowScaling
 from deim.data.images.tiling import TilesOptions
@@ -17,17 +17,20 @@ class DataOptions:
 
     root: str
     """Dataset folder, relative to the current folder."""
-    format: Format = "coco"
-    """Format of the annotations. `train_annotations`, `val_annotations`, `test_annotations` and `images` are
-    only used by `coco`; the other formats list their splits and images themselves."""
-    train_annotations: str = "annotations/train.json"
-    """COCO file of the training split, relative to `root`."""
-    val_annotations: str = "annotations/val.json"
-    """COCO file of the validation split, relative to `root`."""
-    test_annotations: str | None = "annotations/test.json"
-    """COCO file of the test split, relative to `root`; null if there is none."""
-    images: str = "images"
-    """Folder of the images, relative to `root`."""
+    format: Format | Auto = "auto"
+    """Format of the annotations; auto detects it by the files in `root`."""
+    train_annotations: str | None = None
+    """COCO file of the training split, relative to `root`; null finds it by the names of files and folders,
+    such as `annotations/instances_Train.json` or `train/`."""
+    val_annotations: str | None = None
+    """COCO file of the validation split, relative to `root`; null finds it."""
+    test_annotations: str | None = None
+    """COCO file of the test split, relative to `root`; null finds it if there is one."""
+    images: str | None = None
+    """Folder of the images of these files, relative to `root`; null: `images` if it is there, else `root`."""
+    crowd_as_objects: bool = False
+    """Train on and evaluate regions marked `iscrowd` or `difficult` like other boxes. CVAT marks every object
+    drawn with its brush."""
     normal_class: str | None = None
     """Class that marks a good surface, such as NORMAL; images with no other box count as good. null: none."""
     synthetic: SyntheticOptions | None = None
@@ -88,8 +91,13 @@ class DataOptions:
                     "reduced_decode: got true, but tiles are cut from full images. Set only one of the two.",
                 ),
                 (
-                    self.format != "coco" and self.synthetic is not None,
+                    self.format not in ("auto", "coco") and self.synthetic is not None,
                     f"format: got {self.format!r}, but the synthetic set is COCO. Set synthetic to null.",
+                ),
+                (
+                    self.format not in ("auto", "coco") and self.annotation_files != {},
+                    f"format: got {self.format!r}, but annotation files are only named for COCO. Remove the "
+                    f"names, or the format.",
                 ),
                 (not 1 <= self.channels <= 4, f"channels: got {self.channels}, needs 1 to 4"),
                 *(
@@ -103,3 +111,9 @@ class DataOptions:
                 (min(self.std) <= 0, f"std: got {list(self.std)}, each must be above 0"),
             ]
         )
+
+    @property
+    def annotation_files(self) -> dict[str, str]:
+        """COCO file of each split that has one by option."""
+        files = {"train": self.train_annotations, "val": self.val_annotations, "test": self.test_annotations}
+        return {name: file for name, file in files.items() if file is not None}

@@ -5,13 +5,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deim.data.formats.check_images import check_images
-from deim.data.formats.coco import CocoSplit, RawSplit, match_classes, read_raw_coco, to_split
+from deim.data.formats.coco import (
+    CocoSplit,
+    RawSplit,
+    find_untrainable,
+    match_classes,
+    take_crowds,
+    to_split,
+)
 from deim.data.formats.names import CONTENTS
-from deim.data.formats.read import read_raw
+from deim.data.formats.read import (
+    CocoFiles,
+    CocoSet,
+    Dataset,
+    drop_placeholders,
+    find_coco_files,
+    find_dataset,
+)
 from deim.data.images.pixel_format import PixelFormat
 from deim.data.options import DataOptions
 from deim.data.synthetic.make import make_synthetic_dataset
 from deim.errors import DataError
+from deim.files import raise_listed
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +49,10 @@ def prepare_root(data: DataOptions) -> None:
     if root.is_dir() and (data.synthetic is None or any(root.iterdir())):
         return
     if data.synthetic is None:
+        looked = "" if root.is_absolute() else f" (looked in {Path.cwd()})"
+        content = "; ".join(f"{name.upper()} with {files}" for name, files in CONTENTS.items())
         raise DataError(
-            f"data.root: there is no folder {str(root)!r} (looked in {Path.cwd()}). It must hold "
-            f"{_describe_content(data)}. "
+            f"data.root: there is no folder {str(root)!r}{looked}. It must hold a dataset: {content}. "
             f"Name your dataset with --set data.root=FOLDER, or make a synthetic one with "
             f"deim synthetic --root {root}"
         )
@@ -44,12 +60,23 @@ def prepare_root(data: DataOptions) -> None:
     make_synthetic_dataset(root, data.synthetic)
 
 
-def _describe_content(data: DataOptions) -> str:
-    """Describe the required content of the dataset folder."""
-    content = CONTENTS[data.format]
-    if data.format == "coco":
-        content = f"{data.train_annotations}, {data.val_annotations} and {data.images}/"
-    return f"{content} in {data.format.upper()} format"
+def open_dataset(data: DataOptions) -> Dataset:
+    """Find the files of the dataset that the options name.
+
+    Raises:
+        DataError: If there is none, or its description is wrong.
+    """
+    root = Path(data.root)
+    if data.annotation_files or data.images:
+        files = {name: files.annotations for name, files in find_coco_files(root).items()}
+        files |= {name: root / file for name, file in data.annotation_files.items()}
+        folders = [root / data.images] if data.images else [root / "images", root]
+        folders = [folder for folder in folders if folder.is_dir()] or folders[:1]
+        return CocoSet(
+            root=root,
+            files={name: CocoFiles(annotations=path, image_dirs=folders) for name, path in files.items()},
+        )
+    return find_dataset(root, None if data.format == "auto" else data.format)
 
 
 def read_split(data: DataOptions, name: str) -> CocoSplit:
@@ -60,18 +87,14 @@ def read_split(data: DataOptions, name: str) -> CocoSplit:
         name: `train`, `val` or `test`.
 
     Raises:
-        DataError: If the config names no such split or anything in its file is wrong.
+        DataError: If there is no such split or anything in its files is wrong.
     """
-    split = to_split(read_raw_split(data, name))
+    raw = read_raw_split(data, name)
+    split = to_split(raw)
     check_images(split, PixelFormat(channels=data.channels, scaling=data.scaling))
-    logger.info(
-        "%s: %d images (%d without boxes), %d boxes, %d classes",
-        name,
-        len(split),
-        split.num_empty,
-        len(split.boxes_xywh),
-        len(split.class_names),
-    )
+    logger.info("%s: %s, %d classes", name, split.count_boxes().describe(), len(split.class_names))
+    for note in raw.notes:
+        logger.info("%s: %s", name, note)
     if split.num_overhanging:
         logger.warning(
             "%s: %d boxes reach beyond their image; training and predictions clip them, metrics use the "
@@ -90,26 +113,30 @@ def read_raw_split(data: DataOptions, name: str) -> RawSplit:
         name: `train`, `val` or `test`.
 
     Raises:
-        DataError: If the config names no such split, or its files cannot be read at all.
+        DataError: If there is no such split, or its files cannot be read at all.
     """
-    root = Path(data.root)
-    if data.format != "coco":
-        return read_raw(root, data.format, name)
-    files = {"train": data.train_annotations, "val": data.val_annotations, "test": data.test_annotations}
-    file = files.get(name)
-    if file is None:
-        named = [split for split, path in files.items() if path is not None]
-        raise DataError(f"split {name!r}: the dataset has none. Choose one of {', '.join(named)}.")
-    return read_raw_coco(root / file, root / data.images)
+    dataset = open_dataset(data)
+    if name not in dataset.splits and name not in dataset.absent:
+        has = f"has only {', '.join(dataset.splits)}"
+        raise DataError(
+            f"split {name!r}: {data.root} {has}. To divide a dataset into train, val and test: deim data "
+            f"split {data.root} --output {data.root}_split"
+        )
+    raw = drop_placeholders({name: dataset.read(name)})[name]
+    return take_crowds(raw) if data.crowd_as_objects else raw
 
 
 def build_splits(data: DataOptions) -> Splits:
     """Read the training and validation data.
 
     Raises:
-        DataError: If a file is wrong, or validation has a class that training lacks.
+        DataError: If a file is wrong, a split has no box to train on, or validation has a class that training
+            lacks.
     """
     prepare_root(data)
     train, val = read_split(data, "train"), read_split(data, "val")
+    raise_listed(
+        [message for split in (train, val) for message in find_untrainable(split.name, split.count_boxes())]
+    )
     match_classes(val, train.class_names, trained_on=train.annotations_path.name)
     return Splits(train=train, val=val)

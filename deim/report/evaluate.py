@@ -127,8 +127,6 @@ def _points_for(trained: TrainedDetector, *, store: bool) -> OperatingPoints:
 def _sha256_of_val(data: DataOptions) -> str | None:
     """Return the hash of the validation split's annotations; None if they are missing."""
     try:
-        if data.format == "coco":
-            return sha256_of_file(Path(data.root) / data.val_annotations)
         return to_split(read_raw_split(data, VAL)).annotations_sha256()
     except (DataError, OSError):
         return None

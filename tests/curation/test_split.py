@@ -12,7 +12,7 @@ from deim.curation.convert import write_dataset
 from deim.curation.groups import find_groups, groups_by_pattern, groups_by_table
 from deim.curation.scan import ImageFacts, scan_images
 from deim.curation.split import Division, assign_groups, describe_division, divide, pool_splits
-from deim.data.formats.read import Format, read_all, to_splits
+from deim.data.formats.read import Format, find_dataset, read_all, to_splits
 from deim.data.images.input_format import InputFormat
 from deim.errors import DataError
 from tests.data.small_sets import make_contents, noise, write_contents, write_small_set
@@ -46,7 +46,7 @@ def write_lots(root: Path, *, num_lots: int = 10, of_lot: int = 3) -> Path:
 
 
 def divided(root: Path, *, data_format: Format = "coco", **options: Any) -> Division:
-    pool, names = pool_splits(to_splits(read_all(root, data_format)))
+    pool, names = pool_splits(to_splits(read_all(find_dataset(root, data_format))))
     facts = scan_images([pool.image_path(index) for index in range(len(pool))], decode=True)
     options = {"groups": None, "ratios": (80, 10, 10), "seed": 0, **options}
     return divide(pool, names, facts=facts, **options)
@@ -93,7 +93,7 @@ def test_the_seed_alone_decides(tmp_path: Path) -> None:
 
 def test_no_group_is_in_two_splits_and_the_check_agrees(tmp_path: Path) -> None:
     root = write_lots(tmp_path / "all")
-    pool, _ = pool_splits(to_splits(read_all(root, "coco")))
+    pool, _ = pool_splits(to_splits(read_all(find_dataset(root, "coco"))))
     groups = groups_by_pattern(pool.file_names, r"^(lot\d+)_")
     division = divided(root, groups=groups)
     assert all(name == split.name for name, split in division.splits().items())
@@ -104,7 +104,7 @@ def test_no_group_is_in_two_splits_and_the_check_agrees(tmp_path: Path) -> None:
     }
     assert len(set(zip(groups, division.split_of.tolist(), strict=True))) == 10
     write_dataset(division.splits(), "coco", tmp_path / "new", names=division.new_names())
-    raws, unread = read_for_check(tmp_path / "new", "coco")
+    raws, unread = read_for_check(find_dataset(tmp_path / "new"))
     names = [image["file_name"] for raw in raws.values() for image in raw.images]
     report = check_dataset(
         raws,
@@ -130,14 +130,14 @@ def test_copies_are_bound_to_one_split_whatever_their_groups(tmp_path: Path) -> 
 
 
 def test_the_pool_keeps_boxes_with_their_images_and_renumbers_ids_that_meet(tmp_path: Path) -> None:
-    splits = to_splits(read_all(write_small_set(tmp_path / "coco"), "coco"))
+    splits = to_splits(read_all(find_dataset(write_small_set(tmp_path / "coco"))))
     pool, names = pool_splits(splits)
     assert names == pool.file_names == ("t0.png", "t1.png", "t2.png", "v0.png", "v1.png")
     assert pool.image_ids.tolist() == [1, 2, 3, 4, 5]
     assert np.diff(pool.first_box).tolist() == [3, 3, 0, 3, 3]
     np.testing.assert_array_equal(pool.boxes_xywh[6:], splits["val"].boxes_xywh)
     write_dataset(splits, "yolo", tmp_path / "yolo")
-    yolo_pool, yolo_names = pool_splits(to_splits(read_all(tmp_path / "yolo", "yolo")))
+    yolo_pool, yolo_names = pool_splits(to_splits(read_all(find_dataset(tmp_path / "yolo", "yolo"))))
     assert yolo_names == names
     assert yolo_pool.file_names[0] == "train/t0.png"
     np.testing.assert_allclose(yolo_pool.boxes_xywh, pool.boxes_xywh, atol=1e-6)
@@ -168,7 +168,7 @@ def test_the_report_counts_classes_and_names_what_a_split_lacks(tmp_path: Path) 
     ids=str,
 )
 def test_wrong_ratios_are_refused(ratios: tuple[float, ...], tmp_path: Path) -> None:
-    pool, names = pool_splits(to_splits(read_all(write_small_set(tmp_path), "coco")))
+    pool, names = pool_splits(to_splits(read_all(find_dataset(write_small_set(tmp_path)))))
     with pytest.raises(DataError, match=r"--ratios: got .*Give three numbers"):
         divide(pool, names, facts=[ImageFacts()] * 5, groups=None, ratios=ratios, seed=0)
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from deim.config.schema import Config
 from deim.data.dataset import DetectionDataset
-from deim.data.formats.coco import match_classes, read_coco
+from deim.data.formats.coco import match_classes
+from deim.data.formats.coco_file import read_coco
 from deim.data.images.input_format import InputFormat
 from deim.data.splits import build_splits
 from deim.errors import DataError
@@ -198,7 +199,7 @@ def test_json_that_is_not_coco_is_refused(document: object, actual: str, tmp_pat
 
 @pytest.mark.parametrize(
     ("key", "name"),
-    [("images", "file_name"), ("images", "width"), ("annotations", "bbox"), ("categories", "name")],
+    [("images", "file_name"), ("annotations", "category_id"), ("categories", "name")],
 )
 def test_an_entry_that_lacks_a_key_is_named(key: str, name: str, tmp_path: Path) -> None:
     document = make_content()
@@ -220,9 +221,8 @@ def test_an_entry_that_is_no_mapping_is_named(tmp_path: Path) -> None:
         ([40, 6, 10, 10], "lies outside its image: box [40, 6, 10, 10], image 40x30 px."),
         ([4, -20, 10, 20], "lies outside its image: box [4, -20, 10, 20], image 40x30 px."),
         ([4, 6, 10], "has bbox [4, 6, 10]. A box is [left, top, width, height] in pixels."),
-        (["4", 6, 10, 2], "has bbox ['4', 6, 10, 2]. A box is [left, top, width, height] in pixels."),
+        (["4 px", 6, 10, 2], "has bbox ['4 px', 6, 10, 2]. A box is [left, top, width, height] in pixels."),
         ({"x": 4}, "has bbox {'x': 4}. A box is [left, top, width, height] in pixels."),
-        (None, "has bbox None. A box is"),
         ([4, 6, float("nan"), 10], "has bbox [4, 6, nan, 10]. A box is"),
         ([4, 6, float("inf"), 10], "has bbox [4, 6, inf, 10]. A box is"),
         ([4, 6, 10**309, 10], "has bbox [4, 6, 1000"),
@@ -325,14 +325,18 @@ def test_exactly_twenty_problems_are_all_listed() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda document: document["images"][0].update(width="40"),
+        lambda document: document["images"][0].update(width="40 px"),
         lambda document: document["images"][0].update(id=[5]),
         lambda document: document["images"][0].update(file_name=5),
         lambda document: document["categories"][0].update(id="seven"),
-        lambda document: document["annotations"][0].update(area="99"),
-        lambda document: document["annotations"][0].update(iscrowd="0"),
+        lambda document: document["annotations"][0].update(area="large"),
+        lambda document: document["annotations"][0].update(iscrowd="no"),
         lambda document: document["annotations"][0].update(area=10**309),
         lambda document: document["images"][0].update(width=2**31),
+        lambda document: document["images"][0].update(height=0),
+        lambda document: document["images"][0].update(id=1.5),
+        lambda document: document["annotations"][0].update(image_id=None),
+        lambda document: document["annotations"][0].update(category_id=True),
     ],
     ids=[
         "width text",
@@ -343,6 +347,10 @@ def test_exactly_twenty_problems_are_all_listed() -> None:
         "crowd text",
         "area too large",
         "width too large",
+        "no height",
+        "id fraction",
+        "image null",
+        "category true",
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(

@@ -17,7 +17,8 @@ from deim.data.augment.options import AugmentOptions
 from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
 from deim.data.augment.transform import ImageSource, Sample
 from deim.data.batch import Batch
-from deim.data.formats.coco import CocoSplit, read_coco
+from deim.data.formats.coco import CocoSplit
+from deim.data.formats.coco_file import read_coco
 from deim.data.images.input_format import InputFormat
 from deim.engine.schedule import resolve_schedule
 from deim.errors import ConfigError

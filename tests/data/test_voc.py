@@ -2,13 +2,14 @@
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deim.data.formats.coco import find_problems, to_split
-from deim.data.formats.voc import read_raw_voc, voc_splits, write_voc
+from deim.data.formats.voc import read_voc_set, write_voc
 from deim.errors import DataError
 from tests.data.small_sets import noise
 
@@ -31,22 +32,22 @@ def write_set(root: Path, body: str = SIZE + OBJECT) -> Path:
 
 
 def test_corners_become_left_top_width_height(tmp_path: Path) -> None:
-    split = to_split(read_raw_voc(write_set(tmp_path), "train"))
+    split = to_split(read_voc_set(write_set(tmp_path)).read("train"))
     assert split.boxes_xywh.tolist() == [[4, 6, 10.5, 12]]
     assert (split.category_ids, split.class_names) == ((1,), ("pit",))
     assert split.file_names == ("a.png",)
     assert split.is_crowd.tolist() == [False]
-    empty = to_split(read_raw_voc(tmp_path, "val"))
+    empty = to_split(read_voc_set(tmp_path).read("val"))
     assert (empty.class_names, empty.num_empty) == (("pit",), 1)
 
 
 def test_what_is_difficult_is_neither_trained_on_nor_scored(tmp_path: Path) -> None:
     body = SIZE + OBJECT.replace("<name>", "<difficult>1</difficult><name>")
-    assert to_split(read_raw_voc(write_set(tmp_path, body), "train")).is_crowd.tolist() == [True]
+    assert to_split(read_voc_set(write_set(tmp_path, body)).read("train")).is_crowd.tolist() == [True]
 
 
 def test_a_size_that_is_not_given_is_read_from_the_image(tmp_path: Path) -> None:
-    split = to_split(read_raw_voc(write_set(tmp_path, OBJECT), "train"))
+    split = to_split(read_voc_set(write_set(tmp_path, OBJECT)).read("train"))
     assert split.sizes_hw.tolist() == [[30, 40]]
 
 
@@ -54,14 +55,14 @@ def test_without_lists_all_annotations_are_one_split(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     for name in ("train", "val"):
         (root / "ImageSets" / "Main" / f"{name}.txt").unlink()
-    assert voc_splits(root) == ("all",)
-    assert to_split(read_raw_voc(root, "all")).file_names == ("a.png", "b.png")
+    assert read_voc_set(root).splits == ("all",)
+    assert to_split(read_voc_set(root).read("all")).file_names == ("a.png", "b.png")
 
 
 def test_lists_of_one_class_are_no_splits(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     (root / "ImageSets" / "Main" / "pit_train.txt").write_text("a  1\nb -1\n")
-    assert voc_splits(root) == ("train", "val")
+    assert read_voc_set(root).splits == ("train", "val")
 
 
 def test_a_name_of_a_class_keeps_its_outer_spaces(tmp_path: Path) -> None:
@@ -69,18 +70,24 @@ def test_a_name_of_a_class_keeps_its_outer_spaces(tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", body)
     rows = ({"id": 5, "name": "pit"}, {"id": 6, "name": " pit "}, {"id": 7, "name": "dent"})
     (root / "categories.json").write_text(json.dumps(rows))
-    split = to_split(read_raw_voc(root, "train"))
+    split = to_split(read_voc_set(root).read("train"))
     assert split.box_category_ids.tolist() == [6, 5, 7]
-    (tmp_path / "again").mkdir()
-    write_voc({"train": split}, {"train": ["a.png"]}, tmp_path / "again")
-    assert [box["category_id"] for box in read_raw_voc(tmp_path / "again", "train").annotations] == [6, 5, 7]
+    again = tmp_path / "again"
+    again.mkdir()
+    write_voc({"train": split}, {"train": ["a.png"]}, again)
+    shutil.copytree(root / "JPEGImages", again / "JPEGImages")
+    assert [box["category_id"] for box in read_voc_set(again).read("train").annotations] == [
+        6,
+        5,
+        7,
+    ]
 
 
 @pytest.mark.parametrize("name", ["pit\x01", "pit\r", "a\nb"])
 def test_a_name_with_a_control_character_is_refused_before_anything_is_written(
     name: str, tmp_path: Path
 ) -> None:
-    split = replace(to_split(read_raw_voc(write_set(tmp_path / "set"), "train")), class_names=(name,))
+    split = replace(to_split(read_voc_set(write_set(tmp_path / "set")).read("train")), class_names=(name,))
     (tmp_path / "again").mkdir()
     with pytest.raises(DataError) as refusal:
         write_voc({"train": split}, {"train": ["a.png"]}, tmp_path / "again")
@@ -97,8 +104,8 @@ def test_a_split_whose_images_are_numbered_is_no_list_of_one_class(
 ) -> None:
     root = write_set(tmp_path)
     (root / "ImageSets" / "Main" / f"{name}.txt").write_text(lines)
-    assert name in voc_splits(root)
-    actual = read_raw_voc(root, name).issues
+    assert name in read_voc_set(root).splits
+    actual = read_voc_set(root).read(name).issues
     assert [(issue.rule, issue.file) for issue in actual] == [("unreadable", "Annotations/part 1.xml")]
 
 
@@ -109,12 +116,12 @@ def test_a_list_of_training_and_validation_together_is_no_split(
     path = root / "ImageSets" / "Main" / "trainval.txt"
     path.write_text("b\na\n")
     with caplog.at_level(logging.INFO, logger="deim"):
-        assert voc_splits(root) == ("train", "val")
+        assert read_voc_set(root).splits == ("train", "val")
     assert [record.message for record in caplog.records] == [
         f"{path}: skipped, because it repeats train and val"
     ]
     with pytest.raises(DataError, match=r"Choose one of train, val\."):
-        read_raw_voc(root, "trainval")
+        read_voc_set(root).read("trainval")
 
 
 @pytest.mark.parametrize("lines", ["a\n", "a\nb\nc\n"])
@@ -122,7 +129,7 @@ def test_a_list_called_trainval_with_other_images_is_a_split(lines: str, tmp_pat
     root = write_set(tmp_path)
     (root / "ImageSets" / "Main" / "trainval.txt").write_text(lines)
     (root / "ImageSets" / "Main" / "train.txt").write_text("a\nd\n")
-    assert voc_splits(root) == ("train", "val", "trainval")
+    assert read_voc_set(root).splits == ("train", "val", "trainval")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +168,7 @@ def test_a_wrong_annotation_is_one_issue(body: str, rule: str, message: str, tmp
     root = write_set(tmp_path, body)
     (root / "categories.json").write_text('[{"id": 5, "name": "pit"}]')
     problems = [
-        actual for actual in find_problems(read_raw_voc(root, "train")) if actual.rule != "empty_list"
+        actual for actual in find_problems(read_voc_set(root).read("train")) if actual.rule != "empty_list"
     ]
     assert [actual.rule for actual in problems] == [rule]
     assert message in problems[0].message
@@ -173,7 +180,7 @@ def test_of_two_images_of_one_name_the_annotation_names_its_own(name: str, tmp_p
     noise(3).save(root / "JPEGImages" / "a.bmp")
     xml = f"<annotation><filename>{name}</filename>{SIZE}</annotation>"
     (root / "Annotations" / "a.xml").write_text(xml)
-    assert [image["file_name"] for image in read_raw_voc(root, "train").images] == [name]
+    assert [image["file_name"] for image in read_voc_set(root).read("train").images] == [name]
 
 
 @pytest.mark.parametrize("name", ["a.jpg", ""])
@@ -182,7 +189,7 @@ def test_two_images_of_one_name_without_a_choice_are_named(name: str, tmp_path: 
     noise(3).save(root / "JPEGImages" / "a.bmp")
     xml = f"<annotation><filename>{name}</filename>{SIZE}</annotation>"
     (root / "Annotations" / "a.xml").write_text(xml)
-    actual = read_raw_voc(root, "train").issues
+    actual = read_voc_set(root).read("train").issues
     assert [issue.rule for issue in actual] == ["repeated_id"]
     assert actual[0].message == (
         f"Annotations/a.xml: belongs to a.bmp and a.png, and its filename {name!r} is none of them. Name "
@@ -192,9 +199,9 @@ def test_two_images_of_one_name_without_a_choice_are_named(name: str, tmp_path: 
 
 def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     root = write_set(tmp_path)
-    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nlost\n")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nlost\nb\n")
     (root / "JPEGImages" / "a.png").unlink()
-    no_xml, no_image = find_problems(read_raw_voc(root, "train"))
+    no_image, no_xml = find_problems(read_voc_set(root).read("train"))
     assert (no_xml.rule, no_xml.file) == ("unreadable", "Annotations/lost.xml")
     assert (no_image.rule, no_image.file) == ("missing_image", "a.png")
 
@@ -206,7 +213,7 @@ def test_an_annotation_file_without_image_and_list_is_named_once(tmp_path: Path)
         (root / "Annotations" / f"{name}.xml").write_text(xml)
     noise(3).save(root / "JPEGImages" / "c.png")
     (root / "Annotations" / "cut.xml").write_text("<annotation>")
-    actual = read_raw_voc(root, "train").issues
+    actual = read_voc_set(root).read("train").issues
     assert [(issue.rule, issue.file) for issue in actual] == [
         ("missing_image", "Annotations/cut.xml"),
         ("missing_image", "Annotations/ghost.xml"),
@@ -215,11 +222,11 @@ def test_an_annotation_file_without_image_and_list_is_named_once(tmp_path: Path)
         "Annotations/ghost.xml: there is no image for this file in JPEGImages, and no list in ImageSets/Main "
         "names it. Add the image and list it, or remove the file."
     )
-    assert read_raw_voc(root, "val").issues == ()
+    assert read_voc_set(root).read("val").issues == ()
 
 
 def test_a_wrong_list_of_categories_is_refused(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     (root / "categories.json").write_text('[{"id": 5}]')
     with pytest.raises(DataError, match=r"categories\.json: not a list of categories \(KeyError\('name'\)\)"):
-        read_raw_voc(root, "train")
+        read_voc_set(root).read("train")

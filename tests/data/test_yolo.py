@@ -6,7 +6,7 @@ import pytest
 
 from deim.data.formats.coco import to_split
 from deim.data.formats.issues import Issue
-from deim.data.formats.yolo import label_path, read_raw_yolo, read_yolo_set
+from deim.data.formats.yolo import label_path, read_yolo_set
 from deim.errors import DataError
 from tests.data.small_sets import noise
 
@@ -26,11 +26,11 @@ def write_set(root: Path, *, yaml: str = YAML, lines: str = "1 0.5 0.5 0.25 0.2\
 
 
 def issues(root: Path, split: str = "train") -> tuple[Issue, ...]:
-    return read_raw_yolo(root, split).issues
+    return read_yolo_set(root).read(split).issues
 
 
 def test_fractions_become_pixels_and_numbers_ids(tmp_path: Path) -> None:
-    raw = read_raw_yolo(write_set(tmp_path), "train")
+    raw = read_yolo_set(write_set(tmp_path)).read("train")
     split = to_split(raw)
     assert split.file_names == ("a.png", "b.png")
     assert split.boxes_xywh.tolist() == [[15, 12, 10, 6]]
@@ -42,14 +42,14 @@ def test_fractions_become_pixels_and_numbers_ids(tmp_path: Path) -> None:
 
 
 def test_the_extra_key_gives_ids_to_the_names(tmp_path: Path) -> None:
-    split = to_split(read_raw_yolo(write_set(tmp_path, yaml=YAML + "category_ids: [9, 4]\n"), "train"))
+    split = to_split(read_yolo_set(write_set(tmp_path, yaml=YAML + "category_ids: [9, 4]\n")).read("train"))
     assert (split.category_ids, split.class_names) == ((4, 9), ("scratch", "pit"))
     assert split.box_category_ids.tolist() == [4]
 
 
 def test_an_outline_stands_for_the_box_around_it(tmp_path: Path) -> None:
     root = write_set(tmp_path, lines="0 0.25 0.2 0.5 0.1 0.5 0.6 0.3 0.5\n")
-    assert to_split(read_raw_yolo(root, "train")).boxes_xywh.tolist() == [[10, 3, 10, 15]]
+    assert to_split(read_yolo_set(root).read("train")).boxes_xywh.tolist() == [[10, 3, 10, 15]]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_an_outline_stands_for_the_box_around_it(tmp_path: Path) -> None:
 def test_splits_are_folders_or_lists_of_images(train: str, tmp_path: Path) -> None:
     root = write_set(tmp_path, yaml=YAML.replace("images/train", train))
     (root / "train.txt").write_text("./images/train/a.png\nimages/train/b.png\n\n")
-    split = to_split(read_raw_yolo(root, "train"))
+    split = to_split(read_yolo_set(root).read("train"))
     assert [Path(name).name for name in split.file_names][:2] == ["a.png", "b.png"]
     assert split.boxes_xywh.tolist() == [[15, 12, 10, 6]]
     assert all(split.image_path(index).is_file() for index in range(len(split)))
@@ -72,7 +72,7 @@ def test_a_folder_with_names_alone_is_enough(tmp_path: Path) -> None:
     (root / "classes.txt").write_text("pit\nscratch\n\n")
     described = read_yolo_set(root)
     assert (list(described.splits), described.names) == (["train", "val"], ("pit", "scratch"))
-    assert to_split(read_raw_yolo(root, "train")).boxes_xywh.tolist() == [[15, 12, 10, 6]]
+    assert to_split(read_yolo_set(root).read("train")).boxes_xywh.tolist() == [[15, 12, 10, 6]]
 
 
 def test_boxes_stand_where_labels_take_the_place_of_images() -> None:
@@ -99,7 +99,7 @@ def test_a_wrong_line_is_one_finding_and_stops_training(
     lines: str, rule: str, message: str, tmp_path: Path
 ) -> None:
     root = write_set(tmp_path, lines=lines + "0 0.5 0.5 0.2 0.2\n")
-    raw = read_raw_yolo(root, "train")
+    raw = read_yolo_set(root).read("train")
     (issue,) = raw.issues
     assert issue.rule == rule
     assert issue.annotation == f"labels/train/a.txt:{lines.count(chr(10))}"
@@ -125,7 +125,7 @@ def test_a_split_without_any_text_file_is_no_split_of_good_parts(tmp_path: Path)
         issue.message
     )
     (root / "labels" / "val" / "c.txt").touch()
-    assert to_split(read_raw_yolo(root, "val")).num_empty == 1
+    assert to_split(read_yolo_set(root).read("val")).num_empty == 1
 
 
 def test_boxes_without_an_image_and_damaged_images_are_named(tmp_path: Path) -> None:
@@ -164,18 +164,18 @@ def test_a_split_that_is_not_there_leaves_the_others_readable(tmp_path: Path) ->
     root = write_set(tmp_path, yaml=YAML + "test: images/test\n")
     assert issues(root) == ()
     with pytest.raises(DataError, match=r"test: there is no .*; or remove the line if there is"):
-        read_raw_yolo(root, "test")
+        read_yolo_set(root).read("test")
 
 
 def test_valid_is_another_name_of_val(tmp_path: Path) -> None:
     root = write_set(tmp_path, yaml=YAML.replace("val:", "valid:"))
-    assert len(read_raw_yolo(root, "val").images) == 1
+    assert len(read_yolo_set(root).read("val").images) == 1
 
 
 def test_points_behind_a_box_are_no_outline(tmp_path: Path) -> None:
     line = "0 .5 .5 .2 .2 .45 .45 2 .55 .55 2\n"
     root = write_set(tmp_path, yaml=YAML + "kpt_shape: [2, 3]\n", lines=line)
-    assert to_split(read_raw_yolo(root, "train")).boxes_xywh.tolist() == [[16, 12, 8, 6]]
+    assert to_split(read_yolo_set(root).read("train")).boxes_xywh.tolist() == [[16, 12, 8, 6]]
 
 
 def test_an_image_that_a_list_names_and_is_not_there_is_named(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_an_image_that_a_list_names_and_is_not_there_is_named(tmp_path: Path) ->
 )
 def test_a_wrong_description_is_refused(yaml: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
-        read_raw_yolo(write_set(tmp_path, yaml=yaml), "train")
+        read_yolo_set(write_set(tmp_path, yaml=yaml)).read("train")
 
 
 def test_a_folder_that_is_no_yolo_set_is_refused(tmp_path: Path) -> None:

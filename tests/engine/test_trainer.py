@@ -15,7 +15,7 @@ from deim.engine.checkpoints import read_checkpoint
 from deim.engine.run_folder import find_resume
 from deim.engine.trainer import Trainer
 from deim.engine.validation import Validate, Validation
-from deim.errors import CheckpointError, ConfigError, DeimError, TrainingError
+from deim.errors import CheckpointError, ConfigError, DataError, DeimError, TrainingError
 from deim.model.detector import Detector
 
 MakeConfig = Callable[..., Config]
@@ -69,15 +69,14 @@ def scores(values: list[float | None]) -> Callable[[Validate], Validate]:
     return wrap
 
 
-def test_a_run_on_empty_images_finishes(
-    tmp_path: Path, write_coco: Callable[..., Path], tiny_config: MakeConfig, build_tiny: Build
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_boxes_is_refused_before_the_run(
+    split: str, tmp_path: Path, write_coco: Callable[..., Path], tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
-    root = write_coco(tmp_path / "set", empty=["train", "val"])
-    build_tiny(tiny_config(root, tmp_path / "run", "epochs=1")).run(show_progress=False)
-    line = lines_of(tmp_path / "run")[0]
-    assert line["ap"] is None
-    assert line["loss"] > 0
-    assert (tmp_path / "run" / "best.pth").is_file()
+    root = write_coco(tmp_path / "set", empty=[split])
+    with pytest.raises(DataError, match=rf"^{split}: no image has a box\."):
+        build_tiny(tiny_config(root, tmp_path / "run", "epochs=1"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_writes_its_files_and_learns(tiny_run: Path) -> None:

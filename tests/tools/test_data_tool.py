@@ -150,13 +150,3 @@ def test_a_preview_shows_pixels_and_boxes_as_the_network_gets_them(
     assert sheet.size == (24 + 384, 64 + 424)
     tile = np.asarray(sheet)[104 + 40 : 104 + 320, 24 + 40 : 24 + 320]
     assert 60 < tile.mean() < 200
-
-
-def test_a_set_of_a_format_that_is_only_read_needs_another_to_write(
-    call: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = write_small_set(tmp_path / "set")
-    monkeypatch.setattr("deim.cli.data.WRITTEN_FORMATS", ("yolo", "voc"))
-    code, _, err = call("data", "split", root, "--output", "new")
-    assert code == 2
-    assert err == f"{root}: is COCO, which can be read but not written. Give --to with one of yolo, voc.\n"

@@ -104,9 +104,10 @@ def test_a_missing_dataset_is_reported_with_the_fix(call: Callable, tmp_path: Pa
     code, _, err = call("train", "-c", config_path("deimv2_1024"))
     assert code == 2
     assert err == (
-        f"data.root: there is no folder 'data/defects' (looked in {tmp_path}). It must hold "
-        f"annotations/train.json, annotations/val.json and images/ in COCO format. Name your dataset with "
-        f"--set data.root=FOLDER, or make a synthetic one with "
+        f"data.root: there is no folder 'data/defects' (looked in {tmp_path}). It must hold a dataset: COCO "
+        f"with annotations/*.json and images/, or a JSON file in each split's folder; YOLO with a data.yaml, "
+        f"an obj.data, or a classes.txt and a text file for each image; VOC with XML files in Annotations/ "
+        f"or beside the images. Name your dataset with --set data.root=FOLDER, or make a synthetic one with "
         f"deim synthetic --root data/defects\n"
     )
     assert list(tmp_path.iterdir()) == []
@@ -152,16 +153,15 @@ def test_resuming_from_a_missing_checkpoint_is_refused(call: Callable, tmp_path:
 
 
 def test_evaluating_a_missing_file_or_split_is_refused(
-    call: Callable, tiny_run: Path, tmp_path: Path
+    call: Callable, tiny_run: Path, write_coco: Callable[..., Path]
 ) -> None:
     code, _, err = call("evaluate", "lost.pth")
     assert code == 2
     assert err.startswith("lost.pth: no such weights file")
-    code, _, err = call(
-        "evaluate", tiny_run / "best.pth", "--split", "test", "--set", "data.test_annotations=null"
-    )
+    write_coco(Path("undivided"), num_images={"train": 3, "val": 2})
+    code, _, err = call("evaluate", tiny_run / "best.pth", "--split", "test", "--set", "data.root=undivided")
     assert code == 2
-    assert err == "split 'test': the dataset has none. Choose one of train, val.\n"
+    assert err.startswith("split 'test': undivided has only train, val. To divide a dataset into train, val")
     code, _, err = call("evaluate", tiny_run / "best.pth", "--set", "data.root=lost")
     assert code == 2
     assert "lost/annotations/train.json: no such annotation file." in err

@@ -1,65 +1,50 @@
-"""COCO annotation files: reading, validation, and the arrays that all formats become."""
+"""What the reader of every format yields, its validation, and the arrays that it becomes."""
 
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deim.data.formats.issues import Issue, IssueLog
-from deim.errors import DataError
 from deim.files import raise_listed, sha256_of_file
 
 Entry = Mapping[str, Any]
 """An entry, or the whole content, of an annotation file."""
-SPLITS = ("train", "val", "test")
-"""Usual names of the splits, in the order in which they are listed."""
-REQUIRED: Final = {
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
 
 
-def _is_whole(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value < high
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxCounts:
+    """What becomes of the boxes of a split."""
 
+    images: int
+    images_without_boxes: int
+    """Images without a trainable box."""
+    read: int
+    """Boxes in the files."""
+    crowd: int
+    """Regions of many objects (`iscrowd`, `difficult`): never trained on, ignored in evaluation."""
+    dropped: Mapping[str, int]
+    """Number of boxes that cannot be used, by rule of `formats/issues.py`."""
 
-def _is_id(value: object) -> bool:
-    return _is_whole(value, -(2**63), 2**63)
+    @property
+    def trainable(self) -> int:
+        """Number of boxes to train on."""
+        return self.read - self.crowd - sum(self.dropped.values())
 
-
-def _is_side(value: object) -> bool:
-    return _is_whole(value, 1, 2**31)
-
-
-def _is_number(value: object) -> bool:
-    """Whether a value is a finite number; a whole number may be too large to be one."""
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-TYPES: Final = {
-    "id": (_is_id, "a whole number of at most 63 bits"),
-    "image_id": (_is_id, "a whole number of at most 63 bits"),
-    "category_id": (_is_id, "a whole number of at most 63 bits"),
-    "file_name": (lambda value: isinstance(value, str), "text"),
-    "name": (lambda value: isinstance(value, str) and value.strip() != "", "text that is not empty"),
-    "width": (_is_side, "a whole number of pixels above 0"),
-    "height": (_is_side, "a whole number of pixels above 0"),
-    "area": (lambda value: value is None or (_is_number(value) and value >= 0), "a number from 0, or null"),
-    "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
-}
-"""Test and description of the values of each field, where the field is present."""
+    def describe(self) -> str:
+        """Return one line for the console and the log."""
+        reasons = "".join(f", {count} dropped ({rule})" for rule, count in self.dropped.items())
+        return (
+            f"{self.images} images ({self.images_without_boxes} without boxes), {self.read} boxes read, "
+            f"{self.crowd} crowd regions{reasons}, {self.trainable} trainable"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +65,31 @@ class RawSplit:
     """Entries as in a COCO file, with `id` and `name`."""
     issues: tuple[Issue, ...] = ()
     """Problems with content that could not be read and is not among the entries."""
+    notes: tuple[str, ...] = ()
+    """What the reader did to make sense of the files, a sentence each."""
+
+    def count_boxes(self) -> BoxCounts:
+        """Count the boxes, also of a split that is not valid."""
+        sizes = {image["id"]: image for image in self.images}
+        known = {category["id"] for category in self.categories}
+        dropped = Counter(issue.rule for issue in self.issues if issue.annotation is not None)
+        unread = sum(dropped.values())
+        crowd, with_boxes = 0, set[int]()
+        for annotation in self.annotations:
+            problems = annotation_problems(annotation, sizes.get(annotation["image_id"]), known)
+            if problems:
+                dropped[problems[0][0]] += 1
+            elif annotation.get("iscrowd"):
+                crowd += 1
+            else:
+                with_boxes.add(annotation["image_id"])
+        return BoxCounts(
+            images=len(self.images),
+            images_without_boxes=len(self.images) - len(with_boxes),
+            read=len(self.annotations) + unread,
+            crowd=crowd,
+            dropped=dict(dropped),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +123,17 @@ class CocoSplit:
 
     def __len__(self) -> int:
         return len(self.file_names)
+
+    def count_boxes(self) -> BoxCounts:
+        """Count the boxes; a valid split has no dropped ones."""
+        owner = np.repeat(np.arange(len(self)), np.diff(self.first_box))
+        return BoxCounts(
+            images=len(self),
+            images_without_boxes=len(self) - len(np.unique(owner[~self.is_crowd])),
+            read=len(self.boxes_xywh),
+            crowd=int(self.is_crowd.sum()),
+            dropped={},
+        )
 
     @property
     def num_empty(self) -> int:
@@ -174,39 +195,6 @@ class CocoSplit:
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def read_coco(annotations_path: Path, image_dir: Path) -> CocoSplit:
-    """Read and validate an annotation file.
-
-    Args:
-        annotations_path: COCO JSON with `images`, `annotations` and `categories`.
-        image_dir: Folder to which the file names are relative.
-
-    Returns:
-        The split; images keep the order of the file.
-
-    Raises:
-        DataError: If the file cannot be read, is not COCO, or `find_problems` finds any; up to 20 are listed.
-    """
-    return to_split(read_raw_coco(annotations_path, image_dir))
-
-
-def read_raw_coco(annotations_path: Path, image_dir: Path) -> RawSplit:
-    """Read an annotation file without validating boxes, ids and images; see `read_coco`.
-
-    Raises:
-        DataError: If the file cannot be read or is not COCO.
-    """
-    content = _read_json(annotations_path)
-    return RawSplit(
-        name=annotations_path.stem,
-        annotations_path=annotations_path,
-        image_dir=image_dir,
-        images=content["images"],
-        annotations=content["annotations"],
-        categories=content["categories"],
-    )
-
-
 def to_split(raw: RawSplit) -> CocoSplit:
     """Turn the content of a split into arrays.
 
@@ -224,7 +212,7 @@ def find_problems(raw: RawSplit) -> list[Issue]:
     _find_duplicates(raw, "image id", [image["id"] for image in raw.images], log)
     _find_duplicates(raw, "category id", [category["id"] for category in raw.categories], log)
     _find_duplicates(raw, "category name", [category["name"] for category in raw.categories], log)
-    _find_missing_images(raw, log)
+    _find_fractions(raw, log)
     _find_annotation_problems(raw, log)
     if not raw.images:
         log.add("empty_list", where, f"{where}: 'images' is empty. A split needs at least one image.")
@@ -234,44 +222,22 @@ def find_problems(raw: RawSplit) -> list[Issue]:
     return log.issues
 
 
-def _read_json(path: Path) -> Entry:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such annotation file. Set data.root to the dataset's folder, or name the file "
-            f"with data.train_annotations, data.val_annotations or data.test_annotations."
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON file ({error}).") from None
-    if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in REQUIRED):
-        kind = ", ".join(content) if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise DataError(
-            f"{path}: not a COCO file, got {kind}. It needs the lists 'images', "
-            f"'annotations' and 'categories'."
-        )
-    for key, names in REQUIRED.items():
-        for number, entry in enumerate(content[key]):
-            missing = [name for name in names if not isinstance(entry, dict) or name not in entry]
-            if missing:
-                lacks = ", ".join(map(repr, missing))
-                raise DataError(f"{path}: not a COCO file: entry {number} of '{key}' lacks {lacks}.")
-    raise_listed(
-        [*_wrong_types(path.name, "images", content), *_wrong_types(path.name, "categories", content)]
-    )
-    raise_listed(_wrong_types(path.name, "annotations", content))
-    return content
-
-
-def _wrong_types(where: str, key: str, content: Entry) -> list[str]:
+def find_untrainable(where: str, counts: BoxCounts) -> list[str]:
+    """Return the message about a training or validation split without a trainable box, if it is one."""
+    if not counts.images or counts.trainable:
+        return []
+    if not counts.crowd:
+        return [f"{where}: no image has a box. Training and validation need objects to learn and to measure."]
     return [
-        f"{where}: entry {number} of '{key}' has {name} {entry[name]!r}. It must be {TYPES[name][1]}."
-        for number, entry in enumerate(content[key])
-        for name in TYPES
-        if name in entry and not TYPES[name][0](entry[name])
+        f"{where}: all {counts.crowd} boxes are marked as crowd regions (iscrowd or difficult), which are "
+        f"never trained on. CVAT marks every object drawn with its brush: take them as objects with "
+        f"data.crowd_as_objects=true, or --crowd-as-objects of deim data."
     ]
+
+
+def take_crowds(raw: RawSplit) -> RawSplit:
+    """Return a split whose crowd regions are objects like others."""
+    return replace(raw, annotations=[{**annotation, "iscrowd": 0} for annotation in raw.annotations])
 
 
 def _find_duplicates(raw: RawSplit, what: str, values: Sequence[object], log: IssueLog) -> None:
@@ -282,19 +248,16 @@ def _find_duplicates(raw: RawSplit, what: str, values: Sequence[object], log: Is
             log.add("repeated_id", where, message)
 
 
-def _find_missing_images(raw: RawSplit, log: IssueLog) -> None:
-    where, image_dir = raw.annotations_path.name, raw.image_dir
-    if not image_dir.is_dir():
-        message = f"{where}: the image folder {image_dir} does not exist. Set data.images to the right one."
-        log.add("missing_image", str(image_dir), message)
-        return
-    with os.scandir(image_dir) as entries:
-        present = {entry.name for entry in entries if entry.is_file()}
-    for image in raw.images:
-        name = image["file_name"]
-        if name not in present and not (image_dir / name).is_file():
-            message = f"{where}: image {name!r} (id {image['id']}) is listed but not in {image_dir}."
-            log.add("missing_image", name, message)
+def _find_fractions(raw: RawSplit, log: IssueLog) -> None:
+    """Report boxes in pixels that all lie within one pixel, because they must be fractions of the image."""
+    where = raw.annotations_path.name
+    boxes = [annotation["bbox"] for annotation in raw.annotations]
+    if boxes and all(_is_box(box) and min(box[2:]) > 0 and max(box) <= 1 for box in boxes):
+        message = (
+            f"{where}: all boxes lie in [0, 1], such as {boxes[0]}: they are fractions of the image. Boxes "
+            f"are pixels here: multiply them by width and height, or use the YOLO format."
+        )
+        log.add("fraction_box", where, message)
 
 
 def _find_annotation_problems(raw: RawSplit, log: IssueLog) -> None:
@@ -333,12 +296,23 @@ def annotation_problems(
 
 def annotation_name(annotation: Entry, number: int) -> str:
     """Return the name of an annotation in messages: its id, or else its number in the file, from 0."""
-    return str(annotation.get("id", f"number {number}"))
+    name = annotation.get("id")
+    return f"number {number}" if name is None else str(name)
+
+
+def _is_box(bbox: object) -> bool:
+    """Whether a value is four finite numbers."""
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return False
+    try:
+        return all(type(value) in (int, float) and math.isfinite(value) for value in bbox)
+    except OverflowError:
+        return False
 
 
 def _box_problems(bbox: Any, image: Entry) -> list[tuple[str, str]]:
     """Return rule and description of each problem of a box."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+    if not _is_box(bbox):
         return [("bad_box", f"has bbox {bbox!r}. A box is [left, top, width, height] in pixels.")]
     left, top, width, height = (float(value) for value in bbox)
     for name, side in (("width", width), ("height", height)):

@@ -1,112 +1,200 @@
-"""Detection of a dataset's format, and reading of any format to the same arrays."""
+"""Detection of a dataset's format and files, and reading of any format to the same arrays."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from deim.data.formats.check_images import check_images
-from deim.data.formats.coco import SPLITS, CocoSplit, RawSplit, read_raw_coco, to_split
-from deim.data.formats.names import CONTENTS, Format
-from deim.data.formats.voc import is_voc, read_raw_voc, voc_splits
-from deim.data.formats.yolo import find_yolo, read_raw_yolo, read_yolo_set
+from deim.data.formats.coco import CocoSplit, RawSplit, to_split
+from deim.data.formats.coco_file import is_coco, read_raw_coco
+from deim.data.formats.names import CONTENTS, SPLITS, Format, name_splits
+from deim.data.formats.voc import find_voc, read_voc_set
+from deim.data.formats.yolo import find_yolo, read_yolo_set
+from deim.data.images.folder import is_hidden
 from deim.errors import DataError
 from deim.files import raise_listed
 
-EXPORTED_NAME = "_annotations.coco.json"
+
+class Dataset(Protocol):
+    """The files of a dataset of one format."""
+
+    @property
+    def format(self) -> Format:
+        """Name of the format."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, train, val and test first."""
+
+    @property
+    def absent(self) -> Mapping[str, str]:
+        """Message about each split that is named, not there, and not needed."""
+
+    def read(self, split: str) -> RawSplit:
+        """Read one split without validating it.
+
+        Raises:
+            DataError: If there is no such split, or its files cannot be read at all.
+        """
 
 
-def detect_format(root: Path) -> Format:
-    """Detect the format of a dataset by its files.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CocoFiles:
+    """Annotation file of a split, and the folders that may hold its images."""
+
+    annotations: Path
+    image_dirs: Sequence[Path]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CocoSet:
+    """The files of a COCO dataset."""
+
+    root: Path
+    files: Mapping[str, CocoFiles]
+
+    @property
+    def format(self) -> Format:
+        """Name of the format."""
+        return "coco"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, train, val and test first."""
+        return tuple(self.files)
+
+    @property
+    def absent(self) -> Mapping[str, str]:
+        """Message about each split that is named and not there: none."""
+        return {}
+
+    def read(self, split: str) -> RawSplit:
+        """Read one split without validating it.
+
+        Raises:
+            DataError: If there is no such split, or its files cannot be read at all.
+        """
+        if split not in self.files:
+            raise DataError(f"split {split!r}: {self.root} has none. Choose one of {', '.join(self.splits)}.")
+        files = self.files[split]
+        raw = read_raw_coco(files.annotations, files.image_dirs)
+        return replace(raw, name=split, issues=tuple(replace(issue, split=split) for issue in raw.issues))
+
+
+def find_dataset(root: Path, data_format: Format | None = None) -> Dataset:
+    """Detect the format of a dataset and find its files.
 
     Args:
-        root: Folder, or a `data.yaml`.
+        root: Folder; or a `data.yaml`, or a COCO file.
+        data_format: Its format; None detects it.
 
     Raises:
-        DataError: If there is no such folder, or it fits no format or several.
+        DataError: If there is no such folder, it fits no format or several, or its description is wrong.
     """
     if not root.exists():
-        raise DataError(f"{root}: no such folder (looked in {Path.cwd()}). Name the folder of a dataset.")
-    formats: list[Format] = []
-    if find_yolo(root) is not None:
-        formats.append("yolo")
-    if root.is_dir() and is_voc(root):
-        formats.append("voc")
-    if root.is_dir() and coco_files(root):
-        formats.append("coco")
-    if len(formats) == 1:
-        return formats[0]
-    what = f"looks like {' and '.join(formats)}" if formats else "no dataset there"
-    known = ", ".join(f"{name.upper()} has {content}" for name, content in CONTENTS.items())
-    raise DataError(f"{root}: {what}. {known}. Name the folder of one dataset, or its format with --format.")
-
-
-def coco_files(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Return annotation file and image folder of each split of a COCO folder, train, val and test first.
-
-    The files are `annotations/*.json`, or `*.json` beside the images, or `<split>/_annotations.coco.json`.
-    """
-    annotations = {path.stem: path for path in sorted((root / "annotations").glob("*.json"))}
-    annotations = annotations or {path.stem: path for path in sorted(root.glob("*.json")) if _is_coco(path)}
-    if annotations:
-        images = root / "images"
-        files = {name: (path, images if images.is_dir() else root) for name, path in annotations.items()}
-    else:
-        files = {
-            "val" if path.parent.name == "valid" else path.parent.name: (path, path.parent)
-            for path in sorted(root.glob(f"*/{EXPORTED_NAME}"))
-        }
-    order = {name: place for place, name in enumerate(SPLITS)}
-    return dict(sorted(files.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
-
-
-def split_names(root: Path, data_format: Format) -> tuple[str, ...]:
-    """Return the names of the splits of a dataset.
-
-    Raises:
-        DataError: If it has none, or its description is wrong.
-    """
-    match data_format:
+        looked = "" if root.is_absolute() else f" (looked in {Path.cwd()})"
+        raise DataError(f"{root}: no such folder{looked}. Name the folder of a dataset.")
+    formats: list[Format] = [data_format] if data_format else []
+    if data_format is None:
+        if find_yolo(root) is not None:
+            formats.append("yolo")
+        if find_voc(root) is not None:
+            formats.append("voc")
+        if find_coco_files(root):
+            formats.append("coco")
+    if len(formats) != 1:
+        what = f"looks like {' and '.join(formats)}" if formats else "no dataset there"
+        known = "; ".join(f"{name.upper()} has {content}" for name, content in CONTENTS.items())
+        raise DataError(
+            f"{root}: {what}. {known}. Name the folder of one dataset, or its format with --format."
+        )
+    match formats[0]:
         case "yolo":
-            return tuple(read_yolo_set(root).splits)
+            return read_yolo_set(root)
         case "voc":
-            if not is_voc(root):
-                raise DataError(f"{root}: no VOC dataset there. It needs {CONTENTS['voc']}.")
-            return voc_splits(root)
+            return read_voc_set(root)
         case "coco":
-            names = tuple(coco_files(root))
-            if not names:
+            files = find_coco_files(root)
+            if not files:
                 raise DataError(
                     f"{root}: no COCO dataset there. It needs annotations/train.json and images/."
                 )
-            return names
+            return CocoSet(root=root if root.is_dir() else root.parent, files=files)
 
 
-def read_raw(root: Path, data_format: Format, split: str) -> RawSplit:
-    """Read one split without validating it.
+def find_coco_files(root: Path) -> dict[str, CocoFiles]:
+    """Return annotation file and image folders of each split of a COCO folder, train, val and test first.
 
-    Raises:
-        DataError: If there is no such split, or its files cannot be read at all.
+    The files are `annotations/*.json`, or `*.json` beside the images, or JSON files in the folders of the
+    splits; file and folder names are matched to splits loosely.
     """
-    match data_format:
-        case "yolo":
-            return read_raw_yolo(root, split)
-        case "voc":
-            return read_raw_voc(root, split)
-        case "coco":
-            files = coco_files(root)
-            if split not in files:
-                raise DataError(f"split {split!r}: {root} has none. Choose one of {', '.join(files)}.")
-            return replace(read_raw_coco(*files[split]), name=split)
+    if root.is_file():
+        root, paths = root.parent, [root] if is_coco(root) else []
+    else:
+        places = [root / "annotations", root / "Annotations", root]
+        paths = next(filter(None, map(_coco_paths, places)), [])
+    if paths:
+        images = [path for path in (root / "images", root / "Images") if path.is_dir()]
+        named = {path.stem: path for path in paths}
+        return {
+            split: CocoFiles(annotations=named[name], image_dirs=(*images, root))
+            for split, name in name_splits(named).items()
+        }
+    by_folder = {path.name: _coco_paths(path) for path in sorted(root.glob("*"))}
+    alone = {name: files[0] for name, files in by_folder.items() if len(files) == 1}
+    return {
+        split: CocoFiles(annotations=alone[name], image_dirs=(root / name,))
+        for split, name in name_splits(alone).items()
+    }
 
 
-def read_all(root: Path, data_format: Format) -> dict[str, RawSplit]:
+def _coco_paths(folder: Path) -> list[Path]:
+    """Return the COCO files in a folder; a damaged file with the name of a split is one too."""
+    paths = sorted(
+        path for path in folder.glob("*.json") if path.is_file() and not is_hidden(Path(path.name))
+    )
+    return [path for path in paths if is_coco(path) or next(iter(name_splits([path.stem]))) in SPLITS]
+
+
+def read_all(dataset: Dataset) -> dict[str, RawSplit]:
     """Read all splits of a dataset without validating them.
 
     Raises:
         DataError: If the files of a split cannot be read at all.
     """
-    return {name: read_raw(root, data_format, name) for name in split_names(root, data_format)}
+    return drop_placeholders({name: dataset.read(name) for name in dataset.splits})
+
+
+def drop_placeholders(raws: Mapping[str, RawSplit]) -> dict[str, RawSplit]:
+    """Drop the categories that only group others, such as the project's name in exports of Roboflow.
+
+    A category is dropped if it is the supercategory of another and has no box in any of the splits.
+
+    Returns:
+        The splits, with a note about each dropped category.
+    """
+    used = {
+        category["name"]
+        for raw in raws.values()
+        for category in raw.categories
+        if category["id"] in {annotation["category_id"] for annotation in raw.annotations}
+    }
+    result = {}
+    for name, raw in raws.items():
+        above = {
+            category.get("supercategory")
+            for category in raw.categories
+            if category["name"] != category.get("supercategory")
+        }
+        dropped = [row["name"] for row in raw.categories if row["name"] in above and row["name"] not in used]
+        notes = [
+            f"category {row!r} is dropped: it is the supercategory of others and has no box"
+            for row in dropped
+        ]
+        kept = [row for row in raw.categories if row["name"] not in dropped]
+        result[name] = replace(raw, categories=kept, notes=(*raw.notes, *notes)) if dropped else raw
+    return result
 
 
 def to_splits(raws: Mapping[str, RawSplit]) -> dict[str, CocoSplit]:
@@ -132,12 +220,3 @@ def to_splits(raws: Mapping[str, RawSplit]) -> dict[str, CocoSplit]:
 
 def _classes(split: CocoSplit) -> dict[int, str]:
     return dict(zip(split.category_ids, split.class_names, strict=True))
-
-
-def _is_coco(path: Path) -> bool:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
-        # A file with the name of a split is a damaged annotation file.
-        return path.stem in SPLITS
-    return isinstance(content, dict) and "images" in content

@@ -1,7 +1,8 @@
-"""Pascal VOC datasets: `JPEGImages/`, `Annotations/*.xml`, `ImageSets/Main/*.txt`.
+"""Pascal VOC datasets: an XML file for each image, in `Annotations/` or beside the image.
 
-`xmin`, `ymin`, `xmax` and `ymax` are the edges of a box in pixels from 0, whole numbers or fractions, as
-current annotation tools write them. An object with `difficult` 1 becomes an annotation with iscrowd 1: never
+Splits are the lists in `ImageSets/Main/*.txt`, or else the subfolders that are named for them. `xmin`,
+`ymin`, `xmax` and `ymax` are the edges of a box in pixels from 0, whole numbers or fractions, as current
+annotation tools write them. An object with `difficult` 1 becomes an annotation with iscrowd 1: never
 trained on, ignored in evaluation. The additional file `categories.json` holds ids and names as in a COCO
 file; without it the classes are all names of all annotations, numbered from 1 in alphabetical order.
 """
@@ -11,106 +12,170 @@ import logging
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 from xml.etree import ElementTree
 
-from deim.data.formats.coco import SPLITS, CocoSplit, Entry, RawSplit
+from deim.data.formats.coco import CocoSplit, Entry, RawSplit
 from deim.data.formats.issues import IssueLog
-from deim.data.formats.text import read_text
+from deim.data.formats.names import SPLITS, WHOLE, Format, name_splits
+from deim.data.images.folder import ImageIndex, list_images, walk_files
 from deim.data.images.read import IMAGE_SUFFIXES, read_size
 from deim.errors import DataError
 from deim.files import raise_listed
+from deim.parse import read_json, read_text, read_xml
 
 logger = logging.getLogger(__name__)
 
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
+ANNOTATION_FOLDERS = ("annotations", "xml", "xmls", "labels")
+IMAGE_FOLDERS = ("jpegimages", "images", "imgs")
+"""Names of folders in lower case."""
 CATEGORIES_NAME = "categories.json"
 TRAINVAL = "trainval"
 CLASS_LIST_LINE = re.compile(r".*\s(-1|0|1)")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+HEAD_BYTES = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VocSet:
+    """The files of a dataset."""
+
+    root: Path
+    annotations: Path
+    """Folder of the XML files."""
+    images: Path
+    """Folder of the images."""
+    stems: Mapping[str, Sequence[str]]
+    """Path without suffix of the annotation file of each image of each split, relative to `annotations`."""
+    has_lists: bool
+    """Whether the splits are lists."""
+
+    @property
+    def format(self) -> Format:
+        """Name of the format."""
+        return "voc"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, train, val and test first; `all` if there are neither lists nor folders."""
+        return tuple(self.stems)
+
+    @property
+    def absent(self) -> Mapping[str, str]:
+        """Message about each split that is named and not there: none."""
+        return {}
+
+    def read(self, split: str) -> RawSplit:
+        """Read a split without validating its boxes.
+
+        Args:
+            split: One of `splits`.
+
+        Returns:
+            The split, images in the order of its list. Ids of images are 1, 2, 3, …; the id of an annotation
+            is its file and its number in it, from 1. Annotation files without an image that no list names are
+            issues of the first split.
+
+        Raises:
+            DataError: If there is no such split, or `categories.json` is wrong.
+        """
+        if split not in self.stems:
+            raise DataError(
+                f"split {split!r}: {self.root / LISTS} has none. Choose one of {', '.join(self.splits)}."
+            )
+        categories = _read_categories(self)
+        reading = _Reading(
+            dataset=self,
+            ids={row["name"]: row["id"] for row in categories},
+            index=ImageIndex(self.images),
+            log=IssueLog(split=split),
+        )
+        for number, stem in enumerate(self.stems[split], start=1):
+            _read_image_entry(reading, number, stem)
+        if split == self.splits[0] and self.has_lists:
+            _find_files_without_image(reading)
+        list_path = self.root / LISTS / f"{split}.txt"
+        return RawSplit(
+            name=split,
+            annotations_path=list_path if list_path.is_file() else self.annotations,
+            image_dir=self.images,
+            images=reading.images,
+            annotations=reading.annotations,
+            categories=categories,
+            issues=tuple(reading.log.issues),
+        )
 
 
 @dataclass(kw_only=True, slots=True)
 class _Reading:
     """The entries of a split while they are read."""
 
-    root: Path
+    dataset: VocSet
     ids: Mapping[str, int]
     """Category id of each class name."""
-    files: Mapping[str, Sequence[str]]
-    """Image files of each stem."""
+    index: ImageIndex
     log: IssueLog
     images: list[Entry] = field(default_factory=list)
     annotations: list[Entry] = field(default_factory=list)
 
+    def where(self, stem: str) -> str:
+        """Return the path of an annotation file for messages."""
+        return (self.dataset.annotations / f"{stem}.xml").relative_to(self.dataset.root).as_posix()
 
-def is_voc(root: Path) -> bool:
-    """Whether a folder has XML annotations in the place of the format."""
-    return next((root / ANNOTATIONS).rglob("*.xml"), None) is not None
+
+def find_voc(root: Path) -> Path | None:
+    """Return the folder of the XML annotations of a dataset: one of its subfolders, or `root`; or None."""
+    if not root.is_dir():
+        return None
+    folders = [path for path in sorted(root.iterdir()) if path.name.lower() in ANNOTATION_FOLDERS]
+    for folder in (*folders, root):
+        if folder.is_dir() and any(_is_annotation(folder / name) for name in _xml_files(folder)):
+            return folder
+    return None
 
 
-def voc_splits(root: Path) -> tuple[str, ...]:
-    """Return the names of the lists in `ImageSets/Main`, train, val and test first; `all` if there is none.
-
-    Lists of a single class are skipped, and `trainval` where it repeats the images of other lists.
+def read_voc_set(root: Path) -> VocSet:
+    """Find the files of a dataset.
 
     Raises:
-        DataError: If a list cannot be read.
+        DataError: If there are none, or a list cannot be read.
     """
-    names, repeats = _list_names(root)
-    if repeats:
-        logger.info(
-            "%s: skipped, because it repeats %s", root / LISTS / f"{TRAINVAL}.txt", " and ".join(repeats)
+    annotations = find_voc(root)
+    if annotations is None:
+        raise DataError(
+            f"{root}: no VOC dataset there. It needs XML files in {ANNOTATIONS}/, or beside the images."
         )
-    return names
-
-
-def read_raw_voc(root: Path, split: str) -> RawSplit:
-    """Read a split without validating its boxes.
-
-    Args:
-        root: Folder of the dataset.
-        split: One of `voc_splits`.
-
-    Returns:
-        The split, images in the order of its list. Ids of images are 1, 2, 3, …; the id of an annotation is
-        its file and its number in it, from 1. Annotation files without an image that no list names are issues
-        of the first split.
-
-    Raises:
-        DataError: If there is no such split, or `categories.json` is wrong.
-    """
-    names, _ = _list_names(root)
-    if split not in names:
-        raise DataError(f"split {split!r}: {root / LISTS} has none. Choose one of {', '.join(names)}.")
-    list_path, folder = root / LISTS / f"{split}.txt", root / ANNOTATIONS
-    has_list = list_path.is_file()
-    if has_list:
-        stems = _read_lines(list_path)
-    else:
-        stems = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.xml"))
-    categories = _read_categories(root)
-    reading = _Reading(
+    folders = [path for path in sorted(root.iterdir()) if path.name.lower() in IMAGE_FOLDERS]
+    images = next((path for path in (*folders, annotations) if path.is_dir() and list_images(path)), root)
+    files = sorted(_xml_files(annotations))
+    if annotations == root:
+        files = [name for name in files if _is_annotation(root / name)]
+    stems = [name.removesuffix(PurePosixPath(name).suffix) for name in files]
+    splits = _read_lists(root, annotations) or _split_by_folder(stems)
+    return VocSet(
         root=root,
-        ids={row["name"]: row["id"] for row in categories},
-        files=_image_files(root / IMAGES),
-        log=IssueLog(split=split),
+        annotations=annotations,
+        images=images,
+        stems=splits or {WHOLE: stems},
+        has_lists=(root / LISTS).is_dir() and WHOLE not in splits,
     )
-    for number, stem in enumerate(stems, start=1):
-        _read_image_entry(reading, number, stem)
-    if split == names[0] and has_list:
-        _find_files_without_image(reading, names)
-    return RawSplit(
-        name=split,
-        annotations_path=list_path if has_list else folder,
-        image_dir=root / IMAGES,
-        images=reading.images,
-        annotations=reading.annotations,
-        categories=categories,
-        issues=tuple(reading.log.issues),
-    )
+
+
+def _xml_files(folder: Path) -> Iterable[str]:
+    return (name for name in walk_files(folder) if name.lower().endswith(".xml"))
+
+
+def _is_annotation(path: Path) -> bool:
+    """Whether an XML file begins like an annotation of an image, in any encoding, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return b"annotation>" in file.read(HEAD_BYTES).replace(b"\0", b"").lower()
+    except OSError:
+        return True
 
 
 def write_voc(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]], root: Path) -> None:
@@ -180,23 +245,45 @@ def _read_lines(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def _list_names(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of the splits, and of those that `trainval` repeats where it is skipped."""
-    paths = [path for path in sorted((root / LISTS).glob("*.txt")) if not _is_class_list(root, path)]
-    order = {name: place for place, name in enumerate(SPLITS)}
-    names = sorted((path.stem for path in paths), key=lambda name: (order.get(name, len(order)), name))
-    repeats: tuple[str, ...] = ()
-    if TRAINVAL in names:
-        stems = {name: set(_read_lines(root / LISTS / f"{name}.txt")) for name in names}
-        whole = stems.pop(TRAINVAL)
-        subsets = {name: part for name, part in stems.items() if part <= whole}
+def _read_lists(root: Path, annotations: Path) -> dict[str, list[str]]:
+    """Return the stems of each list; those of single classes are joined only where there are no others."""
+    paths = sorted((root / LISTS).glob("*.txt"))
+    lists = {path.stem: path for path in paths if not _is_class_list(annotations, path)}
+    if not lists:
+        by_class: dict[str, dict[str, None]] = {}
+        for path in paths:
+            lines = (line.rsplit(maxsplit=1)[0] for line in _read_lines(path))
+            by_class.setdefault(path.stem.rpartition("_")[2], {}).update(dict.fromkeys(lines))
+        return {split: list(by_class[name]) for split, name in name_splits(by_class).items()}
+    splits = {split: _read_stems(lists[name]) for split, name in name_splits(lists).items()}
+    if TRAINVAL in splits:
+        whole = set(splits[TRAINVAL])
+        subsets = {
+            name: set(stems) for name, stems in splits.items() if name != TRAINVAL and whole >= set(stems)
+        }
         if not subsets.keys().isdisjoint(("train", "val")) and set().union(*subsets.values()) == whole:
-            names.remove(TRAINVAL)
-            repeats = tuple(subsets)
-    return tuple(names) or ("all",), repeats
+            del splits[TRAINVAL]
+            logger.info("%s: skipped, because it repeats %s", lists[TRAINVAL], " and ".join(subsets))
+    return splits
 
 
-def _is_class_list(root: Path, path: Path) -> bool:
+def _read_stems(path: Path) -> list[str]:
+    """Return the lines of a list without the suffixes of images."""
+    lines = (PurePosixPath(line) for line in _read_lines(path))
+    return [
+        (line.with_suffix("") if line.suffix.lower() in IMAGE_SUFFIXES else line).as_posix() for line in lines
+    ]
+
+
+def _split_by_folder(stems: Sequence[str]) -> dict[str, list[str]]:
+    """Return the stems of each subfolder that is named for a split."""
+    by_folder: dict[str, list[str]] = {}
+    for stem in stems:
+        by_folder.setdefault(stem.partition("/")[0] if "/" in stem else "", []).append(stem)
+    return {split: by_folder[name] for split, name in name_splits(by_folder).items() if split in SPLITS}
+
+
+def _is_class_list(annotations: Path, path: Path) -> bool:
     """Whether a list is of a single class, such as pit_train.txt: all its lines end in -1, 0 or 1."""
     if path.stem in (*SPLITS, TRAINVAL):
         return False
@@ -205,36 +292,23 @@ def _is_class_list(root: Path, path: Path) -> bool:
     return (
         bool(lines)
         and all(CLASS_LIST_LINE.fullmatch(line) for line in lines)
-        and not (root / ANNOTATIONS / f"{lines[0]}.xml").is_file()
+        and not (annotations / f"{lines[0]}.xml").is_file()
     )
 
 
-def _image_files(folder: Path) -> dict[str, list[str]]:
-    """Return the relative names of the images of each stem; several differ in their suffix."""
-    names = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    )
-    files: dict[str, list[str]] = {}
-    for name in names:
-        files.setdefault(PurePosixPath(name).with_suffix("").as_posix(), []).append(name)
-    return files
-
-
-def _read_categories(root: Path) -> list[Entry]:
-    path = root / CATEGORIES_NAME
+def _read_categories(dataset: VocSet) -> list[Entry]:
+    path = dataset.root / CATEGORIES_NAME
     if not path.is_file():
         names = set()
-        for xml_path in (root / ANNOTATIONS).rglob("*.xml"):
+        for name in _xml_files(dataset.annotations):
             try:
-                root_element = ElementTree.parse(xml_path)
-            except (ElementTree.ParseError, OSError):
+                root = read_xml(dataset.annotations / name)
+            except (DataError, FileNotFoundError):
                 continue  # named by the split that lists it
-            names |= {_text(entry, "name") for entry in root_element.iter("object")}
+            names |= {_text(entry, "name") for entry in root.iter("object")}
         return [{"id": number, "name": name} for number, name in enumerate(sorted(names - {""}), start=1)]
     try:
-        categories = json.loads(read_text(path))
+        categories: Any = read_json(path)
         return [{"id": int(row["id"]), "name": str(row["name"])} for row in categories]
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(
@@ -264,43 +338,60 @@ def _box_fault(box: ElementTree.Element | None) -> str:
 
 def _read_image_entry(reading: _Reading, number: int, stem: str) -> None:
     """Add an image of the list with its annotations, or the problem with it."""
-    where, log = f"{ANNOTATIONS}/{stem}.xml", reading.log
+    where, log = reading.where(stem), reading.log
     try:
-        root = ElementTree.parse(reading.root / where).getroot()
+        root = read_xml(reading.dataset.annotations / f"{stem}.xml")
     except FileNotFoundError:
         message = (
             f"{where}: no such annotation file, but {log.split}.txt lists it. Add it, even without boxes."
         )
         log.add("unreadable", where, message)
         return
-    except (ElementTree.ParseError, OSError, UnicodeDecodeError) as error:
-        log.add("unreadable", where, f"{where}: not an XML file ({error}). Repair or replace it.")
+    except DataError as error:
+        log.add("unreadable", where, str(error).replace(str(reading.dataset.root / where), where))
         return
-    given, present = _text(root, "filename"), reading.files.get(stem, ())
-    if len(present) > 1:
-        # Other tools write the name alone, whatever folder the image lies in.
-        same = [name for name in present if PurePosixPath(name).name == PurePosixPath(given).name]
-        present = same or present
-    if len(present) > 1:
-        message = (
-            f"{where}: belongs to {' and '.join(present)}, and its filename {given!r} is none of them. Name "
-            f"one of them there, and rename or remove the other."
-        )
-        log.add("repeated_id", present[0], message)
+    file_name = _find_image(reading, where, stem, given=_text(root, "filename"))
+    if file_name is None:
         return
-    file_name = present[0] if present else given or stem
     size = root.find("size")
     width, height = _number(size, "width"), _number(size, "height")
     if width is None or height is None or min(width, height) < 1:
         try:
-            height, width = read_size(reading.root / IMAGES / file_name)
+            height, width = read_size(reading.dataset.images / file_name)
         except DataError as error:
-            log.add("corrupt_image" if stem in reading.files else "missing_image", file_name, str(error))
+            log.add("corrupt_image", file_name, str(error))
             return
     entry = {"id": number, "file_name": file_name, "width": int(width), "height": int(height)}
     reading.images.append(entry)
     for place, element in enumerate(root.iter("object"), start=1):
         _read_object(reading, entry, where, place, element)
+
+
+def _find_image(reading: _Reading, where: str, stem: str, *, given: str) -> str | None:
+    """Return the image of an annotation file by its name, or by the file name in it; or add the problem."""
+    lookup = reading.index.find_stem(stem)
+    if lookup.path is not None:
+        return lookup.path
+    # Other tools write the name alone, whatever folder the image lies in.
+    same = [name for name in lookup.candidates if PurePosixPath(name).name == PurePosixPath(given).name]
+    if len(same) == 1:
+        return same[0]
+    if lookup.candidates:
+        names = " and ".join(lookup.candidates)
+        message = (
+            f"{where}: belongs to {names}, and its filename {given!r} is none of them. Name "
+            f"one of them there, and rename or remove the other."
+        )
+        reading.log.add("repeated_id", lookup.candidates[0], message)
+        return None
+    lookup = reading.index.find(given) if given else lookup
+    if lookup.path is None:
+        name = given or stem
+        fitting = f", but {' or '.join(lookup.candidates)} may be meant" if lookup.candidates else ""
+        folder = reading.dataset.images
+        message = f"{where}: its image {name!r} is not in {folder}{fitting}. Add it, or correct the name."
+        reading.log.add("ambiguous_image" if fitting else "missing_image", name, message)
+    return lookup.path
 
 
 def _read_object(
@@ -338,21 +429,21 @@ def _read_object(
     )
 
 
-def _find_files_without_image(reading: _Reading, names: Sequence[str]) -> None:
+def _find_files_without_image(reading: _Reading) -> None:
     """Report the annotation files that have no image and that no list names."""
-    folder = reading.root / ANNOTATIONS
-    stems = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.xml")}
-    listed = {stem for name in names for stem in _read_lines(reading.root / LISTS / f"{name}.txt")}
-    for stem in sorted(stems - listed - reading.files.keys()):
-        where = f"{ANNOTATIONS}/{stem}.xml"
+    dataset, index = reading.dataset, reading.index
+    stems = {name.removesuffix(PurePosixPath(name).suffix) for name in _xml_files(dataset.annotations)}
+    for stem in sorted(stems.difference(*dataset.stems.values())):
+        lookup = index.find_stem(stem)
+        where = reading.where(stem)
         try:
-            given = _text(ElementTree.parse(reading.root / where).getroot(), "filename")
-        except (ElementTree.ParseError, OSError, UnicodeDecodeError):
+            given = _text(read_xml(dataset.annotations / f"{stem}.xml"), "filename")
+        except (DataError, FileNotFoundError):
             given = ""
-        if (reading.root / IMAGES / given).is_file():
+        if lookup.path or lookup.candidates or (given and index.find(given).path):
             continue  # the image is reported as one that no split lists
         message = (
-            f"{where}: there is no image for this file in {IMAGES}, and no list in {LISTS} names it. Add the "
-            f"image and list it, or remove the file."
+            f"{where}: there is no image for this file in {dataset.images.name}, and no list in {LISTS} "
+            f"names it. Add the image and list it, or remove the file."
         )
         reading.log.add("missing_image", where, message)

@@ -1,4 +1,7 @@
-"""YOLO datasets: `data.yaml`, folders of images, and a text file of boxes for each image.
+"""YOLO datasets: a description, folders of images, and a text file of boxes for each image.
+
+The description is a `data.yaml`, the `obj.data` of Darknet, or a list of class names such as `classes.txt`.
+The text file of an image has its name, in the folder `labels` in place of `images`, or beside the image.
 
 A line of a text file is `class center-x center-y width height`: the position of the class in `names`, from 0,
 and fractions of the image. A line with an outline (`class x1 y1 x2 y2 …`, at least three points) stands for
@@ -8,58 +11,96 @@ of `names`; without it the id of a class is its position in `names`.
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final
 
 import numpy as np
 import yaml
 
-from deim.data.formats.coco import SPLITS, CocoSplit, Entry, RawSplit
+from deim.data.formats.coco import CocoSplit, Entry, RawSplit
 from deim.data.formats.issues import IssueLog
-from deim.data.formats.text import read_text
-from deim.data.images.read import IMAGE_SUFFIXES, read_size
+from deim.data.formats.names import SPLITS, WHOLE, WORDS, Format, name_splits
+from deim.data.images.folder import ImageIndex, is_dir, is_file, list_images
+from deim.data.images.read import read_size
 from deim.errors import DataError
+from deim.parse import parse_yaml, read_text
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-CLASSES_NAME = "classes.txt"
+CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+"""Lists of class names, one a line, as labeling tools write them."""
+NAMES_KEY: Final = re.compile(r"^names\s*:", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class YoloSet:
-    """Description of a dataset, by its `data.yaml` or else by its folders."""
+    """Description of a dataset."""
 
     path: Path
-    """`data.yaml`, or `classes.txt` where there is none."""
+    """`data.yaml`, `obj.data`, or the list of class names."""
     root: Path
     """Folder to which the splits are relative."""
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
     """Id of each name."""
-    splits: Mapping[str, tuple[str, ...]]
+    places: Mapping[str, tuple[str, ...]]
     """Folders of images, or text files that list images, of each split, as given."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Message about each split that the description names, that is not there, and that no run needs."""
     has_keypoints: bool = False
     """Whether keypoints follow the box in a line."""
 
+    @property
+    def format(self) -> Format:
+        """Name of the format."""
+        return "yolo"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, train, val and test first."""
+        return tuple(self.places)
+
+    def read(self, split: str) -> RawSplit:
+        """Read a split without validating its boxes; sizes come from the images.
+
+        Args:
+            split: One of `splits`.
+
+        Returns:
+            The split, images in the order of their names, or of their list. Ids of images are 1, 2, 3, …; the
+            id of an annotation is its file and line.
+
+        Raises:
+            DataError: If there is no such split.
+        """
+        return _read_split(self, split)
+
 
 def find_yolo(root: Path) -> Path | None:
-    """Return the file that describes a YOLO dataset: `root`, its `data.yaml` or `classes.txt`; or None."""
+    """Return the file that describes a YOLO dataset: `root`, or a file in it; None if there is none."""
     if root.is_file():
-        return root if root.suffix in (".yaml", ".yml") else None
-    for path in (root / name for name in YAML_NAMES):
+        return root if root.suffix in (".yaml", ".yml", ".data") else None
+    others = sorted(
+        path for path in root.glob("*.y*ml") if path.name not in YAML_NAMES and _names_classes(path)
+    )
+    for path in (*(root / name for name in YAML_NAMES), *others, *sorted(root.glob("*.data"))):
         if path.is_file():
             return path
-    classes = root / CLASSES_NAME
-    return classes if classes.is_file() and (root / "labels").is_dir() else None
+    folders = [root, root / "labels", *sorted(path for path in root.glob("*") if path.is_dir())]
+    lists = [folder / name for folder in folders for name in CLASS_FILES if (folder / name).is_file()]
+    if lists and any(_label_of(root / image).is_file() for image in list_images(root)):
+        return lists[0]
+    return None
 
 
 def read_yolo_set(root: Path) -> YoloSet:
     """Read the description of a dataset.
 
     Args:
-        root: Folder of the dataset, or its `data.yaml`. A folder without one needs `classes.txt` with a name
-            per line, `images/` and `labels/`; its splits are the folders train, val (or valid) and test in
-            `images/`.
+        root: Folder of the dataset, or the file that describes it. A folder with only a list of class names
+            has the splits that its subfolders, or those of `images/`, are named for; or the one split `all`.
 
     Raises:
         DataError: If there is no description or it is wrong.
@@ -68,62 +109,103 @@ def read_yolo_set(root: Path) -> YoloSet:
     if path is None:
         raise DataError(
             f"{root}: no YOLO dataset there. It needs a data.yaml with 'names', 'train' and 'val', or "
-            f"{CLASSES_NAME} beside images/ and labels/."
+            f"{CLASS_FILES[0]} and a text file of boxes for each image."
         )
-    if path.name == CLASSES_NAME:
-        names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-        folders = {"train": "train", "val": "val", "valid": "val", "test": "test"}
-        present = [folder for folder in folders if (root / "images" / folder).is_dir()]
-        splits: dict[str, tuple[str, ...]]
-        splits = {folders[folder]: (f"images/{folder}",) for folder in present} or {"train": ("images",)}
+    folder = root if root.is_dir() else root.parent
+    if path.suffix == ".data":
+        return _read_darknet(path)
+    if path.suffix not in (".yaml", ".yml"):
+        names = _read_class_list(path)
         ids = tuple(range(len(names)))
-        return YoloSet(path=path, root=root, names=names, category_ids=ids, splits=splits)
+        return YoloSet(path=path, root=folder, names=names, category_ids=ids, places=_find_folders(folder))
     content = _read_yaml(path)
     names = _read_names(path, content)
-    entries = {**content, "val": content.get("val") or content.get("valid")}
-    splits = {name: _as_texts(entries[name]) for name in SPLITS if entries.get(name)}
-    if not splits:
+    given = {str(key): _as_texts(value) for key, value in content.items() if str(key) in WORDS and value}
+    places = {split: given[key] for split, key in name_splits(given).items()}
+    base = _base_folder(path, content)
+    absent = {}
+    if "test" in places and len(places) > 1:
+        try:
+            _find_places(path, base, "test", places["test"])
+        except DataError as error:
+            absent["test"] = str(error)
+            del places["test"]
+    if not places:
         raise DataError(
             f"{path}: names no split. Give the folders of the images as 'train', 'val' and 'test'."
         )
     return YoloSet(
         path=path,
-        root=_base_folder(path, content),
+        root=base,
         names=names,
         category_ids=_read_ids(path, content, names),
-        splits=splits,
+        places=places,
+        absent=absent,
         has_keypoints="kpt_shape" in content,
     )
 
 
-def read_raw_yolo(root: Path, split: str) -> RawSplit:
-    """Read a split without validating its boxes; sizes come from the images.
+def _names_classes(path: Path) -> bool:
+    try:
+        return NAMES_KEY.search(read_text(path)) is not None
+    except (DataError, OSError):
+        return False
 
-    Args:
-        root: Folder of the dataset, or its `data.yaml`.
-        split: `train`, `val` or `test`.
 
-    Returns:
-        The split, images in the order of their names, or of their list. Ids of images are 1, 2, 3, …; the id
-        of an annotation is its file and line.
+def _read_class_list(path: Path) -> tuple[str, ...]:
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
 
-    Raises:
-        DataError: If the description is wrong or has no such split.
-    """
-    dataset = read_yolo_set(root)
-    if split not in dataset.splits:
+
+def _read_darknet(path: Path) -> YoloSet:
+    """Read an `obj.data`, whose paths begin with the folder of the training program."""
+    lines = (line.partition("=") for line in read_text(path).splitlines() if "=" in line)
+    content = {key.strip(): value.strip() for key, _, value in lines}
+    list_path = _find_end(path.parent, content.get("names", ""))
+    if list_path is None or not list_path.is_file():
+        raise DataError(
+            f"{path}: names: there is no {content.get('names')!r} in {path.parent}. Put the list of class "
+            f"names there."
+        )
+    names = _read_class_list(list_path)
+    given = {key: (value,) for key, value in content.items() if key.lower() in WORDS and value}
+    places = {split: given[key] for split, key in name_splits(given).items()}
+    if not places:
+        raise DataError(f"{path}: names no split. Give the lists of images as 'train' and 'valid'.")
+    ids = tuple(range(len(names)))
+    return YoloSet(path=path, root=path.parent, names=names, category_ids=ids, places=places)
+
+
+def _find_folders(root: Path) -> dict[str, tuple[str, ...]]:
+    """Return the folders of the splits of a dataset that only lists its classes."""
+    base = "images" if (root / "images").is_dir() else "."
+    folders = [path.name for path in (root / base).iterdir() if path.is_dir() and list_images(path)]
+    splits = {split: name for split, name in name_splits(folders).items() if split in SPLITS}
+    return {split: (f"{base}/{name}",) for split, name in splits.items()} or {WHOLE: (base,)}
+
+
+def _find_end(root: Path, text: str) -> Path | None:
+    """Return the file or folder below `root` that shares the longest end with a path."""
+    parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    ends = (root.joinpath(*parts[start:]) for start in range(len(parts)))
+    return next((path for path in ends if is_file(path) or is_dir(path)), None)
+
+
+def _read_split(dataset: YoloSet, split: str) -> RawSplit:
+    if split in dataset.absent:
+        raise DataError(dataset.absent[split])
+    if split not in dataset.places:
         raise DataError(
             f"split {split!r}: {dataset.path} names none. Choose one of {', '.join(dataset.splits)}."
         )
-    places = _find_places(dataset, split)
+    places = _find_places(dataset.path, dataset.root, split, dataset.places[split])
     image_dir = places[0] if len(places) == 1 and places[0].is_dir() else dataset.root
     images: list[Entry] = []
     annotations: list[Entry] = []
     log = IssueLog(split=split)
-    paths = _image_paths(places)
+    paths = list(_image_paths(dataset, places, log))
     label_paths: set[Path] = set()
     for number, path in enumerate(paths, start=1):
-        name, labels = _relative(path, image_dir), label_path(path)
+        name, labels = _relative(path, image_dir), _label_of(path)
         if labels in label_paths:
             text = _relative(labels, dataset.root)
             message = (
@@ -134,13 +216,13 @@ def read_raw_yolo(root: Path, split: str) -> RawSplit:
         try:
             height, width = read_size(path)
         except DataError as error:
-            log.add("corrupt_image" if path.is_file() else "missing_image", name, str(error))
+            log.add("corrupt_image", name, str(error))
             continue
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         boxes = _read_labels(labels, dataset, (height, width), log)
         annotations += [{**box, "image_id": number} for box in boxes]
     if paths and not any(path.is_file() for path in label_paths):
-        example = _relative(label_path(paths[0]), dataset.root)
+        example = _relative(_label_of(paths[0]), dataset.root)
         message = (
             f"{dataset.path.name}: none of the {len(paths)} images of {split} has a text file of boxes, "
             f"such as {example}. Put the files there; if no image has a box, one empty file is enough."
@@ -167,6 +249,12 @@ def label_path(image: Path) -> Path:
             names[place] = "labels"
             break
     return Path(*names).with_suffix(".txt")
+
+
+def _label_of(image: Path) -> Path:
+    """Return the file of the boxes of an image, in `labels` or beside the image."""
+    usual, beside = label_path(image), image.with_suffix(".txt")
+    return beside if beside.is_file() and not usual.is_file() else usual
 
 
 def write_yolo(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]], root: Path) -> None:
@@ -215,10 +303,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _read_yaml(path: Path) -> Entry:
-    try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: not a YAML file ({' '.join(str(error).split())}).") from None
+    content = parse_yaml(read_text(path), str(path))
     if not isinstance(content, dict) or "names" not in content:
         kind = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise DataError(f"{path}: not a YOLO description, got {kind}. It needs 'names', 'train' and 'val'.")
@@ -251,38 +336,53 @@ def _base_folder(path: Path, content: Entry) -> Path:
     """Return the folder to which the splits are relative: that of `path:`, if it exists, or of the file."""
     given = content.get("path")
     base = path.parent / str(given) if given else path.parent
-    return base if base.is_dir() else path.parent
+    return base if is_dir(base) else path.parent
 
 
 def _as_texts(entry: object) -> tuple[str, ...]:
     return tuple(map(str, entry if isinstance(entry, list) else [entry]))
 
 
-def _find_places(dataset: YoloSet, split: str) -> tuple[Path, ...]:
+def _find_places(path: Path, root: Path, split: str, texts: Sequence[str]) -> tuple[Path, ...]:
+    """Return the folders and lists of a split.
+
+    Raises:
+        DataError: If one of them is not there.
+    """
     places = []
-    for text in dataset.splits[split]:
-        # Some exports write `../train/images` for the folder train/images beside the file.
-        options = [dataset.root / text, dataset.root / text.removeprefix("../")]
-        place = next((option for option in options if option.exists()), None)
+    for text in texts:
+        # Exports write `../train/images` for train/images beside the file, or the folder of another machine.
+        given = root / text
+        place = given if is_file(given) or is_dir(given) else _find_end(root, text)
         if place is None:
             raise DataError(
-                f"{dataset.path}: {split}: there is no {dataset.root / text}. Name a folder of images, "
+                f"{path}: {split}: there is no {root / text}. Name a folder of images, "
                 f"or a text file that lists them; or remove the line if there is no such split."
             )
         places.append(place)
     return tuple(places)
 
 
-def _image_paths(places: Sequence[Path]) -> list[Path]:
-    paths: list[Path] = []
+def _image_paths(dataset: YoloSet, places: Sequence[Path], log: IssueLog) -> Iterator[Path]:
+    """Yield the images of a split; those of a list that are not there become issues."""
     for place in places:
         if place.is_dir():
-            images = (path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-            paths += sorted(images, key=lambda path: path.relative_to(place).as_posix())
-        else:
-            lines = (line.strip() for line in read_text(place).splitlines())
-            paths += [place.parent / line for line in lines if line]
-    return paths
+            yield from (place / name for name in list_images(place))
+            continue
+        index = ImageIndex(dataset.root)
+        for line in (line.strip() for line in read_text(place).splitlines()):
+            if not line:
+                continue
+            lookup = index.find(_relative(place.parent / line, dataset.root))
+            lookup = lookup if lookup.path or lookup.candidates else index.find(line)
+            name = PurePosixPath(os.path.normpath(line)).as_posix()
+            if lookup.path is not None:
+                yield dataset.root / lookup.path
+            elif lookup.candidates:
+                message = f"{place.name}: {line!r} may be {' or '.join(lookup.candidates)}. Give its folder."
+                log.add("ambiguous_image", name, message)
+            else:
+                log.add("missing_image", name, f"{place.name}: there is no image {line!r} in {dataset.root}.")
 
 
 def _read_labels(path: Path, dataset: YoloSet, size_hw: tuple[int, int], log: IssueLog) -> list[Entry]:
@@ -349,7 +449,7 @@ def _find_labels_without_image(places: Sequence[Path], used: set[Path], root: Pa
             continue
         texts = {path for path in labels.rglob("*") if path.suffix.lower() == ".txt"}
         for path in sorted(texts - used):
-            if path.name == CLASSES_NAME:
+            if path.name in CLASS_FILES:
                 continue  # labeling tools put the names of the classes there
             name = _relative(path, root)
             if path.with_suffix(".txt") in used:

@@ -1,0 +1,376 @@
+"""Reading of COCO annotation files as tools really write them.
+
+Values that can only mean one thing are read: ids as `1.0` or `"1"`, image ids that are text, sizes that are
+text or missing, `iscrowd: null`, and a polygon or mask instead of a box.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import eq
+from pathlib import Path
+from typing import Any, Final
+
+from pycocotools import mask as coco_mask
+
+from deim.data.formats.coco import CocoSplit, Entry, RawSplit, annotation_name, to_split
+from deim.data.formats.issues import IssueLog
+from deim.data.images.folder import ImageIndex
+from deim.data.images.read import read_size
+from deim.errors import DataError
+from deim.files import raise_listed
+from deim.parse import read_json
+
+REQUIRED: Final = {
+    "images": ("id", "file_name"),
+    "annotations": ("image_id", "category_id"),
+    "categories": ("id", "name"),
+}
+MAX_SIDE_PX = 2**31
+
+
+def _number(value: object) -> float:
+    """Return a finite number, also of text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _whole(value: object, low: int, high: int) -> int:
+    """Return a whole number in [low, high) in any spelling: `1`, `1.0`, `"1"`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError
+    try:
+        number = int(value) if isinstance(value, (int, str)) else None
+    except ValueError:
+        number = None
+    if number is None:
+        if not _number(value).is_integer():
+            raise ValueError
+        number = int(_number(value))
+    if not low <= number < high:
+        raise ValueError
+    return number
+
+
+def _category_id(value: object) -> int:
+    return _whole(value, -(2**63), 2**63)
+
+
+def _image_id(value: object) -> int | str:
+    """Return an id as a whole number, or as text if it is no number."""
+    try:
+        return _category_id(value)
+    except ValueError:
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+        raise
+
+
+def _annotation_id(value: object) -> int | float | str | None:
+    if value is None or (isinstance(value, (int, float, str)) and not isinstance(value, bool)):
+        return value
+    raise TypeError
+
+
+def _side(value: object) -> int | None:
+    return None if value is None else _whole(value, 1, MAX_SIDE_PX)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError
+    return value
+
+
+def _supercategory(value: object) -> str | None:
+    return None if value is None or value == "" else _text(value)
+
+
+def _area(value: object) -> float | None:
+    if value is None:
+        return None
+    if _number(value) < 0:
+        raise ValueError
+    return value if isinstance(value, (int, float)) else _number(value)
+
+
+def _crowd(value: object) -> int:
+    return 0 if value is None else _whole(int(value) if isinstance(value, bool) else value, 0, 2)
+
+
+FIELDS: Final[Mapping[str, Mapping[str, tuple[Callable[[Any], object], str]]]] = {
+    "images": {
+        "id": (_image_id, "a whole number of at most 63 bits, or text"),
+        "file_name": (_text, "text that is not empty"),
+        "width": (_side, "a whole number of pixels above 0"),
+        "height": (_side, "a whole number of pixels above 0"),
+    },
+    "annotations": {
+        "id": (_annotation_id, "a number, text or null"),
+        "image_id": (_image_id, "a whole number of at most 63 bits, or text"),
+        "category_id": (_category_id, "a whole number of at most 63 bits"),
+        "area": (_area, "a number from 0, or null"),
+        "iscrowd": (_crowd, "0 or 1"),
+    },
+    "categories": {
+        "id": (_category_id, "a whole number of at most 63 bits"),
+        "name": (_text, "text that is not empty"),
+        "supercategory": (_supercategory, "text or null"),
+    },
+}
+"""Reader and description of the values of each field, where the field is present."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Reading:
+    """What is known of a file while it is read."""
+
+    where: str
+    index: ImageIndex
+    log: IssueLog
+    notes: list[str] = field(default_factory=list)
+    skipped_ids: set[int | str] = field(default_factory=set)
+    """Ids of images that cannot be read; their annotations are skipped with them."""
+
+
+def read_coco(annotations_path: Path, image_dir: Path) -> CocoSplit:
+    """Read and validate an annotation file.
+
+    Args:
+        annotations_path: COCO JSON with `images`, `annotations` and `categories`.
+        image_dir: Folder to which the file names are relative.
+
+    Returns:
+        The split; images keep the order of the file.
+
+    Raises:
+        DataError: If the file cannot be read, is not COCO, or `find_problems` finds any; up to 20 are listed.
+    """
+    return to_split(read_raw_coco(annotations_path, (image_dir,)))
+
+
+def read_raw_coco(annotations_path: Path, image_dirs: Sequence[Path]) -> RawSplit:
+    """Read an annotation file without validating boxes and references; see `read_coco`.
+
+    Args:
+        annotations_path: COCO JSON.
+        image_dirs: Folders that may hold the images; the one with most of them is taken.
+
+    Raises:
+        DataError: If the file cannot be read or is not COCO, or a value has a wrong type.
+    """
+    content = _read_content(annotations_path)
+    where = annotations_path.name
+    names = [image["file_name"] for image in content["images"]]
+    reading = _Reading(
+        where=where, index=_best_index(image_dirs, names), log=IssueLog(split=annotations_path.stem)
+    )
+    if not reading.index.folder.is_dir():
+        folder = reading.index.folder
+        raise DataError(
+            f"{where}: the image folder {folder} does not exist. Set data.images to the right one."
+        )
+    images = _find_images(reading, content["images"])
+    annotations = _read_boxes(reading, images, content["annotations"])
+    _number_text_ids(reading, images, annotations)
+    return RawSplit(
+        name=annotations_path.stem,
+        annotations_path=annotations_path,
+        image_dir=reading.index.folder,
+        images=images,
+        annotations=annotations,
+        categories=content["categories"],
+        issues=tuple(reading.log.issues),
+        notes=tuple(reading.notes),
+    )
+
+
+def is_coco(path: Path) -> bool:
+    """Whether a JSON file has the keys of COCO; only its bytes are searched."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return True  # the reader says why
+    if b"\0" in content[:64]:
+        content = content.replace(b"\0", b"")  # UTF-16
+    return b'"images"' in content and b'"categories"' in content
+
+
+def _read_content(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the three lists of a file with readable values."""
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such annotation file. Set data.root to the dataset's folder, or name the file "
+            f"with data.train_annotations, data.val_annotations or data.test_annotations."
+        ) from None
+    if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in REQUIRED):
+        kind = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise DataError(
+            f"{path}: not a COCO file, got {kind}. It needs the lists 'images', "
+            f"'annotations' and 'categories'."
+        )
+    for key, names in REQUIRED.items():
+        for number, entry in enumerate(content[key]):
+            missing = [name for name in names if not isinstance(entry, dict) or name not in entry]
+            if missing:
+                lacks = ", ".join(map(repr, missing))
+                raise DataError(f"{path}: not a COCO file: entry {number} of '{key}' lacks {lacks}.")
+    problems: list[str] = []
+    lists = {key: _read_fields(path.name, key, content[key], problems) for key in REQUIRED}
+    raise_listed(problems)
+    return lists
+
+
+def _read_fields(where: str, key: str, entries: Sequence[Entry], problems: list[str]) -> list[dict[str, Any]]:
+    cleaned = []
+    for number, entry in enumerate(entries):
+        values = dict(entry)
+        for name, (read, description) in FIELDS[key].items():
+            if name not in entry:
+                continue
+            try:
+                values[name] = read(entry[name])
+            except (TypeError, ValueError, OverflowError):
+                problems.append(
+                    f"{where}: entry {number} of '{key}' has {name} {entry[name]!r:.80}. It must be "
+                    f"{description}."
+                )
+        cleaned.append(values)
+    return cleaned
+
+
+def _best_index(image_dirs: Sequence[Path], names: Sequence[str]) -> ImageIndex:
+    """Return the index of the folder that has most of the images, and most of them under the name given."""
+    indexes = [ImageIndex(folder) for folder in dict.fromkeys(image_dirs)]
+    if len(indexes) == 1:
+        return indexes[0]
+    matches = [[index.find(name).path for name in names] for index in indexes]
+    scores = [(len(paths) - paths.count(None), sum(map(eq, paths, names))) for paths in matches]
+    return indexes[scores.index(max(scores))]
+
+
+def _find_images(reading: _Reading, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return the images with the paths of their files, and their sizes where the file lacks them."""
+    images, moved = [], []
+    folder = reading.index.folder
+    for entry in entries:
+        name = entry["file_name"]
+        lookup = reading.index.find(name)
+        if lookup.candidates:
+            message = (
+                f"{reading.where}: image {name!r} (id {entry['id']}) may be {' or '.join(lookup.candidates)} "
+                f"in {folder}. Give its folder in file_name."
+            )
+            reading.log.add("ambiguous_image", name, message)
+            reading.skipped_ids.add(entry["id"])
+            continue
+        if lookup.path is None:
+            message = f"{reading.where}: image {name!r} (id {entry['id']}) is listed but not in {folder}."
+            reading.log.add("missing_image", name, message)
+            reading.skipped_ids.add(entry["id"])
+            continue
+        if lookup.path != name:
+            moved.append(f"{name!r} is {lookup.path!r}")
+        image = {**entry, "file_name": lookup.path}
+        if image.get("width") is None or image.get("height") is None:
+            try:
+                image["height"], image["width"] = read_size(folder / lookup.path)
+            except DataError as error:
+                reading.log.add("corrupt_image", name, str(error))
+                reading.skipped_ids.add(entry["id"])
+                continue
+        images.append(image)
+    if moved:
+        reading.notes.append(
+            f"{len(moved)} of {len(entries)} images were found under another path in {folder}, such as "
+            f"{moved[0]}"
+        )
+    return images
+
+
+def _read_boxes(
+    reading: _Reading, images: Sequence[Entry], entries: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the annotations of the images that can be read, with a box instead of an outline or a mask."""
+    sizes_hw = {image["id"]: (image["height"], image["width"]) for image in images}
+    annotations, outlined = [], 0
+    for number, entry in enumerate(entries):
+        if entry["image_id"] in reading.skipped_ids:
+            continue
+        bbox = entry.get("bbox")
+        if bbox is None or bbox == []:
+            size_hw = sizes_hw.get(entry["image_id"])
+            try:
+                bbox = _outline_box(entry.get("segmentation"), size_hw)
+            except (TypeError, ValueError, OverflowError, KeyError, IndexError):
+                name = annotation_name(entry, number)
+                message = (
+                    f"{reading.where}: annotation {name} has no bbox, and its segmentation is no polygon or "
+                    f"mask of its image. A box is [left, top, width, height] in pixels."
+                )
+                reading.log.add("bad_box", reading.where, message, annotation=name)
+                continue
+            outlined += 1
+        else:
+            bbox = _box_of_text(bbox)
+        annotations.append({"id": f"number {number}", **entry, "bbox": bbox})
+    if outlined:
+        reading.notes.append(f"{outlined} annotations have no box; theirs is the one around polygon or mask")
+    return annotations
+
+
+def _box_of_text(bbox: object) -> object:
+    """Return a box whose numbers are text as numbers; anything else unchanged, to be reported."""
+    if not isinstance(bbox, list) or not any(isinstance(value, str) for value in bbox):
+        return bbox
+    try:
+        return [_number(value) for value in bbox]
+    except (TypeError, ValueError):
+        return bbox
+
+
+def _outline_box(segmentation: object, size_hw: tuple[int, int] | None) -> list[float]:
+    """Return left, top, width and height of the box around polygons or a run-length mask.
+
+    Raises:
+        TypeError: If it is neither a list nor a mask.
+        ValueError: If numbers or the size of a mask are wrong; also KeyError, IndexError, OverflowError.
+    """
+    if isinstance(segmentation, dict):
+        counts, size = segmentation["counts"], [int(side) for side in segmentation["size"]]
+        if size_hw is not None and size != list(size_hw):
+            raise ValueError
+        if isinstance(counts, list) and (min(counts) < 0 or sum(counts) != size[0] * size[1]):
+            raise ValueError
+        mask = coco_mask.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
+        box: list[float] = coco_mask.toBbox(mask).tolist()
+        return box
+    if not isinstance(segmentation, list):
+        raise TypeError
+    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    numbers = [[_number(value) for value in polygon] for polygon in polygons]
+    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in numbers):
+        raise ValueError
+    xs = [x for polygon in numbers for x in polygon[0::2]]
+    ys = [y for polygon in numbers for y in polygon[1::2]]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def _number_text_ids(
+    reading: _Reading, images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]
+) -> None:
+    """Replace image ids by numbers in the order of the file, if any of them is text."""
+    if not any(isinstance(image["id"], str) for image in images):
+        return
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(image["id"] for image in images), 1)}
+    for image in images:
+        image["id"] = numbers[image["id"]]
+    for annotation in annotations:
+        annotation["image_id"] = numbers.get(annotation["image_id"], annotation["image_id"])
+    reading.notes.append(f"image ids are text; the images are numbered from 1 to {len(numbers)}")
