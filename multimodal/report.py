@@ -18,16 +18,15 @@ from numpy.typing import NDArray
 
 from deim.engine.checkpoints import TrainedDetector
 from deim.inference.evaluator import Evaluator
-from deim.metrics.assignment import assign, compute_overlaps
+from deim.metrics.bootstrap import ScoreDifference
 from deim.metrics.confusion import compute_confusion
 from deim.records import to_json
 from deim.report.build import ReportInputs
-from deim.report.compare.build import compare_detections, read_runs
-from deim.report.compare.files import write_comparison
-from deim.report.compare.schema import RunDifference, ScoreDifference
-from deim.report.evaluate import WrittenReport, evaluate_split
+from deim.report.compare import RunDifference, compare_detections, read_runs
+from deim.report.compare_files import write_comparison
+from deim.report.evaluate import evaluate_split
 from deim.report.files import ReportFiles, write_report_files
-from deim.report.schema import CheckpointInfo, Provenance, TaskSection, check_report_path
+from deim.report.schema import CheckpointInfo, Provenance, Report, TaskSection, check_report_path
 from multimodal.confused_pairs import tracked_pair
 from multimodal.task import detector_alone, fusion_options
 from multimodal.text_bank import TextBank, text_bank_from_dict
@@ -51,7 +50,8 @@ FUSION_KEYS = {
 class FusedEvaluation:
     """What `evaluate_fused` wrote."""
 
-    fused: WrittenReport
+    report: Report
+    fused: ReportFiles
     alone: ReportFiles
     """Report on the detector alone."""
     comparison: Path
@@ -60,9 +60,9 @@ class FusedEvaluation:
 
 def evaluate_checkpoint(
     trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, report_path: Path
-) -> WrittenReport:
+) -> Report:
     """Evaluate a fused detector on a split and write its report; see `evaluate_fused`."""
-    return evaluate_fused(trained, evaluator, split_name=split_name, report_path=report_path).fused
+    return evaluate_fused(trained, evaluator, split_name=split_name, report_path=report_path).report
 
 
 def evaluate_share(trained: TrainedDetector, evaluator: Evaluator) -> None:
@@ -117,7 +117,8 @@ def evaluate_fused(
     report = write_report_files(fused, report_path)
     write_comparison(read_runs([alone_files.report, report_path], split=split_name), comparison_path)
     return FusedEvaluation(
-        fused=WrittenReport(report=report, files=files),
+        report=report,
+        fused=files,
         alone=alone_files,
         comparison=comparison_path,
     )
@@ -134,7 +135,7 @@ def _task_section(
     """Say how the fused detector differs from the detector alone; see `FUSION_KEYS`."""
     fusion, options = trained.task_state, fusion_options(trained.config)
     bank = text_bank_from_dict(fusion["text_bank"], where=str(trained.path))
-    difference = compare_detections(fused.ground_truth, alone.detections, fused.detections, name="with text")
+    difference = compare_detections(alone.raw, fused.raw, name="with text")
     names = trained.class_names
     changes = [
         None if new.ap is None or old.ap is None else new.ap - old.ap
@@ -203,11 +204,7 @@ def _confusions(trained: TrainedDetector, alone: ReportInputs, fused: ReportInpu
 
 
 def _confusion_counts(inputs: ReportInputs) -> NDArray[np.int64]:
-    kept = inputs.detections.take(inputs.points.keep(inputs.detections))
-    overlaps = compute_overlaps(inputs.ground_truth, kept)
-    assignment = assign(inputs.ground_truth, kept, overlaps=overlaps)
-    confusion = compute_confusion(inputs.ground_truth, kept, overlaps=overlaps, assignment=assignment)
-    return np.array(confusion.counts, dtype=np.int64)
+    return np.array(compute_confusion(inputs.kept).counts, dtype=np.int64)
 
 
 def _mean_line(difference: RunDifference, bank: TextBank) -> str:

@@ -209,7 +209,7 @@ def describe_check(report: CheckReport) -> list[str]:
         [name, *map(str, (split.images, split.without_boxes, split.boxes, split.crowds))]
         for name, split in report.splits.items()
     ]
-    lines = format_table(headers, rows, right_aligned=range(1, 5)).splitlines()
+    lines = format_table(headers, rows).splitlines()
     meanings = {**ERRORS, **WARNINGS}
     for rule, count in report.counts().items():
         if not count:

@@ -275,7 +275,7 @@ def describe_division(division: Division) -> list[str]:
     if division.num_bound:
         lines.insert(0, f"{division.num_bound} images are bound to the group of their copy")
     rows = [list(row) for row in zip(titles, *columns, strict=True)]
-    table = format_table(["", *splits], rows, right_aligned=range(1, len(splits) + 1))
+    table = format_table(["", *splits], rows)
     return [*table.splitlines(), *lines]
 
 

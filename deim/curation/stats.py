@@ -218,7 +218,7 @@ def describe_stats(stats: DatasetStats) -> list[str]:
         shown = [f"{side[key]:.1f}" if side else "-" for key in ("5", "50", "95")]
         rows.append([name, *map(str, stats.counts()[:, index]), *shown])
     headers = ["class", *stats.split_names, "side px 5 %", "50 %", "95 %"]
-    lines = [*format_table(headers, rows, right_aligned=range(1, len(headers))).splitlines(), ""]
+    lines = [*format_table(headers, rows).splitlines(), ""]
     for name in stats.split_names:
         per_image, gray = numbers["boxes_per_image"][name], numbers["brightness"][name]
         lines.append(

@@ -22,7 +22,7 @@ from deim.inference.thresholds import (
     RecallGoal,
     describe_goal,
 )
-from deim.metrics.assignment import Assignment, Overlaps, assign, compute_overlaps
+from deim.metrics.assignment import Overlaps, compute_overlaps
 from deim.metrics.image_level import count_images, threshold_for_escapes
 
 ROUNDING = 1e-9
@@ -80,30 +80,26 @@ def choose_operating_points(
         max_escape_rate: Limit for the threshold that all classes share, see `OperatingPoints`.
     """
     overlaps = compute_overlaps(ground_truth, detections)
-    escape_threshold = threshold_for_escapes(
-        ground_truth, detections, overlaps=overlaps, max_rate=max_escape_rate
-    )
+    escape_threshold = threshold_for_escapes(overlaps, max_rate=max_escape_rate)
+    lowest_escape_rate = count_images(overlaps).escape_rate
+    normal = ground_truth.normal_class
     best: OperatingPoints | None = None
     best_rank = (-1, -1.0, -1.0)
     for rule in rules:
-        stays = apply_nms(detections, rule)
-        remaining, assignment = _assign_kept(ground_truth, detections, overlaps, stays)
-        normal = ground_truth.normal_class
+        remaining = overlaps.take(apply_nms(detections, rule))
         points = OperatingPoints(
             goal=describe_goal(goal),
             chosen_on=split_name,
             annotations_sha256=annotations_sha256,
             num_images=ground_truth.num_images,
             nms=rule,
-            classes=_choose_classes(ground_truth, remaining, assignment, goal, default_threshold),
+            classes=_choose_classes(remaining, goal, default_threshold),
             normal_class=None if normal is None else ground_truth.class_names[normal],
             max_escape_rate=max_escape_rate,
             escape_threshold=escape_threshold,
-            lowest_escape_rate=count_images(ground_truth, detections, overlaps=overlaps).escape_rate,
+            lowest_escape_rate=lowest_escape_rate,
         )
-        counts = count_classes(
-            ground_truth, *_assign_kept(ground_truth, detections, overlaps, points.keep(detections))
-        )
+        counts = count_classes(overlaps.take(points.keep(detections)))
         classes = tuple(
             _with_note(point, entry, goal, ground_truth.num_images)
             for point, entry in zip(points.classes, counts, strict=True)
@@ -113,17 +109,6 @@ def choose_operating_points(
             best, best_rank = replace(points, classes=classes), rank
     assert best is not None
     return best
-
-
-def _assign_kept(
-    ground_truth: GroundTruthTable,
-    detections: DetectionTable,
-    overlaps: Overlaps,
-    kept: NDArray[np.bool_] | NDArray[np.int64],
-) -> tuple[DetectionTable, Assignment]:
-    kept_overlaps = overlaps.take(kept, num_detections=len(detections))
-    table = detections.take(kept)
-    return table, assign(ground_truth, table, overlaps=kept_overlaps)
 
 
 def _nearness(counts: Sequence[Counts], goal: Goal) -> float:
@@ -146,13 +131,8 @@ def _with_note(point: ClassThreshold, counts: Counts, goal: Goal, num_images: in
     return replace(point, note=note)
 
 
-def _choose_classes(
-    ground_truth: GroundTruthTable,
-    detections: DetectionTable,
-    assignment: Assignment,
-    goal: Goal,
-    default_threshold: float,
-) -> tuple[ClassThreshold, ...]:
+def _choose_classes(overlaps: Overlaps, goal: Goal, default_threshold: float) -> tuple[ClassThreshold, ...]:
+    ground_truth, detections, assignment = overlaps.ground_truth, overlaps.detections, overlaps.assignment
     num_classes = ground_truth.num_classes
     num_boxes = ground_truth.boxes_per_class
     is_detected = np.bincount(detections.label, minlength=num_classes) > 0
@@ -250,19 +230,9 @@ def _between(levels: NDArray[np.float64], chosen: int) -> float:
     return middle if middle > below else float(levels[chosen])
 
 
-def count_classes(
-    ground_truth: GroundTruthTable, detections: DetectionTable, assignment: Assignment
-) -> tuple[Counts, ...]:
-    """Count true and false positives and false negatives of each class.
-
-    Args:
-        ground_truth: The split.
-        detections: Kept detections.
-        assignment: Assignment of these detections at IoU 0.5.
-
-    Returns:
-        C counts, by class index.
-    """
+def count_classes(overlaps: Overlaps) -> tuple[Counts, ...]:
+    """Count true and false positives and false negatives of kept detections, by class index."""
+    ground_truth, detections, assignment = overlaps.ground_truth, overlaps.detections, overlaps.assignment
     num_classes = ground_truth.num_classes
     tp, fp = (
         np.bincount(detections.label[mask], minlength=num_classes).tolist()

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.metrics.assignment import IOU_50, Assignment, Overlaps
+from deim.metrics.assignment import IOU_50, Overlaps
 
 BACKGROUND = "background"
 
@@ -31,21 +30,14 @@ class Confusion:
         return f"Most confused: {pair}." if pair else "No box was predicted as another class."
 
 
-def compute_confusion(
-    ground_truth: GroundTruthTable, detections: DetectionTable, *, overlaps: Overlaps, assignment: Assignment
-) -> Confusion:
-    """Count what each ground-truth box was predicted as.
+def compute_confusion(overlaps: Overlaps) -> Confusion:
+    """Count what each ground-truth box was predicted as by kept detections.
 
     The hits of COCO's assignment come first, so that the diagonal holds the true positives of each class.
     The others follow, whatever their class: pairs that overlap by IoU 0.5 or more, the largest overlap first,
     each box once. So each row sums to the ground-truth boxes of its class, crowd regions not counted.
-
-    Args:
-        ground_truth: The split.
-        detections: Kept detections.
-        overlaps: Overlaps of these detections from IoU 0.5 on at least.
-        assignment: Assignment of these detections at IoU 0.5.
     """
+    ground_truth, detections, assignment = overlaps.ground_truth, overlaps.detections, overlaps.assignment
     size = ground_truth.num_classes + 1
     background = ground_truth.num_classes
     hits = np.flatnonzero(assignment.is_tp[0])

@@ -22,8 +22,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.metrics.assignment import IOU_50, MIN_IOU, Assignment, Overlaps, rank_in_class
+from deim.metrics.assignment import IOU_50, MIN_IOU, Overlaps, rank_in_class
 from deim.metrics.average_precision import average_precision, rank_by_score
 from deim.metrics.coco import MAX_DETECTIONS
 
@@ -75,44 +74,51 @@ class TideDeltaAp50:
     box of the split is missed, since none would be left to find."""
 
 
-def classify_errors(
-    ground_truth: GroundTruthTable,
-    detections: DetectionTable,
-    *,
-    overlaps: Overlaps,
-    assignment: Assignment,
-    is_counted: NDArray[np.bool_] | None = None,
-) -> ErrorKinds:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duplicates:
+    """Detections above their thresholds on a box that a better detection has hit, before and after NMS."""
+
+    num_before: int
+    """Duplicates among the detections above their thresholds."""
+    rate_before: float | None
+    """Their share of these detections; None if there are none."""
+    num_after: int
+    """Duplicates that NMS leaves."""
+    rate_after: float | None
+    """Their share of the detections that NMS leaves; None if there are none."""
+    ap: float | None
+    """mAP of the raw detections that NMS leaves, whatever their score; None without boxes."""
+    ap50: float | None
+
+
+def classify_errors(overlaps: Overlaps, is_counted: NDArray[np.bool_] | None = None) -> ErrorKinds:
     """Find the kind of each error.
 
     Args:
-        ground_truth: The split.
-        detections: Kept detections, or all.
-        overlaps: Overlaps of these detections from IoU 0.1 on at least.
-        assignment: Their assignment; IoU 0.5 must be among its thresholds.
+        overlaps: Kept detections, or all, and their overlaps.
         is_counted: (D,) detections that count; the others become `IGNORED`. They must come after those of
             their image and class that count, so that they change no hit. None counts all.
     """
-    row = assignment.iou_thresholds.index(IOU_50)
-    usable = ~ground_truth.is_crowd[overlaps.truth] & (overlaps.iou >= MIN_IOU)
-    is_same_class = detections.label[overlaps.detection] == ground_truth.label[overlaps.truth]
-    same, same_iou = _most_overlapped(overlaps, usable & is_same_class, len(detections))
-    other, other_iou = _most_overlapped(overlaps, usable & ~is_same_class, len(detections))
+    ground_truth, assignment = overlaps.ground_truth, overlaps.assignment
+    num_detections = len(overlaps.detections)
+    usable = ~ground_truth.is_crowd[overlaps.truth]
+    same, same_iou = _most_overlapped(overlaps, usable & overlaps.is_same_class)
+    other, other_iou = _most_overlapped(overlaps, usable & ~overlaps.is_same_class)
 
-    is_tp, is_fp = assignment.is_tp[row], assignment.is_fp[row]
+    is_tp, is_fp = assignment.is_tp[0], assignment.is_fp[0]
     if is_counted is not None:
         is_tp, is_fp = is_tp & is_counted, is_fp & is_counted
     tests = {
-        ErrorKind.TP: (is_tp, assignment.truth[row]),
+        ErrorKind.TP: (is_tp, assignment.truth[0]),
         ErrorKind.IGNORED: (~is_fp, None),
         ErrorKind.LOCALIZATION: ((same_iou >= MIN_IOU) & (same_iou < IOU_50), same),
         ErrorKind.CLASSIFICATION: (other_iou >= IOU_50, other),
         ErrorKind.DUPLICATE: (same_iou >= IOU_50, same),
         ErrorKind.BACKGROUND: (np.maximum(same_iou, other_iou) < MIN_IOU, None),
     }
-    kind = np.full(len(detections), ErrorKind.BOTH, dtype=np.int64)
+    kind = np.full(num_detections, ErrorKind.BOTH, dtype=np.int64)
     about = other.copy()
-    is_open = np.ones(len(detections), dtype=np.bool_)
+    is_open = np.ones(num_detections, dtype=np.bool_)
     for error, (holds, boxes) in tests.items():
         decided = is_open & holds
         kind[decided] = error
@@ -125,20 +131,14 @@ def classify_errors(
     return ErrorKinds(kind=kind, truth=about, is_fn=is_fn)
 
 
-def count_errors(
-    ground_truth: GroundTruthTable, detections: DetectionTable, *, kinds: ErrorKinds
-) -> NDArray[np.int64]:
+def count_errors(overlaps: Overlaps, kinds: ErrorKinds) -> NDArray[np.int64]:
     """Count the errors of each kind and class.
-
-    Args:
-        ground_truth: The split.
-        detections: Detections of the split.
-        kinds: Kinds of these detections.
 
     Returns:
         (6, C) errors by kind, in the order of `ERROR_KINDS`, and class: that of the detection, or of the
         ground-truth box for missed ones.
     """
+    ground_truth, detections = overlaps.ground_truth, overlaps.detections
     counts = np.zeros((len(ERROR_KINDS), ground_truth.num_classes), dtype=np.int64)
     is_error = kinds.kind >= 0
     np.add.at(counts, (kinds.kind[is_error], detections.label[is_error]), 1)
@@ -146,9 +146,7 @@ def count_errors(
     return counts
 
 
-def tide_delta_ap50(
-    ground_truth: GroundTruthTable, detections: DetectionTable, *, overlaps: Overlaps, assignment: Assignment
-) -> TideDeltaAp50:
+def tide_delta_ap50(overlaps: Overlaps) -> TideDeltaAp50:
     """Measure what each kind of error costs: the gain of AP50 if errors of that kind alone were corrected.
 
     Classification errors get the correct class, localization errors the correct box; of all detections that
@@ -158,15 +156,11 @@ def tide_delta_ap50(
     less, than each of them alone.
 
     Args:
-        ground_truth: The split.
-        detections: Raw detections. The best 100 of each image and class count.
-        overlaps: Overlaps of these detections from IoU 0.1 on at least.
-        assignment: Their assignment; IoU 0.5 must be among its thresholds.
+        overlaps: Raw detections and their overlaps. The best 100 of each image and class count.
     """
+    ground_truth, detections = overlaps.ground_truth, overlaps.detections
     is_counted = rank_in_class(detections) < MAX_DETECTIONS
-    kinds = classify_errors(
-        ground_truth, detections, overlaps=overlaps, assignment=assignment, is_counted=is_counted
-    )
+    kinds = classify_errors(overlaps, is_counted)
     order = rank_by_score(ground_truth, detections)
     is_tp = kinds.kind == ErrorKind.TP
     stays = is_counted & (kinds.kind != ErrorKind.IGNORED)
@@ -209,10 +203,31 @@ def tide_delta_ap50(
     return TideDeltaAp50(ap50=base, deltas=deltas)
 
 
+def count_duplicates(above: Overlaps, kept_kinds: ErrorKinds, ap_by_iou: NDArray[np.float64]) -> Duplicates:
+    """Count duplicates before and after NMS.
+
+    Args:
+        above: Detections above their thresholds.
+        kept_kinds: Kinds of those that NMS leaves of them.
+        ap_by_iou: (10, C) AP of the raw detections that NMS leaves, by IoU threshold; NaN without boxes.
+    """
+    before, after = (kinds.kind == ErrorKind.DUPLICATE for kinds in (classify_errors(above), kept_kinds))
+    ap_by_iou = ap_by_iou[:, ~np.isnan(ap_by_iou[0])]
+    return Duplicates(
+        num_before=int(before.sum()),
+        rate_before=float(before.mean()) if len(before) else None,
+        num_after=int(after.sum()),
+        rate_after=float(after.mean()) if len(after) else None,
+        ap=float(ap_by_iou.mean()) if ap_by_iou.size else None,
+        ap50=float(ap_by_iou[0].mean()) if ap_by_iou.size else None,
+    )
+
+
 def _most_overlapped(
-    overlaps: Overlaps, chosen: NDArray[np.bool_], num_detections: int
+    overlaps: Overlaps, chosen: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(D,) box that each detection overlaps most in the chosen pairs, and the IoU; -1 and 0 if none."""
+    num_detections = len(overlaps.detections)
     pairs = np.flatnonzero(chosen)
     # Written in the order of rising overlap, so that the largest is written last; of equals the last box.
     pairs = pairs[np.argsort(overlaps.iou[pairs], kind="stable")]

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from deim.metrics.bootstrap import Interval
 from deim.metrics.confusion import Confusion
@@ -86,7 +87,7 @@ def draw_report_charts(report: Report, folder: Path) -> dict[str, Path]:
         ),
         "Kinds of errors": save_chart(partial(_errors, report=report), folder / "errors", height=3.6),
     }
-    if report.convergence is not None:
+    if report.convergence is not None and len(report.convergence.epochs) > 1:
         paths["Validation score by epoch"] = save_chart(
             partial(_convergence, report=report), folder / "convergence", height=4.2
         )
@@ -111,9 +112,12 @@ def say_nothing_to_show(axes: Axes, why: str) -> None:
     axes.set_yticks([])
 
 
-def legend_beside(axes: Axes) -> None:
-    """Put the legend on the right of the axes."""
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+def legend_or_reason(axes: Axes, why_empty: str) -> None:
+    """Put the legend on the right of the axes or, if nothing was drawn, the reason in their middle."""
+    if axes.lines or axes.patches:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    else:
+        say_nothing_to_show(axes, why_empty)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,12 +245,14 @@ def _class_ap50(figure: Figure, reports: Sequence[tuple[str, Report]]) -> None:
         for index, (name, other) in enumerate(reports)
     ]
     draw_bars(axes, labels, series)
-    axes.set_xlim(0, 1.12)
+    axes.set_xlim(0, 1.12)  # room for the numbers
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.spines.bottom.set_bounds(0, 1)
     axes.set_xlabel("AP at IoU 0.50" + (", lines: 95 % intervals" if report.intervals else ""))
     axes.set_title("AP50 of each class")
     ap50 = report.summary.ap50
     if not is_alone:
-        legend_beside(axes)
+        legend_or_reason(axes, "no class")
     elif ap50 is not None:
         axes.axvline(ap50, color=RED, linestyle="--", linewidth=1)
         axes.set_title(f"AP50 of each class; the mean, {ap50:.3f}, is dashed")
@@ -254,8 +260,8 @@ def _class_ap50(figure: Figure, reports: Sequence[tuple[str, Report]]) -> None:
 
 def _precision_recall(figure: Figure, report: Report) -> None:
     axes = figure.subplots()
-    axes.set_xlim(0, 1.02)
-    axes.set_ylim(0, 1.05)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
     axes.set_xlabel("recall: share of the boxes that are found")
     axes.set_ylabel("precision: share of the detections that are correct")
     axes.set_title("Precision and recall at IoU 0.50; dots: operating points")
@@ -272,11 +278,9 @@ def _precision_recall(figure: Figure, report: Report) -> None:
             label=f"{names[index]} (n = {row.metrics.num_boxes})",
         )
         if counts.precision is not None and counts.recall is not None:
-            axes.plot(counts.recall, counts.precision, "o", color=color, ms=7, markeredgecolor="black")
-    if axes.lines:
-        legend_beside(axes)
-    else:
-        say_nothing_to_show(axes, "no class has both ground truth and detections")
+            point = (counts.recall, counts.precision)
+            axes.plot(*point, "o", color=color, ms=7, markeredgecolor="black", clip_on=False)
+    legend_or_reason(axes, "no class has both ground truth and detections")
 
 
 def _escapes(figure: Figure, report: Report) -> None:
@@ -353,8 +357,9 @@ def _convergence(figure: Figure, report: Report) -> None:
     best = convergence.best_epoch + 1
     axes.axvline(best, color=GRAY, linestyle="--", linewidth=1, label=f"best mAP, epoch {best}")
     axes.set_xlim(0.5, convergence.planned_epochs + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, 1)
     axes.set_xlabel(f"epoch, of {convergence.planned_epochs}")
     axes.set_ylabel("score on the validation split")
     axes.set_title("Validation score by epoch")
-    legend_beside(axes)
+    legend_or_reason(axes, "no validation")

@@ -13,8 +13,8 @@ report/
 import json
 import random
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,11 @@ from deim.data.images.load import read_preview
 from deim.errors import DataError
 from deim.files import sha256_of_file, write_atomically, write_text
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.metrics.analysis import analyze_split
-from deim.metrics.coco import compute_coco_metrics
 from deim.report.build import ReportInputs, build_report
 from deim.report.charts import draw_report_charts
-from deim.report.draw import PanelRow, detections_panel, panel_sheet, truth_panel
+from deim.report.draw import Panel, PanelRow, detections_panel, panel_sheet, truth_panel
 from deim.report.gallery import choose_gallery, draw_entry
-from deim.report.html import render_report
-from deim.report.page import Figure, embed_image
+from deim.report.page import Figure, embed_image, render_report
 from deim.report.schema import Report, check_report_path, read_report, write_record
 from deim.report.tables import format_class_csv
 
@@ -65,11 +62,6 @@ class ReportFiles:
         """Ground truth."""
         return self.folder / "ground_truth.json"
 
-    @property
-    def sheet(self) -> Path:
-        """Some images with their kept detections."""
-        return self.folder / "predictions.png"
-
 
 def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
     """Analyze detections and write all files of the report.
@@ -89,20 +81,17 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
     # What cannot be computed again comes first.
     write_text(files.ground_truth, json.dumps(ground_truth.to_coco(), ensure_ascii=False, allow_nan=False))
     write_json_list(files.predictions, detections.to_coco(ground_truth.image_ids, ground_truth.category_ids))
-    analysis = analyze_split(
-        ground_truth, detections, points=inputs.points, num_resamples=inputs.num_resamples
-    )
     hashes = {path.name: sha256_of_file(path) for path in (files.ground_truth, files.predictions)}
-    report = build_report(inputs, analysis, files=hashes)
+    report = build_report(inputs, files=hashes)
     write_text(files.folder / "classes.csv", format_class_csv(report))
     images = ImageFolder(Path(report.provenance.dataset.image_dir), ground_truth.file_names)
-    prediction_sheet(ground_truth, analysis.kept, images=images, title=report.title).save(files.sheet)
+    sheet = prediction_sheet(ground_truth, inputs.kept.detections, images=images, title=report.title)
+    sheet.save(files.folder / "predictions.png")
     gallery = []
-    for entry in choose_gallery(ground_truth, detections, analysis=analysis):
+    for entry in choose_gallery(inputs):
         image = images.read(entry.image)
         if image is not None:
-            drawn = draw_entry(entry, image, ground_truth=ground_truth, analysis=analysis)
-            gallery.append(embed_image(drawn, entry.caption))
+            gallery.append(embed_image(draw_entry(entry, image, inputs), entry.caption))
     page = render_report(
         report,
         charts=draw_report_charts(report, files.folder),
@@ -127,7 +116,6 @@ def read_report_inputs(report_path: Path) -> ReportInputs:
     return ReportInputs(
         ground_truth=ground_truth,
         detections=detections,
-        metrics=compute_coco_metrics(ground_truth, detections),
         points=report.operating_points,
         provenance=report.provenance,
         num_resamples=report.intervals.num_resamples if report.intervals else 0,
@@ -151,18 +139,16 @@ def read_tables(report: Report, files: ReportFiles) -> tuple[GroundTruthTable, D
     return ground_truth, DetectionTable.from_coco(_read_json(files.predictions, report), ground_truth)
 
 
+@dataclass(frozen=True, slots=True)
 class ImageFolder:
-    """Reads images of a split by position and remembers those that are missing.
+    """Reads images of a split by position and remembers those that are missing."""
 
-    Args:
-        folder: Folder that the file names are relative to.
-        file_names: Names by position.
-    """
-
-    def __init__(self, folder: Path, file_names: Sequence[str]) -> None:
-        self._folder = folder
-        self._file_names = file_names
-        self._missing: dict[str, None] = {}
+    folder: Path
+    """Folder that the file names are relative to."""
+    file_names: Sequence[str]
+    """Names by position."""
+    missing: set[int] = field(default_factory=set)
+    """Positions of images that were asked for and are missing."""
 
     def read(self, position: int) -> Image.Image | None:
         """Read an image upright, in RGB with 8 bits; None if it is missing.
@@ -170,45 +156,62 @@ class ImageFolder:
         Raises:
             DataError: If the image is damaged.
         """
-        path = self._folder / self._file_names[position]
-        if not path.is_file():
-            self._missing[self._file_names[position]] = None
-            return None
-        return read_preview(path)
+        path = self.folder / self.file_names[position]
+        if path.is_file():
+            return read_preview(path)
+        self.missing.add(position)
+        return None
 
     def describe_missing(self) -> str:
-        """Return a sentence about the images that were asked for and are missing; empty if there are none."""
-        if not self._missing:
+        """Return a sentence about the missing images; empty if there are none."""
+        if not self.missing:
             return ""
-        first = next(iter(self._missing))
-        return (
-            f"{len(self._missing)} images are not shown: they are missing in {self._folder}, such as {first}."
-        )
+        first, number = self.file_names[min(self.missing)], len(self.missing)
+        if number == 1:
+            return f"{first} is not shown: it is missing in {self.folder}."
+        return f"{number} images are not shown: they are missing in {self.folder}, such as {first}."
+
+
+def image_sheet(
+    images: ImageFolder,
+    positions: Iterable[int],
+    panels_of: Callable[[int], Sequence[Panel]],
+    *,
+    title: str,
+    columns: int = 1,
+) -> Image.Image:
+    """Draw some images of a split on one sheet; missing ones are skipped.
+
+    Args:
+        images: Images of the split.
+        positions: Images to draw.
+        panels_of: Returns the panels of the image at a position.
+        title: First line of the sheet.
+        columns: Images side by side.
+    """
+    rows = []
+    for position in positions:
+        image = images.read(position)
+        if image is not None:
+            caption = images.file_names[position]
+            rows.append(PanelRow(image=image, caption=caption, panels=panels_of(position)))
+    return panel_sheet(rows, title=title, columns=columns)
 
 
 def prediction_sheet(
     ground_truth: GroundTruthTable, kept: DetectionTable, *, images: ImageFolder, title: str
 ) -> Image.Image:
-    """Draw ground truth and detections of a fixed random choice of at most 12 images.
+    """Draw ground truth and kept detections of a fixed random choice of at most 12 images."""
 
-    Args:
-        ground_truth: The split.
-        kept: Detections to draw.
-        images: Images of the split; missing ones are skipped.
-        title: First line of the sheet.
-    """
-    number = min(MAX_SHEET_IMAGES, ground_truth.num_images)
-    rows = []
-    for position in sorted(random.Random(0).sample(range(ground_truth.num_images), number)):
-        image = images.read(position)
-        if image is None:
-            continue
+    def panels(position: int) -> list[Panel]:
         detections = kept.detections_of_image(position)
         caption = f"detections: {len(detections.scores)}"
         kept_panel = detections_panel(detections, class_names=ground_truth.class_names, caption=caption)
-        panels = [truth_panel(ground_truth, position), kept_panel]
-        rows.append(PanelRow(image=image, caption=ground_truth.file_names[position], panels=panels))
-    return panel_sheet(rows, title=title, columns=2)
+        return [truth_panel(ground_truth, position), kept_panel]
+
+    number = min(MAX_SHEET_IMAGES, ground_truth.num_images)
+    positions = sorted(random.Random(0).sample(range(ground_truth.num_images), number))
+    return image_sheet(images, positions, panels, title=title, columns=2)
 
 
 def write_json_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:

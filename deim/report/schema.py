@@ -9,13 +9,14 @@ from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
 from deim.files import write_text
 from deim.inference.thresholds import OperatingPoints
-from deim.metrics.analysis import Duplicates, PrecisionRecall
+from deim.metrics.average_precision import PrecisionRecall
 from deim.metrics.bootstrap import Interval
 from deim.metrics.choose_thresholds import Counts
 from deim.metrics.coco import ClassMetrics, CocoSummary
 from deim.metrics.confusion import Confusion
 from deim.metrics.convergence import Convergence
 from deim.metrics.image_level import EscapeCurve, ImageLevel
+from deim.metrics.tide import Duplicates
 from deim.records import from_json, to_json
 from deim.report.migration import OLD_REPORT_VERSION, migrate_report
 
@@ -206,7 +207,7 @@ class Report:
 
     @property
     def title(self) -> str:
-        """Model and split."""
+        """Model and split, for headings."""
         return f"{self.provenance.model.name} on {self.provenance.split}"
 
 

@@ -56,7 +56,7 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
         assert (text_map.boxes_xyxy[:, 2:] <= torch.tensor(size_wh)).all()
     paths = [split.image_path(index) for index in range(len(split))]
     predicted = Predictor(trained).predict(paths, score_threshold=0.0)
-    evaluated = json.loads(actual.fused.files.predictions.read_text())
+    evaluated = json.loads(actual.fused.predictions.read_text())
     assert [entry["score"] for entry in evaluated] == [
         score for detections in predicted for score in detections.scores.tolist()
     ]

@@ -6,20 +6,31 @@ comparison/          *.png *.svg, and images.png: the same images with the detec
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from deim.files import write_text
-from deim.report.compare.build import compare_runs, describe_comparison, images_that_differ
-from deim.report.compare.charts import draw_comparison_charts, draw_confusion_pairs
-from deim.report.compare.schema import ComparedRun, Comparison, ScoreDifference
-from deim.report.draw import PanelRow, detections_panel, panel_sheet, truth_panel
-from deim.report.files import ImageFolder
-from deim.report.page import Cell, Section, Table, embed_image, embed_svg, render_page
-from deim.report.palette import CORRECT_COLOR, IGNORED_COLOR, WRONG_COLOR
+from deim.metrics.bootstrap import ScoreDifference
+from deim.report.charts import (
+    chart_names,
+    height_of_legend,
+    legend_or_reason,
+    save_chart,
+    save_class_ap50,
+    save_confusions,
+)
+from deim.report.compare import ComparedRun, Comparison, compare_runs, describe_comparison, images_that_differ
+from deim.report.draw import Panel, detections_panel, truth_panel
+from deim.report.files import ImageFolder, image_sheet
+from deim.report.page import Section, embed_charts, embed_image, render_page
+from deim.report.palette import CORRECT_COLOR, IGNORED_COLOR, WRONG_COLOR, chart_color, line_style
 from deim.report.schema import check_report_path, write_record
-from deim.report.tables import DASH, format_number, number_cell
+from deim.report.summary import plural
+from deim.report.tables import DASH, Cell, Table, format_number, number_cell
 
 NUM_IMAGES = 8
 """Images that are shown with the detections of each run."""
@@ -46,26 +57,24 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> Comparison:
     for old in folder.glob("confusion_*"):  # there may have been more runs
         old.unlink()
     comparison = compare_runs(runs)
-    charts = draw_comparison_charts(runs, folder)
-    confusions = draw_confusion_pairs(runs, folder)
-    images = ImageFolder(Path(comparison.dataset.image_dir), runs[0].ground_truth.file_names)
+    images = ImageFolder(Path(comparison.dataset.image_dir), runs[0].raw.ground_truth.file_names)
     sheet = _image_sheet(runs, images)
     sheet.save(folder / "images.png")
     page = render_page(
         f"{len(runs)} runs on {comparison.split}",
-        f"{comparison.dataset.annotations_file}, {comparison.num_images} images, "
-        f"{comparison.num_boxes} boxes",
+        f"{comparison.dataset.annotations_file}, {plural(comparison.num_images, 'image')}, "
+        f"{plural(comparison.num_boxes, 'box')}",
         [
             Section(title="Summary", lines=[*describe_comparison(comparison), CAUTION]),
             Section(title="Side by side", tables=[_run_table(runs), *_difference_tables(runs, comparison)]),
             Section(
                 title="Charts",
-                figures=[embed_svg(chart, title) for title, chart in charts.items()],
+                figures=embed_charts(draw_comparison_charts(runs, folder)),
                 figures_in_columns=True,
             ),
             Section(
                 title="Confusion of classes",
-                figures=[embed_svg(chart, title) for title, chart in confusions.items()],
+                figures=embed_charts(draw_confusion_pairs(runs, folder)),
             ),
             Section(
                 title="The images on which the runs differ most",
@@ -148,21 +157,16 @@ def _difference_row(
 
 
 def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Image:
-    truth = runs[0].ground_truth
-    rows = []
-    for position in images_that_differ(runs, NUM_IMAGES):
-        image = images.read(position)
-        if image is None:
-            continue
-        panels = [truth_panel(truth, position, color=CORRECT_COLOR)]
+    def panels(image: int) -> list[Panel]:
+        truth = runs[0].raw.ground_truth
+        panels = [truth_panel(truth, image, color=CORRECT_COLOR)]
         for run in runs:
-            positions = run.kept.rows_of_image(position)
-            is_tp, is_fp = (
-                mask[0, positions].tolist() for mask in (run.assignment.is_tp, run.assignment.is_fp)
-            )
+            detections, assignment = run.kept.detections, run.kept.assignment
+            rows = detections.rows_of_image(image)
+            is_tp, is_fp = assignment.is_tp[0, rows].tolist(), assignment.is_fp[0, rows].tolist()
             panels.append(
                 detections_panel(
-                    run.kept.detections_of_image(position),
+                    detections.detections_of_image(image),
                     class_names=truth.class_names,
                     caption=f"{run.name}: {sum(is_tp)} correct, {sum(is_fp)} wrong",
                     colors=[
@@ -171,5 +175,55 @@ def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Imag
                     ],
                 )
             )
-        rows.append(PanelRow(image=image, caption=truth.file_names[position], panels=panels))
-    return panel_sheet(rows, title="Kept detections: blue is correct, red is wrong, gray in a crowd region")
+        return panels
+
+    title = "Kept detections: blue is correct, red is wrong, gray in a crowd region"
+    return image_sheet(images, images_that_differ(runs, NUM_IMAGES), panels, title=title)
+
+
+def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
+    """Draw the charts of a comparison as PNG and SVG, and return the path of each SVG by its title."""
+    by_epoch = save_chart(
+        partial(_map_by_epoch, runs=runs),
+        folder / "map_by_epoch",
+        height=max(4.6, height_of_legend(len(runs))),
+    )
+    reports = [(name, run.report) for name, run in zip(_run_names(runs), runs, strict=True)]
+    by_class = save_class_ap50(reports, folder / "class_ap50_bars")
+    return {"mAP against epoch": by_epoch, "AP50 of each class by run": by_class}
+
+
+def draw_confusion_pairs(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
+    """Draw the confusion matrix of the first run beside that of each other, as `draw_comparison_charts`."""
+    names = _run_names(runs)
+    paths = {}
+    for number, run in enumerate(runs[1:], start=1):
+        pair = [(names[0], runs[0].report.confusion), (names[number], run.report.confusion)]
+        title = f"Confusion of classes: {runs[0].name} and {run.name}"
+        paths[title] = save_confusions(pair, folder / f"confusion_{number}")
+    return paths
+
+
+def _run_names(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
+    return chart_names([run.name for run in runs], kind="run")
+
+
+def _map_by_epoch(figure: Figure, runs: Sequence[ComparedRun]) -> None:
+    axes = figure.subplots()
+    axes.set_title("mAP50 on validation against epoch; stars: highest")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("mAP50")
+    axes.set_ylim(0, 1)
+    for index, (run, name) in enumerate(zip(runs, _run_names(runs), strict=True)):
+        convergence, color = run.report.convergence, chart_color(index)
+        if convergence is None:
+            continue
+        epochs, values = np.array(convergence.epochs) + 1, np.array(convergence.ap50, dtype=np.float64)
+        epochs, values = epochs[~np.isnan(values)], values[~np.isnan(values)]
+        if not len(values):
+            continue
+        best = int(np.argmax(values))
+        marker = "." if len(values) < 60 else None
+        axes.plot(epochs, values, color=color, linestyle=line_style(index), label=name, marker=marker)
+        axes.plot(epochs[best], values[best], "*", color=color, markersize=12, markeredgecolor="black")
+    legend_or_reason(axes, "no run has its metrics.jsonl beside the checkpoint")
