@@ -9,8 +9,10 @@ open there. Without overlap the region is a border line, widened by the toleranc
 it; there, two cut boxes agree by how much of the line they share.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -91,39 +93,19 @@ def merge_tiles(
     )
 
 
-@dataclass(kw_only=True, slots=True)
-class TileMerger:
-    """Collects detections until an image is complete; the tiles of an image follow each other."""
+def merge_by_image(
+    inputs: Iterable[tuple[int, Placement, Detections]], *, max_detections: int
+) -> Iterator[tuple[int, Detections]]:
+    """Yield the id and the merged detections of each image, as soon as all its tiles are there.
 
-    max_detections: int
-    """Number of detections to keep per image."""
-    _image_id: int | None = None
-    _collected: list[Detections] = field(default_factory=list)
-    _placements: list[Placement] = field(default_factory=list)
-
-    def add(
-        self, image_ids: Sequence[int], placements: Sequence[Placement], detections: Sequence[Detections]
-    ) -> Iterator[tuple[int, Detections]]:
-        """Add the detections of some inputs and yield those of the images that are complete.
-
-        Args:
-            image_ids: Image of each input.
-            placements: Placement of each input.
-            detections: Detections of each input, clipped to it.
-        """
-        for image_id, placement, item in zip(image_ids, placements, detections, strict=True):
-            if image_id != self._image_id:
-                yield from self.finish()
-            self._image_id = image_id
-            self._collected.append(item)
-            self._placements.append(placement)
-
-    def finish(self) -> Iterator[tuple[int, Detections]]:
-        """Yield the detections of the last image, if there is one."""
-        if self._image_id is not None:
-            merged = merge_tiles(self._collected, self._placements, max_detections=self.max_detections)
-            yield self._image_id, merged
-        self._image_id, self._collected, self._placements = None, [], []
+    Args:
+        inputs: Id of the image, placement and detections of each input; the tiles of an image follow each
+            other.
+        max_detections: Number of detections to keep per image.
+    """
+    for image_id, tiles in groupby(inputs, key=itemgetter(0)):
+        _, placements, detections = zip(*tiles, strict=True)
+        yield image_id, merge_tiles(detections, placements, max_detections=max_detections)
 
 
 def _pool(detections: Sequence[Detections], placements: Sequence[Placement]) -> _Pool:
