@@ -35,7 +35,7 @@ class CocoResult(TypedDict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroundTruthTable:
-    """Images, classes and boxes of a split: I images, C classes, G boxes. Boxes are sorted by image."""
+    """Images, classes and boxes of a split: I images, C classes, G boxes."""
 
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -49,7 +49,7 @@ class GroundTruthTable:
     sizes_hw: NDArray[np.int64]
     """(I, 2) height and width in pixels; 0 if the file does not give them."""
     image: NDArray[np.int64]
-    """(G,) position of the image."""
+    """(G,) position of the image, ascending."""
     label: NDArray[np.int64]
     """(G,) 0-based class index."""
     boxes_xywh: NDArray[np.float64]
@@ -128,13 +128,13 @@ class GroundTruthTable:
 
     def to_coco(self) -> dict[str, Any]:
         """Return the COCO dictionary; annotations are numbered from 1."""
+        images = zip(self.image_ids, self.file_names, self.sizes_hw.tolist(), strict=True)
         columns = (self.image, self.label, self.boxes_xywh, self.area, self.is_crowd)
+        boxes = zip(*(column.tolist() for column in columns), strict=True)
         return {
             "images": [
                 {"id": image_id, "file_name": name, "height": height, "width": width}
-                for image_id, name, (height, width) in zip(
-                    self.image_ids, self.file_names, self.sizes_hw.tolist(), strict=True
-                )
+                for image_id, name, (height, width) in images
             ],
             "annotations": [
                 {
@@ -145,9 +145,7 @@ class GroundTruthTable:
                     "area": area,
                     "iscrowd": int(is_crowd),
                 }
-                for number, (image, label, box, area, is_crowd) in enumerate(
-                    zip(*(column.tolist() for column in columns), strict=True), start=1
-                )
+                for number, (image, label, box, area, is_crowd) in enumerate(boxes, start=1)
             ],
             "categories": [
                 {"id": category_id, "name": name}
@@ -183,7 +181,7 @@ class DetectionTable:
         return slice(*np.searchsorted(self.image, (image, image + 1)).tolist())
 
     def detections_of_image(self, image: int) -> Detections:
-        """Return the detections of one image, given its position, as tensors; see `Detections`."""
+        """Return the detections of one image, given its position, as tensors."""
         rows = self.rows_of_image(image)
         return Detections(
             boxes_xyxy=xywh_to_xyxy(torch.from_numpy(self.boxes_xywh[rows])),
@@ -247,12 +245,7 @@ class DetectionTable:
         return unsorted.take(np.lexsort((-unsorted.score, owner)))
 
     def to_coco(self, image_ids: Sequence[int], category_ids: Sequence[int]) -> Iterator[CocoResult]:
-        """Yield the detections as COCO results.
-
-        Args:
-            image_ids: Id of each image, by position.
-            category_ids: Id of each class, by index.
-        """
+        """Yield the detections as COCO results, by the ids of all images and of all classes."""
         columns = (self.image, self.label, self.boxes_xywh, self.score, self.query)
         for first in range(0, len(self), ROWS_AT_ONCE):
             rows = (column[first : first + ROWS_AT_ONCE].tolist() for column in columns)

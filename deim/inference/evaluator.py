@@ -117,10 +117,6 @@ class Evaluator:
 def build_evaluator(trained: TrainedDetector, split: CocoSplit) -> Evaluator:
     """Build the evaluator of a trained detector on a split.
 
-    Args:
-        trained: From `load_trained`.
-        split: Any split.
-
     Raises:
         DataError: If the split has a class that the detector does not know.
     """

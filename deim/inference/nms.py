@@ -1,7 +1,6 @@
 """Non-maximum suppression: removal of detections that repeat a better one.
 
-DETR-like detectors need none in principle; in practice one query may give two classes, or two queries one
-box.
+DETR-like detectors need none in principle, but one query may give two classes, or two queries one box.
 """
 
 from dataclasses import dataclass
@@ -30,17 +29,13 @@ class NmsOptions:
     """Keep only the best class of each query."""
 
     def __post_init__(self) -> None:
-        is_number = isinstance(self.iou_threshold, float)
+        iou = self.iou_threshold
+        is_number = isinstance(iou, float)
+        no_use = f"iou_threshold: got {iou}, of no use with mode none. Leave it auto."
         check(
             [
-                (
-                    is_number and not 0 < float(self.iou_threshold) < 1,
-                    f"iou_threshold: got {self.iou_threshold}, needs (0, 1)",
-                ),
-                (
-                    is_number and self.mode == "none",
-                    f"iou_threshold: got {self.iou_threshold}, of no use with mode none. Leave it auto.",
-                ),
+                (is_number and not 0 < float(iou) < 1, f"iou_threshold: got {iou}, needs (0, 1)"),
+                (is_number and self.mode == "none", no_use),
             ]
         )
 
@@ -70,15 +65,7 @@ class NmsRule:
 
 
 def apply_nms(detections: DetectionTable, rule: NmsRule) -> NDArray[np.bool_]:
-    """Decide which detections stay.
-
-    Args:
-        detections: Detections of any images.
-        rule: What removes a detection.
-
-    Returns:
-        (D,) true for those that stay: all of them for the default rule.
-    """
+    """Decide (D,) which detections stay; the default rule removes none."""
     stays = np.ones(len(detections), dtype=np.bool_)
     if rule.best_class_per_query:
         stays &= _is_best_of_query(detections)

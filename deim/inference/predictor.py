@@ -91,7 +91,7 @@ def predict_split(
             each other, in one batch or several.
         device: Device to compute on.
         max_detections: Number of detections to keep per image.
-        image_ids: Ids of all images of the split, in its order.
+        image_ids: Ids of all images of the split, by position.
 
     Raises:
         DataError: If an image is damaged.
@@ -213,10 +213,10 @@ class Predictor:
 
 
 def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
-    """Load a trained detector; nothing but the checkpoint is needed.
+    """Load a trained detector from `best.pth` or `last.pth`; no other file is needed.
 
     Args:
-        path: `best.pth` or `last.pth`.
+        path: The checkpoint.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
@@ -228,9 +228,8 @@ def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
 
 def stored_points(trained: TrainedDetector) -> OperatingPoints | None:
     """Return the operating points in a checkpoint; None if there are none."""
-    if trained.operating_points is None:
-        return None
-    return from_json(OperatingPoints, trained.operating_points, where=str(trained.path))
+    stored = trained.operating_points
+    return None if stored is None else from_json(OperatingPoints, stored, where=str(trained.path))
 
 
 def match_config(points: OperatingPoints, config: Config) -> bool:

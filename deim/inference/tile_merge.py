@@ -30,6 +30,8 @@ TOUCH_SHARE = 0.01
 TOUCH_PX = 2.0
 MIN_SCORE_SHARE = 0.25
 """Detections of an object with a lower share of its best score do not shape its box."""
+TINY = np.finfo(np.float64).tiny
+"""Divisor in place of an area of 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,20 +75,17 @@ def merge_tiles(
     if len(detections) == 1:
         return detections[0]
     pool = _pool(detections, placements)
-    groups = {members[0]: members for members in _group(pool)}
-    stays = np.ones(len(pool.scores), dtype=np.bool_)
-    for members in groups.values():
+    boxes, stays = pool.boxes.copy(), np.ones(len(pool.scores), dtype=np.bool_)
+    for members in _group(pool):
+        boxes[members[0]] = _box_of(pool, members)
         stays[members[1:]] = False
     kept = np.flatnonzero(stays)
     kept = kept[np.argsort(-pool.scores[kept], kind="stable")][:max_detections]
-    boxes = [
-        _box_of(pool, groups[number]) if number in groups else pool.boxes[number] for number in kept.tolist()
-    ]
     chosen = torch.from_numpy(kept)
     queries = torch.cat([item.queries for item in detections])
     num_queries = int(queries.max()) + 1 if len(queries) else 0
     return Detections(
-        boxes_xyxy=torch.from_numpy(np.array(boxes).reshape(-1, 4)).to(detections[0].boxes_xyxy.dtype),
+        boxes_xyxy=torch.from_numpy(boxes[kept]).to(detections[0].boxes_xyxy.dtype),
         scores=torch.cat([item.scores for item in detections])[chosen],
         labels=torch.cat([item.labels for item in detections])[chosen],
         queries=(queries + num_queries * torch.from_numpy(pool.tile))[chosen],
@@ -159,14 +158,10 @@ def _pairs(pool: _Pool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         high = np.minimum(window[2:], pool.windows[later, 2:])
         # Tiles that share only a corner have two neighbors in common, which show more of it.
         meets = (high >= low).all(axis=1) & (high > low).any(axis=1)
-        for other, region_low, region_high in zip(later[meets], low[meets], high[meets], strict=True):
-            region = np.concatenate([region_low, region_high])
-            left, right, strength = _agreeing(
-                pool,
-                np.arange(starts[tile], starts[tile + 1]),
-                np.arange(starts[other], starts[other + 1]),
-                region,
-            )
+        ours = np.arange(starts[tile], starts[tile + 1])
+        for other, region in zip(later[meets], np.hstack([low, high])[meets], strict=True):
+            theirs = np.arange(starts[other], starts[other + 1])
+            left, right, strength = _agreeing(pool, ours, theirs, region)
             pairs.append(np.stack([left, right], axis=1))
             strengths.append(strength)
     return np.concatenate(pairs), np.concatenate(strengths)
@@ -231,12 +226,16 @@ def _compare(
     shared = np.maximum(
         np.minimum(left[:, 2:], right[:, 2:]) - np.maximum(left[:, :2], right[:, :2]), 0
     ).prod(axis=1)
-    area_left, area_right = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (left, right))
-    tiny = np.finfo(np.float64).tiny
-    iou = shared / np.maximum(area_left + area_right - shared, tiny)
-    cover_left = np.where(cut_left.any(axis=1), shared / np.maximum(area_left, tiny), 0)
-    cover_right = np.where(cut_right.any(axis=1), shared / np.maximum(area_right, tiny), 0)
+    area_left, area_right = _area(left), _area(right)
+    iou = shared / np.maximum(area_left + area_right - shared, TINY)
+    cover_left = np.where(cut_left.any(axis=1), shared / np.maximum(area_left, TINY), 0)
+    cover_right = np.where(cut_right.any(axis=1), shared / np.maximum(area_right, TINY), 0)
     return iou, np.maximum(cover_left, cover_right)
+
+
+def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    area: NDArray[np.float64] = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return area
 
 
 def _clip(boxes: NDArray[np.float64], region: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -251,9 +250,8 @@ def _box_of(pool: _Pool, members: Sequence[int]) -> NDArray[np.float64]:
     boxes = pool.boxes[strong]
     whole, pieces = boxes[~is_cut], boxes[is_cut]
     if len(whole):
-        area, clipped = (pieces[:, 2:] - pieces[:, :2]).prod(axis=1), _clip(pieces, whole[0])
-        covered = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
-        shares = covered / np.maximum(area, np.finfo(np.float64).tiny)
+        area = _area(pieces)
+        shares = _area(_clip(pieces, whole[0])) / np.maximum(area, TINY)
         if ((shares >= MIN_COVER) | (area <= 0)).all():
             return whole[0]
     return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])

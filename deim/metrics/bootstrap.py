@@ -149,9 +149,6 @@ def interval(score: SampledScore) -> Interval | None:
     fewer than five boxes are missed, or found, the interval is at least that of a share of the boxes, which
     is on the safe side.
 
-    Args:
-        score: From `resample_scores`.
-
     Returns:
         The 95 % interval, which always holds the score itself. None without ground truth, or if only one
         image has a box.
@@ -214,12 +211,9 @@ def difference(a: SampledScore, b: SampledScore) -> ScoreDifference:
 
 
 def mean_over_runs(runs: Sequence[ScoreSamples]) -> ScoreSamples:
-    """Average the scores of several runs that differ in their seed, resample by resample.
+    """Average the scores of runs that differ in their seed, on the same split and draw, resample by resample.
 
     Intervals of such means show the chance in the images, not that in training.
-
-    Args:
-        runs: Samples of the same split and draw; at least one.
     """
     return replace(
         runs[0],
@@ -231,14 +225,10 @@ def mean_over_runs(runs: Sequence[ScoreSamples]) -> ScoreSamples:
 
 
 def mean_over_classes(scores: Sequence[SampledScore]) -> SampledScore:
-    """Average the scores of some classes, over those that have ground truth.
+    """Average the scores of some classes from the same samples, over those that have ground truth.
 
-    Args:
-        scores: Scores of different classes from the same samples; at least one.
-
-    Returns:
-        The mean, with the number of images of the class that has most: how many have a box of any class is
-        not known, and fewer images make intervals longer.
+    The mean has the number of images of the class that has most: how many have a box of any class is not
+    known, and fewer images make intervals longer.
     """
     values = [score.value for score in scores if score.value is not None]
     return SampledScore(
@@ -285,7 +275,7 @@ def _average_precision(
     is_ignored: NDArray[np.bool_],
     num_boxes: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Compute AP of one class at T IoU thresholds in S splits of resampled images.
+    """Compute AP (T, S) of one class at T IoU thresholds in S splits of resampled images; NaN without a box.
 
     Precision and recall are needed only at true positives of any threshold, and ranks change by ignored
     detections: between these K detections, only the sum of all others counts.
@@ -296,9 +286,6 @@ def _average_precision(
         is_tp: (T, D).
         is_ignored: (T, D).
         num_boxes: (I,) boxes of each image.
-
-    Returns:
-        (T, S) in [0, 1]; NaN where a split has no box.
     """
     scores = np.empty((len(is_tp), copies.shape[1]))
     needed = np.flatnonzero((is_tp | is_ignored).any(axis=0))

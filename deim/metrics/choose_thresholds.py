@@ -74,8 +74,8 @@ def choose_operating_points(
         detections: Its raw detections.
         goal: Goal of each class's threshold.
         rules: At least one, the mildest first.
-        split_name: Name of the split, for the record.
-        annotations_sha256: Hash of its annotation file, for the record.
+        split_name: For the record, as `annotations_sha256`.
+        annotations_sha256: Hash of the split's annotation file.
         default_threshold: Threshold for splits without any box, on which nothing can be chosen.
         max_escape_rate: Limit for the threshold that all classes share, see `OperatingPoints`.
     """
@@ -122,20 +122,18 @@ def _with_note(point: ClassThreshold, counts: Counts, goal: Goal, num_images: in
     """Add a note if the detections that are kept in the end do not reach the goal."""
     if point.note is not None or point.origin != "its own boxes":
         return point
-    note = None
     match goal:
         case RecallGoal() if counts.tp < goal.at_least * counts.num_boxes - ROUNDING:
-            note = f"with NMS, recall is {counts.tp / counts.num_boxes:.3f}"
+            return replace(point, note=f"with NMS, recall is {counts.tp / counts.num_boxes:.3f}")
         case FalseBoxesGoal() if counts.fp > goal.at_most_per_image * num_images + ROUNDING:
-            note = f"with NMS, {counts.fp / num_images:.3g} false boxes an image remain"
-    return replace(point, note=note)
+            return replace(point, note=f"with NMS, {counts.fp / num_images:.3g} false boxes an image remain")
+    return point
 
 
 def _choose_classes(overlaps: Overlaps, goal: Goal, default_threshold: float) -> tuple[ClassThreshold, ...]:
     ground_truth, detections, assignment = overlaps.ground_truth, overlaps.detections, overlaps.assignment
-    num_classes = ground_truth.num_classes
     num_boxes = ground_truth.boxes_per_class
-    is_detected = np.bincount(detections.label, minlength=num_classes) > 0
+    is_detected = np.bincount(detections.label, minlength=len(num_boxes)) > 0
     can_choose = (num_boxes > 0) & is_detected
 
     def choose(is_chosen: NDArray[np.bool_]) -> tuple[float, str | None]:
@@ -153,15 +151,15 @@ def _choose_classes(overlaps: Overlaps, goal: Goal, default_threshold: float) ->
     pooled = choose(num_boxes > 0) if can_choose.any() else None
     classes = []
     for label, name in enumerate(ground_truth.class_names):
-        note: str | None = "never predicted" if num_boxes[label] else "no ground-truth box of this class"
-        note = f"{note} to choose on"
+        lack = "never predicted" if num_boxes[label] else "no ground-truth box of this class"
+        entry = ClassThreshold(
+            name=name, threshold=default_threshold, origin="default", note=f"{lack} to choose on"
+        )
         if can_choose[label]:
-            threshold, note = choose(np.arange(num_classes) == label)
-            entry = ClassThreshold(name=name, threshold=threshold, origin="its own boxes", note=note)
+            threshold, note = choose(np.arange(len(num_boxes)) == label)
+            entry = replace(entry, threshold=threshold, origin="its own boxes", note=note)
         elif pooled is not None:
-            entry = ClassThreshold(name=name, threshold=pooled[0], origin="all classes together", note=note)
-        else:
-            entry = ClassThreshold(name=name, threshold=default_threshold, origin="default", note=note)
+            entry = replace(entry, threshold=pooled[0], origin="all classes together")
         classes.append(entry)
     return tuple(classes)
 
@@ -207,20 +205,15 @@ def choose_threshold(
             if len(reached):
                 return _between(levels, int(reached[0])), None
             # Nothing below the last hit helps.
-            chosen = int(np.argmax(tp))
-            return (
-                _between(levels, chosen),
-                f"recall {goal.at_least:g} is out of reach, the highest is {tp[-1] / num_boxes:.3f}",
-            )
+            note = f"recall {goal.at_least:g} is out of reach, the highest is {tp[-1] / num_boxes:.3f}"
+            return _between(levels, int(np.argmax(tp))), note
         case FalseBoxesGoal():
             allowed = np.flatnonzero(fp <= goal.at_most_per_image * num_images + ROUNDING)
             if len(allowed):
                 return _between(levels, int(allowed[-1])), None
-            highest = float(levels[0])
-            return (
-                math.nextafter(highest, math.inf),
-                f"even the highest scores are false in more than {goal.at_most_per_image:g} boxes an image",
-            )
+            limit = f"{goal.at_most_per_image:g} boxes an image"
+            note = f"even the highest scores are false in more than {limit}"
+            return math.nextafter(float(levels[0]), math.inf), note
 
 
 def _between(levels: NDArray[np.float64], chosen: int) -> float:

@@ -59,10 +59,10 @@ def compute_confusion(overlaps: Overlaps) -> Confusion:
     sums = counts.sum(axis=1)
     return Confusion(
         labels=labels,
-        counts=tuple(tuple(int(number) for number in row) for row in counts),
+        counts=tuple(map(tuple, counts.tolist())),
         row_percent=tuple(
-            tuple(100 * int(number) / int(whole) if whole else None for number in row)
-            for row, whole in zip(counts, sums, strict=True)
+            tuple(100 * number / whole if whole else None for number in row)
+            for row, whole in zip(counts.tolist(), sums.tolist(), strict=True)
         ),
         most_confused=_most_confused(counts[:background, :background], sums, labels),
     )

@@ -109,15 +109,11 @@ def trace_escapes(overlaps: Overlaps) -> EscapeCurve:
 
 
 def threshold_for_escapes(overlaps: Overlaps, *, max_rate: float) -> float | None:
-    """Find the highest threshold for all classes that keeps the escape rate within a limit.
-
-    Args:
-        overlaps: Raw detections and their overlaps.
-        max_rate: Limit of the escape rate, in [0, 1].
+    """Find the highest threshold for all classes with which at most a share of the defective images escapes.
 
     Returns:
         The threshold, midway to the next lower score. None without defective images, or if more of them
-        escape even with all detections.
+        escape even with all raw detections.
     """
     detections = overlaps.detections
     is_defective, _ = _sort_images(overlaps.ground_truth)

@@ -173,9 +173,8 @@ def tide_delta_ap50(overlaps: Overlaps) -> TideDeltaAp50:
         num_boxes: NDArray[np.int64],
     ) -> float | None:
         ranked = order[stays[order]]
-        ranked_label, ranked_tp = label[ranked], is_tp[ranked]
         values = [
-            average_precision(ranked_tp[ranked_label == index], int(number))
+            average_precision(is_tp[ranked][label[ranked] == index], int(number))
             for index, number in enumerate(num_boxes)
         ]
         valid = [value for value in values if value is not None]

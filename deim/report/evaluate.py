@@ -198,12 +198,7 @@ def _provenance(
 
 
 def to_validation(result: EvaluationResult, image: Image.Image | None = None) -> Validation:
-    """Return what the trainer needs of an evaluation.
-
-    Args:
-        result: Evaluation of the validation split.
-        image: Some images with their detections, for TensorBoard.
-    """
+    """Return what the trainer needs of an evaluation, and `image` for TensorBoard."""
     metrics = compute_coco_metrics(result.ground_truth, result.detections)
     worst = worst_class(metrics)
     return Validation(
@@ -220,13 +215,7 @@ def to_validation(result: EvaluationResult, image: Image.Image | None = None) ->
 def validation_sheet(
     result: EvaluationResult, evaluator: Evaluator, *, score_threshold: float
 ) -> Image.Image:
-    """Draw some images of a validation during training, when no thresholds have been chosen yet.
-
-    Args:
-        result: Evaluation of the split.
-        evaluator: Its evaluator.
-        score_threshold: Lowest score to draw.
-    """
+    """Draw some images of a validation during training, when no thresholds have been chosen yet."""
     images = ImageFolder(evaluator.split.image_dir, result.ground_truth.file_names)
     kept = result.detections.take(result.detections.score >= score_threshold)
     title = f"validation, score >= {score_threshold:.2f}"

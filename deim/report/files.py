@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
 from deim.data.images.load import read_preview
 from deim.errors import DataError
 from deim.files import sha256_of_file, write_atomically, write_text
-from deim.inference.detection_table import DetectionTable, GroundTruthTable
+from deim.inference.detection_table import CocoResult, DetectionTable, GroundTruthTable
 from deim.report.build import ReportInputs, build_report
 from deim.report.charts import draw_report_charts
 from deim.report.draw import Panel, PanelRow, detections_panel, panel_sheet, truth_panel
@@ -80,7 +80,7 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
     ground_truth, detections = inputs.ground_truth, inputs.detections
     # What cannot be computed again comes first.
     write_text(files.ground_truth, json.dumps(ground_truth.to_coco(), ensure_ascii=False, allow_nan=False))
-    write_json_list(files.predictions, detections.to_coco(ground_truth.image_ids, ground_truth.category_ids))
+    _write_results(files.predictions, detections.to_coco(ground_truth.image_ids, ground_truth.category_ids))
     hashes = {path.name: sha256_of_file(path) for path in (files.ground_truth, files.predictions)}
     report = build_report(inputs, files=hashes)
     write_text(files.folder / "classes.csv", format_class_csv(report))
@@ -110,8 +110,7 @@ def read_report_inputs(report_path: Path) -> ReportInputs:
     Raises:
         DataError: If the report or one of the files behind it cannot be read.
     """
-    report = read_report(report_path)
-    files = ReportFiles(report=report_path)
+    report, files = read_report(report_path), ReportFiles(report=report_path)
     ground_truth, detections = read_tables(report, files)
     return ReportInputs(
         ground_truth=ground_truth,
@@ -132,9 +131,8 @@ def read_tables(report: Report, files: ReportFiles) -> tuple[GroundTruthTable, D
     Raises:
         DataError: If a file is missing, damaged, or not the one that the report was made with.
     """
-    normal_class = report.provenance.dataset.normal_class
     ground_truth = GroundTruthTable.from_coco(
-        _read_json(files.ground_truth, report), normal_class=normal_class
+        _read_json(files.ground_truth, report), normal_class=report.provenance.dataset.normal_class
     )
     return ground_truth, DetectionTable.from_coco(_read_json(files.predictions, report), ground_truth)
 
@@ -180,15 +178,7 @@ def image_sheet(
     title: str,
     columns: int = 1,
 ) -> Image.Image:
-    """Draw some images of a split on one sheet; missing ones are skipped.
-
-    Args:
-        images: Images of the split.
-        positions: Images to draw.
-        panels_of: Returns the panels of the image at a position.
-        title: First line of the sheet.
-        columns: Images side by side.
-    """
+    """Draw the images at some positions on one sheet, each in its panels; missing ones are skipped."""
     rows = []
     for position in positions:
         image = images.read(position)
@@ -214,20 +204,15 @@ def prediction_sheet(
     return image_sheet(images, positions, panels, title=title, columns=2)
 
 
-def write_json_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Write a list as a JSON file without holding all its entries.
+def _write_results(path: Path, results: Iterable[CocoResult]) -> None:
+    """Write COCO results without holding all of them."""
 
-    Raises:
-        OSError: If the file cannot be written.
-        ValueError: If an entry holds NaN or infinity.
-    """
-
-    def write(file: Any) -> None:
-        separator = "["
-        for entry in entries:
-            file.write((separator + json.dumps(entry, ensure_ascii=False, allow_nan=False)).encode("utf-8"))
-            separator = ", "
-        file.write(b"[]" if separator == "[" else b"]")
+    def write(file: BinaryIO) -> None:
+        file.write(b"[")
+        for number, result in enumerate(results):
+            text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+            file.write(f"{', ' if number else ''}{text}".encode())
+        file.write(b"]")
 
     write_atomically(path, write)
 

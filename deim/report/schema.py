@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
@@ -152,13 +152,6 @@ class TaskSection:
     """Names of images in the folder of the report."""
 
 
-class DescribedMetric(Protocol):
-    """A metric that describes itself."""
-
-    def describe(self) -> str:
-        """Return a sentence for the console and the page; empty if there is nothing to say."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """The report of one evaluation. A None has a note beside it, or there is no ground truth."""
@@ -194,11 +187,6 @@ class Report:
     """SHA-256 of the ground truth and the predictions beside the report, by file name."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Keys of a newer version."""
-
-    @property
-    def described_metrics(self) -> tuple[DescribedMetric | None, ...]:
-        """Metrics whose sentences stand in the summary, in order; None where an older report has none."""
-        return (self.confusion,)
 
     @property
     def class_names(self) -> tuple[str, ...]:

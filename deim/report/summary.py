@@ -12,7 +12,7 @@ def describe_report(report: Report) -> list[str]:
         _points_line(report),
         f"Parts: {_describe_images(report.image_level.at_operating_points)}.",
         _escape_line(report),
-        *(metric.describe() for metric in report.described_metrics if metric is not None),
+        report.confusion.describe(),
         _duplicates_line(report),
         *(report.task_section.summary if report.task_section else ()),
     )
