@@ -109,12 +109,7 @@ def read_runs(paths: Sequence[Path], *, split: str) -> list[ComparedRun]:
 
 
 def compare_runs(runs: Sequence[ComparedRun], *, num_resamples: int = NUM_RESAMPLES) -> Comparison:
-    """Compare each run with the first.
-
-    Args:
-        runs: From `read_runs`.
-        num_resamples: Resamples of the images, the same for all runs; at least 2.
-    """
+    """Compare each run with the first, on at least 2 resamples of the images, the same for all runs."""
     first, *others = [resample_scores(run.raw, num_resamples=num_resamples) for run in runs]
     report = runs[0].report
     return Comparison(
