@@ -91,7 +91,7 @@ def evaluate_fused(
         DataError: If an image is damaged, or `report_path` is a folder.
     """
     check_report_path(report_path)
-    alone_files = ReportFiles(report=report_path.with_name(f"{report_path.stem}_detector.json"))
+    alone_files = ReportFiles(report_path.with_name(f"{report_path.stem}_detector.json"))
     comparison_path = report_path.with_name(f"{report_path.stem}_comparison.json")
     # Its thresholds belong to the detector's own checkpoint, which stays as it is.
     alone = evaluate_split(detector_alone(trained), evaluator, split_name=split_name, store_points=False)
@@ -101,7 +101,7 @@ def evaluate_fused(
     )
     write_report_files(alone, alone_files.report)
     fused = evaluate_split(trained, evaluator, split_name=split_name)
-    files = ReportFiles(report=report_path)
+    files = ReportFiles(report_path)
     for old in files.folder.glob("text_map_*.png"):  # of other classes
         old.unlink()
     maps = write_text_maps(trained, evaluator.split, tracked_pair(trained), files.folder)

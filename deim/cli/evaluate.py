@@ -57,7 +57,7 @@ def run(args: Namespace) -> None:
         evaluator = build_evaluator(trained, read_split(trained.config.data, split))
         report = evaluate_run(trained, evaluator, split_name=split, report_path=report_path)
     print_report(report)
-    files = ReportFiles(report=report_path)
+    files = ReportFiles(report_path)
     print(f"\nreport  {files.page}\nnumbers {files.report}\nfolder  {files.folder}")
 
 

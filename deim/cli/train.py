@@ -145,7 +145,7 @@ def _report(
     if not distributed.is_main:
         evaluate_share(best, evaluator)
         return
-    files = ReportFiles(report=folder / "report.json")
+    files = ReportFiles(folder / "report.json")
     report = evaluate_run(best, evaluator, split_name="val", report_path=files.report)
     print(f"\n{'best' if has_best else 'last'} epoch on val ({len(evaluator.split)} images):\n")
     print_report(report)

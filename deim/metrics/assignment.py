@@ -65,6 +65,11 @@ class Overlaps:
         """Assignment at the ten IoU thresholds of COCO."""
         return assign(self, COCO_IOU_THRESHOLDS)
 
+    @cached_property
+    def is_hit(self) -> NDArray[np.bool_]:
+        """(G,) true for boxes that a detection hits at IoU 0.5."""
+        return np.isin(np.arange(len(self.ground_truth)), self.assignment.truth[0])
+
     def take(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "Overlaps":
         """Return some of the detections, by a (D,) mask or ascending positions, with their pairs."""
         rows = np.flatnonzero(kept) if kept.dtype == np.bool_ else kept

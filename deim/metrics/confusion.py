@@ -41,8 +41,7 @@ def compute_confusion(overlaps: Overlaps) -> Confusion:
     size = ground_truth.num_classes + 1
     background = ground_truth.num_classes
     hits = np.flatnonzero(assignment.is_tp[0])
-    is_free_truth = ~ground_truth.is_crowd
-    is_free_truth[assignment.truth[0, hits]] = False
+    is_free_truth = ~ground_truth.is_crowd & ~overlaps.is_hit
     is_free_detection = assignment.is_fp[0].copy()
     pairs = [(detections.label[hits], detections.label[hits])]
     largest_first = np.argsort(-overlaps.iou, kind="stable")

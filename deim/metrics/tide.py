@@ -56,12 +56,6 @@ class ErrorKinds:
     is_fn: NDArray[np.bool_]
     """(G,) true for boxes that are neither hit nor explained by a localization or classification error."""
 
-    def is_hit(self) -> NDArray[np.bool_]:
-        """(G,) true for boxes that a detection hits."""
-        is_hit = np.zeros_like(self.is_fn)
-        is_hit[self.truth[self.kind == ErrorKind.TP]] = True
-        return is_hit
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TideDeltaAp50:

@@ -19,6 +19,7 @@ from deim.metrics.confusion import Confusion
 from deim.report.draw import short_names
 from deim.report.palette import BLUE, CHART_STYLE, GRAY, RED, chart_color, line_style
 from deim.report.schema import Report
+from deim.report.summary import plural
 
 WIDTH = 8.0
 """Inches; a column of a printed page."""
@@ -199,7 +200,7 @@ def _class_ap50(figure: Figure, reports: Sequence[tuple[str, Report]]) -> None:
     axes = figure.subplots()
     report = reports[0][1]
     labels = [
-        f"{name}\nn = {row.metrics.num_boxes} in {row.metrics.num_images} images"
+        f"{name}\nn = {row.metrics.num_boxes} in {plural(row.metrics.num_images, 'image')}"
         for name, row in zip(chart_names(report.class_names), report.classes, strict=True)
     ]
     is_alone = len(reports) == 1

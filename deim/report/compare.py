@@ -121,7 +121,18 @@ def compare_runs(runs: Sequence[ComparedRun], *, num_resamples: int = NUM_RESAMP
         level=LEVEL,
         num_resamples=num_resamples,
         class_names=report.class_names,
-        runs=tuple(_summarize_run(run) for run in runs),
+        runs=tuple(
+            RunSummary(
+                name=run.name,
+                report=str(run.path),
+                checkpoint_sha256=run.report.provenance.checkpoint.sha256,
+                model=run.report.provenance.model.name,
+                ap=run.report.summary.ap,
+                ap50=run.report.summary.ap50,
+                class_ap50=tuple(row.metrics.ap50 for row in run.report.classes),
+            )
+            for run in runs
+        ),
         differences=tuple(
             _run_difference(run.name, first, samples) for run, samples in zip(runs[1:], others, strict=True)
         ),
@@ -165,14 +176,13 @@ def images_that_differ(runs: Sequence[ComparedRun], number: int) -> list[int]:
 
 def _read_run(path: Path, name: str) -> ComparedRun:
     report = read_report(path)
-    raw = compute_overlaps(*read_tables(report, ReportFiles(report=path)))
+    raw = compute_overlaps(*read_tables(report, ReportFiles(path)))
     kept = raw.take(report.operating_points.keep(raw.detections))
     return ComparedRun(name=name, path=path, report=report, raw=raw, kept=kept)
 
 
 def _errors_per_image(kept: Overlaps) -> NDArray[np.int64]:
-    is_fn, is_tp = ~kept.ground_truth.is_crowd, kept.assignment.is_tp[0]
-    is_fn[kept.assignment.truth[0, is_tp]] = False
+    is_fn = ~kept.ground_truth.is_crowd & ~kept.is_hit
     images = np.concatenate([kept.detections.image[kept.assignment.is_fp[0]], kept.ground_truth.image[is_fn]])
     return np.bincount(images, minlength=kept.ground_truth.num_images)
 
@@ -222,19 +232,6 @@ def _run_difference(name: str, before: ScoreSamples, after: ScoreSamples) -> Run
         ap50=difference(before.mean_ap50, after.mean_ap50),
         class_ap=tuple(map(difference, before.ap, after.ap)),
         class_ap50=tuple(map(difference, before.ap50, after.ap50)),
-    )
-
-
-def _summarize_run(run: ComparedRun) -> RunSummary:
-    report = run.report
-    return RunSummary(
-        name=run.name,
-        report=str(run.path),
-        checkpoint_sha256=report.provenance.checkpoint.sha256,
-        model=report.provenance.model.name,
-        ap=report.summary.ap,
-        ap50=report.summary.ap50,
-        class_ap50=tuple(row.metrics.ap50 for row in report.classes),
     )
 
 

@@ -37,6 +37,7 @@ class Panel:
     boxes_xyxy: Tensor
     """(N, 4) float, pixels of the image."""
     texts: Sequence[str]
+    """N labels, cut if wider than the image; an empty one gives no tag."""
     colors: Sequence[Color]
 
 
@@ -51,24 +52,15 @@ class PanelRow:
     panels: Sequence[Panel]
 
 
-def draw_boxes(
-    image: Image.Image,
-    boxes_xyxy: Tensor,
-    *,
-    texts: Sequence[str],
-    colors: Sequence[Color],
-    scale: float = 1.0,
-) -> Image.Image:
-    """Draw boxes with label tags on a copy of an image.
+def draw_panel(image: Image.Image, panel: Panel, *, scale: float = 1.0) -> Image.Image:
+    """Draw the boxes of a panel with label tags on a copy of an image.
 
     Boxes are clipped to the image; lines and letters grow with it. A tag stands above its box, or below or
     inside it where there is no room, and never leaves the image. The first boxes lie on top.
 
     Args:
         image: 8 bits per channel, any mode.
-        boxes_xyxy: (N, 4) float, pixels of the image. N may be 0.
-        texts: N labels, cut if wider than the image; an empty one gives no tag.
-        colors: N colors.
+        panel: Boxes in pixels of the image.
         scale: Factor from the image to the drawing; enlarge small images so that tags fit.
 
     Returns:
@@ -83,8 +75,8 @@ def draw_boxes(
     draw = ImageDraw.Draw(canvas)
     line_width = max(2, round(max(canvas.size) / 350))
     font = _load_font(min(max(12, min(canvas.size) // 40), 40))
-    rectangles = [_clip(box, canvas.size) for box in (boxes_xyxy * scale).tolist()]
-    entries = list(zip(rectangles, texts, colors, strict=True))
+    rectangles = [_clip(box, canvas.size) for box in (panel.boxes_xyxy * scale).tolist()]
+    entries = list(zip(rectangles, panel.texts, panel.colors, strict=True))
     for (x1, y1, x2, y2), _, color in reversed(entries):
         draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=INK, width=line_width + 2)
         draw.rectangle((x1, y1, x2, y2), outline=color, width=line_width)
@@ -101,17 +93,11 @@ def draw_boxes(
     return canvas
 
 
-def draw_detections(image: Image.Image, detections: Detections, *, class_names: Sequence[str]) -> Image.Image:
-    """Draw the detections of one image, in its pixels, with class and score."""
-    panel = detections_panel(detections, class_names=class_names, caption="")
-    return draw_boxes(image, panel.boxes_xyxy, texts=panel.texts, colors=panel.colors)
-
-
 def detections_panel(
     detections: Detections,
     *,
     class_names: Sequence[str],
-    caption: str,
+    caption: str = "",
     colors: Sequence[Color] | None = None,
 ) -> Panel:
     """Build the panel of the detections of one image; None for the colors of the classes."""
@@ -169,7 +155,7 @@ def draw_row(row: PanelRow, *, panel_wh: tuple[int, int]) -> Image.Image:
         cell = Image.new("RGB", (width, LINE_HEIGHT + height), EMPTY)
         cell.paste(PAPER, (0, 0, width, LINE_HEIGHT))
         _write_line(cell, (0, 0), panel.caption, size=CAPTION_SIZE, color=FAINT)
-        drawn = draw_boxes(row.image, panel.boxes_xyxy, texts=panel.texts, colors=panel.colors, scale=scale)
+        drawn = draw_panel(row.image, panel, scale=scale)
         cell.paste(drawn, ((width - drawn.width) // 2, LINE_HEIGHT + (height - drawn.height) // 2))
         canvas.paste(cell, (index * (width + GAP), LINE_HEIGHT))
     return canvas

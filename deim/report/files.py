@@ -36,31 +36,15 @@ from deim.report.tables import format_class_csv
 MAX_SHEET_IMAGES = 12
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ReportFiles:
-    """Paths of the files of a report."""
+    """Paths of the files of a report: the `page` and, in the `folder`, `predictions` and `ground_truth`."""
 
-    report: Path
-
-    @property
-    def page(self) -> Path:
-        """The HTML page."""
-        return self.report.with_suffix(".html")
-
-    @property
-    def folder(self) -> Path:
-        """The folder of all other files."""
-        return self.report.with_suffix("")
-
-    @property
-    def predictions(self) -> Path:
-        """Raw detections."""
-        return self.folder / "predictions.json"
-
-    @property
-    def ground_truth(self) -> Path:
-        """Ground truth."""
-        return self.folder / "ground_truth.json"
+    def __init__(self, report: Path) -> None:
+        self.report = report
+        self.page = report.with_suffix(".html")
+        self.folder = report.with_suffix("")
+        self.predictions = self.folder / "predictions.json"
+        self.ground_truth = self.folder / "ground_truth.json"
 
 
 def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
@@ -75,7 +59,7 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
         OSError: If a file cannot be written.
     """
     check_report_path(report_path)
-    files = ReportFiles(report=report_path)
+    files = ReportFiles(report_path)
     files.folder.mkdir(parents=True, exist_ok=True)
     ground_truth, detections = inputs.ground_truth, inputs.detections
     # What cannot be computed again comes first.
@@ -110,7 +94,7 @@ def read_report_inputs(report_path: Path) -> ReportInputs:
     Raises:
         DataError: If the report or one of the files behind it cannot be read.
     """
-    report, files = read_report(report_path), ReportFiles(report=report_path)
+    report, files = read_report(report_path), ReportFiles(report_path)
     ground_truth, detections = read_tables(report, files)
     return ReportInputs(
         ground_truth=ground_truth,

@@ -54,7 +54,7 @@ def choose_gallery(inputs: ReportInputs) -> list[GalleryEntry]:
     """
     ground_truth, kept, kinds = inputs.ground_truth, inputs.kept.detections, inputs.kinds
     best_score = _best_scores_on_truth(inputs.raw)
-    is_miss = ~ground_truth.is_crowd & ~kinds.is_hit()
+    is_miss = ~ground_truth.is_crowd & ~inputs.kept.is_hit
     worst_first = np.lexsort((-ground_truth.boxes_xywh[:, 2:].prod(axis=1), best_score))
     worst_first = worst_first[is_miss[worst_first]]
     strongest_first = np.argsort(-kept.score, kind="stable")
@@ -115,15 +115,18 @@ def draw_entry(entry: GalleryEntry, image: Image.Image, inputs: ReportInputs) ->
 
     names = short_names(ground_truth.class_names)
     color_of_kind = {int(ErrorKind.TP): CORRECT_COLOR, int(ErrorKind.IGNORED): IGNORED_COLOR}
-    is_hit = kinds.is_hit()
-    truths = _rows_in_crop(ground_truth, entry, crop, kind="miss")
-    rows = _rows_in_crop(kept, entry, crop, kind="false alarm")
+    truths = _rows_in_crop(ground_truth, entry, crop)
+    rows = _rows_in_crop(kept, entry, crop)
     truth_panel = panel(
         f"ground truth, {ground_truth.file_names[entry.image]}",
         ground_truth.boxes_xywh[truths],
         [names[ground_truth.label[row]] for row in truths],
         [
-            IGNORED_COLOR if ground_truth.is_crowd[row] else CORRECT_COLOR if is_hit[row] else WRONG_COLOR
+            IGNORED_COLOR
+            if ground_truth.is_crowd[row]
+            else CORRECT_COLOR
+            if inputs.kept.is_hit[row]
+            else WRONG_COLOR
             for row in truths
         ],
     )
@@ -231,17 +234,12 @@ def _crop_around(box_xywh: Sequence[float], image_wh: tuple[int, int]) -> tuple[
 
 
 def _rows_in_crop(
-    table: GroundTruthTable | DetectionTable,
-    entry: GalleryEntry,
-    crop: tuple[int, int, int, int],
-    *,
-    kind: str,
+    table: GroundTruthTable | DetectionTable, entry: GalleryEntry, crop: tuple[int, int, int, int]
 ) -> NDArray[np.int64]:
-    """Rows of the boxes in the crop: that of the entry first, if of this kind, then by overlap with it."""
+    """Rows of the boxes in the crop, those that overlap the box of the entry most first."""
     x, y, width, height = table.boxes_xywh.T
     x1, y1, x2, y2 = crop
     inside = (table.image == entry.image) & (x < x2) & (x + width > x1) & (y < y2) & (y + height > y1)
     rows = np.flatnonzero(inside)
-    is_entry = (rows == entry.position) & (entry.kind == kind)
     overlap = iou_with(table.boxes_xywh[rows], np.array(entry.box_xywh))
-    return rows[np.lexsort((-overlap, ~is_entry))]
+    return rows[np.argsort(-overlap, kind="stable")]

@@ -28,7 +28,7 @@ from tests.report.random_reports import make_inputs, report_of
 
 def write_numbers(inputs: ReportInputs, path: Path) -> None:
     """The files of a report that a comparison reads."""
-    files = ReportFiles(report=path)
+    files = ReportFiles(path)
     files.folder.mkdir(parents=True)
     truth = inputs.ground_truth
     files.ground_truth.write_text(json.dumps(truth.to_coco()))
