@@ -115,11 +115,7 @@ class Evaluator:
 
 
 def build_evaluator(trained: TrainedDetector, split: CocoSplit) -> Evaluator:
-    """Build the evaluator of a trained detector on a split.
-
-    Raises:
-        DataError: If the split has a class that the detector does not know.
-    """
+    """Build the evaluator of a trained detector on a split; raises as `Evaluator`."""
     return Evaluator(
         trained.config,
         split,

@@ -122,21 +122,12 @@ def predict_split(
 
 
 class Predictor:
-    """A trained detector for use from Python; `trained` comes from `load_trained`."""
+    """A trained detector for use from Python, with its `class_names` and `category_ids` by class index."""
 
     def __init__(self, trained: TrainedDetector) -> None:
         self.trained = trained
+        self.class_names, self.category_ids = trained.class_names, trained.category_ids
         self.input_format = build_input_format(trained.config.data, trained.config.image_size_hw)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """C names, by class index."""
-        return self.trained.class_names
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """C ids of the training annotations, by class index."""
-        return self.trained.category_ids
 
     @property
     def operating_points(self) -> OperatingPoints | None:
@@ -149,16 +140,14 @@ class Predictor:
         if stored is not None and trained.changed_inputs:
             changed = " and ".join(trained.changed_inputs)
             raise ConfigError(
-                f"{trained.path}: its thresholds were chosen with another {changed} and do not hold "
-                f"here. Leave {changed} as it was, or give a threshold: --score-threshold, from Python "
-                f"score_threshold."
+                f"{trained.path}: its thresholds were chosen with another {changed} and do not hold here. "
+                f"Leave {changed} as it was, or give a threshold: --score-threshold, from Python score_threshold."
             )
         if stored is not None and not match_config(stored, trained.config):
             raise ConfigError(
-                f"{trained.path}: its thresholds were chosen for {stored.goal}, nms "
-                f"{stored.nms.describe()}, normal class {stored.normal_class}; the config now asks "
-                f"for others. Choose them with deim evaluate {trained.path} --split val and the "
-                f"same --set."
+                f"{trained.path}: its thresholds were chosen for {stored.goal}, nms {stored.nms.describe()}, "
+                f"normal class {stored.normal_class}; the config now asks for others. Choose them with deim "
+                f"evaluate {trained.path} --split val and the same --set."
             )
         return stored
 

@@ -28,16 +28,11 @@ class PrecisionRecall:
 
 
 def average_precision(is_tp: NDArray[np.bool_], num_boxes: int) -> float | None:
-    """Compute COCO's average precision of one class.
-
-    It is the mean of the best precision at the recalls 0.00, 0.01, …, 1.00.
+    """Compute COCO's average precision of a class: the mean of the best precision at recall 0.00, 0.01, …, 1.
 
     Args:
         is_tp: (D,) by falling score, whether each detection is a true positive; without ignored ones.
-        num_boxes: Number of ground-truth boxes of the class.
-
-    Returns:
-        A number in [0, 1]; None without ground truth.
+        num_boxes: Number of ground-truth boxes of the class; none give None.
 
     Source:
         The evaluation code of COCO (Lin et al., 2014).
@@ -53,10 +48,9 @@ def average_precision(is_tp: NDArray[np.bool_], num_boxes: int) -> float | None:
 
 
 def rank_by_score(ground_truth: GroundTruthTable, detections: DetectionTable) -> NDArray[np.int64]:
-    """Return the positions of detections in the order in which COCO ranks them.
+    """Return the positions of the best 100 detections of each image and class in the order of COCO.
 
-    The order is that of falling score, and of ascending image id for equal scores. Only the best 100
-    detections of each image and class are ranked.
+    The order is that of falling score, and of ascending image id for equal scores.
     """
     image_ids = np.array(ground_truth.image_ids, dtype=np.int64)
     order = np.lexsort((image_ids[detections.image], -detections.score))
@@ -79,11 +73,7 @@ def average_precisions(overlaps: Overlaps) -> NDArray[np.float64]:
 
 
 def precision_recall_curves(overlaps: Overlaps) -> tuple[PrecisionRecall | None, ...]:
-    """Follow precision and recall of each class at IoU 0.5.
-
-    Returns:
-        C curves, by class index; None for a class without ground truth or detections.
-    """
+    """Follow precision and recall of each class; None for a class without ground truth or detections."""
     ground_truth, detections = overlaps.ground_truth, overlaps.detections
     is_tp, is_ignored = overlaps.coco_assignment.is_tp[0], overlaps.coco_assignment.is_ignored[0]
     ranking = rank_by_score(ground_truth, detections)

@@ -126,12 +126,7 @@ def classify_errors(overlaps: Overlaps, is_counted: NDArray[np.bool_] | None = N
 
 
 def count_errors(overlaps: Overlaps, kinds: ErrorKinds) -> NDArray[np.int64]:
-    """Count the errors of each kind and class.
-
-    Returns:
-        (6, C) errors by kind, in the order of `ERROR_KINDS`, and class: that of the detection, or of the
-        ground-truth box for missed ones.
-    """
+    """Count (6, C) the errors by `ERROR_KINDS` and class, that of the detection or of the missed box."""
     ground_truth, detections = overlaps.ground_truth, overlaps.detections
     counts = np.zeros((len(ERROR_KINDS), ground_truth.num_classes), dtype=np.int64)
     is_error = kinds.kind >= 0
@@ -141,16 +136,13 @@ def count_errors(overlaps: Overlaps, kinds: ErrorKinds) -> NDArray[np.int64]:
 
 
 def tide_delta_ap50(overlaps: Overlaps) -> TideDeltaAp50:
-    """Measure what each kind of error costs: the gain of AP50 if errors of that kind alone were corrected.
+    """Measure the gain of AP50 if errors of each kind alone were corrected, over all raw detections.
 
     Classification errors get the correct class, localization errors the correct box; of all detections that
     would then hit one box the highest score stays and the others are removed. Detections of the kinds both,
     duplicate and background are removed. Missed boxes leave the count of ground truth; a class without any
     other box leaves the mean. The gains do not add up to 1 - AP50: two kinds corrected together gain more, or
-    less, than each of them alone.
-
-    Args:
-        overlaps: Raw detections and their overlaps. The best 100 of each image and class count.
+    less, than each of them alone. The best 100 detections of each image and class count.
     """
     ground_truth, detections = overlaps.ground_truth, overlaps.detections
     is_counted = rank_in_class(detections) < MAX_DETECTIONS

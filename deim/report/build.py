@@ -81,12 +81,7 @@ class ReportInputs:
 
 
 def build_report(inputs: ReportInputs, *, files: dict[str, str]) -> Report:
-    """Build the report.
-
-    Args:
-        inputs: Detections of a split.
-        files: SHA-256 of the files beside the report, by name.
-    """
+    """Build the report; `files` are the SHA-256 of the files beside it, by name."""
     created = inputs.created or datetime.now(UTC)
     metrics, points, raw, detections = inputs.metrics, inputs.points, inputs.raw, inputs.detections
     samples = resample_scores(raw, num_resamples=inputs.num_resamples) if inputs.num_resamples else None

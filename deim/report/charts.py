@@ -153,10 +153,7 @@ def draw_bars(axes: Axes, rows: Sequence[str], series: Sequence[BarSeries]) -> N
 
 
 def save_confusions(confusions: Sequence[tuple[str, Confusion]], path: Path) -> Path:
-    """Draw confusion matrices of the same classes, with their titles, one below the other; see `save_chart`.
-
-    They show counts, colored by the share of the row.
-    """
+    """Draw confusion matrices of the same classes below their titles: counts, colored by share of the row."""
     labels = confusions[0][1].labels
     names = [*chart_names(labels[:-1]), labels[-1]]
     most = max(max(map(max, confusion.counts)) for _, confusion in confusions)

@@ -41,15 +41,10 @@ CAUTION = (
 
 
 def write_comparison(runs: Sequence[ComparedRun], path: Path) -> Comparison:
-    """Compare runs and write all files of the comparison.
-
-    Args:
-        runs: From `read_runs`.
-        path: The JSON file; the page and the folder of charts lie beside it.
+    """Compare runs and write all files of the comparison beside the JSON file at `path`.
 
     Raises:
         DataError: If `path` is a folder or has another suffix than `.json`.
-        OSError: If a file cannot be written.
     """
     check_report_path(path)
     folder = path.with_suffix("")

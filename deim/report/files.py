@@ -48,15 +48,10 @@ class ReportFiles:
 
 
 def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
-    """Analyze detections and write all files of the report.
-
-    Args:
-        inputs: Detections of a split.
-        report_path: The JSON report, with the suffix `.json`; the other files lie beside it.
+    """Analyze detections and write all files of the report beside the JSON file at `report_path`.
 
     Raises:
-        DataError: If `report_path` is a folder or has another suffix.
-        OSError: If a file cannot be written.
+        DataError: If `report_path` is a folder or has another suffix than `.json`.
     """
     check_report_path(report_path)
     files = ReportFiles(report_path)
@@ -133,11 +128,7 @@ class ImageFolder:
     """Positions of images that were asked for and are missing."""
 
     def read(self, position: int) -> Image.Image | None:
-        """Read an image upright, in RGB with 8 bits; None if it is missing.
-
-        Raises:
-            DataError: If the image is damaged.
-        """
+        """Read an image upright, in RGB with 8 bits; None if it is missing, an error if it is damaged."""
         path = self.folder / self.file_names[position]
         if path.is_file():
             return read_preview(path)

@@ -200,11 +200,7 @@ class Report:
 
 
 def write_record(record: object, path: Path) -> None:
-    """Write a record as a JSON file.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Write a record as a JSON file; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(to_json(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -233,10 +229,6 @@ def read_report(path: Path) -> Report:
 
 
 def check_report_path(path: Path) -> None:
-    """Check that a path can be that of a report.
-
-    Raises:
-        DataError: If it is a folder, or its suffix is not `.json`.
-    """
+    """Raise a `DataError` if a path is a folder, or its suffix is not `.json`."""
     if path.is_dir() or path.suffix != ".json":
         raise DataError(f"{path}: not the name of a JSON file. Name the report like report.json.")

@@ -50,11 +50,7 @@ class Table:
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay a table out as plain text for the console or a pipe, the first column aligned left.
-
-    Returns:
-        Lines of equal width, the headings first.
-    """
+    """Lay a table out as lines of equal width for the console or a pipe, the first column aligned left."""
     table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
     for index, header in enumerate(headers):
         table.add_column(
@@ -83,11 +79,9 @@ def number_cell(value: float | None, interval: Interval | None = None) -> Cell:
 
 
 def class_table(report: Report) -> Table:
-    """Build the table of COCO metrics.
+    """Build the table of COCO metrics: a row per class and a row `all`.
 
-    Returns:
-        A row per class and a row `all`. Under `images`, a class has the images with a box of it and `all`
-        has every image of the split. A dash stands for a number without ground truth.
+    Under `images`, a class has the images with a box of it and `all` has every image of the split.
     """
     rows = [
         [
