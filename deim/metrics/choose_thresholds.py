@@ -131,32 +131,17 @@ def _with_note(point: ClassThreshold, counts: Counts, goal: Goal, num_images: in
 
 
 def _choose_classes(overlaps: Overlaps, goal: Goal, default_threshold: float) -> tuple[ClassThreshold, ...]:
-    ground_truth, detections, assignment = overlaps.ground_truth, overlaps.detections, overlaps.assignment
-    num_boxes = ground_truth.boxes_per_class
-    is_detected = np.bincount(detections.label, minlength=len(num_boxes)) > 0
-    can_choose = (num_boxes > 0) & is_detected
-
-    def choose(is_chosen: NDArray[np.bool_]) -> tuple[float, str | None]:
-        """Choose one threshold for the classes of a (C,) mask."""
-        rows = is_chosen[detections.label]
-        return choose_threshold(
-            detections.score[rows],
-            is_tp=assignment.is_tp[0, rows],
-            is_fp=assignment.is_fp[0, rows],
-            num_boxes=int(num_boxes[is_chosen].sum()),
-            num_images=ground_truth.num_images,
-            goal=goal,
-        )
-
-    pooled = choose(num_boxes > 0) if can_choose.any() else None
+    num_boxes = overlaps.ground_truth.boxes_per_class
+    can_choose = (num_boxes > 0) & (np.bincount(overlaps.detections.label, minlength=len(num_boxes)) > 0)
+    pooled = _choose_threshold(overlaps, num_boxes > 0, goal) if can_choose.any() else None
     classes = []
-    for label, name in enumerate(ground_truth.class_names):
+    for label, name in enumerate(overlaps.ground_truth.class_names):
         lack = "never predicted" if num_boxes[label] else "no ground-truth box of this class"
         entry = ClassThreshold(
             name=name, threshold=default_threshold, origin="default", note=f"{lack} to choose on"
         )
         if can_choose[label]:
-            threshold, note = choose(np.arange(len(num_boxes)) == label)
+            threshold, note = _choose_threshold(overlaps, np.arange(len(num_boxes)) == label, goal)
             entry = replace(entry, threshold=threshold, origin="its own boxes", note=note)
         elif pooled is not None:
             entry = replace(entry, threshold=pooled[0], origin="all classes together")
@@ -164,35 +149,23 @@ def _choose_classes(overlaps: Overlaps, goal: Goal, default_threshold: float) ->
     return tuple(classes)
 
 
-def choose_threshold(
-    scores: NDArray[np.float64],
-    *,
-    is_tp: NDArray[np.bool_],
-    is_fp: NDArray[np.bool_],
-    num_boxes: int,
-    num_images: int,
-    goal: Goal,
+def _choose_threshold(
+    overlaps: Overlaps, is_chosen: NDArray[np.bool_], goal: Goal
 ) -> tuple[float, str | None]:
-    """Choose the lowest score at which detections of one class are kept.
+    """Choose a threshold for the classes of a (C,) mask together, and say why the goal is not reached, if so.
 
     Best F1: the threshold with the highest F1, of equals the highest. Recall: the highest threshold that
     reaches it. False boxes: the lowest threshold within the limit.
-
-    Args:
-        scores: (D,) in any order, at least one.
-        is_tp: (D,) true positives.
-        is_fp: (D,) false positives; detections in crowd regions are neither.
-        num_boxes: Ground-truth boxes of the class, at least 1.
-        num_images: Images of the split, at least 1.
-        goal: Goal of the threshold.
-
-    Returns:
-        The threshold, and why the goal is not reached; None if it is.
     """
-    order = np.argsort(-scores, kind="stable")
-    negated, counts = np.unique(-scores, return_counts=True)
+    ground_truth, detections = overlaps.ground_truth, overlaps.detections
+    num_boxes, num_images = int(ground_truth.boxes_per_class[is_chosen].sum()), ground_truth.num_images
+    rows = np.flatnonzero(is_chosen[detections.label])
+    rows = rows[np.argsort(-detections.score[rows], kind="stable")]
+    negated, counts = np.unique(-detections.score[rows], return_counts=True)
     levels, ends = -negated, np.cumsum(counts) - 1
-    tp, fp = np.cumsum(is_tp[order])[ends], np.cumsum(is_fp[order])[ends]
+    tp, fp = (
+        np.cumsum(mask[0, rows])[ends] for mask in (overlaps.assignment.is_tp, overlaps.assignment.is_fp)
+    )
     match goal:
         case BestF1Goal():
             # 2 · TP / (detections + boxes) is F1, without a division by zero.

@@ -69,7 +69,7 @@ def evaluate_checkpoint(
     Args:
         trained: From `load_trained`.
         evaluator: Evaluator of the split.
-        split_name: `train`, `val` or `test`, for the report.
+        split_name: `train`, `val` or `test`.
         report_path: The JSON report; the other files lie beside it, see `deim.report.files`.
 
     Raises:
@@ -82,13 +82,7 @@ def evaluate_checkpoint(
 def evaluate_split(
     trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, store_points: bool = True
 ) -> ReportInputs:
-    """Evaluate a trained detector as `evaluate_checkpoint` does, but write no report.
-
-    New operating points are written into the checkpoint only with `store_points`.
-
-    Raises:
-        DataError: If an image is damaged.
-    """
+    """Evaluate as `evaluate_checkpoint`, without a report; new points are stored only with `store_points`."""
     points = None if split_name == VAL else _points_for(trained, store=store_points)
     result = evaluator.evaluate(trained.model)
     log = trained.path.parent / "metrics.jsonl"
