@@ -16,8 +16,7 @@ import torch
 from deim.cli.benchmark_step import peak_memory_mb
 from deim.errors import DeimError
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.inference.nms import NmsRule
-from deim.inference.thresholds import BestF1Goal
+from deim.inference.operating_points import BestF1Goal, NmsRule
 from deim.metrics.assignment import compute_overlaps
 from deim.metrics.bootstrap import resample_scores
 from deim.metrics.choose_thresholds import choose_operating_points

@@ -22,9 +22,8 @@ from deim.engine.device import select_device
 from deim.engine.step import StepBatch
 from deim.errors import ConfigError
 from deim.inference.detection_table import DetectionTable
-from deim.inference.nms import candidate_rules
+from deim.inference.operating_points import OperatingPoints, candidate_rules, describe_goal
 from deim.inference.postprocess import select_detections
-from deim.inference.thresholds import OperatingPoints, describe_goal
 from deim.inference.tile_merge import merge_by_image
 from deim.records import from_json
 from deim.structures import Detections, Placement
@@ -141,7 +140,8 @@ class Predictor:
             changed = " and ".join(trained.changed_inputs)
             raise ConfigError(
                 f"{trained.path}: its thresholds were chosen with another {changed} and do not hold here. "
-                f"Leave {changed} as it was, or give a threshold: --score-threshold, from Python score_threshold."
+                f"Leave {changed} as it was, or give a threshold: --score-threshold, from Python "
+                f"score_threshold."
             )
         if stored is not None and not match_config(stored, trained.config):
             raise ConfigError(

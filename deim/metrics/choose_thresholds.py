@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.inference.nms import NmsRule, apply_nms
-from deim.inference.thresholds import (
+from deim.inference.operating_points import (
     BestF1Goal,
     ClassThreshold,
     FalseBoxesGoal,
     Goal,
+    NmsRule,
     OperatingPoints,
     RecallGoal,
+    apply_nms,
     describe_goal,
 )
 from deim.metrics.assignment import Overlaps, compute_overlaps

@@ -8,8 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.inference.nms import apply_nms
-from deim.inference.thresholds import OperatingPoints
+from deim.inference.operating_points import OperatingPoints, apply_nms
 from deim.metrics.assignment import Overlaps, compute_overlaps
 from deim.metrics.average_precision import average_precisions, precision_recall_curves
 from deim.metrics.bootstrap import LEVEL, METHOD, ScoreSamples, interval, resample_scores

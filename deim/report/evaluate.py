@@ -15,9 +15,8 @@ from deim.engine.validation import Validation
 from deim.errors import DataError
 from deim.files import sha256_of_file
 from deim.inference.evaluator import EvaluationResult, Evaluator, build_evaluator
-from deim.inference.nms import candidate_rules
+from deim.inference.operating_points import OperatingPoints, candidate_rules
 from deim.inference.predictor import match_config, stored_points
-from deim.inference.thresholds import OperatingPoints
 from deim.metrics.choose_thresholds import choose_operating_points
 from deim.metrics.coco import compute_coco_metrics, worst_class
 from deim.metrics.convergence import read_convergence

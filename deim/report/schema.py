@@ -8,7 +8,7 @@ from typing import Any, Literal
 from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
 from deim.files import write_text
-from deim.inference.thresholds import OperatingPoints
+from deim.inference.operating_points import OperatingPoints
 from deim.metrics.average_precision import PrecisionRecall
 from deim.metrics.bootstrap import Interval
 from deim.metrics.choose_thresholds import Counts

@@ -1,6 +1,6 @@
 """What a report says, in sentences."""
 
-from deim.inference.nms import NmsRule
+from deim.inference.operating_points import NmsRule
 from deim.metrics.image_level import ImageLevel
 from deim.report.schema import Report
 

@@ -5,8 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deim.inference.nms import NmsRule
-from deim.inference.thresholds import BestF1Goal, FalseBoxesGoal, Goal, OperatingPoints, RecallGoal
+from deim.inference.operating_points import (
+    BestF1Goal,
+    FalseBoxesGoal,
+    Goal,
+    NmsRule,
+    OperatingPoints,
+    RecallGoal,
+)
 from deim.metrics.choose_thresholds import (
     choose_operating_points,
     count_all,

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deim.inference.nms import NmsOptions, candidate_rules
-from deim.inference.thresholds import BestF1Goal
+from deim.inference.operating_points import BestF1Goal, NmsOptions, candidate_rules
 from deim.metrics.choose_thresholds import choose_operating_points
 from deim.report.build import ReportInputs, build_report, installed_versions
 from deim.report.schema import CheckpointInfo, DatasetInfo, ModelInfo, Provenance, Report, TimePerImage

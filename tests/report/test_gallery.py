@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deim.inference.nms import NmsRule
-from deim.inference.thresholds import BestF1Goal
+from deim.inference.operating_points import BestF1Goal, NmsRule
 from deim.metrics.choose_thresholds import choose_operating_points
 from deim.report.build import ReportInputs
 from deim.report.draw import GAP
