@@ -85,40 +85,25 @@ class Duplicates:
     ap50: float | None
 
 
-def classify_errors(overlaps: Overlaps, is_counted: NDArray[np.bool_] | None = None) -> ErrorKinds:
-    """Find the kind of each error.
-
-    Args:
-        overlaps: Kept detections, or all, and their overlaps.
-        is_counted: (D,) detections that count; the others become `IGNORED`. They must come after those of
-            their image and class that count, so that they change no hit. None counts all.
-    """
+def classify_errors(overlaps: Overlaps) -> ErrorKinds:
+    """Find the kind of each error of some detections."""
     ground_truth, assignment = overlaps.ground_truth, overlaps.assignment
-    num_detections = len(overlaps.detections)
     usable = ~ground_truth.is_crowd[overlaps.truth]
     same, same_iou = _most_overlapped(overlaps, usable & overlaps.is_same_class)
     other, other_iou = _most_overlapped(overlaps, usable & ~overlaps.is_same_class)
-
-    is_tp, is_fp = assignment.is_tp[0], assignment.is_fp[0]
-    if is_counted is not None:
-        is_tp, is_fp = is_tp & is_counted, is_fp & is_counted
+    nothing = np.full_like(same, -1)
+    # The first test that holds decides.
     tests = {
-        ErrorKind.TP: (is_tp, assignment.truth[0]),
-        ErrorKind.IGNORED: (~is_fp, None),
+        ErrorKind.TP: (assignment.is_tp[0], assignment.truth[0]),
+        ErrorKind.IGNORED: (assignment.is_ignored[0], nothing),
         ErrorKind.LOCALIZATION: ((same_iou >= MIN_IOU) & (same_iou < IOU_50), same),
         ErrorKind.CLASSIFICATION: (other_iou >= IOU_50, other),
         ErrorKind.DUPLICATE: (same_iou >= IOU_50, same),
-        ErrorKind.BACKGROUND: (np.maximum(same_iou, other_iou) < MIN_IOU, None),
+        ErrorKind.BACKGROUND: (np.maximum(same_iou, other_iou) < MIN_IOU, nothing),
     }
-    kind = np.full(num_detections, ErrorKind.BOTH, dtype=np.int64)
-    about = other.copy()
-    is_open = np.ones(num_detections, dtype=np.bool_)
-    for error, (holds, boxes) in tests.items():
-        decided = is_open & holds
-        kind[decided] = error
-        about[decided] = -1 if boxes is None else boxes[decided]
-        is_open &= ~holds
-
+    holds = [is_of_kind for is_of_kind, _ in tests.values()]
+    kind = np.select(holds, [np.full_like(same, int(error)) for error in tests], int(ErrorKind.BOTH))
+    about = np.select(holds, [boxes for _, boxes in tests.values()], other)
     is_fn = ~ground_truth.is_crowd
     explains = np.isin(kind, (ErrorKind.TP, ErrorKind.CLASSIFICATION, ErrorKind.LOCALIZATION))
     is_fn[about[explains]] = False
@@ -144,12 +129,11 @@ def tide_delta_ap50(overlaps: Overlaps) -> TideDeltaAp50:
     other box leaves the mean. The gains do not add up to 1 - AP50: two kinds corrected together gain more, or
     less, than each of them alone. The best 100 detections of each image and class count.
     """
+    overlaps = overlaps.take(rank_in_class(overlaps.detections) < MAX_DETECTIONS)
     ground_truth, detections = overlaps.ground_truth, overlaps.detections
-    is_counted = rank_in_class(detections) < MAX_DETECTIONS
-    kinds = classify_errors(overlaps, is_counted)
+    kinds = classify_errors(overlaps)
     order = rank_by_score(ground_truth, detections)
-    is_tp = kinds.kind == ErrorKind.TP
-    stays = is_counted & (kinds.kind != ErrorKind.IGNORED)
+    is_tp, stays = kinds.kind == ErrorKind.TP, kinds.kind != ErrorKind.IGNORED
     num_boxes = ground_truth.boxes_per_class
 
     def mean_ap(
@@ -169,21 +153,15 @@ def tide_delta_ap50(overlaps: Overlaps) -> TideDeltaAp50:
     base = mean_ap(detections.label, is_tp, stays, num_boxes)
     deltas: dict[ErrorKind, float | None] = {}
     for kind in ERROR_KINDS:
-        match kind:
-            case ErrorKind.CLASSIFICATION | ErrorKind.LOCALIZATION:
-                best = _best_on_each_box(kinds, kind)
-                label = detections.label.copy()
-                label[best] = ground_truth.label[kinds.truth[best]]
-                remains = stays & (kinds.kind != kind) & ~is_tp
-                remains[best] = True
-                hits = np.zeros_like(is_tp)
-                hits[best] = True
-                corrected = mean_ap(label, hits, remains, num_boxes)
-            case ErrorKind.MISSED:
-                missed = np.bincount(ground_truth.label[kinds.is_fn], minlength=ground_truth.num_classes)
-                corrected = mean_ap(detections.label, is_tp, stays, num_boxes - missed)
-            case _:
-                corrected = mean_ap(detections.label, is_tp, stays & (kinds.kind != kind), num_boxes)
+        label, hits, remains, boxes = detections.label, is_tp, stays & (kinds.kind != kind), num_boxes
+        if kind in (ErrorKind.CLASSIFICATION, ErrorKind.LOCALIZATION):
+            best = _best_on_each_box(kinds, kind)
+            label, hits, remains = label.copy(), np.zeros_like(is_tp), remains & ~is_tp
+            label[best] = ground_truth.label[kinds.truth[best]]
+            hits[best] = remains[best] = True
+        if kind == ErrorKind.MISSED:
+            boxes = num_boxes - np.bincount(ground_truth.label[kinds.is_fn], minlength=len(num_boxes))
+        corrected = mean_ap(label, hits, remains, boxes)
         deltas[kind] = None if corrected is None or base is None else corrected - base
     return TideDeltaAp50(ap50=base, deltas=deltas)
 
