@@ -13,6 +13,8 @@ from deim.inference.detection_table import DetectionTable, GroundTruthTable
 
 IOU_50 = 0.5
 COCO_IOU_THRESHOLDS = tuple(float(threshold) for threshold in np.linspace(0.5, 0.95, 10))
+MAX_DETECTIONS = 100
+"""Detections of an image and a class that AP counts."""
 MIN_IOU = 0.1
 """Lowest overlap that any analysis needs."""
 
@@ -64,6 +66,16 @@ class Overlaps:
     def coco_assignment(self) -> Assignment:
         """Assignment at the ten IoU thresholds of COCO."""
         return assign(self, COCO_IOU_THRESHOLDS)
+
+    @cached_property
+    def ranking(self) -> NDArray[np.int64]:
+        """Positions of the best 100 detections of each image and class in the order in which COCO ranks them.
+
+        The order is that of falling score, and of ascending image id for equal scores.
+        """
+        image_ids = np.array(self.ground_truth.image_ids, dtype=np.int64)
+        order = np.lexsort((image_ids[self.detections.image], -self.detections.score))
+        return order[rank_in_class(self.detections)[order] < MAX_DETECTIONS]
 
     @cached_property
     def is_hit(self) -> NDArray[np.bool_]:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.metrics.assignment import Overlaps, rank_in_class
-from deim.metrics.coco import MAX_DETECTIONS, NUM_RECALL_THRESHOLDS
+from deim.metrics.assignment import Overlaps
+from deim.metrics.coco import NUM_RECALL_THRESHOLDS
 
 MAX_CURVE_POINTS = 400
 """More points than a chart can show; a split of many images has many times as many."""
@@ -47,25 +46,13 @@ def average_precision(is_tp: NDArray[np.bool_], num_boxes: int) -> float | None:
     return float(best[np.searchsorted(tp / num_boxes, levels, side="left")].mean())
 
 
-def rank_by_score(ground_truth: GroundTruthTable, detections: DetectionTable) -> NDArray[np.int64]:
-    """Return the positions of the best 100 detections of each image and class in the order of COCO.
-
-    The order is that of falling score, and of ascending image id for equal scores.
-    """
-    image_ids = np.array(ground_truth.image_ids, dtype=np.int64)
-    order = np.lexsort((image_ids[detections.image], -detections.score))
-    return order[rank_in_class(detections)[order] < MAX_DETECTIONS]
-
-
 def average_precisions(overlaps: Overlaps) -> NDArray[np.float64]:
     """Compute AP (10, C) of each class at the IoU thresholds of COCO; NaN without ground truth."""
-    ground_truth, detections = overlaps.ground_truth, overlaps.detections
+    ranking, num_boxes = overlaps.ranking, overlaps.ground_truth.boxes_per_class
     is_tp, is_ignored = overlaps.coco_assignment.is_tp, overlaps.coco_assignment.is_ignored
-    values = np.full((len(is_tp), ground_truth.num_classes), np.nan)
-    ranking = rank_by_score(ground_truth, detections)
-    num_boxes = ground_truth.boxes_per_class
+    values = np.full((len(is_tp), len(num_boxes)), np.nan)
     for label in np.flatnonzero(num_boxes):
-        of_label = ranking[detections.label[ranking] == label]
+        of_label = ranking[overlaps.detections.label[ranking] == label]
         for row in range(len(values)):
             counted = of_label[~is_ignored[row, of_label]]
             values[row, label] = average_precision(is_tp[row, counted], int(num_boxes[label]))
@@ -74,13 +61,11 @@ def average_precisions(overlaps: Overlaps) -> NDArray[np.float64]:
 
 def precision_recall_curves(overlaps: Overlaps) -> tuple[PrecisionRecall | None, ...]:
     """Follow precision and recall of each class; None for a class without ground truth or detections."""
-    ground_truth, detections = overlaps.ground_truth, overlaps.detections
+    detections, num_boxes = overlaps.detections, overlaps.ground_truth.boxes_per_class
     is_tp, is_ignored = overlaps.coco_assignment.is_tp[0], overlaps.coco_assignment.is_ignored[0]
-    ranking = rank_by_score(ground_truth, detections)
-    ranking = ranking[~is_ignored[ranking]]
-    num_boxes = ground_truth.boxes_per_class
+    ranking = overlaps.ranking[~is_ignored[overlaps.ranking]]
     curves: list[PrecisionRecall | None] = []
-    for label in range(ground_truth.num_classes):
+    for label in range(len(num_boxes)):
         order = ranking[detections.label[ranking] == label]
         if not num_boxes[label] or not len(order):
             curves.append(None)

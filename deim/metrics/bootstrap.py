@@ -14,7 +14,6 @@ from scipy.sparse import coo_array
 from scipy.special import betaincinv, expit, logit, stdtrit
 
 from deim.metrics.assignment import Overlaps
-from deim.metrics.average_precision import rank_by_score
 from deim.metrics.coco import NUM_RECALL_THRESHOLDS
 
 LEVEL = 0.95
@@ -110,7 +109,7 @@ def resample_scores(overlaps: Overlaps, *, num_resamples: int = 1000, seed: int 
         ground_truth.image[~ground_truth.is_crowd & (ground_truth.label == label)]
         for label in range(ground_truth.num_classes)
     ]
-    ranking = rank_by_score(ground_truth, detections)
+    ranking = overlaps.ranking
     is_tp = assignment.is_tp
     scores = np.empty((ground_truth.num_classes, len(is_tp), 1 + num_resamples))
     for label, images in enumerate(images_of_boxes):

@@ -18,8 +18,6 @@ NUM_RECALL_THRESHOLDS = 101
 """Recall 0.00, 0.01, …, 1.00."""
 AREAS_AND_MAX_DETS = (4, 3)
 """Area ranges all, small, medium and large (limits 32² and 96² px); 1, 10 and 100 detections."""
-MAX_DETECTIONS = 100
-"""Detections of an image and a class that AP counts."""
 MAX_DETECTIONS_AT_ONCE = 200_000
 """Detections that the evaluator holds as dictionaries at once, about 1 kB each; at least one class."""
 NUM_LISTED = 10

@@ -22,9 +22,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.metrics.assignment import IOU_50, MIN_IOU, Overlaps, rank_in_class
-from deim.metrics.average_precision import average_precision, rank_by_score
-from deim.metrics.coco import MAX_DETECTIONS
+from deim.metrics.assignment import IOU_50, MAX_DETECTIONS, MIN_IOU, Overlaps, rank_in_class
+from deim.metrics.average_precision import average_precision
 
 
 class ErrorKind(IntEnum):
@@ -132,7 +131,6 @@ def tide_delta_ap50(overlaps: Overlaps) -> TideDeltaAp50:
     overlaps = overlaps.take(rank_in_class(overlaps.detections) < MAX_DETECTIONS)
     ground_truth, detections = overlaps.ground_truth, overlaps.detections
     kinds = classify_errors(overlaps)
-    order = rank_by_score(ground_truth, detections)
     is_tp, stays = kinds.kind == ErrorKind.TP, kinds.kind != ErrorKind.IGNORED
     num_boxes = ground_truth.boxes_per_class
 
@@ -142,7 +140,7 @@ def tide_delta_ap50(overlaps: Overlaps) -> TideDeltaAp50:
         stays: NDArray[np.bool_],
         num_boxes: NDArray[np.int64],
     ) -> float | None:
-        ranked = order[stays[order]]
+        ranked = overlaps.ranking[stays[overlaps.ranking]]
         values = [
             average_precision(is_tp[ranked][label[ranked] == index], int(number))
             for index, number in enumerate(num_boxes)
