@@ -38,7 +38,7 @@ def run(args: Namespace) -> None:
     from deim.engine.checkpoints import load_trained
     from deim.files import write_text
     from deim.inference.detection_table import DetectionTable
-    from deim.inference.predictor import Predictor, above
+    from deim.inference.predictor import Predictor
     from deim.report.draw import detections_panel, draw_panel
 
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
@@ -53,7 +53,7 @@ def run(args: Namespace) -> None:
     # Hundreds of raw detections, which --score-threshold 0 keeps, would cover the image.
     draw_from = 0.0 if args.score_threshold is None else predictor.trained.config.evaluation.draw_threshold
     for path, detections in zip(image_ids, predictions, strict=True):
-        shown = above(detections, draw_from)
+        shown = detections.take(detections.scores >= draw_from)
         panel = detections_panel(shown, class_names=predictor.class_names)
         annotated = draw_panel(read_preview(path), panel)
         annotated.save(folder / (path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png"))

@@ -170,7 +170,7 @@ class Predictor:
                 channels that the detector was trained for.
         """
         several = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images
-        limit = max_detections(self.trained.config)
+        limit = self.trained.config.model.decoder.num_queries
         raw = [item for _, item in merge_by_image(self._detect(several, limit), max_detections=limit)]
         points = self.operating_points if score_threshold is None else None
         if points is not None:
@@ -178,7 +178,7 @@ class Predictor:
             return [item.take(torch.from_numpy(rows)) for item, rows in zip(raw, kept, strict=True)]
         if score_threshold is None:
             score_threshold = self.trained.config.evaluation.draw_threshold
-        return [above(detections, score_threshold) for detections in raw]
+        return [item.take(item.scores >= score_threshold) for item in raw]
 
     def _detect(self, images: Sequence[ImageLike], limit: int) -> Iterator[tuple[int, Placement, Detections]]:
         """Yield the raw detections of each input; tiles, if any, are batched as in evaluation."""
@@ -230,13 +230,3 @@ def match_config(points: OperatingPoints, config: Config) -> bool:
         and points.nms in candidate_rules(options.nms)
         and points.normal_class == config.data.normal_class
     )
-
-
-def above(detections: Detections, score_threshold: float) -> Detections:
-    """Return the detections whose score is at least `score_threshold`."""
-    return detections.take(detections.scores >= score_threshold)
-
-
-def max_detections(config: Config) -> int:
-    """Return the number of detections to keep per image: as many as there are queries."""
-    return config.model.decoder.num_queries

@@ -164,12 +164,9 @@ def _evaluate(
     names = set(labels.tolist())
     truth["categories"] = [entry for entry in truth["categories"] if entry["id"] in names]
     truth["annotations"] = [entry for entry in truth["annotations"] if entry["category_id"] in names]
-    evaluator = COCOeval_faster(
-        COCO(truth, print_function=_silent),
-        COCO({**truth, "annotations": annotations}, print_function=_silent),
-        iouType="bbox",
-        print_function=_silent,
-    )
+    silent = {"print_function": lambda *_: None}
+    detected = COCO({**truth, "annotations": annotations}, **silent)
+    evaluator = COCOeval_faster(COCO(truth, **silent), detected, iouType="bbox", **silent)
     evaluator.evaluate()
     evaluator.accumulate()
     shape = (len(labels), *AREAS_AND_MAX_DETS)
@@ -179,10 +176,6 @@ def _evaluate(
         precision.reshape(NUM_IOU_THRESHOLDS, NUM_RECALL_THRESHOLDS, *shape),
         recall.reshape(NUM_IOU_THRESHOLDS, *shape),
     )
-
-
-def _silent(*_: object) -> None:
-    pass
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

@@ -36,11 +36,6 @@ class Convergence:
     """Whether the best score lies in the last fifth of the validations and a straight line through that part
     rises; None with fewer than 5 validations."""
 
-    @property
-    def last_epoch(self) -> int:
-        """Last epoch in the log."""
-        return self.epochs[-1]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _EpochEntry:
@@ -97,9 +92,9 @@ def describe_convergence(convergence: Convergence) -> str:
     best = f"Best mAP {convergence.best_ap:.3f} in epoch {convergence.best_epoch + 1}"
     ending = f" of {convergence.planned_epochs}."
     if convergence.stopped_early:
-        ending += f" Early stopping ended the run after epoch {convergence.last_epoch + 1}."
-    elif convergence.last_epoch + 1 < convergence.planned_epochs:
-        ending += f" The run is not finished: {convergence.last_epoch + 1} epochs are done."
+        ending += f" Early stopping ended the run after epoch {convergence.epochs[-1] + 1}."
+    elif convergence.epochs[-1] + 1 < convergence.planned_epochs:
+        ending += f" The run is not finished: {convergence.epochs[-1] + 1} epochs are done."
     trend = {
         None: "Too few validations to tell whether the score still rises.",
         True: "The score still rises at the end: train longer.",

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from deim.files import write_text
-from deim.metrics.bootstrap import ScoreDifference
 from deim.report.charts import (
     chart_names,
     height_of_legend,
@@ -96,7 +95,7 @@ def _run_table(runs: Sequence[ComparedRun]) -> Table:
                 number_cell(report.summary.ap50, report.intervals.ap50 if report.intervals else None),
                 *map(number_cell, (report.summary.ap, counts.precision, counts.recall, counts.f1)),
                 *(Cell(text=DASH if rate is None else f"{rate:.1%}") for rate in rates),
-                Cell(text=DASH if convergence is None else str(convergence.last_epoch + 1)),
+                Cell(text=DASH if convergence is None else str(convergence.epochs[-1] + 1)),
                 Cell(text=format_number(convergence.hours if convergence else None, 2)),
                 Cell(text=f"{source.model.parameters / 1e6:.1f}"),
                 Cell(text=format_number(source.time_per_image_ms.network, 1)),
@@ -117,8 +116,18 @@ def _difference_tables(runs: Sequence[ComparedRun], comparison: Comparison) -> l
     tables = []
     for run, entry in zip(comparison.runs[1:], comparison.differences, strict=True):
         columns = (comparison.class_names, boxes, first.class_ap50, run.class_ap50, entry.class_ap50)
-        rows = [_difference_row(*row) for row in zip(*columns, strict=True)]
-        rows.append(_difference_row("all (mAP50)", comparison.num_boxes, first.ap50, run.ap50, entry.ap50))
+        total = ("all (mAP50)", comparison.num_boxes, first.ap50, run.ap50, entry.ap50)
+        rows = [
+            [
+                Cell(text=name, is_text=True),
+                Cell(text=str(num_boxes)),
+                number_cell(before),
+                number_cell(after),
+                number_cell(change.value, change, sign="+"),
+                Cell(text=change.verdict, is_text=True),
+            ]
+            for name, num_boxes, before, after, change in [*zip(*columns, strict=True), total]
+        ]
         tables.append(
             Table(
                 title=f"AP50 of {run.name} against {first.name}",
@@ -132,23 +141,6 @@ def _difference_tables(runs: Sequence[ComparedRun], comparison: Comparison) -> l
             )
         )
     return tables
-
-
-def _difference_row(
-    name: str, num_boxes: int, before: float | None, after: float | None, difference: ScoreDifference
-) -> list[Cell]:
-    change = Cell(text=DASH)
-    if difference.value is not None:
-        ends = f"{difference.low:+.3f} to {difference.high:+.3f}"
-        change = Cell(text=f"{difference.value:+.3f}", small=ends)
-    return [
-        Cell(text=name, is_text=True),
-        Cell(text=str(num_boxes)),
-        number_cell(before),
-        number_cell(after),
-        change,
-        Cell(text=difference.verdict, is_text=True),
-    ]
 
 
 def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Image:

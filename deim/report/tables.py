@@ -4,13 +4,14 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from deim.metrics.bootstrap import Interval
+from deim.metrics.bootstrap import Interval, ScoreDifference
 from deim.metrics.choose_thresholds import Counts
 from deim.metrics.coco import ClassMetrics, CocoSummary
 from deim.records import to_json
@@ -72,10 +73,14 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
-def number_cell(value: float | None, interval: Interval | None = None) -> Cell:
-    """Build the cell of a number and its interval."""
-    ends = "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
-    return Cell(text=format_number(value), small=ends)
+def number_cell(
+    value: float | None, ends: Interval | ScoreDifference | None = None, *, sign: Literal["", "+"] = ""
+) -> Cell:
+    """Build the cell of a number and the ends of its interval, with a plus before positive numbers or not."""
+    if value is None:
+        return Cell(text=DASH)
+    small = "" if ends is None else f"{ends.low:{sign}.3f} to {ends.high:{sign}.3f}"
+    return Cell(text=f"{value:{sign}.3f}", small=small)
 
 
 def class_table(report: Report) -> Table:
