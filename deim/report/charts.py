@@ -14,12 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from deim.files import count
 from deim.metrics.bootstrap import Interval
 from deim.metrics.confusion import Confusion
 from deim.report.draw import short_names
 from deim.report.palette import BLUE, CHART_STYLE, GRAY, RED, chart_color, line_style
 from deim.report.schema import Report
-from deim.report.summary import plural
 
 WIDTH = 8.0
 """Inches; a column of a printed page."""
@@ -180,10 +180,10 @@ def _draw_confusions(
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         for row, column in np.ndindex(percent.shape) if has_counts else ():
-            count = confusion.counts[row][column]
-            color = "white" if percent[row, column] > 55 else "black" if count else GRAY
+            number = confusion.counts[row][column]
+            color = "white" if percent[row, column] > 55 else "black" if number else GRAY
             if not row == column == len(names) - 1:
-                axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
+                axes.text(column, row, str(number), ha="center", va="center", fontsize=8, color=color)
     figure.colorbar(heat, ax=grid.tolist(), label="% of the row", shrink=0.8, aspect=30 * len(confusions))
 
 
@@ -197,7 +197,7 @@ def _class_ap50(figure: Figure, reports: Sequence[tuple[str, Report]]) -> None:
     axes = figure.subplots()
     report = reports[0][1]
     labels = [
-        f"{name}\nn = {row.metrics.num_boxes} in {plural(row.metrics.num_images, 'image')}"
+        f"{name}\nn = {row.metrics.num_boxes} in {count('image', row.metrics.num_images)}"
         for name, row in zip(chart_names(report.class_names), report.classes, strict=True)
     ]
     is_alone = len(reports) == 1

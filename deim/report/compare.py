@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.errors import DataError
+from deim.files import count
 from deim.inference.detection_table import GroundTruthTable
 from deim.metrics.assignment import Overlaps, compute_overlaps
 from deim.metrics.bootstrap import LEVEL, ScoreDifference, ScoreSamples, difference, resample_scores
 from deim.report.files import ReportFiles, read_tables
 from deim.report.schema import DatasetInfo, Report, read_report
-from deim.report.summary import plural
 
 COMPARISON_VERSION = 2
 """Raised whenever a key of the comparison changes its name or its meaning."""
@@ -240,5 +240,5 @@ def _describe(change: ScoreDifference, comparison: Comparison) -> str:
         return "cannot be compared, because there is no ground truth"
     return (
         f"{change.value:+.3f}, {comparison.level:.0%} interval {change.low:+.3f} to {change.high:+.3f} "
-        f"({plural(comparison.num_images, 'image')}): {change.verdict}"
+        f"({count('image', comparison.num_images)}): {change.verdict}"
     )

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from deim.files import write_text
+from deim.files import count, write_text
 from deim.report.charts import (
     chart_names,
     height_of_legend,
@@ -28,7 +28,6 @@ from deim.report.files import ImageFolder, image_sheet
 from deim.report.page import Section, embed_charts, embed_image, render_page
 from deim.report.palette import CORRECT_COLOR, IGNORED_COLOR, WRONG_COLOR, chart_color, line_style
 from deim.report.schema import check_report_path, write_record
-from deim.report.summary import plural
 from deim.report.tables import DASH, Cell, Table, format_number, number_cell
 
 NUM_IMAGES = 8
@@ -56,8 +55,8 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> Comparison:
     sheet.save(folder / "images.png")
     page = render_page(
         f"{len(runs)} runs on {comparison.split}",
-        f"{comparison.dataset.annotations_file}, {plural(comparison.num_images, 'image')}, "
-        f"{plural(comparison.num_boxes, 'box')}",
+        f"{comparison.dataset.annotations_file}, {count('image', comparison.num_images)}, "
+        f"{count('box', comparison.num_boxes)}",
         [
             Section(title="Summary", lines=[*describe_comparison(comparison), CAUTION]),
             Section(title="Side by side", tables=[_run_table(runs), *_difference_tables(runs, comparison)]),

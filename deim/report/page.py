@@ -10,9 +10,10 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
+from deim.files import count
 from deim.metrics.convergence import describe_convergence
 from deim.report.schema import Report
-from deim.report.summary import describe_report, plural
+from deim.report.summary import describe_report
 from deim.report.tables import Cell, Table, class_table, operating_table
 
 JPEG_QUALITY = 88
@@ -116,7 +117,7 @@ def render_report(
         Section(title="Provenance", tables=[_provenance_table(report)]),
         Section(title="How to read this", lines=READING_HELP),
     ]
-    size = f"{plural(report.num_images, 'image')}, {plural(report.num_boxes, 'box')}"
+    size = f"{count('image', report.num_images)}, {count('box', report.num_boxes)}"
     created = f"{datetime.fromisoformat(report.created):%d %B %Y, %H:%M} UTC".lstrip("0")
     subtitle = f"{report.provenance.dataset.annotations_file}, {size}; {created}"
     return render_page(f"Evaluation of {report.title}", subtitle, sections)

@@ -1,5 +1,6 @@
 """What a report says, in sentences."""
 
+from deim.files import count
 from deim.inference.operating_points import NmsRule
 from deim.metrics.image_level import ImageLevel
 from deim.report.schema import Report
@@ -19,21 +20,15 @@ def describe_report(report: Report) -> list[str]:
     return [line for line in lines if line]
 
 
-def plural(number: int, noun: str) -> str:
-    """Return a number and its noun, such as `1 image` or `2 boxes`."""
-    ending = "" if number == 1 else "es" if noun.endswith("x") else "s"
-    return f"{number} {noun}{ending}"
-
-
 def _map_line(report: Report) -> str:
     ap50, ap = report.summary.ap50, report.summary.ap
     if ap50 is None:
-        return f"No AP: the split has no ground-truth box ({plural(report.num_images, 'image')})."
+        return f"No AP: the split has no ground-truth box ({count('image', report.num_images)})."
     spread = ""
     if report.intervals and report.intervals.ap50:
         ends = report.intervals.ap50
         spread = f", {report.intervals.level:.0%} interval {ends.low:.3f} to {ends.high:.3f}"
-    size = f"{plural(report.num_images, 'image')}, {plural(report.num_boxes, 'box')}"
+    size = f"{count('image', report.num_images)}, {count('box', report.num_boxes)}"
     return f"mAP50 {ap50:.3f}{spread}; mAP {ap:.3f} (n = {size})."
 
 
@@ -44,10 +39,10 @@ def _points_line(report: Report) -> str:
         for name, value in (("precision", counts.precision), ("recall", counts.recall), ("F1", counts.f1))
         if value is not None
     )
-    source = f"{points.goal}, chosen on {points.chosen_on}, {plural(points.num_images, 'image')}"
+    source = f"{points.goal}, chosen on {points.chosen_on}, {count('image', points.num_images)}"
     return (
-        f"At the operating points ({source}): {counts.tp} of {plural(counts.num_boxes, 'box')} found, "
-        f"{plural(counts.fp, 'false box')}{rates}."
+        f"At the operating points ({source}): {counts.tp} of {count('box', counts.num_boxes)} found, "
+        f"{count('false box', counts.fp)}{rates}."
     )
 
 
@@ -56,14 +51,15 @@ def _describe_images(level: ImageLevel) -> str:
     if level.escape_rate is not None:
         escapes = (
             f"escape rate {level.escape_rate:.1%} ({level.num_escaped} of "
-            f"{plural(level.num_defective, 'defective image')} without a hit, {level.num_unmarked} without "
+            f"{count('defective image', level.num_defective)} without a hit, {level.num_unmarked} without "
             f"any box)"
         )
     overkill = "no good image, so no overkill rate"
     if level.overkill_rate is not None:
         overkill = (
             f"overkill rate {level.overkill_rate:.1%} ({level.num_overkilled} of "
-            f"{plural(level.num_good, 'good image')}), {level.fp_per_good_image:.2f} false boxes for each"
+            f"{count('good image', level.num_good)}), {level.fp_per_good_image:.2f} false boxes per "
+            f"good image"
         )
     return f"{escapes}; {overkill}"
 
@@ -89,7 +85,7 @@ def _duplicates_line(report: Report) -> str:
     if duplicates.rate_before is None:
         return ""
     before = (
-        f"Duplicates: {plural(duplicates.num_before, 'detection')} ({duplicates.rate_before:.1%}) on a box "
+        f"Duplicates: {count('detection', duplicates.num_before)} ({duplicates.rate_before:.1%}) on a box "
         f"that a better detection hits"
     )
     if rule == NmsRule():

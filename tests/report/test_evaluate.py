@@ -218,15 +218,15 @@ def test_another_split_is_reported_at_the_stored_thresholds(
     caplog.clear()
     again = run_report(copied_run, tmp_path / "again.json", split="test")
     assert "choosing" not in caplog.text
-    for report in (first.report, again.report):
+    for report in (first, again):
         assert report.provenance.split == "test"
         assert report.operating_points.chosen_on == "val"
-    assert first.report.classes == again.report.classes
+    assert first.classes == again.classes
     caplog.clear()
     goal = "evaluation.goal={type: recall, at_least: 0.5}"
     other = run_report(copied_run, tmp_path / "other.json", goal, split="test")
     assert "choosing them on val first" in caplog.text
-    assert other.report.operating_points.goal == "recall at least 0.5"
+    assert other.operating_points.goal == "recall at least 0.5"
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def test_a_normal_class_that_does_not_exist_is_refused_with_the_right_name(tiny_
 @pytest.mark.slow
 def test_images_with_normal_boxes_only_count_as_good(copied_run: Path, tmp_path: Path) -> None:
     for name, more in (("null", 0), ("pit", 1)):
-        report = run_report(copied_run, tmp_path / f"{name}.json", f"data.normal_class={name}").report
+        report = run_report(copied_run, tmp_path / f"{name}.json", f"data.normal_class={name}")
         level = report.image_level.at_operating_points
         assert report.provenance.dataset.normal_class == (None if name == "null" else name)
         assert level.num_good >= 1 + more
@@ -276,7 +276,7 @@ def test_thresholds_of_other_data_or_for_another_goal_are_not_predicted_as_ones_
     root = write_coco(tmp_path / "set", seed=5)
     run_report(copied_run, tmp_path / "report.json", f"data.root={root}", VAL)
     stored = read_checkpoint(copied_run / "best.pth").operating_points
-    report = run_report(copied_run, tmp_path / "test.json", split="test").report
+    report = run_report(copied_run, tmp_path / "test.json", split="test")
     assert "its thresholds were chosen on other annotations" in caplog.text
     assert report.operating_points.annotations_sha256 != stored["annotations_sha256"]
     # A report alone changes nothing of what ships.
@@ -297,7 +297,7 @@ def test_the_goal_that_thresholds_were_chosen_for_stays_with_them(copied_run: Pa
     points = Predictor(trained).operating_points
     assert points is not None
     assert points.goal == "recall at least 0.5"
-    test = run_report(copied_run, tmp_path / "test.json", split="test").report
+    test = run_report(copied_run, tmp_path / "test.json", split="test")
     assert test.operating_points.goal == "recall at least 0.5"
 
 
