@@ -24,12 +24,13 @@ MIN_IOU = 0.4
 """Lowest IoU of two boxes of one object within the region that both tiles show. It is low because boxes of a
 few pixels may be a pixel or two apart; among neighbors the best agreement decides."""
 MIN_COVER = 0.7
-"""Lowest share of a cut box, within that region, that a box of the same object covers."""
+"""Lowest share of a cut box, within that region, that a box of the same object covers, as boxes are inexact."""
 TOUCH_SHARE = 0.01
-"""Distance within which a box touches a border, as a share of the tile's side; at least `TOUCH_PX`."""
+"""Distance within which a box touches a border, as a share of the tile's side, at least `TOUCH_PX`: predicted
+boxes end a little before the border that cuts the object."""
 TOUCH_PX = 2.0
 MIN_SCORE_SHARE = 0.25
-"""Detections of an object with a lower share of its best score do not shape its box."""
+"""Detections with a lower share of the best score of their object do not shape its box: they are inexact."""
 TINY = np.finfo(np.float64).tiny
 """Divisor in place of an area of 0."""
 
