@@ -24,7 +24,7 @@ MIN_IOU = 0.4
 """Lowest IoU of two boxes of one object within the region that both tiles show. It is low because boxes of a
 few pixels may be a pixel or two apart; among neighbors the best agreement decides."""
 MIN_COVER = 0.7
-"""Lowest share of a cut box, within that region, that a box of the same object covers, as boxes are inexact."""
+"""Lowest share of a cut box, within that region, that the other box covers, since boxes are inexact."""
 TOUCH_SHARE = 0.01
 """Distance within which a box touches a border, as a share of the tile's side, at least `TOUCH_PX`: predicted
 boxes end a little before the border that cuts the object."""

@@ -105,18 +105,15 @@ def choose_operating_points(
             _with_note(point, entry, goal, ground_truth.num_images)
             for point, entry in zip(points.classes, counts, strict=True)
         )
-        rank = (sum(point.note is None for point in classes), _nearness(counts, goal), mean_f1(counts))
+        nearness = 0.0
+        if isinstance(goal, RecallGoal):
+            recalls = [entry.recall for entry in counts if entry.recall is not None]
+            nearness = sum(min(recall, goal.at_least) for recall in recalls)
+        rank = (sum(point.note is None for point in classes), nearness, mean_f1(counts))
         if rank > best_rank:
             best, best_rank = replace(points, classes=classes), rank
     assert best is not None
     return best
-
-
-def _nearness(counts: Sequence[Counts], goal: Goal) -> float:
-    """How near the classes come to a recall, in [0, 1] each; 0 for other goals."""
-    if not isinstance(goal, RecallGoal):
-        return 0.0
-    return sum(min(entry.recall, goal.at_least) for entry in counts if entry.recall is not None)
 
 
 def _with_note(point: ClassThreshold, counts: Counts, goal: Goal, num_images: int) -> ClassThreshold:
