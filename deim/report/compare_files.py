@@ -26,7 +26,7 @@ from deim.report.compare import ComparedRun, Comparison, compare_runs, describe_
 from deim.report.draw import Panel, detections_panel, truth_panel
 from deim.report.files import ImageFolder, image_sheet
 from deim.report.page import Section, embed_charts, embed_image, render_page
-from deim.report.palette import CORRECT_COLOR, IGNORED_COLOR, WRONG_COLOR, chart_color, line_style
+from deim.report.palette import CORRECT_COLOR, chart_color, line_style, outcome_colors
 from deim.report.schema import check_report_path, write_record
 from deim.report.tables import DASH, Cell, Table, format_number, number_cell
 
@@ -149,16 +149,13 @@ def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Imag
         for run in runs:
             detections, assignment = run.kept.detections, run.kept.assignment
             rows = detections.rows_of_image(image)
-            is_tp, is_fp = assignment.is_tp[0, rows].tolist(), assignment.is_fp[0, rows].tolist()
+            is_tp, is_ignored = assignment.is_tp[0, rows], assignment.is_ignored[0, rows]
             panels.append(
                 detections_panel(
                     detections.detections_of_image(image),
                     class_names=truth.class_names,
-                    caption=f"{run.name}: {sum(is_tp)} correct, {sum(is_fp)} wrong",
-                    colors=[
-                        CORRECT_COLOR if tp else WRONG_COLOR if fp else IGNORED_COLOR
-                        for tp, fp in zip(is_tp, is_fp, strict=True)
-                    ],
+                    caption=f"{run.name}: {is_tp.sum()} correct, {assignment.is_fp[0, rows].sum()} wrong",
+                    colors=outcome_colors(is_tp, is_ignored),
                 )
             )
         return panels

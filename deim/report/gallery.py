@@ -14,7 +14,7 @@ from deim.metrics.assignment import IOU_50, Overlaps, iou_with
 from deim.metrics.tide import ErrorKind
 from deim.report.build import ReportInputs
 from deim.report.draw import Panel, PanelRow, draw_row, short_names
-from deim.report.palette import CORRECT_COLOR, EMPTY, IGNORED_COLOR, MARK_COLOR, WRONG_COLOR, Color
+from deim.report.palette import EMPTY, MARK_COLOR, Color, outcome_colors
 
 ENTRIES_PER_CLASS = 4
 """Most misses, and most false alarms, of each class."""
@@ -88,7 +88,7 @@ def draw_entry(entry: GalleryEntry, image: Image.Image, inputs: ReportInputs) ->
     Returns:
         An RGB image of constant size.
     """
-    ground_truth, kept, kinds = inputs.ground_truth, inputs.kept.detections, inputs.kinds
+    ground_truth, kept = inputs.ground_truth, inputs.kept.detections
     crop = _crop_around(entry.box_xywh, image.size)
     x1, y1, x2, y2 = crop
     scale = (SIDE - 2 * MARGIN) / max(x2 - x1, y2 - y1)
@@ -114,27 +114,19 @@ def draw_entry(entry: GalleryEntry, image: Image.Image, inputs: ReportInputs) ->
         )
 
     names = short_names(ground_truth.class_names)
-    color_of_kind = {int(ErrorKind.TP): CORRECT_COLOR, int(ErrorKind.IGNORED): IGNORED_COLOR}
     truths = _rows_in_crop(ground_truth, entry, crop)
     rows = _rows_in_crop(kept, entry, crop)
     truth_panel = panel(
         f"ground truth, {ground_truth.file_names[entry.image]}",
         ground_truth.boxes_xywh[truths],
         [names[ground_truth.label[row]] for row in truths],
-        [
-            IGNORED_COLOR
-            if ground_truth.is_crowd[row]
-            else CORRECT_COLOR
-            if inputs.kept.is_hit[row]
-            else WRONG_COLOR
-            for row in truths
-        ],
+        outcome_colors(inputs.kept.is_hit[truths], ground_truth.is_crowd[truths]),
     )
     detection_panel = panel(
         f"kept detections, {x2 - x1} x {y2 - y1} px at x {x1}, y {y1}",
         kept.boxes_xywh[rows],
         [f"{names[kept.label[row]]} {kept.score[row]:.2f}" for row in rows],
-        [color_of_kind.get(kind, WRONG_COLOR) for kind in kinds.kind[rows].tolist()],
+        outcome_colors(inputs.kept.assignment.is_tp[0, rows], inputs.kept.assignment.is_ignored[0, rows]),
     )
     row = PanelRow(image=canvas, caption=entry.caption, panels=[truth_panel, detection_panel])
     return draw_row(row, panel_wh=(SIDE, SIDE))
