@@ -75,16 +75,19 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f"Did you mean {close[0]!r}?" if close else f"Valid are {', '.join(names)}."
 
 
+def looked_in(path: str | Path) -> str:
+    """Return where a relative path was looked for, ` (looked in FOLDER)`; nothing for an absolute path."""
+    return "" if Path(path).is_absolute() else f" (looked in {Path.cwd()})"
+
+
+def count(noun: str, number: int) -> str:
+    """Return a number with its noun, such as `1 image` and `2 images`, or `0 boxes`."""
+    plural = "es" if noun.endswith(("x", "ss", "sh", "tch")) else "s"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"
+
+
 def raise_listed(problems: Sequence[str], error: type[DeimError] = DataError) -> None:
-    """Raise one error that lists all problems, a line each; do nothing if there are none.
-
-    Args:
-        problems: Messages; the first 20 are listed.
-        error: Type of the error.
-
-    Raises:
-        DeimError: If there is a problem.
-    """
+    """Raise one error that lists the first 20 problems, a line each; do nothing if there are none."""
     if not problems:
         return
     lines = list(problems[:MAX_LISTED_PROBLEMS])

@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 
 from deim.engine.checkpoints import TrainedDetector
 from deim.inference.evaluator import Evaluator
-from deim.metrics.assignment import assign, compute_overlaps
+from deim.metrics.bootstrap import ScoreDifference
 from deim.metrics.confusion import compute_confusion
 from deim.records import to_json
 from deim.report.build import ReportInputs
-from deim.report.compare.build import compare_detections, read_runs
-from deim.report.compare.files import write_comparison
-from deim.report.compare.schema import RunDifference, ScoreDifference
-from deim.report.evaluate import WrittenReport, evaluate_split
+from deim.report.compare import RunDifference, compare_detections, read_runs
+from deim.report.compare_files import write_comparison
+from deim.report.evaluate import evaluate_split
 from deim.report.files import ReportFiles, write_report_files
-from deim.report.schema import CheckpointInfo, TaskSection, check_report_path
+from deim.report.schema import CheckpointInfo, Report, TaskSection, check_report_path
 from multimodal.confused_pairs import tracked_pair
 from multimodal.task import detector_alone, fusion_options, read_state
 from multimodal.text_maps import write_text_maps
@@ -75,7 +74,7 @@ class FusionComparison:
 
 def evaluate_checkpoint(
     trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, report_path: Path
-) -> WrittenReport:
+) -> Report:
     """Evaluate a fused detector and its detector alone on a split, and write the reports of both.
 
     Arguments and errors are those of `deim.report.evaluate.evaluate_checkpoint`; `report_path` is that of the
@@ -95,7 +94,7 @@ def evaluate_checkpoint(
     alone = replace(alone, convergence=None, provenance=replace(alone.provenance, checkpoint=checkpoint))
     write_report_files(alone, alone_path)
     fused = evaluate_split(trained, evaluator, split_name=split_name)
-    files = ReportFiles(report=report_path)
+    files = ReportFiles(report_path)
     for old in files.folder.glob("text_map_*.png"):  # of other classes
         old.unlink()
     maps = write_text_maps(trained, evaluator.split, pair, files.folder)
@@ -113,7 +112,7 @@ def evaluate_checkpoint(
     fused = replace(fused, provenance=replace(fused.provenance, model=model), task_section=section)
     report = write_report_files(fused, report_path)
     write_comparison(read_runs([alone_path, report_path], split=split_name), comparison_path)
-    return WrittenReport(report=report, files=files)
+    return report
 
 
 def evaluate_share(trained: TrainedDetector, evaluator: Evaluator) -> None:
@@ -146,9 +145,7 @@ def _compare(
         ),
         comparison=comparison_name,
         confusion=_confusions(pair, alone, fused),
-        difference=compare_detections(
-            fused.ground_truth, alone.detections, fused.detections, name="with text"
-        ),
+        difference=compare_detections(alone.raw, fused.raw, name="with text"),
         class_tolerance=tolerance,
         losing_classes=tuple(
             old.name
@@ -177,11 +174,7 @@ def _confusions(pair: tuple[int, ...], alone: ReportInputs, fused: ReportInputs)
 
 
 def _confusion_counts(inputs: ReportInputs) -> NDArray[np.int64]:
-    kept = inputs.detections.take(inputs.points.keep(inputs.detections))
-    overlaps = compute_overlaps(inputs.ground_truth, kept)
-    assignment = assign(inputs.ground_truth, kept, overlaps=overlaps)
-    confusion = compute_confusion(inputs.ground_truth, kept, overlaps=overlaps, assignment=assignment)
-    return np.array(confusion.counts, dtype=np.int64)
+    return np.array(compute_confusion(inputs.kept).counts, dtype=np.int64)
 
 
 def _summary(data: FusionComparison, alone: ReportInputs, fused: ReportInputs) -> list[str]:

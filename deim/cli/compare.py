@@ -28,8 +28,8 @@ def build_parser() -> ArgumentParser:
 
 def run(args: Namespace) -> None:
     """Compare the runs, write the comparison and print its summary."""
-    from deim.report.compare.build import describe_comparison, read_runs
-    from deim.report.compare.files import write_comparison
+    from deim.report.compare import describe_comparison, read_runs
+    from deim.report.compare_files import write_comparison
 
     comparison = write_comparison(read_runs(args.runs, split=args.split), args.output)
     print("\n".join(describe_comparison(comparison)))

@@ -35,8 +35,8 @@ def run(args: Namespace) -> None:
     from deim.data.splits import read_split
     from deim.engine.checkpoints import load_trained
     from deim.inference.evaluator import build_evaluator
+    from deim.report.evaluate import evaluate_run
     from deim.report.files import ReportFiles, read_report_inputs, write_report_files
-    from deim.report.task_report import evaluate_run
 
     if args.source.suffix == ".json":
         if args.split or args.set:
@@ -55,17 +55,17 @@ def run(args: Namespace) -> None:
         report_path = args.output or args.source.parent / f"evaluation_{split}.json"
         trained = load_trained(args.source, overrides=args.set)
         evaluator = build_evaluator(trained, read_split(trained.config.data, split))
-        report = evaluate_run(trained, evaluator, split_name=split, report_path=report_path).report
+        report = evaluate_run(trained, evaluator, split_name=split, report_path=report_path)
     print_report(report)
-    files = ReportFiles(report=report_path)
+    files = ReportFiles(report_path)
     print(f"\nreport  {files.page}\nnumbers {files.report}\nfolder  {files.folder}")
 
 
 def print_report(report: "Report") -> None:
     """Print the tables and the summary of a report."""
     from deim.report.summary import describe_report
-    from deim.report.tables import format_class_table, format_operating_table
+    from deim.report.tables import class_table, operating_table
 
-    print(format_class_table(report))
-    print(f"\n{format_operating_table(report)}\n")
+    print(class_table(report))
+    print(f"\n{operating_table(report)}\n")
     print("\n".join(describe_report(report)))

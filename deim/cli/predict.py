@@ -38,8 +38,8 @@ def run(args: Namespace) -> None:
     from deim.engine.checkpoints import load_trained
     from deim.files import write_text
     from deim.inference.detection_table import DetectionTable
-    from deim.inference.predictor import Predictor, above
-    from deim.report.draw import draw_detections
+    from deim.inference.predictor import Predictor
+    from deim.report.draw import detections_panel, draw_panel
 
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         raise ConfigError(f"--score-threshold: got {args.score_threshold:g}, needs [0, 1]")
@@ -53,8 +53,9 @@ def run(args: Namespace) -> None:
     # Hundreds of raw detections, which --score-threshold 0 keeps, would cover the image.
     draw_from = 0.0 if args.score_threshold is None else predictor.trained.config.evaluation.draw_threshold
     for path, detections in zip(image_ids, predictions, strict=True):
-        shown = above(detections, draw_from)
-        annotated = draw_detections(read_preview(path), shown, class_names=predictor.class_names)
+        shown = detections.take(detections.scores >= draw_from)
+        panel = detections_panel(shown, class_names=predictor.class_names)
+        annotated = draw_panel(read_preview(path), panel)
         annotated.save(folder / (path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png"))
     class_names = dict(zip(predictor.category_ids, predictor.class_names, strict=True))
     file_names = {image_id: path.name for path, image_id in image_ids.items()}

@@ -135,7 +135,8 @@ def _report(
     """Evaluate the best weights on the validation split, write the report and print it."""
     from deim.engine.checkpoints import load_trained
     from deim.metrics.convergence import describe_convergence
-    from deim.report.task_report import evaluate_run, evaluate_share
+    from deim.report.evaluate import evaluate_run, evaluate_share
+    from deim.report.files import ReportFiles
 
     checkpoints = trainer.checkpoints
     has_best = checkpoints.best_path.is_file()
@@ -144,14 +145,15 @@ def _report(
     if not distributed.is_main:
         evaluate_share(best, evaluator)
         return
-    result = evaluate_run(best, evaluator, split_name="val", report_path=folder / "report.json")
+    files = ReportFiles(folder / "report.json")
+    report = evaluate_run(best, evaluator, split_name="val", report_path=files.report)
     print(f"\n{'best' if has_best else 'last'} epoch on val ({len(evaluator.split)} images):\n")
-    print_report(result.report)
-    if result.report.convergence:
-        print(describe_convergence(result.report.convergence))
+    print_report(report)
+    if report.convergence:
+        print(describe_convergence(report.convergence))
     if not has_best:
         print(
             f"\nNo epoch reached a higher mAP than {trainer.prepared.products.start_checkpoint}, "
             f"{trainer.progress.start_score:.3f}, so that there is no best.pth. Use that checkpoint.\n"
         )
-    print(f"\nweights  {best.path}\nreport   {result.files.page}\nnumbers  {result.files.report}")
+    print(f"\nweights  {best.path}\nreport   {files.page}\nnumbers  {files.report}")

@@ -15,8 +15,7 @@ from deim.engine.early_stopping import EarlyStoppingOptions
 from deim.engine.optimizer import RecipeOptions
 from deim.engine.schedule import EmaOptions, ScheduleOptions
 from deim.engine.task import TASKS, TaskOptions, detection_options, task_options_class
-from deim.inference.nms import NmsOptions
-from deim.inference.thresholds import BestF1Goal, Goal
+from deim.inference.operating_points import BestF1Goal, Goal, NmsOptions
 from deim.loss.criterion import LossOptions
 from deim.model.detector import ModelOptions
 

@@ -4,15 +4,15 @@ COCO dictionaries exist only in files, and inside `deim.metrics.coco` while the 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from deim.boxes import xywh_to_xyxy, xyxy_to_xywh
-from deim.errors import DataError
+from deim.files import raise_listed
 from deim.structures import Detections
 
 NUM_LISTED_IDS = 10
@@ -21,9 +21,21 @@ ROWS_AT_ONCE = 10_000
 """Rows that become Python objects at once."""
 
 
+class CocoResult(TypedDict):
+    """A detection in a file of COCO results."""
+
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    """xywh in pixels of the image."""
+    score: float
+    query: NotRequired[int]
+    """Query of the network that predicted the detection."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroundTruthTable:
-    """Images, classes and boxes of a split: I images, C classes, G boxes. Boxes are sorted by image."""
+    """Images, classes and boxes of a split: I images, C classes, G boxes."""
 
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -37,7 +49,7 @@ class GroundTruthTable:
     sizes_hw: NDArray[np.int64]
     """(I, 2) height and width in pixels; 0 if the file does not give them."""
     image: NDArray[np.int64]
-    """(G,) position of the image."""
+    """(G,) position of the image, ascending."""
     label: NDArray[np.int64]
     """(G,) 0-based class index."""
     boxes_xywh: NDArray[np.float64]
@@ -87,13 +99,17 @@ class GroundTruthTable:
         class_names = tuple(str(category["name"]) for category in categories)
         image_ids = tuple(int(image["id"]) for image in images)
         category_ids = tuple(int(category["id"]) for category in categories)
-        owner, label = _positions(boxes, image_ids, category_ids, where="ground truth")
+        owner, label = _positions(
+            [box["image_id"] for box in boxes],
+            [box["category_id"] for box in boxes],
+            image_ids,
+            category_ids,
+            where="ground truth",
+        )
         order = np.argsort(owner, kind="stable")
         boxes_xywh = np.array([box["bbox"] for box in boxes], dtype=np.float64).reshape(-1, 4)
-        area = [
-            box.get("area", width * height)
-            for box, (width, height) in zip(boxes, boxes_xywh[:, 2:].tolist(), strict=True)
-        ]
+        areas = zip(boxes, boxes_xywh[:, 2:].prod(axis=1).tolist(), strict=True)
+        area = np.array([box.get("area", product) for box, product in areas], dtype=np.float64)
         return cls(
             class_names=class_names,
             category_ids=category_ids,
@@ -106,19 +122,19 @@ class GroundTruthTable:
             image=owner[order],
             label=label[order],
             boxes_xywh=boxes_xywh[order],
-            area=np.array(area, dtype=np.float64)[order],
+            area=area[order],
             is_crowd=np.array([bool(box.get("iscrowd", 0)) for box in boxes], dtype=np.bool_)[order],
         )
 
     def to_coco(self) -> dict[str, Any]:
         """Return the COCO dictionary; annotations are numbered from 1."""
+        images = zip(self.image_ids, self.file_names, self.sizes_hw.tolist(), strict=True)
         columns = (self.image, self.label, self.boxes_xywh, self.area, self.is_crowd)
+        boxes = zip(*(column.tolist() for column in columns), strict=True)
         return {
             "images": [
                 {"id": image_id, "file_name": name, "height": height, "width": width}
-                for image_id, name, (height, width) in zip(
-                    self.image_ids, self.file_names, self.sizes_hw.tolist(), strict=True
-                )
+                for image_id, name, (height, width) in images
             ],
             "annotations": [
                 {
@@ -129,9 +145,7 @@ class GroundTruthTable:
                     "area": area,
                     "iscrowd": int(is_crowd),
                 }
-                for number, (image, label, box, area, is_crowd) in enumerate(
-                    zip(*(column.tolist() for column in columns), strict=True), start=1
-                )
+                for number, (image, label, box, area, is_crowd) in enumerate(boxes, start=1)
             ],
             "categories": [
                 {"id": category_id, "name": name}
@@ -159,23 +173,15 @@ class DetectionTable:
         return len(self.image)
 
     def take(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "DetectionTable":
-        """Return the detections that a (D,) mask, or a list of positions in ascending order, selects."""
-        if kept.dtype == np.bool_ and kept.all():
-            return self
-        return DetectionTable(
-            image=self.image[kept],
-            label=self.label[kept],
-            boxes_xywh=self.boxes_xywh[kept],
-            score=self.score[kept],
-            query=self.query[kept],
-        )
+        """Return the detections that a (D,) mask or a list of positions selects."""
+        return DetectionTable(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
 
     def rows_of_image(self, image: int) -> slice:
         """Return the range of rows that an image has, given its position."""
         return slice(*np.searchsorted(self.image, (image, image + 1)).tolist())
 
     def detections_of_image(self, image: int) -> Detections:
-        """Return the detections of one image, given its position, as tensors; see `Detections`."""
+        """Return the detections of one image, given its position, as tensors."""
         rows = self.rows_of_image(image)
         return Detections(
             boxes_xyxy=xywh_to_xyxy(torch.from_numpy(self.boxes_xywh[rows])),
@@ -207,72 +213,68 @@ class DetectionTable:
     @classmethod
     def concatenate(cls, tables: Sequence["DetectionTable"]) -> "DetectionTable":
         """Join the tables of different images of one split; at least one."""
-        order = np.argsort(np.concatenate([table.image for table in tables]), kind="stable")
-        names = ("image", "label", "boxes_xywh", "score", "query")
-        return cls(
-            **{name: np.concatenate([getattr(table, name) for table in tables])[order] for name in names}
+        joined = cls(
+            **{
+                field.name: np.concatenate([getattr(table, field.name) for table in tables])
+                for field in fields(cls)
+            }
         )
+        return joined.take(np.argsort(joined.image, kind="stable"))
 
     @classmethod
-    def from_coco(
-        cls, results: Sequence[Mapping[str, Any]], ground_truth: GroundTruthTable
-    ) -> "DetectionTable":
-        """Build the table from COCO results.
-
-        Args:
-            results: `image_id`, `category_id`, `bbox` (xywh in pixels), `score`, and optionally `query`.
-            ground_truth: Split that the ids belong to.
+    def from_coco(cls, results: Sequence[CocoResult], ground_truth: GroundTruthTable) -> "DetectionTable":
+        """Build the table from COCO results of a split.
 
         Raises:
             DataError: If a result names an image or category that the ground truth does not have.
         """
         owner, label = _positions(
-            results, ground_truth.image_ids, ground_truth.category_ids, where="predictions"
+            [entry["image_id"] for entry in results],
+            [entry["category_id"] for entry in results],
+            ground_truth.image_ids,
+            ground_truth.category_ids,
+            where="predictions",
         )
-        score = np.array([entry["score"] for entry in results], dtype=np.float64)
-        order = np.lexsort((-score, owner))
-        boxes = np.array([entry["bbox"] for entry in results], dtype=np.float64).reshape(-1, 4)
-        query = np.array([entry.get("query", -1) for entry in results], dtype=np.int64)
-        return cls(
-            image=owner[order],
-            label=label[order],
-            boxes_xywh=boxes[order],
-            score=score[order],
-            query=query[order],
+        unsorted = cls(
+            image=owner,
+            label=label,
+            boxes_xywh=np.array([entry["bbox"] for entry in results], dtype=np.float64).reshape(-1, 4),
+            score=np.array([entry["score"] for entry in results], dtype=np.float64),
+            query=np.array([entry.get("query", -1) for entry in results], dtype=np.int64),
         )
+        return unsorted.take(np.lexsort((-unsorted.score, owner)))
 
-    def to_coco(self, image_ids: Sequence[int], category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Yield the detections as COCO results, each with its `query`.
-
-        Args:
-            image_ids: Id of each image, by position.
-            category_ids: Id of each class, by index.
-        """
+    def to_coco(self, image_ids: Sequence[int], category_ids: Sequence[int]) -> Iterator[CocoResult]:
+        """Yield the detections as COCO results, by the ids of all images and of all classes."""
         columns = (self.image, self.label, self.boxes_xywh, self.score, self.query)
         for first in range(0, len(self), ROWS_AT_ONCE):
             rows = (column[first : first + ROWS_AT_ONCE].tolist() for column in columns)
             for image, label, box, score, query in zip(*rows, strict=True):
-                yield {
-                    "image_id": image_ids[image],
-                    "category_id": category_ids[label],
-                    "bbox": box,
-                    "score": score,
-                    "query": query,
-                }
+                yield CocoResult(
+                    image_id=image_ids[image],
+                    category_id=category_ids[label],
+                    bbox=box,
+                    score=score,
+                    query=query,
+                )
 
 
 def _positions(
-    entries: Sequence[Mapping[str, Any]],
+    given_image_ids: Sequence[int],
+    given_category_ids: Sequence[int],
     image_ids: Sequence[int],
     category_ids: Sequence[int],
     *,
     where: str,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the position of the image and of the category of each entry."""
+    """Return the positions of given ids among those of the ground truth."""
     columns, problems = [], []
-    for key, kind, ids in (("image_id", "images", image_ids), ("category_id", "categories", category_ids)):
+    for key, kind, given, ids in (
+        ("image_id", "images", given_image_ids, image_ids),
+        ("category_id", "categories", given_category_ids, category_ids),
+    ):
         position = {value: index for index, value in enumerate(ids)}
-        unknown = sorted({entry[key] for entry in entries} - position.keys())
+        unknown = sorted(set(given) - position.keys())
         if unknown:
             listed = ", ".join(map(str, unknown[:NUM_LISTED_IDS]))
             more = f" and {len(unknown) - NUM_LISTED_IDS} more" if len(unknown) > NUM_LISTED_IDS else ""
@@ -280,9 +282,7 @@ def _positions(
                 f"{where}: unknown {key}, got {listed}{more}. Every {key} must be among the {kind}"
                 " of the ground truth. Use the annotation file of the images that were predicted."
             )
-            continue
-        columns.append(np.array([position[entry[key]] for entry in entries], dtype=np.int64))
-    if problems:
-        raise DataError("\n".join(problems))
+        columns.append(np.array([position.get(value, -1) for value in given], dtype=np.int64))
+    raise_listed(problems)
     image, category = columns
     return image, category

@@ -17,7 +17,7 @@ from deim.engine.distributed import DistributedContext
 from deim.errors import DataError
 from deim.files import suggest
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.inference.predictor import Predictions, max_detections, predict_split
+from deim.inference.predictor import Predictions, predict_split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,7 @@ class Evaluator:
             )
         self.split = split
         self.device = device
-        self.max_detections = max_detections(config)
+        self.max_detections = config.model.decoder.num_queries
         self.distributed = distributed or DistributedContext()
         self.ground_truth = GroundTruthTable(
             class_names=tuple(class_names),
@@ -115,15 +115,7 @@ class Evaluator:
 
 
 def build_evaluator(trained: TrainedDetector, split: CocoSplit) -> Evaluator:
-    """Build the evaluator of a trained detector on a split.
-
-    Args:
-        trained: From `load_trained`.
-        split: Any split.
-
-    Raises:
-        DataError: If the split has a class that the detector does not know.
-    """
+    """Build the evaluator of a trained detector on a split; raises as `Evaluator`."""
     return Evaluator(
         trained.config,
         split,

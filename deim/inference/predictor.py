@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deim.boxes import clip_to_window
 from deim.config.schema import Config
-from deim.data.images.input_format import InputFormat, build_input_format
+from deim.data.images.input_format import build_input_format
 from deim.data.images.load import read_tiles, to_tensor
 from deim.data.images.resize import fit_tiles, normalize
 from deim.engine.checkpoints import TrainedDetector, load_trained
@@ -22,10 +22,9 @@ from deim.engine.device import select_device
 from deim.engine.step import StepBatch
 from deim.errors import ConfigError
 from deim.inference.detection_table import DetectionTable
-from deim.inference.nms import candidate_rules
+from deim.inference.operating_points import OperatingPoints, candidate_rules, describe_goal
 from deim.inference.postprocess import select_detections
-from deim.inference.thresholds import OperatingPoints, describe_goal
-from deim.inference.tile_merge import TileMerger
+from deim.inference.tile_merge import merge_by_image
 from deim.records import from_json
 from deim.structures import Detections, Placement
 
@@ -61,20 +60,18 @@ def detect(
     Returns:
         Detections of each input on the CPU, boxes in pixels of the original.
     """
-    detections = []
-    for item, placement in zip(
-        select_detections(model(images), placements, max_detections=max_detections), placements, strict=True
-    ):
-        window = placement.tile_xyxy or (0, 0, *placement.orig_size_hw[::-1])
-        detections.append(
-            Detections(
-                boxes_xyxy=clip_to_window(item.boxes_xyxy, window).cpu(),
-                scores=item.scores.cpu(),
-                labels=item.labels.cpu(),
-                queries=item.queries.cpu(),
-            )
+    selected = select_detections(model(images), placements, max_detections=max_detections)
+    return [
+        Detections(
+            boxes_xyxy=clip_to_window(
+                item.boxes_xyxy, placement.tile_xyxy or (0, 0, *placement.orig_size_hw[::-1])
+            ).cpu(),
+            scores=item.scores.cpu(),
+            labels=item.labels.cpu(),
+            queries=item.queries.cpu(),
         )
-    return detections
+        for item, placement in zip(selected, placements, strict=True)
+    ]
 
 
 def predict_split(
@@ -93,24 +90,28 @@ def predict_split(
             each other, in one batch or several.
         device: Device to compute on.
         max_detections: Number of detections to keep per image.
-        image_ids: Ids of all images of the split, in its order.
+        image_ids: Ids of all images of the split, by position.
 
     Raises:
         DataError: If an image is damaged.
     """
-    model.eval()
-    by_id: dict[int, Detections] = {}
-    merger = TileMerger(max_detections=max_detections)
     network_seconds = 0.0
+
+    def detect_inputs() -> Iterator[tuple[int, Placement, Detections]]:
+        nonlocal network_seconds
+        for batch in loader:
+            images = batch.images.to(device, non_blocking=True)
+            network_started = time.perf_counter()
+            placements = [target["placement"] for target in batch.targets]
+            detections = detect(model, images, placements, max_detections=max_detections)
+            ids = [target["image_id"] for target in batch.targets]
+            yield from zip(ids, placements, detections, strict=True)
+            # Tiles were merged while this waited, so that their time is included.
+            network_seconds += time.perf_counter() - network_started
+
+    model.eval()
     started = time.perf_counter()
-    for batch in loader:
-        images = batch.images.to(device, non_blocking=True)
-        network_started = time.perf_counter()
-        placements = [target["placement"] for target in batch.targets]
-        detections = detect(model, images, placements, max_detections=max_detections)
-        by_id.update(merger.add([target["image_id"] for target in batch.targets], placements, detections))
-        network_seconds += time.perf_counter() - network_started
-    by_id.update(merger.finish())
+    by_id = dict(merge_by_image(detect_inputs(), max_detections=max_detections))
     by_position = {position: by_id[key] for position, key in enumerate(image_ids) if key in by_id}
     return Predictions(
         detections=DetectionTable.from_detections(by_position),
@@ -120,29 +121,12 @@ def predict_split(
 
 
 class Predictor:
-    """A trained detector for use from Python.
-
-    Args:
-        trained: From `load_trained`.
-    """
+    """A trained detector for use from Python, with its `class_names` and `category_ids` by class index."""
 
     def __init__(self, trained: TrainedDetector) -> None:
         self.trained = trained
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """C names, by class index."""
-        return self.trained.class_names
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """C ids of the training annotations, by class index."""
-        return self.trained.category_ids
-
-    @property
-    def input_format(self) -> InputFormat:
-        """How an image becomes the network's input."""
-        return build_input_format(self.trained.config.data, self.trained.config.image_size_hw)
+        self.class_names, self.category_ids = trained.class_names, trained.category_ids
+        self.input_format = build_input_format(trained.config.data, trained.config.image_size_hw)
 
     @property
     def operating_points(self) -> OperatingPoints | None:
@@ -155,16 +139,15 @@ class Predictor:
         if stored is not None and trained.changed_inputs:
             changed = " and ".join(trained.changed_inputs)
             raise ConfigError(
-                f"{trained.path}: its thresholds were chosen with another {changed} and do not hold "
-                f"here. Leave {changed} as it was, or give a threshold: --score-threshold, from Python "
+                f"{trained.path}: its thresholds were chosen with another {changed} and do not hold here. "
+                f"Leave {changed} as it was, or give a threshold: --score-threshold, from Python "
                 f"score_threshold."
             )
         if stored is not None and not match_config(stored, trained.config):
             raise ConfigError(
-                f"{trained.path}: its thresholds were chosen for {stored.goal}, nms "
-                f"{stored.nms.describe()}, normal class {stored.normal_class}; the config now asks "
-                f"for others. Choose them with deim evaluate {trained.path} --split val and the "
-                f"same --set."
+                f"{trained.path}: its thresholds were chosen for {stored.goal}, nms {stored.nms.describe()}, "
+                f"normal class {stored.normal_class}; the config now asks for others. Choose them with deim "
+                f"evaluate {trained.path} --split val and the same --set."
             )
         return stored
 
@@ -187,29 +170,24 @@ class Predictor:
                 channels that the detector was trained for.
         """
         several = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images
-        raw = list(self._predict_raw(several))
+        limit = self.trained.config.model.decoder.num_queries
+        raw = [item for _, item in merge_by_image(self._detect(several, limit), max_detections=limit)]
         points = self.operating_points if score_threshold is None else None
         if points is not None:
-            return [keep_detections(detections, points) for detections in raw]
+            kept = [points.keep(DetectionTable.from_detections({0: item})) for item in raw]
+            return [item.take(torch.from_numpy(rows)) for item, rows in zip(raw, kept, strict=True)]
         if score_threshold is None:
             score_threshold = self.trained.config.evaluation.draw_threshold
-        return [above(detections, score_threshold) for detections in raw]
+        return [item.take(item.scores >= score_threshold) for item in raw]
 
-    def _predict_raw(self, images: Sequence[ImageLike]) -> Iterator[Detections]:
-        """Yield the raw detections of each image; its tiles, if any, are batched as in evaluation."""
-        config = self.trained.config
-        merger = TileMerger(max_detections=max_detections(config))
+    def _detect(self, images: Sequence[ImageLike], limit: int) -> Iterator[tuple[int, Placement, Detections]]:
+        """Yield the raw detections of each input; tiles, if any, are batched as in evaluation."""
         inputs = self._inputs(images)
-        while batch := list(islice(inputs, config.data.eval_batch_size)):
+        while batch := list(islice(inputs, self.trained.config.data.eval_batch_size)):
             numbers, tensors, placements = zip(*batch, strict=True)
-            detections = detect(
-                self.trained.model,
-                torch.stack(tensors).to(self.trained.device),
-                placements,
-                max_detections=max_detections(config),
-            )
-            yield from (item for _, item in merger.add(numbers, placements, detections))
-        yield from (item for _, item in merger.finish())
+            stacked = torch.stack(tensors).to(self.trained.device)
+            detections = detect(self.trained.model, stacked, placements, max_detections=limit)
+            yield from zip(numbers, placements, detections, strict=True)
 
     def _inputs(self, images: Sequence[ImageLike]) -> Iterator[tuple[int, Tensor, Placement]]:
         """Yield inputs with the number of their image; an image is read when its first input is due."""
@@ -224,10 +202,10 @@ class Predictor:
 
 
 def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
-    """Load a trained detector; nothing but the checkpoint is needed.
+    """Load a trained detector from `best.pth` or `last.pth`; no other file is needed.
 
     Args:
-        path: `best.pth` or `last.pth`.
+        path: The checkpoint.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
@@ -239,9 +217,8 @@ def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
 
 def stored_points(trained: TrainedDetector) -> OperatingPoints | None:
     """Return the operating points in a checkpoint; None if there are none."""
-    if trained.operating_points is None:
-        return None
-    return from_json(OperatingPoints, trained.operating_points, where=str(trained.path))
+    stored = trained.operating_points
+    return None if stored is None else from_json(OperatingPoints, stored, where=str(trained.path))
 
 
 def match_config(points: OperatingPoints, config: Config) -> bool:
@@ -253,18 +230,3 @@ def match_config(points: OperatingPoints, config: Config) -> bool:
         and points.nms in candidate_rules(options.nms)
         and points.normal_class == config.data.normal_class
     )
-
-
-def above(detections: Detections, score_threshold: float) -> Detections:
-    """Return the detections whose score is at least `score_threshold`."""
-    return detections.take(detections.scores >= score_threshold)
-
-
-def keep_detections(detections: Detections, points: OperatingPoints) -> Detections:
-    """Return the detections of one image that the operating points keep."""
-    return detections.take(torch.from_numpy(points.keep(DetectionTable.from_detections({0: detections}))))
-
-
-def max_detections(config: Config) -> int:
-    """Return the number of detections to keep per image: as many as there are queries."""
-    return config.model.decoder.num_queries

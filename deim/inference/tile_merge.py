@@ -9,8 +9,10 @@ open there. Without overlap the region is a border line, widened by the toleranc
 it; there, two cut boxes agree by how much of the line they share.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -22,12 +24,15 @@ MIN_IOU = 0.4
 """Lowest IoU of two boxes of one object within the region that both tiles show. It is low because boxes of a
 few pixels may be a pixel or two apart; among neighbors the best agreement decides."""
 MIN_COVER = 0.7
-"""Lowest share of a cut box, within that region, that a box of the same object covers."""
+"""Lowest share of a cut box, within that region, that the other box covers, since boxes are inexact."""
 TOUCH_SHARE = 0.01
-"""Distance within which a box touches a border, as a share of the tile's side; at least `TOUCH_PX`."""
+"""Distance within which a box touches a border, as a share of the tile's side, at least `TOUCH_PX`: predicted
+boxes end a little before the border that cuts the object."""
 TOUCH_PX = 2.0
 MIN_SCORE_SHARE = 0.25
-"""Detections of an object with a lower share of its best score do not shape its box."""
+"""Detections with a lower share of the best score of their object do not shape its box: they are inexact."""
+TINY = np.finfo(np.float64).tiny
+"""Divisor in place of an area of 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,59 +76,36 @@ def merge_tiles(
     if len(detections) == 1:
         return detections[0]
     pool = _pool(detections, placements)
-    groups = {members[0]: members for members in _group(pool)}
-    stays = np.ones(len(pool.scores), dtype=np.bool_)
-    for members in groups.values():
+    boxes, stays = pool.boxes.copy(), np.ones(len(pool.scores), dtype=np.bool_)
+    for members in _group(pool):
+        boxes[members[0]] = _box_of(pool, members)
         stays[members[1:]] = False
     kept = np.flatnonzero(stays)
     kept = kept[np.argsort(-pool.scores[kept], kind="stable")][:max_detections]
-    boxes = [
-        _box_of(pool, groups[number]) if number in groups else pool.boxes[number] for number in kept.tolist()
-    ]
     chosen = torch.from_numpy(kept)
     queries = torch.cat([item.queries for item in detections])
     num_queries = int(queries.max()) + 1 if len(queries) else 0
     return Detections(
-        boxes_xyxy=torch.from_numpy(np.array(boxes).reshape(-1, 4)).to(detections[0].boxes_xyxy.dtype),
+        boxes_xyxy=torch.from_numpy(boxes[kept]).to(detections[0].boxes_xyxy.dtype),
         scores=torch.cat([item.scores for item in detections])[chosen],
         labels=torch.cat([item.labels for item in detections])[chosen],
         queries=(queries + num_queries * torch.from_numpy(pool.tile))[chosen],
     )
 
 
-@dataclass(kw_only=True, slots=True)
-class TileMerger:
-    """Collects detections until an image is complete; the tiles of an image follow each other."""
+def merge_by_image(
+    inputs: Iterable[tuple[int, Placement, Detections]], *, max_detections: int
+) -> Iterator[tuple[int, Detections]]:
+    """Yield the id and the merged detections of each image, as soon as all its tiles are there.
 
-    max_detections: int
-    """Number of detections to keep per image."""
-    _image_id: int | None = None
-    _collected: list[Detections] = field(default_factory=list)
-    _placements: list[Placement] = field(default_factory=list)
-
-    def add(
-        self, image_ids: Sequence[int], placements: Sequence[Placement], detections: Sequence[Detections]
-    ) -> Iterator[tuple[int, Detections]]:
-        """Add the detections of some inputs and yield those of the images that are complete.
-
-        Args:
-            image_ids: Image of each input.
-            placements: Placement of each input.
-            detections: Detections of each input, clipped to it.
-        """
-        for image_id, placement, item in zip(image_ids, placements, detections, strict=True):
-            if image_id != self._image_id:
-                yield from self.finish()
-            self._image_id = image_id
-            self._collected.append(item)
-            self._placements.append(placement)
-
-    def finish(self) -> Iterator[tuple[int, Detections]]:
-        """Yield the detections of the last image, if there is one."""
-        if self._image_id is not None:
-            merged = merge_tiles(self._collected, self._placements, max_detections=self.max_detections)
-            yield self._image_id, merged
-        self._image_id, self._collected, self._placements = None, [], []
+    Args:
+        inputs: Id of the image, placement and detections of each input; the tiles of an image follow each
+            other.
+        max_detections: Number of detections to keep per image.
+    """
+    for image_id, tiles in groupby(inputs, key=itemgetter(0)):
+        _, placements, detections = zip(*tiles, strict=True)
+        yield image_id, merge_tiles(detections, placements, max_detections=max_detections)
 
 
 def _pool(detections: Sequence[Detections], placements: Sequence[Placement]) -> _Pool:
@@ -177,14 +159,10 @@ def _pairs(pool: _Pool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         high = np.minimum(window[2:], pool.windows[later, 2:])
         # Tiles that share only a corner have two neighbors in common, which show more of it.
         meets = (high >= low).all(axis=1) & (high > low).any(axis=1)
-        for other, region_low, region_high in zip(later[meets], low[meets], high[meets], strict=True):
-            region = np.concatenate([region_low, region_high])
-            left, right, strength = _agreeing(
-                pool,
-                np.arange(starts[tile], starts[tile + 1]),
-                np.arange(starts[other], starts[other + 1]),
-                region,
-            )
+        ours = np.arange(starts[tile], starts[tile + 1])
+        for other, region in zip(later[meets], np.hstack([low, high])[meets], strict=True):
+            theirs = np.arange(starts[other], starts[other + 1])
+            left, right, strength = _agreeing(pool, ours, theirs, region)
             pairs.append(np.stack([left, right], axis=1))
             strengths.append(strength)
     return np.concatenate(pairs), np.concatenate(strengths)
@@ -249,12 +227,16 @@ def _compare(
     shared = np.maximum(
         np.minimum(left[:, 2:], right[:, 2:]) - np.maximum(left[:, :2], right[:, :2]), 0
     ).prod(axis=1)
-    area_left, area_right = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (left, right))
-    tiny = np.finfo(np.float64).tiny
-    iou = shared / np.maximum(area_left + area_right - shared, tiny)
-    cover_left = np.where(cut_left.any(axis=1), shared / np.maximum(area_left, tiny), 0)
-    cover_right = np.where(cut_right.any(axis=1), shared / np.maximum(area_right, tiny), 0)
+    area_left, area_right = _area(left), _area(right)
+    iou = shared / np.maximum(area_left + area_right - shared, TINY)
+    cover_left = np.where(cut_left.any(axis=1), shared / np.maximum(area_left, TINY), 0)
+    cover_right = np.where(cut_right.any(axis=1), shared / np.maximum(area_right, TINY), 0)
     return iou, np.maximum(cover_left, cover_right)
+
+
+def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    area: NDArray[np.float64] = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return area
 
 
 def _clip(boxes: NDArray[np.float64], region: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -269,9 +251,8 @@ def _box_of(pool: _Pool, members: Sequence[int]) -> NDArray[np.float64]:
     boxes = pool.boxes[strong]
     whole, pieces = boxes[~is_cut], boxes[is_cut]
     if len(whole):
-        area, clipped = (pieces[:, 2:] - pieces[:, :2]).prod(axis=1), _clip(pieces, whole[0])
-        covered = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1)
-        shares = covered / np.maximum(area, np.finfo(np.float64).tiny)
+        area = _area(pieces)
+        shares = _area(_clip(pieces, whole[0])) / np.maximum(area, TINY)
         if ((shares >= MIN_COVER) | (area <= 0)).all():
             return whole[0]
     return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,43 +13,16 @@ from deim.inference.detection_table import DetectionTable, GroundTruthTable
 
 IOU_50 = 0.5
 COCO_IOU_THRESHOLDS = tuple(float(threshold) for threshold in np.linspace(0.5, 0.95, 10))
+MAX_DETECTIONS = 100
+"""Detections of an image and a class that AP counts."""
 MIN_IOU = 0.1
 """Lowest overlap that any analysis needs."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Overlaps:
-    """P pairs of a detection and a ground-truth box of the same image, of any class."""
-
-    detection: NDArray[np.int64]
-    """(P,) position of the detection, ascending."""
-    truth: NDArray[np.int64]
-    """(P,) position of the ground-truth box, ascending for each detection."""
-    iou: NDArray[np.float64]
-    """(P,) in [0, 1]; with a crowd region, the share of the detection that lies in it."""
-
-    def take(self, kept: NDArray[np.bool_] | NDArray[np.int64], *, num_detections: int) -> "Overlaps":
-        """Return the overlaps of some of the detections, as `DetectionTable.take` numbers them.
-
-        Args:
-            kept: (D,) mask, or ascending positions.
-            num_detections: D, the number of detections before.
-        """
-        if kept.dtype == np.bool_ and kept.all():
-            return self
-        position = np.full(num_detections, -1, dtype=np.int64)
-        position[kept] = np.arange(np.count_nonzero(kept) if kept.dtype == np.bool_ else len(kept))
-        moved = position[self.detection]
-        stays = moved >= 0
-        return Overlaps(detection=moved[stays], truth=self.truth[stays], iou=self.iou[stays])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
     """Result of COCO's assignment of D detections at T IoU thresholds."""
 
-    iou_thresholds: tuple[float, ...]
-    """T thresholds in [0, 1]."""
     truth: NDArray[np.int32]
     """(T, D) position of the ground-truth box that the detection hits; -1 where it hits none."""
     is_ignored: NDArray[np.bool_]
@@ -65,16 +39,69 @@ class Assignment:
         return ~self.is_tp & ~self.is_ignored
 
 
-def compute_overlaps(
-    ground_truth: GroundTruthTable, detections: DetectionTable, *, min_iou: float = MIN_IOU
-) -> Overlaps:
-    """Compute the overlaps of detections with the ground truth of their images, whatever their classes.
+@dataclass(frozen=True, kw_only=True)
+class Overlaps:
+    """Detections of a split, its ground truth, and the P pairs of both that overlap by IoU 0.1 or more."""
 
-    Args:
-        ground_truth: The split.
-        detections: Detections of the split.
-        min_iou: Lowest overlap to keep, in (0, 1].
-    """
+    ground_truth: GroundTruthTable
+    detections: DetectionTable
+    detection: NDArray[np.int64]
+    """(P,) position of the detection, ascending."""
+    truth: NDArray[np.int64]
+    """(P,) position of a box of the same image, of any class; ascending for each detection."""
+    iou: NDArray[np.float64]
+    """(P,) in [0, 1]; with a crowd region, the share of the detection that lies in it."""
+
+    @cached_property
+    def is_same_class(self) -> NDArray[np.bool_]:
+        """(P,) true where both are of one class."""
+        return self.detections.label[self.detection] == self.ground_truth.label[self.truth]
+
+    @cached_property
+    def assignment(self) -> Assignment:
+        """Assignment at IoU 0.5."""
+        return assign(self, (IOU_50,))
+
+    @cached_property
+    def coco_assignment(self) -> Assignment:
+        """Assignment at the ten IoU thresholds of COCO."""
+        return assign(self, COCO_IOU_THRESHOLDS)
+
+    @cached_property
+    def ranking(self) -> NDArray[np.int64]:
+        """Positions of the best 100 detections of each image and class in the order in which COCO ranks them.
+
+        The order is that of falling score, and of ascending image id for equal scores.
+        """
+        image_ids = np.array(self.ground_truth.image_ids, dtype=np.int64)
+        order = np.lexsort((image_ids[self.detections.image], -self.detections.score))
+        return order[rank_in_class(self.detections)[order] < MAX_DETECTIONS]
+
+    @cached_property
+    def is_hit(self) -> NDArray[np.bool_]:
+        """(G,) true for boxes that a detection hits at IoU 0.5."""
+        return np.isin(np.arange(len(self.ground_truth)), self.assignment.truth[0])
+
+    def take(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "Overlaps":
+        """Return some of the detections, by a (D,) mask or ascending positions, with their pairs."""
+        rows = np.flatnonzero(kept) if kept.dtype == np.bool_ else kept
+        if len(rows) == len(self.detections):
+            return self
+        position = np.full(len(self.detections), -1, dtype=np.int64)
+        position[rows] = np.arange(len(rows))
+        moved = position[self.detection]
+        stays = moved >= 0
+        return Overlaps(
+            ground_truth=self.ground_truth,
+            detections=self.detections.take(rows),
+            detection=moved[stays],
+            truth=self.truth[stays],
+            iou=self.iou[stays],
+        )
+
+
+def compute_overlaps(ground_truth: GroundTruthTable, detections: DetectionTable) -> Overlaps:
+    """Compute the overlaps of detections with the ground truth of their images."""
     borders = np.arange(ground_truth.num_images + 1)
     first_detection = np.searchsorted(detections.image, borders)
     first_truth = np.searchsorted(ground_truth.image, borders)
@@ -86,19 +113,19 @@ def compute_overlaps(
         rows = slice(first_detection[image], first_detection[image + 1])
         truths = slice(first_truth[image], first_truth[image + 1])
         iou = coco_overlap(boxes[rows], truth[truths], is_crowd=is_crowd[truths]).numpy()
-        row, column = np.nonzero(iou >= min_iou)
+        row, column = np.nonzero(iou >= MIN_IOU)
         columns.append((row + rows.start, column + truths.start, iou[row, column]))
     detection, truth_position, values = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return Overlaps(detection=detection, truth=truth_position, iou=values)
+    return Overlaps(
+        ground_truth=ground_truth,
+        detections=detections,
+        detection=detection,
+        truth=truth_position,
+        iou=values,
+    )
 
 
-def assign(
-    ground_truth: GroundTruthTable,
-    detections: DetectionTable,
-    *,
-    overlaps: Overlaps | None = None,
-    iou_thresholds: Sequence[float] = (IOU_50,),
-) -> Assignment:
+def assign(overlaps: Overlaps, iou_thresholds: Sequence[float]) -> Assignment:
     """Assign detections to ground-truth boxes of their class by COCO's rule.
 
     In the order of falling score, each detection takes the free box of its class that it overlaps most, if
@@ -107,24 +134,18 @@ def assign(
     afterwards.
 
     Args:
-        ground_truth: The split.
-        detections: Detections of the split.
-        overlaps: Overlaps of these detections down to the lowest threshold; None computes them.
-        iou_thresholds: T thresholds in (0, 1].
+        overlaps: Detections and boxes of a split.
+        iou_thresholds: T thresholds in [0.1, 1].
 
     Source:
         The evaluation code of COCO (Lin et al., 2014), with all areas and without a limit of detections.
     """
+    ground_truth, detections = overlaps.ground_truth, overlaps.detections
     limits = np.minimum(np.array(iou_thresholds), 1 - 1e-10)
-    if overlaps is None:
-        overlaps = compute_overlaps(ground_truth, detections, min_iou=float(limits.min()))
     truth = np.full((len(limits), len(detections)), -1, dtype=np.int32)
     is_ignored = np.zeros((len(limits), len(detections)), dtype=np.bool_)
     is_taken = np.zeros((len(limits), len(ground_truth)), dtype=np.bool_)
-    pairs = np.flatnonzero(
-        (detections.label[overlaps.detection] == ground_truth.label[overlaps.truth])
-        & (overlaps.iou >= limits.min())
-    )
+    pairs = np.flatnonzero(overlaps.is_same_class & (overlaps.iou >= limits.min()))
     # Images and classes are independent: first the best detection of each takes its box, then the second…
     paired, pair_of = np.unique(overlaps.detection[pairs], return_inverse=True)
     rank = rank_in_class(detections.take(paired))[pair_of]
@@ -146,21 +167,11 @@ def assign(
         truth[level, owners[column]] = hit
         is_taken[level, hit] = True
         is_ignored[:, owners] = (last < 0) & np.logical_or.reduceat(reaches & is_crowd, starts, axis=1)
-    return Assignment(
-        iou_thresholds=tuple(float(limit) for limit in iou_thresholds), truth=truth, is_ignored=is_ignored
-    )
+    return Assignment(truth=truth, is_ignored=is_ignored)
 
 
 def iou_with(boxes_xywh: NDArray[np.float64], box_xywh: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the IoU of boxes with one box.
-
-    Args:
-        boxes_xywh: (N, 4) or (4,), pixels.
-        box_xywh: (4,), pixels.
-
-    Returns:
-        (N,) in [0, 1].
-    """
+    """Compute the IoU (N,) in [0, 1] of boxes (N, 4), or of one box (4,), with one box (4,), in pixels."""
     overlap = coco_overlap(
         torch.from_numpy(boxes_xywh.reshape(-1, 4)),
         torch.from_numpy(box_xywh.reshape(1, 4)),
@@ -171,11 +182,7 @@ def iou_with(boxes_xywh: NDArray[np.float64], box_xywh: NDArray[np.float64]) -> 
 
 
 def rank_in_class(detections: DetectionTable) -> NDArray[np.int64]:
-    """Count the detections of the same image and class that come before each detection.
-
-    Returns:
-        (D,) from 0.
-    """
+    """Count (D,) the detections of the same image and class that come before each detection."""
     num_classes = int(detections.label.max(initial=0)) + 1
     group = detections.image * num_classes + detections.label
     order = np.argsort(group, kind="stable")

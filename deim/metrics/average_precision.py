@@ -1,24 +1,37 @@
-"""COCO's average precision from an assignment, for analyses that change detections or ground truth."""
+"""COCO's average precision and its curves from an assignment, for detections that an analysis changes."""
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.metrics.assignment import Assignment, rank_in_class
-from deim.metrics.coco import MAX_DETECTIONS, NUM_RECALL_THRESHOLDS
+from deim.metrics.assignment import Overlaps
+from deim.metrics.coco import NUM_RECALL_THRESHOLDS
+
+MAX_CURVE_POINTS = 400
+"""More points than a chart can show; a split of many images has many times as many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrecisionRecall:
+    """Precision against recall of one class at IoU 0.5 as the threshold falls, at K points.
+
+    The detections are those that NMS leaves, so that the operating point lies on the curve, or near it where
+    NMS works across classes.
+    """
+
+    thresholds: tuple[float, ...]
+    """K scores, falling."""
+    precision: tuple[float, ...]
+    recall: tuple[float, ...]
 
 
 def average_precision(is_tp: NDArray[np.bool_], num_boxes: int) -> float | None:
-    """Compute COCO's average precision of one class.
-
-    It is the mean of the best precision at the recalls 0.00, 0.01, …, 1.00.
+    """Compute COCO's average precision of a class: the mean of the best precision at recall 0.00, 0.01, …, 1.
 
     Args:
         is_tp: (D,) by falling score, whether each detection is a true positive; without ignored ones.
-        num_boxes: Number of ground-truth boxes of the class.
-
-    Returns:
-        A number in [0, 1]; None without ground truth.
+        num_boxes: Number of ground-truth boxes of the class; none give None.
 
     Source:
         The evaluation code of COCO (Lin et al., 2014).
@@ -33,38 +46,40 @@ def average_precision(is_tp: NDArray[np.bool_], num_boxes: int) -> float | None:
     return float(best[np.searchsorted(tp / num_boxes, levels, side="left")].mean())
 
 
-def rank_by_score(ground_truth: GroundTruthTable, detections: DetectionTable) -> NDArray[np.int64]:
-    """Return the positions of detections in the order in which COCO ranks them.
-
-    The order is that of falling score, and of ascending image id for equal scores. Only the best 100
-    detections of each image and class are ranked.
-    """
-    image_ids = np.array(ground_truth.image_ids, dtype=np.int64)
-    order = np.lexsort((image_ids[detections.image], -detections.score))
-    return order[rank_in_class(detections)[order] < MAX_DETECTIONS]
-
-
-def average_precisions(
-    ground_truth: GroundTruthTable, detections: DetectionTable, *, assignment: Assignment
-) -> NDArray[np.float64]:
-    """Compute the average precision of each class at each IoU threshold.
-
-    Args:
-        ground_truth: The split.
-        detections: Detections of the split.
-        assignment: Assignment of these detections at T thresholds.
-
-    Returns:
-        (T, C) in [0, 1]; NaN for classes without ground truth.
-    """
-    values = np.full((len(assignment.iou_thresholds), ground_truth.num_classes), np.nan)
-    is_tp = assignment.is_tp
-    ranking = rank_by_score(ground_truth, detections)
-    num_boxes = ground_truth.boxes_per_class
+def average_precisions(overlaps: Overlaps) -> NDArray[np.float64]:
+    """Compute AP (10, C) of each class at the IoU thresholds of COCO; NaN without ground truth."""
+    ranking, num_boxes = overlaps.ranking, overlaps.ground_truth.boxes_per_class
+    is_tp, is_ignored = overlaps.coco_assignment.is_tp, overlaps.coco_assignment.is_ignored
+    values = np.full((len(is_tp), len(num_boxes)), np.nan)
     for label in np.flatnonzero(num_boxes):
-        of_label = ranking[detections.label[ranking] == label]
+        of_label = ranking[overlaps.detections.label[ranking] == label]
         for row in range(len(values)):
-            counted = of_label[~assignment.is_ignored[row, of_label]]
-            value = average_precision(is_tp[row, counted], int(num_boxes[label]))
-            values[row, label] = np.nan if value is None else value
+            counted = of_label[~is_ignored[row, of_label]]
+            values[row, label] = average_precision(is_tp[row, counted], int(num_boxes[label]))
     return values
+
+
+def precision_recall_curves(overlaps: Overlaps) -> tuple[PrecisionRecall | None, ...]:
+    """Follow precision and recall of each class; None for a class without ground truth or detections."""
+    detections, num_boxes = overlaps.detections, overlaps.ground_truth.boxes_per_class
+    is_tp, is_ignored = overlaps.coco_assignment.is_tp[0], overlaps.coco_assignment.is_ignored[0]
+    ranking = overlaps.ranking[~is_ignored[overlaps.ranking]]
+    curves: list[PrecisionRecall | None] = []
+    for label in range(len(num_boxes)):
+        order = ranking[detections.label[ranking] == label]
+        if not num_boxes[label] or not len(order):
+            curves.append(None)
+            continue
+        tp = np.cumsum(is_tp[order])
+        # Precision turns only at true positives: each of them and the one before draw the whole curve.
+        turns = np.flatnonzero(is_tp[order])
+        turns = np.unique(np.concatenate([[0], turns[turns > 0] - 1, turns, [len(order) - 1]]))
+        chosen = turns[np.unique(np.linspace(0, len(turns) - 1, MAX_CURVE_POINTS).round().astype(np.int64))]
+        curves.append(
+            PrecisionRecall(
+                thresholds=tuple(detections.score[order][chosen].tolist()),
+                precision=tuple((tp[chosen] / (chosen + 1)).tolist()),
+                recall=tuple((tp[chosen] / num_boxes[label]).tolist()),
+            )
+        )
+    return tuple(curves)

@@ -6,15 +6,14 @@ beyond an image: it is done once, and resamples only count its outcome anew.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.special import betaincinv, expit, logit, stdtrit
 
-from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.metrics.assignment import COCO_IOU_THRESHOLDS, Assignment, assign
-from deim.metrics.average_precision import rank_by_score
+from deim.metrics.assignment import Overlaps
 from deim.metrics.coco import NUM_RECALL_THRESHOLDS
 
 LEVEL = 0.95
@@ -74,38 +73,28 @@ class ScoreSamples:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
+class ScoreDifference:
     """Difference of a score between two runs on the same images."""
 
-    value: float
-    """AP of run b minus AP of run a, in [-1, 1]."""
-    interval: Interval
-    num_boxes: int
-    """As in `SampledScore`."""
+    value: float | None
+    """Score of run b minus that of run a, in [-1, 1]; None if it cannot be computed."""
+    low: float | None
+    """Lower end of the interval of the difference; None without a value."""
+    high: float | None
+    num_boxes: int | None
+    """Ground-truth boxes behind the score; None without a value."""
+    verdict: Literal["better", "worse", "not distinguishable", "cannot be compared"]
+    """Whether the interval lies above 0, below it, or holds it."""
 
-    @property
-    def is_distinguishable(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.interval.low > 0 or self.interval.high < 0
 
-
-def resample_scores(
-    ground_truth: GroundTruthTable,
-    detections: DetectionTable,
-    *,
-    assignment: Assignment | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> ScoreSamples:
+def resample_scores(overlaps: Overlaps, *, num_resamples: int = 1000, seed: int = 0) -> ScoreSamples:
     """Compute AP of a split and of resamples: as many images, drawn from it with replacement.
 
     The same seed draws the same images from the same image ids, whatever the order of the file: samples of
     two runs on a split are paired.
 
     Args:
-        ground_truth: The split; may be empty.
-        detections: Its raw detections.
-        assignment: Assignment of these detections at `COCO_IOU_THRESHOLDS`; None computes it.
+        overlaps: Raw detections and their overlaps; the split may be empty.
         num_resamples: R, at least 2.
         seed: Seed of the draw, at least 0.
 
@@ -113,16 +102,16 @@ def resample_scores(
         AP as in the evaluation code of COCO (Lin et al., 2014): precision made falling, at 101 recalls, with
         at most 100 detections of an image and a class.
     """
-    if assignment is None:
-        assignment = assign(ground_truth, detections, iou_thresholds=COCO_IOU_THRESHOLDS)
+    ground_truth, detections = overlaps.ground_truth, overlaps.detections
+    assignment = overlaps.coco_assignment
     copies = _draw_copies(np.array(ground_truth.image_ids, dtype=np.int64), num_resamples, seed)
     images_of_boxes = [
         ground_truth.image[~ground_truth.is_crowd & (ground_truth.label == label)]
         for label in range(ground_truth.num_classes)
     ]
-    ranking = rank_by_score(ground_truth, detections)
+    ranking = overlaps.ranking
     is_tp = assignment.is_tp
-    scores = np.empty((ground_truth.num_classes, len(COCO_IOU_THRESHOLDS), 1 + num_resamples))
+    scores = np.empty((ground_truth.num_classes, len(is_tp), 1 + num_resamples))
     for label, images in enumerate(images_of_boxes):
         of_label = ranking[detections.label[ranking] == label]
         scores[label] = _average_precision(
@@ -159,9 +148,6 @@ def interval(score: SampledScore) -> Interval | None:
     fewer than five boxes are missed, or found, the interval is at least that of a share of the boxes, which
     is on the safe side.
 
-    Args:
-        score: From `resample_scores`.
-
     Returns:
         The 95 % interval, which always holds the score itself. None without ground truth, or if only one
         image has a box.
@@ -187,7 +173,7 @@ def interval(score: SampledScore) -> Interval | None:
     return Interval(low=max(0.0, min(limits)), high=min(1.0, max(limits)))
 
 
-def difference(a: SampledScore, b: SampledScore) -> Difference | None:
+def difference(a: SampledScore, b: SampledScore) -> ScoreDifference:
     """Compare a score of two runs on the same images; what is hard for both cancels out.
 
     The 95 % interval is the difference plus and minus a multiple of the spread that the resamples show. In
@@ -198,8 +184,8 @@ def difference(a: SampledScore, b: SampledScore) -> Difference | None:
         b: The same score of the other, from the same split, seed and number of resamples.
 
     Returns:
-        b minus a, for equal runs 0 with the interval [0, 0]; None without ground truth, or if only one image
-        has a box.
+        b minus a, for equal runs 0 with the interval [0, 0]; no value without ground truth, or if only one
+        image has a box.
 
     Source:
         Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 12 and 13, as `interval`.
@@ -207,26 +193,26 @@ def difference(a: SampledScore, b: SampledScore) -> Difference | None:
     differences = b.resampled - a.resampled
     differences = differences[~np.isnan(differences)]
     if a.value is None or b.value is None or a.num_images < 2 or len(differences) < 2:
-        return None
+        return ScoreDifference(value=None, low=None, high=None, num_boxes=None, verdict="cannot be compared")
     value = b.value - a.value
     reach = _spread_factor(a.num_images) * float(differences.std(ddof=1))
     if value and not reach:
         # So few images that each resample shows the same: nothing can be said against chance.
         reach = abs(value)
-    return Difference(
+    low, high = max(-1.0, value - reach), min(1.0, value + reach)
+    return ScoreDifference(
         value=value,
-        interval=Interval(low=max(-1.0, value - reach), high=min(1.0, value + reach)),
+        low=low,
+        high=high,
         num_boxes=a.num_boxes,
+        verdict="better" if low > 0 else "worse" if high < 0 else "not distinguishable",
     )
 
 
 def mean_over_runs(runs: Sequence[ScoreSamples]) -> ScoreSamples:
-    """Average the scores of several runs that differ in their seed, resample by resample.
+    """Average the scores of runs that differ in their seed, on the same split and draw, resample by resample.
 
     Intervals of such means show the chance in the images, not that in training.
-
-    Args:
-        runs: Samples of the same split and draw; at least one.
     """
     return replace(
         runs[0],
@@ -238,14 +224,10 @@ def mean_over_runs(runs: Sequence[ScoreSamples]) -> ScoreSamples:
 
 
 def mean_over_classes(scores: Sequence[SampledScore]) -> SampledScore:
-    """Average the scores of some classes, over those that have ground truth.
+    """Average the scores of some classes from the same samples, over those that have ground truth.
 
-    Args:
-        scores: Scores of different classes from the same samples; at least one.
-
-    Returns:
-        The mean, with the number of images of the class that has most: how many have a box of any class is
-        not known, and fewer images make intervals longer.
+    The mean has the number of images of the class that has most: how many have a box of any class is not
+    known, and fewer images make intervals longer.
     """
     values = [score.value for score in scores if score.value is not None]
     return SampledScore(
@@ -292,7 +274,7 @@ def _average_precision(
     is_ignored: NDArray[np.bool_],
     num_boxes: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Compute AP of one class at T IoU thresholds in S splits of resampled images.
+    """Compute AP (T, S) of one class at T IoU thresholds in S splits of resampled images; NaN without a box.
 
     Precision and recall are needed only at true positives of any threshold, and ranks change by ignored
     detections: between these K detections, only the sum of all others counts.
@@ -303,9 +285,6 @@ def _average_precision(
         is_tp: (T, D).
         is_ignored: (T, D).
         num_boxes: (I,) boxes of each image.
-
-    Returns:
-        (T, S) in [0, 1]; NaN where a split has no box.
     """
     scores = np.empty((len(is_tp), copies.shape[1]))
     needed = np.flatnonzero((is_tp | is_ignored).any(axis=0))

@@ -12,17 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.inference.nms import NmsRule, apply_nms
-from deim.inference.thresholds import (
+from deim.inference.operating_points import (
     BestF1Goal,
     ClassThreshold,
     FalseBoxesGoal,
     Goal,
+    NmsRule,
     OperatingPoints,
     RecallGoal,
+    apply_nms,
     describe_goal,
 )
-from deim.metrics.assignment import Assignment, Overlaps, assign, compute_overlaps
+from deim.metrics.assignment import Overlaps, compute_overlaps
 from deim.metrics.image_level import count_images, threshold_for_escapes
 
 ROUNDING = 1e-9
@@ -74,147 +75,95 @@ def choose_operating_points(
         detections: Its raw detections.
         goal: Goal of each class's threshold.
         rules: At least one, the mildest first.
-        split_name: Name of the split, for the record.
-        annotations_sha256: Hash of its annotation file, for the record.
+        split_name: For the record, as `annotations_sha256`.
+        annotations_sha256: Hash of the split's annotation file.
         default_threshold: Threshold for splits without any box, on which nothing can be chosen.
         max_escape_rate: Limit for the threshold that all classes share, see `OperatingPoints`.
     """
     overlaps = compute_overlaps(ground_truth, detections)
-    escape_threshold = threshold_for_escapes(
-        ground_truth, detections, overlaps=overlaps, max_rate=max_escape_rate
-    )
+    escape_threshold = threshold_for_escapes(overlaps, max_rate=max_escape_rate)
+    lowest_escape_rate = count_images(overlaps).escape_rate
+    normal = ground_truth.normal_class
     best: OperatingPoints | None = None
     best_rank = (-1, -1.0, -1.0)
     for rule in rules:
-        stays = apply_nms(detections, rule)
-        remaining, assignment = _assign_kept(ground_truth, detections, overlaps, stays)
-        normal = ground_truth.normal_class
+        remaining = overlaps.take(apply_nms(detections, rule))
         points = OperatingPoints(
             goal=describe_goal(goal),
             chosen_on=split_name,
             annotations_sha256=annotations_sha256,
             num_images=ground_truth.num_images,
             nms=rule,
-            classes=_choose_classes(ground_truth, remaining, assignment, goal, default_threshold),
+            classes=_choose_classes(remaining, goal, default_threshold),
             normal_class=None if normal is None else ground_truth.class_names[normal],
             max_escape_rate=max_escape_rate,
             escape_threshold=escape_threshold,
-            lowest_escape_rate=count_images(ground_truth, detections, overlaps=overlaps).escape_rate,
+            lowest_escape_rate=lowest_escape_rate,
         )
-        counts = count_classes(
-            ground_truth, *_assign_kept(ground_truth, detections, overlaps, points.keep(detections))
-        )
+        counts = count_classes(overlaps.take(points.keep(detections)))
         classes = tuple(
             _with_note(point, entry, goal, ground_truth.num_images)
             for point, entry in zip(points.classes, counts, strict=True)
         )
-        rank = (sum(point.note is None for point in classes), _nearness(counts, goal), mean_f1(counts))
+        nearness = 0.0
+        if isinstance(goal, RecallGoal):
+            recalls = [entry.recall for entry in counts if entry.recall is not None]
+            nearness = sum(min(recall, goal.at_least) for recall in recalls)
+        rank = (sum(point.note is None for point in classes), nearness, mean_f1(counts))
         if rank > best_rank:
             best, best_rank = replace(points, classes=classes), rank
     assert best is not None
     return best
 
 
-def _assign_kept(
-    ground_truth: GroundTruthTable,
-    detections: DetectionTable,
-    overlaps: Overlaps,
-    kept: NDArray[np.bool_] | NDArray[np.int64],
-) -> tuple[DetectionTable, Assignment]:
-    kept_overlaps = overlaps.take(kept, num_detections=len(detections))
-    table = detections.take(kept)
-    return table, assign(ground_truth, table, overlaps=kept_overlaps)
-
-
-def _nearness(counts: Sequence[Counts], goal: Goal) -> float:
-    """How near the classes come to a recall, in [0, 1] each; 0 for other goals."""
-    if not isinstance(goal, RecallGoal):
-        return 0.0
-    return sum(min(entry.recall, goal.at_least) for entry in counts if entry.recall is not None)
-
-
 def _with_note(point: ClassThreshold, counts: Counts, goal: Goal, num_images: int) -> ClassThreshold:
     """Add a note if the detections that are kept in the end do not reach the goal."""
     if point.note is not None or point.origin != "its own boxes":
         return point
-    note = None
     match goal:
         case RecallGoal() if counts.tp < goal.at_least * counts.num_boxes - ROUNDING:
-            note = f"with NMS, recall is {counts.tp / counts.num_boxes:.3f}"
+            return replace(point, note=f"with NMS, recall is {counts.tp / counts.num_boxes:.3f}")
         case FalseBoxesGoal() if counts.fp > goal.at_most_per_image * num_images + ROUNDING:
-            note = f"with NMS, {counts.fp / num_images:.3g} false boxes an image remain"
-    return replace(point, note=note)
+            return replace(point, note=f"with NMS, {counts.fp / num_images:.3g} false boxes an image remain")
+    return point
 
 
-def _choose_classes(
-    ground_truth: GroundTruthTable,
-    detections: DetectionTable,
-    assignment: Assignment,
-    goal: Goal,
-    default_threshold: float,
-) -> tuple[ClassThreshold, ...]:
-    num_classes = ground_truth.num_classes
-    num_boxes = ground_truth.boxes_per_class
-    is_detected = np.bincount(detections.label, minlength=num_classes) > 0
-    can_choose = (num_boxes > 0) & is_detected
-
-    def choose(is_chosen: NDArray[np.bool_]) -> tuple[float, str | None]:
-        """Choose one threshold for the classes of a (C,) mask."""
-        rows = is_chosen[detections.label]
-        return choose_threshold(
-            detections.score[rows],
-            is_tp=assignment.is_tp[0, rows],
-            is_fp=assignment.is_fp[0, rows],
-            num_boxes=int(num_boxes[is_chosen].sum()),
-            num_images=ground_truth.num_images,
-            goal=goal,
-        )
-
-    pooled = choose(num_boxes > 0) if can_choose.any() else None
+def _choose_classes(overlaps: Overlaps, goal: Goal, default_threshold: float) -> tuple[ClassThreshold, ...]:
+    num_boxes = overlaps.ground_truth.boxes_per_class
+    can_choose = (num_boxes > 0) & (np.bincount(overlaps.detections.label, minlength=len(num_boxes)) > 0)
+    pooled = _choose_threshold(overlaps, num_boxes > 0, goal) if can_choose.any() else None
     classes = []
-    for label, name in enumerate(ground_truth.class_names):
-        note: str | None = "never predicted" if num_boxes[label] else "no ground-truth box of this class"
-        note = f"{note} to choose on"
+    for label, name in enumerate(overlaps.ground_truth.class_names):
+        lack = "never predicted" if num_boxes[label] else "no ground-truth box of this class"
+        entry = ClassThreshold(
+            name=name, threshold=default_threshold, origin="default", note=f"{lack} to choose on"
+        )
         if can_choose[label]:
-            threshold, note = choose(np.arange(num_classes) == label)
-            entry = ClassThreshold(name=name, threshold=threshold, origin="its own boxes", note=note)
+            threshold, note = _choose_threshold(overlaps, np.arange(len(num_boxes)) == label, goal)
+            entry = replace(entry, threshold=threshold, origin="its own boxes", note=note)
         elif pooled is not None:
-            entry = ClassThreshold(name=name, threshold=pooled[0], origin="all classes together", note=note)
-        else:
-            entry = ClassThreshold(name=name, threshold=default_threshold, origin="default", note=note)
+            entry = replace(entry, threshold=pooled[0], origin="all classes together")
         classes.append(entry)
     return tuple(classes)
 
 
-def choose_threshold(
-    scores: NDArray[np.float64],
-    *,
-    is_tp: NDArray[np.bool_],
-    is_fp: NDArray[np.bool_],
-    num_boxes: int,
-    num_images: int,
-    goal: Goal,
+def _choose_threshold(
+    overlaps: Overlaps, is_chosen: NDArray[np.bool_], goal: Goal
 ) -> tuple[float, str | None]:
-    """Choose the lowest score at which detections of one class are kept.
+    """Choose a threshold for the classes of a (C,) mask together, and say why the goal is not reached, if so.
 
     Best F1: the threshold with the highest F1, of equals the highest. Recall: the highest threshold that
     reaches it. False boxes: the lowest threshold within the limit.
-
-    Args:
-        scores: (D,) in any order, at least one.
-        is_tp: (D,) true positives.
-        is_fp: (D,) false positives; detections in crowd regions are neither.
-        num_boxes: Ground-truth boxes of the class, at least 1.
-        num_images: Images of the split, at least 1.
-        goal: Goal of the threshold.
-
-    Returns:
-        The threshold, and why the goal is not reached; None if it is.
     """
-    order = np.argsort(-scores, kind="stable")
-    negated, counts = np.unique(-scores, return_counts=True)
+    ground_truth, detections = overlaps.ground_truth, overlaps.detections
+    num_boxes, num_images = int(ground_truth.boxes_per_class[is_chosen].sum()), ground_truth.num_images
+    rows = np.flatnonzero(is_chosen[detections.label])
+    rows = rows[np.argsort(-detections.score[rows], kind="stable")]
+    negated, counts = np.unique(-detections.score[rows], return_counts=True)
     levels, ends = -negated, np.cumsum(counts) - 1
-    tp, fp = np.cumsum(is_tp[order])[ends], np.cumsum(is_fp[order])[ends]
+    tp, fp = (
+        np.cumsum(mask[0, rows])[ends] for mask in (overlaps.assignment.is_tp, overlaps.assignment.is_fp)
+    )
     match goal:
         case BestF1Goal():
             # 2 · TP / (detections + boxes) is F1, without a division by zero.
@@ -227,20 +176,15 @@ def choose_threshold(
             if len(reached):
                 return _between(levels, int(reached[0])), None
             # Nothing below the last hit helps.
-            chosen = int(np.argmax(tp))
-            return (
-                _between(levels, chosen),
-                f"recall {goal.at_least:g} is out of reach, the highest is {tp[-1] / num_boxes:.3f}",
-            )
+            note = f"recall {goal.at_least:g} is out of reach, the highest is {tp[-1] / num_boxes:.3f}"
+            return _between(levels, int(np.argmax(tp))), note
         case FalseBoxesGoal():
             allowed = np.flatnonzero(fp <= goal.at_most_per_image * num_images + ROUNDING)
             if len(allowed):
                 return _between(levels, int(allowed[-1])), None
-            highest = float(levels[0])
-            return (
-                math.nextafter(highest, math.inf),
-                f"even the highest scores are false in more than {goal.at_most_per_image:g} boxes an image",
-            )
+            limit = f"{goal.at_most_per_image:g} boxes an image"
+            note = f"even the highest scores are false in more than {limit}"
+            return math.nextafter(float(levels[0]), math.inf), note
 
 
 def _between(levels: NDArray[np.float64], chosen: int) -> float:
@@ -250,19 +194,9 @@ def _between(levels: NDArray[np.float64], chosen: int) -> float:
     return middle if middle > below else float(levels[chosen])
 
 
-def count_classes(
-    ground_truth: GroundTruthTable, detections: DetectionTable, assignment: Assignment
-) -> tuple[Counts, ...]:
-    """Count true and false positives and false negatives of each class.
-
-    Args:
-        ground_truth: The split.
-        detections: Kept detections.
-        assignment: Assignment of these detections at IoU 0.5.
-
-    Returns:
-        C counts, by class index.
-    """
+def count_classes(overlaps: Overlaps) -> tuple[Counts, ...]:
+    """Count true and false positives and false negatives of kept detections, by class index."""
+    ground_truth, detections, assignment = overlaps.ground_truth, overlaps.detections, overlaps.assignment
     num_classes = ground_truth.num_classes
     tp, fp = (
         np.bincount(detections.label[mask], minlength=num_classes).tolist()

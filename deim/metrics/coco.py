@@ -3,7 +3,6 @@
 A number that COCO cannot compute, because there is no ground truth, is None, never -1; no class is left out.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,8 +18,6 @@ NUM_RECALL_THRESHOLDS = 101
 """Recall 0.00, 0.01, …, 1.00."""
 AREAS_AND_MAX_DETS = (4, 3)
 """Area ranges all, small, medium and large (limits 32² and 96² px); 1, 10 and 100 detections."""
-MAX_DETECTIONS = 100
-"""Detections of an image and a class that AP counts."""
 MAX_DETECTIONS_AT_ONCE = 200_000
 """Detections that the evaluator holds as dictionaries at once, about 1 kB each; at least one class."""
 NUM_LISTED = 10
@@ -89,17 +86,10 @@ class CocoMetrics:
 
 
 def compute_coco_metrics(ground_truth: GroundTruthTable, detections: DetectionTable) -> CocoMetrics:
-    """Evaluate detections against ground truth by COCO's protocol for boxes.
+    """Evaluate raw detections by COCO's protocol for boxes.
 
     The IoU thresholds are 0.50 to 0.95 in steps of 0.05; at most 100 detections per image and class count;
     the area limits are 32² and 96² px; crowd regions are ignored.
-
-    Args:
-        ground_truth: The split; may be empty.
-        detections: Its raw detections.
-
-    Returns:
-        The metrics; numbers without ground truth are None.
 
     Raises:
         DataError: If the box or the score of a detection is not finite.
@@ -109,13 +99,15 @@ def compute_coco_metrics(ground_truth: GroundTruthTable, detections: DetectionTa
     precision = np.full((NUM_IOU_THRESHOLDS, NUM_RECALL_THRESHOLDS, num_classes, *AREAS_AND_MAX_DETS), -1.0)
     recall = np.full((NUM_IOU_THRESHOLDS, num_classes, *AREAS_AND_MAX_DETS), -1.0)
     num_boxes = ground_truth.boxes_per_class
-    for labels in _groups_of_classes(np.bincount(detections.label, minlength=num_classes)):
+    num_predictions = np.bincount(detections.label, minlength=num_classes)
+    # Groups of consecutive classes bound the memory of the evaluator.
+    group = np.cumsum(num_predictions) // MAX_DETECTIONS_AT_ONCE
+    for labels in np.split(np.arange(num_classes), np.flatnonzero(np.diff(group)) + 1):
         if num_boxes[labels].any():
             precision[:, :, labels], recall[:, labels] = _evaluate(ground_truth, detections, labels)
     counted = ~ground_truth.is_crowd
     pairs = np.unique(np.stack([ground_truth.label[counted], ground_truth.image[counted]]), axis=1)
     num_images = np.bincount(pairs[0], minlength=num_classes)
-    num_predictions = np.bincount(detections.label, minlength=num_classes)
     by_id = np.argsort(ground_truth.category_ids)  # the order in which COCO adds classes up
     return CocoMetrics(
         num_images=ground_truth.num_images,
@@ -152,12 +144,6 @@ def _check_finite(detections: DetectionTable) -> None:
         )
 
 
-def _groups_of_classes(num_detections: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Split the classes into groups of consecutive ones, to bound the memory of the evaluator."""
-    group = np.cumsum(num_detections) // MAX_DETECTIONS_AT_ONCE
-    yield from np.split(np.arange(len(group)), np.flatnonzero(np.diff(group)) + 1)
-
-
 def _evaluate(
     ground_truth: GroundTruthTable, detections: DetectionTable, labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -178,12 +164,9 @@ def _evaluate(
     names = set(labels.tolist())
     truth["categories"] = [entry for entry in truth["categories"] if entry["id"] in names]
     truth["annotations"] = [entry for entry in truth["annotations"] if entry["category_id"] in names]
-    evaluator = COCOeval_faster(
-        COCO(truth, print_function=_silent),
-        COCO({**truth, "annotations": annotations}, print_function=_silent),
-        iouType="bbox",
-        print_function=_silent,
-    )
+    silent = {"print_function": lambda *_: None}
+    detected = COCO({**truth, "annotations": annotations}, **silent)
+    evaluator = COCOeval_faster(COCO(truth, **silent), detected, iouType="bbox", **silent)
     evaluator.evaluate()
     evaluator.accumulate()
     shape = (len(labels), *AREAS_AND_MAX_DETS)
@@ -193,10 +176,6 @@ def _evaluate(
         precision.reshape(NUM_IOU_THRESHOLDS, NUM_RECALL_THRESHOLDS, *shape),
         recall.reshape(NUM_IOU_THRESHOLDS, *shape),
     )
-
-
-def _silent(*_: object) -> None:
-    pass
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.metrics.assignment import IOU_50, Assignment, Overlaps
+from deim.metrics.assignment import IOU_50, Overlaps
 
 BACKGROUND = "background"
 
@@ -31,26 +30,18 @@ class Confusion:
         return f"Most confused: {pair}." if pair else "No box was predicted as another class."
 
 
-def compute_confusion(
-    ground_truth: GroundTruthTable, detections: DetectionTable, *, overlaps: Overlaps, assignment: Assignment
-) -> Confusion:
-    """Count what each ground-truth box was predicted as.
+def compute_confusion(overlaps: Overlaps) -> Confusion:
+    """Count what each ground-truth box was predicted as by kept detections.
 
     The hits of COCO's assignment come first, so that the diagonal holds the true positives of each class.
     The others follow, whatever their class: pairs that overlap by IoU 0.5 or more, the largest overlap first,
     each box once. So each row sums to the ground-truth boxes of its class, crowd regions not counted.
-
-    Args:
-        ground_truth: The split.
-        detections: Kept detections.
-        overlaps: Overlaps of these detections from IoU 0.5 on at least.
-        assignment: Assignment of these detections at IoU 0.5.
     """
+    ground_truth, detections, assignment = overlaps.ground_truth, overlaps.detections, overlaps.assignment
     size = ground_truth.num_classes + 1
     background = ground_truth.num_classes
     hits = np.flatnonzero(assignment.is_tp[0])
-    is_free_truth = ~ground_truth.is_crowd
-    is_free_truth[assignment.truth[0, hits]] = False
+    is_free_truth = ~ground_truth.is_crowd & ~overlaps.is_hit
     is_free_detection = assignment.is_fp[0].copy()
     pairs = [(detections.label[hits], detections.label[hits])]
     largest_first = np.argsort(-overlaps.iou, kind="stable")
@@ -67,10 +58,10 @@ def compute_confusion(
     sums = counts.sum(axis=1)
     return Confusion(
         labels=labels,
-        counts=tuple(tuple(int(number) for number in row) for row in counts),
+        counts=tuple(map(tuple, counts.tolist())),
         row_percent=tuple(
-            tuple(100 * int(number) / int(whole) if whole else None for number in row)
-            for row, whole in zip(counts, sums, strict=True)
+            tuple(100 * number / whole if whole else None for number in row)
+            for row, whole in zip(counts.tolist(), sums.tolist(), strict=True)
         ),
         most_confused=_most_confused(counts[:background, :background], sums, labels),
     )

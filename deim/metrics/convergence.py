@@ -1,12 +1,13 @@
 """How the validation score of a run grew: its best epoch, and whether longer training may help."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+
+from deim.records import from_json
 
 TREND_SHARE, MIN_TREND_VALIDATIONS = 0.2, 5
 """Last part of a run that tells whether the score still rises: share and least number of validations."""
@@ -35,10 +36,17 @@ class Convergence:
     """Whether the best score lies in the last fifth of the validations and a straight line through that part
     rises; None with fewer than 5 validations."""
 
-    @property
-    def last_epoch(self) -> int:
-        """Last epoch in the log."""
-        return self.epochs[-1]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _EpochEntry:
+    """A line of the log about an epoch."""
+
+    event: Literal["epoch"]
+    epoch: int
+    ap: float | None
+    ap50: float | None
+    seconds: float | None
+    stopped_early: bool = False
 
 
 def read_convergence(metrics_path: Path, *, planned_epochs: int) -> Convergence | None:
@@ -52,33 +60,30 @@ def read_convergence(metrics_path: Path, *, planned_epochs: int) -> Convergence 
         planned_epochs: Length of the run as configured.
 
     Returns:
-        None if there is no log, or it holds no validation score.
+        None if there is no log, or no validation score in it.
     """
     if not metrics_path.is_file():
         return None
-    text = metrics_path.read_text(encoding="utf-8", errors="replace")
-    entries: list[dict[str, Any]] = []
-    for line in text.splitlines():
-        entry = _epoch_entry(line)
+    entries: list[_EpochEntry] = []
+    for line in metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
+        entry = _read_entry(line)
         if entry is not None:
-            entries = [earlier for earlier in entries if earlier["epoch"] < entry["epoch"]] + [entry]
-    ap = tuple(_number(entry.get("ap")) for entry in entries)
-    rated = [(value, entry["epoch"]) for value, entry in zip(ap, entries, strict=True) if value is not None]
+            entries = [earlier for earlier in entries if earlier.epoch < entry.epoch] + [entry]
+    rated = [(entry.ap, entry.epoch) for entry in entries if entry.ap is not None]
     if not rated:
         return None
     best_ap, best_epoch = max(rated)
-    seconds = [_number(entry.get("seconds")) for entry in entries]
-    known = [value for value in seconds if value is not None]
+    seconds = [entry.seconds for entry in entries if entry.seconds is not None]
     return Convergence(
-        planned_epochs=max(planned_epochs, entries[-1]["epoch"] + 1),
-        epochs=tuple(entry["epoch"] for entry in entries),
-        ap=ap,
-        ap50=tuple(_number(entry.get("ap50")) for entry in entries),
-        hours=sum(known) / 3600 if len(known) == len(seconds) else None,
-        stopped_early=entries[-1].get("stopped_early") is True,
+        planned_epochs=max(planned_epochs, entries[-1].epoch + 1),
+        epochs=tuple(entry.epoch for entry in entries),
+        ap=tuple(entry.ap for entry in entries),
+        ap50=tuple(entry.ap50 for entry in entries),
+        hours=sum(seconds) / 3600 if len(seconds) == len(entries) else None,
+        stopped_early=entries[-1].stopped_early,
         best_epoch=best_epoch,
         best_ap=best_ap,
-        still_rising=_is_rising([epoch for _, epoch in rated], [value for value, _ in rated]),
+        still_rising=_is_rising([epoch for _, epoch in rated], [ap for ap, _ in rated]),
     )
 
 
@@ -87,9 +92,9 @@ def describe_convergence(convergence: Convergence) -> str:
     best = f"Best mAP {convergence.best_ap:.3f} in epoch {convergence.best_epoch + 1}"
     ending = f" of {convergence.planned_epochs}."
     if convergence.stopped_early:
-        ending += f" Early stopping ended the run after epoch {convergence.last_epoch + 1}."
-    elif convergence.last_epoch + 1 < convergence.planned_epochs:
-        ending += f" The run is not finished: {convergence.last_epoch + 1} epochs are done."
+        ending += f" Early stopping ended the run after epoch {convergence.epochs[-1] + 1}."
+    elif convergence.epochs[-1] + 1 < convergence.planned_epochs:
+        ending += f" The run is not finished: {convergence.epochs[-1] + 1} epochs are done."
     trend = {
         None: "Too few validations to tell whether the score still rises.",
         True: "The score still rises at the end: train longer.",
@@ -107,14 +112,9 @@ def _is_rising(epochs: list[int], scores: list[float]) -> bool | None:
     return bool(y.max() == max(scores) and slope * (x[-1] - x[0]) > MIN_RISE)
 
 
-def _epoch_entry(line: str) -> dict[str, Any] | None:
+def _read_entry(line: str) -> _EpochEntry | None:
+    """Read a line; None if it is about something else, or is the last one of a run that was killed."""
     try:
-        entry = json.loads(line)
-    except json.JSONDecodeError:
-        return None  # the line that was being written when the run was killed
-    is_epoch = isinstance(entry, dict) and entry.get("event") == "epoch"
-    return entry if is_epoch and isinstance(entry.get("epoch"), int) else None
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        return from_json(_EpochEntry, json.loads(line))
+    except ValueError:
+        return None

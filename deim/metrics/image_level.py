@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.inference.detection_table import DetectionTable, GroundTruthTable
+from deim.inference.detection_table import GroundTruthTable
 from deim.metrics.assignment import IOU_50, Overlaps
 
 MAX_CURVE_POINTS = 200
+"""Points of the curve that are kept, evenly spread: more than a chart can show."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,21 +57,14 @@ class EscapeCurve:
     """K means; None without good images."""
 
 
-def count_images(
-    ground_truth: GroundTruthTable, detections: DetectionTable, *, overlaps: Overlaps
-) -> ImageLevel:
-    """Count escapes and overkill.
-
-    Args:
-        ground_truth: The split.
-        detections: Kept detections.
-        overlaps: Overlaps of these detections from IoU 0.5 on at least.
-    """
+def count_images(overlaps: Overlaps) -> ImageLevel:
+    """Count escapes and overkill of kept detections."""
+    ground_truth, detections = overlaps.ground_truth, overlaps.detections
     num_images = ground_truth.num_images
     is_defective, is_good = _sort_images(ground_truth)
     is_defect = ground_truth.is_defect(detections.label)
     boxes = np.bincount(detections.image[is_defect], minlength=num_images)
-    hits = np.bincount(detections.image[_hitting(ground_truth, detections, overlaps)], minlength=num_images)
+    hits = np.bincount(detections.image[_hitting(overlaps)], minlength=num_images)
     num_defective, num_good = int(is_defective.sum()), int(is_good.sum())
     num_escaped = int((is_defective & (hits == 0)).sum())
     num_unmarked = int((is_defective & (boxes == 0)).sum())
@@ -89,22 +83,14 @@ def count_images(
     )
 
 
-def trace_escapes(
-    ground_truth: GroundTruthTable, detections: DetectionTable, *, overlaps: Overlaps
-) -> EscapeCurve:
-    """Follow escapes and overkill over all thresholds; at most 200 points, evenly spread, are kept.
-
-    Args:
-        ground_truth: The split.
-        detections: Raw detections.
-        overlaps: Overlaps of these detections from IoU 0.5 on at least.
-    """
+def trace_escapes(overlaps: Overlaps) -> EscapeCurve:
+    """Follow escapes and overkill of raw detections over all thresholds."""
+    ground_truth, detections = overlaps.ground_truth, overlaps.detections
     is_defective, is_good = _sort_images(ground_truth)
     is_defect = ground_truth.is_defect(detections.label)
     on_good = is_good[detections.image] & is_defect
-    hitting = _hitting(ground_truth, detections, overlaps)
-    hit_scores = _best_scores(detections, hitting, ground_truth.num_images)[is_defective]
-    good_scores = _best_scores(detections, np.flatnonzero(on_good), ground_truth.num_images)[is_good]
+    hit_scores = _best_scores(overlaps, _hitting(overlaps))[is_defective]
+    good_scores = _best_scores(overlaps, np.flatnonzero(on_good))[is_good]
     fp_scores = detections.score[on_good]
     levels = np.unique(np.concatenate([hit_scores, good_scores, fp_scores]))
     levels = levels[levels >= 0][::-1]
@@ -122,24 +108,16 @@ def trace_escapes(
     )
 
 
-def threshold_for_escapes(
-    ground_truth: GroundTruthTable, detections: DetectionTable, *, overlaps: Overlaps, max_rate: float
-) -> float | None:
-    """Find the highest threshold for all classes that keeps the escape rate within a limit.
-
-    Args:
-        ground_truth: The split.
-        detections: Raw detections.
-        overlaps: Overlaps of these detections from IoU 0.5 on at least.
-        max_rate: Limit of the escape rate, in [0, 1].
+def threshold_for_escapes(overlaps: Overlaps, *, max_rate: float) -> float | None:
+    """Find the highest threshold for all classes with which at most a share of the defective images escapes.
 
     Returns:
         The threshold, midway to the next lower score. None without defective images, or if more of them
-        escape even with all detections.
+        escape even with all raw detections.
     """
-    is_defective, _ = _sort_images(ground_truth)
-    hitting = _hitting(ground_truth, detections, overlaps)
-    scores = np.sort(_best_scores(detections, hitting, ground_truth.num_images)[is_defective])
+    detections = overlaps.detections
+    is_defective, _ = _sort_images(overlaps.ground_truth)
+    scores = np.sort(_best_scores(overlaps, _hitting(overlaps))[is_defective])
     may_escape = int(np.floor(max_rate * len(scores) + 1e-9))
     if len(scores) and may_escape >= len(scores):
         return float(np.nextafter(detections.score.max(initial=0.0), np.inf))
@@ -159,10 +137,9 @@ def _sort_images(ground_truth: GroundTruthTable) -> tuple[NDArray[np.bool_], NDA
     return has_defect, ~has_defect & ~has_crowd
 
 
-def _hitting(
-    ground_truth: GroundTruthTable, detections: DetectionTable, overlaps: Overlaps
-) -> NDArray[np.int64]:
+def _hitting(overlaps: Overlaps) -> NDArray[np.int64]:
     """Positions of the detections of a defect class on a defect of any class."""
+    ground_truth, detections = overlaps.ground_truth, overlaps.detections
     is_hit = (
         (overlaps.iou >= IOU_50)
         & ~ground_truth.is_crowd[overlaps.truth]
@@ -172,12 +149,10 @@ def _hitting(
     return np.unique(overlaps.detection[is_hit])
 
 
-def _best_scores(
-    detections: DetectionTable, positions: NDArray[np.int64], num_images: int
-) -> NDArray[np.float64]:
+def _best_scores(overlaps: Overlaps, positions: NDArray[np.int64]) -> NDArray[np.float64]:
     """(I,) highest score of the detections at some positions; -1 for images with none of them."""
-    best = np.full(num_images, -1.0)
-    np.maximum.at(best, detections.image[positions], detections.score[positions])
+    best = np.full(overlaps.ground_truth.num_images, -1.0)
+    np.maximum.at(best, overlaps.detections.image[positions], overlaps.detections.score[positions])
     return best
 
 

@@ -22,10 +22,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.metrics.assignment import IOU_50, MIN_IOU, Assignment, Overlaps, rank_in_class
-from deim.metrics.average_precision import average_precision, rank_by_score
-from deim.metrics.coco import MAX_DETECTIONS
+from deim.metrics.assignment import IOU_50, MAX_DETECTIONS, MIN_IOU, Overlaps, rank_in_class
+from deim.metrics.average_precision import average_precision
 
 
 class ErrorKind(IntEnum):
@@ -57,12 +55,6 @@ class ErrorKinds:
     is_fn: NDArray[np.bool_]
     """(G,) true for boxes that are neither hit nor explained by a localization or classification error."""
 
-    def is_hit(self) -> NDArray[np.bool_]:
-        """(G,) true for boxes that a detection hits."""
-        is_hit = np.zeros_like(self.is_fn)
-        is_hit[self.truth[self.kind == ErrorKind.TP]] = True
-        return is_hit
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TideDeltaAp50:
@@ -75,70 +67,51 @@ class TideDeltaAp50:
     box of the split is missed, since none would be left to find."""
 
 
-def classify_errors(
-    ground_truth: GroundTruthTable,
-    detections: DetectionTable,
-    *,
-    overlaps: Overlaps,
-    assignment: Assignment,
-    is_counted: NDArray[np.bool_] | None = None,
-) -> ErrorKinds:
-    """Find the kind of each error.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duplicates:
+    """Detections above their thresholds on a box that a better detection has hit, before and after NMS."""
 
-    Args:
-        ground_truth: The split.
-        detections: Kept detections, or all.
-        overlaps: Overlaps of these detections from IoU 0.1 on at least.
-        assignment: Their assignment; IoU 0.5 must be among its thresholds.
-        is_counted: (D,) detections that count; the others become `IGNORED`. They must come after those of
-            their image and class that count, so that they change no hit. None counts all.
-    """
-    row = assignment.iou_thresholds.index(IOU_50)
-    usable = ~ground_truth.is_crowd[overlaps.truth] & (overlaps.iou >= MIN_IOU)
-    is_same_class = detections.label[overlaps.detection] == ground_truth.label[overlaps.truth]
-    same, same_iou = _most_overlapped(overlaps, usable & is_same_class, len(detections))
-    other, other_iou = _most_overlapped(overlaps, usable & ~is_same_class, len(detections))
+    num_before: int
+    """Duplicates among the detections above their thresholds."""
+    rate_before: float | None
+    """Their share of these detections; None if there are none."""
+    num_after: int
+    """Duplicates that NMS leaves."""
+    rate_after: float | None
+    """Their share of the detections that NMS leaves; None if there are none."""
+    ap: float | None
+    """mAP of the raw detections that NMS leaves, whatever their score; None without boxes."""
+    ap50: float | None
 
-    is_tp, is_fp = assignment.is_tp[row], assignment.is_fp[row]
-    if is_counted is not None:
-        is_tp, is_fp = is_tp & is_counted, is_fp & is_counted
+
+def classify_errors(overlaps: Overlaps) -> ErrorKinds:
+    """Find the kind of each error of some detections."""
+    ground_truth, assignment = overlaps.ground_truth, overlaps.assignment
+    usable = ~ground_truth.is_crowd[overlaps.truth]
+    same, same_iou = _most_overlapped(overlaps, usable & overlaps.is_same_class)
+    other, other_iou = _most_overlapped(overlaps, usable & ~overlaps.is_same_class)
+    nothing = np.full_like(same, -1)
+    # The first test that holds decides.
     tests = {
-        ErrorKind.TP: (is_tp, assignment.truth[row]),
-        ErrorKind.IGNORED: (~is_fp, None),
+        ErrorKind.TP: (assignment.is_tp[0], assignment.truth[0]),
+        ErrorKind.IGNORED: (assignment.is_ignored[0], nothing),
         ErrorKind.LOCALIZATION: ((same_iou >= MIN_IOU) & (same_iou < IOU_50), same),
         ErrorKind.CLASSIFICATION: (other_iou >= IOU_50, other),
         ErrorKind.DUPLICATE: (same_iou >= IOU_50, same),
-        ErrorKind.BACKGROUND: (np.maximum(same_iou, other_iou) < MIN_IOU, None),
+        ErrorKind.BACKGROUND: (np.maximum(same_iou, other_iou) < MIN_IOU, nothing),
     }
-    kind = np.full(len(detections), ErrorKind.BOTH, dtype=np.int64)
-    about = other.copy()
-    is_open = np.ones(len(detections), dtype=np.bool_)
-    for error, (holds, boxes) in tests.items():
-        decided = is_open & holds
-        kind[decided] = error
-        about[decided] = -1 if boxes is None else boxes[decided]
-        is_open &= ~holds
-
+    holds = [is_of_kind for is_of_kind, _ in tests.values()]
+    kind = np.select(holds, [np.full_like(same, int(error)) for error in tests], int(ErrorKind.BOTH))
+    about = np.select(holds, [boxes for _, boxes in tests.values()], other)
     is_fn = ~ground_truth.is_crowd
     explains = np.isin(kind, (ErrorKind.TP, ErrorKind.CLASSIFICATION, ErrorKind.LOCALIZATION))
     is_fn[about[explains]] = False
     return ErrorKinds(kind=kind, truth=about, is_fn=is_fn)
 
 
-def count_errors(
-    ground_truth: GroundTruthTable, detections: DetectionTable, *, kinds: ErrorKinds
-) -> NDArray[np.int64]:
-    """Count the errors of each kind and class.
-
-    Args:
-        ground_truth: The split.
-        detections: Detections of the split.
-        kinds: Kinds of these detections.
-
-    Returns:
-        (6, C) errors by kind, in the order of `ERROR_KINDS`, and class: that of the detection, or of the
-        ground-truth box for missed ones.
-    """
+def count_errors(overlaps: Overlaps, kinds: ErrorKinds) -> NDArray[np.int64]:
+    """Count (6, C) the errors by `ERROR_KINDS` and class, that of the detection or of the missed box."""
+    ground_truth, detections = overlaps.ground_truth, overlaps.detections
     counts = np.zeros((len(ERROR_KINDS), ground_truth.num_classes), dtype=np.int64)
     is_error = kinds.kind >= 0
     np.add.at(counts, (kinds.kind[is_error], detections.label[is_error]), 1)
@@ -146,30 +119,19 @@ def count_errors(
     return counts
 
 
-def tide_delta_ap50(
-    ground_truth: GroundTruthTable, detections: DetectionTable, *, overlaps: Overlaps, assignment: Assignment
-) -> TideDeltaAp50:
-    """Measure what each kind of error costs: the gain of AP50 if errors of that kind alone were corrected.
+def tide_delta_ap50(overlaps: Overlaps) -> TideDeltaAp50:
+    """Measure the gain of AP50 if errors of each kind alone were corrected, over all raw detections.
 
     Classification errors get the correct class, localization errors the correct box; of all detections that
     would then hit one box the highest score stays and the others are removed. Detections of the kinds both,
     duplicate and background are removed. Missed boxes leave the count of ground truth; a class without any
     other box leaves the mean. The gains do not add up to 1 - AP50: two kinds corrected together gain more, or
-    less, than each of them alone.
-
-    Args:
-        ground_truth: The split.
-        detections: Raw detections. The best 100 of each image and class count.
-        overlaps: Overlaps of these detections from IoU 0.1 on at least.
-        assignment: Their assignment; IoU 0.5 must be among its thresholds.
+    less, than each of them alone. The best 100 detections of each image and class count.
     """
-    is_counted = rank_in_class(detections) < MAX_DETECTIONS
-    kinds = classify_errors(
-        ground_truth, detections, overlaps=overlaps, assignment=assignment, is_counted=is_counted
-    )
-    order = rank_by_score(ground_truth, detections)
-    is_tp = kinds.kind == ErrorKind.TP
-    stays = is_counted & (kinds.kind != ErrorKind.IGNORED)
+    overlaps = overlaps.take(rank_in_class(overlaps.detections) < MAX_DETECTIONS)
+    ground_truth, detections = overlaps.ground_truth, overlaps.detections
+    kinds = classify_errors(overlaps)
+    is_tp, stays = kinds.kind == ErrorKind.TP, kinds.kind != ErrorKind.IGNORED
     num_boxes = ground_truth.boxes_per_class
 
     def mean_ap(
@@ -178,10 +140,9 @@ def tide_delta_ap50(
         stays: NDArray[np.bool_],
         num_boxes: NDArray[np.int64],
     ) -> float | None:
-        ranked = order[stays[order]]
-        ranked_label, ranked_tp = label[ranked], is_tp[ranked]
+        ranked = overlaps.ranking[stays[overlaps.ranking]]
         values = [
-            average_precision(ranked_tp[ranked_label == index], int(number))
+            average_precision(is_tp[ranked][label[ranked] == index], int(number))
             for index, number in enumerate(num_boxes)
         ]
         valid = [value for value in values if value is not None]
@@ -190,29 +151,44 @@ def tide_delta_ap50(
     base = mean_ap(detections.label, is_tp, stays, num_boxes)
     deltas: dict[ErrorKind, float | None] = {}
     for kind in ERROR_KINDS:
-        match kind:
-            case ErrorKind.CLASSIFICATION | ErrorKind.LOCALIZATION:
-                best = _best_on_each_box(kinds, kind)
-                label = detections.label.copy()
-                label[best] = ground_truth.label[kinds.truth[best]]
-                remains = stays & (kinds.kind != kind) & ~is_tp
-                remains[best] = True
-                hits = np.zeros_like(is_tp)
-                hits[best] = True
-                corrected = mean_ap(label, hits, remains, num_boxes)
-            case ErrorKind.MISSED:
-                missed = np.bincount(ground_truth.label[kinds.is_fn], minlength=ground_truth.num_classes)
-                corrected = mean_ap(detections.label, is_tp, stays, num_boxes - missed)
-            case _:
-                corrected = mean_ap(detections.label, is_tp, stays & (kinds.kind != kind), num_boxes)
+        label, hits, remains, boxes = detections.label, is_tp, stays & (kinds.kind != kind), num_boxes
+        if kind in (ErrorKind.CLASSIFICATION, ErrorKind.LOCALIZATION):
+            best = _best_on_each_box(kinds, kind)
+            label, hits, remains = label.copy(), np.zeros_like(is_tp), remains & ~is_tp
+            label[best] = ground_truth.label[kinds.truth[best]]
+            hits[best] = remains[best] = True
+        if kind == ErrorKind.MISSED:
+            boxes = num_boxes - np.bincount(ground_truth.label[kinds.is_fn], minlength=len(num_boxes))
+        corrected = mean_ap(label, hits, remains, boxes)
         deltas[kind] = None if corrected is None or base is None else corrected - base
     return TideDeltaAp50(ap50=base, deltas=deltas)
 
 
+def count_duplicates(above: Overlaps, kept_kinds: ErrorKinds, ap_by_iou: NDArray[np.float64]) -> Duplicates:
+    """Count duplicates before and after NMS.
+
+    Args:
+        above: Detections above their thresholds.
+        kept_kinds: Kinds of those that NMS leaves of them.
+        ap_by_iou: (10, C) AP of the raw detections that NMS leaves, by IoU threshold; NaN without boxes.
+    """
+    before, after = (kinds.kind == ErrorKind.DUPLICATE for kinds in (classify_errors(above), kept_kinds))
+    ap_by_iou = ap_by_iou[:, ~np.isnan(ap_by_iou[0])]
+    return Duplicates(
+        num_before=int(before.sum()),
+        rate_before=float(before.mean()) if len(before) else None,
+        num_after=int(after.sum()),
+        rate_after=float(after.mean()) if len(after) else None,
+        ap=float(ap_by_iou.mean()) if ap_by_iou.size else None,
+        ap50=float(ap_by_iou[0].mean()) if ap_by_iou.size else None,
+    )
+
+
 def _most_overlapped(
-    overlaps: Overlaps, chosen: NDArray[np.bool_], num_detections: int
+    overlaps: Overlaps, chosen: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(D,) box that each detection overlaps most in the chosen pairs, and the IoU; -1 and 0 if none."""
+    num_detections = len(overlaps.detections)
     pairs = np.flatnonzero(chosen)
     # Written in the order of rising overlap, so that the largest is written last; of equals the last box.
     pairs = pairs[np.argsort(overlaps.iou[pairs], kind="stable")]

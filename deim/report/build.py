@@ -3,17 +3,28 @@
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.inference.thresholds import OperatingPoints
-from deim.metrics.analysis import SplitAnalysis
-from deim.metrics.bootstrap import LEVEL, METHOD, ScoreSamples, interval
-from deim.metrics.choose_thresholds import count_all
-from deim.metrics.coco import CocoMetrics
+from deim.inference.operating_points import OperatingPoints, apply_nms
+from deim.metrics.assignment import Overlaps, compute_overlaps
+from deim.metrics.average_precision import average_precisions, precision_recall_curves
+from deim.metrics.bootstrap import LEVEL, METHOD, ScoreSamples, interval, resample_scores
+from deim.metrics.choose_thresholds import count_all, count_classes
+from deim.metrics.coco import CocoMetrics, compute_coco_metrics
+from deim.metrics.confusion import compute_confusion
 from deim.metrics.convergence import Convergence
-from deim.metrics.tide import ERROR_KINDS
+from deim.metrics.image_level import count_images, trace_escapes
+from deim.metrics.tide import (
+    ERROR_KINDS,
+    ErrorKinds,
+    classify_errors,
+    count_duplicates,
+    count_errors,
+    tide_delta_ap50,
+)
 from deim.report.schema import (
     SCHEMA_VERSION,
     ClassReport,
@@ -25,23 +36,17 @@ from deim.report.schema import (
     TaskSection,
 )
 
-DISTRIBUTIONS = {
-    "deim": "deim-defects",
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "faster_coco_eval": "faster-coco-eval",
-}
+DISTRIBUTIONS = ("deim-defects", "torch", "torchvision", "faster-coco-eval")
+"""Packages that can change the numbers."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportInputs:
     """Everything that a report is made from."""
 
     ground_truth: GroundTruthTable
     detections: DetectionTable
     """Raw detections."""
-    metrics: CocoMetrics
-    """COCO metrics of these detections."""
     points: OperatingPoints
     provenance: Provenance
     num_resamples: int
@@ -53,17 +58,39 @@ class ReportInputs:
     created: datetime | None = None
     """Time of the evaluation, with a time zone; None for now."""
 
+    @cached_property
+    def metrics(self) -> CocoMetrics:
+        """COCO metrics of the raw detections."""
+        return compute_coco_metrics(self.ground_truth, self.detections)
 
-def build_report(inputs: ReportInputs, analysis: SplitAnalysis, *, files: dict[str, str]) -> Report:
-    """Build the report.
+    @cached_property
+    def raw(self) -> Overlaps:
+        """The raw detections beside the ground truth."""
+        return compute_overlaps(self.ground_truth, self.detections)
 
-    Args:
-        inputs: Detections of a split.
-        analysis: Analysis of the same detections.
-        files: SHA-256 of the files beside the report, by name.
-    """
+    @cached_property
+    def kept(self) -> Overlaps:
+        """The detections that the operating points keep."""
+        return self.raw.take(self.points.keep(self.detections))
+
+    @cached_property
+    def kinds(self) -> ErrorKinds:
+        """Kinds of errors of the kept detections."""
+        return classify_errors(self.kept)
+
+
+def build_report(inputs: ReportInputs, *, files: dict[str, str]) -> Report:
+    """Build the report; `files` are the SHA-256 of the files beside it, by name."""
     created = inputs.created or datetime.now(UTC)
-    metrics, samples = inputs.metrics, analysis.samples
+    metrics, points, raw, detections = inputs.metrics, inputs.points, inputs.raw, inputs.detections
+    samples = resample_scores(raw, num_resamples=inputs.num_resamples) if inputs.num_resamples else None
+    above = raw.take(detections.score >= points.thresholds[detections.label])
+    after_nms = raw.take(apply_nms(detections, points.nms))
+    with_few_escapes = None
+    if points.escape_threshold is not None:
+        with_few_escapes = count_images(raw.take(detections.score >= points.escape_threshold))
+    counts = count_classes(inputs.kept)
+    curves = precision_recall_curves(after_nms)
     return Report(
         schema_version=SCHEMA_VERSION,
         created=created.astimezone(UTC).isoformat(timespec="seconds"),
@@ -78,28 +105,21 @@ def build_report(inputs: ReportInputs, analysis: SplitAnalysis, *, files: dict[s
                 metrics=entry,
                 ap_interval=None if samples is None else interval(samples.ap[label]),
                 ap50_interval=None if samples is None else interval(samples.ap50[label]),
-                counts=analysis.counts[label],
-                precision_recall=analysis.precision_recall[label],
+                counts=counts[label],
+                precision_recall=curves[label],
             )
             for label, entry in enumerate(metrics.classes)
         ),
-        operating_points=analysis.points,
-        counts=count_all(analysis.counts),
+        operating_points=points,
+        counts=count_all(counts),
         image_level=ImageLevelReport(
-            at_operating_points=analysis.image_level,
-            at_escape_threshold=analysis.image_level_for_escapes,
-            curve=analysis.escape_curve,
+            at_operating_points=count_images(inputs.kept),
+            at_escape_threshold=with_few_escapes,
+            curve=trace_escapes(raw),
         ),
-        confusion=analysis.confusion,
-        errors={
-            kind.name.lower(): ErrorReport(
-                count=int(analysis.error_counts[kind].sum()),
-                by_class=tuple(analysis.error_counts[kind].tolist()),
-                ap50_delta=analysis.tide.deltas[kind],
-            )
-            for kind in ERROR_KINDS
-        },
-        duplicates=analysis.duplicates,
+        confusion=compute_confusion(inputs.kept),
+        errors=_error_reports(inputs),
+        duplicates=count_duplicates(above, inputs.kinds, average_precisions(after_nms)),
         convergence=inputs.convergence,
         task_section=inputs.task_section,
         files=files,
@@ -107,14 +127,30 @@ def build_report(inputs: ReportInputs, analysis: SplitAnalysis, *, files: dict[s
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Return the versions of the packages that can change the numbers, and of Python.
+    """Return the versions of `deim`, `torch`, `torchvision`, `faster_coco_eval` and `python`.
 
-    Returns:
-        Versions by `deim`, `torch`, `torchvision`, `faster_coco_eval` and `python`; None for a package that
-        runs from a checkout without being installed.
+    None stands for a package that runs from a checkout without being installed.
     """
-    versions = {key: _version(distribution) for key, distribution in DISTRIBUTIONS.items()}
+    versions: dict[str, str | None] = {}
+    for distribution in DISTRIBUTIONS:
+        key = distribution.removesuffix("-defects").replace("-", "_")
+        try:
+            versions[key] = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            versions[key] = None
     return {**versions, "python": platform.python_version()}
+
+
+def _error_reports(inputs: ReportInputs) -> dict[str, ErrorReport]:
+    counts, tide = count_errors(inputs.kept, inputs.kinds), tide_delta_ap50(inputs.raw)
+    return {
+        kind.name.lower(): ErrorReport(
+            count=int(counts[kind].sum()),
+            by_class=tuple(counts[kind].tolist()),
+            ap50_delta=tide.deltas[kind],
+        )
+        for kind in ERROR_KINDS
+    }
 
 
 def _intervals(samples: ScoreSamples) -> Intervals:
@@ -127,10 +163,3 @@ def _intervals(samples: ScoreSamples) -> Intervals:
         ap=interval(samples.mean_ap),
         ap50=interval(samples.mean_ap50),
     )
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

@@ -12,7 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from deim.files import count
 from deim.metrics.bootstrap import Interval
 from deim.metrics.confusion import Confusion
 from deim.report.draw import short_names
@@ -30,6 +32,7 @@ LONGEST_MATRIX = 40.0
 """Inches; the cells of a matrix with very many classes shrink instead."""
 ON_WHITE: Any = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 """Box around a text that lines pass behind."""
+POINT_STYLE: Any = {"markersize": 8, "markeredgecolor": "black", "clip_on": False}
 
 Draw = Callable[[Figure], None]
 
@@ -47,16 +50,13 @@ def chart_figure(draw: Draw, *, height: float, width: float = WIDTH) -> Iterator
 
 
 def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -> Path:
-    """Draw a chart and write it as PNG and as SVG.
+    """Draw a chart of a size in inches, write it as PNG and SVG, and return the path of the SVG.
 
     Args:
         draw: Draws onto an empty figure.
         path: Without suffix.
         height: In inches.
         width: In inches.
-
-    Returns:
-        Path of the SVG; the PNG lies beside it.
     """
     with chart_figure(draw, height=height, width=width) as figure:
         figure.savefig(path.with_suffix(".png"), dpi=PNG_DPI)
@@ -65,31 +65,21 @@ def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -
 
 
 def draw_report_charts(report: Report, folder: Path) -> dict[str, Path]:
-    """Draw all charts that a report has the numbers for.
+    """Draw all charts that a report has the numbers for; return the path of each SVG by its title."""
 
-    Args:
-        report: The report.
-        folder: Folder to write to; it must exist.
+    def save(draw: Callable[[Figure, Report], None], name: str, height: float) -> Path:
+        return save_chart(lambda figure: draw(figure, report), folder / name, height=height)
 
-    Returns:
-        Path of each chart's SVG by its title; the PNG lies beside it.
-    """
-    height_with_legend = max(5.0, height_of_legend(len(report.classes)))
+    legend_height = max(5.0, height_of_legend(len(report.classes)))
     paths = {
         "AP50 of each class": save_class_ap50([("", report)], folder / "class_ap50"),
-        "Precision and recall": save_chart(
-            partial(_precision_recall, report=report), folder / "precision_recall", height=height_with_legend
-        ),
+        "Precision and recall": save(_precision_recall, "precision_recall", legend_height),
         "Confusion of classes": save_confusions([("", report.confusion)], folder / "confusion"),
-        "Escapes against overkill": save_chart(
-            partial(_escapes, report=report), folder / "escapes", height=4.6
-        ),
-        "Kinds of errors": save_chart(partial(_errors, report=report), folder / "errors", height=3.6),
+        "Escapes against overkill": save(_escapes, "escapes", 4.6),
+        "Kinds of errors": save(_errors, "errors", 3.6),
     }
-    if report.convergence is not None:
-        paths["Validation score by epoch"] = save_chart(
-            partial(_convergence, report=report), folder / "convergence", height=4.2
-        )
+    if report.convergence is not None and len(report.convergence.epochs) > 1:
+        paths["Validation score by epoch"] = save(_convergence, "convergence", 4.2)
     return paths
 
 
@@ -111,9 +101,12 @@ def say_nothing_to_show(axes: Axes, why: str) -> None:
     axes.set_yticks([])
 
 
-def legend_beside(axes: Axes) -> None:
-    """Put the legend on the right of the axes."""
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+def legend_or_reason(axes: Axes, why_empty: str) -> None:
+    """Put the legend on the right of the axes or, if nothing was drawn, the reason in their middle."""
+    if axes.lines or axes.patches:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    else:
+        say_nothing_to_show(axes, why_empty)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,19 +118,13 @@ class BarSeries:
     label: str = ""
     intervals: Sequence[Interval | None] = ()
     """N intervals, drawn as lines; empty for none."""
-    text_of_none: str | Sequence[str] = "no ground truth"
-    """What stands in place of a missing bar, the same for all or one for each."""
+    reasons: Sequence[str] = ()
+    """N texts in place of missing bars; empty for `no ground truth`."""
     number_format: str = "{:.3f}"
 
 
 def draw_bars(axes: Axes, rows: Sequence[str], series: Sequence[BarSeries]) -> None:
-    """Draw horizontal bars with their numbers, the first row at the top.
-
-    Args:
-        axes: Where to draw.
-        rows: N labels.
-        series: Bars side by side in each row.
-    """
+    """Draw horizontal bars with their numbers in N labeled rows, those of several series side by side."""
     values = [value for entry in series for value in entry.values if value is not None]
     most = max([*values, *(item.high for entry in series for item in entry.intervals if item)], default=0)
     most = most or 1.0
@@ -147,8 +134,7 @@ def draw_bars(axes: Axes, rows: Sequence[str], series: Sequence[BarSeries]) -> N
         for position, value in enumerate(entry.values):
             place = position + offset
             if value is None:
-                missing = entry.text_of_none
-                text = missing if isinstance(missing, str) else missing[position]
+                text = entry.reasons[position] if entry.reasons else "no ground truth"
                 axes.text(0.01 * most, place, text, va="center", color=GRAY, bbox=ON_WHITE, zorder=4)
                 continue
             axes.barh(place, value, height=0.8 * height, color=entry.color)
@@ -167,15 +153,7 @@ def draw_bars(axes: Axes, rows: Sequence[str], series: Sequence[BarSeries]) -> N
 
 
 def save_confusions(confusions: Sequence[tuple[str, Confusion]], path: Path) -> Path:
-    """Draw confusion matrices of the same classes, one below the other: counts, colored by share of the row.
-
-    Args:
-        confusions: Title and matrix of each.
-        path: Without suffix.
-
-    Returns:
-        Path of the SVG; the PNG lies beside it.
-    """
+    """Draw confusion matrices of the same classes below their titles: counts, colored by share of the row."""
     labels = confusions[0][1].labels
     names = [*chart_names(labels[:-1]), labels[-1]]
     most = max(max(map(max, confusion.counts)) for _, confusion in confusions)
@@ -202,23 +180,15 @@ def _draw_confusions(
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         for row, column in np.ndindex(percent.shape) if has_counts else ():
-            count = confusion.counts[row][column]
-            color = "white" if percent[row, column] > 55 else "black" if count else GRAY
+            number = confusion.counts[row][column]
+            color = "white" if percent[row, column] > 55 else "black" if number else GRAY
             if not row == column == len(names) - 1:
-                axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
+                axes.text(column, row, str(number), ha="center", va="center", fontsize=8, color=color)
     figure.colorbar(heat, ax=grid.tolist(), label="% of the row", shrink=0.8, aspect=30 * len(confusions))
 
 
 def save_class_ap50(reports: Sequence[tuple[str, Report]], path: Path) -> Path:
-    """Draw AP50 of each class, as bars of several reports on the same images side by side.
-
-    Args:
-        reports: Name, as the legend shows it, and report of each.
-        path: Without suffix.
-
-    Returns:
-        Path of the SVG; the PNG lies beside it.
-    """
+    """Draw AP50 of each class as bars, of several named reports on the same images; see `save_chart`."""
     height = 1.6 + len(reports[0][1].classes) * (0.22 + 0.2 * len(reports))
     return save_chart(partial(_class_ap50, reports=reports), path, height=height)
 
@@ -227,7 +197,7 @@ def _class_ap50(figure: Figure, reports: Sequence[tuple[str, Report]]) -> None:
     axes = figure.subplots()
     report = reports[0][1]
     labels = [
-        f"{name}\nn = {row.metrics.num_boxes} in {row.metrics.num_images} images"
+        f"{name}\nn = {row.metrics.num_boxes} in {count('image', row.metrics.num_images)}"
         for name, row in zip(chart_names(report.class_names), report.classes, strict=True)
     ]
     is_alone = len(reports) == 1
@@ -241,12 +211,14 @@ def _class_ap50(figure: Figure, reports: Sequence[tuple[str, Report]]) -> None:
         for index, (name, other) in enumerate(reports)
     ]
     draw_bars(axes, labels, series)
-    axes.set_xlim(0, 1.12)
+    axes.set_xlim(0, 1.12)  # room for the numbers
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.spines.bottom.set_bounds(0, 1)
     axes.set_xlabel("AP at IoU 0.50" + (", lines: 95 % intervals" if report.intervals else ""))
     axes.set_title("AP50 of each class")
     ap50 = report.summary.ap50
     if not is_alone:
-        legend_beside(axes)
+        legend_or_reason(axes, "no class")
     elif ap50 is not None:
         axes.axvline(ap50, color=RED, linestyle="--", linewidth=1)
         axes.set_title(f"AP50 of each class; the mean, {ap50:.3f}, is dashed")
@@ -254,8 +226,8 @@ def _class_ap50(figure: Figure, reports: Sequence[tuple[str, Report]]) -> None:
 
 def _precision_recall(figure: Figure, report: Report) -> None:
     axes = figure.subplots()
-    axes.set_xlim(0, 1.02)
-    axes.set_ylim(0, 1.05)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
     axes.set_xlabel("recall: share of the boxes that are found")
     axes.set_ylabel("precision: share of the detections that are correct")
     axes.set_title("Precision and recall at IoU 0.50; dots: operating points")
@@ -272,11 +244,8 @@ def _precision_recall(figure: Figure, report: Report) -> None:
             label=f"{names[index]} (n = {row.metrics.num_boxes})",
         )
         if counts.precision is not None and counts.recall is not None:
-            axes.plot(counts.recall, counts.precision, "o", color=color, ms=7, markeredgecolor="black")
-    if axes.lines:
-        legend_beside(axes)
-    else:
-        say_nothing_to_show(axes, "no class has both ground truth and detections")
+            axes.plot(counts.recall, counts.precision, "o", color=color, **POINT_STYLE)
+    legend_or_reason(axes, "no class has both ground truth and detections")
 
 
 def _escapes(figure: Figure, report: Report) -> None:
@@ -299,18 +268,8 @@ def _escapes(figure: Figure, report: Report) -> None:
         name = f"threshold {points.escape_threshold:.3f}, for few escapes"
         places.append((name, level.at_escape_threshold, "s", RED))
     for name, rates, marker, color in places:
-        assert rates.overkill_rate is not None
-        assert rates.escape_rate is not None
-        axes.plot(
-            100 * rates.overkill_rate,
-            100 * rates.escape_rate,
-            marker,
-            markersize=9,
-            color=color,
-            markeredgecolor="black",
-            label=name,
-            clip_on=False,
-        )
+        place = 100 * np.array([rates.overkill_rate, rates.escape_rate], dtype=np.float64)
+        axes.plot(*place, marker, label=name, color=color, **POINT_STYLE)
     axes.axhline(100 * points.max_escape_rate, color=RED, linestyle="--", linewidth=1)
     axes.set_xlim(-1, 101)
     axes.set_ylim(-1, 101)
@@ -330,7 +289,7 @@ def _errors(figure: Figure, report: Report) -> None:
         values=[None if row.ap50_delta is None else 100 * row.ap50_delta for row in errors.values()],
         color=BLUE,
         number_format="{:.1f}",
-        text_of_none=reasons,
+        reasons=reasons,
     )
     draw_bars(right, list(errors), [deltas])
     draw_bars(left, list(errors), [counts])
@@ -353,8 +312,9 @@ def _convergence(figure: Figure, report: Report) -> None:
     best = convergence.best_epoch + 1
     axes.axvline(best, color=GRAY, linestyle="--", linewidth=1, label=f"best mAP, epoch {best}")
     axes.set_xlim(0.5, convergence.planned_epochs + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, 1)
     axes.set_xlabel(f"epoch, of {convergence.planned_epochs}")
     axes.set_ylabel("score on the validation split")
     axes.set_title("Validation score by epoch")
-    legend_beside(axes)
+    legend_or_reason(axes, "no validation")

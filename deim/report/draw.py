@@ -37,6 +37,7 @@ class Panel:
     boxes_xyxy: Tensor
     """(N, 4) float, pixels of the image."""
     texts: Sequence[str]
+    """N labels, cut if wider than the image; an empty one gives no tag."""
     colors: Sequence[Color]
 
 
@@ -51,24 +52,15 @@ class PanelRow:
     panels: Sequence[Panel]
 
 
-def draw_boxes(
-    image: Image.Image,
-    boxes_xyxy: Tensor,
-    *,
-    texts: Sequence[str],
-    colors: Sequence[Color],
-    scale: float = 1.0,
-) -> Image.Image:
-    """Draw boxes with label tags on a copy of an image.
+def draw_panel(image: Image.Image, panel: Panel, *, scale: float = 1.0) -> Image.Image:
+    """Draw the boxes of a panel with label tags on a copy of an image.
 
     Boxes are clipped to the image; lines and letters grow with it. A tag stands above its box, or below or
     inside it where there is no room, and never leaves the image. The first boxes lie on top.
 
     Args:
         image: 8 bits per channel, any mode.
-        boxes_xyxy: (N, 4) float, pixels of the image. N may be 0.
-        texts: N labels, cut if wider than the image; an empty one gives no tag.
-        colors: N colors.
+        panel: Boxes in pixels of the image.
         scale: Factor from the image to the drawing; enlarge small images so that tags fit.
 
     Returns:
@@ -83,8 +75,8 @@ def draw_boxes(
     draw = ImageDraw.Draw(canvas)
     line_width = max(2, round(max(canvas.size) / 350))
     font = _load_font(min(max(12, min(canvas.size) // 40), 40))
-    rectangles = [_clip(box, canvas.size) for box in (boxes_xyxy * scale).tolist()]
-    entries = list(zip(rectangles, texts, colors, strict=True))
+    rectangles = [_clip(box, canvas.size) for box in (panel.boxes_xyxy * scale).tolist()]
+    entries = list(zip(rectangles, panel.texts, panel.colors, strict=True))
     for (x1, y1, x2, y2), _, color in reversed(entries):
         draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=INK, width=line_width + 2)
         draw.rectangle((x1, y1, x2, y2), outline=color, width=line_width)
@@ -101,39 +93,14 @@ def draw_boxes(
     return canvas
 
 
-def draw_detections(
-    image: Image.Image, detections: Detections, *, class_names: Sequence[str], scale: float = 1.0
-) -> Image.Image:
-    """Draw the detections of one image with class and score.
-
-    Args:
-        image: The original image, any mode.
-        detections: In pixels of `image`, best score first. K may be 0.
-        class_names: Name of each class index.
-        scale: As in `draw_boxes`.
-
-    Returns:
-        A new RGB image, `scale` times the size.
-    """
-    panel = detections_panel(detections, class_names=class_names, caption="")
-    return draw_boxes(image, panel.boxes_xyxy, texts=panel.texts, colors=panel.colors, scale=scale)
-
-
 def detections_panel(
     detections: Detections,
     *,
     class_names: Sequence[str],
-    caption: str,
+    caption: str = "",
     colors: Sequence[Color] | None = None,
 ) -> Panel:
-    """Build the panel of the detections of one image, with class and score of each.
-
-    Args:
-        detections: K detections, in pixels of the image.
-        class_names: Name of each class index.
-        caption: Line above the panel.
-        colors: K colors; None for those of the classes.
-    """
+    """Build the panel of the detections of one image; None for the colors of the classes."""
     labels, scores = detections.labels.tolist(), detections.scores.tolist()
     names = short_names(class_names)
     return Panel(
@@ -145,13 +112,7 @@ def detections_panel(
 
 
 def truth_panel(ground_truth: GroundTruthTable, image: int, *, color: Color | None = None) -> Panel:
-    """Build the panel of the ground truth of one image.
-
-    Args:
-        ground_truth: The split.
-        image: Position of the image.
-        color: Color of all boxes; None for those of the classes.
-    """
+    """Build the panel of the ground truth of one image, in one color or, if None, in those of the classes."""
     names = short_names(ground_truth.class_names)
     boxes = ground_truth.image == image
     labels = ground_truth.label[boxes].tolist()
@@ -164,16 +125,7 @@ def truth_panel(ground_truth: GroundTruthTable, image: int, *, color: Color | No
 
 
 def panel_sheet(rows: Sequence[PanelRow], *, title: str, columns: int = 1) -> Image.Image:
-    """Draw images on one sheet, each in several panels of 360 px width and common height.
-
-    Args:
-        rows: All with the same number of panels; no row gives a sheet that says so.
-        title: Line at the top.
-        columns: Images side by side.
-
-    Returns:
-        An RGB image.
-    """
+    """Draw images on one RGB sheet, each in the same number of panels of 360 px width and common height."""
     heights = [math.ceil(PANEL_WIDTH * row.image.height / row.image.width) for row in rows]
     panel_height = min(max([PANEL_HEIGHTS[0], *heights]), PANEL_HEIGHTS[1])
     cells = [draw_row(row, panel_wh=(PANEL_WIDTH, panel_height)) for row in rows]
@@ -193,15 +145,7 @@ def panel_sheet(rows: Sequence[PanelRow], *, title: str, columns: int = 1) -> Im
 
 
 def draw_row(row: PanelRow, *, panel_wh: tuple[int, int]) -> Image.Image:
-    """Draw the panels of an image side by side below its caption, each centered in an equal area.
-
-    Args:
-        row: The image and its panels.
-        panel_wh: Width and height of a panel, in pixels.
-
-    Returns:
-        An RGB image.
-    """
+    """Draw the panels of an image side by side below its caption, each centered in an area of that size."""
     width, height = panel_wh
     size_wh = len(row.panels) * (width + GAP) - GAP, 2 * LINE_HEIGHT + height
     canvas = Image.new("RGB", size_wh, PAPER)
@@ -211,7 +155,7 @@ def draw_row(row: PanelRow, *, panel_wh: tuple[int, int]) -> Image.Image:
         cell = Image.new("RGB", (width, LINE_HEIGHT + height), EMPTY)
         cell.paste(PAPER, (0, 0, width, LINE_HEIGHT))
         _write_line(cell, (0, 0), panel.caption, size=CAPTION_SIZE, color=FAINT)
-        drawn = draw_boxes(row.image, panel.boxes_xyxy, texts=panel.texts, colors=panel.colors, scale=scale)
+        drawn = draw_panel(row.image, panel, scale=scale)
         cell.paste(drawn, ((width - drawn.width) // 2, LINE_HEIGHT + (height - drawn.height) // 2))
         canvas.paste(cell, (index * (width + GAP), LINE_HEIGHT))
     return canvas
@@ -226,11 +170,8 @@ def short_names(names: Sequence[str], *, kind: str = "class", longest: int = LON
 
     Args:
         names: Names of all classes, or of all runs, in their order.
-        kind: What the names are of.
+        kind: `class` or `run`.
         longest: Number of characters, at least 10.
-
-    Returns:
-        As many names.
     """
     has_glyph = get_font(FONT_PATH).get_char_index
     head, tail = (longest - 1) // 2, longest // 2

@@ -1,7 +1,6 @@
 """From a trained detector and a split to operating points and a report."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +10,19 @@ from deim.data.formats.coco import to_split
 from deim.data.options import DataOptions
 from deim.data.splits import read_raw_split, read_split
 from deim.engine.checkpoints import TrainedDetector, store_operating_points
+from deim.engine.task import report_function
 from deim.engine.validation import Validation
 from deim.errors import DataError
 from deim.files import sha256_of_file
 from deim.inference.evaluator import EvaluationResult, Evaluator, build_evaluator
-from deim.inference.nms import candidate_rules
+from deim.inference.operating_points import OperatingPoints, candidate_rules
 from deim.inference.predictor import match_config, stored_points
-from deim.inference.thresholds import OperatingPoints
 from deim.metrics.choose_thresholds import choose_operating_points
 from deim.metrics.coco import compute_coco_metrics, worst_class
 from deim.metrics.convergence import read_convergence
 from deim.records import to_json
 from deim.report.build import ReportInputs, installed_versions
-from deim.report.files import ImageFolder, ReportFiles, prediction_sheet, write_report_files
+from deim.report.files import ImageFolder, prediction_sheet, write_report_files
 from deim.report.schema import (
     CheckpointInfo,
     DatasetInfo,
@@ -40,17 +39,26 @@ VAL = "val"
 """Split that thresholds are chosen on."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WrittenReport:
-    """A report and its files."""
+def evaluate_run(
+    trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, report_path: Path
+) -> Report:
+    """Evaluate a detector of any task on a split and write its report, as `evaluate_checkpoint` does."""
+    evaluate = report_function(trained.task, "evaluate_checkpoint", evaluate_checkpoint)
+    report: Report = evaluate(trained, evaluator, split_name=split_name, report_path=report_path)
+    return report
 
-    report: Report
-    files: ReportFiles
+
+def evaluate_share(trained: TrainedDetector, evaluator: Evaluator) -> None:
+    """Do a process's share of `evaluate_run` in the main process, with the same detector and split."""
+    share = report_function(
+        trained.task, "evaluate_share", lambda trained, evaluator: evaluator.evaluate(trained.model)
+    )
+    share(trained, evaluator)
 
 
 def evaluate_checkpoint(
     trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, report_path: Path
-) -> WrittenReport:
+) -> Report:
     """Evaluate a trained detector on a split and write its report.
 
     On the validation split the operating points are chosen anew and stored in the checkpoint. On any other
@@ -58,31 +66,22 @@ def evaluate_checkpoint(
     or on another annotation file than the config names, others are chosen for this report alone.
 
     Args:
-        trained: The detector.
+        trained: From `load_trained`.
         evaluator: Evaluator of the split.
-        split_name: `train`, `val` or `test`, for the report.
+        split_name: `train`, `val` or `test`.
         report_path: The JSON report; the other files lie beside it, see `deim.report.files`.
 
     Raises:
         DataError: If an image is damaged, or `report_path` is a folder.
     """
     check_report_path(report_path)
-    inputs = evaluate_split(trained, evaluator, split_name=split_name)
-    return WrittenReport(
-        report=write_report_files(inputs, report_path), files=ReportFiles(report=report_path)
-    )
+    return write_report_files(evaluate_split(trained, evaluator, split_name=split_name), report_path)
 
 
 def evaluate_split(
     trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, store_points: bool = True
 ) -> ReportInputs:
-    """Evaluate a trained detector as `evaluate_checkpoint` does, but write no report.
-
-    New operating points are written into the checkpoint only with `store_points`.
-
-    Raises:
-        DataError: If an image is damaged.
-    """
+    """Evaluate as `evaluate_checkpoint`, without a report; new points are stored only with `store_points`."""
     points = None if split_name == VAL else _points_for(trained, store=store_points)
     result = evaluator.evaluate(trained.model)
     log = trained.path.parent / "metrics.jsonl"
@@ -93,7 +92,6 @@ def evaluate_split(
     return ReportInputs(
         ground_truth=result.ground_truth,
         detections=result.detections,
-        metrics=compute_coco_metrics(result.ground_truth, result.detections),
         points=points,
         provenance=_provenance(trained, evaluator, result, split_name),
         num_resamples=trained.config.evaluation.bootstrap_resamples,
@@ -191,12 +189,7 @@ def _provenance(
 
 
 def to_validation(result: EvaluationResult, image: Image.Image | None = None) -> Validation:
-    """Return what the trainer needs of an evaluation.
-
-    Args:
-        result: Evaluation of the validation split.
-        image: Some images with their detections, for TensorBoard.
-    """
+    """Return what the trainer needs of an evaluation, and `image` for TensorBoard."""
     metrics = compute_coco_metrics(result.ground_truth, result.detections)
     worst = worst_class(metrics)
     return Validation(
@@ -213,13 +206,7 @@ def to_validation(result: EvaluationResult, image: Image.Image | None = None) ->
 def validation_sheet(
     result: EvaluationResult, evaluator: Evaluator, *, score_threshold: float
 ) -> Image.Image:
-    """Draw some images of a validation during training, when no thresholds have been chosen yet.
-
-    Args:
-        result: Evaluation of the split.
-        evaluator: Its evaluator.
-        score_threshold: Lowest score to draw.
-    """
+    """Draw some images of a validation during training, when no thresholds have been chosen yet."""
     images = ImageFolder(evaluator.split.image_dir, result.ground_truth.file_names)
     kept = result.detections.take(result.detections.score >= score_threshold)
     title = f"validation, score >= {score_threshold:.2f}"

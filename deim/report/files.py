@@ -13,96 +13,64 @@ report/
 import json
 import random
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
 from deim.data.images.load import read_preview
 from deim.errors import DataError
 from deim.files import sha256_of_file, write_atomically, write_text
-from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.metrics.analysis import analyze_split
-from deim.metrics.coco import compute_coco_metrics
+from deim.inference.detection_table import CocoResult, DetectionTable, GroundTruthTable
 from deim.report.build import ReportInputs, build_report
 from deim.report.charts import draw_report_charts
-from deim.report.draw import PanelRow, detections_panel, panel_sheet, truth_panel
+from deim.report.draw import Panel, PanelRow, detections_panel, panel_sheet, truth_panel
 from deim.report.gallery import choose_gallery, draw_entry
-from deim.report.html import render_report
-from deim.report.page import Figure, embed_image
+from deim.report.page import Figure, embed_image, render_report
 from deim.report.schema import Report, check_report_path, read_report, write_record
 from deim.report.tables import format_class_csv
 
 MAX_SHEET_IMAGES = 12
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ReportFiles:
-    """Paths of the files of a report."""
+    """Paths of the files of a report: the `page` and, in the `folder`, `predictions` and `ground_truth`."""
 
-    report: Path
-
-    @property
-    def page(self) -> Path:
-        """The HTML page."""
-        return self.report.with_suffix(".html")
-
-    @property
-    def folder(self) -> Path:
-        """The folder of all other files."""
-        return self.report.with_suffix("")
-
-    @property
-    def predictions(self) -> Path:
-        """Raw detections."""
-        return self.folder / "predictions.json"
-
-    @property
-    def ground_truth(self) -> Path:
-        """Ground truth."""
-        return self.folder / "ground_truth.json"
-
-    @property
-    def sheet(self) -> Path:
-        """Some images with their kept detections."""
-        return self.folder / "predictions.png"
+    def __init__(self, report: Path) -> None:
+        self.report = report
+        self.page = report.with_suffix(".html")
+        self.folder = report.with_suffix("")
+        self.predictions = self.folder / "predictions.json"
+        self.ground_truth = self.folder / "ground_truth.json"
 
 
 def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
-    """Analyze detections and write all files of the report.
-
-    Args:
-        inputs: Detections of a split.
-        report_path: The JSON report, with the suffix `.json`; the other files lie beside it.
+    """Analyze detections and write all files of the report beside the JSON file at `report_path`.
 
     Raises:
-        DataError: If `report_path` is a folder or has another suffix.
-        OSError: If a file cannot be written.
+        DataError: If `report_path` is a folder or has another suffix than `.json`.
     """
     check_report_path(report_path)
-    files = ReportFiles(report=report_path)
+    files = ReportFiles(report_path)
     files.folder.mkdir(parents=True, exist_ok=True)
     ground_truth, detections = inputs.ground_truth, inputs.detections
     # What cannot be computed again comes first.
     write_text(files.ground_truth, json.dumps(ground_truth.to_coco(), ensure_ascii=False, allow_nan=False))
-    write_json_list(files.predictions, detections.to_coco(ground_truth.image_ids, ground_truth.category_ids))
-    analysis = analyze_split(
-        ground_truth, detections, points=inputs.points, num_resamples=inputs.num_resamples
-    )
+    _write_results(files.predictions, detections.to_coco(ground_truth.image_ids, ground_truth.category_ids))
     hashes = {path.name: sha256_of_file(path) for path in (files.ground_truth, files.predictions)}
-    report = build_report(inputs, analysis, files=hashes)
+    report = build_report(inputs, files=hashes)
     write_text(files.folder / "classes.csv", format_class_csv(report))
     images = ImageFolder(Path(report.provenance.dataset.image_dir), ground_truth.file_names)
-    prediction_sheet(ground_truth, analysis.kept, images=images, title=report.title).save(files.sheet)
+    sheet = prediction_sheet(ground_truth, inputs.kept.detections, images=images, title=report.title)
+    sheet.save(files.folder / "predictions.png")
     gallery = []
-    for entry in choose_gallery(ground_truth, detections, analysis=analysis):
+    for entry in choose_gallery(inputs):
         image = images.read(entry.image)
         if image is not None:
-            drawn = draw_entry(entry, image, ground_truth=ground_truth, analysis=analysis)
-            gallery.append(embed_image(drawn, entry.caption))
+            gallery.append(embed_image(draw_entry(entry, image, inputs), entry.caption))
     page = render_report(
         report,
         charts=draw_report_charts(report, files.folder),
@@ -121,13 +89,11 @@ def read_report_inputs(report_path: Path) -> ReportInputs:
     Raises:
         DataError: If the report or one of the files behind it cannot be read.
     """
-    report = read_report(report_path)
-    files = ReportFiles(report=report_path)
+    report, files = read_report(report_path), ReportFiles(report_path)
     ground_truth, detections = read_tables(report, files)
     return ReportInputs(
         ground_truth=ground_truth,
         detections=detections,
-        metrics=compute_coco_metrics(ground_truth, detections),
         points=report.operating_points,
         provenance=report.provenance,
         num_resamples=report.intervals.num_resamples if report.intervals else 0,
@@ -144,87 +110,84 @@ def read_tables(report: Report, files: ReportFiles) -> tuple[GroundTruthTable, D
     Raises:
         DataError: If a file is missing, damaged, or not the one that the report was made with.
     """
-    normal_class = report.provenance.dataset.normal_class
     ground_truth = GroundTruthTable.from_coco(
-        _read_json(files.ground_truth, report), normal_class=normal_class
+        _read_json(files.ground_truth, report), normal_class=report.provenance.dataset.normal_class
     )
     return ground_truth, DetectionTable.from_coco(_read_json(files.predictions, report), ground_truth)
 
 
+@dataclass(frozen=True, slots=True)
 class ImageFolder:
-    """Reads images of a split by position and remembers those that are missing.
+    """Reads images of a split by position and remembers those that are missing."""
 
-    Args:
-        folder: Folder that the file names are relative to.
-        file_names: Names by position.
-    """
-
-    def __init__(self, folder: Path, file_names: Sequence[str]) -> None:
-        self._folder = folder
-        self._file_names = file_names
-        self._missing: dict[str, None] = {}
+    folder: Path
+    """Folder that the file names are relative to."""
+    file_names: Sequence[str]
+    """Names by position."""
+    missing: set[int] = field(default_factory=set)
+    """Positions of images that were asked for and are missing."""
 
     def read(self, position: int) -> Image.Image | None:
-        """Read an image upright, in RGB with 8 bits; None if it is missing.
-
-        Raises:
-            DataError: If the image is damaged.
-        """
-        path = self._folder / self._file_names[position]
-        if not path.is_file():
-            self._missing[self._file_names[position]] = None
-            return None
-        return read_preview(path)
+        """Read an image upright, in RGB with 8 bits; None if it is missing, an error if it is damaged."""
+        path = self.folder / self.file_names[position]
+        if path.is_file():
+            return read_preview(path)
+        self.missing.add(position)
+        return None
 
     def describe_missing(self) -> str:
-        """Return a sentence about the images that were asked for and are missing; empty if there are none."""
-        if not self._missing:
+        """Return a sentence about the missing images; empty if there are none."""
+        if not self.missing:
             return ""
-        first = next(iter(self._missing))
-        return (
-            f"{len(self._missing)} images are not shown: they are missing in {self._folder}, such as {first}."
-        )
+        first, number = self.file_names[min(self.missing)], len(self.missing)
+        if number == 1:
+            return f"{first} is not shown: it is missing in {self.folder}."
+        return f"{number} images are not shown: they are missing in {self.folder}, such as {first}."
+
+
+def image_sheet(
+    images: ImageFolder,
+    positions: Iterable[int],
+    panels_of: Callable[[int], Sequence[Panel]],
+    *,
+    title: str,
+    columns: int = 1,
+) -> Image.Image:
+    """Draw the images at some positions on one sheet, each in its panels; missing ones are skipped."""
+    rows = []
+    for position in positions:
+        image = images.read(position)
+        if image is not None:
+            caption = images.file_names[position]
+            rows.append(PanelRow(image=image, caption=caption, panels=panels_of(position)))
+    return panel_sheet(rows, title=title, columns=columns)
 
 
 def prediction_sheet(
     ground_truth: GroundTruthTable, kept: DetectionTable, *, images: ImageFolder, title: str
 ) -> Image.Image:
-    """Draw ground truth and detections of a fixed random choice of at most 12 images.
+    """Draw ground truth and kept detections of a fixed random choice of at most 12 images."""
 
-    Args:
-        ground_truth: The split.
-        kept: Detections to draw.
-        images: Images of the split; missing ones are skipped.
-        title: First line of the sheet.
-    """
-    number = min(MAX_SHEET_IMAGES, ground_truth.num_images)
-    rows = []
-    for position in sorted(random.Random(0).sample(range(ground_truth.num_images), number)):
-        image = images.read(position)
-        if image is None:
-            continue
+    def panels(position: int) -> list[Panel]:
         detections = kept.detections_of_image(position)
         caption = f"detections: {len(detections.scores)}"
         kept_panel = detections_panel(detections, class_names=ground_truth.class_names, caption=caption)
-        panels = [truth_panel(ground_truth, position), kept_panel]
-        rows.append(PanelRow(image=image, caption=ground_truth.file_names[position], panels=panels))
-    return panel_sheet(rows, title=title, columns=2)
+        return [truth_panel(ground_truth, position), kept_panel]
+
+    number = min(MAX_SHEET_IMAGES, ground_truth.num_images)
+    positions = sorted(random.Random(0).sample(range(ground_truth.num_images), number))
+    return image_sheet(images, positions, panels, title=title, columns=2)
 
 
-def write_json_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Write a list as a JSON file without holding all its entries.
+def _write_results(path: Path, results: Iterable[CocoResult]) -> None:
+    """Write COCO results without holding all of them."""
 
-    Raises:
-        OSError: If the file cannot be written.
-        ValueError: If an entry holds NaN or infinity.
-    """
-
-    def write(file: Any) -> None:
-        separator = "["
-        for entry in entries:
-            file.write((separator + json.dumps(entry, ensure_ascii=False, allow_nan=False)).encode("utf-8"))
-            separator = ", "
-        file.write(b"[]" if separator == "[" else b"]")
+    def write(file: BinaryIO) -> None:
+        file.write(b"[")
+        for number, result in enumerate(results):
+            text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+            file.write(f"{', ' if number else ''}{text}".encode())
+        file.write(b"]")
 
     write_atomically(path, write)
 

@@ -10,18 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.metrics.analysis import SplitAnalysis
 from deim.metrics.assignment import IOU_50, Overlaps, iou_with
 from deim.metrics.tide import ErrorKind
+from deim.report.build import ReportInputs
 from deim.report.draw import Panel, PanelRow, draw_row, short_names
-from deim.report.palette import (
-    CORRECT_COLOR,
-    EMPTY,
-    IGNORED_COLOR,
-    MARK_COLOR,
-    WRONG_COLOR,
-    Color,
-)
+from deim.report.palette import EMPTY, MARK_COLOR, Color, outcome_colors
 
 ENTRIES_PER_CLASS = 4
 """Most misses, and most false alarms, of each class."""
@@ -44,31 +37,24 @@ class GalleryEntry:
     image: int
     position: int
     """Position of the box: in the ground truth for a miss, in the kept detections for a false alarm."""
-    box_xywh: tuple[float, float, float, float]
+    box_xywh: tuple[float, ...]
     score: float | None
     """Score of a false alarm. Highest score of its class on the box for a miss; None if there is none."""
     caption: str
 
 
-def choose_gallery(
-    ground_truth: GroundTruthTable, raw: DetectionTable, *, analysis: SplitAnalysis
-) -> list[GalleryEntry]:
+def choose_gallery(inputs: ReportInputs) -> list[GalleryEntry]:
     """Choose the worst misses and the strongest false alarms of each class.
 
     A miss is a ground-truth box that no kept detection hits. The worst have the lowest raw scores of their
     class, or none at all; of equals the largest box comes first.
 
-    Args:
-        ground_truth: The split.
-        raw: Its raw detections.
-        analysis: Analysis of these detections.
-
     Returns:
         Entries by class, the misses of each before its false alarms, the worst first.
     """
-    kept, kinds = analysis.kept, analysis.kinds
-    best_score = _best_scores_on_truth(ground_truth, raw, analysis.raw_overlaps)
-    is_miss = ~ground_truth.is_crowd & ~kinds.is_hit()
+    ground_truth, kept, kinds = inputs.ground_truth, inputs.kept.detections, inputs.kinds
+    best_score = _best_scores_on_truth(inputs.raw)
+    is_miss = ~ground_truth.is_crowd & ~inputs.kept.is_hit
     worst_first = np.lexsort((-ground_truth.boxes_xywh[:, 2:].prod(axis=1), best_score))
     worst_first = worst_first[is_miss[worst_first]]
     strongest_first = np.argsort(-kept.score, kind="stable")
@@ -78,36 +64,17 @@ def choose_gallery(
     for label in range(ground_truth.num_classes):
         misses = worst_first[ground_truth.label[worst_first] == label][:ENTRIES_PER_CLASS]
         false_alarms = strongest_first[kept.label[strongest_first] == label][:ENTRIES_PER_CLASS]
-        chosen: list[tuple[Literal["miss", "false alarm"], int]] = [
-            *(("miss", position) for position in misses.tolist()),
-            *(("false alarm", position) for position in false_alarms.tolist()),
-        ]
-        for kind, position in chosen:
-            table: GroundTruthTable | DetectionTable = ground_truth if kind == "miss" else kept
-            number = float((best_score if kind == "miss" else kept.score)[position])
-            score = number if number >= 0 else None
-            if kind == "miss":
-                caption = _miss_caption(ground_truth, analysis, position, score)
-            else:
-                caption = _false_alarm_caption(ground_truth, analysis, position)
-            x, y, width, height = table.boxes_xywh[position].tolist()
-            entries.append(
-                GalleryEntry(
-                    kind=kind,
-                    label=label,
-                    image=int(table.image[position]),
-                    position=position,
-                    box_xywh=(x, y, width, height),
-                    score=score,
-                    caption=caption,
-                )
-            )
+        for row in misses.tolist():
+            score = float(best_score[row]) if best_score[row] >= 0 else None
+            caption = _miss_caption(inputs, row, score)
+            entries.append(_entry("miss", ground_truth, row, score=score, caption=caption))
+        for row in false_alarms.tolist():
+            caption = _false_alarm_caption(inputs, row)
+            entries.append(_entry("false alarm", kept, row, score=float(kept.score[row]), caption=caption))
     return entries
 
 
-def draw_entry(
-    entry: GalleryEntry, image: Image.Image, *, ground_truth: GroundTruthTable, analysis: SplitAnalysis
-) -> Image.Image:
+def draw_entry(entry: GalleryEntry, image: Image.Image, inputs: ReportInputs) -> Image.Image:
     """Draw an error: the ground truth and the kept detections around its box.
 
     Blue is correct and red is wrong; a yellow frame marks the box in both panels. Crowd regions, and
@@ -116,13 +83,12 @@ def draw_entry(
     Args:
         entry: From `choose_gallery`.
         image: The image of the entry, upright, 8 bits per channel.
-        ground_truth: The split.
-        analysis: As for `choose_gallery`.
+        inputs: As for `choose_gallery`.
 
     Returns:
         An RGB image of constant size.
     """
-    kept, kinds = analysis.kept, analysis.kinds
+    ground_truth, kept = inputs.ground_truth, inputs.kept.detections
     crop = _crop_around(entry.box_xywh, image.size)
     x1, y1, x2, y2 = crop
     scale = (SIDE - 2 * MARGIN) / max(x2 - x1, y2 - y1)
@@ -148,46 +114,55 @@ def draw_entry(
         )
 
     names = short_names(ground_truth.class_names)
-    color_of_kind = {int(ErrorKind.TP): CORRECT_COLOR, int(ErrorKind.IGNORED): IGNORED_COLOR}
-    is_hit = kinds.is_hit()
-    truths = _rows_in_crop(ground_truth, entry, crop, kind="miss")
-    rows = _rows_in_crop(kept, entry, crop, kind="false alarm")
+    truths = _rows_in_crop(ground_truth, entry, crop)
+    rows = _rows_in_crop(kept, entry, crop)
     truth_panel = panel(
         f"ground truth, {ground_truth.file_names[entry.image]}",
         ground_truth.boxes_xywh[truths],
         [names[ground_truth.label[row]] for row in truths],
-        [
-            IGNORED_COLOR if ground_truth.is_crowd[row] else CORRECT_COLOR if is_hit[row] else WRONG_COLOR
-            for row in truths
-        ],
+        outcome_colors(inputs.kept.is_hit[truths], ground_truth.is_crowd[truths]),
     )
     detection_panel = panel(
         f"kept detections, {x2 - x1} x {y2 - y1} px at x {x1}, y {y1}",
         kept.boxes_xywh[rows],
         [f"{names[kept.label[row]]} {kept.score[row]:.2f}" for row in rows],
-        [color_of_kind.get(kind, WRONG_COLOR) for kind in kinds.kind[rows].tolist()],
+        outcome_colors(inputs.kept.assignment.is_tp[0, rows], inputs.kept.assignment.is_ignored[0, rows]),
     )
     row = PanelRow(image=canvas, caption=entry.caption, panels=[truth_panel, detection_panel])
     return draw_row(row, panel_wh=(SIDE, SIDE))
 
 
-def _best_scores_on_truth(
-    ground_truth: GroundTruthTable, raw: DetectionTable, overlaps: Overlaps
-) -> NDArray[np.float64]:
+def _entry(
+    kind: Literal["miss", "false alarm"],
+    table: GroundTruthTable | DetectionTable,
+    row: int,
+    *,
+    score: float | None,
+    caption: str,
+) -> GalleryEntry:
+    return GalleryEntry(
+        kind=kind,
+        label=int(table.label[row]),
+        image=int(table.image[row]),
+        position=row,
+        box_xywh=tuple(table.boxes_xywh[row].tolist()),
+        score=score,
+        caption=caption,
+    )
+
+
+def _best_scores_on_truth(raw: Overlaps) -> NDArray[np.float64]:
     """(G,) highest raw score of its class on each ground-truth box, by IoU 0.5 or more; -1 without any."""
-    row, truth = overlaps.detection, overlaps.truth
-    fits = (raw.label[row] == ground_truth.label[truth]) & (overlaps.iou >= IOU_50)
-    best = np.full(len(ground_truth), -1.0)
-    np.maximum.at(best, truth[fits], raw.score[row[fits]])
+    fits = raw.is_same_class & (raw.iou >= IOU_50)
+    best = np.full(len(raw.ground_truth), -1.0)
+    np.maximum.at(best, raw.truth[fits], raw.detections.score[raw.detection[fits]])
     return best
 
 
-def _miss_caption(
-    ground_truth: GroundTruthTable, analysis: SplitAnalysis, box: int, best_score: float | None
-) -> str:
-    kept, kinds = analysis.kept, analysis.kinds
+def _miss_caption(inputs: ReportInputs, box: int, best_score: float | None) -> str:
+    ground_truth, kept, kinds = inputs.ground_truth, inputs.kept.detections, inputs.kinds
     label = ground_truth.label[box]
-    threshold = float(analysis.points.thresholds[label])
+    threshold = float(inputs.points.thresholds[label])
     text = f"{ground_truth.class_names[label]} missed: "
     if best_score is None:
         text += "no detection of it at any score"
@@ -211,8 +186,8 @@ def _miss_caption(
     return text
 
 
-def _false_alarm_caption(ground_truth: GroundTruthTable, analysis: SplitAnalysis, row: int) -> str:
-    kept, kinds = analysis.kept, analysis.kinds
+def _false_alarm_caption(inputs: ReportInputs, row: int) -> str:
+    ground_truth, kept, kinds = inputs.ground_truth, inputs.kept.detections, inputs.kinds
     text = f"{ground_truth.class_names[kept.label[row]]} at {kept.score[row]:.2f}"
     about = int(kinds.truth[row])
     if about < 0:
@@ -235,9 +210,7 @@ def _iou_text(kept: DetectionTable, row: int, ground_truth: GroundTruthTable, bo
     return f"IoU {np.floor(100 * iou[0]) / 100:.2f}"  # 0.498 must not read 0.50
 
 
-def _crop_around(
-    box_xywh: tuple[float, float, float, float], image_wh: tuple[int, int]
-) -> tuple[int, int, int, int]:
+def _crop_around(box_xywh: Sequence[float], image_wh: tuple[int, int]) -> tuple[int, int, int, int]:
     """Corners in whole pixels of the crop to show: a square where the image is large enough."""
     x, y, width, height = box_xywh
     longer = max(width, height)
@@ -253,17 +226,12 @@ def _crop_around(
 
 
 def _rows_in_crop(
-    table: GroundTruthTable | DetectionTable,
-    entry: GalleryEntry,
-    crop: tuple[int, int, int, int],
-    *,
-    kind: str,
+    table: GroundTruthTable | DetectionTable, entry: GalleryEntry, crop: tuple[int, int, int, int]
 ) -> NDArray[np.int64]:
-    """Rows of the boxes in the crop: that of the entry first, if of this kind, then by overlap with it."""
+    """Rows of the boxes in the crop, those that overlap the box of the entry most first."""
     x, y, width, height = table.boxes_xywh.T
     x1, y1, x2, y2 = crop
     inside = (table.image == entry.image) & (x < x2) & (x + width > x1) & (y < y2) & (y + height > y1)
     rows = np.flatnonzero(inside)
-    is_entry = (rows == entry.position) & (entry.kind == kind)
     overlap = iou_with(table.boxes_xywh[rows], np.array(entry.box_xywh))
-    return rows[np.lexsort((-overlap, ~is_entry))]
+    return rows[np.argsort(-overlap, kind="stable")]

@@ -2,6 +2,9 @@
 
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 Color = tuple[int, int, int]
 """Red, green, blue in 0..255."""
 
@@ -48,6 +51,14 @@ CHART_STYLE: Final[Any] = {
 def class_color(label: int) -> Color:
     """Return the color of a class in all images; the palette repeats after seven classes."""
     return CLASS_COLORS[label % len(CLASS_COLORS)]
+
+
+def outcome_colors(is_correct: NDArray[np.bool_], is_ignored: NDArray[np.bool_]) -> list[Color]:
+    """Return the color of each of N boxes: blue for correct, gray for ignored, red for wrong ones."""
+    return [
+        CORRECT_COLOR if correct else IGNORED_COLOR if ignored else WRONG_COLOR
+        for correct, ignored in zip(is_correct.tolist(), is_ignored.tolist(), strict=True)
+    ]
 
 
 def chart_color(index: int) -> tuple[float, float, float]:

@@ -3,19 +3,20 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
 from deim.files import write_text
-from deim.inference.thresholds import OperatingPoints
-from deim.metrics.analysis import Duplicates, PrecisionRecall
+from deim.inference.operating_points import OperatingPoints
+from deim.metrics.average_precision import PrecisionRecall
 from deim.metrics.bootstrap import Interval
 from deim.metrics.choose_thresholds import Counts
 from deim.metrics.coco import ClassMetrics, CocoSummary
 from deim.metrics.confusion import Confusion
 from deim.metrics.convergence import Convergence
 from deim.metrics.image_level import EscapeCurve, ImageLevel
+from deim.metrics.tide import Duplicates
 from deim.records import from_json, to_json
 from deim.report.migration import OLD_REPORT_VERSION, migrate_report
 
@@ -151,13 +152,6 @@ class TaskSection:
     """Names of images in the folder of the report."""
 
 
-class DescribedMetric(Protocol):
-    """A metric that describes itself."""
-
-    def describe(self) -> str:
-        """Return a sentence for the console and the page; empty if there is nothing to say."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """The report of one evaluation. A None has a note beside it, or there is no ground truth."""
@@ -195,27 +189,18 @@ class Report:
     """Keys of a newer version."""
 
     @property
-    def described_metrics(self) -> tuple[DescribedMetric | None, ...]:
-        """Metrics whose sentences stand in the summary, in order; None where an older report has none."""
-        return (self.confusion,)
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """C names, by class index."""
         return tuple(entry.metrics.name for entry in self.classes)
 
     @property
     def title(self) -> str:
-        """Model and split."""
+        """Model and split, for headings."""
         return f"{self.provenance.model.name} on {self.provenance.split}"
 
 
 def write_record(record: object, path: Path) -> None:
-    """Write a record as a JSON file.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Write a record as a JSON file; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(to_json(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -244,10 +229,6 @@ def read_report(path: Path) -> Report:
 
 
 def check_report_path(path: Path) -> None:
-    """Check that a path can be that of a report.
-
-    Raises:
-        DataError: If it is a folder, or its suffix is not `.json`.
-    """
+    """Raise a `DataError` if a path is a folder, or its suffix is not `.json`."""
     if path.is_dir() or path.suffix != ".json":
         raise DataError(f"{path}: not the name of a JSON file. Name the report like report.json.")

@@ -1,6 +1,7 @@
 """What a report says, in sentences."""
 
-from deim.inference.nms import NmsRule
+from deim.files import count
+from deim.inference.operating_points import NmsRule
 from deim.metrics.image_level import ImageLevel
 from deim.report.schema import Report
 
@@ -12,7 +13,7 @@ def describe_report(report: Report) -> list[str]:
         _points_line(report),
         f"Parts: {_describe_images(report.image_level.at_operating_points)}.",
         _escape_line(report),
-        *(metric.describe() for metric in report.described_metrics if metric is not None),
+        report.confusion.describe(),
         _duplicates_line(report),
         *(report.task_section.summary if report.task_section else ()),
     )
@@ -22,14 +23,13 @@ def describe_report(report: Report) -> list[str]:
 def _map_line(report: Report) -> str:
     ap50, ap = report.summary.ap50, report.summary.ap
     if ap50 is None:
-        return f"No AP: the split has no ground-truth box ({report.num_images} images)."
+        return f"No AP: the split has no ground-truth box ({count('image', report.num_images)})."
     spread = ""
     if report.intervals and report.intervals.ap50:
         ends = report.intervals.ap50
         spread = f", {report.intervals.level:.0%} interval {ends.low:.3f} to {ends.high:.3f}"
-    return (
-        f"mAP50 {ap50:.3f}{spread}; mAP {ap:.3f} (n = {report.num_images} images, {report.num_boxes} boxes)."
-    )
+    size = f"{count('image', report.num_images)}, {count('box', report.num_boxes)}"
+    return f"mAP50 {ap50:.3f}{spread}; mAP {ap:.3f} (n = {size})."
 
 
 def _points_line(report: Report) -> str:
@@ -39,9 +39,10 @@ def _points_line(report: Report) -> str:
         for name, value in (("precision", counts.precision), ("recall", counts.recall), ("F1", counts.f1))
         if value is not None
     )
+    source = f"{points.goal}, chosen on {points.chosen_on}, {count('image', points.num_images)}"
     return (
-        f"At the operating points ({points.goal}, chosen on {points.chosen_on}, {points.num_images} images): "
-        f"{counts.tp} of {counts.num_boxes} boxes found, {counts.fp} false boxes{rates}."
+        f"At the operating points ({source}): {counts.tp} of {count('box', counts.num_boxes)} found, "
+        f"{count('false box', counts.fp)}{rates}."
     )
 
 
@@ -49,31 +50,33 @@ def _describe_images(level: ImageLevel) -> str:
     escapes = "no defective image, so no escape rate"
     if level.escape_rate is not None:
         escapes = (
-            f"escape rate {level.escape_rate:.1%} ({level.num_escaped} of {level.num_defective} defective "
-            f"images without a hit, {level.num_unmarked} without any box)"
+            f"escape rate {level.escape_rate:.1%} ({level.num_escaped} of "
+            f"{count('defective image', level.num_defective)} without a hit, {level.num_unmarked} without "
+            f"any box)"
         )
     overkill = "no good image, so no overkill rate"
     if level.overkill_rate is not None:
         overkill = (
-            f"overkill rate {level.overkill_rate:.1%} ({level.num_overkilled} of {level.num_good} good "
-            f"images), {level.fp_per_good_image:.2f} false boxes per good image"
+            f"overkill rate {level.overkill_rate:.1%} ({level.num_overkilled} of "
+            f"{count('good image', level.num_good)}), {level.fp_per_good_image:.2f} false boxes per "
+            f"good image"
         )
     return f"{escapes}; {overkill}"
 
 
 def _escape_line(report: Report) -> str:
-    points = report.operating_points
-    limit = f"{points.max_escape_rate:.1%}"
-    level = report.image_level.at_escape_threshold
+    points, level = report.operating_points, report.image_level.at_escape_threshold
+    limit, chosen_on = f"{points.max_escape_rate:.1%}", points.chosen_on
+    if points.lowest_escape_rate is None:
+        return f"No threshold for an escape rate of {limit} or less: {chosen_on} has no defective image."
     if level is None:
-        lowest = points.lowest_escape_rate
-        why = "there is no defective image"
-        if lowest is not None:
-            why = f"even with all detections {lowest:.1%} escape"
-        return f"No threshold keeps escapes to {limit} on {points.chosen_on}: {why}."
+        return (
+            f"No threshold gives an escape rate of {limit} or less on {chosen_on}: even if every detection "
+            f"is kept, it is {points.lowest_escape_rate:.1%}."
+        )
     return (
-        f"For escapes of at most {limit} on {points.chosen_on}, the threshold of all classes is "
-        f"{points.escape_threshold:.3f}; here it gives {_describe_images(level)}."
+        f"To let at most {limit} of the defective images of {chosen_on} escape, use the threshold "
+        f"{points.escape_threshold:.3f} for all classes. Here it gives: {_describe_images(level)}."
     )
 
 
@@ -81,8 +84,11 @@ def _duplicates_line(report: Report) -> str:
     duplicates, rule = report.duplicates, report.operating_points.nms
     if duplicates.rate_before is None:
         return ""
-    before = f"Duplicates: {duplicates.num_before} of the detections ({duplicates.rate_before:.1%})"
+    before = (
+        f"Duplicates: {count('detection', duplicates.num_before)} ({duplicates.rate_before:.1%}) on a box "
+        f"that a better detection hits"
+    )
     if rule == NmsRule():
-        return f"{before}; no NMS."
-    ap50 = "" if duplicates.ap50 is None else f"; mAP50 with it {duplicates.ap50:.3f}"
-    return f"{before}, {duplicates.num_after} with NMS ({rule.describe()}){ap50}."
+        return f"{before}; NMS is off."
+    ap50 = "" if duplicates.ap50 is None else f", and mAP50 is {duplicates.ap50:.3f}"
+    return f"{before}. With NMS ({rule.describe()}), {duplicates.num_after} remain{ap50}."

@@ -3,19 +3,18 @@
 import csv
 import io
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
-from deim.metrics.bootstrap import Interval
+from deim.metrics.bootstrap import Interval, ScoreDifference
 from deim.metrics.choose_thresholds import Counts
 from deim.metrics.coco import ClassMetrics, CocoSummary
 from deim.records import to_json
-from deim.report.page import Cell
-from deim.report.page import Table as PageTable
 from deim.report.schema import Report
 
 DASH = "\N{EN DASH}"
@@ -24,38 +23,48 @@ TABLE_WIDTH = 100
 MAX_NAME_WIDTH = 32
 
 
-def format_table(
-    headers: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    right_aligned: Sequence[int] | None = None,
-    width: int = TABLE_WIDTH,
-) -> str:
-    """Lay a table out as plain text for the console or a pipe.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One cell of a table."""
 
-    Args:
-        headers: N headings.
-        rows: N cells each.
-        right_aligned: Columns that are aligned right; None for all but the first.
-        width: Most characters of a line.
+    text: str
+    small: str = ""
+    """A second line in small letters, on pages only."""
+    is_text: bool = False
+    """Text rather than a number: aligned left, may wrap."""
 
-    Returns:
-        Lines of equal width, the headings first.
-    """
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
-    aligned = range(1, len(headers)) if right_aligned is None else right_aligned
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A table for a page or the console."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+    has_total: bool = False
+    """The last row is a total."""
+    notes: Sequence[str] = ()
+    """Sentences below the table, on pages only."""
+
+    def __str__(self) -> str:
+        return format_table(self.heads, [[cell.text for cell in row] for row in self.rows])
+
+
+def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay a table out as lines of equal width for the console or a pipe, the first column aligned left."""
+    table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
     for index, header in enumerate(headers):
         table.add_column(
             header,
-            justify="right" if index in aligned else "left",
+            justify="right" if index else "left",
             no_wrap=True,
             overflow="ellipsis",
-            max_width=None if index in aligned else MAX_NAME_WIDTH,
+            max_width=None if index else MAX_NAME_WIDTH,
         )
     for row in rows:
         table.add_row(*(Text(" ".join(cell.split())) for cell in row))
     text = io.StringIO()
-    Console(file=text, width=width, color_system=None, force_terminal=False).print(table)
+    Console(file=text, width=TABLE_WIDTH, color_system=None, force_terminal=False).print(table)
     return text.getvalue().rstrip("\n")
 
 
@@ -64,18 +73,20 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
-def number_cell(value: float | None, interval: Interval | None = None) -> Cell:
-    """Build the cell of a number and its interval."""
-    ends = "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
-    return Cell(text=format_number(value), small=ends)
+def number_cell(
+    value: float | None, ends: Interval | ScoreDifference | None = None, *, sign: Literal["", "+"] = ""
+) -> Cell:
+    """Build the cell of a number and the ends of its interval, with a plus before positive numbers or not."""
+    if value is None:
+        return Cell(text=DASH)
+    small = "" if ends is None else f"{ends.low:{sign}.3f} to {ends.high:{sign}.3f}"
+    return Cell(text=f"{value:{sign}.3f}", small=small)
 
 
-def class_table(report: Report) -> PageTable:
-    """Build the table of COCO metrics.
+def class_table(report: Report) -> Table:
+    """Build the table of COCO metrics: a row per class and a row `all`.
 
-    Returns:
-        A row per class and a row `all`. Under `images`, a class has the images with a box of it and `all`
-        has every image of the split. A dash stands for a number without ground truth.
+    Under `images`, a class has the images with a box of it and `all` has every image of the split.
     """
     rows = [
         [
@@ -92,7 +103,7 @@ def class_table(report: Report) -> PageTable:
             f"Small numbers: {intervals.level:.0%} intervals from {intervals.num_resamples} resamples "
             f"of the {intervals.num_images} images ({intervals.method})."
         )
-    return PageTable(
+    return Table(
         title="Average precision, over all raw detections",
         heads=["class", "images", "boxes", "AP50", "AP", "AP75", "AR100", "AP S", "AP M", "AP L"],
         rows=rows,
@@ -101,7 +112,7 @@ def class_table(report: Report) -> PageTable:
     )
 
 
-def operating_table(report: Report) -> PageTable:
+def operating_table(report: Report) -> Table:
     """Build the table of operating points and their counts: a row per class and a row `all`."""
     points = report.operating_points
     rows = []
@@ -111,7 +122,7 @@ def operating_table(report: Report) -> PageTable:
         name = Cell(text=entry.metrics.name, small=note, is_text=True)
         rows.append([name, *_count_cells(entry.counts, point.threshold)])
     rows.append([Cell(text="all", is_text=True), *_count_cells(report.counts, None)])
-    return PageTable(
+    return Table(
         title=f"At the operating points: {points.goal}, chosen on {points.chosen_on}",
         heads=["class", "boxes", "threshold", "precision", "recall", "F1", "TP", "FP", "FN"],
         rows=rows,
@@ -120,38 +131,21 @@ def operating_table(report: Report) -> PageTable:
     )
 
 
-def format_class_table(report: Report) -> str:
-    """Lay `class_table` out for the console."""
-    return _format_page_table(class_table(report))
-
-
-def format_operating_table(report: Report) -> str:
-    """Lay `operating_table` out for the console."""
-    return _format_page_table(operating_table(report))
-
-
 def format_class_csv(report: Report) -> str:
     """Lay all numbers of each class out as CSV: a row per class, numbers in full, None empty."""
     rows = []
     for entry, point in zip(report.classes, report.operating_points.classes, strict=True):
-        intervals = {"ap": entry.ap_interval, "ap50": entry.ap50_interval}
-        ends: dict[str, Any] = {}
-        for name, interval in intervals.items():
-            ends[f"{name}_low"] = None if interval is None else interval.low
-            ends[f"{name}_high"] = None if interval is None else interval.high
-        counts = to_json(entry.counts)
-        del counts["num_boxes"]
-        threshold = {"threshold": point.threshold, "threshold_origin": point.origin}
-        rows.append(to_json(entry.metrics) | ends | threshold | {"threshold_note": point.note} | counts)
+        row = to_json(entry.metrics)
+        for name, ends in (("ap", entry.ap_interval), ("ap50", entry.ap50_interval)):
+            row |= {f"{name}_low": ends.low if ends else None, f"{name}_high": ends.high if ends else None}
+        row |= {"threshold": point.threshold, "threshold_origin": point.origin}
+        row |= {"threshold_note": point.note}
+        rows.append(row | to_json(entry.counts))
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _format_page_table(table: PageTable) -> str:
-    return format_table(table.heads, [[cell.text for cell in row] for row in table.rows])
 
 
 def _ap_cells(

@@ -192,9 +192,9 @@ def _to_score(score: SampledScore) -> Score:
 def compute_delta(a: SampledScore, b: SampledScore) -> Delta | None:
     """Compute b minus a; None without ground truth, or if only one image has a box."""
     delta = difference(a, b)
-    if delta is None:
+    if delta.value is None or delta.low is None or delta.high is None:
         return None
-    return Delta(value=delta.value, low=delta.interval.low, high=delta.interval.high)
+    return Delta(value=delta.value, low=delta.low, high=delta.high)
 
 
 def decide(

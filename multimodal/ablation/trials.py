@@ -21,7 +21,7 @@ from deim.errors import ConfigError, DataError
 from deim.inference.detection_table import GroundTruthTable
 from deim.inference.evaluator import Evaluator
 from deim.inference.predictor import predict_split
-from deim.metrics.assignment import COCO_IOU_THRESHOLDS, assign, compute_overlaps
+from deim.metrics.assignment import compute_overlaps
 from deim.metrics.bootstrap import ScoreSamples, resample_scores
 from deim.records import from_json
 from deim.report.tables import format_number
@@ -271,6 +271,4 @@ def evaluate_variant(model: FusionModel, context: TrialContext) -> ScoreSamples:
         max_detections=context.max_detections,
         image_ids=truth.image_ids,
     ).detections
-    overlaps = compute_overlaps(truth, detections)
-    assignment = assign(truth, detections, overlaps=overlaps, iou_thresholds=COCO_IOU_THRESHOLDS)
-    return resample_scores(truth, detections, assignment=assignment, num_resamples=context.num_resamples)
+    return resample_scores(compute_overlaps(truth, detections), num_resamples=context.num_resamples)

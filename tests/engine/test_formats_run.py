@@ -21,7 +21,7 @@ from deim.report.schema import Report
 def report_of(run: Path, path: Path) -> Report:
     trained = load_trained(run / "best.pth", overrides=["evaluation.bootstrap_resamples=10"])
     evaluator = build_evaluator(trained, read_split(trained.config.data, "test"))
-    return evaluate_checkpoint(trained, evaluator, split_name="test", report_path=path).report
+    return evaluate_checkpoint(trained, evaluator, split_name="test", report_path=path)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 
 from deim.errors import ConfigError
 from deim.inference.detection_table import DetectionTable
-from deim.inference.nms import NmsOptions, NmsRule, apply_nms, candidate_rules
+from deim.inference.operating_points import NmsOptions, NmsRule, apply_nms, candidate_rules
 from tests.metrics.random_results import random_split, split_tables
 
 

@@ -15,7 +15,7 @@ from deim.engine.checkpoints import load_trained
 from deim.errors import DataError
 from deim.inference.detection_table import DetectionTable
 from deim.inference.evaluator import EvaluationResult, build_evaluator
-from deim.inference.predictor import Predictor, above
+from deim.inference.predictor import Predictor
 from deim.metrics.coco import compute_coco_metrics
 from deim.structures import Detections
 
@@ -152,7 +152,7 @@ def test_the_threshold_keeps_the_scores_at_and_above_it(detector: Predictor, ima
     threshold = float(everything.scores[4])
     (actual,) = detector.predict(images[0], score_threshold=threshold)
     assert 5 <= len(actual.scores) < 20
-    assert_close(actual, above(everything, threshold))
+    assert_close(actual, everything.take(everything.scores >= threshold))
     assert detector.predict(images[0], score_threshold=1.0)[0].boxes_xyxy.shape == (0, 4)
 
 

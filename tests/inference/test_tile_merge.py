@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deim.data.images.tiling import TilesOptions, compute_windows
-from deim.inference.tile_merge import TileMerger, merge_tiles
+from deim.inference.tile_merge import merge_by_image, merge_tiles
 from deim.structures import Detections, Placement
 
 Box = tuple[float, float, float, float]
@@ -233,9 +233,8 @@ def test_images_are_complete_with_the_first_tile_of_the_next() -> None:
     parts = [detections_of([(row[1], row[2], 0)]) for row in seen(ROW, (10, 40, 250, 44))]
     whole = Placement(orig_size_hw=(50, 60), span_hw=(50.0, 60.0), shift_yx=(0.0, 0.0))
     other = detections_of([((1.0, 2.0, 3.0, 4.0), 0.5, 0)])
-    merger = TileMerger(max_detections=5)
-    assert list(merger.add([7, 7], ROW[:2], parts[:2])) == []
-    ((image_id, merged),) = merger.add([7, 3], [ROW[2], whole], [parts[2], other])
+    inputs = [(7, place, part) for place, part in zip(ROW, parts, strict=True)]
+    (image_id, merged), last = merge_by_image([*inputs, (3, whole, other)], max_detections=5)
     assert (image_id, boxes_of(merged)) == (7, [[10, 40, 250, 44]])
-    assert list(merger.finish()) == [(3, other)]
-    assert list(merger.finish()) == []
+    assert last == (3, other)
+    assert list(merge_by_image([], max_detections=5)) == []

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
+from deim.metrics.assignment import Overlaps, compute_overlaps
 from deim.metrics.coco import CocoMetrics, compute_coco_metrics
 
 CLASS_NAMES = ("scratch", "pit", "crack", "absent", "never predicted", "only crowd", "NORMAL")
@@ -98,6 +99,11 @@ class Split(NamedTuple):
     def keep(self, kept: NDArray[Any]) -> "Split":
         """The same ground truth with some of the detections."""
         return Split(self.truth, self.detections.take(kept))
+
+    @property
+    def overlaps(self) -> Overlaps:
+        """The overlaps of both, computed anew."""
+        return compute_overlaps(*self)
 
 
 def split_tables(

@@ -6,12 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from deim.metrics.assignment import (
-    COCO_IOU_THRESHOLDS,
-    assign,
-    compute_overlaps,
-    rank_in_class,
-)
+from deim.metrics.assignment import rank_in_class
 from tests.metrics.random_results import CATEGORY_IDS, Split, random_split, split_tables
 
 
@@ -53,7 +48,7 @@ def official_matches(ground_truth: dict, results: Split) -> tuple[np.ndarray, np
 def test_hits_and_ignored_detections_equal_those_of_pycocotools(seed: int) -> None:
     ground_truth, predictions = random_split(seed)
     results = split_tables(ground_truth, predictions)
-    actual = assign(*results, iou_thresholds=COCO_IOU_THRESHOLDS)
+    actual = results.overlaps.coco_assignment
     hit, ignored = official_matches(ground_truth, results)
     ids = np.array([box["id"] for box in ground_truth["annotations"]])
     ours = np.where(actual.is_tp, ids[actual.truth], 0)
@@ -67,7 +62,7 @@ def test_hits_and_ignored_detections_equal_those_of_pycocotools(seed: int) -> No
 def test_a_box_is_hit_once_and_only_by_its_own_class() -> None:
     ground_truth, predictions = random_split(5)
     results = split_tables(ground_truth, predictions)
-    actual = assign(*results)
+    actual = results.overlaps.assignment
     hits = np.flatnonzero(actual.is_tp[0])
     truths = actual.truth[0, hits]
     assert len(set(truths.tolist())) == len(truths)
@@ -78,11 +73,12 @@ def test_a_box_is_hit_once_and_only_by_its_own_class() -> None:
 
 def test_leaving_out_low_scores_changes_no_hit_of_high_ones() -> None:
     results = split_tables(*random_split(6, decimals=6))
-    overlaps = compute_overlaps(*results)
-    all_hits = assign(*results, overlaps=overlaps).truth[0]
+    overlaps = results.overlaps
+    all_hits = overlaps.assignment.truth[0]
     kept = results.detections.score >= 0.4
-    fewer = results.keep(kept)
-    np.testing.assert_array_equal(assign(*fewer).truth[0], all_hits[kept])
+    for fewer in (results.keep(kept).overlaps, overlaps.take(kept), overlaps.take(np.flatnonzero(kept))):
+        np.testing.assert_array_equal(fewer.assignment.truth[0], all_hits[kept])
+    assert overlaps.take(np.ones_like(kept)) is overlaps
 
 
 @pytest.mark.parametrize("empty", ["truth", "predictions", "images"])
@@ -93,7 +89,7 @@ def test_nothing_to_assign(empty: str) -> None:
     if empty == "images":
         ground_truth, predictions = ground_truth | {"images": []}, []
     results = split_tables(ground_truth, predictions)
-    actual = assign(*results)
+    actual = results.overlaps.assignment
     assert actual.truth.shape == (1, len(predictions))
     assert not actual.is_tp.any()
     assert actual.is_fp.all()

@@ -5,9 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deim.inference.nms import NmsRule
-from deim.inference.thresholds import BestF1Goal, FalseBoxesGoal, Goal, OperatingPoints, RecallGoal
-from deim.metrics.assignment import assign
+from deim.inference.operating_points import (
+    BestF1Goal,
+    FalseBoxesGoal,
+    Goal,
+    NmsRule,
+    OperatingPoints,
+    RecallGoal,
+)
 from deim.metrics.choose_thresholds import (
     choose_operating_points,
     count_all,
@@ -104,7 +109,7 @@ def test_thresholds_and_counts_equal_brute_force(seed: int, goal: Goal, decimals
     results = split_tables(ground_truth, predictions)
     points = choose(results, goal)
     kept = keep(results, points)
-    counts = count_classes(*kept, assign(*kept))
+    counts = count_classes(kept.overlaps)
     for label, name in enumerate(CLASS_NAMES):
         entry = points.classes[label]
         category_id = results.truth.category_ids[label]
@@ -162,8 +167,7 @@ def test_goals_out_of_reach_are_said_to_be() -> None:
 def test_precision_recall_and_f1_are_those_of_the_counts() -> None:
     results = split_tables(*random_split(3))
     kept = keep(results, choose(results))
-    assignment = assign(*kept)
-    counts = count_classes(*kept, assignment)
+    counts = count_classes(kept.overlaps)
     for entry in counts:
         assert entry.num_detections == entry.tp + entry.fp
         assert entry.num_boxes == entry.tp + entry.fn
@@ -172,7 +176,7 @@ def test_precision_recall_and_f1_are_those_of_the_counts() -> None:
         if entry.tp:
             expected = 2 / (1 / entry.precision + 1 / entry.recall)
             assert entry.f1 == pytest.approx(expected)
-    total = count_all(count_classes(*kept, assignment))
+    total = count_all(counts)
     for name in ("num_boxes", "num_detections", "tp", "fp", "fn"):
         assert getattr(total, name) == sum(getattr(entry, name) for entry in counts)
     assert counts[CLASS_NAMES.index("never predicted")].f1 == 0
@@ -191,7 +195,7 @@ def test_the_rule_of_suppression_with_the_best_f1_wins_and_of_equals_the_first()
     scores = []
     for rule in rules:
         kept = keep(results, choose(results, BestF1Goal(), rule))
-        scores.append(mean_f1(count_classes(*kept, assign(*kept))))
+        scores.append(mean_f1(count_classes(kept.overlaps)))
     assert scores[1] > scores[0]
 
 
@@ -249,7 +253,7 @@ def test_a_goal_without_a_note_is_kept_by_what_counts_in_the_end(seed: int) -> N
     for rule in rules:
         points = choose(results, FalseBoxesGoal(type="false_boxes", at_most_per_image=0.1), rule)
         kept = keep(results, points)
-        counts = count_classes(*kept, assign(*kept))
+        counts = count_classes(kept.overlaps)
         for point, entry in zip(points.classes, counts, strict=True):
             if point.origin == "its own boxes":
                 assert (entry.fp <= 0.1 * results.truth.num_images + 1e-9) == (point.note is None)

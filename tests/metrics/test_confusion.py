@@ -5,15 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deim.metrics.assignment import assign, compute_overlaps
 from deim.metrics.choose_thresholds import count_classes
 from deim.metrics.confusion import Confusion, compute_confusion
 from tests.metrics.random_results import CLASS_NAMES, Split, random_split, split_tables
 
 
 def confusion_of(results: Split) -> Confusion:
-    overlaps = compute_overlaps(*results)
-    return compute_confusion(*results, overlaps=overlaps, assignment=assign(*results, overlaps=overlaps))
+    return compute_confusion(results.overlaps)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 2.0])
@@ -24,12 +22,12 @@ def test_rows_sum_to_ground_truth_columns_to_detections_and_the_diagonal_is_righ
     results = split_tables(*random_split(seed))
     results = results.keep(results.detections.score >= threshold)
     counts = np.array(confusion_of(results).counts)
-    assignment = assign(*results)
+    assignment = results.overlaps.assignment
     truth = results.truth.label[~results.truth.is_crowd]
     np.testing.assert_array_equal(counts[:-1].sum(axis=1), np.bincount(truth, minlength=7))
     counted = results.detections.label[~assignment.is_ignored[0]]
     np.testing.assert_array_equal(counts[:, :-1].sum(axis=0), np.bincount(counted, minlength=7))
-    right = [entry.tp for entry in count_classes(*results, assignment)]
+    right = [entry.tp for entry in count_classes(results.overlaps)]
     assert np.diag(counts)[:-1].tolist() == right
     assert counts[-1, -1] == 0
     if threshold == 2.0:

@@ -28,7 +28,7 @@ def log(tmp_path: Path) -> Path:
 
 def test_the_last_of_equal_scores_is_the_best(log: Path) -> None:
     result = read(log, [0.1, 0.5, None, 0.5, 0.4])
-    assert (result.best_epoch, result.best_ap, result.last_epoch) == (3, 0.5, 4)
+    assert (result.best_epoch, result.best_ap, result.epochs[-1]) == (3, 0.5, 4)
     assert result.hours == pytest.approx(2.5)
     assert result.ap == (0.1, 0.5, None, 0.5, 0.4)
 

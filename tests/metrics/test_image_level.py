@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deim.metrics.assignment import compute_overlaps
 from deim.metrics.image_level import count_images, threshold_for_escapes, trace_escapes
 from tests.metrics.random_results import (
     CATEGORY_IDS,
@@ -68,7 +67,7 @@ def test_counts_equal_brute_force(seed: int, normal: str | None) -> None:
     results = split_tables(ground_truth, predictions, normal_class=normal)
     for threshold in (0.0, 0.35, 0.65, 0.85, 1.1):
         kept = results.keep(results.detections.score >= threshold)
-        actual = count_images(*kept, overlaps=compute_overlaps(*kept))
+        actual = count_images(kept.overlaps)
         expected = plain(ground_truth, predictions, threshold, NORMAL if normal else None)
         assert expected == {
             "defective": actual.num_defective,
@@ -91,13 +90,13 @@ def test_images_with_nothing_but_normal_boxes_are_good() -> None:
     predictions = [box | {"score": 0.9}]
     for normal, num_good, num_overkilled in ((None, 23, 0), ("NORMAL", 24, 0)):
         results = split_tables(ground_truth, predictions, normal_class=normal)
-        actual = count_images(*results, overlaps=compute_overlaps(*results))
+        actual = count_images(results.overlaps)
         assert (actual.num_good, actual.num_overkilled) == (num_good, num_overkilled)
         assert actual.num_defective == 24 - num_good
 
 
 def curve_points(results: Split) -> list[tuple[float, float, float, float]]:
-    curve = trace_escapes(*results, overlaps=compute_overlaps(*results))
+    curve = trace_escapes(results.overlaps)
     columns = (curve.thresholds, curve.escape_rate, curve.overkill_rate, curve.fp_per_good_image)
     return list(zip(*columns, strict=True))
 
@@ -108,14 +107,13 @@ def test_each_point_of_the_curve_is_what_counting_gives(decimals: int) -> None:
     points = curve_points(results)
     for threshold, *rates in points:
         kept = results.keep(results.detections.score >= threshold)
-        actual = count_images(*kept, overlaps=compute_overlaps(*kept))
+        actual = count_images(kept.overlaps)
         expected = [actual.escape_rate, actual.overkill_rate, actual.fp_per_good_image]
         assert rates == pytest.approx(expected)
     thresholds = [point[0] for point in points]
     assert thresholds == sorted(thresholds, reverse=True)
     assert points[0][1:] == (1.0, 0.0, 0.0)  # the first keeps nothing
-    kept = compute_overlaps(*results)
-    assert points[-1][1] == count_images(*results, overlaps=kept).escape_rate  # the last everything
+    assert points[-1][1] == count_images(results.overlaps).escape_rate  # the last everything
 
 
 def test_a_long_curve_is_thinned_out_between_its_ends() -> None:
@@ -123,18 +121,18 @@ def test_a_long_curve_is_thinned_out_between_its_ends() -> None:
     points = curve_points(results)
     assert 150 < len(points) <= 200
     assert points[0][1] == 1.0
-    assert points[-1][1] == count_images(*results, overlaps=compute_overlaps(*results)).escape_rate
+    assert points[-1][1] == count_images(results.overlaps).escape_rate
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.1, 0.3, 0.9])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_threshold_for_escapes_is_the_highest_that_holds_the_limit(seed: int, limit: float) -> None:
     results = split_tables(*random_split(seed, num_images=60), normal_class="NORMAL")
-    threshold = threshold_for_escapes(*results, overlaps=compute_overlaps(*results), max_rate=limit)
+    threshold = threshold_for_escapes(results.overlaps, max_rate=limit)
 
     def escapes(at: float) -> float:
         kept = results.keep(results.detections.score >= at)
-        rate = count_images(*kept, overlaps=compute_overlaps(*kept)).escape_rate
+        rate = count_images(kept.overlaps).escape_rate
         assert rate is not None
         return rate
 
@@ -152,10 +150,10 @@ def test_what_cannot_be_told_is_none(empty: str) -> None:
     if empty == "images":
         ground_truth, predictions = ground_truth | {"images": []}, []
     results = split_tables(ground_truth, [] if empty == "predictions" else predictions)
-    overlaps = compute_overlaps(*results)
-    actual = count_images(*results, overlaps=overlaps)
-    assert threshold_for_escapes(*results, overlaps=overlaps, max_rate=0.01) is None
-    curve = trace_escapes(*results, overlaps=overlaps)
+    overlaps = results.overlaps
+    actual = count_images(overlaps)
+    assert threshold_for_escapes(overlaps, max_rate=0.01) is None
+    curve = trace_escapes(overlaps)
     if empty == "predictions":
         assert (actual.escape_rate, actual.unmarked_rate, actual.overkill_rate) == (1.0, 1.0, 0.0)
         assert (curve.escape_rate, curve.overkill_rate) == ((1.0,), (0.0,))

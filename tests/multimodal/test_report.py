@@ -89,8 +89,8 @@ def test_a_tolerance_that_is_not_exceeded_is_said_too(checkpoint, tmp_path):
     trained = load_trained(checkpoint, overrides=["task.class_tolerance=1.0"])
     evaluator = build_evaluator(trained, read_split(trained.config.data, "val"))
     fused = evaluate_checkpoint(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
-    assert fused.report.task_section.data["losing_classes"] == []
-    assert "No class loses more than 100 points of AP by the text." in fused.report.task_section.summary
+    assert fused.task_section.data["losing_classes"] == []
+    assert "No class loses more than 100 points of AP by the text." in fused.task_section.summary
 
 
 def test_evaluate_and_predict_take_checkpoints_of_phase_2(checkpoint, call, tiny_run):

@@ -12,14 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from deim.metrics.analysis import PrecisionRecall
-from deim.metrics.assignment import assign
+from deim.metrics.average_precision import PrecisionRecall
 from deim.metrics.bootstrap import Interval
 from deim.metrics.confusion import Confusion
 from deim.metrics.convergence import Convergence
 from deim.report import charts
-from deim.report.compare import charts as comparison
-from deim.report.compare.schema import ComparedRun
+from deim.report import compare_files as comparison
+from deim.report.compare import ComparedRun
 from deim.report.schema import ErrorReport, Report
 from tests.metrics.random_results import random_split, split_tables
 from tests.report.random_reports import inputs_of, report_of
@@ -83,16 +82,14 @@ def make_report(names: tuple[str, ...], *, hours: float = 2.0) -> Report:
 
 
 def make_runs(run_names: tuple[str, ...], class_names: tuple[str, ...]) -> list[ComparedRun]:
-    truth, detections = split_tables({"images": [], "categories": [], "annotations": []}, [])
+    nothing = split_tables({"images": [], "categories": [], "annotations": []}, []).overlaps
     return [
         ComparedRun(
             name=name,
             path=Path(name),
             report=make_report(class_names, hours=2 + k / 100),
-            ground_truth=truth,
-            raw=detections,
-            kept=detections,
-            assignment=assign(truth, detections),
+            raw=nothing,
+            kept=nothing,
         )
         for k, name in enumerate(run_names)
     ]

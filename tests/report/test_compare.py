@@ -11,12 +11,16 @@ from PIL import Image
 
 from deim.errors import DataError
 from deim.files import sha256_of_file
-from deim.metrics.coco import compute_coco_metrics
 from deim.records import from_json
 from deim.report.build import ReportInputs
-from deim.report.compare.build import compare_runs, describe_comparison, images_that_differ, read_runs
-from deim.report.compare.files import write_comparison
-from deim.report.compare.schema import Comparison
+from deim.report.compare import (
+    Comparison,
+    compare_runs,
+    describe_comparison,
+    images_that_differ,
+    read_runs,
+)
+from deim.report.compare_files import write_comparison
 from deim.report.files import ReportFiles
 from deim.report.schema import write_record
 from tests.report.random_reports import make_inputs, report_of
@@ -24,7 +28,7 @@ from tests.report.random_reports import make_inputs, report_of
 
 def write_numbers(inputs: ReportInputs, path: Path) -> None:
     """The files of a report that a comparison reads."""
-    files = ReportFiles(report=path)
+    files = ReportFiles(path)
     files.folder.mkdir(parents=True)
     truth = inputs.ground_truth
     files.ground_truth.write_text(json.dumps(truth.to_coco()))
@@ -45,10 +49,7 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy = shutil.copytree if not suffix else shutil.copy
         copy(folder / "a" / f"report{suffix}", folder / "a" / f"evaluation_test{suffix}")
     half = inputs.detections.take(np.arange(1, len(inputs.detections), 2))
-    write_numbers(
-        dataclasses.replace(inputs, detections=half, metrics=compute_coco_metrics(inputs.ground_truth, half)),
-        folder / "half" / "report.json",
-    )
+    write_numbers(dataclasses.replace(inputs, detections=half), folder / "half" / "report.json")
     other = make_inputs(folder / "images", num_images=40, num_resamples=20, seed=1)
     write_numbers(other, folder / "other" / "report.json")
     return folder
@@ -98,7 +99,7 @@ def test_the_images_shown_are_those_with_the_largest_difference(runs_folder: Pat
     assert len(chosen) == 5
     assert images_that_differ([runs[0], runs[0]], 3) == [0, 1, 2]
     for position in chosen:
-        kept = [(run.kept.image == position).sum() for run in runs]
+        kept = [(run.kept.detections.image == position).sum() for run in runs]
         assert kept[0] != kept[1]
 
 

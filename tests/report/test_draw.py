@@ -1,5 +1,7 @@
 """Pictures: sizes, pixels, and the inputs that make drawing code fall over."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,11 @@ from deim.report.draw import (
     Panel,
     PanelRow,
     detections_panel,
-    draw_boxes,
-    draw_detections,
+    draw_panel,
     panel_sheet,
     short_names,
 )
-from deim.report.palette import CLASS_COLORS, class_color
+from deim.report.palette import CLASS_COLORS, Color, class_color
 from deim.structures import Detections
 
 GRAY = (120, 120, 120)
@@ -32,6 +33,13 @@ def make_detections(boxes: list[list[float]], scores: list[float], labels: list[
         labels=torch.tensor(labels, dtype=torch.int64),
         queries=torch.arange(len(labels)),
     )
+
+
+def draw_boxes(
+    image: Image.Image, boxes: torch.Tensor, *, texts: list[str], colors: Sequence[Color], scale: float = 1.0
+) -> Image.Image:
+    panel = Panel(caption="", boxes_xyxy=boxes, texts=texts, colors=colors)
+    return draw_panel(image, panel, scale=scale)
 
 
 def count(photo_image: Image.Image, color: tuple[int, int, int]) -> int:
@@ -130,20 +138,20 @@ def test_class_colors_are_fixed_and_repeat() -> None:
 
 def test_each_detection_is_drawn_in_the_color_of_its_class() -> None:
     detections = make_detections([[20, 40, 60, 80], [100, 100, 150, 140]], [0.5, 0.49], [0, 1])
-    photo_image = draw_detections(make_image(), detections, class_names=NAMES)
+    photo_image = draw_panel(make_image(), detections_panel(detections, class_names=NAMES))
     assert count(photo_image, class_color(0)) > 0
     assert count(photo_image, class_color(1)) > 0
 
 
 def test_no_detections_is_the_image_itself() -> None:
-    photo_image = draw_detections(make_image(), make_detections([], [], []), class_names=NAMES)
+    photo_image = draw_panel(make_image(), detections_panel(make_detections([], [], []), class_names=NAMES))
     assert photo_image.tobytes() == make_image().tobytes()
 
 
 def test_names_beyond_the_font_are_replaced_by_the_class_index() -> None:
     detections = make_detections([[20, 40, 60, 80]], [0.5], [0])
     drawn = [
-        draw_detections(make_image(), detections, class_names=[name])
+        draw_panel(make_image(), detections_panel(detections, class_names=[name]))
         for name in ("裂纹", "class 0", "Fläche", "Flache")
     ]
     assert drawn[0].tobytes() == drawn[1].tobytes()

@@ -20,8 +20,8 @@ from deim.inference.evaluator import EvaluationResult, build_evaluator
 from deim.inference.predictor import Predictor, stored_points
 from deim.metrics.coco import CocoMetrics, compute_coco_metrics
 from deim.records import to_json
-from deim.report.evaluate import WrittenReport, evaluate_checkpoint, evaluate_split, to_validation
-from deim.report.schema import read_report
+from deim.report.evaluate import evaluate_checkpoint, evaluate_split, to_validation
+from deim.report.schema import Report, read_report
 
 PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 SUMMARY = (*PRECISIONS, "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
@@ -34,7 +34,7 @@ def run_evaluate(run: Path, *overrides: str, split: str = "val") -> EvaluationRe
     return build_evaluator(trained, read_split(trained.config.data, split)).evaluate(trained.model)
 
 
-def run_report(run: Path, report: Path, *overrides: str, split: str = "val") -> WrittenReport:
+def run_report(run: Path, report: Path, *overrides: str, split: str = "val") -> Report:
     trained = load_trained(run / "best.pth", overrides=[FEW, *overrides])
     evaluator = build_evaluator(trained, read_split(trained.config.data, split))
     return evaluate_checkpoint(trained, evaluator, split_name=split, report_path=report)
@@ -70,14 +70,14 @@ def test_a_split_of_only_empty_images_gives_a_report_without_numbers(
     copied_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
 ) -> None:
     root = write_coco(tmp_path / "set", empty=["val"])
-    result = run_report(copied_run, tmp_path / "report.json", f"data.root={root}", VAL)
+    run_report(copied_run, tmp_path / "report.json", f"data.root={root}", VAL)
     report = read_report(tmp_path / "report.json")
     assert set(to_json(report.summary).values()) == {None}
     assert report.class_names == ("pit", "scratch", "crack")
     assert report.num_images_without_boxes == report.num_images == 4
     assert {entry.origin for entry in report.operating_points.classes} == {"default"}
     assert report.image_level.at_operating_points.num_good == 4
-    assert Image.open(result.files.sheet).size[0] > 100
+    assert Image.open(tmp_path / "report" / "predictions.png").size[0] > 100
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -99,9 +99,8 @@ def test_the_detector_of_the_tiny_run_finds_something(tiny_run: Path) -> None:
 
 
 def test_the_report_names_everything_it_was_made_from(copied_run: Path, tmp_path: Path) -> None:
-    result = run_report(copied_run, tmp_path / "deep" / "report.json", VAL)
-    report = read_report(result.files.report)
-    assert report == result.report
+    report = run_report(copied_run, tmp_path / "deep" / "report.json", VAL)
+    assert report == read_report(tmp_path / "deep" / "report.json")
     assert [(entry.metrics.category_id, entry.metrics.name) for entry in report.classes] == [
         (3, "pit"),
         (7, "scratch"),
@@ -115,7 +114,7 @@ def test_the_report_names_everything_it_was_made_from(copied_run: Path, tmp_path
     assert 0 < source.time_per_image_ms.network <= source.time_per_image_ms.total
     assert report.convergence is not None
     assert len([ap for ap in report.convergence.ap if ap is not None]) == 3
-    assert (result.files.folder / "convergence.svg").is_file()
+    assert (tmp_path / "deep" / "report" / "convergence.svg").is_file()
 
 
 def test_scoring_the_best_checkpoint_gives_the_score_that_made_it_best(tiny_run: Path) -> None:
@@ -189,17 +188,17 @@ def test_thresholds_are_chosen_on_validation_stored_and_used_by_predict(
     assert points is not None
     assert (points.goal, points.chosen_on) == ("best F1", "val")
     assert [entry.threshold for entry in points.classes] == [
-        entry.threshold for entry in result.report.operating_points.classes
+        entry.threshold for entry in result.operating_points.classes
     ]
     # What predict keeps by default is what the report has counted.
     split = read_split(trained.config.data, "val")
     detector = Predictor(trained)
     paths = [split.image_path(index) for index in range(len(split))]
     kept, raw = detector.predict(paths), detector.predict(paths, score_threshold=0.0)
-    total = result.report.counts
+    total = result.counts
     assert sum(len(item.scores) for item in kept) == total.num_detections > 0
     assert sum(len(item.scores) for item in raw) == sum(
-        entry.metrics.num_predictions for entry in result.report.classes
+        entry.metrics.num_predictions for entry in result.classes
     )
     for item, other in zip(raw, detector.predict(paths, score_threshold=0.0), strict=True):
         assert torch.equal(item.scores, other.scores)
@@ -219,15 +218,15 @@ def test_another_split_is_reported_at_the_stored_thresholds(
     caplog.clear()
     again = run_report(copied_run, tmp_path / "again.json", split="test")
     assert "choosing" not in caplog.text
-    for report in (first.report, again.report):
+    for report in (first, again):
         assert report.provenance.split == "test"
         assert report.operating_points.chosen_on == "val"
-    assert first.report.classes == again.report.classes
+    assert first.classes == again.classes
     caplog.clear()
     goal = "evaluation.goal={type: recall, at_least: 0.5}"
     other = run_report(copied_run, tmp_path / "other.json", goal, split="test")
     assert "choosing them on val first" in caplog.text
-    assert other.report.operating_points.goal == "recall at least 0.5"
+    assert other.operating_points.goal == "recall at least 0.5"
 
 
 @pytest.mark.slow
@@ -262,7 +261,7 @@ def test_a_normal_class_that_does_not_exist_is_refused_with_the_right_name(tiny_
 @pytest.mark.slow
 def test_images_with_normal_boxes_only_count_as_good(copied_run: Path, tmp_path: Path) -> None:
     for name, more in (("null", 0), ("pit", 1)):
-        report = run_report(copied_run, tmp_path / f"{name}.json", f"data.normal_class={name}").report
+        report = run_report(copied_run, tmp_path / f"{name}.json", f"data.normal_class={name}")
         level = report.image_level.at_operating_points
         assert report.provenance.dataset.normal_class == (None if name == "null" else name)
         assert level.num_good >= 1 + more
@@ -277,7 +276,7 @@ def test_thresholds_of_other_data_or_for_another_goal_are_not_predicted_as_ones_
     root = write_coco(tmp_path / "set", seed=5)
     run_report(copied_run, tmp_path / "report.json", f"data.root={root}", VAL)
     stored = read_checkpoint(copied_run / "best.pth").operating_points
-    report = run_report(copied_run, tmp_path / "test.json", split="test").report
+    report = run_report(copied_run, tmp_path / "test.json", split="test")
     assert "its thresholds were chosen on other annotations" in caplog.text
     assert report.operating_points.annotations_sha256 != stored["annotations_sha256"]
     # A report alone changes nothing of what ships.
@@ -298,7 +297,7 @@ def test_the_goal_that_thresholds_were_chosen_for_stays_with_them(copied_run: Pa
     points = Predictor(trained).operating_points
     assert points is not None
     assert points.goal == "recall at least 0.5"
-    test = run_report(copied_run, tmp_path / "test.json", split="test").report
+    test = run_report(copied_run, tmp_path / "test.json", split="test")
     assert test.operating_points.goal == "recall at least 0.5"
 
 

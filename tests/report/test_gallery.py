@@ -1,20 +1,20 @@
 """What is chosen for the gallery and how it is worded; drawings of hard boxes, names and sizes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deim.inference.nms import NmsRule
-from deim.inference.thresholds import BestF1Goal
-from deim.metrics.analysis import SplitAnalysis, analyze_split
-from deim.metrics.assignment import assign
+from deim.inference.operating_points import BestF1Goal, NmsRule
 from deim.metrics.choose_thresholds import choose_operating_points
+from deim.report.build import ReportInputs
 from deim.report.draw import GAP
 from deim.report.gallery import SIDE, GalleryEntry, choose_gallery, draw_entry
 from deim.report.palette import CORRECT_COLOR, MARK_COLOR, WRONG_COLOR
 from tests.metrics.random_results import Split, random_split, split_tables
+from tests.report.random_reports import make_provenance
 
 FIRST = [100.0, 100.0, 40.0, 40.0]
 NEAR = [104.0, 100.0, 40.0, 40.0]
@@ -41,7 +41,7 @@ def split_of(truth: Boxes, actual: ActualValues, names: tuple[str, ...] = NAMES)
     )
 
 
-def analyze(split: Split, threshold: float = 0.4, nms: NmsRule | None = None) -> SplitAnalysis:
+def inputs_of(split: Split, threshold: float = 0.4, nms: NmsRule | None = None) -> ReportInputs:
     points = choose_operating_points(
         *split,
         goal=BestF1Goal(),
@@ -53,15 +53,21 @@ def analyze(split: Split, threshold: float = 0.4, nms: NmsRule | None = None) ->
     )
     classes = tuple(replace(entry, threshold=threshold) for entry in points.classes)
     points = replace(points, classes=classes, nms=nms or NmsRule())
-    return analyze_split(*split, points=points, num_resamples=0)
+    return ReportInputs(
+        ground_truth=split.truth,
+        detections=split.detections,
+        points=points,
+        provenance=make_provenance(Path()),
+        num_resamples=0,
+    )
 
 
 def gallery_of(split: Split, threshold: float = 0.4) -> list[GalleryEntry]:
-    return choose_gallery(*split, analysis=analyze(split, threshold))
+    return choose_gallery(inputs_of(split, threshold))
 
 
 def drawing_of(entry: GalleryEntry, split: Split, image: Image.Image) -> Image.Image:
-    return draw_entry(entry, image, ground_truth=split.truth, analysis=analyze(split))
+    return draw_entry(entry, image, inputs_of(split))
 
 
 def gray(width: int = 400, height: int = 400, mode: str = "RGB") -> Image.Image:
@@ -131,8 +137,7 @@ def test_captions(truth: Boxes, actual: ActualValues, expected: list[str]) -> No
 
 def test_a_detection_that_nms_removes_is_named() -> None:
     split = split_of([(SCRATCH, FIRST)], [(SCRATCH, FIRST, 0.8), (INCLUSION, FIRST, 0.9)])
-    analysis = analyze(split, nms=NmsRule(mode="agnostic", iou_threshold=0.5))
-    miss, _ = choose_gallery(*split, analysis=analysis)
+    miss, _ = choose_gallery(inputs_of(split, nms=NmsRule(mode="agnostic", iou_threshold=0.5)))
     assert miss.caption.startswith("scratch missed: best score 0.80 was removed by NMS")
 
 
@@ -155,8 +160,8 @@ def test_worst_misses_come_first_then_the_larger_then_the_order_of_the_file() ->
 @pytest.mark.parametrize("seed", range(3))
 def test_entries_are_misses_and_false_detections_of_every_class(seed: int) -> None:
     split = split_tables(*random_split(seed, decimals=6))
-    entries, kept = gallery_of(split), analyze(split).kept
-    assignment = assign(split.truth, kept)
+    entries, overlaps = gallery_of(split), inputs_of(split).kept
+    kept, assignment = overlaps.detections, overlaps.assignment
     is_fn = ~split.truth.is_crowd
     is_fn[assignment.truth[0, assignment.is_tp[0]]] = False
     for label in range(split.truth.num_classes):

@@ -98,7 +98,8 @@ def test_the_summary_names_every_number_with_its_n(tmp_path: Path) -> None:
         f"best F1, chosen on val, 24 images): {total.tp} of {total.num_boxes} boxes found",
         f"escape rate {level.escape_rate:.1%} ({level.num_escaped} of {level.num_defective} def",
         f"overkill rate {level.overkill_rate:.1%} ({level.num_overkilled} of {level.num_good} good",
-        "with NMS (no box that overlaps a better one by IoU > 0.7); mAP50 with it 0.",
+        "With NMS (no box that overlaps a better one by IoU > 0.7), ",
+        f" remain, and mAP50 is {report.duplicates.ap50:.3f}.",
     ):
         assert part in text
 

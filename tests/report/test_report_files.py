@@ -24,7 +24,7 @@ def write(folder: Path, **options: Any) -> ReportFiles:
     path = folder / "run" / "report.json"
     inputs = make_inputs(folder / "images", first_name="<b>scratch & dent</b>", **options)
     write_report_files(inputs, path)
-    return ReportFiles(report=path)
+    return ReportFiles(path)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_section_of_a_task_stays_when_the_report_is_made_again(
 ) -> None:
     before = read_report(files.report)
     assert before.task_section is None
-    first, again = ReportFiles(report=tmp_path / "first.json"), ReportFiles(report=tmp_path / "again.json")
+    first, again = ReportFiles(tmp_path / "first.json"), ReportFiles(tmp_path / "again.json")
     section = TaskSection(
         task="text_fusion",
         title="Does the text help?",
@@ -175,7 +175,7 @@ def test_the_page_opens_in_a_browser_and_prints(files: ReportFiles, tmp_path: Pa
 
 
 def test_predictions_of_another_report_are_refused(files: ReportFiles, tmp_path: Path) -> None:
-    copied = ReportFiles(report=Path(shutil.copy(files.report, tmp_path)))
+    copied = ReportFiles(Path(shutil.copy(files.report, tmp_path)))
     shutil.copytree(files.folder, copied.folder)
     read_report_inputs(copied.report)
     copied.predictions.write_text("[]")

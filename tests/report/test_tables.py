@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deim.report.tables import format_class_csv, format_class_table, format_operating_table, format_table
+from deim.report.tables import class_table, format_class_csv, format_table, operating_table
 from tests.report.random_reports import make_report
 
 DASH = "\N{EN DASH}"
@@ -37,7 +37,7 @@ def test_long_names_are_cut_and_nothing_else() -> None:
 
 def test_the_class_table_shows_every_class_and_dashes(tmp_path: Path) -> None:
     report = make_report(tmp_path)
-    lines = format_class_table(report).splitlines()
+    lines = str(class_table(report)).splitlines()
     assert lines[0].split()[:5] == ["class", "images", "boxes", "AP50", "AP"]
     assert len(lines) == 3 + len(report.classes)
     assert max(map(display_width, lines)) <= 80
@@ -55,7 +55,7 @@ def test_the_class_table_shows_every_class_and_dashes(tmp_path: Path) -> None:
 
 def test_the_operating_table_shows_what_the_report_says(tmp_path: Path) -> None:
     report = make_report(tmp_path)
-    lines = format_operating_table(report).splitlines()
+    lines = str(operating_table(report)).splitlines()
     heads = ["class", "boxes", "threshold", "precision", "recall", "F1", "TP", "FP", "FN"]
     assert lines[0].split() == heads
     assert len(lines) == 3 + len(report.classes)

@@ -1,27 +1,83 @@
 """Runs side by side on the same images: what differs, and whether the difference is more than chance."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deim.errors import DataError
-from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.metrics.assignment import assign
-from deim.metrics.bootstrap import LEVEL, SampledScore, ScoreSamples, difference, resample_scores
-from deim.report.compare.schema import (
-    COMPARISON_VERSION,
-    ComparedRun,
-    Comparison,
-    RunDifference,
-    RunSummary,
-    ScoreDifference,
-)
+from deim.files import count
+from deim.inference.detection_table import GroundTruthTable
+from deim.metrics.assignment import Overlaps, compute_overlaps
+from deim.metrics.bootstrap import LEVEL, ScoreDifference, ScoreSamples, difference, resample_scores
 from deim.report.files import ReportFiles, read_tables
-from deim.report.schema import read_report
+from deim.report.schema import DatasetInfo, Report, read_report
 
+COMPARISON_VERSION = 2
+"""Raised whenever a key of the comparison changes its name or its meaning."""
 NUM_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComparedRun:
+    """One run of a comparison, in memory."""
+
+    name: str
+    """Short, and different from those of the other runs."""
+    path: Path
+    report: Report
+    raw: Overlaps
+    """Raw detections beside the ground truth, which is that of all runs."""
+    kept: Overlaps
+    """Detections that the run's operating points keep."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunDifference:
+    """Difference of a run from the first one."""
+
+    name: str
+    ap: ScoreDifference
+    ap50: ScoreDifference
+    class_ap: tuple[ScoreDifference, ...]
+    class_ap50: tuple[ScoreDifference, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSummary:
+    """Main numbers of one run; all others stand in its report."""
+
+    name: str
+    report: str
+    checkpoint_sha256: str
+    model: str
+    ap: float | None
+    ap50: float | None
+    class_ap50: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Runs side by side, and the difference of each from the first."""
+
+    schema_version: int
+    split: str
+    """Split that all runs were evaluated on."""
+    dataset: DatasetInfo
+    num_images: int
+    num_boxes: int
+    level: float
+    """Share of intervals that hold the truth."""
+    num_resamples: int
+    class_names: tuple[str, ...]
+    runs: tuple[RunSummary, ...]
+    differences: tuple[RunDifference, ...]
+    """One for each run but the first."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Keys of a newer version."""
 
 
 def read_runs(paths: Sequence[Path], *, split: str) -> list[ComparedRun]:
@@ -43,7 +99,7 @@ def read_runs(paths: Sequence[Path], *, split: str) -> list[ComparedRun]:
         for path, name in zip(paths, _short_names(paths), strict=True)
     ]
     for run in runs[1:]:
-        differing = _describe_mismatch(runs[0].ground_truth, run.ground_truth)
+        differing = _describe_mismatch(runs[0].raw.ground_truth, run.raw.ground_truth)
         if differing:
             raise DataError(
                 f"{run.path}: not of the same {differing} as {runs[0].path}. Runs can only be compared on "
@@ -53,13 +109,8 @@ def read_runs(paths: Sequence[Path], *, split: str) -> list[ComparedRun]:
 
 
 def compare_runs(runs: Sequence[ComparedRun], *, num_resamples: int = NUM_RESAMPLES) -> Comparison:
-    """Compare each run with the first.
-
-    Args:
-        runs: From `read_runs`.
-        num_resamples: Resamples of the images, the same for all runs; at least 2.
-    """
-    first, *others = [resample_scores(run.ground_truth, run.raw, num_resamples=num_resamples) for run in runs]
+    """Compare each run with the first, on at least 2 resamples of the images, the same for all runs."""
+    first, *others = [resample_scores(run.raw, num_resamples=num_resamples) for run in runs]
     report = runs[0].report
     return Comparison(
         schema_version=COMPARISON_VERSION,
@@ -70,33 +121,27 @@ def compare_runs(runs: Sequence[ComparedRun], *, num_resamples: int = NUM_RESAMP
         level=LEVEL,
         num_resamples=num_resamples,
         class_names=report.class_names,
-        runs=tuple(_summarize_run(run) for run in runs),
+        runs=tuple(
+            RunSummary(
+                name=run.name,
+                report=str(run.path),
+                checkpoint_sha256=run.report.provenance.checkpoint.sha256,
+                model=run.report.provenance.model.name,
+                ap=run.report.summary.ap,
+                ap50=run.report.summary.ap50,
+                class_ap50=tuple(row.metrics.ap50 for row in run.report.classes),
+            )
+            for run in runs
+        ),
         differences=tuple(
             _run_difference(run.name, first, samples) for run, samples in zip(runs[1:], others, strict=True)
         ),
     )
 
 
-def compare_detections(
-    ground_truth: GroundTruthTable,
-    base: DetectionTable,
-    other: DetectionTable,
-    *,
-    name: str,
-    num_resamples: int = NUM_RESAMPLES,
-) -> RunDifference:
-    """Compare the detections of two detectors on the same images.
-
-    Args:
-        ground_truth: The split.
-        base: Raw detections of the one to compare with.
-        other: Raw detections of the other.
-        name: Name of the other.
-        num_resamples: Resamples of the images; at least 2.
-    """
-    before, after = (
-        resample_scores(ground_truth, detections, num_resamples=num_resamples) for detections in (base, other)
-    )
+def compare_detections(base: Overlaps, other: Overlaps, *, name: str) -> RunDifference:
+    """Compare the raw detections of a detector, called `name`, with those of another on the same images."""
+    before, after = (resample_scores(raw, num_resamples=NUM_RESAMPLES) for raw in (base, other))
     return _run_difference(name, before, after)
 
 
@@ -108,9 +153,9 @@ def describe_comparison(comparison: Comparison) -> list[str]:
         lines.append(f"{entry.name} against {first.name}: mAP50 {_describe(entry.ap50, comparison)}.")
         for verdict in ("better", "worse"):
             listed = [
-                f"{name} ({difference.value:+.3f})"
-                for name, difference in zip(comparison.class_names, entry.class_ap50, strict=True)
-                if difference.verdict == verdict
+                f"{name} ({change.value:+.3f})"
+                for name, change in zip(comparison.class_names, entry.class_ap50, strict=True)
+                if change.verdict == verdict
             ]
             if listed:
                 lines.append(f"{entry.name} is {verdict} than {first.name} in AP50 of {', '.join(listed)}.")
@@ -118,44 +163,28 @@ def describe_comparison(comparison: Comparison) -> list[str]:
 
 
 def images_that_differ(runs: Sequence[ComparedRun], number: int) -> list[int]:
-    """Find the images on which the runs differ most in their errors.
-
-    Args:
-        runs: From `read_runs`.
-        number: Most images to return.
+    """Find at most `number` images on which the runs differ most in their errors.
 
     Returns:
         Ascending positions of the images with the largest difference in false positives and false negatives
         between any two runs, of equals the first.
     """
-    errors = np.stack([_errors_per_image(run) for run in runs])
+    errors = np.stack([_errors_per_image(run.kept) for run in runs])
     spread = errors.max(axis=0) - errors.min(axis=0)
     return sorted(np.argsort(-spread, kind="stable")[:number].tolist())
 
 
 def _read_run(path: Path, name: str) -> ComparedRun:
     report = read_report(path)
-    ground_truth, raw = read_tables(report, ReportFiles(report=path))
-    kept = raw.take(report.operating_points.keep(raw))
-    return ComparedRun(
-        name=name,
-        path=path,
-        report=report,
-        ground_truth=ground_truth,
-        raw=raw,
-        kept=kept,
-        assignment=assign(ground_truth, kept),
-    )
+    raw = compute_overlaps(*read_tables(report, ReportFiles(path)))
+    kept = raw.take(report.operating_points.keep(raw.detections))
+    return ComparedRun(name=name, path=path, report=report, raw=raw, kept=kept)
 
 
-def _errors_per_image(run: ComparedRun) -> NDArray[np.int64]:
-    is_fn = ~run.ground_truth.is_crowd
-    is_fn[run.assignment.truth[0, run.assignment.is_tp[0]]] = False
-    num_images = run.ground_truth.num_images
-    errors: NDArray[np.int64] = np.bincount(
-        run.kept.image[run.assignment.is_fp[0]], minlength=num_images
-    ) + np.bincount(run.ground_truth.image[is_fn], minlength=num_images)
-    return errors
+def _errors_per_image(kept: Overlaps) -> NDArray[np.int64]:
+    is_fn = ~kept.ground_truth.is_crowd & ~kept.is_hit
+    images = np.concatenate([kept.detections.image[kept.assignment.is_fp[0]], kept.ground_truth.image[is_fn]])
+    return np.bincount(images, minlength=kept.ground_truth.num_images)
 
 
 def _report_path(path: Path, split: str) -> Path:
@@ -197,35 +226,19 @@ def _describe_mismatch(a: GroundTruthTable, b: GroundTruthTable) -> str:
 
 
 def _run_difference(name: str, before: ScoreSamples, after: ScoreSamples) -> RunDifference:
-    def compare(a: SampledScore, b: SampledScore) -> ScoreDifference:
-        return ScoreDifference.from_difference(difference(a, b))
-
     return RunDifference(
         name=name,
-        ap=compare(before.mean_ap, after.mean_ap),
-        ap50=compare(before.mean_ap50, after.mean_ap50),
-        class_ap=tuple(map(compare, before.ap, after.ap)),
-        class_ap50=tuple(map(compare, before.ap50, after.ap50)),
+        ap=difference(before.mean_ap, after.mean_ap),
+        ap50=difference(before.mean_ap50, after.mean_ap50),
+        class_ap=tuple(map(difference, before.ap, after.ap)),
+        class_ap50=tuple(map(difference, before.ap50, after.ap50)),
     )
 
 
-def _summarize_run(run: ComparedRun) -> RunSummary:
-    report = run.report
-    return RunSummary(
-        name=run.name,
-        report=str(run.path),
-        checkpoint_sha256=report.provenance.checkpoint.sha256,
-        model=report.provenance.model.name,
-        ap=report.summary.ap,
-        ap50=report.summary.ap50,
-        class_ap50=tuple(row.metrics.ap50 for row in report.classes),
-    )
-
-
-def _describe(difference: ScoreDifference, comparison: Comparison) -> str:
-    if difference.value is None:
+def _describe(change: ScoreDifference, comparison: Comparison) -> str:
+    if change.value is None:
         return "cannot be compared, because there is no ground truth"
     return (
-        f"{difference.value:+.3f}, {comparison.level:.0%} interval {difference.low:+.3f} to "
-        f"{difference.high:+.3f} ({comparison.num_images} images): {difference.verdict}"
+        f"{change.value:+.3f}, {comparison.level:.0%} interval {change.low:+.3f} to {change.high:+.3f} "
+        f"({count('image', comparison.num_images)}): {change.verdict}"
     )

@@ -1,0 +1,212 @@
+"""The files of a comparison: its numbers, its page, its charts.
+
+comparison.json
+comparison.html      the page, which needs no other file
+comparison/          *.png *.svg, and images.png: the same images with the detections of each run
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from deim.files import count, write_text
+from deim.report.charts import (
+    chart_names,
+    height_of_legend,
+    legend_or_reason,
+    save_chart,
+    save_class_ap50,
+    save_confusions,
+)
+from deim.report.compare import ComparedRun, Comparison, compare_runs, describe_comparison, images_that_differ
+from deim.report.draw import Panel, detections_panel, truth_panel
+from deim.report.files import ImageFolder, image_sheet
+from deim.report.page import Section, embed_charts, embed_image, render_page
+from deim.report.palette import CORRECT_COLOR, chart_color, line_style, outcome_colors
+from deim.report.schema import check_report_path, write_record
+from deim.report.tables import DASH, Cell, Table, format_number, number_cell
+
+NUM_IMAGES = 8
+"""Images that are shown with the detections of each run."""
+CAUTION = (
+    "Each interval stands alone: of twenty comparisons of equal runs, one is expected to look different. "
+    "The intervals hold for other images of the same kind; another seed of the same training may differ too."
+)
+
+
+def write_comparison(runs: Sequence[ComparedRun], path: Path) -> Comparison:
+    """Compare runs and write all files of the comparison beside the JSON file at `path`.
+
+    Raises:
+        DataError: If `path` is a folder or has another suffix than `.json`.
+    """
+    check_report_path(path)
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("confusion_*"):  # there may have been more runs
+        old.unlink()
+    comparison = compare_runs(runs)
+    images = ImageFolder(Path(comparison.dataset.image_dir), runs[0].raw.ground_truth.file_names)
+    sheet = _image_sheet(runs, images)
+    sheet.save(folder / "images.png")
+    page = render_page(
+        f"{len(runs)} runs on {comparison.split}",
+        f"{comparison.dataset.annotations_file}, {count('image', comparison.num_images)}, "
+        f"{count('box', comparison.num_boxes)}",
+        [
+            Section(title="Summary", lines=[*describe_comparison(comparison), CAUTION]),
+            Section(title="Side by side", tables=[_run_table(runs), *_difference_tables(runs, comparison)]),
+            Section(
+                title="Charts",
+                figures=embed_charts(draw_comparison_charts(runs, folder)),
+                figures_in_columns=True,
+            ),
+            Section(
+                title="Confusion of classes",
+                figures=embed_charts(draw_confusion_pairs(runs, folder)),
+            ),
+            Section(
+                title="The images on which the runs differ most",
+                lines=[line for line in (images.describe_missing(),) if line],
+                figures=[embed_image(sheet, "ground truth, and the detections of each run")],
+            ),
+        ],
+    )
+    write_text(path.with_suffix(".html"), page)
+    write_record(comparison, path)
+    return comparison
+
+
+def _run_table(runs: Sequence[ComparedRun]) -> Table:
+    rows = []
+    for run in runs:
+        report, source = run.report, run.report.provenance
+        level, convergence = report.image_level.at_operating_points, report.convergence
+        counts = report.counts
+        rates = (level.escape_rate, level.overkill_rate)
+        rows.append(
+            [
+                Cell(text=run.name, small=source.model.name, is_text=True),
+                number_cell(report.summary.ap50, report.intervals.ap50 if report.intervals else None),
+                *map(number_cell, (report.summary.ap, counts.precision, counts.recall, counts.f1)),
+                *(Cell(text=DASH if rate is None else f"{rate:.1%}") for rate in rates),
+                Cell(text=DASH if convergence is None else str(convergence.epochs[-1] + 1)),
+                Cell(text=format_number(convergence.hours if convergence else None, 2)),
+                Cell(text=f"{source.model.parameters / 1e6:.1f}"),
+                Cell(text=format_number(source.time_per_image_ms.network, 1)),
+            ]
+        )
+    heads = ["run", "mAP50", "mAP", "precision", "recall", "F1", "escapes", "overkill"]
+    return Table(
+        title="Runs",
+        heads=[*heads, "epochs", "hours", "parameters, M", "network, ms per image"],
+        rows=rows,
+        notes=["Precision, recall, F1, escapes and overkill hold at each run's own operating points."],
+    )
+
+
+def _difference_tables(runs: Sequence[ComparedRun], comparison: Comparison) -> list[Table]:
+    first = comparison.runs[0]
+    boxes = [row.metrics.num_boxes for row in runs[0].report.classes]
+    tables = []
+    for run, entry in zip(comparison.runs[1:], comparison.differences, strict=True):
+        columns = (comparison.class_names, boxes, first.class_ap50, run.class_ap50, entry.class_ap50)
+        total = ("all (mAP50)", comparison.num_boxes, first.ap50, run.ap50, entry.ap50)
+        rows = [
+            [
+                Cell(text=name, is_text=True),
+                Cell(text=str(num_boxes)),
+                number_cell(before),
+                number_cell(after),
+                number_cell(change.value, change, sign="+"),
+                Cell(text=change.verdict, is_text=True),
+            ]
+            for name, num_boxes, before, after, change in [*zip(*columns, strict=True), total]
+        ]
+        tables.append(
+            Table(
+                title=f"AP50 of {run.name} against {first.name}",
+                heads=["class", "n", first.name, run.name, "difference", "verdict"],
+                rows=rows,
+                has_total=True,
+                notes=[
+                    f"Small numbers: {comparison.level:.0%} intervals of the difference on the same "
+                    f"{comparison.num_resamples} resamples of the images."
+                ],
+            )
+        )
+    return tables
+
+
+def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Image:
+    def panels(image: int) -> list[Panel]:
+        truth = runs[0].raw.ground_truth
+        panels = [truth_panel(truth, image, color=CORRECT_COLOR)]
+        for run in runs:
+            detections, assignment = run.kept.detections, run.kept.assignment
+            rows = detections.rows_of_image(image)
+            is_tp, is_ignored = assignment.is_tp[0, rows], assignment.is_ignored[0, rows]
+            panels.append(
+                detections_panel(
+                    detections.detections_of_image(image),
+                    class_names=truth.class_names,
+                    caption=f"{run.name}: {is_tp.sum()} correct, {assignment.is_fp[0, rows].sum()} wrong",
+                    colors=outcome_colors(is_tp, is_ignored),
+                )
+            )
+        return panels
+
+    title = "Kept detections: blue is correct, red is wrong, gray in a crowd region"
+    return image_sheet(images, images_that_differ(runs, NUM_IMAGES), panels, title=title)
+
+
+def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
+    """Draw the charts of a comparison as PNG and SVG, and return the path of each SVG by its title."""
+    by_epoch = save_chart(
+        partial(_map_by_epoch, runs=runs),
+        folder / "map_by_epoch",
+        height=max(4.6, height_of_legend(len(runs))),
+    )
+    reports = [(name, run.report) for name, run in zip(_run_names(runs), runs, strict=True)]
+    by_class = save_class_ap50(reports, folder / "class_ap50_bars")
+    return {"mAP against epoch": by_epoch, "AP50 of each class by run": by_class}
+
+
+def draw_confusion_pairs(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
+    """Draw the confusion matrix of the first run beside that of each other, as `draw_comparison_charts`."""
+    names = _run_names(runs)
+    paths = {}
+    for number, run in enumerate(runs[1:], start=1):
+        pair = [(names[0], runs[0].report.confusion), (names[number], run.report.confusion)]
+        title = f"Confusion of classes: {runs[0].name} and {run.name}"
+        paths[title] = save_confusions(pair, folder / f"confusion_{number}")
+    return paths
+
+
+def _run_names(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
+    return chart_names([run.name for run in runs], kind="run")
+
+
+def _map_by_epoch(figure: Figure, runs: Sequence[ComparedRun]) -> None:
+    axes = figure.subplots()
+    axes.set_title("mAP50 on validation against epoch; stars: highest")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("mAP50")
+    axes.set_ylim(0, 1)
+    for index, (run, name) in enumerate(zip(runs, _run_names(runs), strict=True)):
+        convergence, color = run.report.convergence, chart_color(index)
+        if convergence is None:
+            continue
+        epochs, values = np.array(convergence.epochs) + 1, np.array(convergence.ap50, dtype=np.float64)
+        epochs, values = epochs[~np.isnan(values)], values[~np.isnan(values)]
+        if not len(values):
+            continue
+        best = int(np.argmax(values))
+        marker = "." if len(values) < 60 else None
+        axes.plot(epochs, values, color=color, linestyle=line_style(index), label=name, marker=marker)
+        axes.plot(epochs[best], values[best], "*", color=color, markersize=12, markeredgecolor="black")
+    legend_or_reason(axes, "no run has its metrics.jsonl beside the checkpoint")
