@@ -22,9 +22,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from deim.data.synthetic.defects import CATEGORY_IDS, CLASS_NAMES, DEFECT_KINDS, Patch, Window, draw_defect
+from deim.data.synthetic.defects import CATEGORY_IDS, CLASS_NAMES, DEFECT_KINDS, Patch, draw_defect
 from deim.data.synthetic.options import SyntheticOptions
-from deim.data.synthetic.surface import Floats, Scene, make_scene
+from deim.data.synthetic.surface import Floats, Scene, Window, make_scene, mask_window
 from deim.errors import DataError
 
 MIN_SIDE_PX = 64
@@ -34,6 +34,8 @@ VISIBLE_CHANGE = 0.045
 """Minimum change of one channel, in [0, 1], for a pixel to belong to a defect."""
 
 ImageKind = Literal["defective", "normal", "empty"]
+BoxXywh = tuple[int, int, int, int]
+"""Left, top, width, height in pixels, inside the image."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +49,7 @@ class LabeledBox:
     """One annotation before it has an id."""
 
     category_id: int
-    """See `CATEGORY_IDS`."""
-    bbox_xywh: Window
-    """Left, top, width, height, in pixels inside the image."""
+    bbox_xywh: BoxXywh
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +57,7 @@ class LabeledImage:
     """An image file and its annotations."""
 
     file_name: str
-    """Name in the image folder."""
     size_hw: tuple[int, int]
-    """Height and width, in pixels."""
     jpeg: bytes
     """The encoded image; empty once it is written."""
     boxes: tuple[LabeledBox, ...]
@@ -69,12 +67,8 @@ class LabeledImage:
 def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: int = 2) -> None:
     """Write a synthetic defect set: `images/{split}_00000.jpg` and `annotations/{train,val,test}.json`.
 
-    The files appear under `root` only when all of them are complete.
-
-    Args:
-        root: Folder to make; its parents are made too.
-        options: Numbers and sizes of the images; the same seed gives the same files, whatever `workers` is.
-        workers: Number of threads; the interpreter lock is free most of the time.
+    The files appear under `root`, whose parents are made too, only when all of them are complete. The number
+    of worker threads changes nothing in them.
 
     Raises:
         DataError: If `root` exists.
@@ -106,14 +100,7 @@ def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: in
 
 
 def make_image(split: str, index: int, *, max_size_wh: tuple[int, int], seed: int) -> LabeledImage:
-    """Make one image, which depends on the arguments only.
-
-    Args:
-        split: `train`, `val` or `test`.
-        index: Number of the image within its split, from 0.
-        max_size_wh: Maximum width and height, in pixels.
-        seed: Seed of the dataset.
-    """
+    """Make image `index` of a split, which depends on the arguments only; sizes are in pixels."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     size_hw = _draw_size(rng, max_size_wh)
     pixels, boxes = render_image(rng, size_hw, _image_kind(split, index, seed))
@@ -127,45 +114,24 @@ def make_image(split: str, index: int, *, max_size_wh: tuple[int, int], seed: in
 def render_image(
     rng: Generator, size_hw: tuple[int, int], kind: ImageKind
 ) -> tuple[NDArray[np.uint8], tuple[LabeledBox, ...]]:
-    """Render one image.
-
-    Args:
-        rng: Source of all random draws.
-        size_hw: Height and width, in pixels.
-        kind: Content of the image; see the module's docstring.
-
-    Returns:
-        (H, W, 3) RGB and the annotations.
-    """
-    scene = make_scene(rng, size_hw, "empty" if kind == "empty" else "part")
+    """Render an image (H, W, 3) in RGB with its annotations."""
+    scene = make_scene(rng, size_hw, has_part=kind != "empty")
     boxes: tuple[LabeledBox, ...] = ()
-    match kind:
-        case "defective":
-            boxes = add_defects(rng, scene)
-        case "normal":
-            surface_xywh = _mask_box(scene.surface > 0.5)
-            boxes = (LabeledBox(category_id=CATEGORY_IDS["normal"], bbox_xywh=surface_xywh),)
-        case "empty":
-            pass
+    if kind == "defective":
+        boxes = add_defects(rng, scene)
+    elif kind == "normal":
+        boxes = (LabeledBox(category_id=CATEGORY_IDS["normal"], bbox_xywh=_to_xywh(scene.region)),)
     return _expose(rng, scene.canvas), boxes
 
 
 def add_defects(rng: Generator, scene: Scene) -> tuple[LabeledBox, ...]:
-    """Damage the surface of a scene in place.
-
-    Returns:
-        At least one box, and at most six; boxes overlap by an IoU below 0.2.
-    """
+    """Damage the surface of a scene in place; returns one to six boxes, which overlap by an IoU below 0.2."""
     boxes: list[LabeledBox] = []
     number = 1 + int(rng.choice(len(SHARES_BY_NUMBER), p=SHARES_BY_NUMBER))
-    left, top, width, height = _mask_box(scene.surface > 0.5)
-    region_xyxy = (left, top, left + width, top + height)
     for _ in range(60):
         defect = DEFECT_KINDS[rng.integers(len(DEFECT_KINDS))]
         for _ in range(6):
-            patch = draw_defect(
-                rng, defect, canvas=scene.canvas, region_xyxy=region_xyxy, light_xy=scene.light_xy
-            )
+            patch = draw_defect(rng, defect, scene)
             bbox_xywh = blend_patch(scene, patch, taken_xywh=[box.bbox_xywh for box in boxes])
             if bbox_xywh is not None:
                 boxes.append(LabeledBox(category_id=CATEGORY_IDS[defect], bbox_xywh=bbox_xywh))
@@ -176,36 +142,31 @@ def add_defects(rng: Generator, scene: Scene) -> tuple[LabeledBox, ...]:
     return tuple(boxes)
 
 
-def blend_patch(scene: Scene, patch: Patch, *, taken_xywh: list[Window]) -> Window | None:
-    """Put a patch on the surface of a scene if its annotation would be fair.
-
-    Args:
-        scene: Its canvas is changed in place, unless the patch is rejected.
-        patch: The drawn defect.
-        taken_xywh: Existing boxes.
+def blend_patch(scene: Scene, patch: Patch, *, taken_xywh: list[BoxXywh]) -> BoxXywh | None:
+    """Put a patch on the canvas of a scene, in place, if its annotation would be fair.
 
     Returns:
-        The box (xywh) of all visibly changed pixels, or None if the patch was rejected: too little of it lies
-        on the surface, it is hardly visible, or it overlaps an existing box.
+        The box of all visibly changed pixels, or None if the patch was rejected: too little of it lies on the
+        surface, it is hardly visible, or it overlaps a box that is taken.
     """
-    x0, y0, x1, y1 = patch.window
+    (x0, y0, x1, y1), after = patch
     before = scene.canvas[y0:y1, x0:x1]
     on_surface = scene.surface[y0:y1, x0:x1]
-    difference = np.abs(patch.pixels - before).max(axis=2)
+    difference = np.abs(after - before).max(axis=2)
     changed = difference * on_surface
     visible = changed > VISIBLE_CHANGE
     if visible.sum() < max(12, 0.85 * (difference > VISIBLE_CHANGE).sum()):
         return None
     if np.quantile(changed[visible], 0.8) < 2.2 * VISIBLE_CHANGE:
         return None
-    left, top, width, height = _mask_box(visible)
+    left, top, width, height = _to_xywh(mask_window(visible))
     if min(width, height) < max(3, round(4 * scene.unit)):
         return None
     bbox_xywh = (left + x0, top + y0, width, height)
     # A third of the smaller box, so an IoU below 0.2, and no defect hides under another.
     if any(_covered_share(bbox_xywh, other) >= 1 / 3 for other in taken_xywh):
         return None
-    before += (patch.pixels - before) * on_surface[..., None]
+    before += (after - before) * on_surface[..., None]
     return bbox_xywh
 
 
@@ -235,13 +196,12 @@ def _image_kind(split: str, index: int, seed: int) -> ImageKind:
     return "normal" if share < 0.88 else "empty"
 
 
-def _mask_box(mask: NDArray[np.bool_]) -> Window:
-    """Return the box (xywh, pixels) of the true pixels of a (H, W) mask, which must have some."""
-    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(cols[0]), int(rows[0]), int(cols[-1] - cols[0]) + 1, int(rows[-1] - rows[0]) + 1
+def _to_xywh(window: Window) -> BoxXywh:
+    x0, y0, x1, y1 = window
+    return x0, y0, x1 - x0, y1 - y0
 
 
-def _covered_share(box_xywh: Window, other_xywh: Window) -> float:
+def _covered_share(box_xywh: BoxXywh, other_xywh: BoxXywh) -> float:
     """Return the intersection s of two xywh boxes over the smaller area; their IoU is at most s / (2 - s)."""
     x, y, w, h = box_xywh
     other_x, other_y, other_w, other_h = other_xywh
@@ -259,28 +219,14 @@ def _make_file(folder: Path, split: str, index: int, *, options: SyntheticOption
 
 def write_annotations(path: Path, images: list[LabeledImage]) -> None:
     """Write one COCO file; ids count from 1 in the order of the images."""
-    boxes = [(image_id, box) for image_id, image in enumerate(images, start=1) for box in image.boxes]
-    content = {
-        "images": [
-            {
-                "id": number,
-                "file_name": image.file_name,
-                "width": image.size_hw[1],
-                "height": image.size_hw[0],
-            }
-            for number, image in enumerate(images, start=1)
-        ],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": image_id,
-                "category_id": box.category_id,
-                "bbox": list(box.bbox_xywh),
-                "area": box.bbox_xywh[2] * box.bbox_xywh[3],
-                "iscrowd": 0,
-            }
-            for number, (image_id, box) in enumerate(boxes, start=1)
-        ],
-        "categories": [{"id": CATEGORY_IDS[kind], "name": name} for kind, name in CLASS_NAMES.items()],
-    }
+    rows, annotations = [], []
+    for image_id, image in enumerate(images, start=1):
+        height, width = image.size_hw
+        rows.append({"id": image_id, "file_name": image.file_name, "width": width, "height": height})
+        for box in image.boxes:
+            entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": box.category_id}
+            area = box.bbox_xywh[2] * box.bbox_xywh[3]
+            annotations.append({**entry, "bbox": list(box.bbox_xywh), "area": area, "iscrowd": 0})
+    categories = [{"id": CATEGORY_IDS[kind], "name": name} for kind, name in CLASS_NAMES.items()]
+    content = {"images": rows, "annotations": annotations, "categories": categories}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
