@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deim.boxes import clip_boxes, clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
-from deim.data.augment.copy_blend import CopyBlend
 from deim.data.augment.multi_scale import resize_batch
 from deim.data.augment.pipeline import AugmentPipeline
 from deim.data.augment.transform import BlendTransform, ImageSource, Sample
@@ -68,7 +67,7 @@ class DetectionDataset(Dataset[Batch | DataError]):
         self._sampling_shares = None if repeat_factors is None else repeat_factors / repeat_factors.sum()
         self._decoded: tuple[int, Tensor] | None = None
         # Computed here rather than for the first batch, so that loading processes share it.
-        draws_donors = pipeline is not None and pipeline.draws_donors
+        draws_donors = pipeline is not None and pipeline.options.copy_blend_balanced
         self._images_of_classes = self._find_images_of_classes() if draws_donors else {}
 
     def __len__(self) -> int:
@@ -95,8 +94,7 @@ class DetectionDataset(Dataset[Batch | DataError]):
         Raises:
             DataError: If an image is damaged.
         """
-        images, targets = zip(*(self.read(item) for item in items), strict=True)
-        return collate(images, targets, self.input_format)
+        return collate(*self._read_items(items), self.input_format)
 
     def read(self, item: Item) -> tuple[Tensor, Target]:
         """Read the input (C, H, W) of an item, uint8 or float32 in [0, 1], not normalized, and its target.
@@ -109,7 +107,7 @@ class DetectionDataset(Dataset[Batch | DataError]):
         to_pixels = torch.tensor([width, height] * 2)
         sample = self._compose(item)
         if sample is not None:
-            placement = self._place(_unscaled_placement(self.tiles.windows_xyxy[index].tolist()), index)
+            placement = self._unscaled_placement(index)
         else:
             boxes, labels = self._boxes(index)
             image, placement = self._resized_image(index)
@@ -137,16 +135,16 @@ class DetectionDataset(Dataset[Batch | DataError]):
         if self.pipeline is None or not self.pipeline.mixes_images:
             return self.load_items(request.items[request.part])
         rng = np.random.default_rng([self.seed, request.epoch, request.number, BATCH])
-        draw = self.pipeline.draw_batch(epoch=request.epoch, rng=rng)
-        if draw.blend is None:
+        size_hw, blend = self.pipeline.draw_batch(epoch=request.epoch, rng=rng)
+        if blend is None:
             images, targets = self._read_items(request.items[request.part])
         else:
             images, targets = self._read_items(request.items)
-            donors = self._read_donors(draw.blend, request.epoch, rng)
-            images, targets = draw.blend.blend(to_unit(images), targets, donors=donors, rng=rng)
+            donors = self._read_donors(blend, request.epoch, rng)
+            images, targets = blend.blend(to_unit(images), targets, donors=donors, rng=rng)
             images, targets = images[request.part], targets[request.part]
-        if draw.size_hw is not None:
-            images, targets = resize_batch(images, targets, draw.size_hw)
+        if size_hw is not None:
+            images, targets = resize_batch(images, targets, size_hw)
         return collate(images, targets, self.input_format)
 
     def _read_items(self, items: Sequence[Item]) -> tuple[Tensor, list[Target]]:
@@ -158,8 +156,6 @@ class DetectionDataset(Dataset[Batch | DataError]):
         self, blend: BlendTransform, epoch: int, rng: np.random.Generator
     ) -> tuple[Tensor, list[Target]] | None:
         """Read inputs (D, C, H, W) in [0, 1] to take objects from, with the objects of the drawn class."""
-        if not isinstance(blend, CopyBlend):
-            return None
         drawn = blend.draw_donors(self._images_of_classes, rng=rng)
         if not drawn:
             return None
@@ -254,11 +250,13 @@ class DetectionDataset(Dataset[Batch | DataError]):
             boxes = clip_to_window(boxes, window)
         return boxes, torch.tensor(labels, dtype=torch.int64)
 
-
-def _unscaled_placement(window_xyxy: Sequence[int]) -> Placement:
-    """Return the placement of an input that shows a window as if it were stretched."""
-    left, top, right, bottom = window_xyxy
-    size_hw = (bottom - top, right - left)
-    return Placement(
-        orig_size_hw=size_hw, span_hw=(float(size_hw[0]), float(size_hw[1])), shift_yx=(0.0, 0.0)
-    )
+    def _unscaled_placement(self, index: int) -> Placement:
+        """Return the placement of an input that shows an item as if it were stretched."""
+        left, top, right, bottom = self.tiles.windows_xyxy[index].tolist()
+        height, width = self.split.sizes_hw[self.image_index(index)].tolist()
+        return Placement(
+            orig_size_hw=(height, width),
+            span_hw=(float(bottom - top), float(right - left)),
+            shift_yx=(float(top), float(left)),
+            tile_xyxy=self.tiles.window(index),
+        )

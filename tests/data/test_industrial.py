@@ -28,7 +28,7 @@ ALL = replace(STILL, rotation=1.0, perspective=1.0, lighting=1.0, exposure=1.0, 
 
 
 def change(sample: Sample, options: IndustrialOptions, *, rng: np.random.Generator) -> Sample:
-    return Industrial(options=options, epochs=range(1)).change(sample, rng=rng)
+    return Industrial(options=options).change(sample, rng=rng)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,13 +1,12 @@
 """Random changes of brightness, contrast, saturation, hue and the order of the channels."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 import torch
 
 from deim.data.augment.color_math import ColorChanges, change_colors
-from deim.data.augment.transform import Sample, SampleTransform, Stage
+from deim.data.augment.transform import Sample, SampleTransform
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
 """Ranges of the factors, and of the hue as a share of the circle."""
@@ -23,16 +22,8 @@ class Colors(SampleTransform):
         The ranges of SSD's photometric distortion (arXiv:1512.02325), as in torchvision.
     """
 
-    stage: ClassVar[Stage] = "sample"
-    name: str = "colors"
     probability: float
     """Probability of each change."""
-    epochs: range
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it has a probability."""
-        return self.probability > 0
 
     def change(self, sample: Sample, *, rng: np.random.Generator) -> Sample:
         """Change the colors, unless a compose transform has changed them already."""
@@ -44,19 +35,15 @@ class Colors(SampleTransform):
             return rng.uniform(*limits) if rng.random() < self.probability else None
 
         contrast_first = rng.random() < 0.5
-        brightness = draw(BRIGHTNESS)
-        contrast = draw(CONTRAST) if contrast_first else None
-        saturation = draw(SATURATION) if has_colors else None
-        hue = draw(HUE) if has_colors else None
-        if not contrast_first:
-            contrast = draw(CONTRAST)
         changes = ColorChanges(
-            brightness=brightness,
-            contrast=contrast,
-            saturation=saturation,
-            hue=hue,
             contrast_first=contrast_first,
+            brightness=draw(BRIGHTNESS),
+            contrast=draw(CONTRAST) if contrast_first else None,
+            saturation=draw(SATURATION) if has_colors else None,
+            hue=draw(HUE) if has_colors else None,
         )
+        if not contrast_first:
+            changes = replace(changes, contrast=draw(CONTRAST))
         image = change_colors(sample.image, changes)
         if has_colors and rng.random() < self.probability:
             image = image.index_select(0, torch.from_numpy(rng.permutation(3)))

@@ -1,8 +1,7 @@
 """Copy-blend: objects blended into other images of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.augment.mix_up import draw_ratio, join_targets
-from deim.data.augment.transform import BlendTransform, Stage
+from deim.data.augment.transform import BlendTransform
 from deim.structures import Target
 
 MIN_AREA = 100.0
@@ -24,41 +23,23 @@ MARGINS = (0.1, 0.25)
 class CopyBlend(BlendTransform):
     """Blends objects of the batch, or of the whole split, into all images of the batch."""
 
-    stage: ClassVar[Stage] = "batch"
-    name: str = "copy-blend"
-    probability: float
-    """Share of the batches without mix-up."""
     max_objects: int
     """Maximum number of objects blended into an image."""
-    balanced: bool
+    is_balanced: bool
     """Whether objects are drawn class by class from the whole split instead of the batch."""
-    excluded_label: int | None = None
+    excluded_label: int | None
     """Class index of objects that are never copied, such as good surfaces; None for none."""
-    epochs: range
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it has a probability."""
-        return self.probability > 0
 
     def max_boxes(self, num_boxes: int) -> int:
-        """Return the boxes with the copies, if it is on and there is anything to copy."""
-        return num_boxes + self.max_objects if self.is_on and num_boxes else num_boxes
+        """Return the boxes with the copies, if there is anything to copy."""
+        return num_boxes + self.max_objects if num_boxes else 0
 
     def draw_donors(
-        self, images_of_classes: dict[int, list[int]], *, rng: np.random.Generator
+        self, images_of_classes: Mapping[int, Sequence[int]], *, rng: np.random.Generator
     ) -> list[tuple[int, int]]:
-        """Draw for each copy a class and an image that shows it; empty unless copies are balanced.
-
-        Args:
-            images_of_classes: Indices of the images that show each class, by class index.
-            rng: Source of all random draws.
-
-        Returns:
-            `max_objects` pairs of class index and image index.
-        """
+        """Draw for each copy a class and an image that shows it; empty unless copies are balanced."""
         labels = sorted(images_of_classes.keys() - {self.excluded_label})
-        if not self.balanced or not labels:
+        if not self.is_balanced or not labels:
             return []
         drawn = rng.choice(labels, size=self.max_objects).tolist()
         return [(label, int(rng.choice(images_of_classes[label]))) for label in drawn]

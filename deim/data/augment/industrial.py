@@ -6,13 +6,13 @@ The transforms are those of albumentations, an optional package: `pip install 'd
 import importlib.util
 import os
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from deim.config.checks import check, not_fraction
-from deim.data.augment.transform import Sample, SampleTransform, Stage
+from deim.data.augment.transform import Sample, SampleTransform
 from deim.errors import ConfigError
 
 
@@ -73,15 +73,7 @@ class Industrial(SampleTransform):
     clipped. Boxes with less than a tenth (`MIN_SHARE`) or a side under a pixel in the image are dropped.
     """
 
-    stage: ClassVar[Stage] = "sample"
-    name: str = "industrial"
     options: IndustrialOptions
-    epochs: range
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it can change anything; always, since the block of options can be left out."""
-        return True
 
     def change(self, sample: Sample, *, rng: np.random.Generator) -> Sample:
         """Change a sample; `rng` gives the seed of all draws.

@@ -1,21 +1,18 @@
 """Mix-up: each image of a batch blended with another, with the boxes of both."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deim.data.augment.transform import BlendTransform, Stage
+from deim.data.augment.transform import BlendTransform
 from deim.structures import Target
 
 BLEND_RATIOS = (0.45, 0.55)
 """Range of the share of an image's original pixels where it is blended with another."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MixUp(BlendTransform):
     """Blends each image of a batch with the one before it.
 
@@ -23,19 +20,9 @@ class MixUp(BlendTransform):
         Mix-up (arXiv:1710.09412) as in DEIM (arXiv:2412.04234): boxes have no weights.
     """
 
-    stage: ClassVar[Stage] = "batch"
-    name: str = "mix-up"
-    probability: float
-    epochs: range
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it has a probability."""
-        return self.probability > 0
-
     def max_boxes(self, num_boxes: int) -> int:
-        """Return twice the boxes, if it is on."""
-        return 2 * num_boxes if self.is_on else num_boxes
+        """Return twice the boxes."""
+        return 2 * num_boxes
 
     def blend(
         self,

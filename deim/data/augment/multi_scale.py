@@ -1,37 +1,11 @@
 """Several input sizes, one drawn for each batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
-import numpy as np
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from deim.data.augment.transform import Stage, Transform
 from deim.structures import Target
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MultiScale(Transform):
-    """Resizes each batch to a random size."""
-
-    stage: ClassVar[Stage] = "batch"
-    name: str = "several sizes"
-    sizes_hw: tuple[tuple[int, int], ...]
-    """Sizes to draw from, in pixels; a size may be listed several times. Empty keeps the usual size."""
-    epochs: range
-
-    @property
-    def is_on(self) -> bool:
-        """Whether there are other sizes than the usual one."""
-        return bool(self.sizes_hw)
-
-    def draw_size(self, epoch: int, *, rng: np.random.Generator) -> tuple[int, int] | None:
-        """Draw the size of a batch, in pixels; None keeps the usual one."""
-        if not self.is_on or epoch not in self.epochs:
-            return None
-        return self.sizes_hw[rng.integers(len(self.sizes_hw))]
 
 
 def compute_sizes(size_hw: tuple[int, int], max_change: float, *, repeat: int) -> tuple[tuple[int, int], ...]:

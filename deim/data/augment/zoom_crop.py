@@ -1,16 +1,16 @@
 """Zoom-out and crop: a part of an image, or of a canvas around it, becomes the input."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from deim.boxes import box_area, iou
+from deim.boxes import iou
 from deim.data.augment.colors import Colors
-from deim.data.augment.transform import ComposeTransform, ImageSource, Sample, Stage, keep_visible
+from deim.data.augment.options import AugmentOptions
+from deim.data.augment.transform import ComposeTransform, ImageSource, Sample, keep_visible
 from deim.data.images.input_format import InputFormat
 from deim.data.images.resize import gray_canvas, inner_size
 
@@ -42,32 +42,19 @@ class Window:
 class ZoomCrop(ComposeTransform):
     """Shows an image smaller on a black canvas, or a crop of it, or both."""
 
-    stage: ClassVar[Stage] = "compose"
-    name: str = "zoom-out, crop"
-    zoom_out: float
-    """Probability of zooming out."""
-    max_scale: float
-    """Maximum side of the canvas, in sides of the image."""
-    crop: float
-    """Probability of cropping."""
+    options: AugmentOptions
     colors: Colors
     """Applied to the image before it is put on the canvas, so that the canvas stays black."""
-    epochs: range
-
-    @property
-    def is_on(self) -> bool:
-        """Whether either has a probability."""
-        return max(self.zoom_out, self.crop) > 0
 
     def compose(self, source: ImageSource, *, rng: np.random.Generator) -> Sample | None:
         """Return the part of the image that the draw chooses."""
-        zooms, crops = rng.random() < self.zoom_out, rng.random() < self.crop
+        zooms, crops = rng.random() < self.options.zoom_out, rng.random() < self.options.crop
         if not zooms and not crops:
             return None
         sample = source.read(source.index)
         window = whole_window(sample)
         if zooms:
-            window = draw_zoom_out(sample.size_hw, self.max_scale, rng=rng)
+            window = draw_zoom_out(sample.size_hw, self.options.zoom_out_max_scale, rng=rng)
             sample = self.colors.change(sample, rng=rng)
         if crops:
             window = draw_crop(window, sample.boxes_xyxy, sample.size_hw, rng=rng)
@@ -180,7 +167,7 @@ def show_window(sample: Sample, window: Window, input_format: InputFormat) -> Sa
     starts = torch.tensor([columns.start, rows.start] * 2)
     placed = torch.tensor([columns.placed_start, rows.placed_start] * 2)
     boxes = (sample.boxes_xyxy - starts) * factors + placed
-    shown = keep_visible(canvas, boxes, sample.labels, whole_area=box_area(boxes), min_share=MIN_SHARE)
+    shown = keep_visible(canvas, boxes, sample.labels, min_share=MIN_SHARE)
     if canvas_hw == size_hw:
         return shown
     padded = gray_canvas(canvas, size_hw)

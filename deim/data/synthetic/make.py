@@ -219,14 +219,24 @@ def _make_file(folder: Path, split: str, index: int, *, options: SyntheticOption
 
 def write_annotations(path: Path, images: list[LabeledImage]) -> None:
     """Write one COCO file; ids count from 1 in the order of the images."""
-    rows, annotations = [], []
-    for image_id, image in enumerate(images, start=1):
-        height, width = image.size_hw
-        rows.append({"id": image_id, "file_name": image.file_name, "width": width, "height": height})
-        for box in image.boxes:
-            entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": box.category_id}
-            area = box.bbox_xywh[2] * box.bbox_xywh[3]
-            annotations.append({**entry, "bbox": list(box.bbox_xywh), "area": area, "iscrowd": 0})
-    categories = [{"id": CATEGORY_IDS[kind], "name": name} for kind, name in CLASS_NAMES.items()]
-    content = {"images": rows, "annotations": annotations, "categories": categories}
+    boxes = [(image_id, box) for image_id, image in enumerate(images, start=1) for box in image.boxes]
+    content = {
+        "images": [
+            {"id": image_id, "file_name": image.file_name, "width": width, "height": height}
+            for image_id, image in enumerate(images, start=1)
+            for height, width in [image.size_hw]
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": box.category_id,
+                "bbox": list(box.bbox_xywh),
+                "area": box.bbox_xywh[2] * box.bbox_xywh[3],
+                "iscrowd": 0,
+            }
+            for number, (image_id, box) in enumerate(boxes, start=1)
+        ],
+        "categories": [{"id": CATEGORY_IDS[kind], "name": name} for kind, name in CLASS_NAMES.items()],
+    }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
