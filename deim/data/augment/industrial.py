@@ -6,6 +6,7 @@ The transforms are those of albumentations, an optional package: `pip install 'd
 import importlib.util
 import os
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -76,18 +77,13 @@ class Industrial(SampleTransform):
     options: IndustrialOptions
 
     def change(self, sample: Sample, *, rng: np.random.Generator) -> Sample:
-        """Change a sample; `rng` gives the seed of all draws.
-
-        Raises:
-            ConfigError: If albumentations is not installed.
-        """
+        """Change a sample; `rng` gives the seed of all draws."""
         channels = sample.image.shape[0]
         # albumentations cannot light images of one channel, so gray passes through as three.
         expanded = sample.image.expand(3, -1, -1) if channels == 1 else sample.image
         is_uint8 = channels in (1, 3) and sample.image.dtype == torch.uint8
-        transform = _build_transform(
-            self.options, has_colors=is_uint8 and channels == 3, jpeg=is_uint8, seed=int(rng.integers(2**31))
-        )
+        transform = _build_transform(self.options, has_colors=is_uint8 and channels == 3, jpeg=is_uint8)
+        transform.set_random_seed(int(rng.integers(2**31)))
         changed = transform(
             image=np.ascontiguousarray(expanded.permute(1, 2, 0).numpy()),
             bboxes=sample.boxes_xyxy.numpy(),
@@ -112,14 +108,16 @@ def require_albumentations() -> None:
         )
 
 
-def _build_transform(options: IndustrialOptions, *, has_colors: bool, jpeg: bool, seed: int) -> Any:
-    require_albumentations()
+@cache
+def _build_transform(options: IndustrialOptions, *, has_colors: bool, jpeg: bool) -> Any:
     # Otherwise each loading process asks the network for a newer version of the package.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as albu
     import cv2
 
     cv2.setNumThreads(0)  # the loading processes share the cores already
+    # IPP's distances, which lighting uses, depend on the place of an image in memory.
+    cv2.ipp.setUseIPP(False)
 
     degrees, shift = options.max_degrees, options.max_corner_shift
     noises = [albu.GaussNoise(std_range=(0.01, 0.05), p=1)]
@@ -153,5 +151,4 @@ def _build_transform(options: IndustrialOptions, *, has_colors: bool, jpeg: bool
             clip=True,
             filter_invalid_bboxes=True,
         ),
-        seed=seed,
     )
