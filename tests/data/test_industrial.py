@@ -102,8 +102,8 @@ def test_lighting_of_deep_images_does_not_depend_on_the_place_in_memory() -> Non
     lighting = replace(STILL, lighting=1.0)
     for seed in range(6):
         kept, images = [], []
-        for number in range(6):
-            kept.append(np.empty(1000 + 13 * number))
+        for number in range(20):
+            kept.append(np.empty(1000 + 777 * number, dtype=np.uint8))
             images.append(change(sample, lighting, rng=np.random.default_rng(seed)).image)
         assert all(torch.equal(image, images[0]) for image in images)
 
