@@ -96,35 +96,36 @@ def copy_blend(
         Copy-blend of DEIMv2 (arXiv:2509.20787); donors are an addition.
     """
     source_images, source_targets = (images, targets) if donors is None else donors
-    objects = _find_objects(source_targets, (images.shape[-2], images.shape[-1]))
-    pool = [source for source in objects if source.label != excluded_label]
+    pool = _find_objects(source_targets, (images.shape[-2], images.shape[-1]), excluded_label)
     if not pool:
         return images, list(targets)
+    shares = None if donors is None else _equal_shares([source.image for source in pool])
+    number = max_objects if donors is not None else min(max_objects, len(pool))
     blended = images.clone()
     joined: list[Target] = []
-    for number, target in enumerate(targets):
-        if donors is None:
-            chosen = rng.choice(len(pool), size=min(max_objects, len(pool)), replace=False)
-        else:
-            shares = _equal_shares([source.image for source in pool])
-            chosen = rng.choice(len(pool), size=max_objects, p=shares)
+    for canvas, target in zip(blended, targets, strict=True):
+        chosen = rng.choice(len(pool), size=number, replace=donors is not None, p=shares)
         sources = [pool[index] for index in chosen]
-        copies = [_blend_in(source_images, blended[number], source, ratio, rng) for source in sources]
-        joined.append(join_targets(target, _to_target(copies, sources, images)))
+        corners = torch.tensor([_blend_in(source_images, canvas, source, ratio, rng) for source in sources])
+        copies: Target = {
+            "boxes": xyxy_to_cxcywh(corners / torch.tensor([images.shape[-1], images.shape[-2]] * 2)),
+            "labels": torch.tensor([source.label for source in sources]),
+            "area": torch.tensor([float(source.width * source.height) for source in sources]),
+        }
+        joined.append(join_targets(target, copies))
     return blended, joined
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Object:
-    """An object to copy, in whole pixels."""
+    """An object to copy, in whole pixels of an image, given by its position in the batch or the donors."""
 
     image: int
-    """Position of its image in the batch, or among the donors."""
+    label: int
     left: int
     top: int
     width: int
     height: int
-    label: int
 
 
 def _equal_shares(images: Sequence[int]) -> NDArray[np.float64]:
@@ -134,18 +135,18 @@ def _equal_shares(images: Sequence[int]) -> NDArray[np.float64]:
     return shares / shares.sum()
 
 
-def _find_objects(targets: Sequence[Target], size_hw: tuple[int, int]) -> list[_Object]:
-    height, width = size_hw
-    limits = torch.tensor([width, height] * 2)
+def _find_objects(
+    targets: Sequence[Target], size_hw: tuple[int, int], excluded_label: int | None
+) -> list[_Object]:
+    limits = torch.tensor([size_hw[1], size_hw[0]] * 2)
     objects = []
     for number, target in enumerate(targets):
         corners = (cxcywh_to_xyxy(target["boxes"]) * limits).round(decimals=3).long()
         corners = torch.minimum(corners.clamp(min=0), limits)
         for box, label, area in zip(corners.tolist(), target["labels"].tolist(), target["area"], strict=True):
             left, top, right, bottom = box
-            if area >= MIN_AREA and right > left and bottom > top:
-                place = {"left": left, "top": top, "width": right - left, "height": bottom - top}
-                objects.append(_Object(image=number, label=label, **place))
+            if label != excluded_label and area >= MIN_AREA and right > left and bottom > top:
+                objects.append(_Object(number, label, left, top, right - left, bottom - top))
     return objects
 
 
@@ -161,24 +162,11 @@ def _blend_in(
     # The surroundings of the object must lie inside both images.
     west = min(margin_x, left, source.left)
     north = min(margin_y, top, source.top)
-    east = min(margin_x, width - left - source.width, width - source.left - source.width)
-    south = min(margin_y, height - top - source.height, height - source.top - source.height)
-    rows = slice(top - north, top + source.height + south)
-    columns = slice(left - west, left + source.width + east)
-    from_rows = slice(source.top - north, source.top + source.height + south)
-    from_columns = slice(source.left - west, source.left + source.width + east)
-    part = images[source.image, :, from_rows, from_columns]
-    canvas[:, rows, columns] = canvas[:, rows, columns] * ratio + part * (1 - ratio)
+    east = source.width + min(margin_x, width - source.width - max(left, source.left))
+    south = source.height + min(margin_y, height - source.height - max(top, source.top))
+    part = images[
+        source.image, :, source.top - north : source.top + south, source.left - west : source.left + east
+    ]
+    covered = canvas[:, top - north : top + south, left - west : left + east]
+    covered.copy_(covered * ratio + part * (1 - ratio))
     return left, top, left + source.width, top + source.height
-
-
-def _to_target(
-    copies: Sequence[tuple[int, int, int, int]], sources: Sequence[_Object], images: Tensor
-) -> Target:
-    height, width = images.shape[-2:]
-    corners = torch.tensor(copies, dtype=torch.float32)
-    return {
-        "boxes": xyxy_to_cxcywh(corners / torch.tensor([width, height] * 2)),
-        "labels": torch.tensor([source.label for source in sources], dtype=torch.int64),
-        "area": torch.tensor([float(source.width * source.height) for source in sources]),
-    }

@@ -12,7 +12,7 @@ from deim.data.augment.colors import Colors
 from deim.data.augment.options import AugmentOptions
 from deim.data.augment.transform import ComposeTransform, ImageSource, Sample, keep_visible
 from deim.data.images.input_format import InputFormat
-from deim.data.images.resize import gray_canvas, inner_size
+from deim.data.images.resize import inner_size, pad_to_input
 
 MIN_SHARE = 0.25
 """Share of a box that must lie in the window; other boxes are dropped. A box whose center lies in the window,
@@ -69,12 +69,7 @@ def whole_window(sample: Sample) -> Window:
 
 
 def draw_zoom_out(size_hw: tuple[int, int], max_scale: float, *, rng: np.random.Generator) -> Window:
-    """Draw a canvas of the image's shape around it, up to `max_scale` times as high and wide.
-
-    Args:
-        size_hw: Size of the image, in pixels.
-        max_scale: Maximum factor, at least 1.
-        rng: Source of all random draws.
+    """Draw a canvas of the shape of an image around it, up to `max_scale` times as high and wide.
 
     Source:
         The expansion of SSD (arXiv:1512.02325), as in torchvision.
@@ -103,7 +98,7 @@ def draw_crop(
         rng: Source of all random draws.
 
     Returns:
-        `window` itself if the draw says so or no trial fits.
+        The window itself if the draw says so or no trial fits.
 
     Source:
         The sampling of SSD (arXiv:1512.02325), as in torchvision.
@@ -153,47 +148,28 @@ def show_window(sample: Sample, window: Window, input_format: InputFormat) -> Sa
         window: Window that shows at least part of the image.
         input_format: Size and resizing of the network input.
     """
-    size_hw = input_format.size_hw
     canvas_hw = inner_size((window.height, window.width), input_format)
-    offset_yx = ((size_hw[0] - canvas_hw[0]) // 2, (size_hw[1] - canvas_hw[1]) // 2)
     canvas = sample.image.new_zeros(sample.image.shape[0], *canvas_hw)
-    rows = _place_span(window.top, window.height, sample.size_hw[0], canvas_hw[0])
-    columns = _place_span(window.left, window.width, sample.size_hw[1], canvas_hw[1])
-    part = sample.image[:, rows.start : rows.end, columns.start : columns.end]
-    canvas[:, rows.placed_start : rows.placed_end, columns.placed_start : columns.placed_end] = TF.resize(
-        part, [rows.placed_end - rows.placed_start, columns.placed_end - columns.placed_start], antialias=True
-    )
-    factors = torch.tensor([columns.scale, rows.scale] * 2)
+    rows, placed_rows = _place_span(window.top, window.height, sample.size_hw[0], canvas_hw[0])
+    columns, placed_columns = _place_span(window.left, window.width, sample.size_hw[1], canvas_hw[1])
+    height, width = placed_rows.stop - placed_rows.start, placed_columns.stop - placed_columns.start
+    part = sample.image[:, rows, columns]
+    canvas[:, placed_rows, placed_columns] = TF.resize(part, [height, width], antialias=True)
+    factors = torch.tensor([width / part.shape[2], height / part.shape[1]] * 2)
     starts = torch.tensor([columns.start, rows.start] * 2)
-    placed = torch.tensor([columns.placed_start, rows.placed_start] * 2)
+    placed = torch.tensor([placed_columns.start, placed_rows.start] * 2)
     boxes = (sample.boxes_xyxy - starts) * factors + placed
     shown = keep_visible(canvas, boxes, sample.labels, min_share=MIN_SHARE)
-    if canvas_hw == size_hw:
-        return shown
-    padded = gray_canvas(canvas, size_hw)
-    top, left = offset_yx
-    padded[:, top : top + canvas_hw[0], left : left + canvas_hw[1]] = shown.image
+    padded, (top, left) = pad_to_input(shown.image, input_format)
     return replace(shown, image=padded, boxes_xyxy=shown.boxes_xyxy + torch.tensor([left, top, left, top]))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Span:
-    """The visible part of an axis of the image, and where it lies on the canvas, in pixels."""
-
-    start: int
-    end: int
-    placed_start: int
-    placed_end: int
-
-    @property
-    def scale(self) -> float:
-        """Pixels of the canvas per pixel of the image."""
-        return (self.placed_end - self.placed_start) / (self.end - self.start)
-
-
-def _place_span(window_start: int, window_length: int, image_length: int, canvas_length: int) -> _Span:
+def _place_span(
+    window_start: int, window_length: int, image_length: int, canvas_length: int
+) -> tuple[slice, slice]:
+    """Return the visible part of an axis of the image, and where it lies on the canvas, in pixels."""
     start, end = max(0, window_start), min(image_length, window_start + window_length)
     scale = canvas_length / window_length
     placed_start = min(round((start - window_start) * scale), canvas_length - 1)
     placed_end = max(round((end - window_start) * scale), placed_start + 1)
-    return _Span(start=start, end=end, placed_start=placed_start, placed_end=min(placed_end, canvas_length))
+    return slice(start, end), slice(placed_start, min(placed_end, canvas_length))
