@@ -61,11 +61,7 @@ class BatchSource(Protocol):
 
 
 class FixedBatches:
-    """Given batches, the same in every epoch.
-
-    Args:
-        batches: Items of each batch.
-    """
+    """Given batches, the same in every epoch."""
 
     def __init__(self, batches: Sequence[Sequence[Item]]) -> None:
         self.batches = batches
@@ -119,33 +115,21 @@ class EpochSampler:
         return -(-self.num_images // self.batch_size)
 
     def requests(self, epoch: int, *, first_batch: int = 0) -> Iterator[BatchRequest]:
-        """Yield the batches of an epoch.
-
-        Args:
-            epoch: Current epoch, 0-based.
-            first_batch: Number of batches to skip, which an interrupted run has already seen.
-        """
+        """Yield the batches of an epoch, without the first ones, which an interrupted run has seen."""
         rng = np.random.default_rng([self.seed, epoch])
         if self.repeat_factors is None:
             order = rng.permutation(self.order_length)
-            repetitions = np.zeros_like(order)
         else:
             copies = draw_copies(self.repeat_factors, rng=rng)
             order = rng.permutation(np.repeat(np.arange(len(copies)), copies))
-            repetitions = count_repetitions(order)
+        repetitions = count_repetitions(order)
         for number in range(first_batch, len(self)):
             start = number * self.batch_size
             part = slice(start, min(start + self.batch_size, self.num_images))
             pairs = zip(order[part].tolist(), repetitions[part].tolist(), strict=True)
-            yield BatchRequest(
-                epoch=epoch,
-                number=number,
-                items=tuple(
-                    (epoch, index, repetition) if repetition else (epoch, index)
-                    for index, repetition in pairs
-                ),
-                part=slice(self.rank, None, self.num_ranks),
-            )
+            items = tuple((epoch, index, count) if count else (epoch, index) for index, count in pairs)
+            rank_part = slice(self.rank, None, self.num_ranks)
+            yield BatchRequest(epoch=epoch, number=number, items=items, part=rank_part)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,18 +147,14 @@ def compute_repeat_factors(
 ) -> RepeatFactors:
     """Compute the repeat factors of a split: max(1, sqrt(threshold / share of the images with the class)).
 
-    Crowd regions do not count, because training does not see them.
-
-    Args:
-        split: Training data.
-        threshold: Images of classes on a smaller share of the images are repeated; in (0, 1].
-        tiles: Tiles of the split, each of which counts as an image; None for whole images.
+    Crowd regions do not count, because training does not see them. Given tiles, each counts as an image.
 
     Source:
         Gupta et al., LVIS, CVPR 2019, appendix on repeat factor sampling (arXiv:1908.03195).
     """
     tiles = tiles or tile_split(split, None)
-    images, categories = tiles.owners(), split.box_category_ids[tiles.rows]
+    images = np.repeat(np.arange(len(tiles)), tiles.num_boxes)
+    categories = split.box_category_ids[tiles.rows]
     by_class = np.ones(len(split.category_ids))
     by_image = np.ones(len(tiles))
     for index, category_id in enumerate(split.category_ids):
@@ -196,10 +176,6 @@ def draw_copies(repeat_factors: NDArray[np.float64], *, rng: np.random.Generator
     Every epoch has the same number of draws, `epoch_length`, so that the schedule of a run is known in
     advance. The factors are scaled to that sum, by less than 1 / length, and laid end to end in a random
     order. The number of integers in an image's interval, from a random start, is its number of copies.
-
-    Args:
-        repeat_factors: (N,) at least 1.
-        rng: Source of all random draws.
 
     Returns:
         (N,) at least 1, of sum `epoch_length`.

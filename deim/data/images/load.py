@@ -21,7 +21,6 @@ from deim.data.images.pixel_format import (
     scale_values,
 )
 from deim.data.images.read import (
-    Reduction,
     bits_per_channel,
     image_orientation,
     named_errors,
@@ -62,10 +61,7 @@ def read_image(path: Path, pixels: PixelFormat = RGB8) -> Tensor:
 
 
 def read_input(path: Path, input_format: InputFormat) -> tuple[Tensor, Placement]:
-    """Read an image, not cut into tiles, at the size of the network input.
-
-    Returns:
-        The input (C, *size_hw), uint8, or float32 if the values are scaled, and where it lies in the image.
+    """Read an image, not cut into tiles, as `fit_to_input` returns it.
 
     Raises:
         DataError: As `read_image`.
@@ -79,16 +75,11 @@ def read_input(path: Path, input_format: InputFormat) -> tuple[Tensor, Placement
             reduction = reduce_decoding(opened, inner_size(upright_size_hw(opened), input_format))
         image = _view(upright_rgb(opened))
     fitted, placement = fit_to_input(image, input_format)
-    if reduction is not None and reduction.step > 1:
-        placement = _place_in_file(placement, reduction)
-    return fitted, placement
+    return fitted, placement if reduction is None else reduction.place(placement)
 
 
 def read_tiles(path: Path, input_format: InputFormat) -> Iterator[tuple[Tensor, Placement]]:
-    """Read an image, or its tiles, at the size of the network input.
-
-    Yields:
-        As `fit_tiles`.
+    """Read an image, or its tiles, as `fit_tiles` yields them.
 
     Raises:
         DataError: As `read_image`.
@@ -161,16 +152,6 @@ def _view(image: Image.Image) -> Tensor:
         # Nothing writes to the tensor; a copy takes half as long as decoding.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
         return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _place_in_file(placement: Placement, reduction: Reduction) -> Placement:
-    """Turn the placement in a reduced image into that in the whole one."""
-    step, (before_y, before_x) = reduction.step, reduction.before_yx
-    return Placement(
-        orig_size_hw=reduction.size_hw,
-        span_hw=(placement.span_hw[0] * step, placement.span_hw[1] * step),
-        shift_yx=(placement.shift_yx[0] * step - before_y, placement.shift_yx[1] * step - before_x),
-    )
 
 
 def _check_rgb8(image: Image.Image, *, where: object) -> None:

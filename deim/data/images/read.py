@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from deim.data.images.pixel_format import ImageHeader, Values
 from deim.errors import DataError
+from deim.structures import Placement
 
 DAMAGE: Final = (
     UnidentifiedImageError,
@@ -40,8 +41,8 @@ LOSSLESS: Final = (1, 5, 8, 32773, 32946, 34925, 50000)
 """Lossless compressions of TIFF: none, LZW, deflate, PackBits, LZMA, Zstandard."""
 PLAIN_MODES: Final = ("L", "LA", "RGB", "RGBA")
 """Modes of Pillow whose bands are the channels of the file, 8 bits each."""
-UPRIGHT, FIRST_QUARTER_TURN = 1, 5
-"""EXIF orientations: upright, and the first that swaps height and width."""
+UPRIGHT, QUARTER_TURNS = 1, range(5, 9)
+"""EXIF orientations: upright, and those that swap height and width."""
 MIRRORED_AXES: Final[dict[int, tuple[int, ...]]] = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
 """Axes of (C, H, W) that an EXIF orientation mirrors, after height and width are swapped."""
 
@@ -56,6 +57,15 @@ class Reduction:
     """Size of the upright image in the file, in pixels."""
     before_yx: tuple[int, int]
     """Pixels that the first row and the first column lack to a full `step`; otherwise the last ones do."""
+
+    def place(self, placement: Placement) -> Placement:
+        """Turn the placement in the reduced image into that in the whole one."""
+        (span_y, span_x), (shift_y, shift_x) = placement.span_hw, placement.shift_yx
+        return Placement(
+            orig_size_hw=self.size_hw,
+            span_hw=(span_y * self.step, span_x * self.step),
+            shift_yx=(shift_y * self.step - self.before_yx[0], shift_x * self.step - self.before_yx[1]),
+        )
 
 
 @contextmanager
@@ -88,13 +98,11 @@ def read_header(path: Path) -> ImageHeader:
         with Image.open(path) as opened:
             # The bits first: a look for the orientation may decode a PNG, which forgets its depth.
             bits, is_gray_alpha = bits_per_channel(opened), "LA;16B" in _decoder_options(opened)
-            orientation = image_orientation(opened)
-            width, height = opened.size
             return ImageHeader(
-                size_hw=(width, height) if orientation >= FIRST_QUARTER_TURN else (height, width),
+                size_hw=upright_size_hw(opened),
                 channels=2 if is_gray_alpha else len(opened.getbands()),
                 bits=bits,
-                orientation=orientation,
+                orientation=image_orientation(opened),
             )
 
 
@@ -112,9 +120,6 @@ def read_values(path: Path) -> Values:
 
     Reads PNG and lossless TIFF of 8 and 16 bits with 1 to 4 channels, and any other format that Pillow reads
     as gray or RGB of 8 bits, such as BMP and JPEG.
-
-    Returns:
-        (C, H, W) uint8 or uint16.
 
     Raises:
         DataError: If the file is missing, damaged, or of another kind.
@@ -135,11 +140,7 @@ def read_values(path: Path) -> Values:
 
 
 def bits_per_channel(image: Image.Image) -> int:
-    """Return the bits per channel of the file of an opened image; Pillow may provide fewer.
-
-    Args:
-        image: An image that is not decoded yet; of a decoded one only Pillow's mode is known.
-    """
+    """Return the bits per channel of the file of an image, by its mode alone once it is decoded."""
     if image.format == "TIFF" and hasattr(image, "tag_v2"):
         return int(max(image.tag_v2.get(258, (1,))))
     options = _decoder_options(image)
@@ -153,17 +154,10 @@ def bits_per_channel(image: Image.Image) -> int:
 
 
 def plain_values(image: Image.Image, *, where: object) -> Values:
-    """Return the bands of a Pillow image of 8 bits, or of one band with 16, as it is stored.
-
-    Args:
-        image: Any image.
-        where: Source of the image, for the message.
-
-    Returns:
-        (C, H, W) uint8, or uint16 for mode I;16.
+    """Return a Pillow image as it is stored: (C, H, W) uint8, or uint16 for mode I;16.
 
     Raises:
-        DataError: If its mode does not stand for bands of 8 or 16 bits.
+        DataError: If its mode does not stand for bands of 8 or 16 bits; `where` names its source.
     """
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[None]
@@ -186,24 +180,16 @@ def image_orientation(image: Image.Image) -> int:
 
 
 def turn_upright(values: Values, orientation: int) -> Values:
-    """Undo the rotation and mirroring of an EXIF orientation.
-
-    Args:
-        values: (C, H, W).
-        orientation: 1 to 8; anything else is upright.
-
-    Returns:
-        (C, H, W), or (C, W, H) for orientations from 5.
-    """
-    if FIRST_QUARTER_TURN <= orientation <= 8:
+    """Undo the rotation and mirroring of an EXIF orientation of (C, H, W); beyond 8 it counts as upright."""
+    if orientation in QUARTER_TURNS:
         values = values.swapaxes(1, 2)
     return np.ascontiguousarray(np.flip(values, MIRRORED_AXES.get(orientation, ())))
 
 
 def upright_size_hw(image: Image.Image) -> tuple[int, int]:
-    """Return the size of an opened JPEG after its EXIF orientation is applied, in pixels."""
+    """Return the size of an opened image after its EXIF orientation is applied, in pixels."""
     width, height = image.size
-    return (width, height) if image_orientation(image) >= FIRST_QUARTER_TURN else (height, width)
+    return (width, height) if image_orientation(image) in QUARTER_TURNS else (height, width)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -221,19 +207,14 @@ def reduce_decoding(image: Image.Image, min_hw: tuple[int, int]) -> Reduction:
         image: A JPEG, opened and not decoded yet.
         min_hw: Minimum size of the upright image, in pixels.
     """
-    (width, height), orientation = image.size, image_orientation(image)
-    is_turned = orientation >= FIRST_QUARTER_TURN
-    size_hw = (width, height) if is_turned else (height, width)
-    min_height, min_width = reversed(min_hw) if is_turned else min_hw
+    size_hw, width, orientation = upright_size_hw(image), image.width, image_orientation(image)
+    min_height, min_width = reversed(min_hw) if orientation in QUARTER_TURNS else min_hw
     image.draft(None, (min_width, min_height))
     step = round(width / image.width)
-    missing_yx = (-size_hw[0] % step, -size_hw[1] % step)
     mirrored = MIRRORED_AXES.get(orientation, ())
-    return Reduction(
-        step=step,
-        size_hw=size_hw,
-        before_yx=(missing_yx[0] if 1 in mirrored else 0, missing_yx[1] if 2 in mirrored else 0),
-    )
+    before_y = -size_hw[0] % step if 1 in mirrored else 0
+    before_x = -size_hw[1] % step if 2 in mirrored else 0
+    return Reduction(step=step, size_hw=size_hw, before_yx=(before_y, before_x))
 
 
 def _is_tiff(path: Path) -> bool:
@@ -246,7 +227,7 @@ def _tiff_header(tiff: tifffile.TiffFile) -> ImageHeader:
     orientation = int(page.tags.valueof(274, UPRIGHT))
     size_hw = (page.imagelength, page.imagewidth)
     return ImageHeader(
-        size_hw=size_hw[::-1] if FIRST_QUARTER_TURN <= orientation <= 8 else size_hw,
+        size_hw=size_hw[::-1] if orientation in QUARTER_TURNS else size_hw,
         channels=int(page.tags.valueof(277, 1)),
         bits=int(np.max(page.tags.valueof(258, 1))),
         orientation=orientation,

@@ -70,7 +70,7 @@ def inner_size(image_hw: tuple[int, int], input_format: InputFormat) -> tuple[in
 
 
 def pad_to_input(image: Tensor, input_format: InputFormat) -> tuple[Tensor, tuple[int, int]]:
-    """Pad an image (C, h, w) with gray to the size of the input; also returns its top left corner, y and x."""
+    """Pad an image (C, h, w) with gray to the size of the input; returns its top left corner too, y and x."""
     size_hw, (height, width) = input_format.size_hw, image.shape[-2:]
     if size_hw == (height, width):
         return image, (0, 0)
