@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deim.boxes import clip_boxes, clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
+from deim.data.augment.copy_blend import CopyBlend
 from deim.data.augment.multi_scale import resize_batch
 from deim.data.augment.pipeline import AugmentPipeline
 from deim.data.augment.transform import BlendTransform, ImageSource, Sample
@@ -156,7 +157,7 @@ class DetectionDataset(Dataset[Batch | DataError]):
         self, blend: BlendTransform, epoch: int, rng: np.random.Generator
     ) -> tuple[Tensor, list[Target]] | None:
         """Read inputs (D, C, H, W) in [0, 1] to take objects from, with the objects of the drawn class."""
-        drawn = blend.draw_donors(self._images_of_classes, rng=rng)
+        drawn = blend.draw_donors(self._images_of_classes, rng=rng) if isinstance(blend, CopyBlend) else []
         if not drawn:
             return None
         images, targets = self._read_items([(epoch, index) for _, index in drawn])

@@ -34,30 +34,20 @@ def prepare_root(data: DataOptions) -> None:
     if root.is_dir() and (data.synthetic is None or any(root.iterdir())):
         return
     if data.synthetic is None:
+        content = CONTENTS[data.format]
+        if data.format == "coco":
+            content = f"{data.train_annotations}, {data.val_annotations} and {data.images}/"
         raise DataError(
             f"data.root: there is no folder {str(root)!r} (looked in {Path.cwd()}). It must hold "
-            f"{_describe_content(data)}. "
-            f"Name your dataset with --set data.root=FOLDER, or make a synthetic one with "
-            f"deim synthetic --root {root}"
+            f"{content} in {data.format.upper()} format. Name your dataset with --set data.root=FOLDER, or "
+            f"make a synthetic one with deim synthetic --root {root}"
         )
     logger.info("making the synthetic defect set in %s", root)
     make_synthetic_dataset(root, data.synthetic)
 
 
-def _describe_content(data: DataOptions) -> str:
-    """Describe the required content of the dataset folder."""
-    content = CONTENTS[data.format]
-    if data.format == "coco":
-        content = f"{data.train_annotations}, {data.val_annotations} and {data.images}/"
-    return f"{content} in {data.format.upper()} format"
-
-
 def read_split(data: DataOptions, name: str) -> CocoSplit:
-    """Read one split.
-
-    Args:
-        data: The `data` block of the config.
-        name: `train`, `val` or `test`.
+    """Read the split `train`, `val` or `test`.
 
     Raises:
         DataError: If the config names no such split or anything in its file is wrong.
@@ -83,11 +73,7 @@ def read_split(data: DataOptions, name: str) -> CocoSplit:
 
 
 def read_raw_split(data: DataOptions, name: str) -> RawSplit:
-    """Read one split without validating it.
-
-    Args:
-        data: The `data` block of the config.
-        name: `train`, `val` or `test`.
+    """Read the split `train`, `val` or `test` without validating it.
 
     Raises:
         DataError: If the config names no such split, or its files cannot be read at all.

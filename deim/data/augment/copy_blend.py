@@ -58,9 +58,9 @@ class CopyBlend(BlendTransform):
             targets,
             max_objects=self.max_objects,
             ratio=draw_ratio(rng),
+            rng=rng,
             excluded_label=self.excluded_label,
             donors=donors,
-            rng=rng,
         )
 
 

@@ -96,11 +96,7 @@ class Industrial(SampleTransform):
 
 
 def require_albumentations() -> None:
-    """Check that the optional package is installed.
-
-    Raises:
-        ConfigError: If it is not installed.
-    """
+    """Raise a ConfigError if the optional package is not installed."""
     if importlib.util.find_spec("albumentations") is None:
         raise ConfigError(
             "augment.industrial: needs albumentations, which is not installed. Install it with "

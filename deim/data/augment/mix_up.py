@@ -42,15 +42,10 @@ def draw_ratio(rng: np.random.Generator) -> float:
 
 
 def mix_up(images: Tensor, targets: Sequence[Target], *, ratio: float) -> tuple[Tensor, list[Target]]:
-    """Blend each image with the one before it in the batch, the first with the last; boxes of both stay.
+    """Blend each image (C, H, W) with the one before it in the batch, the first with the last.
 
-    Args:
-        images: (B, C, H, W) float32.
-        targets: Ground truth of each image, with `area`.
-        ratio: Share of the original pixels, in [0, 1].
-
-    Returns:
-        Blended images, and targets with the image's original boxes first. A single image stays as it is.
+    `ratio` is the share of the original pixels. Boxes of both images stay, the original ones first. A single
+    image stays as it is.
     """
     if len(images) == 1:
         return images, list(targets)

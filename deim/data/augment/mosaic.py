@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
@@ -62,18 +61,14 @@ def tile_four(samples: Sequence[Sample], *, short_side: int) -> Sample:
     """Lay four images out in two rows and two columns on black.
 
     All cells are as high as the highest image and as wide as the widest; each image lies in the top left
-    corner of its cell.
+    corner of its cell, row by row.
 
     Args:
-        samples: Top left, top right, bottom left and bottom right image.
+        samples: Four images.
         short_side: Shorter side of each image in its cell, in pixels.
-
-    Returns:
-        The canvas with boxes and labels in the order of the images.
     """
     fitted = [_with_short_side(sample, short_side) for sample in samples]
-    height = max(sample.size_hw[0] for sample in fitted)
-    width = max(sample.size_hw[1] for sample in fitted)
+    height, width = (max(sides) for sides in zip(*(sample.size_hw for sample in fitted), strict=True))
     canvas = fitted[0].image.new_zeros(fitted[0].image.shape[0], 2 * height, 2 * width)
     boxes = []
     for number, sample in enumerate(fitted):
@@ -88,17 +83,10 @@ def tile_four(samples: Sequence[Sample], *, short_side: int) -> Sample:
 
 
 def rotate(sample: Sample, *, degrees: float, shift_yx: tuple[int, int], scale: float) -> Sample:
-    """Rotate and scale an image about its center, then shift it, on a black canvas.
+    """Rotate an image clockwise and scale it about its center, then shift it, on a black canvas.
 
-    Args:
-        sample: Image with boxes.
-        degrees: Clockwise angle.
-        shift_yx: Shift down and to the right, in pixels.
-        scale: Factor above 0.
-
-    Returns:
-        The image with upright boxes around the rotated ones, clipped. Boxes with less than a tenth
-        (`MIN_SHARE`) or a side under a pixel on the canvas are dropped.
+    Boxes become upright boxes around the rotated ones and are clipped. Boxes with less than a tenth
+    (`MIN_SHARE`) or a side under a pixel on the canvas are dropped.
     """
     height, width = sample.size_hw
     image = TF.affine(
@@ -122,10 +110,7 @@ def rotate(sample: Sample, *, degrees: float, shift_yx: tuple[int, int], scale: 
 def _with_short_side(sample: Sample, short_side: int) -> Sample:
     height, width = sample.size_hw
     scale = short_side / min(height, width)
-    size_hw: tuple[int, int] = (max(1, round(height * scale)), max(1, round(width * scale)))
-    factors: Tensor = torch.tensor([size_hw[1] / width, size_hw[0] / height] * 2)
-    return Sample(
-        image=TF.resize(sample.image, list(size_hw), antialias=True),
-        boxes_xyxy=sample.boxes_xyxy * factors,
-        labels=sample.labels,
-    )
+    size_hw = [max(1, round(height * scale)), max(1, round(width * scale))]
+    factors = torch.tensor([size_hw[1] / width, size_hw[0] / height] * 2)
+    image = TF.resize(sample.image, size_hw, antialias=True)
+    return Sample(image=image, boxes_xyxy=sample.boxes_xyxy * factors, labels=sample.labels)

@@ -40,13 +40,7 @@ def compute_sizes(size_hw: tuple[int, int], max_change: float, *, repeat: int) -
 def resize_batch(
     images: Tensor, targets: Sequence[Target], size_hw: tuple[int, int]
 ) -> tuple[Tensor, list[Target]]:
-    """Resize images, bilinear with antialiasing; areas are scaled, boxes are fractions and stay.
-
-    Args:
-        images: (B, C, H, W) uint8 or float32.
-        targets: Ground truth of each image, with `area`.
-        size_hw: New size, in pixels.
-    """
+    """Resize images (B, C, H, W), bilinear with antialiasing; areas are scaled, fractions stay."""
     height, width = images.shape[-2:]
     factor = size_hw[0] * size_hw[1] / (height * width)
     scaled: list[Target] = [{**target, "area": target["area"] * factor} for target in targets]

@@ -67,7 +67,6 @@ class EpochStage:
     """Consecutive epochs with the same transforms."""
 
     first_epoch: int
-    """First epoch, 0-based."""
     end_epoch: int
     """First epoch after the stage."""
     names: tuple[str, ...]

@@ -9,7 +9,7 @@ A transform that is off still draws its random numbers, so that the draws of one
 another is on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,18 +87,6 @@ class SampleTransform(Transform, Protocol):
 class BlendTransform(Transform, Protocol):
     """Blends the images of a batch."""
 
-    def draw_donors(
-        self,
-        images_of_classes: Mapping[int, Sequence[int]],  # noqa: ARG002
-        *,
-        rng: np.random.Generator,  # noqa: ARG002
-    ) -> list[tuple[int, int]]:
-        """Draw the class and the index of further images to take an object from, given the images of classes.
-
-        Both classes and images are indices.
-        """
-        return []
-
     def blend(
         self,
         images: Tensor,
@@ -107,24 +95,16 @@ class BlendTransform(Transform, Protocol):
         donors: tuple[Tensor, Sequence[Target]] | None = None,
         rng: np.random.Generator,
     ) -> tuple[Tensor, list[Target]]:
-        """Return the blended images (B, C, H, W) float32 in [0, 1] and their targets.
+        """Return the blended images (B, C, H, W) float32 in [0, 1] and their targets, which have an `area`.
 
-        Args:
-            images: (B, C, H, W) float32 in [0, 1]; not changed.
-            targets: Ground truth of each image, with `area`; not changed.
-            donors: Images (D, C, H, W) and their targets for `draw_donors`, in its order; None for none.
-            rng: Source of all random draws.
+        `donors` are images (D, C, H, W) of the split to take objects from. Nothing is changed in place.
         """
 
 
 def keep_visible(image: Tensor, boxes_xyxy: Tensor, labels: Tensor, *, min_share: float) -> Sample:
-    """Clip boxes to an image and drop those of which too little is visible.
+    """Clip boxes to an image and drop those with a side under a pixel, or less than `min_share` of their area.
 
-    Args:
-        image: (C, H, W) uint8 or float32.
-        boxes_xyxy: (N, 4) float, pixels of `image`; may reach beyond it.
-        labels: (N,) int64.
-        min_share: Minimum visible share of the area of a box, in [0, 1]; each side must also have a pixel.
+    The boxes are in pixels of the image and may reach beyond it.
     """
     height, width = image.shape[-2:]
     clipped = clip_boxes(boxes_xyxy, (height, width))

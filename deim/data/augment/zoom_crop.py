@@ -89,16 +89,8 @@ def draw_crop(
 ) -> Window:
     """Draw a part of a window that contains the center of a box and overlaps one such box enough.
 
-    An image without boxes counts as one box, so that a crop always shows part of it.
-
-    Args:
-        window: Window to crop.
-        boxes_xyxy: (N, 4) float, in pixels of the image.
-        size_hw: Size of the image, in pixels.
-        rng: Source of all random draws.
-
-    Returns:
-        The window itself if the draw says so or no trial fits.
+    It is the window itself if the draw says so or no trial fits. An image without boxes counts as one box, so
+    that a crop always shows part of it.
 
     Source:
         The sampling of SSD (arXiv:1512.02325), as in torchvision.
@@ -140,13 +132,8 @@ def _draw_part(window: Window, rng: np.random.Generator) -> Window | None:
 def show_window(sample: Sample, window: Window, input_format: InputFormat) -> Sample:
     """Resize a window of an image to the network input, in one step from the original pixels.
 
-    Areas beyond the image are black. Boxes are clipped to the window. Boxes with less than a quarter
-    (`MIN_SHARE`) or a side under a pixel in it are dropped.
-
-    Args:
-        sample: Image in its original size.
-        window: Window that shows at least part of the image.
-        input_format: Size and resizing of the network input.
+    Areas beyond the image, of which the window shows at least part, are black. Boxes are clipped to the window.
+    Boxes with less than a quarter (`MIN_SHARE`) or a side under a pixel in it are dropped.
     """
     canvas_hw = inner_size((window.height, window.width), input_format)
     canvas = sample.image.new_zeros(sample.image.shape[0], *canvas_hw)
