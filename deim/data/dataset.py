@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deim.boxes import clip_boxes, clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
+from deim.boxes import clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.augment.copy_blend import CopyBlend
 from deim.data.augment.multi_scale import resize_batch
 from deim.data.augment.pipeline import AugmentPipeline
@@ -103,30 +103,28 @@ class DetectionDataset(Dataset[Batch | DataError]):
         Raises:
             DataError: If the image is damaged.
         """
-        index, image_index = item[1], self.image_index(item[1])
+        epoch, index = item[:2]
+        image_index = self.image_index(index)
         height, width = self.input_format.size_hw
         to_pixels = torch.tensor([width, height] * 2)
-        sample = self._compose(item)
-        if sample is not None:
-            placement = self._unscaled_placement(index)
-        else:
+        sample, placement = self._compose(item), self._unscaled_placement(index)
+        if sample is None:
             boxes, labels = self._boxes(index)
             image, placement = self._resized_image(index)
-            sample = Sample(
-                image=image, boxes_xyxy=to_input_fractions(boxes, placement) * to_pixels, labels=labels
-            )
+            boxes = to_input_fractions(boxes, placement) * to_pixels
+            sample = Sample(image=image, boxes_xyxy=boxes, labels=labels)
         if self.pipeline is not None:
-            sample = self.pipeline.change(sample, epoch=item[0], rng=self._rng(item, SAMPLE))
-        target: Target = {
+            rng = np.random.default_rng(self._seed(item, SAMPLE))
+            sample = self.pipeline.change(sample, epoch=epoch, rng=rng)
+        return sample.image, {
             "boxes": xyxy_to_cxcywh(sample.boxes_xyxy / to_pixels),
             "labels": sample.labels,
             "area": sample.area,
             "image_id": int(self.split.image_ids[image_index]),
             "file_name": self.split.file_names[image_index],
             "placement": placement,
-            "noise_seed": int(np.random.SeedSequence(self._entropy(item, NOISE)).generate_state(1)[0]),
+            "noise_seed": int(self._seed(item, NOISE).generate_state(1)[0]),
         }
-        return sample.image, target
 
     def image_index(self, index: int) -> int:
         """Return the position in the split of the image of an item."""
@@ -175,13 +173,10 @@ class DetectionDataset(Dataset[Batch | DataError]):
                 images.setdefault(label, []).append(index)
         return images
 
-    def _entropy(self, item: Item, purpose: int) -> list[int]:
-        """Return what the draws of an item depend on; repetitions of an image have their own draws."""
+    def _seed(self, item: Item, purpose: int) -> np.random.SeedSequence:
+        """Return the seed of a draw of an item; repetitions of an image have their own draws."""
         epoch, index, *repetition = item
-        return [self.seed, epoch, index, purpose, *repetition]
-
-    def _rng(self, item: Item, purpose: int) -> np.random.Generator:
-        return np.random.default_rng(self._entropy(item, purpose))
+        return np.random.SeedSequence([self.seed, epoch, index, purpose, *repetition])
 
     def _compose(self, item: Item) -> Sample | None:
         """Return a mosaic or a part of the image at the size of the network input, if that is drawn."""
@@ -194,14 +189,14 @@ class DetectionDataset(Dataset[Batch | DataError]):
             input_format=self.input_format,
             sampling_shares=self._sampling_shares,
         )
-        return self.pipeline.compose(source, epoch=item[0], rng=self._rng(item, COMPOSE))
+        rng = np.random.default_rng(self._seed(item, COMPOSE))
+        return self.pipeline.compose(source, epoch=item[0], rng=rng)
 
     def _read_sample(self, index: int) -> Sample:
         """Read an image, or a tile, in its original size."""
         boxes, labels = self._boxes(index)
-        if self.tiles.is_part[index]:
-            left, top, _, _ = self.tiles.windows_xyxy[index].tolist()
-            boxes = boxes - boxes.new_tensor([left, top, left, top])
+        left, top, _, _ = self.tiles.shown(index)
+        boxes = boxes - boxes.new_tensor([left, top, left, top])
         return Sample(image=self._read_image(index), boxes_xyxy=boxes, labels=labels)
 
     def _resized_image(self, index: int) -> tuple[Tensor, Placement]:
@@ -218,7 +213,8 @@ class DetectionDataset(Dataset[Batch | DataError]):
                 resized = read_input(path, self.input_format)
             cache.put(index, resized)
         image, placement = resized
-        return image, self._place(placement, index)
+        window = self.tiles.window(index)
+        return image, placement if window is None else place_tile(placement, window, self._image_hw(index))
 
     def _read_image(self, index: int) -> Tensor:
         """Read the pixels of an image, or of a tile, whose image is kept for the next tile."""
@@ -232,32 +228,23 @@ class DetectionDataset(Dataset[Batch | DataError]):
         # A copy, because a view in a cache would keep the whole image.
         return self._decoded[1][:, top:bottom, left:right].clone()
 
-    def _place(self, placement: Placement, index: int) -> Placement:
-        """Turn the placement in an image, or tile, into that in the whole image."""
-        window = self.tiles.window(index)
-        if window is None:
-            return placement
+    def _unscaled_placement(self, index: int) -> Placement:
+        """Return the placement of an input that shows an item as if it were stretched."""
+        left, top, right, bottom = self.tiles.shown(index)
+        return Placement(
+            orig_size_hw=self._image_hw(index),
+            span_hw=(float(bottom - top), float(right - left)),
+            shift_yx=(float(top), float(left)),
+            tile_xyxy=self.tiles.window(index),
+        )
+
+    def _image_hw(self, index: int) -> tuple[int, int]:
         height, width = self.split.sizes_hw[self.image_index(index)].tolist()
-        return place_tile(placement, window, (height, width))
+        return height, width
 
     def _boxes(self, index: int) -> tuple[Tensor, Tensor]:
         """Return boxes (N, 4) xyxy clipped to the item, in original pixels, and labels (N,); no crowds."""
         rows = self.tiles.rows_of(index)
         boxes = xywh_to_xyxy(torch.from_numpy(self.split.boxes_xywh[rows]).float())
         labels = [self.class_index[int(category)] for category in self.split.box_category_ids[rows]]
-        height, width = self.split.sizes_hw[self.image_index(index)]
-        boxes, window = clip_boxes(boxes, (height, width)), self.tiles.window(index)
-        if window is not None:
-            boxes = clip_to_window(boxes, window)
-        return boxes, torch.tensor(labels, dtype=torch.int64)
-
-    def _unscaled_placement(self, index: int) -> Placement:
-        """Return the placement of an input that shows an item as if it were stretched."""
-        left, top, right, bottom = self.tiles.windows_xyxy[index].tolist()
-        height, width = self.split.sizes_hw[self.image_index(index)].tolist()
-        return Placement(
-            orig_size_hw=(height, width),
-            span_hw=(float(bottom - top), float(right - left)),
-            shift_yx=(float(top), float(left)),
-            tile_xyxy=self.tiles.window(index),
-        )
+        return clip_to_window(boxes, self.tiles.shown(index)), torch.tensor(labels, dtype=torch.int64)

@@ -102,9 +102,9 @@ class BlendTransform(Transform, Protocol):
 
 
 def keep_visible(image: Tensor, boxes_xyxy: Tensor, labels: Tensor, *, min_share: float) -> Sample:
-    """Clip boxes to an image and drop those with a side under a pixel, or less than `min_share` of their area.
+    """Clip boxes to an image and drop those with a side under a pixel or too little of their area.
 
-    The boxes are in pixels of the image and may reach beyond it.
+    Boxes are in pixels of the image and may reach beyond it; `min_share` of their area must be visible.
     """
     height, width = image.shape[-2:]
     clipped = clip_boxes(boxes_xyxy, (height, width))

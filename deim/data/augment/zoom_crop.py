@@ -132,8 +132,8 @@ def _draw_part(window: Window, rng: np.random.Generator) -> Window | None:
 def show_window(sample: Sample, window: Window, input_format: InputFormat) -> Sample:
     """Resize a window of an image to the network input, in one step from the original pixels.
 
-    Areas beyond the image, of which the window shows at least part, are black. Boxes are clipped to the window.
-    Boxes with less than a quarter (`MIN_SHARE`) or a side under a pixel in it are dropped.
+    The window must show some of the image; areas beyond it are black. Boxes are clipped to the window. Boxes
+    with less than a quarter (`MIN_SHARE`) or a side under a pixel in it are dropped.
     """
     canvas_hw = inner_size((window.height, window.width), input_format)
     canvas = sample.image.new_zeros(sample.image.shape[0], *canvas_hw)

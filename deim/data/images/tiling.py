@@ -69,12 +69,14 @@ class TiledSplit:
         """(T,) number of boxes on each tile."""
         return np.diff(self.first_row)
 
-    def window(self, tile: int) -> WindowXyxy | None:
-        """Return the part of its image that a tile shows; None if it shows all of it."""
-        if not self.is_part[tile]:
-            return None
+    def shown(self, tile: int) -> WindowXyxy:
+        """Return what a tile shows of its image."""
         left, top, right, bottom = self.windows_xyxy[tile].tolist()
         return left, top, right, bottom
+
+    def window(self, tile: int) -> WindowXyxy | None:
+        """Return the part of its image that a tile shows; None if it shows all of it."""
+        return self.shown(tile) if self.is_part[tile] else None
 
     def rows_of(self, tile: int) -> NDArray[np.int64]:
         """Return the positions of the boxes of a tile in their split."""
