@@ -79,7 +79,7 @@ def make_images(root: Path, num_images: int) -> CocoSplit:
     images = []
     for index in range(num_images):
         pixels, boxes = render_image(np.random.default_rng([0, index]), IMAGE_HW, "defective")
-        image = LabeledImage(file_name=f"{index:05d}.jpg", size_hw=IMAGE_HW, jpeg=b"", boxes=boxes)
+        image = LabeledImage(file_name=f"{index:05d}.jpg", size_hw=IMAGE_HW, boxes=boxes)
         Image.fromarray(pixels).save(root / "images" / image.file_name, quality=JPEG_QUALITY)
         images.append(image)
     write_annotations(root / "train.json", images)

@@ -58,14 +58,14 @@ def test_same_seed_gives_same_bytes_on_any_number_of_workers(tmp_path: Path) -> 
 
 
 def test_image_does_not_depend_on_the_size_of_the_set(dataset: Path) -> None:
-    assert make_image("train", 7, **SMALL).jpeg == (dataset / "images" / "train_00007.jpg").read_bytes()
+    assert make_image("train", 7, **SMALL)[1] == (dataset / "images" / "train_00007.jpg").read_bytes()
 
 
 def test_seed_split_and_index_each_change_the_image() -> None:
-    first = make_image("train", 0, max_size_wh=(160, 128), seed=3).jpeg
-    assert first != make_image("train", 0, max_size_wh=(160, 128), seed=4).jpeg
-    assert first != make_image("val", 0, max_size_wh=(160, 128), seed=3).jpeg
-    assert first != make_image("train", 1, max_size_wh=(160, 128), seed=3).jpeg
+    first = make_image("train", 0, max_size_wh=(160, 128), seed=3)[1]
+    assert first != make_image("train", 0, max_size_wh=(160, 128), seed=4)[1]
+    assert first != make_image("val", 0, max_size_wh=(160, 128), seed=3)[1]
+    assert first != make_image("train", 1, max_size_wh=(160, 128), seed=3)[1]
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 60), ("val", 5), ("test", 0)])
@@ -119,14 +119,14 @@ def test_box_is_the_extent_of_the_changed_pixels(kind: DefectKind) -> None:
     rng = np.random.default_rng(5)
     scene = flat_scene()
     clean = scene.canvas.copy()
-    bbox_xywh = None
-    while bbox_xywh is None:
+    window = None
+    while window is None:
         patch = draw_defect(rng, kind, scene)
         assert np.array_equal(scene.canvas, clean)
-        bbox_xywh = blend_patch(scene, patch, taken_xywh=[])
+        window = blend_patch(scene, patch, taken=[])
     changed = np.abs(scene.canvas - clean).max(axis=2) > VISIBLE_CHANGE
     rows, cols = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
-    assert bbox_xywh == (cols[0], rows[0], cols[-1] - cols[0] + 1, rows[-1] - rows[0] + 1)
+    assert window == (cols[0], rows[0], cols[-1] + 1, rows[-1] + 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,9 +147,9 @@ def test_patch_off_the_surface_or_on_a_taken_box_is_refused() -> None:
     patch = draw_defect(np.random.default_rng(0), "hole", scene)
     x0, y0, x1, y1 = patch[0]
     clean = scene.canvas.copy()
-    assert blend_patch(scene, patch, taken_xywh=[(x0, y0, x1 - x0, y1 - y0)]) is None
+    assert blend_patch(scene, patch, taken=[patch[0]]) is None
     scene.surface[:, : (x0 + x1) // 2] = 0
-    assert blend_patch(scene, patch, taken_xywh=[]) is None
+    assert blend_patch(scene, patch, taken=[]) is None
     assert np.array_equal(scene.canvas, clean)
 
 
@@ -164,8 +164,9 @@ def test_defects_stay_on_the_plate() -> None:
 def test_normal_box_covers_the_visible_surface() -> None:
     boxes = [render_image(np.random.default_rng(seed), (100, 120), "normal")[1] for seed in range(8)]
     assert all(len(actual) == 1 and actual[0].category_id == 1 for actual in boxes)
-    assert all(actual[0].bbox_xywh[2] * actual[0].bbox_xywh[3] > 0.3 * 100 * 120 for actual in boxes)
-    assert any(actual[0].bbox_xywh == (0, 0, 120, 100) for actual in boxes)
+    windows = [actual[0].window for actual in boxes]
+    assert all((x1 - x0) * (y1 - y0) > 0.3 * 100 * 120 for x0, y0, x1, y1 in windows)
+    assert any(window == (0, 0, 120, 100) for window in windows)
 
 
 def test_empty_scene_has_no_surface_and_no_box() -> None:

@@ -5,8 +5,9 @@ the light; a scratch has neither; a dent only bends the light.
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.random import Generator
@@ -16,7 +17,7 @@ from scipy.ndimage import gaussian_filter1d
 from deim.data.synthetic.surface import Floats, Points, Scene, Window, fractal_noise, shifted, smooth_noise
 
 DefectKind = Literal["dent", "crack", "scratch", "hole", "stain"]
-DEFECT_KINDS: Final[tuple[DefectKind, ...]] = ("dent", "crack", "scratch", "hole", "stain")
+DEFECT_KINDS: Final[tuple[DefectKind, ...]] = get_args(DefectKind)
 CLASS_NAMES: Final[dict[DefectKind | Literal["normal"], str]] = {
     "normal": "NORMAL",
     "dent": "DEFORMACIONES",
@@ -32,26 +33,6 @@ Stroke = NDArray[np.float64]
 """(P, 4) points: x, y and half width in pixels, strength in [0, 1]; all run linearly from point to point."""
 Patch = tuple[Window, Floats]
 """A window of an image, and what it shows instead: (h, w, 3), RGB in [0, 1]."""
-
-
-def draw_defect(rng: Generator, kind: DefectKind, scene: Scene) -> Patch:
-    """Draw one defect at a random place of the surface, inside it if it fits.
-
-    Returns:
-        The changed window; beyond the defect its pixels equal the canvas of the scene, which is not changed.
-    """
-    match kind:
-        case "dent":
-            window, pixels = _draw_dent(rng, scene)
-        case "crack":
-            window, pixels = _draw_crack(rng, scene)
-        case "scratch":
-            window, pixels = _draw_scratch(rng, scene)
-        case "hole":
-            window, pixels = _draw_hole(rng, scene)
-        case "stain":
-            window, pixels = _draw_contamination(rng, scene)
-    return window, np.clip(pixels, 0, 1).astype(np.float32)
 
 
 def stroke_cover(strokes: list[Stroke], window: Window) -> Floats:
@@ -372,3 +353,22 @@ def _offsets(window: Window, center_xy: Points) -> tuple[Floats, Floats]:
     y = np.arange(y0, y1, dtype=np.float32) + np.float32(0.5 - center_xy[1])
     grid_y, grid_x = np.meshgrid(y, x, indexing="ij")
     return grid_x, grid_y
+
+
+DRAW: Final[dict[DefectKind, Callable[[Generator, Scene], Patch]]] = {
+    "dent": _draw_dent,
+    "crack": _draw_crack,
+    "scratch": _draw_scratch,
+    "hole": _draw_hole,
+    "stain": _draw_contamination,
+}
+
+
+def draw_defect(rng: Generator, kind: DefectKind, scene: Scene) -> Patch:
+    """Draw one defect at a random place of the surface, inside it if it fits.
+
+    Returns:
+        The changed window; beyond the defect its pixels equal the canvas of the scene, which is not changed.
+    """
+    window, pixels = DRAW[kind](rng, scene)
+    return window, np.clip(pixels, 0, 1).astype(np.float32)

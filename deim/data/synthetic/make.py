@@ -12,7 +12,7 @@ import json
 import logging
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -34,8 +34,6 @@ VISIBLE_CHANGE = 0.045
 """Minimum change of one channel, in [0, 1], for a pixel to belong to a defect."""
 
 ImageKind = Literal["defective", "normal", "empty"]
-BoxXywh = tuple[int, int, int, int]
-"""Left, top, width, height in pixels, inside the image."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +47,7 @@ class LabeledBox:
     """One annotation before it has an id."""
 
     category_id: int
-    bbox_xywh: BoxXywh
+    window: Window
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +56,6 @@ class LabeledImage:
 
     file_name: str
     size_hw: tuple[int, int]
-    jpeg: bytes
-    """The encoded image; empty once it is written."""
     boxes: tuple[LabeledBox, ...]
     """Annotations; empty if no part is shown."""
 
@@ -99,16 +95,17 @@ def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: in
             ) from error
 
 
-def make_image(split: str, index: int, *, max_size_wh: tuple[int, int], seed: int) -> LabeledImage:
-    """Make image `index` of a split, which depends on the arguments only; sizes are in pixels."""
+def make_image(
+    split: str, index: int, *, max_size_wh: tuple[int, int], seed: int
+) -> tuple[LabeledImage, bytes]:
+    """Make image `index` of a split, a JPEG, which depends on the arguments only; sizes are in pixels."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     size_hw = _draw_size(rng, max_size_wh)
     pixels, boxes = render_image(rng, size_hw, _image_kind(split, index, seed))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=int(rng.integers(84, 96)))
-    return LabeledImage(
-        file_name=f"{split}_{index:05d}.jpg", size_hw=size_hw, jpeg=buffer.getvalue(), boxes=boxes
-    )
+    image = LabeledImage(file_name=f"{split}_{index:05d}.jpg", size_hw=size_hw, boxes=boxes)
+    return image, buffer.getvalue()
 
 
 def render_image(
@@ -120,7 +117,7 @@ def render_image(
     if kind == "defective":
         boxes = add_defects(rng, scene)
     elif kind == "normal":
-        boxes = (LabeledBox(category_id=CATEGORY_IDS["normal"], bbox_xywh=_to_xywh(scene.region)),)
+        boxes = (LabeledBox(category_id=CATEGORY_IDS["normal"], window=scene.region),)
     return _expose(rng, scene.canvas), boxes
 
 
@@ -132,9 +129,9 @@ def add_defects(rng: Generator, scene: Scene) -> tuple[LabeledBox, ...]:
         defect = DEFECT_KINDS[rng.integers(len(DEFECT_KINDS))]
         for _ in range(6):
             patch = draw_defect(rng, defect, scene)
-            bbox_xywh = blend_patch(scene, patch, taken_xywh=[box.bbox_xywh for box in boxes])
-            if bbox_xywh is not None:
-                boxes.append(LabeledBox(category_id=CATEGORY_IDS[defect], bbox_xywh=bbox_xywh))
+            window = blend_patch(scene, patch, taken=[box.window for box in boxes])
+            if window is not None:
+                boxes.append(LabeledBox(category_id=CATEGORY_IDS[defect], window=window))
                 break
         if len(boxes) == number:
             break
@@ -142,7 +139,7 @@ def add_defects(rng: Generator, scene: Scene) -> tuple[LabeledBox, ...]:
     return tuple(boxes)
 
 
-def blend_patch(scene: Scene, patch: Patch, *, taken_xywh: list[BoxXywh]) -> BoxXywh | None:
+def blend_patch(scene: Scene, patch: Patch, *, taken: list[Window]) -> Window | None:
     """Put a patch on the canvas of a scene, in place, if its annotation would be fair.
 
     Returns:
@@ -159,15 +156,15 @@ def blend_patch(scene: Scene, patch: Patch, *, taken_xywh: list[BoxXywh]) -> Box
         return None
     if np.quantile(changed[visible], 0.8) < 2.2 * VISIBLE_CHANGE:
         return None
-    left, top, width, height = _to_xywh(mask_window(visible))
-    if min(width, height) < max(3, round(4 * scene.unit)):
+    left, top, right, bottom = mask_window(visible)
+    if min(right - left, bottom - top) < max(3, round(4 * scene.unit)):
         return None
-    bbox_xywh = (left + x0, top + y0, width, height)
+    window = (left + x0, top + y0, right + x0, bottom + y0)
     # A third of the smaller box, so an IoU below 0.2, and no defect hides under another.
-    if any(_covered_share(bbox_xywh, other) >= 1 / 3 for other in taken_xywh):
+    if any(_covered_share(window, other) >= 1 / 3 for other in taken):
         return None
     before += (after - before) * on_surface[..., None]
-    return bbox_xywh
+    return window
 
 
 def _expose(rng: Generator, canvas: Floats) -> NDArray[np.uint8]:
@@ -196,25 +193,17 @@ def _image_kind(split: str, index: int, seed: int) -> ImageKind:
     return "normal" if share < 0.88 else "empty"
 
 
-def _to_xywh(window: Window) -> BoxXywh:
-    x0, y0, x1, y1 = window
-    return x0, y0, x1 - x0, y1 - y0
-
-
-def _covered_share(box_xywh: BoxXywh, other_xywh: BoxXywh) -> float:
-    """Return the intersection s of two xywh boxes over the smaller area; their IoU is at most s / (2 - s)."""
-    x, y, w, h = box_xywh
-    other_x, other_y, other_w, other_h = other_xywh
-    shared_w = max(min(x + w, other_x + other_w) - max(x, other_x), 0)
-    shared_h = max(min(y + h, other_y + other_h) - max(y, other_y), 0)
-    return shared_w * shared_h / min(w * h, other_w * other_h)
+def _covered_share(window: Window, other: Window) -> float:
+    """Return the intersection s of two windows over the smaller area; their IoU is at most s / (2 - s)."""
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = window, other
+    shared = max(min(ax1, bx1) - max(ax0, bx0), 0) * max(min(ay1, by1) - max(ay0, by0), 0)
+    return shared / min((ax1 - ax0) * (ay1 - ay0), (bx1 - bx0) * (by1 - by0))
 
 
 def _make_file(folder: Path, split: str, index: int, *, options: SyntheticOptions) -> LabeledImage:
-    """Make and write one image; returns what its annotation needs, without the encoded pixels."""
-    image = make_image(split, index, max_size_wh=options.max_size_wh, seed=options.seed)
-    (folder / image.file_name).write_bytes(image.jpeg)
-    return replace(image, jpeg=b"")
+    image, jpeg = make_image(split, index, max_size_wh=options.max_size_wh, seed=options.seed)
+    (folder / image.file_name).write_bytes(jpeg)
+    return image
 
 
 def write_annotations(path: Path, images: list[LabeledImage]) -> None:
@@ -231,11 +220,12 @@ def write_annotations(path: Path, images: list[LabeledImage]) -> None:
                 "id": number,
                 "image_id": image_id,
                 "category_id": box.category_id,
-                "bbox": list(box.bbox_xywh),
-                "area": box.bbox_xywh[2] * box.bbox_xywh[3],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
                 "iscrowd": 0,
             }
             for number, (image_id, box) in enumerate(boxes, start=1)
+            for x0, y0, x1, y1 in [box.window]
         ],
         "categories": [{"id": CATEGORY_IDS[kind], "name": name} for kind, name in CLASS_NAMES.items()],
     }
