@@ -68,14 +68,7 @@ class DiskCache:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        paths: Sequence[Path],
-        *,
-        name: str,
-        key: str,
-        image_bytes: int,
-        max_bytes: int,
+        self, folder: Path, paths: Sequence[Path], *, name: str, key: str, image_bytes: int, max_bytes: int
     ) -> None:
         self.paths = list(paths)
         self.image_bytes = image_bytes + HEADER_BYTES
