@@ -102,14 +102,7 @@ def build_sampler(
 ) -> EpochSampler:
     """Build the order of the training images, or tiles, and log what tiles and repeat factors do.
 
-    Args:
-        data: The `data` block of the config.
-        split: Training data.
-        seed: Seed of the run.
-        batch_size: Images of an optimizer step of all processes together.
-        image_size_hw: Size of the network input, in pixels.
-        rank: Number of this process.
-        num_ranks: Number of processes.
+    `batch_size` counts the images of an optimizer step of all processes together.
     """
     tiles = tile_split(split, data.tiles)
     if data.tiles is not None:
@@ -158,16 +151,7 @@ def build_train_loader(
     seed: int,
     epochs: AugmentEpochs,
 ) -> BatchLoader:
-    """Build the loader of the training batches.
-
-    Args:
-        sampler: Order of the images.
-        split: Training data, whose classes are those of the detector.
-        data: The `data` block of the config.
-        augment: The `augment` block of the config.
-        image_size_hw: Usual size of the network input, in pixels.
-        seed: Seed of the run.
-        epochs: Epochs in which the augmentation changes.
+    """Build the loader of the training batches; the classes of the split are those of the detector.
 
     Raises:
         ConfigError: If a transform needs a package that is not installed.
@@ -201,13 +185,7 @@ def build_eval_loader(
 ) -> BatchLoader:
     """Build a loader that visits every image of a split, tile by tile, in the order of its file.
 
-    Args:
-        split: Any split.
-        class_index: Class index of each of its category ids.
-        data: The `data` block of the config.
-        input_format: How an image becomes an input.
-        rank: Number of this process.
-        num_ranks: Number of processes that share the images; an image is loaded whole by one of them.
+    An image is loaded whole by one of the `num_ranks` processes; `class_index` is by category id.
     """
     dataset = DetectionDataset(
         split,

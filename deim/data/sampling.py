@@ -84,7 +84,7 @@ class EpochSampler:
     be shared equally, fewer images than there are processes are skipped, different ones in each epoch.
 
     Args:
-        num_images: Number of images of the split, or tiles; below, a tile counts as an image.
+        num_images: Number of images of the split, or tiles, which count as images here.
         batch_size: Images of a batch of all processes together; a multiple of `num_ranks`.
         seed: Seed of the order.
         rank: Number of this process.

@@ -145,7 +145,7 @@ def test_pixels_stay_in_range_at_every_size(kind: DefectKind) -> None:
 def test_patch_off_the_surface_or_on_a_taken_box_is_refused() -> None:
     scene = flat_scene()
     patch = draw_defect(np.random.default_rng(0), "hole", scene)
-    x0, y0, x1, y1 = patch[0]
+    x0, _, x1, _ = patch[0]
     clean = scene.canvas.copy()
     assert blend_patch(scene, patch, taken=[patch[0]]) is None
     scene.surface[:, : (x0 + x1) // 2] = 0

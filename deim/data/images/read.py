@@ -96,14 +96,20 @@ def read_header(path: Path) -> ImageHeader:
             with tifffile.TiffFile(path) as tiff:
                 return _tiff_header(tiff)
         with Image.open(path) as opened:
-            # The bits first: a look for the orientation may decode a PNG, which forgets its depth.
-            bits, is_gray_alpha = bits_per_channel(opened), "LA;16B" in _decoder_options(opened)
-            return ImageHeader(
-                size_hw=upright_size_hw(opened),
-                channels=2 if is_gray_alpha else len(opened.getbands()),
-                bits=bits,
-                orientation=image_orientation(opened),
-            )
+            return image_header(opened)
+
+
+def image_header(image: Image.Image) -> ImageHeader:
+    """Return the header of an image; of a decoded one only the mode tells the depth."""
+    # The bits first: a look for the orientation may decode a PNG, which forgets its depth.
+    bits, is_gray_alpha = _bits_per_channel(image), "LA;16B" in _decoder_options(image)
+    orientation = _orientation(image)
+    return ImageHeader(
+        size_hw=_upright_hw(image.height, image.width, orientation),
+        channels=2 if is_gray_alpha else len(image.getbands()),
+        bits=bits,
+        orientation=orientation,
+    )
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -130,17 +136,16 @@ def read_values(path: Path) -> Values:
             values = _read_tiff(path, header)
         elif header.bits == 16 and header.channels > 1:
             try:
-                values = np.moveaxis(imagecodecs.png_decode(path.read_bytes()), -1, 0)
+                values = _channels_first(imagecodecs.png_decode(path.read_bytes()))
             except RuntimeError as error:
                 raise ValueError(str(error)) from None
         else:
             with Image.open(path) as opened:
-                values = plain_values(opened, where=path)
+                return upright_values(opened, where=path)
         return turn_upright(values, header.orientation)
 
 
-def bits_per_channel(image: Image.Image) -> int:
-    """Return the bits per channel of the file of an image, by its mode alone once it is decoded."""
+def _bits_per_channel(image: Image.Image) -> int:
     if image.format == "TIFF" and hasattr(image, "tag_v2"):
         return int(max(image.tag_v2.get(258, (1,))))
     options = _decoder_options(image)
@@ -153,22 +158,25 @@ def bits_per_channel(image: Image.Image) -> int:
     return 32 if image.mode in ("I", "F") else 8
 
 
-def plain_values(image: Image.Image, *, where: object) -> Values:
-    """Return a Pillow image as it is stored: (C, H, W) uint8, or uint16 for mode I;16.
+def upright_values(image: Image.Image, *, where: object) -> Values:
+    """Return the values of a Pillow image upright: (C, H, W) uint8, or uint16 for mode I;16.
 
     Raises:
         DataError: If its mode does not stand for bands of 8 or 16 bits; `where` names its source.
     """
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)[None]
-    bits = bits_per_channel(image)
-    if image.mode not in PLAIN_MODES or bits > 8:
+    is_deep, bits = image.mode.startswith("I;16"), _bits_per_channel(image)
+    if not is_deep and (image.mode not in PLAIN_MODES or bits > 8):
         raise _unsupported(where, f"Pillow's mode {image.mode} of a file with {bits} bits per channel")
-    values = np.asarray(image)
+    values = np.asarray(image, dtype=np.uint16 if is_deep else np.uint8)
+    return turn_upright(_channels_first(values), _orientation(image))
+
+
+def _channels_first(values: Values) -> Values:
+    """Turn (H, W) or (H, W, C) into (C, H, W)."""
     return np.moveaxis(values if values.ndim == 3 else values[..., None], -1, 0)
 
 
-def image_orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an image, 1 to 8; decodes only if it may stand after the pixels."""
     file: Any = getattr(image, "fp", None)
     if image.format == "PNG" and file is not None and not _has_metadata_after_pixels(file):
@@ -186,17 +194,15 @@ def turn_upright(values: Values, orientation: int) -> Values:
     return np.ascontiguousarray(np.flip(values, MIRRORED_AXES.get(orientation, ())))
 
 
-def upright_size_hw(image: Image.Image) -> tuple[int, int]:
-    """Return the size of an opened image after its EXIF orientation is applied, in pixels."""
-    width, height = image.size
-    return (width, height) if image_orientation(image) in QUARTER_TURNS else (height, width)
+def _upright_hw(height: int, width: int, orientation: int) -> tuple[int, int]:
+    return (width, height) if orientation in QUARTER_TURNS else (height, width)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Decode an image and return it upright in RGB; returns the image itself where nothing changes."""
     # Decoded first: a look for the orientation of a PNG may do so as well.
     image.load()
-    upright = image if image_orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
+    upright = image if _orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
     return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
@@ -207,8 +213,9 @@ def reduce_decoding(image: Image.Image, min_hw: tuple[int, int]) -> Reduction:
         image: A JPEG, opened and not decoded yet.
         min_hw: Minimum size of the upright image, in pixels.
     """
-    size_hw, width, orientation = upright_size_hw(image), image.width, image_orientation(image)
-    min_height, min_width = reversed(min_hw) if orientation in QUARTER_TURNS else min_hw
+    width, orientation = image.width, _orientation(image)
+    size_hw = _upright_hw(image.height, width, orientation)
+    min_height, min_width = _upright_hw(*min_hw, orientation)
     image.draft(None, (min_width, min_height))
     step = round(width / image.width)
     mirrored = MIRRORED_AXES.get(orientation, ())
@@ -225,9 +232,8 @@ def _is_tiff(path: Path) -> bool:
 def _tiff_header(tiff: tifffile.TiffFile) -> ImageHeader:
     page: Any = tiff.pages[0]
     orientation = int(page.tags.valueof(274, UPRIGHT))
-    size_hw = (page.imagelength, page.imagewidth)
     return ImageHeader(
-        size_hw=size_hw[::-1] if orientation in QUARTER_TURNS else size_hw,
+        size_hw=_upright_hw(page.imagelength, page.imagewidth, orientation),
         channels=int(page.tags.valueof(277, 1)),
         bits=int(np.max(page.tags.valueof(258, 1))),
         orientation=orientation,
@@ -255,8 +261,7 @@ def _read_tiff(path: Path, header: ImageHeader) -> Values:
             values = page.asarray()
         except RuntimeError as error:
             raise ValueError(str(error)) from None
-    native: Values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return np.moveaxis(native if native.ndim == 3 else native[..., None], -1, 0)
+    return _channels_first(values.astype(values.dtype.newbyteorder("="), copy=False))
 
 
 def _has_metadata_after_pixels(file: BinaryIO) -> bool:
