@@ -125,9 +125,8 @@ def build_sampler(
             )
     repeat_factors = None
     if isinstance(data.sampling, RepeatFactorSampling):
-        factors = compute_repeat_factors(split, data.sampling.threshold, tiles=tiles)
-        repeat_factors = factors.by_image
-        pairs = zip(split.class_names, factors.by_class, strict=True)
+        repeat_factors, of_classes = compute_repeat_factors(split, data.sampling.threshold, tiles=tiles)
+        pairs = zip(split.class_names, of_classes, strict=True)
         repeated = ", ".join(f"{name} {factor:.2f}" for name, factor in pairs if factor > 1)
         logger.info(
             "data.sampling: repeat factors %s; an epoch has %d %s instead of %d",

@@ -132,22 +132,16 @@ class EpochSampler:
             yield BatchRequest(epoch=epoch, number=number, items=items, part=rank_part)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RepeatFactors:
-    """Mean number of draws per epoch."""
-
-    by_class: NDArray[np.float64]
-    """(C,) at least 1, in the order of the split's categories."""
-    by_image: NDArray[np.float64]
-    """(N,) at least 1, of each image or tile: the maximum of its classes."""
-
-
 def compute_repeat_factors(
     split: CocoSplit, threshold: float, *, tiles: TiledSplit | None = None
-) -> RepeatFactors:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute the repeat factors of a split: max(1, sqrt(threshold / share of the images with the class)).
 
     Crowd regions do not count, because training does not see them. Given tiles, each counts as an image.
+
+    Returns:
+        The mean number of draws per epoch, at least 1: (N,) of the images, the maximum of their classes, and
+        (C,) of the classes in the order of the split's categories.
 
     Source:
         Gupta et al., LVIS, CVPR 2019, appendix on repeat factor sampling (arXiv:1908.03195).
@@ -162,7 +156,7 @@ def compute_repeat_factors(
         if len(shows):
             by_class[index] = max(1.0, (threshold * len(tiles) / len(shows)) ** 0.5)
             by_image[shows] = np.maximum(by_image[shows], by_class[index])
-    return RepeatFactors(by_class=by_class, by_image=by_image)
+    return by_image, by_class
 
 
 def epoch_length(repeat_factors: NDArray[np.float64]) -> int:

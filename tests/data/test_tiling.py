@@ -227,12 +227,12 @@ def test_mosaics_and_crops_are_made_of_tiles(tmp_path: Path) -> None:
 
 def test_repeat_factors_count_tiles(tmp_path: Path) -> None:
     split = write_split(tmp_path, [[10.0, 5, 20, 10], [90, 20, 20, 8]])
-    whole = compute_repeat_factors(split, 0.75)
-    tiled = compute_repeat_factors(split, 0.75, tiles=tile_split(split, HALVES))
+    by_image, by_class = compute_repeat_factors(split, 0.75)
+    by_tile, _ = compute_repeat_factors(split, 0.75, tiles=tile_split(split, HALVES))
     # Both classes are on one image of two, or on one tile of three.
-    assert whole.by_class.tolist() == pytest.approx([1.5**0.5] * 2)
-    assert whole.by_image.tolist() == pytest.approx([1.5**0.5, 1])
-    assert tiled.by_image.tolist() == pytest.approx([2.25**0.5, 2.25**0.5, 1])
+    assert by_class.tolist() == pytest.approx([1.5**0.5] * 2)
+    assert by_image.tolist() == pytest.approx([1.5**0.5, 1])
+    assert by_tile.tolist() == pytest.approx([2.25**0.5, 2.25**0.5, 1])
 
 
 def test_training_says_what_becomes_of_the_images(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.augment.mix_up import draw_ratio, join_targets
+from deim.data.augment.options import AugmentOptions
 from deim.data.augment.transform import BlendTransform
 from deim.structures import Target
 
@@ -23,25 +24,22 @@ MARGINS = (0.1, 0.25)
 class CopyBlend(BlendTransform):
     """Blends objects of the batch, or of the whole split, into all images of the batch."""
 
-    max_objects: int
-    """Maximum number of objects blended into an image."""
-    is_balanced: bool
-    """Whether objects are drawn class by class from the whole split instead of the batch."""
+    options: AugmentOptions
     excluded_label: int | None
     """Class index of objects that are never copied, such as good surfaces; None for none."""
 
     def max_boxes(self, num_boxes: int) -> int:
         """Return the boxes with the copies, if there is anything to copy."""
-        return num_boxes + self.max_objects if num_boxes else 0
+        return num_boxes + self.options.copy_blend_objects if num_boxes else 0
 
     def draw_donors(
         self, images_of_classes: Mapping[int, Sequence[int]], *, rng: np.random.Generator
     ) -> list[tuple[int, int]]:
         """Draw for each copy a class and an image that shows it; empty unless copies are balanced."""
         labels = sorted(images_of_classes.keys() - {self.excluded_label})
-        if not self.is_balanced or not labels:
+        if not self.options.copy_blend_balanced or not labels:
             return []
-        drawn = rng.choice(labels, size=self.max_objects).tolist()
+        drawn = rng.choice(labels, size=self.options.copy_blend_objects).tolist()
         return [(label, int(rng.choice(images_of_classes[label]))) for label in drawn]
 
     def blend(
@@ -56,7 +54,7 @@ class CopyBlend(BlendTransform):
         return copy_blend(
             images,
             targets,
-            max_objects=self.max_objects,
+            max_objects=self.options.copy_blend_objects,
             ratio=draw_ratio(rng),
             rng=rng,
             excluded_label=self.excluded_label,

@@ -194,11 +194,7 @@ def build_pipeline(
     if augment.industrial is not None:
         require_albumentations()
         samples.append(Scheduled("industrial", Industrial(options=augment.industrial), 1.0, with_changes))
-    copy_blend = CopyBlend(
-        max_objects=augment.copy_blend_objects,
-        is_balanced=augment.copy_blend_balanced,
-        excluded_label=normal_label,
-    )
+    copy_blend = CopyBlend(options=augment, excluded_label=normal_label)
     copy_name = "balanced copy-blend" if augment.copy_blend_balanced else "copy-blend"
     return AugmentPipeline(
         options=augment,

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Final
 import imagecodecs
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from deim.data.images.pixel_format import ImageHeader, Values
@@ -167,11 +168,11 @@ def upright_values(image: Image.Image, *, where: object) -> Values:
     is_deep, bits = image.mode.startswith("I;16"), _bits_per_channel(image)
     if not is_deep and (image.mode not in PLAIN_MODES or bits > 8):
         raise _unsupported(where, f"Pillow's mode {image.mode} of a file with {bits} bits per channel")
-    values = np.asarray(image, dtype=np.uint16 if is_deep else np.uint8)
+    values = np.asarray(image).astype(np.uint16 if is_deep else np.uint8, copy=False)
     return turn_upright(_channels_first(values), _orientation(image))
 
 
-def _channels_first(values: Values) -> Values:
+def _channels_first(values: NDArray[Any]) -> Values:
     """Turn (H, W) or (H, W, C) into (C, H, W)."""
     return np.moveaxis(values if values.ndim == 3 else values[..., None], -1, 0)
 

@@ -80,10 +80,7 @@ def mean_side_unit(size_hw: tuple[int, ...]) -> float:
 def smooth_noise(rng: Generator, size_hw: tuple[int, int], *, cell_px: float) -> Floats:
     """Draw isotropic noise (H, W) with mean near 0 and a standard deviation of 0.7 to 1.
 
-    Args:
-        rng: Source of all random draws.
-        size_hw: Height and width, in pixels.
-        cell_px: Distance of independent values, in pixels; at most 1 gives white noise.
+    Independent values are `cell_px` apart; at most 1 gives white noise.
     """
     height, width = size_hw
     if cell_px <= 1:
@@ -108,12 +105,7 @@ def streak_noise(
 ) -> Floats:
     """Draw noise (H, W) of mean 0 and deviation 1 with streaks in one direction, as brushing leaves it.
 
-    Args:
-        rng: Source of all random draws.
-        size_hw: Height and width, in pixels.
-        angle: Direction of the streaks against the x axis, in radians.
-        grain_px: Thickness of a streak, in pixels.
-        length_px: Length of a streak, in pixels.
+    A streak is `grain_px` thick and `length_px` long; its angle against the x axis is in radians.
     """
     height, width = size_hw
     step_along, step_across = max(length_px / 4, 1.0), max(grain_px / 1.5, 0.7)
@@ -151,13 +143,7 @@ def relief(height_field: Floats, light_xy: tuple[float, float], *, reach_px: flo
 
 
 def make_scene(rng: Generator, size_hw: tuple[int, int], *, has_part: bool) -> Scene:
-    """Compose an image without defects.
-
-    Args:
-        rng: Source of all random draws.
-        size_hw: Height and width, in pixels.
-        has_part: Whether an inspected surface fills the frame or lies on the background.
-    """
+    """Compose an image without defects: an inspected surface, with or without background, or only that."""
     unit = mean_side_unit(size_hw)
     angle = rng.uniform(0, 2 * math.pi)
     light_xy = (math.cos(angle), math.sin(angle))
@@ -204,46 +190,35 @@ def _metal(rng: Generator, size_hw: tuple[int, int], unit: float, light_xy: tupl
     gray = rng.uniform(0.36, 0.68)
     tint = rng.normal(0, 0.012, 3)
     match finish:
-        case "brushed":
-            texture = _brushed(rng, size_hw, grain)
-        case "rolled":
-            texture = _rolled(rng, size_hw, grain)
-        case "cast":
-            texture = _cast(rng, size_hw, grain, light_xy)
+        case "brushed":  # in one direction: fine streaks and longer broad ones
+            angle = rng.choice([0.0, math.pi / 2]) + rng.normal(0, 0.15)
+            strength = np.float32(rng.uniform(0.025, 0.055))
+            fine = streak_noise(rng, size_hw, angle=angle, grain_px=grain, length_px=grain * 45)
+            broad = streak_noise(rng, size_hw, angle=angle, grain_px=grain * 6, length_px=grain * 240)
+            texture = strength * (fine + 0.5 * broad)
+        case "rolled":  # faint long lines, wide bands across them, mill-scale mottling
+            angle = rng.choice([0.0, math.pi / 2]) + rng.normal(0, 0.04)
+            lines = streak_noise(rng, size_hw, angle=angle, grain_px=grain * 1.5, length_px=grain * 400)
+            angle += math.pi / 2
+            bands = streak_noise(rng, size_hw, angle=angle, grain_px=grain * 40, length_px=grain * 600)
+            mottle = fractal_noise(rng, size_hw, cell_px=grain * 14, octaves=3)
+            texture = 0.02 * lines + 0.02 * bands + rng.uniform(0.012, 0.03) * mottle
+        case "cast":  # lit grain of several sizes
+            height = fractal_noise(rng, size_hw, cell_px=grain * rng.uniform(4, 9), octaves=3)
+            patches = smooth_noise(rng, size_hw, cell_px=grain * 60)
+            lit = relief(height, light_xy, reach_px=grain)
+            texture = rng.uniform(0.03, 0.06) * lit + 0.02 * patches
             gray *= 0.85
         case "machined":
             texture = _machined(rng, size_hw, grain)
-        case _:
-            texture = _painted(rng, size_hw, grain, light_xy)
+        case _:  # paint: faint orange peel and cloudiness
+            peel = smooth_noise(rng, size_hw, cell_px=grain * 7)
+            clouds = fractal_noise(rng, size_hw, cell_px=grain * 90, octaves=2)
+            lit = relief(peel, light_xy, reach_px=grain * 2)
+            texture = rng.uniform(0.008, 0.02) * lit + 0.015 * clouds
             tint = rng.normal(0, 0.04, 3)
     color = np.clip(gray * (1 + tint - tint.mean()), 0.1, 0.85).astype(np.float32)
     return (1 + texture)[..., None] * color
-
-
-def _brushed(rng: Generator, size_hw: tuple[int, int], grain: float) -> Floats:
-    """Brushing in one direction: fine streaks, longer broad ones, a little cloudiness; (H, W) around 0."""
-    angle = rng.choice([0.0, math.pi / 2]) + rng.normal(0, 0.15)
-    strength = np.float32(rng.uniform(0.025, 0.055))
-    fine = streak_noise(rng, size_hw, angle=angle, grain_px=grain, length_px=grain * 45)
-    broad = streak_noise(rng, size_hw, angle=angle, grain_px=grain * 6, length_px=grain * 240)
-    return strength * (fine + np.float32(0.5) * broad)
-
-
-def _rolled(rng: Generator, size_hw: tuple[int, int], grain: float) -> Floats:
-    """Rolled sheet: faint long lines, wide bands across them, mill-scale mottling; (H, W) around 0."""
-    angle = rng.choice([0.0, math.pi / 2]) + rng.normal(0, 0.04)
-    lines = streak_noise(rng, size_hw, angle=angle, grain_px=grain * 1.5, length_px=grain * 400)
-    bands = streak_noise(rng, size_hw, angle=angle + math.pi / 2, grain_px=grain * 40, length_px=grain * 600)
-    mottle = fractal_noise(rng, size_hw, cell_px=grain * 14, octaves=3)
-    return np.float32(0.02) * lines + np.float32(0.02) * bands + np.float32(rng.uniform(0.012, 0.03)) * mottle
-
-
-def _cast(rng: Generator, size_hw: tuple[int, int], grain: float, light_xy: tuple[float, float]) -> Floats:
-    """Cast or blasted skin: lit grain of several sizes; (H, W) around 0."""
-    height = fractal_noise(rng, size_hw, cell_px=grain * rng.uniform(4, 9), octaves=3)
-    grainy = relief(height, light_xy, reach_px=grain)
-    patches = smooth_noise(rng, size_hw, cell_px=grain * 60)
-    return np.float32(rng.uniform(0.03, 0.06)) * grainy + np.float32(0.02) * patches
 
 
 def _machined(rng: Generator, size_hw: tuple[int, int], grain: float) -> Floats:
@@ -264,13 +239,6 @@ def _machined(rng: Generator, size_hw: tuple[int, int], grain: float) -> Floats:
     profile += 0.6 * wide / wide.std()
     marks = (profile * rng.uniform(0.018, 0.035)).astype(np.float32)[rings]
     return marks + np.float32(0.012) * smooth_noise(rng, size_hw, cell_px=grain * 1.5)
-
-
-def _painted(rng: Generator, size_hw: tuple[int, int], grain: float, light_xy: tuple[float, float]) -> Floats:
-    """Paint: faint orange peel and cloudiness; (H, W) around 0."""
-    peel = relief(smooth_noise(rng, size_hw, cell_px=grain * 7), light_xy, reach_px=grain * 2)
-    clouds = fractal_noise(rng, size_hw, cell_px=grain * 90, octaves=2)
-    return np.float32(rng.uniform(0.008, 0.02)) * peel + np.float32(0.015) * clouds
 
 
 def _background(
