@@ -29,8 +29,8 @@ from deim.data.synthetic.make import LabeledImage, render_image, write_annotatio
 
 IMAGE_HW = (1350, 1650)
 JPEG_QUALITY = 90
-CACHES = {"all": "", "all, memory cache": "cache_mb", "all, disk cache": "disk_cache_mb"}
-"""Option that sets the size of each cache."""
+CACHES = {"all": (0, 0), "all, memory cache": (2**20, 0), "all, disk cache": (0, 2**20)}
+"""Size of the memory cache and of the disk cache in MiB."""
 
 LoadStep = Callable[[list[tuple[int, int]]], object]
 """Loads a batch of items (epoch, index)."""
@@ -47,13 +47,11 @@ def measure(args: Namespace) -> dict[str, float | str]:
         )
         split = make_images(root, args.images)
         loaders: dict[str, LoadStep] = {}
-        for name, option in CACHES.items():
-            # Room for all images with their headers.
-            room = {option: len(split) * (3 * args.size**2 + 2**13) // 2**20 + 1} if option else {}
-            data = replace(config.data, **{"cache_mb": 0, "disk_cache_mb": 0, **room})
+        for name, (memory_mb, disk_mb) in CACHES.items():
+            data = replace(config.data, cache_mb=memory_mb, disk_cache_mb=disk_mb)
             # Never more epochs than loaded images, so that colors change in all of them.
             dataset = _build_dataset(replace(config, data=data), split, num_epochs=num_loaded)
-            for index in range(len(split) if option else 0):
+            for index in range(len(split) if memory_mb or disk_mb else 0):
                 dataset.read((0, index))
             loaders[name] = dataset.load_items
         loaders = {**make_stages(dataset), **loaders}

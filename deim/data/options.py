@@ -8,7 +8,7 @@ from deim.data.formats.names import Format
 from deim.data.images.pixel_format import Scaling, Uint8Scaling
 from deim.data.images.tiling import TilesOptions
 from deim.data.sampling import RepeatFactorSampling, UniformSampling
-from deim.data.synthetic.options import SyntheticOptions
+from deim.data.synthetic.make import SyntheticOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,10 +22,37 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from deim.config.checks import below, check
 from deim.data.synthetic.defects import CATEGORY_IDS, CLASS_NAMES, DEFECT_KINDS, Patch, draw_defect
-from deim.data.synthetic.options import SyntheticOptions
 from deim.data.synthetic.surface import Floats, Scene, Window, make_scene, mask_window
 from deim.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyntheticOptions:
+    """A generated defect set, written to `data.root` if that folder does not exist yet."""
+
+    train_images: int = 300
+    """Number of images of the training split."""
+    val_images: int = 100
+    """Number of images of the validation split."""
+    test_images: int = 100
+    """Number of images of the test split."""
+    max_size_wh: tuple[int, int] = (1650, 1350)
+    """Maximum width and height of an image in pixels, each at least 96."""
+    seed: int = 0
+    """Seed of the images, at least 0; the same seed gives the same files."""
+
+    def __post_init__(self) -> None:
+        is_small = min(self.max_size_wh) < 96
+        check(
+            [
+                *below(1, train_images=self.train_images, val_images=self.val_images),
+                *below(0, test_images=self.test_images, seed=self.seed),
+                (is_small, f"max_size_wh: got {list(self.max_size_wh)}, each needs at least 96"),
+            ]
+        )
+
 
 MIN_SIDE_PX = 64
 """Minimum width and height of an image."""
@@ -80,10 +107,15 @@ def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: in
         draft = Path(scratch) / "dataset"
         (draft / "images").mkdir(parents=True)
         (draft / "annotations").mkdir()
+
+        def write_image(split: str, index: int) -> LabeledImage:
+            image, jpeg = make_image(split, index, max_size_wh=options.max_size_wh, seed=options.seed)
+            (draft / "images" / image.file_name).write_bytes(jpeg)
+            return image
+
         with ThreadPoolExecutor(max_workers=workers) as pool:
             for split, count in counts.items():
-                make = partial(_make_file, draft / "images", split, options=options)
-                images = list(pool.map(make, range(count)))
+                images = list(pool.map(partial(write_image, split), range(count)))
                 write_annotations(draft / "annotations" / f"{split}.json", images)
                 logger.info("%s: %d images made", split, count)
         try:
@@ -100,7 +132,9 @@ def make_image(
 ) -> tuple[LabeledImage, bytes]:
     """Make image `index` of a split, a JPEG, which depends on the arguments only; sizes are in pixels."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    size_hw = _draw_size(rng, max_size_wh)
+    # 43 to 100 % of the maximum width, 52 to 100 % of the maximum height.
+    width = max(round(max_size_wh[0] * rng.uniform(0.43, 1.0)), MIN_SIDE_PX)
+    size_hw = max(round(max_size_wh[1] * rng.uniform(0.52, 1.0)), MIN_SIDE_PX), width
     pixels, boxes = render_image(rng, size_hw, _image_kind(split, index, seed))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=int(rng.integers(84, 96)))
@@ -177,13 +211,6 @@ def _expose(rng: Generator, canvas: Floats) -> NDArray[np.uint8]:
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-def _draw_size(rng: Generator, max_size_wh: tuple[int, int]) -> tuple[int, int]:
-    """Draw height and width: 52 to 100 % of the maximum height, 43 to 100 % of the maximum width."""
-    width = round(max_size_wh[0] * rng.uniform(0.43, 1.0))
-    height = round(max_size_wh[1] * rng.uniform(0.52, 1.0))
-    return max(height, MIN_SIDE_PX), max(width, MIN_SIDE_PX)
-
-
 def _image_kind(split: str, index: int, seed: int) -> ImageKind:
     """Return the content of image `index`; golden-ratio steps keep the shares in every range of images."""
     start = np.random.default_rng([seed, SPLITS.index(split)]).random()
@@ -198,12 +225,6 @@ def _covered_share(window: Window, other: Window) -> float:
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = window, other
     shared = max(min(ax1, bx1) - max(ax0, bx0), 0) * max(min(ay1, by1) - max(ay0, by0), 0)
     return shared / min((ax1 - ax0) * (ay1 - ay0), (bx1 - bx0) * (by1 - by0))
-
-
-def _make_file(folder: Path, split: str, index: int, *, options: SyntheticOptions) -> LabeledImage:
-    image, jpeg = make_image(split, index, max_size_wh=options.max_size_wh, seed=options.seed)
-    (folder / image.file_name).write_bytes(jpeg)
-    return image
 
 
 def write_annotations(path: Path, images: list[LabeledImage]) -> None:
