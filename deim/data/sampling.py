@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -60,11 +61,11 @@ class BatchSource(Protocol):
         """Yield the batches of an epoch, without the first `first_batch`."""
 
 
+@dataclass(frozen=True, slots=True)
 class FixedBatches:
     """Given batches, the same in every epoch."""
 
-    def __init__(self, batches: Sequence[Sequence[Item]]) -> None:
-        self.batches = batches
+    batches: Sequence[Sequence[Item]]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -75,6 +76,7 @@ class FixedBatches:
             yield BatchRequest(epoch=epoch, number=number, items=tuple(self.batches[number]))
 
 
+@dataclass(frozen=True)
 class EpochSampler:
     """Batches that visit every image once per epoch, in a random order that depends on seed and epoch only.
 
@@ -82,50 +84,41 @@ class EpochSampler:
 
     Several processes share each batch in equal parts. The last batch of an epoch may be smaller. If it cannot
     be shared equally, fewer images than there are processes are skipped, different ones in each epoch.
-
-    Args:
-        num_images: Number of images of the split, or tiles, which count as images here.
-        batch_size: Images of a batch of all processes together; a multiple of `num_ranks`.
-        seed: Seed of the order.
-        rank: Number of this process.
-        num_ranks: Number of processes.
-        repeat_factors: (num_images,) from `compute_repeat_factors`; None draws each image once.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        *,
-        seed: int,
-        rank: int = 0,
-        num_ranks: int = 1,
-        repeat_factors: NDArray[np.float64] | None = None,
-    ) -> None:
-        self.order_length = num_images if repeat_factors is None else epoch_length(repeat_factors)
-        self.num_images = self.order_length - self.order_length % batch_size % num_ranks
-        self.repeat_factors = repeat_factors
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.num_ranks = num_ranks
+    num_images: int
+    """Number of images of the split, or tiles, which count as images here."""
+    batch_size: int
+    """Images of a batch of all processes together; a multiple of `num_ranks`."""
+    _: KW_ONLY
+    seed: int
+    rank: int = 0
+    num_ranks: int = 1
+    repeat_factors: NDArray[np.float64] | None = None
+    """(num_images,) from `compute_repeat_factors`; None draws each image once."""
+
+    @cached_property
+    def num_draws(self) -> int:
+        """Number of images of an epoch of all processes together."""
+        length = self.num_images if self.repeat_factors is None else epoch_length(self.repeat_factors)
+        return length - length % self.batch_size % self.num_ranks
 
     def __len__(self) -> int:
         """Return the number of batches, which are optimizer steps, of an epoch."""
-        return -(-self.num_images // self.batch_size)
+        return -(-self.num_draws // self.batch_size)
 
     def requests(self, epoch: int, *, first_batch: int = 0) -> Iterator[BatchRequest]:
         """Yield the batches of an epoch, without the first ones, which an interrupted run has seen."""
         rng = np.random.default_rng([self.seed, epoch])
         if self.repeat_factors is None:
-            order = rng.permutation(self.order_length)
+            order = rng.permutation(self.num_images)
         else:
             copies = draw_copies(self.repeat_factors, rng=rng)
             order = rng.permutation(np.repeat(np.arange(len(copies)), copies))
         repetitions = count_repetitions(order)
         for number in range(first_batch, len(self)):
             start = number * self.batch_size
-            part = slice(start, min(start + self.batch_size, self.num_images))
+            part = slice(start, min(start + self.batch_size, self.num_draws))
             pairs = zip(order[part].tolist(), repetitions[part].tolist(), strict=True)
             items = tuple((epoch, index, count) if count else (epoch, index) for index, count in pairs)
             rank_part = slice(self.rank, None, self.num_ranks)
