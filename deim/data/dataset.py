@@ -10,10 +10,9 @@ from torch.utils.data import Dataset
 
 from deim.boxes import clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.augment.copy_blend import CopyBlend
-from deim.data.augment.multi_scale import resize_batch
 from deim.data.augment.pipeline import AugmentPipeline
 from deim.data.augment.transform import BlendTransform, ImageSource, Sample
-from deim.data.batch import Batch, collate
+from deim.data.batch import Batch, collate, resize_batch
 from deim.data.formats.coco import CocoSplit
 from deim.data.image_cache import DiskCache, MemoryCache
 from deim.data.images.input_format import InputFormat

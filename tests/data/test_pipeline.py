@@ -14,11 +14,10 @@ from deim.config.schema import Config
 from deim.data.augment.copy_blend import CopyBlend
 from deim.data.augment.industrial import IndustrialOptions
 from deim.data.augment.mix_up import MixUp
-from deim.data.augment.multi_scale import compute_sizes, resize_batch
 from deim.data.augment.options import AugmentOptions
-from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
+from deim.data.augment.pipeline import AugmentEpochs, build_pipeline, compute_sizes
 from deim.data.augment.transform import ImageSource, Sample
-from deim.data.batch import Batch
+from deim.data.batch import Batch, resize_batch
 from deim.data.formats.coco import CocoSplit, read_coco
 from deim.data.images.input_format import InputFormat
 from deim.engine.schedule import resolve_schedule
@@ -85,7 +84,7 @@ def test_the_full_preset_has_the_stages_of_the_reference() -> None:
         start=timeline.augment_start_epoch, mix_end=timeline.mix_end_epoch, stop=timeline.no_aug_epoch
     )
     pipeline = build_pipeline(full, epochs=epochs, image_size_hw=config.image_size_hw)
-    assert pipeline.describe(102) == [
+    assert [stage.describe() for stage in pipeline.stages(102)] == [
         "epochs 0 to 3: flips, several sizes",
         "epochs 4 to 48: mosaic, zoom-out, crop, colors, flips, mix-up, copy-blend, several sizes",
         "epochs 49 to 89: zoom-out, crop, colors, flips, copy-blend, several sizes",

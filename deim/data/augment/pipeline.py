@@ -22,7 +22,6 @@ from deim.data.augment.flip import Flip
 from deim.data.augment.industrial import Industrial, require_albumentations
 from deim.data.augment.mix_up import MixUp
 from deim.data.augment.mosaic import Mosaic
-from deim.data.augment.multi_scale import compute_sizes
 from deim.data.augment.options import AugmentOptions
 from deim.data.augment.transform import (
     BlendTransform,
@@ -158,10 +157,6 @@ class AugmentPipeline:
             stages.append(EpochStage(first_epoch=first_epoch, end_epoch=epoch + 1, names=names))
         return stages
 
-    def describe(self, num_epochs: int) -> list[str]:
-        """Return a line for each stage of a run of `num_epochs` epochs."""
-        return [stage.describe() for stage in self.stages(num_epochs)]
-
 
 def build_pipeline(
     augment: AugmentOptions,
@@ -211,3 +206,25 @@ def build_pipeline(
         ),
         sizes_hw=compute_sizes(image_size_hw, augment.multi_scale, repeat=augment.multi_scale_repeat),
     )
+
+
+def compute_sizes(size_hw: tuple[int, int], max_change: float, *, repeat: int) -> tuple[tuple[int, int], ...]:
+    """Compute the sizes from which the size of a batch is drawn; the usual one is listed `repeat` times.
+
+    Returns:
+        Heights in steps of 32 within the maximum change, a share of the usual one, as many above as below,
+        with widths of the same share in multiples of 32; at least 64 both. Empty if there is only one size.
+
+    Source:
+        The list of DEIMv2's loader.
+    """
+    height, width = size_hw
+    # Rounded: 0.7 · 320 is a little less than 224 in binary fractions.
+    lowest = max(64, int(round((1 - max_change) * height, 6) // 32) * 32)
+    highest = int(round((1 + max_change) * height, 6) // 32) * 32
+    below = list(range(lowest, height, 32))
+    above = [highest - 32 * number for number in range(len(below)) if highest - 32 * number > height]
+    if not below:
+        return ()
+    heights = [*below, *[height] * repeat, *above]
+    return tuple((side, max(64, round(side * width / height / 32) * 32)) for side in heights)
