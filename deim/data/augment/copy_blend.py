@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from deim.data.augment.mix_up import draw_ratio, join_targets
+from deim.data.augment.mix_up import BLEND_RATIOS, join_targets
 from deim.data.augment.options import AugmentOptions
 from deim.data.augment.transform import BlendTransform
 from deim.structures import Target
@@ -55,7 +55,7 @@ class CopyBlend(BlendTransform):
             images,
             targets,
             max_objects=self.options.copy_blend_objects,
-            ratio=draw_ratio(rng),
+            ratio=rng.uniform(*BLEND_RATIOS),
             rng=rng,
             excluded_label=self.excluded_label,
             donors=donors,

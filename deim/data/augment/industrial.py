@@ -119,6 +119,10 @@ def _build_transform(options: IndustrialOptions, *, has_colors: bool, jpeg: bool
     noises = [albu.GaussNoise(std_range=(0.01, 0.05), p=1)]
     if has_colors:
         noises.append(albu.ISONoise(color_shift=(0.01, 0.03), intensity=(0.1, 0.3), p=1))
+    blurs = [
+        albu.GaussianBlur(blur_limit=0, sigma_limit=(0.5, 1.5), p=1),
+        albu.MotionBlur(blur_limit=(3, 7), p=1),
+    ]
     lights = [albu.Illumination(mode=mode, intensity_range=(0.05, 0.2), p=1) for mode in LIGHT_MODES]
     return albu.Compose(
         [
@@ -126,17 +130,9 @@ def _build_transform(options: IndustrialOptions, *, has_colors: bool, jpeg: bool
             albu.Perspective(scale=(0.0, shift), p=options.perspective),
             albu.OneOf(lights, p=options.lighting),
             albu.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=options.exposure),
-            albu.OneOf(
-                [
-                    albu.GaussianBlur(blur_limit=0, sigma_limit=(0.5, 1.5), p=1),
-                    albu.MotionBlur(blur_limit=(3, 7), p=1),
-                ],
-                p=options.blur,
-            ),
+            albu.OneOf(blurs, p=options.blur),
             albu.OneOf(noises, p=options.noise),
-            albu.ImageCompression(
-                compression_type="jpeg", quality_range=(40, 90), p=options.jpeg if jpeg else 0
-            ),
+            albu.ImageCompression(quality_range=(40, 90), p=options.jpeg if jpeg else 0),
         ],
         bbox_params=albu.BboxParams(
             format="pascal_voc",

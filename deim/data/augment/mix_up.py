@@ -33,12 +33,7 @@ class MixUp(BlendTransform):
         rng: np.random.Generator,
     ) -> tuple[Tensor, list[Target]]:
         """Blend a batch at a random ratio; see `BlendTransform.blend`."""
-        return mix_up(images, targets, ratio=draw_ratio(rng))
-
-
-def draw_ratio(rng: np.random.Generator) -> float:
-    """Draw the share of the original pixels."""
-    return float(rng.uniform(*BLEND_RATIOS))
+        return mix_up(images, targets, ratio=rng.uniform(*BLEND_RATIOS))
 
 
 def mix_up(images: Tensor, targets: Sequence[Target], *, ratio: float) -> tuple[Tensor, list[Target]]:

@@ -76,12 +76,8 @@ def draw_zoom_out(size_hw: tuple[int, int], max_scale: float, *, rng: np.random.
     """
     scale, share_y, share_x = rng.uniform(1, max_scale), rng.random(), rng.random()
     height, width = int(size_hw[0] * scale), int(size_hw[1] * scale)
-    return Window(
-        top=-int((height - size_hw[0]) * share_y),
-        left=-int((width - size_hw[1]) * share_x),
-        height=height,
-        width=width,
-    )
+    top, left = -int((height - size_hw[0]) * share_y), -int((width - size_hw[1]) * share_x)
+    return Window(top=top, left=left, height=height, width=width)
 
 
 def draw_crop(
@@ -121,12 +117,9 @@ def _draw_part(window: Window, rng: np.random.Generator) -> Window | None:
     share_y, share_x = rng.random(), rng.random()
     if min(height, width) < 1 or not CROP_ASPECTS[0] <= width / height <= CROP_ASPECTS[1]:
         return None
-    return Window(
-        top=window.top + int((window.height - height) * share_y),
-        left=window.left + int((window.width - width) * share_x),
-        height=height,
-        width=width,
-    )
+    top = window.top + int((window.height - height) * share_y)
+    left = window.left + int((window.width - width) * share_x)
+    return Window(top=top, left=left, height=height, width=width)
 
 
 def show_window(sample: Sample, window: Window, input_format: InputFormat) -> Sample:

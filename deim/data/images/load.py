@@ -49,11 +49,7 @@ def read_image(path: Path, pixels: PixelFormat = RGB8) -> Tensor:
 
 
 def read_input(path: Path, input_format: InputFormat) -> tuple[Tensor, Placement]:
-    """Read an image, not cut into tiles, as `fit_to_input` returns it.
-
-    Raises:
-        DataError: As `read_image`.
-    """
+    """Read an image, not cut into tiles, as `fit_to_input` returns it; raises what `read_image` raises."""
     if not input_format.pixels.is_rgb8:
         return fit_to_input(read_image(path, input_format.pixels), input_format)
     reduction = None
@@ -68,11 +64,7 @@ def read_input(path: Path, input_format: InputFormat) -> tuple[Tensor, Placement
 
 
 def read_tiles(path: Path, input_format: InputFormat) -> Iterator[tuple[Tensor, Placement]]:
-    """Read an image, or its tiles, as `fit_tiles` yields them.
-
-    Raises:
-        DataError: As `read_image`.
-    """
+    """Read an image, or its tiles, as `fit_tiles` yields them; raises what `read_image` raises."""
     if input_format.tiles is None:
         yield read_input(path, input_format)
     else:

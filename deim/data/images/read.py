@@ -71,11 +71,7 @@ class Reduction:
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the image libraries into one that names the file.
-
-    Raises:
-        DataError: If the file is missing, damaged or not an image.
-    """
+    """Turn errors about a missing or damaged file into a DataError that names it."""
     try:
         yield
     except FileNotFoundError:
@@ -114,11 +110,7 @@ def image_header(image: Image.Image) -> ImageHeader:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Read height and width of the upright image in pixels, without decoding it.
-
-    Raises:
-        DataError: If the file is missing or not an image.
-    """
+    """Read height and width of the upright image in pixels; see `read_header`."""
     return read_header(path).size_hw
 
 
@@ -208,11 +200,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def reduce_decoding(image: Image.Image, min_hw: tuple[int, int]) -> Reduction:
-    """Make Pillow decode a JPEG at 1/2, 1/4 or 1/8 of its size, the smallest that is large enough.
+    """Make Pillow decode a JPEG at 1/2, 1/4 or 1/8 of its size, the smallest that is not below `min_hw`.
 
-    Args:
-        image: A JPEG, opened and not decoded yet.
-        min_hw: Minimum size of the upright image, in pixels.
+    The image is not decoded yet, and `min_hw` is a size of the upright image in pixels.
     """
     width, orientation = image.width, _orientation(image)
     size_hw = _upright_hw(image.height, width, orientation)

@@ -15,11 +15,11 @@ PADDING_GRAY = 114
 
 
 def fit_to_input(image: Tensor, input_format: InputFormat) -> tuple[Tensor, Placement]:
-    """Resize an image to the network input, bilinear with antialiasing.
+    """Resize an image to the network input, bilinear with antialiasing, regardless of tiles.
 
     Args:
         image: (C, H, W) uint8, or float32 in [0, 1], which keeps its precision.
-        input_format: Size and resizing; tiles do not matter here.
+        input_format: Size and resizing.
 
     Returns:
         The contiguous input (C, *size_hw) of the same type, and where it lies in the image.
@@ -41,15 +41,7 @@ def fit_to_input(image: Tensor, input_format: InputFormat) -> tuple[Tensor, Plac
 
 
 def fit_tiles(image: Tensor, input_format: InputFormat) -> Iterator[tuple[Tensor, Placement]]:
-    """Cut an image as a dataset does and resize each tile to the network input.
-
-    Args:
-        image: (C, H, W) uint8, or float32 in [0, 1].
-        input_format: Size, resizing and tiles.
-
-    Yields:
-        The input (C, *size_hw) of the same type and where it lies in the image; once for an uncut image.
-    """
+    """Cut an image as a dataset does and yield each tile as `fit_to_input` does; an uncut image once."""
     orig_size_hw = (image.shape[-2], image.shape[-1])
     windows = [] if input_format.tiles is None else compute_windows(orig_size_hw, input_format.tiles).tolist()
     if len(windows) <= 1:
