@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from deim.boxes import clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.augment.copy_blend import CopyBlend
 from deim.data.augment.pipeline import AugmentPipeline
-from deim.data.augment.transform import BlendTransform, ImageSource, Sample
+from deim.data.augment.transform import BlendTransform, Donors, ImageSource, Sample
 from deim.data.batch import Batch, collate, resize_batch
 from deim.data.formats.coco import CocoSplit
 from deim.data.image_cache import DiskCache, MemoryCache
@@ -150,9 +150,7 @@ class DetectionDataset(Dataset[Batch | DataError]):
         images, targets = zip(*(self.read(item) for item in items), strict=True)
         return torch.stack(images), list(targets)
 
-    def _read_donors(
-        self, blend: BlendTransform, epoch: int, rng: np.random.Generator
-    ) -> tuple[Tensor, list[Target]] | None:
+    def _read_donors(self, blend: BlendTransform, epoch: int, rng: np.random.Generator) -> Donors | None:
         """Read inputs (D, C, H, W) in [0, 1] to take objects from, with the objects of the drawn class."""
         drawn = blend.draw_donors(self._images_of_classes, rng=rng) if isinstance(blend, CopyBlend) else []
         if not drawn:

@@ -11,7 +11,7 @@ from torch import Tensor
 from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.augment.mix_up import BLEND_RATIOS, join_targets
 from deim.data.augment.options import AugmentOptions
-from deim.data.augment.transform import BlendTransform
+from deim.data.augment.transform import BlendTransform, Donors
 from deim.structures import Target
 
 MIN_AREA = 100.0
@@ -43,12 +43,7 @@ class CopyBlend(BlendTransform):
         return [(label, int(rng.choice(images_of_classes[label]))) for label in drawn]
 
     def blend(
-        self,
-        images: Tensor,
-        targets: Sequence[Target],
-        *,
-        donors: tuple[Tensor, Sequence[Target]] | None = None,
-        rng: np.random.Generator,
+        self, images: Tensor, targets: Sequence[Target], *, donors: Donors | None, rng: np.random.Generator
     ) -> tuple[Tensor, list[Target]]:
         """Blend objects into a batch at a random ratio; see `BlendTransform.blend`."""
         return copy_blend(
@@ -70,7 +65,7 @@ def copy_blend(
     ratio: float,
     rng: np.random.Generator,
     excluded_label: int | None = None,
-    donors: tuple[Tensor, Sequence[Target]] | None = None,
+    donors: Donors | None = None,
 ) -> tuple[Tensor, list[Target]]:
     """Blend objects of the batch, each with some of its surroundings, into all images at random places.
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deim.data.augment.transform import BlendTransform
+from deim.data.augment.transform import BlendTransform, Donors
 from deim.structures import Target
 
 BLEND_RATIOS = (0.45, 0.55)
@@ -29,7 +29,7 @@ class MixUp(BlendTransform):
         images: Tensor,
         targets: Sequence[Target],
         *,
-        donors: tuple[Tensor, Sequence[Target]] | None = None,  # noqa: ARG002
+        donors: Donors | None,  # noqa: ARG002
         rng: np.random.Generator,
     ) -> tuple[Tensor, list[Target]]:
         """Blend a batch at a random ratio; see `BlendTransform.blend`."""

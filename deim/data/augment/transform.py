@@ -21,6 +21,9 @@ from deim.boxes import box_area, clip_boxes
 from deim.data.images.input_format import InputFormat
 from deim.structures import Target
 
+Donors = tuple[Tensor, Sequence[Target]]
+"""Images (D, C, H, W) to take objects from, and their targets."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
@@ -88,16 +91,11 @@ class BlendTransform(Transform, Protocol):
     """Blends the images of a batch."""
 
     def blend(
-        self,
-        images: Tensor,
-        targets: Sequence[Target],
-        *,
-        donors: tuple[Tensor, Sequence[Target]] | None = None,
-        rng: np.random.Generator,
+        self, images: Tensor, targets: Sequence[Target], *, donors: Donors | None, rng: np.random.Generator
     ) -> tuple[Tensor, list[Target]]:
         """Return the blended images (B, C, H, W) float32 in [0, 1] and their targets, which have an `area`.
 
-        `donors` are images (D, C, H, W) of the split to take objects from. Nothing is changed in place.
+        Nothing is changed in place.
         """
 
 
