@@ -130,12 +130,13 @@ def _sweep(image: Tensor, changes: Sequence[Change]) -> Tensor:
 def _mean_gray(image: Tensor) -> float:
     """Return the mean of (C, H, W) uint8; where C is 3, of its gray, truncated to integers."""
     values = image.contiguous().numpy().reshape(len(image), -1)
-    total = 0
+    total = count = 0
     for start in range(0, values.shape[1], BLOCK):
         block = values[:, start : start + BLOCK]
         gray = _gray(block.astype(np.float32)).astype(np.uint8) if len(block) == 3 else block
         total += int(gray.sum(dtype=np.uint64))
-    return total / (values.shape[1] * (1 if len(values) == 3 else len(values)))
+        count += gray.size
+    return total / count
 
 
 def _gray(block: Floats) -> Floats:
@@ -200,8 +201,7 @@ def _turn_hue(share: float) -> Change:
         red, green, blue = block
         largest = np.maximum(np.maximum(red, green), blue)
         smallest = np.minimum(np.minimum(red, green), blue)
-        is_red = (red == largest).view(np.uint8).astype(np.int16)
-        is_green = (green == largest).view(np.uint8).astype(np.int16)
+        is_red, is_green = (red == largest).astype(np.int16), (green == largest).astype(np.int16)
         chroma = (largest - smallest).astype(np.int16)
         floor = smallest.astype(np.int16)
         r, g, b = block.astype(np.int16)

@@ -313,9 +313,8 @@ def _plate_mask(rng: Generator, size_hw: tuple[int, int], unit: float) -> Floats
     style = rng.random()
     if style < 0.25:
         theta = np.linspace(0, 2 * math.pi, 120, endpoint=False)
-        outline = (
-            np.stack([np.cos(theta), np.sin(theta)], axis=1) * min(height, width) * rng.uniform(0.4, 0.47)
-        )
+        outline = np.stack([np.cos(theta), np.sin(theta)], axis=1) * min(height, width)
+        outline *= rng.uniform(0.4, 0.47)
     else:
         if style < 0.6:
             side = int(rng.integers(2))
@@ -351,9 +350,8 @@ def _add_machine_line(rng: Generator, reflectance: Floats, unit: float) -> None:
     height, width = reflectance.shape[:2]
     turn = rng.choice([0.0, math.pi / 2]) + rng.normal(0, 0.05)
     y, x = np.ogrid[:height, :width]
-    across = (x - width * rng.uniform(0.2, 0.8)) * math.cos(turn) + (
-        y - height * rng.uniform(0.2, 0.8)
-    ) * math.sin(turn)
+    across = (x - width * rng.uniform(0.2, 0.8)) * math.cos(turn)
+    across = across + (y - height * rng.uniform(0.2, 0.8)) * math.sin(turn)
     step = 1 / (1 + np.exp(-np.clip(across / (0.5 * unit), -30, 30)))
     reflectance *= (1 + rng.choice([-1, 1]) * rng.uniform(0.03, 0.06) * step).astype(np.float32)[..., None]
 
