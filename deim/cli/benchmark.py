@@ -19,10 +19,7 @@ from deim.errors import ConfigError
 VARIANTS = ("nano", "s", "m", "l", "x")
 WHAT = {
     "step": ("deim.cli.benchmark_step", "Time the phases of a training step, and the inference of an image."),
-    "data": (
-        "deim.cli.benchmark_data",
-        "Time the loading of images with and without caches, and torchvision.",
-    ),
+    "data": ("deim.cli.benchmark_data", "Time the loading of images with and without caches."),
     "evaluation": (
         "deim.cli.benchmark_evaluation",
         "Time the evaluation of random predictions and pycocotools.",

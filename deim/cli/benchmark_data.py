@@ -1,7 +1,6 @@
-"""Time the loading of images of 1650x1350 pixels in this process, beside torchvision's transforms.
+"""Time the loading of synthetic images of 1650x1350 pixels in this process, with and without caches.
 
-The images are synthetic. The table before the JSON line gives images per second of processor time on one
-thread.
+The table before the JSON line gives images per second of processor time on one thread.
 """
 
 import tempfile
@@ -10,14 +9,11 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from deim.config.catalog import find_config
 from deim.config.loader import load_config
@@ -31,19 +27,18 @@ from deim.data.formats.coco_file import read_coco
 from deim.data.images.load import read_input
 from deim.data.loader import build_sampler, build_train_loader
 from deim.data.synthetic.make import LabeledImage, render_image, write_annotations
-from deim.errors import DataError
 
 IMAGE_HW = (1350, 1650)
 JPEG_QUALITY = 90
-CACHES = {"ours": "", "ours, memory cache": "cache_mb", "ours, disk cache": "disk_cache_mb"}
-"""Option that sets the size of each cache."""
+CACHES = {"all": (0, 0), "all, memory cache": (2**20, 0), "all, disk cache": (0, 2**20)}
+"""Size of the memory cache and of the disk cache in MiB."""
 
 LoadStep = Callable[[list[tuple[int, int]]], object]
 """Loads a batch of items (epoch, index)."""
 
 
 def measure(args: Namespace) -> dict[str, float | str]:
-    """Time the stages, all of loading with each cache, and the plain pipelines, in turns."""
+    """Time the stages, and all of loading with each cache, in turns."""
     num_loaded = args.steps * args.batch
     with tempfile.TemporaryDirectory(prefix="benchmark_data.") as scratch:
         root = Path(scratch)
@@ -52,30 +47,23 @@ def measure(args: Namespace) -> dict[str, float | str]:
             [f"image_size={args.size}", f"data.root={root}", f"data.disk_cache_dir={root / 'cache'}"],
         )
         split = make_images(root, args.images)
-        ours: dict[str, LoadStep] = {}
-        for name, option in CACHES.items():
-            # Room for all images with their headers.
-            room = {option: len(split) * (3 * args.size**2 + 2**13) // 2**20 + 1} if option else {}
-            data = replace(config.data, **{"cache_mb": 0, "disk_cache_mb": 0, **room})
+        loaders: dict[str, LoadStep] = {}
+        for name, (memory_mb, disk_mb) in CACHES.items():
+            data = replace(config.data, cache_mb=memory_mb, disk_cache_mb=disk_mb)
             # Never more epochs than loaded images, so that colors change in all of them.
             dataset = _build_dataset(replace(config, data=data), split, num_epochs=num_loaded)
-            for index in range(len(split) if option else 0):
+            for index in range(len(split) if memory_mb or disk_mb else 0):
                 dataset.read((0, index))
-            ours[name] = dataset.load_items
-        stages = make_stages(dataset)
-        plain = make_plain(dataset)
-        seconds = time_in_turns({**stages, **ours, **plain}, args.steps, args.batch, num_images=len(split))
+            loaders[name] = dataset.load_items
+        loaders = {**make_stages(dataset), **loaders}
+        seconds = time_in_turns(loaders, args.steps, args.batch, num_images=len(split))
     speeds = {name: num_loaded / value for name, value in seconds.items()}
     for name, speed in speeds.items():
-        ratio = f"{speed / speeds['plain']:7.2f} times plain" if name not in stages else ""
-        print(f"{name:24} {speed:8.1f} images/s {ratio}")
-    keys = {name: name.replace(",", "").replace(" ", "_") for name in speeds}
+        print(f"{name:24} {speed:8.1f} images/s")
     return {
-        **{f"{keys[name]}_images_per_s": round(speed, 2) for name, speed in speeds.items()},
         **{
-            f"{keys[name]}_to_{keys[other]}": round(speeds[name] / speeds[other], 2)
-            for name in ours
-            for other in plain
+            f"{name.replace(',', '').replace(' ', '_')}_images_per_s": round(speed, 2)
+            for name, speed in speeds.items()
         },
         "what": (
             f"data {IMAGE_HW[1]}x{IMAGE_HW[0]} JPEG to {args.size}px, {args.images} images, batch "
@@ -90,7 +78,7 @@ def make_images(root: Path, num_images: int) -> CocoSplit:
     images = []
     for index in range(num_images):
         pixels, boxes = render_image(np.random.default_rng([0, index]), IMAGE_HW, "defective")
-        image = LabeledImage(file_name=f"{index:05d}.jpg", size_hw=IMAGE_HW, jpeg=b"", boxes=boxes)
+        image = LabeledImage(file_name=f"{index:05d}.jpg", size_hw=IMAGE_HW, boxes=boxes)
         Image.fromarray(pixels).save(root / "images" / image.file_name, quality=JPEG_QUALITY)
         images.append(image)
     write_annotations(root / "train.json", images)
@@ -137,62 +125,6 @@ def make_stages(dataset: DetectionDataset) -> dict[str, LoadStep]:
         return collate(images, [], form)
 
     return {"decode and resize": decode, "augment": augment, "normalize and collate": finish}
-
-
-def make_plain(dataset: DetectionDataset) -> dict[str, LoadStep]:
-    """Return pipelines of torchvision's transforms with the same operations, in three orders.
-
-    Raises:
-        DataError: If torchvision has no transform for one of the operations.
-    """
-    form, pipeline = dataset.input_format, dataset.pipeline
-    assert pipeline is not None
-    others = [
-        item.name for item in pipeline.transforms if item.is_on and item.name not in ("colors", "flips")
-    ]
-    if others or form.resize != "stretch" or not form.pixels.is_rgb8:
-        raise DataError(
-            f"benchmark data: compares flips and colors of stretched RGB images, got "
-            f"{', '.join(others) or 'another input'}. Use a config with _base_/augment_conservative.yml, "
-            f"data.resize=stretch and RGB images of 8 bits."
-        )
-    to_tensor, options = v2.ToImage(), pipeline.options
-    colors = v2.RandomPhotometricDistort(p=options.photometric)
-    flips = [
-        v2.RandomHorizontalFlip(p=options.horizontal_flip),
-        v2.RandomVerticalFlip(p=options.vertical_flip),
-    ]
-    resize = v2.Resize(list(form.size_hw), antialias=True)
-    finish = [
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(mean=list(form.mean), std=list(form.std)),
-        v2.SanitizeBoundingBoxes(),
-    ]
-    orders = {
-        "plain": [to_tensor, colors, *flips, resize, *finish],
-        "plain, Pillow images": [colors, *flips, resize, to_tensor, *finish],
-        "plain, resized first": [to_tensor, resize, colors, *flips, *finish],
-    }
-    return {name: _plain_loader(dataset.split, v2.Compose(steps)) for name, steps in orders.items()}
-
-
-def _plain_loader(split: CocoSplit, transform: Callable[..., Any]) -> LoadStep:
-    def load(items: list[tuple[int, int]]) -> object:
-        pairs = []
-        for _, index in items:
-            image = Image.open(split.image_path(index)).convert("RGB")
-            rows = slice(split.first_box[index], split.first_box[index + 1])
-            boxes = tv_tensors.BoundingBoxes(
-                torch.from_numpy(split.boxes_xywh[rows]).float(),
-                format="XYWH",
-                canvas_size=(image.height, image.width),
-            )
-            labels = torch.from_numpy(split.box_category_ids[rows].copy())
-            pairs.append(transform(image, {"boxes": boxes, "labels": labels}))
-        images, targets = zip(*pairs, strict=True)
-        return torch.stack(images), list(targets)
-
-    return load
 
 
 def _build_dataset(config: Config, split: CocoSplit, *, num_epochs: int) -> DetectionDataset:

@@ -27,8 +27,7 @@ def build_parser() -> ArgumentParser:
 
 def run(args: Namespace) -> None:
     """Make the dataset and print what it holds."""
-    from deim.data.synthetic.make import make_synthetic_dataset
-    from deim.data.synthetic.options import SyntheticOptions
+    from deim.data.synthetic.make import SyntheticOptions, make_synthetic_dataset
 
     options = SyntheticOptions(
         train_images=args.train_images,

@@ -1,12 +1,13 @@
 """The batch: the inputs of a step with their targets."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
+from torchvision.transforms.v2 import functional as TF
 
 from deim.data.images.input_format import InputFormat
 from deim.data.images.resize import normalize
@@ -49,13 +50,7 @@ class Batch:
 
 
 def collate(images: Iterable[Tensor], targets: Iterable[Target], input_format: InputFormat) -> Batch:
-    """Normalize images of one size into a batch.
-
-    Args:
-        images: (C, H, W) each, uint8 or float32 in [0, 1].
-        targets: Ground truth of each image.
-        input_format: Gives mean and standard deviation.
-    """
+    """Normalize images of one size, (C, H, W) uint8 or float32 in [0, 1], into a batch."""
     raw = list(images)
     inputs = torch.empty(len(raw), *raw[0].shape)
     if get_worker_info() is not None:
@@ -63,3 +58,13 @@ def collate(images: Iterable[Tensor], targets: Iterable[Target], input_format: I
     for image, place in zip(raw, inputs, strict=True):
         normalize(image, input_format, out=place)
     return Batch(images=inputs, targets=list(targets))
+
+
+def resize_batch(
+    images: Tensor, targets: Sequence[Target], size_hw: tuple[int, int]
+) -> tuple[Tensor, list[Target]]:
+    """Resize images (B, C, H, W), bilinear with antialiasing; areas are scaled, fractions stay."""
+    height, width = images.shape[-2:]
+    factor = size_hw[0] * size_hw[1] / (height * width)
+    scaled: list[Target] = [{**target, "area": target["area"] * factor} for target in targets]
+    return TF.resize(images, list(size_hw), antialias=True), scaled

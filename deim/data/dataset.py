@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deim.boxes import clip_boxes, clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
+from deim.boxes import clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.augment.copy_blend import CopyBlend
-from deim.data.augment.multi_scale import resize_batch
 from deim.data.augment.pipeline import AugmentPipeline
-from deim.data.augment.transform import BlendTransform, ImageSource, Sample
-from deim.data.batch import Batch, collate
+from deim.data.augment.transform import BlendTransform, Donors, ImageSource, Sample
+from deim.data.batch import Batch, collate, resize_batch
 from deim.data.formats.coco import CocoSplit
 from deim.data.image_cache import DiskCache, MemoryCache
 from deim.data.images.input_format import InputFormat
@@ -68,7 +67,7 @@ class DetectionDataset(Dataset[Batch | DataError]):
         self._sampling_shares = None if repeat_factors is None else repeat_factors / repeat_factors.sum()
         self._decoded: tuple[int, Tensor] | None = None
         # Computed here rather than for the first batch, so that loading processes share it.
-        draws_donors = pipeline is not None and pipeline.draws_donors
+        draws_donors = pipeline is not None and pipeline.options.copy_blend_balanced
         self._images_of_classes = self._find_images_of_classes() if draws_donors else {}
 
     def __len__(self) -> int:
@@ -95,8 +94,7 @@ class DetectionDataset(Dataset[Batch | DataError]):
         Raises:
             DataError: If an image is damaged.
         """
-        images, targets = zip(*(self.read(item) for item in items), strict=True)
-        return collate(images, targets, self.input_format)
+        return collate(*self._read_items(items), self.input_format)
 
     def read(self, item: Item) -> tuple[Tensor, Target]:
         """Read the input (C, H, W) of an item, uint8 or float32 in [0, 1], not normalized, and its target.
@@ -104,30 +102,28 @@ class DetectionDataset(Dataset[Batch | DataError]):
         Raises:
             DataError: If the image is damaged.
         """
-        index, image_index = item[1], self.image_index(item[1])
+        epoch, index = item[:2]
+        image_index = self.image_index(index)
         height, width = self.input_format.size_hw
         to_pixels = torch.tensor([width, height] * 2)
-        sample = self._compose(item)
-        if sample is not None:
-            placement = self._place(_unscaled_placement(self.tiles.windows_xyxy[index].tolist()), index)
-        else:
+        sample, placement = self._compose(item), self._unscaled_placement(index)
+        if sample is None:
             boxes, labels = self._boxes(index)
             image, placement = self._resized_image(index)
-            sample = Sample(
-                image=image, boxes_xyxy=to_input_fractions(boxes, placement) * to_pixels, labels=labels
-            )
+            boxes = to_input_fractions(boxes, placement) * to_pixels
+            sample = Sample(image=image, boxes_xyxy=boxes, labels=labels)
         if self.pipeline is not None:
-            sample = self.pipeline.change(sample, epoch=item[0], rng=self._rng(item, SAMPLE))
-        target: Target = {
+            rng = np.random.default_rng(self._seed(item, SAMPLE))
+            sample = self.pipeline.change(sample, epoch=epoch, rng=rng)
+        return sample.image, {
             "boxes": xyxy_to_cxcywh(sample.boxes_xyxy / to_pixels),
             "labels": sample.labels,
             "area": sample.area,
             "image_id": int(self.split.image_ids[image_index]),
             "file_name": self.split.file_names[image_index],
             "placement": placement,
-            "noise_seed": int(np.random.SeedSequence(self._entropy(item, NOISE)).generate_state(1)[0]),
+            "noise_seed": int(self._seed(item, NOISE).generate_state(1)[0]),
         }
-        return sample.image, target
 
     def image_index(self, index: int) -> int:
         """Return the position in the split of the image of an item."""
@@ -137,16 +133,16 @@ class DetectionDataset(Dataset[Batch | DataError]):
         if self.pipeline is None or not self.pipeline.mixes_images:
             return self.load_items(request.items[request.part])
         rng = np.random.default_rng([self.seed, request.epoch, request.number, BATCH])
-        draw = self.pipeline.draw_batch(epoch=request.epoch, rng=rng)
-        if draw.blend is None:
+        size_hw, blend = self.pipeline.draw_batch(epoch=request.epoch, rng=rng)
+        if blend is None:
             images, targets = self._read_items(request.items[request.part])
         else:
             images, targets = self._read_items(request.items)
-            donors = self._read_donors(draw.blend, request.epoch, rng)
-            images, targets = draw.blend.blend(to_unit(images), targets, donors=donors, rng=rng)
+            donors = self._read_donors(blend, request.epoch, rng)
+            images, targets = blend.blend(to_unit(images), targets, donors=donors, rng=rng)
             images, targets = images[request.part], targets[request.part]
-        if draw.size_hw is not None:
-            images, targets = resize_batch(images, targets, draw.size_hw)
+        if size_hw is not None:
+            images, targets = resize_batch(images, targets, size_hw)
         return collate(images, targets, self.input_format)
 
     def _read_items(self, items: Sequence[Item]) -> tuple[Tensor, list[Target]]:
@@ -154,13 +150,9 @@ class DetectionDataset(Dataset[Batch | DataError]):
         images, targets = zip(*(self.read(item) for item in items), strict=True)
         return torch.stack(images), list(targets)
 
-    def _read_donors(
-        self, blend: BlendTransform, epoch: int, rng: np.random.Generator
-    ) -> tuple[Tensor, list[Target]] | None:
+    def _read_donors(self, blend: BlendTransform, epoch: int, rng: np.random.Generator) -> Donors | None:
         """Read inputs (D, C, H, W) in [0, 1] to take objects from, with the objects of the drawn class."""
-        if not isinstance(blend, CopyBlend):
-            return None
-        drawn = blend.draw_donors(self._images_of_classes, rng=rng)
+        drawn = blend.draw_donors(self._images_of_classes, rng=rng) if isinstance(blend, CopyBlend) else []
         if not drawn:
             return None
         images, targets = self._read_items([(epoch, index) for _, index in drawn])
@@ -178,13 +170,10 @@ class DetectionDataset(Dataset[Batch | DataError]):
                 images.setdefault(label, []).append(index)
         return images
 
-    def _entropy(self, item: Item, purpose: int) -> list[int]:
-        """Return what the draws of an item depend on; repetitions of an image have their own draws."""
+    def _seed(self, item: Item, purpose: int) -> np.random.SeedSequence:
+        """Return the seed of a draw of an item; repetitions of an image have their own draws."""
         epoch, index, *repetition = item
-        return [self.seed, epoch, index, purpose, *repetition]
-
-    def _rng(self, item: Item, purpose: int) -> np.random.Generator:
-        return np.random.default_rng(self._entropy(item, purpose))
+        return np.random.SeedSequence([self.seed, epoch, index, purpose, *repetition])
 
     def _compose(self, item: Item) -> Sample | None:
         """Return a mosaic or a part of the image at the size of the network input, if that is drawn."""
@@ -197,14 +186,14 @@ class DetectionDataset(Dataset[Batch | DataError]):
             input_format=self.input_format,
             sampling_shares=self._sampling_shares,
         )
-        return self.pipeline.compose(source, epoch=item[0], rng=self._rng(item, COMPOSE))
+        rng = np.random.default_rng(self._seed(item, COMPOSE))
+        return self.pipeline.compose(source, epoch=item[0], rng=rng)
 
     def _read_sample(self, index: int) -> Sample:
         """Read an image, or a tile, in its original size."""
         boxes, labels = self._boxes(index)
-        if self.tiles.is_part[index]:
-            left, top, _, _ = self.tiles.windows_xyxy[index].tolist()
-            boxes = boxes - boxes.new_tensor([left, top, left, top])
+        left, top, _, _ = self.tiles.shown(index)
+        boxes = boxes - boxes.new_tensor([left, top, left, top])
         return Sample(image=self._read_image(index), boxes_xyxy=boxes, labels=labels)
 
     def _resized_image(self, index: int) -> tuple[Tensor, Placement]:
@@ -221,7 +210,8 @@ class DetectionDataset(Dataset[Batch | DataError]):
                 resized = read_input(path, self.input_format)
             cache.put(index, resized)
         image, placement = resized
-        return image, self._place(placement, index)
+        window = self.tiles.window(index)
+        return image, placement if window is None else place_tile(placement, window, self._image_hw(index))
 
     def _read_image(self, index: int) -> Tensor:
         """Read the pixels of an image, or of a tile, whose image is kept for the next tile."""
@@ -235,30 +225,23 @@ class DetectionDataset(Dataset[Batch | DataError]):
         # A copy, because a view in a cache would keep the whole image.
         return self._decoded[1][:, top:bottom, left:right].clone()
 
-    def _place(self, placement: Placement, index: int) -> Placement:
-        """Turn the placement in an image, or tile, into that in the whole image."""
-        window = self.tiles.window(index)
-        if window is None:
-            return placement
+    def _unscaled_placement(self, index: int) -> Placement:
+        """Return the placement of an input that shows an item as if it were stretched."""
+        left, top, right, bottom = self.tiles.shown(index)
+        return Placement(
+            orig_size_hw=self._image_hw(index),
+            span_hw=(float(bottom - top), float(right - left)),
+            shift_yx=(float(top), float(left)),
+            tile_xyxy=self.tiles.window(index),
+        )
+
+    def _image_hw(self, index: int) -> tuple[int, int]:
         height, width = self.split.sizes_hw[self.image_index(index)].tolist()
-        return place_tile(placement, window, (height, width))
+        return height, width
 
     def _boxes(self, index: int) -> tuple[Tensor, Tensor]:
         """Return boxes (N, 4) xyxy clipped to the item, in original pixels, and labels (N,); no crowds."""
         rows = self.tiles.rows_of(index)
         boxes = xywh_to_xyxy(torch.from_numpy(self.split.boxes_xywh[rows]).float())
         labels = [self.class_index[int(category)] for category in self.split.box_category_ids[rows]]
-        height, width = self.split.sizes_hw[self.image_index(index)]
-        boxes, window = clip_boxes(boxes, (height, width)), self.tiles.window(index)
-        if window is not None:
-            boxes = clip_to_window(boxes, window)
-        return boxes, torch.tensor(labels, dtype=torch.int64)
-
-
-def _unscaled_placement(window_xyxy: Sequence[int]) -> Placement:
-    """Return the placement of an input that shows a window as if it were stretched."""
-    left, top, right, bottom = window_xyxy
-    size_hw = (bottom - top, right - left)
-    return Placement(
-        orig_size_hw=size_hw, span_hw=(float(size_hw[0]), float(size_hw[1])), shift_yx=(0.0, 0.0)
-    )
+        return clip_to_window(boxes, self.tiles.shown(index)), torch.tensor(labels, dtype=torch.int64)

@@ -3,11 +3,12 @@
 import errno
 import hashlib
 import json
+import math
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from safetensors import SafetensorError
@@ -58,7 +59,7 @@ class DiskCache:
         folder: Folder of all caches; made if needed.
         paths: Images of the split.
         name: Name of the split; caches of other splits are left alone.
-        key: Everything else that decides the content, such as sizes and versions; JSON types.
+        key: Everything else that decides the content, such as sizes and versions.
         image_bytes: Size of the pixels of an image.
         max_bytes: Maximum size of all caches of the split.
 
@@ -67,22 +68,15 @@ class DiskCache:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        paths: Sequence[Path],
-        *,
-        name: str,
-        key: Mapping[str, Any],
-        image_bytes: int,
-        max_bytes: int,
+        self, folder: Path, paths: Sequence[Path], *, name: str, key: str, image_bytes: int, max_bytes: int
     ) -> None:
         self.paths = list(paths)
         self.image_bytes = image_bytes + HEADER_BYTES
         self.capacity = min(len(self.paths), max_bytes // self.image_bytes)
         self._states = [_file_state(path) for path in self.paths]
-        content = [FORMAT, list(map(str, self.paths)), self._states, self.capacity, image_bytes, dict(key)]
+        content = [FORMAT, list(map(str, self.paths)), self._states, self.capacity, image_bytes, key]
         split = _hash(name)
-        self.folder = folder / f"{split}-{_hash(json.dumps(content, sort_keys=True))}"
+        self.folder = folder / f"{split}-{_hash(json.dumps(content))}"
         if self.capacity:
             self._reserve(split, max_bytes)
 
@@ -107,11 +101,7 @@ class DiskCache:
         return tensors["image"], place
 
     def put(self, index: int, resized: ResizedImage) -> None:
-        """Keep an image, if it has a place.
-
-        Raises:
-            DataError: If it cannot be written.
-        """
+        """Keep an image, if it has a place; raises a DataError if it cannot be written."""
         if not self.has_place(index):
             return
         image, place = resized
@@ -146,9 +136,10 @@ class DiskCache:
             raise self._error(error) from None
 
     def _error(self, error: OSError) -> DataError:
-        is_full = error.errno == errno.ENOSPC
-        needed = f"the cache of the split needs {-(-self.capacity * self.image_bytes // 2**20)} MiB"
-        problem = f"the disk is full; {needed}" if is_full else f"cannot be written ({error.strerror})"
+        problem = f"cannot be written ({error.strerror})"
+        if error.errno == errno.ENOSPC:
+            needed_mib = math.ceil(self.capacity * self.image_bytes / 2**20)
+            problem = f"the disk is full; the cache of the split needs {needed_mib} MiB"
         return DataError(
             f"{self.folder}: {problem}. Free some space, lower data.disk_cache_mb, name another folder with "
             f"data.disk_cache_dir, or set data.disk_cache_mb=0."

@@ -1,11 +1,12 @@
 """From options to samplers and loaders of batches."""
 
+import json
 import logging
 import math
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import PIL
@@ -21,7 +22,7 @@ from deim.data.dataset import DetectionDataset
 from deim.data.formats.coco import CocoSplit
 from deim.data.image_cache import DiskCache
 from deim.data.images.input_format import InputFormat, build_input_format
-from deim.data.images.tiling import describe_tiles, tile_split
+from deim.data.images.tiling import tile_split
 from deim.data.options import DataOptions
 from deim.data.sampling import (
     BatchRequest,
@@ -38,13 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class BatchLoader:
-    """Loads batches, in worker processes, of one epoch after another.
-
-    Args:
-        dataset: Images and targets.
-        source: Which images make a batch.
-        num_workers: Number of loading processes; 0 loads in this one.
-    """
+    """Loads batches of one epoch after another, in `num_workers` processes, or in this one if there are 0."""
 
     def __init__(self, dataset: DetectionDataset, source: BatchSource, *, num_workers: int) -> None:
         self.dataset = dataset
@@ -76,11 +71,7 @@ class BatchLoader:
         return len(self._position.source)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the chosen epoch.
-
-        Raises:
-            DataError: If an image is damaged or does not fit its annotations.
-        """
+        """Yield the batches of the chosen epoch; raises a DataError for a damaged image."""
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch
@@ -111,18 +102,19 @@ def build_sampler(
 ) -> EpochSampler:
     """Build the order of the training images, or tiles, and log what tiles and repeat factors do.
 
-    Args:
-        data: The `data` block of the config.
-        split: Training data.
-        seed: Seed of the run.
-        batch_size: Images of an optimizer step of all processes together.
-        image_size_hw: Size of the network input, in pixels.
-        rank: Number of this process.
-        num_ranks: Number of processes.
+    `batch_size` counts the images of an optimizer step of all processes together.
     """
     tiles = tile_split(split, data.tiles)
     if data.tiles is not None:
-        logger.info("tiles: %s", describe_tiles(tiles, size=data.tiles.size, input_size_hw=image_size_hw))
+        logger.info(
+            "tiles: %d images become %d tiles of at most %dx%d px, %d with boxes, at %dx%d px in the network",
+            len(split),
+            len(tiles),
+            data.tiles.size,
+            data.tiles.size,
+            (tiles.num_boxes > 0).sum(),
+            *reversed(image_size_hw),
+        )
         if not tiles.is_part.any():
             logger.warning("data.tiles: no training image is larger than a tile of %d px", data.tiles.size)
         if tiles.num_lost:
@@ -133,9 +125,8 @@ def build_sampler(
             )
     repeat_factors = None
     if isinstance(data.sampling, RepeatFactorSampling):
-        factors = compute_repeat_factors(split, data.sampling.threshold, tiles=tiles)
-        repeat_factors = factors.by_image
-        pairs = zip(split.class_names, factors.by_class, strict=True)
+        repeat_factors, of_classes = compute_repeat_factors(split, data.sampling.threshold, tiles=tiles)
+        pairs = zip(split.class_names, of_classes, strict=True)
         repeated = ", ".join(f"{name} {factor:.2f}" for name, factor in pairs if factor > 1)
         logger.info(
             "data.sampling: repeat factors %s; an epoch has %d %s instead of %d",
@@ -159,28 +150,15 @@ def build_train_loader(
     seed: int,
     epochs: AugmentEpochs,
 ) -> BatchLoader:
-    """Build the loader of the training batches.
-
-    Args:
-        sampler: Order of the images.
-        split: Training data, whose classes are those of the detector.
-        data: The `data` block of the config.
-        augment: The `augment` block of the config.
-        image_size_hw: Usual size of the network input, in pixels.
-        seed: Seed of the run.
-        epochs: Epochs in which the augmentation changes.
+    """Build the loader of the training batches; the classes of the split are those of the detector.
 
     Raises:
         ConfigError: If a transform needs a package that is not installed.
         DataError: If the disk cache cannot be written.
     """
     good, names = data.normal_class, split.class_names
-    pipeline = build_pipeline(
-        augment,
-        epochs=epochs,
-        image_size_hw=image_size_hw,
-        normal_label=names.index(good) if good in names else None,
-    )
+    normal_label = names.index(good) if good in names else None
+    pipeline = build_pipeline(augment, epochs=epochs, image_size_hw=image_size_hw, normal_label=normal_label)
     input_format = build_input_format(data, image_size_hw)
     dataset = DetectionDataset(
         split,
@@ -206,13 +184,7 @@ def build_eval_loader(
 ) -> BatchLoader:
     """Build a loader that visits every image of a split, tile by tile, in the order of its file.
 
-    Args:
-        split: Any split.
-        class_index: Class index of each of its category ids.
-        data: The `data` block of the config.
-        input_format: How an image becomes an input.
-        rank: Number of this process.
-        num_ranks: Number of processes that share the images; an image is loaded whole by one of them.
+    An image is loaded whole by one of the `num_ranks` processes; `class_index` is by category id.
     """
     dataset = DetectionDataset(
         split,
@@ -232,33 +204,23 @@ def build_eval_loader(
 def build_disk_cache(data: DataOptions, split: CocoSplit, input_format: InputFormat) -> DiskCache | None:
     """Open the disk cache of a split's resized images; None if the config does not ask for one.
 
-    Args:
-        data: The `data` block of the config.
-        split: Any split.
-        input_format: How an image becomes an input.
-
     Raises:
         DataError: If the cache cannot be written.
     """
     if data.disk_cache_mb == 0:
         return None
     pixels, tiles = input_format.pixels, tile_split(split, input_format.tiles)
+    # Other versions and processors decode and resize to slightly different values.
+    versions = [torch.__version__, torchvision.__version__, PIL.__version__]
+    versions += [features.version("libjpeg_turbo") or "", torch.backends.cpu.get_cpu_capability()]
+    kept = asdict(replace(input_format, tiles=None, mean=(), std=()))
+    windows = None if input_format.tiles is None else tiles.windows_xyxy.tolist()
     cache = DiskCache(
         Path(data.disk_cache_dir),
         [split.image_path(index).absolute() for index in tiles.image.tolist()],
         # YOLO and VOC have one file for all splits.
         name=f"{split.annotations_path.absolute()} {split.name}",
-        key={
-            "size_hw": input_format.size_hw,
-            "resize": input_format.resize,
-            "pixels": asdict(pixels),
-            "reduced_decode": input_format.reduced_decode,
-            "windows": None if input_format.tiles is None else tiles.windows_xyxy.tolist(),
-            # Other versions decode and resize to slightly different values.
-            "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
-            "jpeg": features.version("libjpeg_turbo"),
-            "processor": torch.backends.cpu.get_cpu_capability(),
-        },
+        key=json.dumps([kept, windows, versions]),
         image_bytes=pixels.channels * math.prod(input_format.size_hw) * (1 if pixels.is_uint8 else 4),
         max_bytes=data.disk_cache_mb * 2**20,
     )

@@ -5,10 +5,10 @@ from typing import Literal
 
 from deim.config.checks import Auto, below, check
 from deim.data.formats.names import Format
-from deim.data.images.pixel_format import PercentileScaling, Uint8Scaling, WindowScaling
+from deim.data.images.pixel_format import Scaling, Uint8Scaling
 from deim.data.images.tiling import TilesOptions
 from deim.data.sampling import RepeatFactorSampling, UniformSampling
-from deim.data.synthetic.options import SyntheticOptions
+from deim.data.synthetic.make import SyntheticOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class DataOptions:
     whole images. null keeps images whole."""
     channels: int = 3
     """Channels of the image files, 1 to 4; 3 is RGB, or gray files, whose channel is repeated."""
-    scaling: Uint8Scaling | WindowScaling | PercentileScaling = field(default_factory=Uint8Scaling)
+    scaling: Scaling = field(default_factory=Uint8Scaling)
     """How the values of the files are scaled to [0, 1]; 16-bit files need a `window` or a `percentile`."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean of each channel in [0, 1], subtracted from the input; the default is of red, green, blue."""

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -60,15 +61,11 @@ class BatchSource(Protocol):
         """Yield the batches of an epoch, without the first `first_batch`."""
 
 
+@dataclass(frozen=True, slots=True)
 class FixedBatches:
-    """Given batches, the same in every epoch.
+    """Given batches, the same in every epoch."""
 
-    Args:
-        batches: Items of each batch.
-    """
-
-    def __init__(self, batches: Sequence[Sequence[Item]]) -> None:
-        self.batches = batches
+    batches: Sequence[Sequence[Item]]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -79,6 +76,7 @@ class FixedBatches:
             yield BatchRequest(epoch=epoch, number=number, items=tuple(self.batches[number]))
 
 
+@dataclass(frozen=True)
 class EpochSampler:
     """Batches that visit every image once per epoch, in a random order that depends on seed and epoch only.
 
@@ -86,95 +84,64 @@ class EpochSampler:
 
     Several processes share each batch in equal parts. The last batch of an epoch may be smaller. If it cannot
     be shared equally, fewer images than there are processes are skipped, different ones in each epoch.
-
-    Args:
-        num_images: Number of images of the split, or tiles; below, a tile counts as an image.
-        batch_size: Images of a batch of all processes together; a multiple of `num_ranks`.
-        seed: Seed of the order.
-        rank: Number of this process.
-        num_ranks: Number of processes.
-        repeat_factors: (num_images,) from `compute_repeat_factors`; None draws each image once.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        *,
-        seed: int,
-        rank: int = 0,
-        num_ranks: int = 1,
-        repeat_factors: NDArray[np.float64] | None = None,
-    ) -> None:
-        self.order_length = num_images if repeat_factors is None else epoch_length(repeat_factors)
-        self.num_images = self.order_length - self.order_length % batch_size % num_ranks
-        self.repeat_factors = repeat_factors
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.num_ranks = num_ranks
+    num_images: int
+    """Number of images of the split, or tiles, which count as images here."""
+    batch_size: int
+    """Images of a batch of all processes together; a multiple of `num_ranks`."""
+    _: KW_ONLY
+    seed: int
+    rank: int = 0
+    num_ranks: int = 1
+    repeat_factors: NDArray[np.float64] | None = None
+    """(num_images,) from `compute_repeat_factors`; None draws each image once."""
+
+    @cached_property
+    def num_draws(self) -> int:
+        """Number of images of an epoch of all processes together."""
+        length = self.num_images if self.repeat_factors is None else epoch_length(self.repeat_factors)
+        return length - length % self.batch_size % self.num_ranks
 
     def __len__(self) -> int:
         """Return the number of batches, which are optimizer steps, of an epoch."""
-        return -(-self.num_images // self.batch_size)
+        return -(-self.num_draws // self.batch_size)
 
     def requests(self, epoch: int, *, first_batch: int = 0) -> Iterator[BatchRequest]:
-        """Yield the batches of an epoch.
-
-        Args:
-            epoch: Current epoch, 0-based.
-            first_batch: Number of batches to skip, which an interrupted run has already seen.
-        """
+        """Yield the batches of an epoch, without the first ones, which an interrupted run has seen."""
         rng = np.random.default_rng([self.seed, epoch])
         if self.repeat_factors is None:
-            order = rng.permutation(self.order_length)
-            repetitions = np.zeros_like(order)
+            order = rng.permutation(self.num_images)
         else:
             copies = draw_copies(self.repeat_factors, rng=rng)
             order = rng.permutation(np.repeat(np.arange(len(copies)), copies))
-            repetitions = count_repetitions(order)
+        repetitions = count_repetitions(order)
         for number in range(first_batch, len(self)):
             start = number * self.batch_size
-            part = slice(start, min(start + self.batch_size, self.num_images))
+            part = slice(start, min(start + self.batch_size, self.num_draws))
             pairs = zip(order[part].tolist(), repetitions[part].tolist(), strict=True)
-            yield BatchRequest(
-                epoch=epoch,
-                number=number,
-                items=tuple(
-                    (epoch, index, repetition) if repetition else (epoch, index)
-                    for index, repetition in pairs
-                ),
-                part=slice(self.rank, None, self.num_ranks),
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RepeatFactors:
-    """Mean number of draws per epoch."""
-
-    by_class: NDArray[np.float64]
-    """(C,) at least 1, in the order of the split's categories."""
-    by_image: NDArray[np.float64]
-    """(N,) at least 1, of each image or tile: the maximum of its classes."""
+            items = tuple((epoch, index, count) if count else (epoch, index) for index, count in pairs)
+            rank_part = slice(self.rank, None, self.num_ranks)
+            yield BatchRequest(epoch=epoch, number=number, items=items, part=rank_part)
 
 
 def compute_repeat_factors(
     split: CocoSplit, threshold: float, *, tiles: TiledSplit | None = None
-) -> RepeatFactors:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute the repeat factors of a split: max(1, sqrt(threshold / share of the images with the class)).
 
-    Crowd regions do not count, because training does not see them.
+    Crowd regions do not count, because training does not see them. Given tiles, each counts as an image.
 
-    Args:
-        split: Training data.
-        threshold: Images of classes on a smaller share of the images are repeated; in (0, 1].
-        tiles: Tiles of the split, each of which counts as an image; None for whole images.
+    Returns:
+        The mean number of draws per epoch, at least 1: (N,) of the images, the maximum of their classes, and
+        (C,) of the classes in the order of the split's categories.
 
     Source:
         Gupta et al., LVIS, CVPR 2019, appendix on repeat factor sampling (arXiv:1908.03195).
     """
     tiles = tiles or tile_split(split, None)
-    images, categories = tiles.owners(), split.box_category_ids[tiles.rows]
+    images = np.repeat(np.arange(len(tiles)), tiles.num_boxes)
+    categories = split.box_category_ids[tiles.rows]
     by_class = np.ones(len(split.category_ids))
     by_image = np.ones(len(tiles))
     for index, category_id in enumerate(split.category_ids):
@@ -182,7 +149,7 @@ def compute_repeat_factors(
         if len(shows):
             by_class[index] = max(1.0, (threshold * len(tiles) / len(shows)) ** 0.5)
             by_image[shows] = np.maximum(by_image[shows], by_class[index])
-    return RepeatFactors(by_class=by_class, by_image=by_image)
+    return by_image, by_class
 
 
 def epoch_length(repeat_factors: NDArray[np.float64]) -> int:
@@ -196,10 +163,6 @@ def draw_copies(repeat_factors: NDArray[np.float64], *, rng: np.random.Generator
     Every epoch has the same number of draws, `epoch_length`, so that the schedule of a run is known in
     advance. The factors are scaled to that sum, by less than 1 / length, and laid end to end in a random
     order. The number of integers in an image's interval, from a random start, is its number of copies.
-
-    Args:
-        repeat_factors: (N,) at least 1.
-        rng: Source of all random draws.
 
     Returns:
         (N,) at least 1, of sum `epoch_length`.

@@ -80,11 +80,7 @@ def open_dataset(data: DataOptions) -> Dataset:
 
 
 def read_split(data: DataOptions, name: str) -> CocoSplit:
-    """Read one split.
-
-    Args:
-        data: The `data` block of the config.
-        name: `train`, `val` or `test`.
+    """Read the split `train`, `val` or `test`.
 
     Raises:
         DataError: If there is no such split or anything in its files is wrong.
@@ -106,11 +102,7 @@ def read_split(data: DataOptions, name: str) -> CocoSplit:
 
 
 def read_raw_split(data: DataOptions, name: str) -> RawSplit:
-    """Read one split without validating it.
-
-    Args:
-        data: The `data` block of the config.
-        name: `train`, `val` or `test`.
+    """Read the split `train`, `val` or `test` without validating it.
 
     Raises:
         DataError: If there is no such split, or its files cannot be read at all.

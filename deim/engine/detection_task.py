@@ -66,7 +66,7 @@ class DetectionTask:
             load_initial_weights(model, Path(config.model.init_from), class_names=train.class_names)
         model.to(context.device)
         loader = build_detection_loader(context)
-        lines = [f"  {line}" for line in loader.pipeline.describe(config.epochs)]
+        lines = [f"  {stage.describe()}" for stage in loader.pipeline.stages(config.epochs)]
         logger.info("augmentation:\n%s", "\n".join(lines))
         matcher_change_epoch = context.timeline.matcher_change_epoch
         return TaskProducts(

@@ -87,7 +87,7 @@ def find_largest_input(context: RunContext) -> LargestInput:
     if config.data.tiles is None:
         most_boxes = int((train.first_box[1:] - train.first_box[:-1]).max(initial=0))
     else:
-        most_boxes = tile_split(train, config.data.tiles).most_boxes
+        most_boxes = int(tile_split(train, config.data.tiles).num_boxes.max(initial=0))
     num_boxes = most_demanding_boxes(pipeline.max_boxes(most_boxes), config.model.decoder.num_denoising)
     return LargestInput(size_hw=pipeline.largest_size_hw, num_boxes=num_boxes)
 

@@ -54,7 +54,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 def open_cache(paths: list[Path], *, images: float = 4, name: str = "train", **changes) -> DiskCache:
     options = {
-        "key": {"resize": "stretch"},
+        "key": "stretch",
         "image_bytes": 3 * 64 * 96,
         "max_bytes": int(images * STEP),
         **changes,
@@ -112,7 +112,7 @@ def test_a_cache_holds_no_more_than_its_bound(paths: list[Path], images: float, 
 @pytest.mark.parametrize(
     "change",
     [
-        {"key": {"resize": "letterbox"}},
+        {"key": "letterbox"},
         {"image_bytes": 3 * 32 * 96},
         {"name": "val"},
         {"images": 3},
@@ -141,13 +141,13 @@ def test_other_or_changed_files_are_never_found(paths: list[Path]) -> None:
 
 def test_other_caches_of_the_split_make_room_the_oldest_first(paths: list[Path]) -> None:
     for number in range(3):
-        cache = open_cache(paths, images=9, key={"number": number})
+        cache = open_cache(paths, images=9, key=str(number))
         for index in range(4):
             cache.put(index, make_resized(index))
         os.utime(cache.folder, (number, number))
     other = open_cache(paths, images=9, name="val")
     assert len(list(other.folder.parent.iterdir())) == 3  # two of four images within room for nine, and val's
-    kept = [open_cache(paths, images=9, key={"number": number}).folder for number in (1, 2)]
+    kept = [open_cache(paths, images=9, key=str(number)).folder for number in (1, 2)]
     assert {other.folder, *kept} == set(other.folder.parent.iterdir())
 
 

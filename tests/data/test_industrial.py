@@ -28,7 +28,7 @@ ALL = replace(STILL, rotation=1.0, perspective=1.0, lighting=1.0, exposure=1.0, 
 
 
 def change(sample: Sample, options: IndustrialOptions, *, rng: np.random.Generator) -> Sample:
-    return Industrial(options=options, epochs=range(1)).change(sample, rng=rng)
+    return Industrial(options=options).change(sample, rng=rng)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,6 +93,19 @@ def test_the_same_seed_gives_the_same_sample(seed: int) -> None:
     assert_boxes_inside(first)
     assert same(first, second)
     assert not same(first, other)
+
+
+def test_lighting_of_deep_images_does_not_depend_on_the_place_in_memory() -> None:
+    sample = Sample(
+        image=torch.full((3, 300, 400), 0.5), boxes_xyxy=torch.zeros(0, 4), labels=torch.zeros(0).long()
+    )
+    lighting = replace(STILL, lighting=1.0)
+    for seed in range(6):
+        kept, images = [], []
+        for number in range(20):
+            kept.append(np.empty(1000 + 777 * number, dtype=np.uint8))
+            images.append(change(sample, lighting, rng=np.random.default_rng(seed)).image)
+        assert all(torch.equal(image, images[0]) for image in images)
 
 
 def test_the_missing_package_is_named_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

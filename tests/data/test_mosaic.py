@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from deim.data.augment.mosaic import MIN_SHARE, Mosaic, rotate
+from deim.data.augment.options import AugmentOptions
 from deim.data.augment.transform import Sample
 from tests.data.colored import (
     COLORS,
@@ -18,12 +19,11 @@ from tests.data.colored import (
 
 
 def mosaic(samples: list[Sample], seed: int = 0, **options: object) -> Sample:
-    ranges = {"max_degrees": 10.0, "max_shift": 0.1, "scales": (0.5, 1.5)}
-    transform = Mosaic(probability=1.0, epochs=range(1), **(ranges | options))
+    transform = Mosaic(options=AugmentOptions(mosaic=1.0, **options))
     return transform.make(samples, short_side=48, rng=np.random.default_rng(seed))
 
 
-STILL = {"max_degrees": 0.0, "max_shift": 0.0, "scales": (1.0, 1.0)}
+STILL = {"mosaic_max_degrees": 0.0, "mosaic_max_shift": 0.0, "mosaic_scales": (1.0, 1.0)}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -11,12 +11,13 @@ import torch
 from deim.config.catalog import shipped_configs_dir
 from deim.config.loader import load_block, load_config
 from deim.config.schema import Config
+from deim.data.augment.copy_blend import CopyBlend
 from deim.data.augment.industrial import IndustrialOptions
-from deim.data.augment.multi_scale import compute_sizes, resize_batch
+from deim.data.augment.mix_up import MixUp
 from deim.data.augment.options import AugmentOptions
-from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
+from deim.data.augment.pipeline import AugmentEpochs, build_pipeline, compute_sizes
 from deim.data.augment.transform import ImageSource, Sample
-from deim.data.batch import Batch
+from deim.data.batch import Batch, resize_batch
 from deim.data.formats.coco import CocoSplit
 from deim.data.formats.coco_file import read_coco
 from deim.data.images.input_format import InputFormat
@@ -84,14 +85,14 @@ def test_the_full_preset_has_the_stages_of_the_reference() -> None:
         start=timeline.augment_start_epoch, mix_end=timeline.mix_end_epoch, stop=timeline.no_aug_epoch
     )
     pipeline = build_pipeline(full, epochs=epochs, image_size_hw=config.image_size_hw)
-    assert pipeline.describe(102) == [
+    assert [stage.describe() for stage in pipeline.stages(102)] == [
         "epochs 0 to 3: flips, several sizes",
         "epochs 4 to 48: mosaic, zoom-out, crop, colors, flips, mix-up, copy-blend, several sizes",
         "epochs 49 to 89: zoom-out, crop, colors, flips, copy-blend, several sizes",
         "epochs 90 to 101: flips",
     ]
-    assert pipeline.multi_scale.sizes_hw.count((1024, 1024)) == 6
-    assert len(pipeline.multi_scale.sizes_hw) == 22
+    assert pipeline.sizes_hw.count((1024, 1024)) == 6
+    assert len(pipeline.sizes_hw) == 22
     assert pipeline.largest_size_hw == (1280, 1280)
     # Four images in a mosaic, two mosaics mixed, and the copies.
     assert pipeline.max_boxes(5) == 2 * 4 * 5 + full.copy_blend_objects
@@ -218,9 +219,8 @@ def test_mixes_are_as_frequent_as_asked_for() -> None:
     pipeline = make_pipeline(mix_up=0.5, copy_blend=0.5, start=4, mix_end=9, stop=20)
     rng = np.random.default_rng(0)
     for epoch, expected in ((3, (0, 0)), (4, (0.5, 0.25)), (9, (0, 0.5)), (20, (0, 0))):
-        draws = [pipeline.draw_batch(epoch=epoch, rng=rng).blend for _ in range(2000)]
-        names = [None if blend is None else blend.name for blend in draws]
-        shares = (names.count("mix-up") / 2000, names.count("copy-blend") / 2000)
+        draws = [type(pipeline.draw_batch(epoch=epoch, rng=rng)[1]) for _ in range(2000)]
+        shares = (draws.count(MixUp) / 2000, draws.count(CopyBlend) / 2000)
         assert shares == pytest.approx(expected, abs=0.05)
 
 

@@ -63,18 +63,18 @@ def write_split(root: Path, classes: list[list[int]], *, crowds: tuple[int, ...]
 def test_factors_follow_the_formula(tmp_path: Path) -> None:
     # 16 images: class 5 on 8, class 2 on 2 (twice on the first), class 9 on 1 of these; 6 empty.
     split = write_split(tmp_path, [[5]] * 7 + [[5, 2, 2], [2, 9]] + [[9]] + [[]] * 6, crowds=(9,))
-    factors = compute_repeat_factors(split, 0.25)
-    by_category = dict(zip(split.category_ids, factors.by_class, strict=True))
+    by_image, by_class = compute_repeat_factors(split, 0.25)
+    by_category = dict(zip(split.category_ids, by_class, strict=True))
     assert by_category == {5: 1.0, 2: math.sqrt(0.25 * 16 / 2), 9: math.sqrt(0.25 * 16 / 1)}
     # An image follows its rarest class; crowds and empty images are not repeated.
     expected = [1.0] * 7 + [by_category[2], by_category[9]] + [1.0] * 7
-    assert factors.by_image.tolist() == expected
+    assert by_image.tolist() == expected
 
 
 def test_without_boxes_nothing_is_repeated(tmp_path: Path) -> None:
-    factors = compute_repeat_factors(write_split(tmp_path, [[], []]), 1.0)
-    assert factors.by_image.tolist() == [1, 1]
-    assert factors.by_class.tolist() == [1, 1, 1]
+    by_image, by_class = compute_repeat_factors(write_split(tmp_path, [[], []]), 1.0)
+    assert by_image.tolist() == [1, 1]
+    assert by_class.tolist() == [1, 1, 1]
 
 
 def test_copies_are_the_factor_rounded_up_or_down_and_its_mean() -> None:
@@ -103,7 +103,7 @@ def test_copies_of_a_list_are_numbered() -> None:
 
 def test_frequencies_of_the_sampler_match_the_formula(tmp_path: Path) -> None:
     split = write_split(tmp_path, [[5]] * 30 + [[2]] * 5 + [[9]] * 2 + [[]] * 3)
-    factors = compute_repeat_factors(split, 0.5).by_image
+    factors = compute_repeat_factors(split, 0.5)[0]
     batches = EpochSampler(len(split), 8, seed=0, repeat_factors=factors)
     seen: Counter[int] = Counter()
     for epoch in range(400):

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deim.data.synthetic.defects import CLASS_NAMES, DefectKind, Stroke, draw_defect, stroke_cover
+from deim.data.synthetic.defects import CLASS_NAMES, DefectKind, draw_defect, stroke_cover
 from deim.data.synthetic.make import (
     VISIBLE_CHANGE,
+    SyntheticOptions,
     add_defects,
     blend_patch,
     make_image,
     make_synthetic_dataset,
     render_image,
 )
-from deim.data.synthetic.options import SyntheticOptions
-from deim.data.synthetic.surface import Scene, make_scene, mean_side_unit
+from deim.data.synthetic.surface import Scene, make_scene
 from deim.errors import ConfigError, DataError
 
 KINDS: tuple[DefectKind, ...] = ("dent", "crack", "scratch", "hole", "stain")
@@ -46,7 +46,6 @@ def flat_scene(size_hw: tuple[int, int] = (200, 240)) -> Scene:
         canvas=np.full((*size_hw, 3), 0.5, dtype=np.float32),
         surface=np.ones(size_hw, dtype=np.float32),
         light_xy=(0.6, -0.8),
-        unit=mean_side_unit(size_hw),
     )
 
 
@@ -59,14 +58,14 @@ def test_same_seed_gives_same_bytes_on_any_number_of_workers(tmp_path: Path) -> 
 
 
 def test_image_does_not_depend_on_the_size_of_the_set(dataset: Path) -> None:
-    assert make_image("train", 7, **SMALL).jpeg == (dataset / "images" / "train_00007.jpg").read_bytes()
+    assert make_image("train", 7, **SMALL)[1] == (dataset / "images" / "train_00007.jpg").read_bytes()
 
 
 def test_seed_split_and_index_each_change_the_image() -> None:
-    first = make_image("train", 0, max_size_wh=(160, 128), seed=3).jpeg
-    assert first != make_image("train", 0, max_size_wh=(160, 128), seed=4).jpeg
-    assert first != make_image("val", 0, max_size_wh=(160, 128), seed=3).jpeg
-    assert first != make_image("train", 1, max_size_wh=(160, 128), seed=3).jpeg
+    first = make_image("train", 0, max_size_wh=(160, 128), seed=3)[1]
+    assert first != make_image("train", 0, max_size_wh=(160, 128), seed=4)[1]
+    assert first != make_image("val", 0, max_size_wh=(160, 128), seed=3)[1]
+    assert first != make_image("train", 1, max_size_wh=(160, 128), seed=3)[1]
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 60), ("val", 5), ("test", 0)])
@@ -120,59 +119,43 @@ def test_box_is_the_extent_of_the_changed_pixels(kind: DefectKind) -> None:
     rng = np.random.default_rng(5)
     scene = flat_scene()
     clean = scene.canvas.copy()
-    bbox_xywh = None
-    while bbox_xywh is None:
-        patch = draw_defect(
-            rng, kind, canvas=scene.canvas, region_xyxy=(0, 0, 240, 200), light_xy=scene.light_xy
-        )
+    window = None
+    while window is None:
+        patch = draw_defect(rng, kind, scene)
         assert np.array_equal(scene.canvas, clean)
-        bbox_xywh = blend_patch(scene, patch, taken_xywh=[])
+        window = blend_patch(scene, patch, taken=[])
     changed = np.abs(scene.canvas - clean).max(axis=2) > VISIBLE_CHANGE
     rows, cols = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
-    assert bbox_xywh == (cols[0], rows[0], cols[-1] - cols[0] + 1, rows[-1] - rows[0] + 1)
+    assert window == (cols[0], rows[0], cols[-1] + 1, rows[-1] + 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pixels_stay_in_range_at_every_size(kind: DefectKind) -> None:
     for size_hw in ((64, 64), (64, 160), (128, 70)):
-        canvas = flat_scene(size_hw).canvas
         for seed in range(5):
-            patch = draw_defect(
-                np.random.default_rng(seed),
-                kind,
-                canvas=canvas,
-                region_xyxy=(0, 0, size_hw[1], size_hw[0]),
-                light_xy=(1.0, 0.0),
-            )
-            x0, y0, x1, y1 = patch.window
+            (x0, y0, x1, y1), pixels = draw_defect(np.random.default_rng(seed), kind, flat_scene(size_hw))
             assert 0 <= x0 < x1 <= size_hw[1]
             assert 0 <= y0 < y1 <= size_hw[0]
-            assert patch.pixels.shape == (y1 - y0, x1 - x0, 3)
-            assert patch.pixels.dtype == np.float32
-            assert patch.pixels.min() >= 0
-            assert patch.pixels.max() <= 1
+            assert pixels.shape == (y1 - y0, x1 - x0, 3)
+            assert pixels.dtype == np.float32
+            assert pixels.min() >= 0
+            assert pixels.max() <= 1
 
 
 def test_patch_off_the_surface_or_on_a_taken_box_is_refused() -> None:
     scene = flat_scene()
-    patch = draw_defect(
-        np.random.default_rng(0),
-        "hole",
-        canvas=scene.canvas,
-        region_xyxy=(0, 0, 240, 200),
-        light_xy=(1.0, 0.0),
-    )
-    x0, y0, x1, y1 = patch.window
+    patch = draw_defect(np.random.default_rng(0), "hole", scene)
+    x0, _, x1, _ = patch[0]
     clean = scene.canvas.copy()
-    assert blend_patch(scene, patch, taken_xywh=[(x0, y0, x1 - x0, y1 - y0)]) is None
+    assert blend_patch(scene, patch, taken=[patch[0]]) is None
     scene.surface[:, : (x0 + x1) // 2] = 0
-    assert blend_patch(scene, patch, taken_xywh=[]) is None
+    assert blend_patch(scene, patch, taken=[]) is None
     assert np.array_equal(scene.canvas, clean)
 
 
 def test_defects_stay_on_the_plate() -> None:
     for seed in range(6):
-        scene = make_scene(np.random.default_rng(seed), (110, 140), "part")
+        scene = make_scene(np.random.default_rng(seed), (110, 140), has_part=True)
         clean = scene.canvas.copy()
         assert 1 <= len(add_defects(np.random.default_rng(seed), scene)) <= 6
         assert np.array_equal(scene.canvas[scene.surface == 0], clean[scene.surface == 0])
@@ -181,21 +164,18 @@ def test_defects_stay_on_the_plate() -> None:
 def test_normal_box_covers_the_visible_surface() -> None:
     boxes = [render_image(np.random.default_rng(seed), (100, 120), "normal")[1] for seed in range(8)]
     assert all(len(actual) == 1 and actual[0].category_id == 1 for actual in boxes)
-    assert all(actual[0].bbox_xywh[2] * actual[0].bbox_xywh[3] > 0.3 * 100 * 120 for actual in boxes)
-    assert any(actual[0].bbox_xywh == (0, 0, 120, 100) for actual in boxes)
+    windows = [actual[0].window for actual in boxes]
+    assert all((x1 - x0) * (y1 - y0) > 0.3 * 100 * 120 for x0, y0, x1, y1 in windows)
+    assert any(window == (0, 0, 120, 100) for window in windows)
 
 
 def test_empty_scene_has_no_surface_and_no_box() -> None:
-    assert make_scene(np.random.default_rng(0), (80, 90), "empty").surface.max() == 0
+    assert make_scene(np.random.default_rng(0), (80, 90), has_part=False).surface.max() == 0
     assert render_image(np.random.default_rng(0), (80, 90), "empty")[1] == ()
 
 
 def test_stroke_cover_is_its_strength_inside_and_zero_outside() -> None:
-    stroke = Stroke(
-        points_xy=np.array([[10.0, 20.0], [40.0, 20.0]]),
-        half_widths=np.array([3.0, 3.0]),
-        strengths=np.array([0.8, 0.8]),
-    )
+    stroke = np.array([[10.0, 20.0, 3.0, 0.8], [40.0, 20.0, 3.0, 0.8]])
     cover = stroke_cover([stroke], (5, 10, 55, 30))
     assert cover.shape == (20, 50)
     assert cover[9:11, 10:30] == pytest.approx(0.8)

@@ -143,7 +143,7 @@ def test_without_tiling_every_image_is_one_input_with_all_its_boxes(tmp_path: Pa
     assert tiles.windows_xyxy.tolist() == [[0, 0, 128, 64], [0, 0, 40, 30]]
     assert [tiles.window(0), tiles.window(1)] == [None, None]
     assert (tiles.rows_of(0).tolist(), tiles.rows_of(1).tolist()) == ([1], [])
-    assert (len(tiles), tiles.num_with_boxes, tiles.most_boxes, tiles.num_lost) == (2, 1, 1, 0)
+    assert (len(tiles), tiles.num_boxes.tolist(), tiles.num_lost) == (2, [1, 0], 0)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
@@ -228,12 +228,12 @@ def test_mosaics_and_crops_are_made_of_tiles(tmp_path: Path) -> None:
 
 def test_repeat_factors_count_tiles(tmp_path: Path) -> None:
     split = write_split(tmp_path, [[10.0, 5, 20, 10], [90, 20, 20, 8]])
-    whole = compute_repeat_factors(split, 0.75)
-    tiled = compute_repeat_factors(split, 0.75, tiles=tile_split(split, HALVES))
+    by_image, by_class = compute_repeat_factors(split, 0.75)
+    by_tile, _ = compute_repeat_factors(split, 0.75, tiles=tile_split(split, HALVES))
     # Both classes are on one image of two, or on one tile of three.
-    assert whole.by_class.tolist() == pytest.approx([1.5**0.5] * 2)
-    assert whole.by_image.tolist() == pytest.approx([1.5**0.5, 1])
-    assert tiled.by_image.tolist() == pytest.approx([2.25**0.5, 2.25**0.5, 1])
+    assert by_class.tolist() == pytest.approx([1.5**0.5] * 2)
+    assert by_image.tolist() == pytest.approx([1.5**0.5, 1])
+    assert by_tile.tolist() == pytest.approx([2.25**0.5, 2.25**0.5, 1])
 
 
 def test_training_says_what_becomes_of_the_images(

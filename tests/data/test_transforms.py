@@ -170,12 +170,12 @@ def test_a_flipped_box_holds_the_same_pixels(flip) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_colors_keep_shape_type_and_boxes(seed: int) -> None:
     sample = make_sample()
-    changed = Colors(probability=1.0, epochs=range(1)).change(sample, rng=np.random.default_rng(seed))
+    changed = Colors(probability=1.0).change(sample, rng=np.random.default_rng(seed))
     assert changed.image.shape == sample.image.shape
     assert changed.image.dtype == torch.uint8
     assert not torch.equal(changed.image, sample.image)
     assert torch.equal(changed.boxes_xyxy, sample.boxes_xyxy)
-    again = Colors(probability=1.0, epochs=range(1)).change(sample, rng=np.random.default_rng(seed))
+    again = Colors(probability=1.0).change(sample, rng=np.random.default_rng(seed))
     assert torch.equal(changed.image, again.image)
 
 
@@ -183,7 +183,7 @@ def test_colors_keep_shape_type_and_boxes(seed: int) -> None:
 def test_colors_with_probability_zero_are_the_identity(seed: int) -> None:
     sample = make_sample()
     assert torch.equal(
-        Colors(probability=0.0, epochs=range(1)).change(sample, rng=np.random.default_rng(seed)).image,
+        Colors(probability=0.0).change(sample, rng=np.random.default_rng(seed)).image,
         sample.image,
     )
 

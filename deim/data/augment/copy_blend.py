@@ -1,8 +1,7 @@
 """Copy-blend: objects blended into other images of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from deim.data.augment.mix_up import draw_ratio, join_targets
-from deim.data.augment.transform import BlendTransform, Stage
+from deim.data.augment.mix_up import BLEND_RATIOS, join_targets
+from deim.data.augment.options import AugmentOptions
+from deim.data.augment.transform import BlendTransform, Donors
 from deim.structures import Target
 
 MIN_AREA = 100.0
@@ -24,62 +24,36 @@ MARGINS = (0.1, 0.25)
 class CopyBlend(BlendTransform):
     """Blends objects of the batch, or of the whole split, into all images of the batch."""
 
-    stage: ClassVar[Stage] = "batch"
-    name: str = "copy-blend"
-    probability: float
-    """Share of the batches without mix-up."""
-    max_objects: int
-    """Maximum number of objects blended into an image."""
-    balanced: bool
-    """Whether objects are drawn class by class from the whole split instead of the batch."""
-    excluded_label: int | None = None
+    options: AugmentOptions
+    excluded_label: int | None
     """Class index of objects that are never copied, such as good surfaces; None for none."""
-    epochs: range
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it has a probability."""
-        return self.probability > 0
 
     def max_boxes(self, num_boxes: int) -> int:
-        """Return the boxes with the copies, if it is on and there is anything to copy."""
-        return num_boxes + self.max_objects if self.is_on and num_boxes else num_boxes
+        """Return the boxes with the copies, if there is anything to copy."""
+        return num_boxes + self.options.copy_blend_objects if num_boxes else 0
 
     def draw_donors(
-        self, images_of_classes: dict[int, list[int]], *, rng: np.random.Generator
+        self, images_of_classes: Mapping[int, Sequence[int]], *, rng: np.random.Generator
     ) -> list[tuple[int, int]]:
-        """Draw for each copy a class and an image that shows it; empty unless copies are balanced.
-
-        Args:
-            images_of_classes: Indices of the images that show each class, by class index.
-            rng: Source of all random draws.
-
-        Returns:
-            `max_objects` pairs of class index and image index.
-        """
+        """Draw for each copy a class and an image that shows it; empty unless copies are balanced."""
         labels = sorted(images_of_classes.keys() - {self.excluded_label})
-        if not self.balanced or not labels:
+        if not self.options.copy_blend_balanced or not labels:
             return []
-        drawn = rng.choice(labels, size=self.max_objects).tolist()
+        drawn = rng.choice(labels, size=self.options.copy_blend_objects).tolist()
         return [(label, int(rng.choice(images_of_classes[label]))) for label in drawn]
 
     def blend(
-        self,
-        images: Tensor,
-        targets: Sequence[Target],
-        *,
-        donors: tuple[Tensor, Sequence[Target]] | None = None,
-        rng: np.random.Generator,
+        self, images: Tensor, targets: Sequence[Target], *, donors: Donors | None, rng: np.random.Generator
     ) -> tuple[Tensor, list[Target]]:
         """Blend objects into a batch at a random ratio; see `BlendTransform.blend`."""
         return copy_blend(
             images,
             targets,
-            max_objects=self.max_objects,
-            ratio=draw_ratio(rng),
+            max_objects=self.options.copy_blend_objects,
+            ratio=rng.uniform(*BLEND_RATIOS),
+            rng=rng,
             excluded_label=self.excluded_label,
             donors=donors,
-            rng=rng,
         )
 
 
@@ -91,7 +65,7 @@ def copy_blend(
     ratio: float,
     rng: np.random.Generator,
     excluded_label: int | None = None,
-    donors: tuple[Tensor, Sequence[Target]] | None = None,
+    donors: Donors | None = None,
 ) -> tuple[Tensor, list[Target]]:
     """Blend objects of the batch, each with some of its surroundings, into all images at random places.
 
@@ -115,35 +89,36 @@ def copy_blend(
         Copy-blend of DEIMv2 (arXiv:2509.20787); donors are an addition.
     """
     source_images, source_targets = (images, targets) if donors is None else donors
-    objects = _find_objects(source_targets, (images.shape[-2], images.shape[-1]))
-    pool = [source for source in objects if source.label != excluded_label]
+    pool = _find_objects(source_targets, (images.shape[-2], images.shape[-1]), excluded_label)
     if not pool:
         return images, list(targets)
+    shares = None if donors is None else _equal_shares([source.image for source in pool])
+    number = max_objects if donors is not None else min(max_objects, len(pool))
     blended = images.clone()
     joined: list[Target] = []
-    for number, target in enumerate(targets):
-        if donors is None:
-            chosen = rng.choice(len(pool), size=min(max_objects, len(pool)), replace=False)
-        else:
-            shares = _equal_shares([source.image for source in pool])
-            chosen = rng.choice(len(pool), size=max_objects, p=shares)
+    for canvas, target in zip(blended, targets, strict=True):
+        chosen = rng.choice(len(pool), size=number, replace=donors is not None, p=shares)
         sources = [pool[index] for index in chosen]
-        copies = [_blend_in(source_images, blended[number], source, ratio, rng) for source in sources]
-        joined.append(join_targets(target, _to_target(copies, sources, images)))
+        corners = torch.tensor([_blend_in(source_images, canvas, source, ratio, rng) for source in sources])
+        copies: Target = {
+            "boxes": xyxy_to_cxcywh(corners / torch.tensor([images.shape[-1], images.shape[-2]] * 2)),
+            "labels": torch.tensor([source.label for source in sources]),
+            "area": torch.tensor([float(source.width * source.height) for source in sources]),
+        }
+        joined.append(join_targets(target, copies))
     return blended, joined
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Object:
-    """An object to copy, in whole pixels."""
+    """An object to copy, in whole pixels of an image, given by its position in the batch or the donors."""
 
     image: int
-    """Position of its image in the batch, or among the donors."""
+    label: int
     left: int
     top: int
     width: int
     height: int
-    label: int
 
 
 def _equal_shares(images: Sequence[int]) -> NDArray[np.float64]:
@@ -153,18 +128,18 @@ def _equal_shares(images: Sequence[int]) -> NDArray[np.float64]:
     return shares / shares.sum()
 
 
-def _find_objects(targets: Sequence[Target], size_hw: tuple[int, int]) -> list[_Object]:
-    height, width = size_hw
-    limits = torch.tensor([width, height] * 2)
+def _find_objects(
+    targets: Sequence[Target], size_hw: tuple[int, int], excluded_label: int | None
+) -> list[_Object]:
+    limits = torch.tensor([size_hw[1], size_hw[0]] * 2)
     objects = []
     for number, target in enumerate(targets):
         corners = (cxcywh_to_xyxy(target["boxes"]) * limits).round(decimals=3).long()
         corners = torch.minimum(corners.clamp(min=0), limits)
         for box, label, area in zip(corners.tolist(), target["labels"].tolist(), target["area"], strict=True):
             left, top, right, bottom = box
-            if area >= MIN_AREA and right > left and bottom > top:
-                place = {"left": left, "top": top, "width": right - left, "height": bottom - top}
-                objects.append(_Object(image=number, label=label, **place))
+            if label != excluded_label and area >= MIN_AREA and right > left and bottom > top:
+                objects.append(_Object(number, label, left, top, right - left, bottom - top))
     return objects
 
 
@@ -180,24 +155,11 @@ def _blend_in(
     # The surroundings of the object must lie inside both images.
     west = min(margin_x, left, source.left)
     north = min(margin_y, top, source.top)
-    east = min(margin_x, width - left - source.width, width - source.left - source.width)
-    south = min(margin_y, height - top - source.height, height - source.top - source.height)
-    rows = slice(top - north, top + source.height + south)
-    columns = slice(left - west, left + source.width + east)
-    from_rows = slice(source.top - north, source.top + source.height + south)
-    from_columns = slice(source.left - west, source.left + source.width + east)
-    part = images[source.image, :, from_rows, from_columns]
-    canvas[:, rows, columns] = canvas[:, rows, columns] * ratio + part * (1 - ratio)
+    east = source.width + min(margin_x, width - source.width - max(left, source.left))
+    south = source.height + min(margin_y, height - source.height - max(top, source.top))
+    part = images[
+        source.image, :, source.top - north : source.top + south, source.left - west : source.left + east
+    ]
+    covered = canvas[:, top - north : top + south, left - west : left + east]
+    covered.copy_(covered * ratio + part * (1 - ratio))
     return left, top, left + source.width, top + source.height
-
-
-def _to_target(
-    copies: Sequence[tuple[int, int, int, int]], sources: Sequence[_Object], images: Tensor
-) -> Target:
-    height, width = images.shape[-2:]
-    corners = torch.tensor(copies, dtype=torch.float32)
-    return {
-        "boxes": xyxy_to_cxcywh(corners / torch.tensor([width, height] * 2)),
-        "labels": torch.tensor([source.label for source in sources], dtype=torch.int64),
-        "area": torch.tensor([float(source.width * source.height) for source in sources]),
-    }

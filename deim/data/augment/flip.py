@@ -1,30 +1,20 @@
 """Mirroring."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
-import torch
 
-from deim.data.augment.transform import Sample, SampleTransform, Stage
+from deim.data.augment.transform import Sample, SampleTransform
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flip(SampleTransform):
     """Mirrors left and right, and top and bottom."""
 
-    stage: ClassVar[Stage] = "sample"
-    name: str = "flips"
     horizontal: float
     """Probability of mirroring left and right."""
     vertical: float
     """Probability of mirroring top and bottom."""
-    epochs: range
-
-    @property
-    def is_on(self) -> bool:
-        """Whether either direction has a probability."""
-        return max(self.horizontal, self.vertical) > 0
 
     def change(self, sample: Sample, *, rng: np.random.Generator) -> Sample:
         """Mirror by two draws."""
@@ -37,15 +27,13 @@ class Flip(SampleTransform):
 
 def flip_horizontal(sample: Sample) -> Sample:
     """Mirror left and right."""
-    width = sample.image.shape[-1]
-    left, top, right, bottom = sample.boxes_xyxy.unbind(-1)
-    boxes = torch.stack([width - right, top, width - left, bottom], dim=-1)
+    boxes = sample.boxes_xyxy.clone()
+    boxes[:, [0, 2]] = sample.size_hw[1] - boxes[:, [2, 0]]
     return replace(sample, image=sample.image.flip(-1), boxes_xyxy=boxes)
 
 
 def flip_vertical(sample: Sample) -> Sample:
     """Mirror top and bottom."""
-    height = sample.image.shape[-2]
-    left, top, right, bottom = sample.boxes_xyxy.unbind(-1)
-    boxes = torch.stack([left, height - bottom, right, height - top], dim=-1)
+    boxes = sample.boxes_xyxy.clone()
+    boxes[:, [1, 3]] = sample.size_hw[0] - boxes[:, [3, 1]]
     return replace(sample, image=sample.image.flip(-2), boxes_xyxy=boxes)

@@ -6,13 +6,14 @@ The transforms are those of albumentations, an optional package: `pip install 'd
 import importlib.util
 import os
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 
 from deim.config.checks import check, not_fraction
-from deim.data.augment.transform import Sample, SampleTransform, Stage
+from deim.data.augment.transform import Sample, SampleTransform
 from deim.errors import ConfigError
 
 
@@ -73,29 +74,16 @@ class Industrial(SampleTransform):
     clipped. Boxes with less than a tenth (`MIN_SHARE`) or a side under a pixel in the image are dropped.
     """
 
-    stage: ClassVar[Stage] = "sample"
-    name: str = "industrial"
     options: IndustrialOptions
-    epochs: range
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it can change anything; always, since the block of options can be left out."""
-        return True
 
     def change(self, sample: Sample, *, rng: np.random.Generator) -> Sample:
-        """Change a sample; `rng` gives the seed of all draws.
-
-        Raises:
-            ConfigError: If albumentations is not installed.
-        """
+        """Change a sample; `rng` gives the seed of all draws."""
         channels = sample.image.shape[0]
         # albumentations cannot light images of one channel, so gray passes through as three.
         expanded = sample.image.expand(3, -1, -1) if channels == 1 else sample.image
         is_uint8 = channels in (1, 3) and sample.image.dtype == torch.uint8
-        transform = _build_transform(
-            self.options, has_colors=is_uint8 and channels == 3, jpeg=is_uint8, seed=int(rng.integers(2**31))
-        )
+        transform = _build_transform(self.options, has_colors=is_uint8 and channels == 3, jpeg=is_uint8)
+        transform.set_random_seed(int(rng.integers(2**31)))
         changed = transform(
             image=np.ascontiguousarray(expanded.permute(1, 2, 0).numpy()),
             bboxes=sample.boxes_xyxy.numpy(),
@@ -108,11 +96,7 @@ class Industrial(SampleTransform):
 
 
 def require_albumentations() -> None:
-    """Check that the optional package is installed.
-
-    Raises:
-        ConfigError: If it is not installed.
-    """
+    """Raise a ConfigError if the optional package is not installed."""
     if importlib.util.find_spec("albumentations") is None:
         raise ConfigError(
             "augment.industrial: needs albumentations, which is not installed. Install it with "
@@ -120,19 +104,25 @@ def require_albumentations() -> None:
         )
 
 
-def _build_transform(options: IndustrialOptions, *, has_colors: bool, jpeg: bool, seed: int) -> Any:
-    require_albumentations()
+@cache
+def _build_transform(options: IndustrialOptions, *, has_colors: bool, jpeg: bool) -> Any:
     # Otherwise each loading process asks the network for a newer version of the package.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as albu
     import cv2
 
     cv2.setNumThreads(0)  # the loading processes share the cores already
+    # IPP's distances, which lighting uses, depend on the place of an image in memory.
+    cv2.ipp.setUseIPP(False)
 
     degrees, shift = options.max_degrees, options.max_corner_shift
     noises = [albu.GaussNoise(std_range=(0.01, 0.05), p=1)]
     if has_colors:
         noises.append(albu.ISONoise(color_shift=(0.01, 0.03), intensity=(0.1, 0.3), p=1))
+    blurs = [
+        albu.GaussianBlur(blur_limit=0, sigma_limit=(0.5, 1.5), p=1),
+        albu.MotionBlur(blur_limit=(3, 7), p=1),
+    ]
     lights = [albu.Illumination(mode=mode, intensity_range=(0.05, 0.2), p=1) for mode in LIGHT_MODES]
     return albu.Compose(
         [
@@ -140,17 +130,9 @@ def _build_transform(options: IndustrialOptions, *, has_colors: bool, jpeg: bool
             albu.Perspective(scale=(0.0, shift), p=options.perspective),
             albu.OneOf(lights, p=options.lighting),
             albu.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=options.exposure),
-            albu.OneOf(
-                [
-                    albu.GaussianBlur(blur_limit=0, sigma_limit=(0.5, 1.5), p=1),
-                    albu.MotionBlur(blur_limit=(3, 7), p=1),
-                ],
-                p=options.blur,
-            ),
+            albu.OneOf(blurs, p=options.blur),
             albu.OneOf(noises, p=options.noise),
-            albu.ImageCompression(
-                compression_type="jpeg", quality_range=(40, 90), p=options.jpeg if jpeg else 0
-            ),
+            albu.ImageCompression(quality_range=(40, 90), p=options.jpeg if jpeg else 0),
         ],
         bbox_params=albu.BboxParams(
             format="pascal_voc",
@@ -161,5 +143,4 @@ def _build_transform(options: IndustrialOptions, *, has_colors: bool, jpeg: bool
             clip=True,
             filter_invalid_bboxes=True,
         ),
-        seed=seed,
     )

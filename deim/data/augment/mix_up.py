@@ -1,21 +1,18 @@
 """Mix-up: each image of a batch blended with another, with the boxes of both."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deim.data.augment.transform import BlendTransform, Stage
+from deim.data.augment.transform import BlendTransform, Donors
 from deim.structures import Target
 
 BLEND_RATIOS = (0.45, 0.55)
 """Range of the share of an image's original pixels where it is blended with another."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MixUp(BlendTransform):
     """Blends each image of a batch with the one before it.
 
@@ -23,47 +20,27 @@ class MixUp(BlendTransform):
         Mix-up (arXiv:1710.09412) as in DEIM (arXiv:2412.04234): boxes have no weights.
     """
 
-    stage: ClassVar[Stage] = "batch"
-    name: str = "mix-up"
-    probability: float
-    epochs: range
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it has a probability."""
-        return self.probability > 0
-
     def max_boxes(self, num_boxes: int) -> int:
-        """Return twice the boxes, if it is on."""
-        return 2 * num_boxes if self.is_on else num_boxes
+        """Return twice the boxes."""
+        return 2 * num_boxes
 
     def blend(
         self,
         images: Tensor,
         targets: Sequence[Target],
         *,
-        donors: tuple[Tensor, Sequence[Target]] | None = None,  # noqa: ARG002
+        donors: Donors | None,  # noqa: ARG002
         rng: np.random.Generator,
     ) -> tuple[Tensor, list[Target]]:
         """Blend a batch at a random ratio; see `BlendTransform.blend`."""
-        return mix_up(images, targets, ratio=draw_ratio(rng))
-
-
-def draw_ratio(rng: np.random.Generator) -> float:
-    """Draw the share of the original pixels."""
-    return float(rng.uniform(*BLEND_RATIOS))
+        return mix_up(images, targets, ratio=rng.uniform(*BLEND_RATIOS))
 
 
 def mix_up(images: Tensor, targets: Sequence[Target], *, ratio: float) -> tuple[Tensor, list[Target]]:
-    """Blend each image with the one before it in the batch, the first with the last; boxes of both stay.
+    """Blend each image (C, H, W) with the one before it in the batch, the first with the last.
 
-    Args:
-        images: (B, C, H, W) float32.
-        targets: Ground truth of each image, with `area`.
-        ratio: Share of the original pixels, in [0, 1].
-
-    Returns:
-        Blended images, and targets with the image's original boxes first. A single image stays as it is.
+    `ratio` is the share of the original pixels. Boxes of both images stay, the original ones first. A single
+    image stays as it is.
     """
     if len(images) == 1:
         return images, list(targets)

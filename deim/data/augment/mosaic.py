@@ -3,16 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from deim.boxes import box_area
-from deim.data.augment.transform import ComposeTransform, ImageSource, Sample, Stage, keep_visible
+from deim.data.augment.options import AugmentOptions
+from deim.data.augment.transform import ComposeTransform, ImageSource, Sample, keep_visible
 from deim.data.augment.zoom_crop import show_window, whole_window
 
 MIN_SHARE = 0.1
@@ -28,29 +26,15 @@ class Mosaic(ComposeTransform):
         drawn from the whole split instead of a cache, and they are interpolated.
     """
 
-    stage: ClassVar[Stage] = "compose"
-    name: str = "mosaic"
-    probability: float
-    max_degrees: float
-    """Maximum rotation in either direction."""
-    max_shift: float
-    """Maximum shift as a share of the mosaic's side."""
-    scales: tuple[float, float]
-    """Minimum and maximum scale."""
-    epochs: range
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it has a probability."""
-        return self.probability > 0
+    options: AugmentOptions
 
     def max_boxes(self, num_boxes: int) -> int:
-        """Return four times the boxes, if mosaics are on."""
-        return 4 * num_boxes if self.is_on else num_boxes
+        """Return four times the boxes."""
+        return 4 * num_boxes
 
     def compose(self, source: ImageSource, *, rng: np.random.Generator) -> Sample | None:
         """Return a mosaic at the size of the network input, if the draw says so."""
-        if rng.random() >= self.probability:
+        if rng.random() >= self.options.mosaic:
             return None
         if source.sampling_shares is None:
             others = rng.integers(source.num_images, size=3).tolist()
@@ -64,14 +48,12 @@ class Mosaic(ComposeTransform):
         """Lay four images out by `tile_four`, then rotate, shift and scale the whole about its center."""
         canvas = tile_four(samples, short_side=short_side)
         height, width = canvas.size_hw
+        degrees, shift = self.options.mosaic_max_degrees, self.options.mosaic_max_shift
         return rotate(
             canvas,
-            degrees=rng.uniform(-self.max_degrees, self.max_degrees),
-            shift_yx=(
-                round(rng.uniform(-self.max_shift, self.max_shift) * height),
-                round(rng.uniform(-self.max_shift, self.max_shift) * width),
-            ),
-            scale=rng.uniform(*self.scales),
+            degrees=rng.uniform(-degrees, degrees),
+            shift_yx=(round(rng.uniform(-shift, shift) * height), round(rng.uniform(-shift, shift) * width)),
+            scale=rng.uniform(*self.options.mosaic_scales),
         )
 
 
@@ -79,18 +61,14 @@ def tile_four(samples: Sequence[Sample], *, short_side: int) -> Sample:
     """Lay four images out in two rows and two columns on black.
 
     All cells are as high as the highest image and as wide as the widest; each image lies in the top left
-    corner of its cell.
+    corner of its cell, row by row.
 
     Args:
-        samples: Top left, top right, bottom left and bottom right image.
+        samples: Four images.
         short_side: Shorter side of each image in its cell, in pixels.
-
-    Returns:
-        The canvas with boxes and labels in the order of the images.
     """
     fitted = [_with_short_side(sample, short_side) for sample in samples]
-    height = max(sample.size_hw[0] for sample in fitted)
-    width = max(sample.size_hw[1] for sample in fitted)
+    height, width = (max(sides) for sides in zip(*(sample.size_hw for sample in fitted), strict=True))
     canvas = fitted[0].image.new_zeros(fitted[0].image.shape[0], 2 * height, 2 * width)
     boxes = []
     for number, sample in enumerate(fitted):
@@ -105,17 +83,10 @@ def tile_four(samples: Sequence[Sample], *, short_side: int) -> Sample:
 
 
 def rotate(sample: Sample, *, degrees: float, shift_yx: tuple[int, int], scale: float) -> Sample:
-    """Rotate and scale an image about its center, then shift it, on a black canvas.
+    """Rotate an image clockwise and scale it about its center, then shift it, on a black canvas.
 
-    Args:
-        sample: Image with boxes.
-        degrees: Clockwise angle.
-        shift_yx: Shift down and to the right, in pixels.
-        scale: Factor above 0.
-
-    Returns:
-        The image with upright boxes around the rotated ones, clipped. Boxes with less than a tenth
-        (`MIN_SHARE`) or a side under a pixel on the canvas are dropped.
+    Boxes become upright boxes around the rotated ones and are clipped. Boxes with less than a tenth
+    (`MIN_SHARE`) or a side under a pixel on the canvas are dropped.
     """
     height, width = sample.size_hw
     image = TF.affine(
@@ -133,16 +104,13 @@ def rotate(sample: Sample, *, degrees: float, shift_yx: tuple[int, int], scale: 
     center_xy = torch.tensor((width / 2, height / 2))
     moved_xy = (corners_xy - center_xy) @ rotation * scale + center_xy + torch.tensor(shift_yx[::-1]).float()
     boxes = torch.cat([moved_xy.amin(dim=1), moved_xy.amax(dim=1)], dim=-1)
-    return keep_visible(image, boxes, sample.labels, whole_area=box_area(boxes), min_share=MIN_SHARE)
+    return keep_visible(image, boxes, sample.labels, min_share=MIN_SHARE)
 
 
 def _with_short_side(sample: Sample, short_side: int) -> Sample:
     height, width = sample.size_hw
     scale = short_side / min(height, width)
-    size_hw: tuple[int, int] = (max(1, round(height * scale)), max(1, round(width * scale)))
-    factors: Tensor = torch.tensor([size_hw[1] / width, size_hw[0] / height] * 2)
-    return Sample(
-        image=TF.resize(sample.image, list(size_hw), antialias=True),
-        boxes_xyxy=sample.boxes_xyxy * factors,
-        labels=sample.labels,
-    )
+    size_hw = [max(1, round(height * scale)), max(1, round(width * scale))]
+    factors = torch.tensor([size_hw[1] / width, size_hw[0] / height] * 2)
+    image = TF.resize(sample.image, size_hw, antialias=True)
+    return Sample(image=image, boxes_xyxy=sample.boxes_xyxy * factors, labels=sample.labels)

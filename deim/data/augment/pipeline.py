@@ -10,7 +10,9 @@ from stop           –        –        –                 yes     –       
 * zoom-out and crop for the images that did not become a mosaic.
 """
 
+import sys
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -20,10 +22,8 @@ from deim.data.augment.flip import Flip
 from deim.data.augment.industrial import Industrial, require_albumentations
 from deim.data.augment.mix_up import MixUp
 from deim.data.augment.mosaic import Mosaic
-from deim.data.augment.multi_scale import MultiScale, compute_sizes
 from deim.data.augment.options import AugmentOptions
 from deim.data.augment.transform import (
-    ALL_EPOCHS,
     BlendTransform,
     ComposeTransform,
     ImageSource,
@@ -32,6 +32,8 @@ from deim.data.augment.transform import (
     Transform,
 )
 from deim.data.augment.zoom_crop import ZoomCrop
+
+T_co = TypeVar("T_co", bound=Transform, covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +48,24 @@ class AugmentEpochs:
     """First epoch of the final stage, which has flips only."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scheduled(Generic[T_co]):
+    """A transform with the epochs in which it runs."""
+
+    name: str
+    """Name for logs and previews."""
+    transform: T_co
+    probability: float
+    """Probability that it changes an image or a batch, the highest of several; 0 for off."""
+    epochs: range
+    """Epochs (0-based) in which it runs."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochStage:
     """Consecutive epochs with the same transforms."""
 
     first_epoch: int
-    """First epoch, 0-based."""
     end_epoch: int
     """First epoch after the stage."""
     names: tuple[str, ...]
@@ -63,127 +77,85 @@ class EpochStage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BatchDraw:
-    """Random choices for a whole batch."""
-
-    size_hw: tuple[int, int] | None
-    """Size of the input in pixels; None for the usual one."""
-    blend: BlendTransform | None
-    """How its images are blended; None if they are not."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentPipeline:
-    """All random changes of training images, in the order in which they run.
-
-    A transform that is off still draws its random numbers, so that the draws of one do not depend on whether
-    another is on.
-    """
+    """All random changes of training images, in the order in which they run."""
 
     options: AugmentOptions
     epochs: AugmentEpochs
     image_size_hw: tuple[int, int]
     """Usual size of the network input, in pixels."""
-    compose_transforms: tuple[ComposeTransform, ...]
+    compose_transforms: tuple[Scheduled[ComposeTransform], ...]
     """The first one whose draw succeeds makes the network input."""
-    sample_transforms: tuple[SampleTransform, ...]
-    blend_transforms: tuple[BlendTransform, ...]
+    sample_transforms: tuple[Scheduled[SampleTransform], ...]
+    blend_transforms: tuple[Scheduled[BlendTransform], ...]
     """The first one whose draw succeeds blends the batch."""
-    multi_scale: MultiScale
-
-    @property
-    def transforms(self) -> list[Transform]:
-        """All transforms, in the order in which they run."""
-        return [*self.compose_transforms, *self.sample_transforms, *self.blend_transforms, self.multi_scale]
+    sizes_hw: tuple[tuple[int, int], ...]
+    """Sizes in pixels to draw one from for each batch, some several times; empty keeps the usual size."""
 
     @property
     def changes_images(self) -> bool:
         """Whether single images are changed."""
-        return any(transform.is_on for transform in self.transforms if transform.stage != "batch")
+        return any(item.probability > 0 for item in (*self.compose_transforms, *self.sample_transforms))
 
     @property
     def mixes_images(self) -> bool:
         """Whether the images of a batch are blended or resized together."""
-        return any(transform.is_on for transform in self.transforms if transform.stage == "batch")
-
-    @property
-    def draws_donors(self) -> bool:
-        """Whether objects to copy are drawn from the whole split."""
-        return any(isinstance(item, CopyBlend) and item.balanced for item in self.blend_transforms)
+        return bool(self.sizes_hw) or any(item.probability > 0 for item in self.blend_transforms)
 
     @property
     def largest_size_hw(self) -> tuple[int, int]:
         """Size in pixels of the largest network input."""
-        sizes = [self.image_size_hw, *self.multi_scale.sizes_hw]
-        return max(sizes, key=lambda size_hw: size_hw[0] * size_hw[1])
+        return max((self.image_size_hw, *self.sizes_hw), key=lambda size_hw: size_hw[0] * size_hw[1])
 
     def max_boxes(self, num_boxes: int) -> int:
         """Return the maximum number of boxes of an input, given that of an image of the dataset."""
-        for transform in self.transforms:
-            num_boxes = transform.max_boxes(num_boxes)
+        for item in (*self.compose_transforms, *self.sample_transforms, *self.blend_transforms):
+            if item.probability > 0:
+                num_boxes = item.transform.max_boxes(num_boxes)
         return num_boxes
 
     def compose(self, source: ImageSource, *, epoch: int, rng: np.random.Generator) -> Sample | None:
-        """Make the network input from several images or a part of one, if that is drawn.
-
-        Args:
-            source: The image, and access to the others.
-            epoch: Current epoch, 0-based.
-            rng: Source of all random draws.
-
-        Returns:
-            The sample at the size of the network input; None for the whole image.
-        """
-        for transform in self.compose_transforms:
-            if epoch in transform.epochs:
-                sample = transform.compose(source, rng=rng)
+        """Make the network input from several images or a part of one; None if that is not drawn."""
+        for item in self.compose_transforms:
+            if epoch in item.epochs:
+                sample = item.transform.compose(source, rng=rng)
                 if sample is not None:
                     return sample
         return None
 
     def change(self, sample: Sample, *, epoch: int, rng: np.random.Generator) -> Sample:
-        """Change a sample at the size of the network input.
-
-        Args:
-            sample: From `compose`, or a resized image.
-            epoch: Current epoch, 0-based.
-            rng: Source of all random draws.
-        """
-        for transform in self.sample_transforms:
-            if epoch in transform.epochs:
-                sample = transform.change(sample, rng=rng)
+        """Change a sample at the size of the network input."""
+        for item in self.sample_transforms:
+            if epoch in item.epochs:
+                sample = item.transform.change(sample, rng=rng)
         return sample
 
-    def draw_batch(self, *, epoch: int, rng: np.random.Generator) -> BatchDraw:
-        """Draw the size and the blending of a batch.
-
-        Args:
-            epoch: Current epoch, 0-based.
-            rng: Source of all random draws.
-        """
-        size_hw = self.multi_scale.draw_size(epoch, rng=rng)
-        hits = [rng.random() < transform.probability for transform in self.blend_transforms]
-        chosen = (
-            transform
-            for transform, is_hit in zip(self.blend_transforms, hits, strict=True)
-            if is_hit and epoch in transform.epochs
-        )
-        return BatchDraw(size_hw=size_hw, blend=next(chosen, None))
+    def draw_batch(
+        self, *, epoch: int, rng: np.random.Generator
+    ) -> tuple[tuple[int, int] | None, BlendTransform | None]:
+        """Draw the size of a batch in pixels, None for the usual one, and how it is blended, None if not."""
+        size_hw = None
+        if self.sizes_hw and epoch < self.epochs.stop:
+            size_hw = self.sizes_hw[rng.integers(len(self.sizes_hw))]
+        hits = [rng.random() < item.probability for item in self.blend_transforms]
+        for item, is_hit in zip(self.blend_transforms, hits, strict=True):
+            if is_hit and epoch in item.epochs:
+                return size_hw, item.transform
+        return size_hw, None
 
     def stages(self, num_epochs: int) -> list[EpochStage]:
         """Return the stages of a run of `num_epochs` epochs, in order."""
+        listed = (*self.compose_transforms, *self.sample_transforms, *self.blend_transforms)
+        epochs_by_name = {item.name: item.epochs for item in listed if item.probability > 0}
+        if self.sizes_hw:
+            epochs_by_name["several sizes"] = range(self.epochs.stop)
         stages: list[EpochStage] = []
         for epoch in range(num_epochs):
-            active = (item for item in self.transforms if item.is_on and epoch in item.epochs)
-            names = tuple(transform.name for transform in active)
+            names = tuple(name for name, epochs in epochs_by_name.items() if epoch in epochs)
             is_same = bool(stages) and stages[-1].names == names
             first_epoch = stages.pop().first_epoch if is_same else epoch
             stages.append(EpochStage(first_epoch=first_epoch, end_epoch=epoch + 1, names=names))
         return stages
-
-    def describe(self, num_epochs: int) -> list[str]:
-        """Return a line for each stage of a run of `num_epochs` epochs."""
-        return [stage.describe() for stage in self.stages(num_epochs)]
 
 
 def build_pipeline(
@@ -205,50 +177,54 @@ def build_pipeline(
         ConfigError: If a transform needs a package that is not installed.
     """
     with_mixes, with_changes = range(epochs.start, epochs.mix_end), range(epochs.start, epochs.stop)
+    all_epochs = range(sys.maxsize)
     zooms = {"zoom-out": augment.zoom_out, "crop": augment.crop}
-    colors = Colors(probability=augment.photometric, epochs=with_changes)
-    samples: list[SampleTransform] = [
-        colors,
-        Flip(horizontal=augment.horizontal_flip, vertical=augment.vertical_flip, epochs=ALL_EPOCHS),
+    zoom_name = ", ".join(name for name, probability in zooms.items() if probability > 0)
+    colors = Colors(probability=augment.photometric)
+    flip = Flip(horizontal=augment.horizontal_flip, vertical=augment.vertical_flip)
+    samples: list[Scheduled[SampleTransform]] = [
+        Scheduled("colors", colors, augment.photometric, with_changes),
+        Scheduled("flips", flip, max(augment.horizontal_flip, augment.vertical_flip), all_epochs),
     ]
     if augment.industrial is not None:
         require_albumentations()
-        samples.append(Industrial(options=augment.industrial, epochs=with_changes))
+        samples.append(Scheduled("industrial", Industrial(options=augment.industrial), 1.0, with_changes))
+    copy_blend = CopyBlend(options=augment, excluded_label=normal_label)
+    copy_name = "balanced copy-blend" if augment.copy_blend_balanced else "copy-blend"
     return AugmentPipeline(
         options=augment,
         epochs=epochs,
         image_size_hw=image_size_hw,
         compose_transforms=(
-            Mosaic(
-                probability=augment.mosaic,
-                max_degrees=augment.mosaic_max_degrees,
-                max_shift=augment.mosaic_max_shift,
-                scales=augment.mosaic_scales,
-                epochs=with_mixes,
-            ),
-            ZoomCrop(
-                name=", ".join(name for name, chance in zooms.items() if chance > 0),
-                zoom_out=augment.zoom_out,
-                max_scale=augment.zoom_out_max_scale,
-                crop=augment.crop,
-                colors=colors,
-                epochs=with_changes,
-            ),
+            Scheduled("mosaic", Mosaic(options=augment), augment.mosaic, with_mixes),
+            Scheduled(zoom_name, ZoomCrop(options=augment, colors=colors), max(zooms.values()), with_changes),
         ),
         sample_transforms=tuple(samples),
         blend_transforms=(
-            MixUp(probability=augment.mix_up, epochs=with_mixes),
-            CopyBlend(
-                name="balanced copy-blend" if augment.copy_blend_balanced else "copy-blend",
-                probability=augment.copy_blend,
-                max_objects=augment.copy_blend_objects,
-                balanced=augment.copy_blend_balanced,
-                excluded_label=normal_label,
-                epochs=with_changes,
-            ),
+            Scheduled("mix-up", MixUp(), augment.mix_up, with_mixes),
+            Scheduled(copy_name, copy_blend, augment.copy_blend, with_changes),
         ),
-        multi_scale=MultiScale(
-            sizes_hw=compute_sizes(image_size_hw, augment.multi_scale, repeat=augment.multi_scale_repeat),
-            epochs=range(epochs.stop),
-        ),
+        sizes_hw=compute_sizes(image_size_hw, augment.multi_scale, repeat=augment.multi_scale_repeat),
     )
+
+
+def compute_sizes(size_hw: tuple[int, int], max_change: float, *, repeat: int) -> tuple[tuple[int, int], ...]:
+    """Compute the sizes from which the size of a batch is drawn; the usual one is listed `repeat` times.
+
+    Returns:
+        Heights in steps of 32 within the maximum change, a share of the usual one, as many above as below,
+        with widths of the same share in multiples of 32; at least 64 both. Empty if there is only one size.
+
+    Source:
+        The list of DEIMv2's loader.
+    """
+    height, width = size_hw
+    # Rounded: 0.7 · 320 is a little less than 224 in binary fractions.
+    lowest = max(64, int(round((1 - max_change) * height, 6) // 32) * 32)
+    highest = int(round((1 + max_change) * height, 6) // 32) * 32
+    below = list(range(lowest, height, 32))
+    above = [highest - 32 * number for number in range(len(below)) if highest - 32 * number > height]
+    if not below:
+        return ()
+    heights = [*below, *[height] * repeat, *above]
+    return tuple((side, max(64, round(side * width / height / 32) * 32)) for side in heights)

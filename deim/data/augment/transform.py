@@ -3,13 +3,15 @@
 A transform runs in one of three stages:
     compose: makes the network input from one or several images in their original size, in place of resizing;
     sample: changes one image at the size of the network input;
-    batch: blends or resizes the images of a whole batch.
+    blend: blends the images of a whole batch.
+
+A transform that is off still draws its random numbers, so that the draws of one do not depend on whether
+another is on.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +21,8 @@ from deim.boxes import box_area, clip_boxes
 from deim.data.images.input_format import InputFormat
 from deim.structures import Target
 
-Stage = Literal["compose", "sample", "batch"]
-
-ALL_EPOCHS = range(sys.maxsize)
+Donors = tuple[Tensor, Sequence[Target]]
+"""Images (D, C, H, W) to take objects from, and their targets."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,16 +68,6 @@ class ImageSource:
 class Transform(Protocol):
     """A random change of training images."""
 
-    stage: ClassVar[Stage]
-    name: str
-    """Name for logs."""
-    epochs: range
-    """Epochs (0-based) in which it runs."""
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it can change anything. A transform that is off still draws its random numbers."""
-
     def max_boxes(self, num_boxes: int) -> int:
         """Return the maximum number of boxes of an image afterwards, given the maximum before."""
         return num_boxes
@@ -99,41 +90,22 @@ class SampleTransform(Transform, Protocol):
 class BlendTransform(Transform, Protocol):
     """Blends the images of a batch."""
 
-    probability: float
-    """Share of the batches, in [0, 1]."""
-
     def blend(
-        self,
-        images: Tensor,
-        targets: Sequence[Target],
-        *,
-        donors: tuple[Tensor, Sequence[Target]] | None = None,
-        rng: np.random.Generator,
+        self, images: Tensor, targets: Sequence[Target], *, donors: Donors | None, rng: np.random.Generator
     ) -> tuple[Tensor, list[Target]]:
-        """Return the blended images (B, C, H, W) float32 in [0, 1] and their targets.
+        """Return the blended images (B, C, H, W) float32 in [0, 1] and their targets, which have an `area`.
 
-        Args:
-            images: (B, C, H, W) float32 in [0, 1]; not changed.
-            targets: Ground truth of each image, with `area`; not changed.
-            donors: Images (D, C, H, W) of the split and their targets to take objects from; None for none.
-            rng: Source of all random draws.
+        Nothing is changed in place.
         """
 
 
-def keep_visible(
-    image: Tensor, boxes_xyxy: Tensor, labels: Tensor, *, whole_area: Tensor, min_share: float
-) -> Sample:
-    """Clip boxes to an image and drop those of which too little is visible.
+def keep_visible(image: Tensor, boxes_xyxy: Tensor, labels: Tensor, *, min_share: float) -> Sample:
+    """Clip boxes to an image and drop those with a side under a pixel or too little of their area.
 
-    Args:
-        image: (C, H, W) uint8 or float32.
-        boxes_xyxy: (N, 4) float, pixels of `image`; may reach beyond it.
-        labels: (N,) int64.
-        whole_area: (N,) float, area of the uncut boxes in square pixels of `image`.
-        min_share: Minimum visible share of that area, in [0, 1]; each side must also have a pixel.
+    Boxes are in pixels of the image and may reach beyond it; `min_share` of their area must be visible.
     """
     height, width = image.shape[-2:]
     clipped = clip_boxes(boxes_xyxy, (height, width))
     sides = clipped[:, 2:] - clipped[:, :2]
-    kept = (sides >= 1).all(dim=-1) & (box_area(clipped) >= min_share * whole_area)
+    kept = (sides >= 1).all(dim=-1) & (box_area(clipped) >= min_share * box_area(boxes_xyxy))
     return Sample(image=image, boxes_xyxy=clipped[kept], labels=labels[kept])

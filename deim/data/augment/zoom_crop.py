@@ -1,18 +1,18 @@
 """Zoom-out and crop: a part of an image, or of a canvas around it, becomes the input."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from deim.boxes import box_area, iou
+from deim.boxes import iou
 from deim.data.augment.colors import Colors
-from deim.data.augment.transform import ComposeTransform, ImageSource, Sample, Stage, keep_visible
+from deim.data.augment.options import AugmentOptions
+from deim.data.augment.transform import ComposeTransform, ImageSource, Sample, keep_visible
 from deim.data.images.input_format import InputFormat
-from deim.data.images.resize import gray_canvas, inner_size
+from deim.data.images.resize import inner_size, pad_to_input
 
 MIN_SHARE = 0.25
 """Share of a box that must lie in the window; other boxes are dropped. A box whose center lies in the window,
@@ -42,32 +42,19 @@ class Window:
 class ZoomCrop(ComposeTransform):
     """Shows an image smaller on a black canvas, or a crop of it, or both."""
 
-    stage: ClassVar[Stage] = "compose"
-    name: str = "zoom-out, crop"
-    zoom_out: float
-    """Probability of zooming out."""
-    max_scale: float
-    """Maximum side of the canvas, in sides of the image."""
-    crop: float
-    """Probability of cropping."""
+    options: AugmentOptions
     colors: Colors
     """Applied to the image before it is put on the canvas, so that the canvas stays black."""
-    epochs: range
-
-    @property
-    def is_on(self) -> bool:
-        """Whether either has a probability."""
-        return max(self.zoom_out, self.crop) > 0
 
     def compose(self, source: ImageSource, *, rng: np.random.Generator) -> Sample | None:
         """Return the part of the image that the draw chooses."""
-        zooms, crops = rng.random() < self.zoom_out, rng.random() < self.crop
+        zooms, crops = rng.random() < self.options.zoom_out, rng.random() < self.options.crop
         if not zooms and not crops:
             return None
         sample = source.read(source.index)
         window = whole_window(sample)
         if zooms:
-            window = draw_zoom_out(sample.size_hw, self.max_scale, rng=rng)
+            window = draw_zoom_out(sample.size_hw, self.options.zoom_out_max_scale, rng=rng)
             sample = self.colors.change(sample, rng=rng)
         if crops:
             window = draw_crop(window, sample.boxes_xyxy, sample.size_hw, rng=rng)
@@ -82,24 +69,15 @@ def whole_window(sample: Sample) -> Window:
 
 
 def draw_zoom_out(size_hw: tuple[int, int], max_scale: float, *, rng: np.random.Generator) -> Window:
-    """Draw a canvas of the image's shape around it, up to `max_scale` times as high and wide.
-
-    Args:
-        size_hw: Size of the image, in pixels.
-        max_scale: Maximum factor, at least 1.
-        rng: Source of all random draws.
+    """Draw a canvas of the shape of an image around it, up to `max_scale` times as high and wide.
 
     Source:
         The expansion of SSD (arXiv:1512.02325), as in torchvision.
     """
     scale, share_y, share_x = rng.uniform(1, max_scale), rng.random(), rng.random()
     height, width = int(size_hw[0] * scale), int(size_hw[1] * scale)
-    return Window(
-        top=-int((height - size_hw[0]) * share_y),
-        left=-int((width - size_hw[1]) * share_x),
-        height=height,
-        width=width,
-    )
+    top, left = -int((height - size_hw[0]) * share_y), -int((width - size_hw[1]) * share_x)
+    return Window(top=top, left=left, height=height, width=width)
 
 
 def draw_crop(
@@ -107,16 +85,8 @@ def draw_crop(
 ) -> Window:
     """Draw a part of a window that contains the center of a box and overlaps one such box enough.
 
-    An image without boxes counts as one box, so that a crop always shows part of it.
-
-    Args:
-        window: Window to crop.
-        boxes_xyxy: (N, 4) float, in pixels of the image.
-        size_hw: Size of the image, in pixels.
-        rng: Source of all random draws.
-
-    Returns:
-        `window` itself if the draw says so or no trial fits.
+    It is the window itself if the draw says so or no trial fits. An image without boxes counts as one box, so
+    that a crop always shows part of it.
 
     Source:
         The sampling of SSD (arXiv:1512.02325), as in torchvision.
@@ -147,66 +117,39 @@ def _draw_part(window: Window, rng: np.random.Generator) -> Window | None:
     share_y, share_x = rng.random(), rng.random()
     if min(height, width) < 1 or not CROP_ASPECTS[0] <= width / height <= CROP_ASPECTS[1]:
         return None
-    return Window(
-        top=window.top + int((window.height - height) * share_y),
-        left=window.left + int((window.width - width) * share_x),
-        height=height,
-        width=width,
-    )
+    top = window.top + int((window.height - height) * share_y)
+    left = window.left + int((window.width - width) * share_x)
+    return Window(top=top, left=left, height=height, width=width)
 
 
 def show_window(sample: Sample, window: Window, input_format: InputFormat) -> Sample:
     """Resize a window of an image to the network input, in one step from the original pixels.
 
-    Areas beyond the image are black. Boxes are clipped to the window. Boxes with less than a quarter
-    (`MIN_SHARE`) or a side under a pixel in it are dropped.
-
-    Args:
-        sample: Image in its original size.
-        window: Window that shows at least part of the image.
-        input_format: Size and resizing of the network input.
+    The window must show some of the image; areas beyond it are black. Boxes are clipped to the window. Boxes
+    with less than a quarter (`MIN_SHARE`) or a side under a pixel in it are dropped.
     """
-    size_hw = input_format.size_hw
     canvas_hw = inner_size((window.height, window.width), input_format)
-    offset_yx = ((size_hw[0] - canvas_hw[0]) // 2, (size_hw[1] - canvas_hw[1]) // 2)
     canvas = sample.image.new_zeros(sample.image.shape[0], *canvas_hw)
-    rows = _place_span(window.top, window.height, sample.size_hw[0], canvas_hw[0])
-    columns = _place_span(window.left, window.width, sample.size_hw[1], canvas_hw[1])
-    part = sample.image[:, rows.start : rows.end, columns.start : columns.end]
-    canvas[:, rows.placed_start : rows.placed_end, columns.placed_start : columns.placed_end] = TF.resize(
-        part, [rows.placed_end - rows.placed_start, columns.placed_end - columns.placed_start], antialias=True
-    )
-    factors = torch.tensor([columns.scale, rows.scale] * 2)
+    rows, placed_rows = _place_span(window.top, window.height, sample.size_hw[0], canvas_hw[0])
+    columns, placed_columns = _place_span(window.left, window.width, sample.size_hw[1], canvas_hw[1])
+    height, width = placed_rows.stop - placed_rows.start, placed_columns.stop - placed_columns.start
+    part = sample.image[:, rows, columns]
+    canvas[:, placed_rows, placed_columns] = TF.resize(part, [height, width], antialias=True)
+    factors = torch.tensor([width / part.shape[2], height / part.shape[1]] * 2)
     starts = torch.tensor([columns.start, rows.start] * 2)
-    placed = torch.tensor([columns.placed_start, rows.placed_start] * 2)
+    placed = torch.tensor([placed_columns.start, placed_rows.start] * 2)
     boxes = (sample.boxes_xyxy - starts) * factors + placed
-    shown = keep_visible(canvas, boxes, sample.labels, whole_area=box_area(boxes), min_share=MIN_SHARE)
-    if canvas_hw == size_hw:
-        return shown
-    padded = gray_canvas(canvas, size_hw)
-    top, left = offset_yx
-    padded[:, top : top + canvas_hw[0], left : left + canvas_hw[1]] = shown.image
+    shown = keep_visible(canvas, boxes, sample.labels, min_share=MIN_SHARE)
+    padded, (top, left) = pad_to_input(shown.image, input_format)
     return replace(shown, image=padded, boxes_xyxy=shown.boxes_xyxy + torch.tensor([left, top, left, top]))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Span:
-    """The visible part of an axis of the image, and where it lies on the canvas, in pixels."""
-
-    start: int
-    end: int
-    placed_start: int
-    placed_end: int
-
-    @property
-    def scale(self) -> float:
-        """Pixels of the canvas per pixel of the image."""
-        return (self.placed_end - self.placed_start) / (self.end - self.start)
-
-
-def _place_span(window_start: int, window_length: int, image_length: int, canvas_length: int) -> _Span:
+def _place_span(
+    window_start: int, window_length: int, image_length: int, canvas_length: int
+) -> tuple[slice, slice]:
+    """Return the visible part of an axis of the image, and where it lies on the canvas, in pixels."""
     start, end = max(0, window_start), min(image_length, window_start + window_length)
     scale = canvas_length / window_length
     placed_start = min(round((start - window_start) * scale), canvas_length - 1)
     placed_end = max(round((end - window_start) * scale), placed_start + 1)
-    return _Span(start=start, end=end, placed_start=placed_start, placed_end=min(placed_end, canvas_length))
+    return slice(start, end), slice(placed_start, min(placed_end, canvas_length))

@@ -31,12 +31,7 @@ class InputFormat:
 
 
 def build_input_format(data: DataOptions, image_size_hw: tuple[int, int]) -> InputFormat:
-    """Build the input format of an experiment.
-
-    Args:
-        data: The `data` block of the config.
-        image_size_hw: Size of the network input, in pixels.
-    """
+    """Build the input format of an experiment with a network input of this size in pixels."""
     return InputFormat(
         size_hw=image_size_hw,
         resize=data.resize,

@@ -12,26 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from deim.data.images.input_format import InputFormat
-from deim.data.images.pixel_format import (
-    RGB8,
-    ImageHeader,
-    PercentileScaling,
-    PixelFormat,
-    check_pixels,
-    scale_values,
-)
+from deim.data.images.pixel_format import RGB8, PercentileScaling, PixelFormat, check_pixels, scale_values
 from deim.data.images.read import (
-    Reduction,
-    bits_per_channel,
-    image_orientation,
+    image_header,
     named_errors,
-    plain_values,
     read_header,
     read_values,
     reduce_decoding,
-    turn_upright,
     upright_rgb,
-    upright_size_hw,
+    upright_values,
 )
 from deim.data.images.resize import fit_tiles, fit_to_input, inner_size
 from deim.errors import DataError
@@ -44,10 +33,8 @@ PREVIEW_SCALING: Final = PercentileScaling()
 def read_image(path: Path, pixels: PixelFormat = RGB8) -> Tensor:
     """Read an image upright, as its EXIF orientation says.
 
-    Args:
-        path: For RGB8 any format that Pillow reads with 8 bits per channel, where gray and palette images
-            become RGB; otherwise the formats of `read_values`.
-        pixels: Channels and scaling.
+    Reads for RGB8 any format that Pillow reads with 8 bits per channel, where gray and palette images become
+    RGB; otherwise the formats of `read_values`.
 
     Returns:
         (C, H, W) uint8, or float32 in [0, 1] if the values are scaled.
@@ -62,37 +49,22 @@ def read_image(path: Path, pixels: PixelFormat = RGB8) -> Tensor:
 
 
 def read_input(path: Path, input_format: InputFormat) -> tuple[Tensor, Placement]:
-    """Read an image, not cut into tiles, at the size of the network input.
-
-    Returns:
-        The input (C, *size_hw), uint8, or float32 if the values are scaled, and where it lies in the image.
-
-    Raises:
-        DataError: As `read_image`.
-    """
+    """Read an image, not cut into tiles, as `fit_to_input` returns it; raises what `read_image` raises."""
     if not input_format.pixels.is_rgb8:
         return fit_to_input(read_image(path, input_format.pixels), input_format)
     reduction = None
     with named_errors(path), Image.open(path) as opened:
-        _check_rgb8(opened, where=path)
+        header = image_header(opened)
+        check_pixels(header, RGB8, where=path)
         if input_format.reduced_decode and opened.format == "JPEG":
-            reduction = reduce_decoding(opened, inner_size(upright_size_hw(opened), input_format))
+            reduction = reduce_decoding(opened, inner_size(header.size_hw, input_format))
         image = _view(upright_rgb(opened))
     fitted, placement = fit_to_input(image, input_format)
-    if reduction is not None and reduction.step > 1:
-        placement = _place_in_file(placement, reduction)
-    return fitted, placement
+    return fitted, placement if reduction is None else reduction.place(placement)
 
 
 def read_tiles(path: Path, input_format: InputFormat) -> Iterator[tuple[Tensor, Placement]]:
-    """Read an image, or its tiles, at the size of the network input.
-
-    Yields:
-        As `fit_tiles`.
-
-    Raises:
-        DataError: As `read_image`.
-    """
+    """Read an image, or its tiles, as `fit_tiles` yields them; raises what `read_image` raises."""
     if input_format.tiles is None:
         yield read_input(path, input_format)
     else:
@@ -137,10 +109,9 @@ def to_tensor(
     """
     if isinstance(image, Image.Image):
         if pixels.is_rgb8:
-            _check_rgb8(image, where=where)
+            check_pixels(image_header(image), RGB8, where=where)
             return torch.from_numpy(np.array(upright_rgb(image))).permute(2, 0, 1).contiguous()
-        values = turn_upright(plain_values(image, where=where), image_orientation(image))
-        return scale_values(values, pixels, where=where)
+        return scale_values(upright_values(image, where=where), pixels, where=where)
     is_array = isinstance(image, np.ndarray) and image.dtype in (np.uint8, np.uint16)
     if not is_array or image.ndim not in (2, 3) or not image.size:
         kind = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -161,21 +132,3 @@ def _view(image: Image.Image) -> Tensor:
         # Nothing writes to the tensor; a copy takes half as long as decoding.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
         return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _place_in_file(placement: Placement, reduction: Reduction) -> Placement:
-    """Turn the placement in a reduced image into that in the whole one."""
-    step, (before_y, before_x) = reduction.step, reduction.before_yx
-    return Placement(
-        orig_size_hw=reduction.size_hw,
-        span_hw=(placement.span_hw[0] * step, placement.span_hw[1] * step),
-        shift_yx=(placement.shift_yx[0] * step - before_y, placement.shift_yx[1] * step - before_x),
-    )
-
-
-def _check_rgb8(image: Image.Image, *, where: object) -> None:
-    """Reject an image with more than 8 bits per channel; of a decoded one only the mode tells."""
-    header = ImageHeader(
-        size_hw=(image.height, image.width), channels=len(image.getbands()), bits=bits_per_channel(image)
-    )
-    check_pixels(header, RGB8, where=where)

@@ -33,9 +33,7 @@ class WindowScaling:
     """Sensor value that becomes 1, above `low`, at most 65535."""
 
     def __post_init__(self) -> None:
-        needs = f"needs to be above low, {self.low:g}, and at most 65535"
-        is_wrong = not self.low < self.high <= 65535
-        check([*below(0, low=self.low), (is_wrong, f"high: got {self.high:g}, {needs}")])
+        _check_limits(self.low, self.high, most=65535)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +47,15 @@ class PercentileScaling:
     """Percentage of the pixels below 1; above `low`, at most 100."""
 
     def __post_init__(self) -> None:
-        needs = f"needs to be above low, {self.low:g}, and at most 100"
-        is_wrong = not self.low < self.high <= 100
-        check([*below(0, low=self.low), (is_wrong, f"high: got {self.high:g}, {needs}")])
+        _check_limits(self.low, self.high, most=100)
+
+
+def _check_limits(low: float, high: float, *, most: int) -> None:
+    needs = f"needs to be above low, {low:g}, and at most {most}"
+    check([*below(0, low=low), (not low < high <= most, f"high: got {high:g}, {needs}")])
+
+
+Scaling = Uint8Scaling | WindowScaling | PercentileScaling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +64,7 @@ class PixelFormat:
 
     channels: int = 3
     """C, 1 to 4; gray files become three equal channels where 3 are expected."""
-    scaling: Uint8Scaling | WindowScaling | PercentileScaling = Uint8Scaling()
+    scaling: Scaling = Uint8Scaling()
 
     @property
     def is_rgb8(self) -> bool:
@@ -90,12 +94,7 @@ class ImageHeader:
 
 
 def check_pixels(header: ImageHeader, pixels: PixelFormat, *, where: object) -> None:
-    """Check that an image has the depth and the channels of the config.
-
-    Args:
-        header: Header of the image.
-        pixels: Format given by the config.
-        where: Name of the file, for the message.
+    """Check that an image has the depth and the channels of the config; `where` names it.
 
     Raises:
         DataError: If it has more than 16 bits, more than 8 without a scaling, or other channels.
@@ -129,52 +128,34 @@ def check_pixels(header: ImageHeader, pixels: PixelFormat, *, where: object) -> 
 def scale_values(values: Values, pixels: PixelFormat, *, where: object) -> Tensor:
     """Turn sensor values into an image; training, evaluation and prediction share this function.
 
-    Args:
-        values: (C, H, W) uint8 or uint16.
-        pixels: Format given by the config.
-        where: Source of the values, for messages.
-
     Returns:
         (C, H, W) with the channels of `pixels`: uint8 for `Uint8Scaling`, otherwise float32 in [0, 1].
 
     Raises:
-        DataError: If depth or channels differ from the config's.
+        DataError: If depth or channels differ from the config's; `where` names the source of the values.
     """
     bits = 8 * values.dtype.itemsize
     header = ImageHeader(size_hw=(values.shape[1], values.shape[2]), channels=len(values), bits=bits)
     check_pixels(header, pixels, where=where)
-    match pixels.scaling:
-        case Uint8Scaling():
-            scaled = torch.from_numpy(np.array(values))
-        case WindowScaling(low=low, high=high):
-            scaled = torch.from_numpy(np.stack([_stretch(channel, low, high) for channel in values]))
-        case PercentileScaling(low=low, high=high):
-            limits = [compute_percentiles(channel, (low, high)) for channel in values]
-            # A uniform channel becomes black; a few brighter pixels in it become white.
-            stretched = [
-                _stretch(channel, least, max(most, least + 1))
-                for channel, (least, most) in zip(values, limits, strict=True)
-            ]
-            scaled = torch.from_numpy(np.stack(stretched))
+    scaled = torch.from_numpy(np.stack([_scale_channel(channel, pixels.scaling) for channel in values]))
     is_gray_for_three = len(values) == 1 and pixels.channels == 3
     return scaled.expand(3, -1, -1).contiguous() if is_gray_for_three else scaled
 
 
-def _stretch(channel: Values, low: float, high: float) -> NDArray[np.float32]:
-    """Map [low, high] to [0, 1] and clip."""
-    stretched: NDArray[np.float32] = np.clip(
-        (channel.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1
-    )
-    return stretched
+def _scale_channel(channel: Values, scaling: Scaling) -> NDArray[Any]:
+    if isinstance(scaling, Uint8Scaling):
+        return channel
+    low, high = scaling.low, scaling.high
+    if isinstance(scaling, PercentileScaling):
+        low, high = compute_percentiles(channel, (low, high))
+        # A uniform channel becomes black; a few brighter pixels in it become white.
+        high = max(high, low + 1)
+    stretched = (channel.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    return np.clip(stretched, 0, 1, out=stretched)
 
 
 def compute_percentiles(values: Values, percents: tuple[float, ...]) -> tuple[float, ...]:
-    """Compute percentiles as NumPy's method `inverted_cdf`, from a histogram.
-
-    Args:
-        values: Array of any shape, not empty.
-        percents: Percentages in [0, 100].
-    """
+    """Compute percentiles of a non-empty array as NumPy's method `inverted_cdf`, from a histogram."""
     counts = np.bincount(values.ravel()).cumsum()
     ranks = [max(1, int(np.ceil(percent / 100 * values.size))) for percent in percents]
     positions: list[int] = np.searchsorted(counts, ranks).tolist()

@@ -15,10 +15,12 @@ from typing import Any, BinaryIO, Final
 import imagecodecs
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from deim.data.images.pixel_format import ImageHeader, Values
 from deim.errors import DataError
+from deim.structures import Placement
 
 DAMAGE: Final = (
     UnidentifiedImageError,
@@ -40,8 +42,8 @@ LOSSLESS: Final = (1, 5, 8, 32773, 32946, 34925, 50000)
 """Lossless compressions of TIFF: none, LZW, deflate, PackBits, LZMA, Zstandard."""
 PLAIN_MODES: Final = ("L", "LA", "RGB", "RGBA")
 """Modes of Pillow whose bands are the channels of the file, 8 bits each."""
-UPRIGHT, FIRST_QUARTER_TURN = 1, 5
-"""EXIF orientations: upright, and the first that swaps height and width."""
+UPRIGHT, QUARTER_TURNS = 1, range(5, 9)
+"""EXIF orientations: upright, and those that swap height and width."""
 MIRRORED_AXES: Final[dict[int, tuple[int, ...]]] = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
 """Axes of (C, H, W) that an EXIF orientation mirrors, after height and width are swapped."""
 
@@ -57,14 +59,19 @@ class Reduction:
     before_yx: tuple[int, int]
     """Pixels that the first row and the first column lack to a full `step`; otherwise the last ones do."""
 
+    def place(self, placement: Placement) -> Placement:
+        """Turn the placement in the reduced image into that in the whole one."""
+        (span_y, span_x), (shift_y, shift_x) = placement.span_hw, placement.shift_yx
+        return Placement(
+            orig_size_hw=self.size_hw,
+            span_hw=(span_y * self.step, span_x * self.step),
+            shift_yx=(shift_y * self.step - self.before_yx[0], shift_x * self.step - self.before_yx[1]),
+        )
+
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the image libraries into one that names the file.
-
-    Raises:
-        DataError: If the file is missing, damaged or not an image.
-    """
+    """Turn errors about a missing or damaged file into a DataError that names it."""
     try:
         yield
     except FileNotFoundError:
@@ -86,24 +93,24 @@ def read_header(path: Path) -> ImageHeader:
             with tifffile.TiffFile(path) as tiff:
                 return _tiff_header(tiff)
         with Image.open(path) as opened:
-            # The bits first: a look for the orientation may decode a PNG, which forgets its depth.
-            bits, is_gray_alpha = bits_per_channel(opened), "LA;16B" in _decoder_options(opened)
-            orientation = image_orientation(opened)
-            width, height = opened.size
-            return ImageHeader(
-                size_hw=(width, height) if orientation >= FIRST_QUARTER_TURN else (height, width),
-                channels=2 if is_gray_alpha else len(opened.getbands()),
-                bits=bits,
-                orientation=orientation,
-            )
+            return image_header(opened)
+
+
+def image_header(image: Image.Image) -> ImageHeader:
+    """Return the header of an image; of a decoded one only the mode tells the depth."""
+    # The bits first: a look for the orientation may decode a PNG, which forgets its depth.
+    bits, is_gray_alpha = _bits_per_channel(image), "LA;16B" in _decoder_options(image)
+    orientation = _orientation(image)
+    return ImageHeader(
+        size_hw=_upright_hw(image.height, image.width, orientation),
+        channels=2 if is_gray_alpha else len(image.getbands()),
+        bits=bits,
+        orientation=orientation,
+    )
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Read height and width of the upright image in pixels, without decoding it.
-
-    Raises:
-        DataError: If the file is missing or not an image.
-    """
+    """Read height and width of the upright image in pixels; see `read_header`."""
     return read_header(path).size_hw
 
 
@@ -112,9 +119,6 @@ def read_values(path: Path) -> Values:
 
     Reads PNG and lossless TIFF of 8 and 16 bits with 1 to 4 channels, and any other format that Pillow reads
     as gray or RGB of 8 bits, such as BMP and JPEG.
-
-    Returns:
-        (C, H, W) uint8 or uint16.
 
     Raises:
         DataError: If the file is missing, damaged, or of another kind.
@@ -125,21 +129,16 @@ def read_values(path: Path) -> Values:
             values = _read_tiff(path, header)
         elif header.bits == 16 and header.channels > 1:
             try:
-                values = np.moveaxis(imagecodecs.png_decode(path.read_bytes()), -1, 0)
+                values = _channels_first(imagecodecs.png_decode(path.read_bytes()))
             except RuntimeError as error:
                 raise ValueError(str(error)) from None
         else:
             with Image.open(path) as opened:
-                values = plain_values(opened, where=path)
+                return upright_values(opened, where=path)
         return turn_upright(values, header.orientation)
 
 
-def bits_per_channel(image: Image.Image) -> int:
-    """Return the bits per channel of the file of an opened image; Pillow may provide fewer.
-
-    Args:
-        image: An image that is not decoded yet; of a decoded one only Pillow's mode is known.
-    """
+def _bits_per_channel(image: Image.Image) -> int:
     if image.format == "TIFF" and hasattr(image, "tag_v2"):
         return int(max(image.tag_v2.get(258, (1,))))
     options = _decoder_options(image)
@@ -152,29 +151,25 @@ def bits_per_channel(image: Image.Image) -> int:
     return 32 if image.mode in ("I", "F") else 8
 
 
-def plain_values(image: Image.Image, *, where: object) -> Values:
-    """Return the bands of a Pillow image of 8 bits, or of one band with 16, as it is stored.
-
-    Args:
-        image: Any image.
-        where: Source of the image, for the message.
-
-    Returns:
-        (C, H, W) uint8, or uint16 for mode I;16.
+def upright_values(image: Image.Image, *, where: object) -> Values:
+    """Return the values of a Pillow image upright: (C, H, W) uint8, or uint16 for mode I;16.
 
     Raises:
-        DataError: If its mode does not stand for bands of 8 or 16 bits.
+        DataError: If its mode does not stand for bands of 8 or 16 bits; `where` names its source.
     """
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)[None]
-    bits = bits_per_channel(image)
-    if image.mode not in PLAIN_MODES or bits > 8:
+    is_deep, bits = image.mode.startswith("I;16"), _bits_per_channel(image)
+    if not is_deep and (image.mode not in PLAIN_MODES or bits > 8):
         raise _unsupported(where, f"Pillow's mode {image.mode} of a file with {bits} bits per channel")
-    values = np.asarray(image)
+    values = np.asarray(image).astype(np.uint16 if is_deep else np.uint8, copy=False)
+    return turn_upright(_channels_first(values), _orientation(image))
+
+
+def _channels_first(values: NDArray[Any]) -> Values:
+    """Turn (H, W) or (H, W, C) into (C, H, W)."""
     return np.moveaxis(values if values.ndim == 3 else values[..., None], -1, 0)
 
 
-def image_orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an image, 1 to 8; decodes only if it may stand after the pixels."""
     file: Any = getattr(image, "fp", None)
     if image.format == "PNG" and file is not None and not _has_metadata_after_pixels(file):
@@ -186,54 +181,38 @@ def image_orientation(image: Image.Image) -> int:
 
 
 def turn_upright(values: Values, orientation: int) -> Values:
-    """Undo the rotation and mirroring of an EXIF orientation.
-
-    Args:
-        values: (C, H, W).
-        orientation: 1 to 8; anything else is upright.
-
-    Returns:
-        (C, H, W), or (C, W, H) for orientations from 5.
-    """
-    if FIRST_QUARTER_TURN <= orientation <= 8:
+    """Undo the rotation and mirroring of an EXIF orientation of (C, H, W); beyond 8 it counts as upright."""
+    if orientation in QUARTER_TURNS:
         values = values.swapaxes(1, 2)
     return np.ascontiguousarray(np.flip(values, MIRRORED_AXES.get(orientation, ())))
 
 
-def upright_size_hw(image: Image.Image) -> tuple[int, int]:
-    """Return the size of an opened JPEG after its EXIF orientation is applied, in pixels."""
-    width, height = image.size
-    return (width, height) if image_orientation(image) >= FIRST_QUARTER_TURN else (height, width)
+def _upright_hw(height: int, width: int, orientation: int) -> tuple[int, int]:
+    return (width, height) if orientation in QUARTER_TURNS else (height, width)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Decode an image and return it upright in RGB; returns the image itself where nothing changes."""
     # Decoded first: a look for the orientation of a PNG may do so as well.
     image.load()
-    upright = image if image_orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
+    upright = image if _orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
     return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def reduce_decoding(image: Image.Image, min_hw: tuple[int, int]) -> Reduction:
-    """Make Pillow decode a JPEG at 1/2, 1/4 or 1/8 of its size, the smallest that is large enough.
+    """Make Pillow decode a JPEG at 1/2, 1/4 or 1/8 of its size, the smallest that is not below `min_hw`.
 
-    Args:
-        image: A JPEG, opened and not decoded yet.
-        min_hw: Minimum size of the upright image, in pixels.
+    The image is not decoded yet, and `min_hw` is a size of the upright image in pixels.
     """
-    (width, height), orientation = image.size, image_orientation(image)
-    is_turned = orientation >= FIRST_QUARTER_TURN
-    size_hw = (width, height) if is_turned else (height, width)
-    min_height, min_width = reversed(min_hw) if is_turned else min_hw
+    width, orientation = image.width, _orientation(image)
+    size_hw = _upright_hw(image.height, width, orientation)
+    min_height, min_width = _upright_hw(*min_hw, orientation)
     image.draft(None, (min_width, min_height))
     step = round(width / image.width)
-    missing_yx = (-size_hw[0] % step, -size_hw[1] % step)
     mirrored = MIRRORED_AXES.get(orientation, ())
-    return Reduction(
-        step=step,
-        size_hw=size_hw,
-        before_yx=(missing_yx[0] if 1 in mirrored else 0, missing_yx[1] if 2 in mirrored else 0),
-    )
+    before_y = -size_hw[0] % step if 1 in mirrored else 0
+    before_x = -size_hw[1] % step if 2 in mirrored else 0
+    return Reduction(step=step, size_hw=size_hw, before_yx=(before_y, before_x))
 
 
 def _is_tiff(path: Path) -> bool:
@@ -244,9 +223,8 @@ def _is_tiff(path: Path) -> bool:
 def _tiff_header(tiff: tifffile.TiffFile) -> ImageHeader:
     page: Any = tiff.pages[0]
     orientation = int(page.tags.valueof(274, UPRIGHT))
-    size_hw = (page.imagelength, page.imagewidth)
     return ImageHeader(
-        size_hw=size_hw[::-1] if FIRST_QUARTER_TURN <= orientation <= 8 else size_hw,
+        size_hw=_upright_hw(page.imagelength, page.imagewidth, orientation),
         channels=int(page.tags.valueof(277, 1)),
         bits=int(np.max(page.tags.valueof(258, 1))),
         orientation=orientation,
@@ -274,8 +252,7 @@ def _read_tiff(path: Path, header: ImageHeader) -> Values:
             values = page.asarray()
         except RuntimeError as error:
             raise ValueError(str(error)) from None
-    native: Values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return np.moveaxis(native if native.ndim == 3 else native[..., None], -1, 0)
+    return _channels_first(values.astype(values.dtype.newbyteorder("="), copy=False))
 
 
 def _has_metadata_after_pixels(file: BinaryIO) -> bool:

@@ -15,47 +15,33 @@ PADDING_GRAY = 114
 
 
 def fit_to_input(image: Tensor, input_format: InputFormat) -> tuple[Tensor, Placement]:
-    """Resize an image to the network input, bilinear with antialiasing.
+    """Resize an image to the network input, bilinear with antialiasing, regardless of tiles.
 
     Args:
         image: (C, H, W) uint8, or float32 in [0, 1], which keeps its precision.
-        input_format: Size and resizing; tiles do not matter here.
+        input_format: Size and resizing.
 
     Returns:
         The contiguous input (C, *size_hw) of the same type, and where it lies in the image.
     """
     height, width = image.shape[-2:]
-    size_hw = input_format.size_hw
-    if input_format.resize == "stretch":
-        resized = TF.resize(image, list(size_hw), antialias=True)
-        return resized.contiguous(), Placement(
-            orig_size_hw=(height, width), span_hw=(float(height), float(width)), shift_yx=(0.0, 0.0)
-        )
     inner_hw = inner_size((height, width), input_format)
-    top, left = (size_hw[0] - inner_hw[0]) // 2, (size_hw[1] - inner_hw[1]) // 2
-    canvas = gray_canvas(image, size_hw)
-    canvas[:, top : top + inner_hw[0], left : left + inner_hw[1]] = TF.resize(
-        image, list(inner_hw), antialias=True
-    )
+    resized = TF.resize(image, list(inner_hw), antialias=True).contiguous()
+    if input_format.resize == "stretch":
+        span_hw = (float(height), float(width))
+        return resized, Placement(orig_size_hw=(height, width), span_hw=span_hw, shift_yx=(0.0, 0.0))
+    padded, (top, left) = pad_to_input(resized, input_format)
     # The sides may be rounded differently, so each axis has its own scale.
     scale_y, scale_x = inner_hw[0] / height, inner_hw[1] / width
-    return canvas, Placement(
+    return padded, Placement(
         orig_size_hw=(height, width),
-        span_hw=(size_hw[0] / scale_y, size_hw[1] / scale_x),
+        span_hw=(input_format.size_hw[0] / scale_y, input_format.size_hw[1] / scale_x),
         shift_yx=(-top / scale_y, -left / scale_x),
     )
 
 
 def fit_tiles(image: Tensor, input_format: InputFormat) -> Iterator[tuple[Tensor, Placement]]:
-    """Cut an image as a dataset does and resize each tile to the network input.
-
-    Args:
-        image: (C, H, W) uint8, or float32 in [0, 1].
-        input_format: Size, resizing and tiles.
-
-    Yields:
-        The input (C, *size_hw) of the same type and where it lies in the image; once for an uncut image.
-    """
+    """Cut an image as a dataset does and yield each tile as `fit_to_input` does; an uncut image once."""
     orig_size_hw = (image.shape[-2], image.shape[-1])
     windows = [] if input_format.tiles is None else compute_windows(orig_size_hw, input_format.tiles).tolist()
     if len(windows) <= 1:
@@ -75,10 +61,16 @@ def inner_size(image_hw: tuple[int, int], input_format: InputFormat) -> tuple[in
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def gray_canvas(like: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Return a canvas (C, *size_hw) of padding gray with the channels and the type of the image `like`."""
-    gray = PADDING_GRAY / 255 if like.is_floating_point() else PADDING_GRAY
-    return torch.full((like.shape[0], *size_hw), gray, dtype=like.dtype)
+def pad_to_input(image: Tensor, input_format: InputFormat) -> tuple[Tensor, tuple[int, int]]:
+    """Pad an image (C, h, w) with gray to the size of the input; returns its top left corner too, y and x."""
+    size_hw, (height, width) = input_format.size_hw, image.shape[-2:]
+    if size_hw == (height, width):
+        return image, (0, 0)
+    gray = PADDING_GRAY / 255 if image.is_floating_point() else PADDING_GRAY
+    top, left = (size_hw[0] - height) // 2, (size_hw[1] - width) // 2
+    padded = torch.full((len(image), *size_hw), gray, dtype=image.dtype)
+    padded[:, top : top + height, left : left + width] = image
+    return padded, (top, left)
 
 
 def to_unit(images: Tensor) -> Tensor:

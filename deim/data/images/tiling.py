@@ -65,37 +65,26 @@ class TiledSplit:
         return len(self.image)
 
     @property
-    def num_with_boxes(self) -> int:
-        """Number of tiles with a box."""
-        return int((np.diff(self.first_row) > 0).sum())
+    def num_boxes(self) -> NDArray[np.int64]:
+        """(T,) number of boxes on each tile."""
+        return np.diff(self.first_row)
 
-    @property
-    def most_boxes(self) -> int:
-        """Maximum number of boxes on a tile."""
-        return int(np.diff(self.first_row).max(initial=0))
+    def shown(self, tile: int) -> WindowXyxy:
+        """Return what a tile shows of its image."""
+        left, top, right, bottom = self.windows_xyxy[tile].tolist()
+        return left, top, right, bottom
 
     def window(self, tile: int) -> WindowXyxy | None:
         """Return the part of its image that a tile shows; None if it shows all of it."""
-        if not self.is_part[tile]:
-            return None
-        left, top, right, bottom = self.windows_xyxy[tile].tolist()
-        return left, top, right, bottom
+        return self.shown(tile) if self.is_part[tile] else None
 
     def rows_of(self, tile: int) -> NDArray[np.int64]:
         """Return the positions of the boxes of a tile in their split."""
         return self.rows[self.first_row[tile] : self.first_row[tile + 1]]
 
-    def owners(self) -> NDArray[np.int64]:
-        """Return (K,) the tile of each of `rows`."""
-        return np.repeat(np.arange(len(self)), np.diff(self.first_row))
-
 
 def compute_windows(size_hw: tuple[int, int], options: TilesOptions) -> NDArray[np.int64]:
     """Compute the tiles of an image: the minimum number with the requested overlap, evenly spread.
-
-    Args:
-        size_hw: Size of the image, in pixels.
-        options: Size and overlap of the tiles.
 
     Returns:
         (n, 4) xyxy, row by row, all of the same size. A side of the image that is not longer than a tile is
@@ -122,11 +111,8 @@ def tile_split(split: CocoSplit, options: TilesOptions | None) -> TiledSplit:
     """Cut the images of a split and find the boxes of each tile.
 
     A tile is trained on a box if it contains `keep_fraction` of its area, or, where the box is longer than a
-    tile, of the area that a tile can contain: otherwise a scratch across five tiles would be on none.
-
-    Args:
-        split: Any split.
-        options: How its images are cut; None keeps them whole.
+    tile, of the area that a tile can contain: otherwise a scratch across five tiles would be on none. Without
+    options, images are not cut.
     """
     if options is None:
         return _uncut(split)
@@ -184,28 +170,8 @@ def _contains(
     return contains
 
 
-def describe_tiles(tiles: TiledSplit, *, size: int, input_size_hw: tuple[int, int]) -> str:
-    """Describe how the images of a split are cut.
-
-    Args:
-        tiles: Tiles of the split.
-        size: Side of a tile, in pixels of the original.
-        input_size_hw: Size of the network input, in pixels.
-    """
-    return (
-        f"{len(tiles.first_tile) - 1} images become {len(tiles)} tiles of at most {size}x{size} px, "
-        f"{tiles.num_with_boxes} with boxes, at {input_size_hw[1]}x{input_size_hw[0]} px in the network"
-    )
-
-
 def place_tile(placement: Placement, window_xyxy: WindowXyxy, orig_size_hw: tuple[int, int]) -> Placement:
-    """Turn the placement of an input in its tile into that in the whole image.
-
-    Args:
-        placement: Placement in the tile, from `fit_to_input`.
-        window_xyxy: The tile, in pixels of the original.
-        orig_size_hw: Size of the original, in pixels.
-    """
+    """Turn the placement of an input in its tile into that in the whole image, all in pixels of it."""
     shift_y, shift_x = placement.shift_yx
     return replace(
         placement,

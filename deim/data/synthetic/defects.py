@@ -1,24 +1,23 @@
-"""The five defects of the synthetic set, each drawn over an image.
+"""The five defects of the synthetic set.
 
-Every `draw_*` function leaves the image unchanged and returns a `Patch` with the pixels that replace a window
-of it. The classes differ as on real parts: a groove with depth has a dark core and a lit lip on the side away
-from the light; a scratch has neither; a dent only bends the light.
+The classes differ as on real parts: a groove with depth has a dark core and a lit lip on the side away from
+the light; a scratch has neither; a dent only bends the light.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from deim.data.synthetic.surface import Floats, fractal_noise, mean_side_unit, shifted, smooth_noise
+from deim.data.synthetic.surface import Floats, Points, Scene, Window, fractal_noise, shifted, smooth_noise
 
 DefectKind = Literal["dent", "crack", "scratch", "hole", "stain"]
-DEFECT_KINDS: Final[tuple[DefectKind, ...]] = ("dent", "crack", "scratch", "hole", "stain")
+DEFECT_KINDS: Final[tuple[DefectKind, ...]] = get_args(DefectKind)
 CLASS_NAMES: Final[dict[DefectKind | Literal["normal"], str]] = {
     "normal": "NORMAL",
     "dent": "DEFORMACIONES",
@@ -30,113 +29,28 @@ CLASS_NAMES: Final[dict[DefectKind | Literal["normal"], str]] = {
 """Names of the classes in the annotations, in the order of their ids."""
 CATEGORY_IDS: Final = {kind: number for number, kind in enumerate(CLASS_NAMES, start=1)}
 
-Window = tuple[int, int, int, int]
-Points = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Patch:
-    """New pixels of a window of an image."""
-
-    window: Window
-    """x0, y0, x1, y1 in pixels, inside the image."""
-    pixels: Floats
-    """(y1 - y0, x1 - x0, 3) RGB in [0, 1]."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stroke:
-    """A line of varying thickness and strength; both run linearly between its points."""
-
-    points_xy: Points
-    """(P, 2), in pixels, P at least 2."""
-    half_widths: Points
-    """(P,), in pixels."""
-    strengths: Points
-    """(P,), in [0, 1]."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Site:
-    """Image to draw on; see `draw_defect`."""
-
-    canvas: Floats
-    region_xyxy: Window
-    light_xy: tuple[float, float]
-
-    @property
-    def unit(self) -> float:
-        """1/256 of the image's mean side, in pixels."""
-        return mean_side_unit(self.canvas.shape[:2])
-
-    def cut(self, window: Window) -> Floats:
-        """Return the window (h, w, 3) of the image, as a view."""
-        x0, y0, x1, y1 = window
-        return self.canvas[y0:y1, x0:x1]
-
-    def place(self, rng: Generator, half_extent_xy: Points) -> Points:
-        """Draw a center (2,) that keeps a defect of this half extent inside the region if it fits at all."""
-        low = np.array(self.region_xyxy[:2]) + 1.1 * half_extent_xy
-        high = np.array(self.region_xyxy[2:]) - 1.1 * half_extent_xy
-        middle = (low + high) / 2
-        center: Points = rng.uniform(np.minimum(low, middle), np.maximum(high, middle))
-        return center
-
-    def window(self, points_xy: Points, margin: float) -> Window:
-        """Return the window around points (P, 2) with a margin in pixels, cut to the image."""
-        low = np.floor(points_xy.min(axis=0) - margin - 2)
-        high = np.ceil(points_xy.max(axis=0) + margin + 2)
-        height, width = self.canvas.shape[:2]
-        x0, y0 = max(int(low[0]), 0), max(int(low[1]), 0)
-        return x0, y0, max(min(int(high[0]), width), x0 + 1), max(min(int(high[1]), height), y0 + 1)
-
-
-def draw_defect(
-    rng: Generator, kind: DefectKind, *, canvas: Floats, region_xyxy: Window, light_xy: tuple[float, float]
-) -> Patch:
-    """Draw one defect at a random place.
-
-    Args:
-        rng: Source of all random draws.
-        kind: Which defect.
-        canvas: (H, W, 3) RGB in [0, 1]; not changed.
-        region_xyxy: Inspected surface, in pixels; the defect is placed inside if it fits.
-        light_xy: Unit vector towards the light.
-
-    Returns:
-        The changed window. Beyond the defect its pixels equal the canvas.
-    """
-    site = _Site(canvas=canvas, region_xyxy=region_xyxy, light_xy=light_xy)
-    match kind:
-        case "dent":
-            return _draw_dent(rng, site)
-        case "crack":
-            return _draw_crack(rng, site)
-        case "scratch":
-            return _draw_scratch(rng, site)
-        case "hole":
-            return _draw_hole(rng, site)
-        case "stain":
-            return _draw_contamination(rng, site)
+Stroke = NDArray[np.float64]
+"""(P, 4) points: x, y and half width in pixels, strength in [0, 1]; all run linearly from point to point."""
+Patch = tuple[Window, Floats]
+"""A window of an image, and what it shows instead: (h, w, 3), RGB in [0, 1]."""
 
 
 def stroke_cover(strokes: list[Stroke], window: Window) -> Floats:
-    """Paint strokes with smooth edges.
+    """Return the cover (h, w) in [0, 1] of a window: the strength times the covered share of each pixel.
 
-    Args:
-        strokes: The lines; where they overlap the stronger one counts.
-        window: x0, y0, x1, y1 in pixels.
-
-    Returns:
-        (y1 - y0, x1 - x0) cover in [0, 1]: strength times the share of the pixel that is covered.
+    Where strokes overlap, the stronger one counts.
     """
     left, top, right, bottom = window
     cover = np.zeros((bottom - top, right - left), dtype=np.float32)
     for stroke in strokes:
-        knots = np.column_stack([stroke.points_xy - (left, top), stroke.half_widths, stroke.strengths])
-        for start, end in pairwise(knots.tolist()):
+        for start, end in pairwise((stroke - (left, top, 0, 0)).tolist()):
             _paint_segment(cover, start, end)
     return cover
+
+
+def _stroke(points_xy: Points, half_widths: Points | float, strengths: Points | float) -> Stroke:
+    columns = np.broadcast_arrays(*points_xy.T, half_widths, strengths)
+    return np.stack(columns, axis=1)
 
 
 def _paint_segment(cover: Floats, start: list[float], end: list[float]) -> None:
@@ -162,14 +76,14 @@ def _paint_segment(cover: Floats, start: list[float], end: list[float]) -> None:
     np.maximum(target, piece, out=target)
 
 
-def _draw_scratch(rng: Generator, site: _Site) -> Patch:
+def _draw_scratch(rng: Generator, scene: Scene) -> Patch:
     """Draw one to four long, shallow lines, bright or dark."""
-    unit = site.unit
+    unit = scene.unit
     length = 256 * unit * rng.uniform(0.2, 0.55)
     angle = _line_angle(rng)
     wobbly = rng.random() < 0.4
     path = _curved_path(rng, length, angle, wobble=unit * (rng.uniform(1.2, 2.4) if wobbly else 0.2))
-    path += site.place(rng, np.ptp(path, axis=0) / 2)
+    path += scene.place(rng, np.ptp(path, axis=0) / 2)
     count = 1 if rng.random() < 0.55 else int(rng.integers(2, 5))
     normal = np.array([-math.sin(angle), math.cos(angle)])
     width = unit * (rng.uniform(1.5, 2.3) if count == 1 else rng.uniform(1.0, 1.5))
@@ -178,15 +92,15 @@ def _draw_scratch(rng: Generator, site: _Site) -> Patch:
     for _ in range(count):
         strokes += _scratch_line(rng, path + offset * normal, normal, width * rng.uniform(0.8, 1.1))
         offset += unit * rng.uniform(2.2, 4.5)
-    window = site.window(np.concatenate([stroke.points_xy for stroke in strokes]), 2 * unit)
+    window = scene.window(np.concatenate(strokes), 2 * unit)
     cover = stroke_cover(strokes, window)
-    before = site.cut(window)
+    before = scene.cut(window)
     if rng.random() < 0.4:
         strength = np.float32(rng.uniform(0.35, 0.65))
         after = before + (strength * cover)[..., None] * (np.float32(0.95) - before)
     else:
         after = before * (1 - np.float32(rng.uniform(0.35, 0.75)) * cover)[..., None]
-    return Patch(window=window, pixels=np.clip(after, 0, 1))
+    return window, after
 
 
 def _scratch_line(rng: Generator, path: Points, normal: Points, width: float) -> list[Stroke]:
@@ -201,25 +115,21 @@ def _scratch_line(rng: Generator, path: Points, normal: Points, width: float) ->
         taper = np.clip(np.sin(math.pi * t), 0, 1) ** 0.45
         drift = 0.28 * side + 0.1 * gaussian_filter1d(rng.standard_normal(len(points)), 2)
         uneven = gaussian_filter1d(rng.standard_normal(len(points)), 0.8)
-        hairs.append(
-            Stroke(
-                points_xy=points + (drift * width)[:, None] * normal,
-                half_widths=width * (0.12 + 0.13 * taper),
-                strengths=np.clip(taper * (0.85 - 0.15 * abs(side) + 0.4 * uneven), 0.1, 1),
-            )
-        )
+        strengths = np.clip(taper * (0.85 - 0.15 * abs(side) + 0.4 * uneven), 0.1, 1)
+        points = points + (drift * width)[:, None] * normal
+        hairs.append(_stroke(points, width * (0.12 + 0.13 * taper), strengths))
     return hairs
 
 
-def _draw_crack(rng: Generator, site: _Site) -> Patch:
+def _draw_crack(rng: Generator, scene: Scene) -> Patch:
     """Draw a jagged gap with a dark core and one lit lip."""
-    unit = site.unit
+    unit = scene.unit
     length = 256 * unit * rng.uniform(0.2, 0.55)
     angle = _line_angle(rng)
     straight = rng.random() < 0.45
     jag = rng.uniform(0.06, 0.18) if straight else rng.uniform(0.3, 0.55)
     path = _jagged_path(rng, length, angle, jag=jag, piece_px=unit * rng.uniform(4, 9))
-    path += site.place(rng, np.ptp(path, axis=0) / 2)
+    path += scene.place(rng, np.ptp(path, axis=0) / 2)
     width = unit * (rng.uniform(1.2, 1.7) if straight else rng.uniform(1.3, 2.4))
     strokes = [_crack_line(rng, path, width, open_end=rng.random() < 0.3)]
     for _ in range(0 if straight else int(rng.integers(0, 4))):
@@ -227,17 +137,17 @@ def _draw_crack(rng: Generator, site: _Site) -> Patch:
         turn = angle + rng.choice([-1, 1]) * rng.uniform(0.45, 1.1)
         twig = _jagged_path(rng, length * rng.uniform(0.1, 0.28), turn, jag=jag, piece_px=5 * unit)
         strokes.append(_crack_line(rng, twig - twig[0] + path[root], 0.65 * width, open_end=True))
-    window = site.window(np.concatenate([stroke.points_xy for stroke in strokes]), 5 * unit)
+    window = scene.window(np.concatenate(strokes), 5 * unit)
     core = stroke_cover(strokes, window)
     lip_px = unit * rng.uniform(0.7, 1.1)
-    away = np.array([-site.light_xy[0], -site.light_xy[1]])
+    away = np.array([-scene.light_xy[0], -scene.light_xy[1]])
     lips = [_lip(stroke, away, lip_px) for stroke in strokes]
     lip = np.clip(stroke_cover(lips, window) - core, 0, 1)
-    before = site.cut(window)
+    before = scene.cut(window)
     after = before + (np.float32(rng.uniform(0.2, 0.5)) * lip)[..., None] * (np.float32(1.0) - before)
     depth = np.float32(rng.uniform(0.65, 0.95)) * core
     after += depth[..., None] * (np.float32(rng.uniform(0.02, 0.07)) - after)
-    return Patch(window=window, pixels=np.clip(after, 0, 1))
+    return window, after
 
 
 def _crack_line(rng: Generator, path: Points, width: float, *, open_end: bool) -> Stroke:
@@ -245,35 +155,27 @@ def _crack_line(rng: Generator, path: Points, width: float, *, open_end: bool) -
     t = np.linspace(0, 1, len(path))
     shape = np.clip(np.sin(math.pi * (0.5 + 0.5 * t if open_end else t)), 0, 1) ** 0.5
     uneven = np.clip(1 + 0.3 * rng.standard_normal(len(path)), 0.45, 1.7)
-    return Stroke(
-        points_xy=path,
-        half_widths=width / 2 * (0.3 + 0.7 * shape) * uneven,
-        strengths=np.clip(0.45 + 0.55 * shape, 0, 1),
-    )
+    return _stroke(path, width / 2 * (0.3 + 0.7 * shape) * uneven, np.clip(0.45 + 0.55 * shape, 0, 1))
 
 
 def _lip(stroke: Stroke, away: Points, lip_px: float) -> Stroke:
     """The edge of a groove on the side `away` from the light, which catches it."""
-    step = (stroke.half_widths + 0.4 * lip_px)[:, None]
-    return Stroke(
-        points_xy=stroke.points_xy + step * away,
-        half_widths=np.full(len(step), lip_px / 2 + 0.25),
-        strengths=stroke.strengths,
-    )
+    step = stroke[:, 2:3] + 0.4 * lip_px
+    return _stroke(stroke[:, :2] + step * away, lip_px / 2 + 0.25, stroke[:, 3])
 
 
-def _draw_hole(rng: Generator, site: _Site) -> Patch:
+def _draw_hole(rng: Generator, scene: Scene) -> Patch:
     """Draw a round hole, through or blind, with a shaded wall and a rim."""
-    unit = site.unit
+    unit = scene.unit
     radius = max(256 * unit * rng.uniform(0.028, 0.075), 2.0)
     squeeze, turn = rng.uniform(0.86, 1.0), rng.uniform(0, math.pi)
-    center = site.place(rng, np.full(2, 1.4 * radius))
-    window = site.window(center[None], 1.6 * radius + 2)
+    center = scene.place(rng, np.full(2, 1.4 * radius))
+    window = scene.window(center[None], 1.6 * radius + 2)
     x, y = _offsets(window, center)
     along, across = _turned(x, y, turn)
     distance = np.hypot(along, across / np.float32(squeeze)) / np.float32(radius)
     distance += np.float32(rng.uniform(0.004, 0.016)) * smooth_noise(rng, x.shape, cell_px=0.4 * radius)
-    facing = (x * np.float32(site.light_xy[0]) + y * np.float32(site.light_xy[1])) / np.float32(radius)
+    facing = (x * np.float32(scene.light_xy[0]) + y * np.float32(scene.light_xy[1])) / np.float32(radius)
     soft = np.float32(radius / max(0.35 * unit, 0.7))
     inside = np.clip((1 - distance) * soft + 0.5, 0, 1)
     blind = rng.random() < 0.4
@@ -283,28 +185,28 @@ def _draw_hole(rng: Generator, site: _Site) -> Patch:
     shade = np.clip(0.55 - 0.55 * facing, 0.15, 1) if blind else np.float32(1)
     interior = floor * shade + np.float32(rng.uniform(0.25, 0.5)) * wall
     rim = np.clip(1 - np.abs(distance - 1.08) / rng.uniform(0.08, 0.16), 0, 1) * (1 - inside)
-    before = site.cut(window)
+    before = scene.cut(window)
     edge = np.float32(rng.uniform(0.15, 0.4)) * np.clip(facing + 0.25, -0.8, 1) * rim
     after = before * (1 + edge)[..., None]
     after += inside[..., None] * (interior[..., None] - after)
-    return Patch(window=window, pixels=np.clip(after, 0, 1).astype(np.float32))
+    return window, after
 
 
-def _draw_dent(rng: Generator, site: _Site) -> Patch:
+def _draw_dent(rng: Generator, scene: Scene) -> Patch:
     """Draw a dent, a bulge or a bend that shades the unbroken surface."""
-    unit = site.unit
+    unit = scene.unit
     bend = rng.random() < 0.25
     half = 256 * unit * (rng.uniform(0.16, 0.26) if bend else rng.uniform(0.09, 0.2))
     aspect = rng.uniform(0.3, 0.45) if bend else rng.uniform(0.6, 1.0)
     # A fold is only seen where it lies across the light.
     turn = (
-        math.atan2(site.light_xy[1], site.light_xy[0]) + math.pi / 2 + rng.normal(0, 0.35)
+        math.atan2(scene.light_xy[1], scene.light_xy[0]) + math.pi / 2 + rng.normal(0, 0.35)
         if bend
         else rng.uniform(0, 3)
     )
     reach = np.hypot(half * np.array([math.cos(turn), math.sin(turn)]), half * aspect * 0.8)
-    center = site.place(rng, reach)
-    window = site.window(center[None], 1.15 * half + 2)
+    center = scene.place(rng, reach)
+    window = scene.window(center[None], 1.15 * half + 2)
     x, y = _offsets(window, center)
     warp = smooth_noise(rng, x.shape, cell_px=0.7 * half) * np.float32(0.07 * half)
     along, across = _turned(x + warp, y + warp, turn)
@@ -314,30 +216,30 @@ def _draw_dent(rng: Generator, site: _Site) -> Patch:
     else:
         height = np.clip(1 - distance_sq, 0, 1) ** 2
     slope_y, slope_x = np.gradient(height.astype(np.float32) * np.float32(half * aspect))
-    facing = -(slope_x * np.float32(site.light_xy[0]) + slope_y * np.float32(site.light_xy[1]))
+    facing = -(slope_x * np.float32(scene.light_xy[0]) + slope_y * np.float32(scene.light_xy[1]))
     facing *= np.float32(rng.choice([-1, 1]) / max(float(np.abs(facing).max()), 1e-6))
-    before = site.cut(window)
+    before = scene.cut(window)
     after = before * (1 + np.float32(rng.uniform(0.25, 0.5)) * facing)[..., None]
     gleam = np.clip(facing - np.float32(0.45), 0, 1) ** 2
     after += (np.float32(rng.uniform(0.0, 0.45)) * gleam)[..., None]
-    return Patch(window=window, pixels=np.clip(after, 0, 1))
+    return window, after
 
 
-def _draw_contamination(rng: Generator, site: _Site) -> Patch:
+def _draw_contamination(rng: Generator, scene: Scene) -> Patch:
     """Draw a stain, an oil smear, a heap of particles or a fiber."""
     style = rng.random()
     if style < 0.68:
-        return _draw_stain(rng, site, oily=style > 0.48)
-    return _draw_debris(rng, site, fiber=style > 0.88)
+        return _draw_stain(rng, scene, oily=style > 0.48)
+    return _draw_debris(rng, scene, fiber=style > 0.88)
 
 
-def _draw_stain(rng: Generator, site: _Site, *, oily: bool) -> Patch:
+def _draw_stain(rng: Generator, scene: Scene, *, oily: bool) -> Patch:
     """A translucent blot with an irregular outline and a darker rim, or an oil film with a faint sheen."""
-    unit = site.unit
+    unit = scene.unit
     half = 256 * unit * rng.uniform(0.07, 0.18)
     aspect, turn = rng.uniform(0.5, 1.0), rng.uniform(0, math.pi)
-    center = site.place(rng, np.full(2, half))
-    window = site.window(center[None], 1.7 * half + 2)
+    center = scene.place(rng, np.full(2, half))
+    window = scene.window(center[None], 1.7 * half + 2)
     x, y = _offsets(window, center)
     along, across = _turned(x, y, turn)
     lumps = fractal_noise(rng, x.shape, cell_px=0.9 * half, octaves=2 if oily else 4)
@@ -346,7 +248,7 @@ def _draw_stain(rng: Generator, site: _Site, *, oily: bool) -> Patch:
     cover = np.clip(depth / np.float32(rng.uniform(0.12, 0.45)), 0, 1)
     cover *= cover * (3 - 2 * cover)
     rim = np.clip(1 - np.abs(depth - 0.12) / 0.12, 0, 1)
-    before = site.cut(window)
+    before = scene.cut(window)
     if oily:
         filter_rgb = np.array([0.5, 0.47, 0.42]) * rng.uniform(0.85, 1.25)
         sheen = np.sin(depth * 6 + rng.uniform(0, 6))[..., None] * np.array([0.012, 0.0, -0.012]) + 0.02
@@ -357,33 +259,28 @@ def _draw_stain(rng: Generator, site: _Site, *, oily: bool) -> Patch:
         dye = dyes[rng.integers(len(dyes))] * rng.uniform(0.85, 1.15)
         blotch = np.clip(0.8 + 0.2 * lumps + 0.25 * rim, 0.45, 1.1) * cover * rng.uniform(0.55, 0.95)
         after = before * (1 - blotch[..., None] * (1 - dye))
-    return Patch(window=window, pixels=np.clip(after, 0, 1).astype(np.float32))
+    return window, after
 
 
-def _draw_debris(rng: Generator, site: _Site, *, fiber: bool) -> Patch:
+def _draw_debris(rng: Generator, scene: Scene, *, fiber: bool) -> Patch:
     """Foreign bodies that cast a small shadow on the surface: grains and chips, or one curled fiber."""
-    unit = site.unit
+    unit = scene.unit
     strokes = _fiber(rng, unit) if fiber else _grains(rng, unit)
-    points = np.concatenate([stroke.points_xy for stroke in strokes])
+    points = np.concatenate(strokes)[:, :2]
     middle = (points.max(axis=0) + points.min(axis=0)) / 2
-    move = site.place(rng, np.ptp(points, axis=0) / 2) - middle
-    moved = [
-        Stroke(points_xy=s.points_xy + move, half_widths=s.half_widths, strengths=s.strengths)
-        for s in strokes
-    ]
-    window = site.window(points + move, 5 * unit)
-    cover = stroke_cover(moved, window)
-    reach = max(0.9 * unit, 1.0)
-    shadow = shifted(cover, (site.light_xy[0] * reach, site.light_xy[1] * reach))
+    move = scene.place(rng, np.ptp(points, axis=0) / 2) - middle
+    window = scene.window(points + move, 5 * unit)
+    cover = stroke_cover([stroke + np.array([*move, 0, 0]) for stroke in strokes], window)
+    shadow = shifted(cover, scene.light_xy, reach_px=max(0.9 * unit, 1.0))
     colors = np.array(
         [[0.1, 0.09, 0.09], [0.24, 0.17, 0.11], [0.17, 0.2, 0.3], [0.4, 0.2, 0.14], [0.86, 0.84, 0.78]]
     )
     shade = np.clip(1 + 0.3 * smooth_noise(rng, cover.shape, cell_px=2.5 * unit), 0.5, 1.3)
     body = shade[..., None] * colors[rng.integers(len(colors))]
-    before = site.cut(window)
+    before = scene.cut(window)
     after = before * (1 - 0.45 * shadow)[..., None]
     after += (0.92 * cover)[..., None] * (body - after)
-    return Patch(window=window, pixels=np.clip(after, 0, 1).astype(np.float32))
+    return window, after
 
 
 def _grains(rng: Generator, unit: float) -> list[Stroke]:
@@ -394,7 +291,7 @@ def _grains(rng: Generator, unit: float) -> list[Stroke]:
         center = np.clip(rng.standard_normal(2), -1.9, 1.9) * spread
         size = unit * rng.uniform(0.8, 2.4)
         tips = center + size * 0.7 * rng.standard_normal((3, 2))
-        strokes.append(Stroke(points_xy=tips, half_widths=np.full(3, size / 2), strengths=np.ones(3)))
+        strokes.append(_stroke(tips, size / 2, 1.0))
     return strokes
 
 
@@ -404,13 +301,7 @@ def _fiber(rng: Generator, unit: float) -> list[Stroke]:
     bends = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, 7), rng.normal(0, 0.13, 7))
     heading = np.cumsum(bends + rng.choice([-1, 1]) * 0.07) + rng.uniform(0, 2 * math.pi)
     steps = np.stack([np.cos(heading), np.sin(heading)], axis=1) * 256 * unit * rng.uniform(0.3, 0.55) / count
-    return [
-        Stroke(
-            points_xy=np.cumsum(steps, axis=0),
-            half_widths=np.full(count, unit * rng.uniform(0.5, 0.75)),
-            strengths=np.ones(count),
-        )
-    ]
+    return [_stroke(np.cumsum(steps, axis=0), unit * rng.uniform(0.5, 0.75), 1.0)]
 
 
 def _line_angle(rng: Generator) -> float:
@@ -462,3 +353,22 @@ def _offsets(window: Window, center_xy: Points) -> tuple[Floats, Floats]:
     y = np.arange(y0, y1, dtype=np.float32) + np.float32(0.5 - center_xy[1])
     grid_y, grid_x = np.meshgrid(y, x, indexing="ij")
     return grid_x, grid_y
+
+
+DRAW: Final[dict[DefectKind, Callable[[Generator, Scene], Patch]]] = {
+    "dent": _draw_dent,
+    "crack": _draw_crack,
+    "scratch": _draw_scratch,
+    "hole": _draw_hole,
+    "stain": _draw_contamination,
+}
+
+
+def draw_defect(rng: Generator, kind: DefectKind, scene: Scene) -> Patch:
+    """Draw one defect at a random place of the surface, inside it if it fits.
+
+    Returns:
+        The changed window; beyond the defect its pixels equal the canvas of the scene, which is not changed.
+    """
+    window, pixels = DRAW[kind](rng, scene)
+    return window, np.clip(pixels, 0, 1).astype(np.float32)

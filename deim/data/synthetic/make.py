@@ -12,7 +12,7 @@ import json
 import logging
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -22,10 +22,37 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from deim.data.synthetic.defects import CATEGORY_IDS, CLASS_NAMES, DEFECT_KINDS, Patch, Window, draw_defect
-from deim.data.synthetic.options import SyntheticOptions
-from deim.data.synthetic.surface import Floats, Scene, make_scene
+from deim.config.checks import below, check
+from deim.data.synthetic.defects import CATEGORY_IDS, CLASS_NAMES, DEFECT_KINDS, Patch, draw_defect
+from deim.data.synthetic.surface import Floats, Scene, Window, make_scene, mask_window
 from deim.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyntheticOptions:
+    """A generated defect set, written to `data.root` if that folder does not exist yet."""
+
+    train_images: int = 300
+    """Number of images of the training split."""
+    val_images: int = 100
+    """Number of images of the validation split."""
+    test_images: int = 100
+    """Number of images of the test split."""
+    max_size_wh: tuple[int, int] = (1650, 1350)
+    """Maximum width and height of an image in pixels, each at least 96."""
+    seed: int = 0
+    """Seed of the images, at least 0; the same seed gives the same files."""
+
+    def __post_init__(self) -> None:
+        is_small = min(self.max_size_wh) < 96
+        check(
+            [
+                *below(1, train_images=self.train_images, val_images=self.val_images),
+                *below(0, test_images=self.test_images, seed=self.seed),
+                (is_small, f"max_size_wh: got {list(self.max_size_wh)}, each needs at least 96"),
+            ]
+        )
+
 
 MIN_SIDE_PX = 64
 """Minimum width and height of an image."""
@@ -47,9 +74,7 @@ class LabeledBox:
     """One annotation before it has an id."""
 
     category_id: int
-    """See `CATEGORY_IDS`."""
-    bbox_xywh: Window
-    """Left, top, width, height, in pixels inside the image."""
+    window: Window
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,11 +82,7 @@ class LabeledImage:
     """An image file and its annotations."""
 
     file_name: str
-    """Name in the image folder."""
     size_hw: tuple[int, int]
-    """Height and width, in pixels."""
-    jpeg: bytes
-    """The encoded image; empty once it is written."""
     boxes: tuple[LabeledBox, ...]
     """Annotations; empty if no part is shown."""
 
@@ -69,12 +90,8 @@ class LabeledImage:
 def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: int = 2) -> None:
     """Write a synthetic defect set: `images/{split}_00000.jpg` and `annotations/{train,val,test}.json`.
 
-    The files appear under `root` only when all of them are complete.
-
-    Args:
-        root: Folder to make; its parents are made too.
-        options: Numbers and sizes of the images; the same seed gives the same files, whatever `workers` is.
-        workers: Number of threads; the interpreter lock is free most of the time.
+    The files appear under `root`, whose parents are made too, only when all of them are complete. The number
+    of worker threads changes nothing in them.
 
     Raises:
         DataError: If `root` exists.
@@ -90,10 +107,15 @@ def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: in
         draft = Path(scratch) / "dataset"
         (draft / "images").mkdir(parents=True)
         (draft / "annotations").mkdir()
+
+        def write_image(split: str, index: int) -> LabeledImage:
+            image, jpeg = make_image(split, index, max_size_wh=options.max_size_wh, seed=options.seed)
+            (draft / "images" / image.file_name).write_bytes(jpeg)
+            return image
+
         with ThreadPoolExecutor(max_workers=workers) as pool:
             for split, count in counts.items():
-                make = partial(_make_file, draft / "images", split, options=options)
-                images = list(pool.map(make, range(count)))
+                images = list(pool.map(partial(write_image, split), range(count)))
                 write_annotations(draft / "annotations" / f"{split}.json", images)
                 logger.info("%s: %d images made", split, count)
         try:
@@ -105,70 +127,45 @@ def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: in
             ) from error
 
 
-def make_image(split: str, index: int, *, max_size_wh: tuple[int, int], seed: int) -> LabeledImage:
-    """Make one image, which depends on the arguments only.
-
-    Args:
-        split: `train`, `val` or `test`.
-        index: Number of the image within its split, from 0.
-        max_size_wh: Maximum width and height, in pixels.
-        seed: Seed of the dataset.
-    """
+def make_image(
+    split: str, index: int, *, max_size_wh: tuple[int, int], seed: int
+) -> tuple[LabeledImage, bytes]:
+    """Make image `index` of a split, a JPEG, which depends on the arguments only; sizes are in pixels."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    size_hw = _draw_size(rng, max_size_wh)
+    # 43 to 100 % of the maximum width, 52 to 100 % of the maximum height.
+    width = max(round(max_size_wh[0] * rng.uniform(0.43, 1.0)), MIN_SIDE_PX)
+    size_hw = max(round(max_size_wh[1] * rng.uniform(0.52, 1.0)), MIN_SIDE_PX), width
     pixels, boxes = render_image(rng, size_hw, _image_kind(split, index, seed))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=int(rng.integers(84, 96)))
-    return LabeledImage(
-        file_name=f"{split}_{index:05d}.jpg", size_hw=size_hw, jpeg=buffer.getvalue(), boxes=boxes
-    )
+    image = LabeledImage(file_name=f"{split}_{index:05d}.jpg", size_hw=size_hw, boxes=boxes)
+    return image, buffer.getvalue()
 
 
 def render_image(
     rng: Generator, size_hw: tuple[int, int], kind: ImageKind
 ) -> tuple[NDArray[np.uint8], tuple[LabeledBox, ...]]:
-    """Render one image.
-
-    Args:
-        rng: Source of all random draws.
-        size_hw: Height and width, in pixels.
-        kind: Content of the image; see the module's docstring.
-
-    Returns:
-        (H, W, 3) RGB and the annotations.
-    """
-    scene = make_scene(rng, size_hw, "empty" if kind == "empty" else "part")
+    """Render an image (H, W, 3) in RGB with its annotations."""
+    scene = make_scene(rng, size_hw, has_part=kind != "empty")
     boxes: tuple[LabeledBox, ...] = ()
-    match kind:
-        case "defective":
-            boxes = add_defects(rng, scene)
-        case "normal":
-            surface_xywh = _mask_box(scene.surface > 0.5)
-            boxes = (LabeledBox(category_id=CATEGORY_IDS["normal"], bbox_xywh=surface_xywh),)
-        case "empty":
-            pass
+    if kind == "defective":
+        boxes = add_defects(rng, scene)
+    elif kind == "normal":
+        boxes = (LabeledBox(category_id=CATEGORY_IDS["normal"], window=scene.region),)
     return _expose(rng, scene.canvas), boxes
 
 
 def add_defects(rng: Generator, scene: Scene) -> tuple[LabeledBox, ...]:
-    """Damage the surface of a scene in place.
-
-    Returns:
-        At least one box, and at most six; boxes overlap by an IoU below 0.2.
-    """
+    """Damage the surface of a scene in place; returns one to six boxes, which overlap by an IoU below 0.2."""
     boxes: list[LabeledBox] = []
     number = 1 + int(rng.choice(len(SHARES_BY_NUMBER), p=SHARES_BY_NUMBER))
-    left, top, width, height = _mask_box(scene.surface > 0.5)
-    region_xyxy = (left, top, left + width, top + height)
     for _ in range(60):
         defect = DEFECT_KINDS[rng.integers(len(DEFECT_KINDS))]
         for _ in range(6):
-            patch = draw_defect(
-                rng, defect, canvas=scene.canvas, region_xyxy=region_xyxy, light_xy=scene.light_xy
-            )
-            bbox_xywh = blend_patch(scene, patch, taken_xywh=[box.bbox_xywh for box in boxes])
-            if bbox_xywh is not None:
-                boxes.append(LabeledBox(category_id=CATEGORY_IDS[defect], bbox_xywh=bbox_xywh))
+            patch = draw_defect(rng, defect, scene)
+            window = blend_patch(scene, patch, taken=[box.window for box in boxes])
+            if window is not None:
+                boxes.append(LabeledBox(category_id=CATEGORY_IDS[defect], window=window))
                 break
         if len(boxes) == number:
             break
@@ -176,37 +173,32 @@ def add_defects(rng: Generator, scene: Scene) -> tuple[LabeledBox, ...]:
     return tuple(boxes)
 
 
-def blend_patch(scene: Scene, patch: Patch, *, taken_xywh: list[Window]) -> Window | None:
-    """Put a patch on the surface of a scene if its annotation would be fair.
-
-    Args:
-        scene: Its canvas is changed in place, unless the patch is rejected.
-        patch: The drawn defect.
-        taken_xywh: Existing boxes.
+def blend_patch(scene: Scene, patch: Patch, *, taken: list[Window]) -> Window | None:
+    """Put a patch on the canvas of a scene, in place, if its annotation would be fair.
 
     Returns:
-        The box (xywh) of all visibly changed pixels, or None if the patch was rejected: too little of it lies
-        on the surface, it is hardly visible, or it overlaps an existing box.
+        The box of all visibly changed pixels, or None if the patch was rejected: too little of it lies on the
+        surface, it is hardly visible, or it overlaps a box that is taken.
     """
-    x0, y0, x1, y1 = patch.window
+    (x0, y0, x1, y1), after = patch
     before = scene.canvas[y0:y1, x0:x1]
     on_surface = scene.surface[y0:y1, x0:x1]
-    difference = np.abs(patch.pixels - before).max(axis=2)
+    difference = np.abs(after - before).max(axis=2)
     changed = difference * on_surface
     visible = changed > VISIBLE_CHANGE
     if visible.sum() < max(12, 0.85 * (difference > VISIBLE_CHANGE).sum()):
         return None
     if np.quantile(changed[visible], 0.8) < 2.2 * VISIBLE_CHANGE:
         return None
-    left, top, width, height = _mask_box(visible)
-    if min(width, height) < max(3, round(4 * scene.unit)):
+    left, top, right, bottom = mask_window(visible)
+    if min(right - left, bottom - top) < max(3, round(4 * scene.unit)):
         return None
-    bbox_xywh = (left + x0, top + y0, width, height)
+    window = (left + x0, top + y0, right + x0, bottom + y0)
     # A third of the smaller box, so an IoU below 0.2, and no defect hides under another.
-    if any(_covered_share(bbox_xywh, other) >= 1 / 3 for other in taken_xywh):
+    if any(_covered_share(window, other) >= 1 / 3 for other in taken):
         return None
-    before += (patch.pixels - before) * on_surface[..., None]
-    return bbox_xywh
+    before += (after - before) * on_surface[..., None]
+    return window
 
 
 def _expose(rng: Generator, canvas: Floats) -> NDArray[np.uint8]:
@@ -219,13 +211,6 @@ def _expose(rng: Generator, canvas: Floats) -> NDArray[np.uint8]:
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-def _draw_size(rng: Generator, max_size_wh: tuple[int, int]) -> tuple[int, int]:
-    """Draw height and width: 52 to 100 % of the maximum height, 43 to 100 % of the maximum width."""
-    width = round(max_size_wh[0] * rng.uniform(0.43, 1.0))
-    height = round(max_size_wh[1] * rng.uniform(0.52, 1.0))
-    return max(height, MIN_SIDE_PX), max(width, MIN_SIDE_PX)
-
-
 def _image_kind(split: str, index: int, seed: int) -> ImageKind:
     """Return the content of image `index`; golden-ratio steps keep the shares in every range of images."""
     start = np.random.default_rng([seed, SPLITS.index(split)]).random()
@@ -235,26 +220,11 @@ def _image_kind(split: str, index: int, seed: int) -> ImageKind:
     return "normal" if share < 0.88 else "empty"
 
 
-def _mask_box(mask: NDArray[np.bool_]) -> Window:
-    """Return the box (xywh, pixels) of the true pixels of a (H, W) mask, which must have some."""
-    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(cols[0]), int(rows[0]), int(cols[-1] - cols[0]) + 1, int(rows[-1] - rows[0]) + 1
-
-
-def _covered_share(box_xywh: Window, other_xywh: Window) -> float:
-    """Return the intersection s of two xywh boxes over the smaller area; their IoU is at most s / (2 - s)."""
-    x, y, w, h = box_xywh
-    other_x, other_y, other_w, other_h = other_xywh
-    shared_w = max(min(x + w, other_x + other_w) - max(x, other_x), 0)
-    shared_h = max(min(y + h, other_y + other_h) - max(y, other_y), 0)
-    return shared_w * shared_h / min(w * h, other_w * other_h)
-
-
-def _make_file(folder: Path, split: str, index: int, *, options: SyntheticOptions) -> LabeledImage:
-    """Make and write one image; returns what its annotation needs, without the encoded pixels."""
-    image = make_image(split, index, max_size_wh=options.max_size_wh, seed=options.seed)
-    (folder / image.file_name).write_bytes(image.jpeg)
-    return replace(image, jpeg=b"")
+def _covered_share(window: Window, other: Window) -> float:
+    """Return the intersection s of two windows over the smaller area; their IoU is at most s / (2 - s)."""
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = window, other
+    shared = max(min(ax1, bx1) - max(ax0, bx0), 0) * max(min(ay1, by1) - max(ay0, by0), 0)
+    return shared / min((ax1 - ax0) * (ay1 - ay0), (bx1 - bx0) * (by1 - by0))
 
 
 def write_annotations(path: Path, images: list[LabeledImage]) -> None:
@@ -262,24 +232,21 @@ def write_annotations(path: Path, images: list[LabeledImage]) -> None:
     boxes = [(image_id, box) for image_id, image in enumerate(images, start=1) for box in image.boxes]
     content = {
         "images": [
-            {
-                "id": number,
-                "file_name": image.file_name,
-                "width": image.size_hw[1],
-                "height": image.size_hw[0],
-            }
-            for number, image in enumerate(images, start=1)
+            {"id": image_id, "file_name": image.file_name, "width": width, "height": height}
+            for image_id, image in enumerate(images, start=1)
+            for height, width in [image.size_hw]
         ],
         "annotations": [
             {
                 "id": number,
                 "image_id": image_id,
                 "category_id": box.category_id,
-                "bbox": list(box.bbox_xywh),
-                "area": box.bbox_xywh[2] * box.bbox_xywh[3],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
                 "iscrowd": 0,
             }
             for number, (image_id, box) in enumerate(boxes, start=1)
+            for x0, y0, x1, y1 in [box.window]
         ],
         "categories": [{"id": CATEGORY_IDS[kind], "name": name} for kind, name in CLASS_NAMES.items()],
     }

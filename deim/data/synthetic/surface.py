@@ -6,7 +6,7 @@ looks the same at every size. `light_xy` is the unit vector in the image plane t
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
 
 import numpy as np
 from numpy.random import Generator
@@ -15,13 +15,15 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy.ndimage import gaussian_filter1d
 
 Floats = NDArray[np.float32]
-SceneKind = Literal["part", "empty"]
+Points = NDArray[np.float64]
+Window = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels, inside the image."""
 
 FINISHES = ("brushed", "rolled", "cast", "machined", "painted")
 BACKGROUNDS = ("belt", "rollers", "slotted_table", "foam", "cloth")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Scene:
     """An image without defects, sharp and free of noise."""
 
@@ -31,25 +33,54 @@ class Scene:
     """(H, W) in [0, 1]: 1 where the inspected surface is seen, 0 on the background."""
     light_xy: tuple[float, float]
     """Unit vector towards the light."""
-    unit: float
-    """1/256 of the mean side, in pixels."""
+
+    @property
+    def unit(self) -> float:
+        """1/256 of the mean side, in pixels."""
+        return mean_side_unit(self.surface.shape)
+
+    @cached_property
+    def region(self) -> Window:
+        """The window around the inspected surface, of which there must be some."""
+        return mask_window(self.surface > 0.5)
+
+    def cut(self, window: Window) -> Floats:
+        """Return a window (h, w, 3) of the canvas, as a view."""
+        x0, y0, x1, y1 = window
+        return self.canvas[y0:y1, x0:x1]
+
+    def place(self, rng: Generator, half_extent_xy: Points) -> Points:
+        """Draw a center (2,) that keeps a defect of this half extent inside the region if it fits at all."""
+        low = np.array(self.region[:2]) + 1.1 * half_extent_xy
+        high = np.array(self.region[2:]) - 1.1 * half_extent_xy
+        middle = (low + high) / 2
+        center: Points = rng.uniform(np.minimum(low, middle), np.maximum(high, middle))
+        return center
+
+    def window(self, points_xy: Points, margin: float) -> Window:
+        """Return the window around points (P, 2 or more) with a margin in pixels, cut to the image."""
+        low = np.floor(points_xy[:, :2].min(axis=0) - margin - 2)
+        high = np.ceil(points_xy[:, :2].max(axis=0) + margin + 2)
+        height, width = self.surface.shape
+        x0, y0 = max(int(low[0]), 0), max(int(low[1]), 0)
+        return x0, y0, max(min(int(high[0]), width), x0 + 1), max(min(int(high[1]), height), y0 + 1)
 
 
-def mean_side_unit(size_hw: tuple[int, int]) -> float:
-    """Length of 1/256 of the image's mean side (the root of its area), in pixels."""
+def mask_window(mask: NDArray[np.bool_]) -> Window:
+    """Return the window around the true pixels of a (H, W) mask, which must have some."""
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1
+
+
+def mean_side_unit(size_hw: tuple[int, ...]) -> float:
+    """Return 1/256 of the image's mean side (the root of its area), in pixels."""
     return math.sqrt(size_hw[0] * size_hw[1]) / 256
 
 
 def smooth_noise(rng: Generator, size_hw: tuple[int, int], *, cell_px: float) -> Floats:
-    """Isotropic noise of one scale.
+    """Draw isotropic noise (H, W) with mean near 0 and a standard deviation of 0.7 to 1.
 
-    Args:
-        rng: Source of all random draws.
-        size_hw: Height and width, in pixels.
-        cell_px: Distance of independent values, in pixels; at most 1 gives white noise.
-
-    Returns:
-        (H, W) with mean near 0 and a standard deviation of 0.7 to 1.
+    Independent values are `cell_px` apart; at most 1 gives white noise.
     """
     height, width = size_hw
     if cell_px <= 1:
@@ -72,17 +103,9 @@ def fractal_noise(rng: Generator, size_hw: tuple[int, int], *, cell_px: float, o
 def streak_noise(
     rng: Generator, size_hw: tuple[int, int], *, angle: float, grain_px: float, length_px: float
 ) -> Floats:
-    """Noise stretched along one direction, as brushing leaves it.
+    """Draw noise (H, W) of mean 0 and deviation 1 with streaks in one direction, as brushing leaves it.
 
-    Args:
-        rng: Source of all random draws.
-        size_hw: Height and width, in pixels.
-        angle: Direction of the streaks against the x axis, in radians.
-        grain_px: Thickness of a streak, in pixels.
-        length_px: Length of a streak, in pixels.
-
-    Returns:
-        (H, W) with mean near 0 and a standard deviation near 1.
+    A streak is `grain_px` thick and `length_px` long; its angle against the x axis is in radians.
     """
     height, width = size_hw
     step_along, step_across = max(length_px / 4, 1.0), max(grain_px / 1.5, 0.7)
@@ -106,9 +129,9 @@ def streak_noise(
     return np.asarray(turned, dtype=np.float32)
 
 
-def shifted(field: Floats, offset_xy: tuple[float, float]) -> Floats:
-    """Read a (H, W) field `offset_xy` pixels away (rounded); beyond the frame its edge is repeated."""
-    dx, dy = round(offset_xy[0]), round(offset_xy[1])
+def shifted(field: Floats, light_xy: tuple[float, float], *, reach_px: float) -> Floats:
+    """Read a (H, W) field `reach_px` towards the light, rounded; its edge is repeated beyond the frame."""
+    dx, dy = (round(part * reach_px) for part in light_xy)
     rows = np.clip(np.arange(field.shape[0]) + dy, 0, field.shape[0] - 1)
     cols = np.clip(np.arange(field.shape[1]) + dx, 0, field.shape[1] - 1)
     return field[rows][:, cols]
@@ -116,36 +139,25 @@ def shifted(field: Floats, offset_xy: tuple[float, float]) -> Floats:
 
 def relief(height_field: Floats, light_xy: tuple[float, float], *, reach_px: float) -> Floats:
     """Shading of a height field: positive on slopes that face the light; (H, W)."""
-    reach = max(reach_px, 1.0)
-    return height_field - shifted(height_field, (light_xy[0] * reach, light_xy[1] * reach))
+    return height_field - shifted(height_field, light_xy, reach_px=max(reach_px, 1.0))
 
 
-def make_scene(rng: Generator, size_hw: tuple[int, int], kind: SceneKind) -> Scene:
-    """Compose an image without defects.
-
-    Args:
-        rng: Source of all random draws.
-        size_hw: Height and width, in pixels.
-        kind: `part` shows an inspected surface that fills the frame or lies on a background; `empty` shows
-            the background alone.
-
-    Returns:
-        The scene; its `surface` is 0 everywhere for `empty`.
-    """
+def make_scene(rng: Generator, size_hw: tuple[int, int], *, has_part: bool) -> Scene:
+    """Compose an image without defects: an inspected surface, with or without background, or only that."""
     unit = mean_side_unit(size_hw)
     angle = rng.uniform(0, 2 * math.pi)
     light_xy = (math.cos(angle), math.sin(angle))
-    if kind == "empty":
+    if has_part:
+        surface, reflectance = _part(rng, size_hw, unit, light_xy)
+    else:
         surface = np.zeros(size_hw, dtype=np.float32)
         reflectance = _background(rng, size_hw, unit, light_xy)
-    else:
-        surface, reflectance = _part(rng, size_hw, unit, light_xy)
     light, gloss = _lighting(rng, size_hw, light_xy)
     gloss *= 0.3 + 0.7 * surface
     canvas = reflectance * light[..., None]
     canvas += gloss[..., None]
     np.clip(canvas, 0, 1, out=canvas)
-    return Scene(canvas=canvas, surface=surface, light_xy=light_xy, unit=unit)
+    return Scene(canvas=canvas, surface=surface, light_xy=light_xy)
 
 
 def _part(
@@ -160,8 +172,7 @@ def _part(
         return surface, metal
     surface = _plate_mask(rng, size_hw, unit)
     background = _background(rng, size_hw, unit, light_xy)
-    reach = unit * rng.uniform(1.5, 4)
-    shadow = _blurred(shifted(surface, (light_xy[0] * reach, light_xy[1] * reach)), 1.5 * unit)
+    shadow = _blurred(shifted(surface, light_xy, reach_px=unit * rng.uniform(1.5, 4)), 1.5 * unit)
     background *= (1 - 0.55 * shadow)[..., None]
     bevel = relief(_blurred(surface, 0.8 * unit), light_xy, reach_px=unit)
     metal *= (1 + np.float32(rng.uniform(0.3, 0.7)) * bevel)[..., None]
@@ -179,46 +190,35 @@ def _metal(rng: Generator, size_hw: tuple[int, int], unit: float, light_xy: tupl
     gray = rng.uniform(0.36, 0.68)
     tint = rng.normal(0, 0.012, 3)
     match finish:
-        case "brushed":
-            texture = _brushed(rng, size_hw, grain)
-        case "rolled":
-            texture = _rolled(rng, size_hw, grain)
-        case "cast":
-            texture = _cast(rng, size_hw, grain, light_xy)
+        case "brushed":  # in one direction: fine streaks and longer broad ones
+            angle = rng.choice([0.0, math.pi / 2]) + rng.normal(0, 0.15)
+            strength = np.float32(rng.uniform(0.025, 0.055))
+            fine = streak_noise(rng, size_hw, angle=angle, grain_px=grain, length_px=grain * 45)
+            broad = streak_noise(rng, size_hw, angle=angle, grain_px=grain * 6, length_px=grain * 240)
+            texture = strength * (fine + 0.5 * broad)
+        case "rolled":  # faint long lines, wide bands across them, mill-scale mottling
+            angle = rng.choice([0.0, math.pi / 2]) + rng.normal(0, 0.04)
+            lines = streak_noise(rng, size_hw, angle=angle, grain_px=grain * 1.5, length_px=grain * 400)
+            angle += math.pi / 2
+            bands = streak_noise(rng, size_hw, angle=angle, grain_px=grain * 40, length_px=grain * 600)
+            mottle = fractal_noise(rng, size_hw, cell_px=grain * 14, octaves=3)
+            texture = 0.02 * lines + 0.02 * bands + rng.uniform(0.012, 0.03) * mottle
+        case "cast":  # lit grain of several sizes
+            height = fractal_noise(rng, size_hw, cell_px=grain * rng.uniform(4, 9), octaves=3)
+            patches = smooth_noise(rng, size_hw, cell_px=grain * 60)
+            lit = relief(height, light_xy, reach_px=grain)
+            texture = rng.uniform(0.03, 0.06) * lit + 0.02 * patches
             gray *= 0.85
         case "machined":
             texture = _machined(rng, size_hw, grain)
-        case _:
-            texture = _painted(rng, size_hw, grain, light_xy)
+        case _:  # paint: faint orange peel and cloudiness
+            peel = smooth_noise(rng, size_hw, cell_px=grain * 7)
+            clouds = fractal_noise(rng, size_hw, cell_px=grain * 90, octaves=2)
+            lit = relief(peel, light_xy, reach_px=grain * 2)
+            texture = rng.uniform(0.008, 0.02) * lit + 0.015 * clouds
             tint = rng.normal(0, 0.04, 3)
     color = np.clip(gray * (1 + tint - tint.mean()), 0.1, 0.85).astype(np.float32)
     return (1 + texture)[..., None] * color
-
-
-def _brushed(rng: Generator, size_hw: tuple[int, int], grain: float) -> Floats:
-    """Brushing in one direction: fine streaks, longer broad ones, a little cloudiness; (H, W) around 0."""
-    angle = rng.choice([0.0, math.pi / 2]) + rng.normal(0, 0.15)
-    strength = np.float32(rng.uniform(0.025, 0.055))
-    fine = streak_noise(rng, size_hw, angle=angle, grain_px=grain, length_px=grain * 45)
-    broad = streak_noise(rng, size_hw, angle=angle, grain_px=grain * 6, length_px=grain * 240)
-    return strength * (fine + np.float32(0.5) * broad)
-
-
-def _rolled(rng: Generator, size_hw: tuple[int, int], grain: float) -> Floats:
-    """Rolled sheet: faint long lines, wide bands across them, mill-scale mottling; (H, W) around 0."""
-    angle = rng.choice([0.0, math.pi / 2]) + rng.normal(0, 0.04)
-    lines = streak_noise(rng, size_hw, angle=angle, grain_px=grain * 1.5, length_px=grain * 400)
-    bands = streak_noise(rng, size_hw, angle=angle + math.pi / 2, grain_px=grain * 40, length_px=grain * 600)
-    mottle = fractal_noise(rng, size_hw, cell_px=grain * 14, octaves=3)
-    return np.float32(0.02) * lines + np.float32(0.02) * bands + np.float32(rng.uniform(0.012, 0.03)) * mottle
-
-
-def _cast(rng: Generator, size_hw: tuple[int, int], grain: float, light_xy: tuple[float, float]) -> Floats:
-    """Cast or blasted skin: lit grain of several sizes; (H, W) around 0."""
-    height = fractal_noise(rng, size_hw, cell_px=grain * rng.uniform(4, 9), octaves=3)
-    grainy = relief(height, light_xy, reach_px=grain)
-    patches = smooth_noise(rng, size_hw, cell_px=grain * 60)
-    return np.float32(rng.uniform(0.03, 0.06)) * grainy + np.float32(0.02) * patches
 
 
 def _machined(rng: Generator, size_hw: tuple[int, int], grain: float) -> Floats:
@@ -239,13 +239,6 @@ def _machined(rng: Generator, size_hw: tuple[int, int], grain: float) -> Floats:
     profile += 0.6 * wide / wide.std()
     marks = (profile * rng.uniform(0.018, 0.035)).astype(np.float32)[rings]
     return marks + np.float32(0.012) * smooth_noise(rng, size_hw, cell_px=grain * 1.5)
-
-
-def _painted(rng: Generator, size_hw: tuple[int, int], grain: float, light_xy: tuple[float, float]) -> Floats:
-    """Paint: faint orange peel and cloudiness; (H, W) around 0."""
-    peel = relief(smooth_noise(rng, size_hw, cell_px=grain * 7), light_xy, reach_px=grain * 2)
-    clouds = fractal_noise(rng, size_hw, cell_px=grain * 90, octaves=2)
-    return np.float32(rng.uniform(0.008, 0.02)) * peel + np.float32(0.015) * clouds
 
 
 def _background(
@@ -320,9 +313,8 @@ def _plate_mask(rng: Generator, size_hw: tuple[int, int], unit: float) -> Floats
     style = rng.random()
     if style < 0.25:
         theta = np.linspace(0, 2 * math.pi, 120, endpoint=False)
-        outline = (
-            np.stack([np.cos(theta), np.sin(theta)], axis=1) * min(height, width) * rng.uniform(0.4, 0.47)
-        )
+        outline = np.stack([np.cos(theta), np.sin(theta)], axis=1) * min(height, width)
+        outline *= rng.uniform(0.4, 0.47)
     else:
         if style < 0.6:
             side = int(rng.integers(2))
@@ -358,9 +350,8 @@ def _add_machine_line(rng: Generator, reflectance: Floats, unit: float) -> None:
     height, width = reflectance.shape[:2]
     turn = rng.choice([0.0, math.pi / 2]) + rng.normal(0, 0.05)
     y, x = np.ogrid[:height, :width]
-    across = (x - width * rng.uniform(0.2, 0.8)) * math.cos(turn) + (
-        y - height * rng.uniform(0.2, 0.8)
-    ) * math.sin(turn)
+    across = (x - width * rng.uniform(0.2, 0.8)) * math.cos(turn)
+    across = across + (y - height * rng.uniform(0.2, 0.8)) * math.sin(turn)
     step = 1 / (1 + np.exp(-np.clip(across / (0.5 * unit), -30, 30)))
     reflectance *= (1 + rng.choice([-1, 1]) * rng.uniform(0.03, 0.06) * step).astype(np.float32)[..., None]
 
