@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deim.config.loader import config_from_dict, config_to_dict
-from deim.config.migration import migrate_checkpoint
+from deim.migration import migrate_checkpoint
 from deim.config.schema import Config
 from deim.engine.device import select_device
 from deim.engine.progress import Progress

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import deim
 from deim.config.loader import config_from_dict
-from deim.config.migration import migrate_checkpoint, migrate_config
+from deim.migration import migrate_checkpoint, migrate_config
 from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
 
 FILES = Path(__file__).parents[1] / "fixtures" / "wave1"
@@ -120,7 +120,7 @@ def test_the_state_of_a_run_is_migrated() -> None:
         "progress": {
             "epoch": 4,
             "sums": {"num_good": 2, "num_skipped": 1},
-            "best": {"score": 0.5, "epoch": 3, "weights": "ema"},
+            "best": best,
             "early_stopping": {"score": 0.5, "epoch": 3},
             "skipped_in_a_row": 1,
             "skipped_images": ["a.png"],
