@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deim.engine.checkpoints import TrainedDetector
 from deim.engine.distributed import DistributedContext
+from deim.engine.trained_detector import TrainedDetector
 from multimodal.feature_cache import DetectorOutputBatch
 from multimodal.loss import FusionCriterion
 from multimodal.text_bank import class_cosines, text_bank_from_dict

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.engine.checkpoints import TrainedDetector
+from deim.engine.trained_detector import TrainedDetector
 from deim.inference.evaluator import Evaluator
 from deim.metrics.assignment import assign, compute_overlaps
 from deim.metrics.confusion import compute_confusion

@@ -14,11 +14,12 @@ from deim.config.loader import config_to_dict
 from deim.config.schema import Config
 from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
 from deim.data.loader import BatchLoader, build_train_loader
-from deim.engine.checkpoints import INPUT_OPTIONS, Checkpoint, TrainedDetector, load_trained, read_checkpoint
+from deim.engine.checkpoints import Checkpoint, read_checkpoint
 from deim.engine.context import RunContext
 from deim.engine.log import Advance, progress_bar
 from deim.engine.schedule import Timeline, resolve_schedule
 from deim.engine.task import TaskDefaults, TaskProducts, detection_options
+from deim.engine.trained_detector import INPUT_OPTIONS, TrainedDetector, load_trained
 from deim.errors import CheckpointError, ConfigError
 from deim.files import sha256_of_file
 from deim.loss.build import build_matcher

@@ -139,8 +139,8 @@ def preview(args: Namespace) -> None:
     from deim.config.loader import load_config
     from deim.curation.preview import draw_sheet
     from deim.data.splits import Splits, prepare_root, read_split
+    from deim.engine.build import prepare_run
     from deim.engine.detection_task import build_detection_loader
-    from deim.engine.prepare import prepare_run
 
     config = load_config(find_config(args.config), [*args.set, "data.num_workers=0"])
     prepare_root(config.data)

@@ -35,7 +35,7 @@ def run(args: Namespace) -> None:
     """Write `predictions.json` and an annotated copy of each image."""
     from deim.data.images.load import read_preview
     from deim.data.images.read import IMAGE_SUFFIXES
-    from deim.engine.checkpoints import load_trained
+    from deim.engine.trained_detector import load_trained
     from deim.files import write_text
     from deim.inference.detection_table import DetectionTable
     from deim.inference.predictor import Predictor, above

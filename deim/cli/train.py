@@ -65,8 +65,8 @@ def _prepare(
 
     from deim.curation.check import check_before_run
     from deim.data.splits import build_splits, prepare_root
+    from deim.engine.build import build_trainer
     from deim.engine.device import select_device
-    from deim.engine.prepare import build_trainer
     from deim.engine.validation import Validation
     from deim.inference.evaluator import Evaluator
     from deim.report.evaluate import to_validation, validation_sheet
@@ -118,7 +118,7 @@ def _train(trainer: "Trainer", folder: Path, distributed: "DistributedContext") 
     from deim.engine.signals import ignore_stop_signals
 
     try:
-        trainer.run()
+        trainer.train()
     except BaseException as error:
         if isinstance(error, StopSignalError):
             ignore_stop_signals()
@@ -133,7 +133,7 @@ def _report(
     trainer: "Trainer", evaluator: "Evaluator", folder: Path, distributed: "DistributedContext"
 ) -> None:
     """Evaluate the best weights on the validation split, write the report and print it."""
-    from deim.engine.checkpoints import load_trained
+    from deim.engine.trained_detector import load_trained
     from deim.metrics.convergence import describe_convergence
     from deim.report.task_report import evaluate_run, evaluate_share
 
@@ -151,7 +151,7 @@ def _report(
         print(describe_convergence(result.report.convergence))
     if not has_best:
         print(
-            f"\nNo epoch reached a higher mAP than {trainer.prepared.products.start_checkpoint}, "
+            f"\nNo epoch reached a higher mAP than {trainer.run.products.start_checkpoint}, "
             f"{trainer.progress.start_score:.3f}, so that there is no best.pth. Use that checkpoint.\n"
         )
     print(f"\nweights  {best.path}\nreport   {result.files.page}\nnumbers  {result.files.report}")

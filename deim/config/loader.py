@@ -15,11 +15,11 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 
 import yaml
 
-from deim.migration import describe_renamed_key
 from deim.config.nodes import Node, load_node, merge, override_node, to_node, to_plain
 from deim.config.schema import Config
 from deim.engine.task import TASKS, load_task
 from deim.errors import ConfigError
+from deim.migration import describe_renamed_key
 
 T = TypeVar("T")
 

@@ -12,8 +12,9 @@ from deim.config.checks import below, check, not_fraction, not_positive
 from deim.data.augment.options import AugmentOptions
 from deim.data.options import DataOptions
 from deim.engine.early_stopping import EarlyStoppingOptions
+from deim.engine.ema import EmaOptions
 from deim.engine.optimizer import RecipeOptions
-from deim.engine.schedule import EmaOptions, ScheduleOptions
+from deim.engine.schedule import ScheduleOptions
 from deim.engine.task import TASKS, TaskOptions, detection_options, task_options_class
 from deim.inference.nms import NmsOptions
 from deim.inference.thresholds import BestF1Goal, Goal

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from deim.engine.checkpoint_manager import CheckpointManager
+from deim.engine.checkpoints import RunCheckpoints
 from deim.engine.context import TrainingRun
 from deim.engine.log import RunLog
 from deim.engine.memory import STEP_ADVICE
 from deim.engine.progress import Progress
-from deim.engine.run_state import restore_weights
+from deim.engine.resume import restore_weights
 from deim.engine.step import StepBatch, StepResult, train_step, unwrap_model
 from deim.errors import TrainingError
 
@@ -30,7 +30,7 @@ class Recovery:
         log: Log of the run.
     """
 
-    def __init__(self, run: TrainingRun, checkpoints: CheckpointManager, log: RunLog) -> None:
+    def __init__(self, run: TrainingRun, checkpoints: RunCheckpoints, log: RunLog) -> None:
         self.run = run
         self.checkpoints = checkpoints
         self.log = log

@@ -43,35 +43,11 @@ class ScheduleOptions:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmaOptions:
-    """Exponential moving average of the weights, which is evaluated and saved as best."""
-
-    decay: float | Auto = "auto"
-    """Share kept at each step, in [0, 1); auto: 0.9999, or a horizon of a tenth of a shorter run."""
-    warmup_steps: int | Auto = "auto"
-    """Steps in which the decay ramps up; auto: a tenth of the averaging horizon."""
-
-    def __post_init__(self) -> None:
-        check(
-            [
-                *below(0, warmup_steps=self.warmup_steps),
-                (
-                    not isinstance(self.decay, str) and not 0 <= self.decay < 1,
-                    f"decay: got {self.decay}, needs [0, 1)",
-                ),
-            ]
-        )
-
-
 WARMUP_STEPS = 2000
 WARMUP_SHARE = 0.05
 NO_AUG_SHARE = 0.1
 AUGMENT_START_SHARE = 0.04
 MATCHER_CHANGE_SHARE = 0.9
-EMA_DECAY = 0.9999
-EMA_HORIZON_SHARE = 0.1
-EMA_WARMUP_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,16 +115,6 @@ class Timeline:
         return "\n".join(f"  {name:<22}{text}" for name, text in rows)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmaSchedule:
-    """How fast the averaged weights follow the raw ones."""
-
-    decay: float
-    """Share kept at each step."""
-    warmup_steps: int
-    """Time constant of the decay's ramp, in steps; 0 for none."""
-
-
 def resolve_schedule(
     options: ScheduleOptions, *, epochs: int, steps_per_epoch: int, has_stages: bool = True
 ) -> Timeline:
@@ -209,22 +175,6 @@ def _refuse_stages(options: ScheduleOptions, epochs: int) -> None:
             for name, value in valid.items()
         ]
     )
-
-
-def resolve_ema(options: EmaOptions, *, total_steps: int) -> EmaSchedule:
-    """Turn the averaging options into numbers; `auto` follows from the length of the run.
-
-    Args:
-        options: The block `ema`.
-        total_steps: Optimizer steps of the whole run.
-
-    Returns:
-        With `auto`, a horizon of 1 / (1 - decay) steps that is at most a tenth of the run, and 10,000 steps.
-    """
-    horizon = max(1.0, EMA_HORIZON_SHARE * total_steps)
-    decay = min(EMA_DECAY, 1 - 1 / horizon) if options.decay == "auto" else options.decay
-    warmup = round(EMA_WARMUP_SHARE / (1 - decay)) if options.warmup_steps == "auto" else options.warmup_steps
-    return EmaSchedule(decay=decay, warmup_steps=warmup)
 
 
 def _resolve(value: int | str, automatic: int) -> int:

@@ -16,8 +16,8 @@ from deim.metrics.coco import ClassMetrics, CocoSummary
 from deim.metrics.confusion import Confusion
 from deim.metrics.convergence import Convergence
 from deim.metrics.image_level import EscapeCurve, ImageLevel
-from deim.records import from_json, to_json
 from deim.migration import FIRST_REPORT_VERSION, migrate_report
+from deim.records import from_json, to_json
 
 SCHEMA_VERSION = 4
 """Raised whenever a key of the report changes its name or its meaning."""

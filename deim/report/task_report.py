@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from deim.engine.checkpoints import TrainedDetector
 from deim.engine.task import report_function
+from deim.engine.trained_detector import TrainedDetector
 from deim.inference.evaluator import Evaluator
 from deim.report.evaluate import WrittenReport, evaluate_checkpoint
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from deim.config.schema import Config
 from deim.data.sampling import EpochSampler, FixedBatches
 from deim.data.splits import build_splits
+from deim.engine.build import prepare_run
 from deim.engine.device import select_precision
-from deim.engine.prepare import prepare_run
-from deim.engine.schedule import resolve_ema
+from deim.engine.ema import resolve_ema
 from deim.errors import ConfigError, DataError
 from deim.inference.evaluator import Evaluator
 from multimodal.ablation.trials import TrialContext

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from deim.engine.ema import ModelEma
+from deim.engine.ema import EmaSchedule, ModelEma
 from deim.engine.optimizer import RecipeOptions, set_learning_rates
-from deim.engine.schedule import EmaSchedule, Timeline
+from deim.engine.schedule import Timeline
 from deim.engine.step import Precision, StepContext, train_step
 from deim.inference.detection_table import GroundTruthTable
 from deim.inference.predictor import predict_split
@@ -147,7 +147,7 @@ def train_variant(variant: Variant, context: TrialContext, *, seed: int) -> Fusi
             result = train_step(parts, batch.to(context.device), epoch=epoch)
             step += 1
             if result.skip_reason is None:
-                average.update(model)
+                average.update()
             else:
                 num_skipped += 1
     if num_skipped:

@@ -16,14 +16,8 @@ import deim
 from deim.config.loader import config_to_dict
 from deim.config.schema import Config
 from deim.data.splits import read_split
-from deim.engine.checkpoints import (
-    FORMAT,
-    AveragedWeights,
-    Checkpoint,
-    load_trained,
-    read_checkpoint,
-    save_checkpoint,
-)
+from deim.engine.checkpoints import FORMAT, AveragedWeights, Checkpoint, read_checkpoint, save_checkpoint
+from deim.engine.trained_detector import load_trained
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, DataError
 from deim.inference.evaluator import build_evaluator

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 import deim
 from deim.config.loader import config_from_dict
+from deim.engine.checkpoints import read_checkpoint, save_checkpoint
+from deim.engine.trained_detector import load_trained
 from deim.migration import migrate_checkpoint, migrate_config
-from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
 
 FILES = Path(__file__).parents[1] / "fixtures" / "wave1"
 CHECKPOINTS = ("best", "fusion_best")

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from deim.engine.schedule import EmaOptions, ScheduleOptions, Timeline, resolve_ema, resolve_schedule
+from deim.engine.ema import EmaOptions, resolve_ema
+from deim.engine.schedule import ScheduleOptions, Timeline, resolve_schedule
 from deim.errors import ConfigError
 
 IMAGES = [50, 51, 64, 100, 333, 1000, 3210, 12_000, 50_000]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deim.config.schema import Config
-from deim.engine.checkpoints import TrainedDetector
+from deim.engine.trained_detector import TrainedDetector
 from deim.model.detector import Detector
 from multimodal.fusion_head import FusionHead, parameter_groups
 from multimodal.text_bank import TextBank, text_bank_to_dict

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deim.engine.ema import ModelEma
-from deim.engine.schedule import EmaSchedule
+from deim.engine.ema import EmaSchedule, ModelEma
 from deim.inference.postprocess import select_detections
 from deim.loss.build import build_criterion
 from deim.model.build import build_variant
@@ -209,7 +208,7 @@ def test_an_average_of_the_weights_keeps_the_detector_bit_for_bit():
     optimizer = adamw(model)
     for step in range(3):
         train_step(model, optimizer, seed=step)
-        average.update(model)
+        average.update()
     assert state_hash(average.model.detector) == before
     assert not torch.equal(average.model.head.gate, model.head.gate)
     assert average.model.head.gate.any()

@@ -9,7 +9,7 @@ import torch
 from deim.config.catalog import shipped_configs_dir
 from deim.config.loader import config_from_dict, config_to_dict, load_config
 from deim.config.schema import Config
-from deim.engine.schedule import resolve_ema
+from deim.engine.ema import resolve_ema
 from deim.engine.task import TaskDefaults, load_task
 from deim.model.build import build_model
 from multimodal.task import SHARED_BLOCKS, TextFusionTask

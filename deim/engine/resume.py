@@ -12,10 +12,9 @@ from deim.config.loader import config_from_dict, config_to_dict
 from deim.engine.checkpoints import AveragedWeights, Checkpoint, ResumeState
 from deim.engine.context import TrainingRun
 from deim.engine.memory import peak_bytes, reset_peak
-from deim.engine.progress import Progress
-from deim.engine.seeding import random_states, restore_random_states
+from deim.engine.progress import Progress, WeightKind
+from deim.engine.seeding import RandomStates
 from deim.engine.step import unwrap_model
-from deim.engine.validation import WeightKind
 from deim.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ def capture_resumable(run: TrainingRun, progress: Progress) -> Checkpoint:
         resume=ResumeState(
             optimizer=run.step.optimizer.state_dict(),
             scaler=run.step.precision.scaler.state_dict(),
-            random=random_states(),
+            random=RandomStates.capture(),
             progress=progress,
             fingerprints=run.fingerprints,
             batch_size=run.context.sampler.batch_size,
@@ -110,7 +109,7 @@ def restore_run(run: TrainingRun, checkpoint: Checkpoint, *, path: Path, force: 
     for line in differences:
         logger.warning("changed since the run was stopped: %s", line)
     restore_weights(run, checkpoint, path=path)
-    restore_random_states(state.random)
+    state.random.restore()
     progress = state.progress
     if differences:
         progress.stopped_early = False

@@ -12,10 +12,9 @@ from deim.data.splits import Splits
 from deim.engine.context import BatchPlan, RunContext, TrainingRun
 from deim.engine.device import select_device, select_precision
 from deim.engine.distributed import DistributedContext, exchange_gradients
-from deim.engine.ema import ModelEma
+from deim.engine.ema import ModelEma, resolve_ema
 from deim.engine.preflight import preflight
 from deim.engine.run_folder import prepare_run_dir, refuse_existing_run
-from deim.engine.schedule import resolve_ema
 from deim.engine.seeding import seed_everything, use_deterministic_operations
 from deim.engine.step import StepContext
 from deim.engine.task import load_task

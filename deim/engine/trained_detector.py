@@ -1,0 +1,155 @@
+"""Detectors as they come from checkpoints: built, loaded, and given their operating points."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deim.config.loader import config_from_dict, config_to_dict
+from deim.config.schema import Config
+from deim.engine.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
+from deim.engine.device import select_device
+from deim.engine.progress import WeightKind
+from deim.engine.schedule import Timeline
+from deim.engine.task import load_task
+from deim.errors import CheckpointError
+
+INPUT_OPTIONS = (
+    "image_size",
+    "data.resize",
+    "data.reduced_decode",
+    "data.tiles",
+    "data.channels",
+    "data.scaling",
+    "data.mean",
+    "data.std",
+)
+"""Options that decide what the network sees of an image; stored thresholds hold only for the same values."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedDetector:
+    """A detector with all that is needed to use it."""
+
+    model: nn.Module
+    """In evaluation mode."""
+    device: torch.device
+    """Where it is."""
+    config: Config
+    """The experiment that trained it."""
+    task: str
+    """What was trained, a key of `deim.engine.task.TASKS`."""
+    task_state: Mapping[str, Any]
+    """What the checkpoint stores for the task."""
+    class_names: tuple[str, ...]
+    """C names, by class index."""
+    category_ids: tuple[int, ...]
+    """C ids of the training annotations, by class index."""
+    epoch: int
+    """The epoch (0-based) that the weights come from."""
+    weights: WeightKind
+    """`ema` for averaged weights, `raw` for those of the optimizer."""
+    step: int
+    """Optimizer steps before these weights."""
+    timeline: Timeline | None
+    """Phases of the run; None if the checkpoint does not hold them."""
+    operating_points: Mapping[str, Any] | None
+    """Thresholds chosen on the validation split, in plain JSON types; None before that."""
+    path: Path
+    changed_inputs: tuple[str, ...] = ()
+    """Options of `INPUT_OPTIONS` that were changed after training, so that stored thresholds do not hold."""
+
+
+def load_trained(
+    path: Path, *, device: torch.device | None = None, overrides: Sequence[str] = ()
+) -> TrainedDetector:
+    """Build the detector that a checkpoint of any task holds.
+
+    Args:
+        path: `best.pth` or `last.pth`.
+        device: Where to put it; None for the device that the config names.
+        overrides: Changes of the stored config, `key.path=value` each, such as `data.root=…`.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged, or its weights do not fit its config.
+        ConfigError: If the config, with its changes, is not valid in this version.
+    """
+    checkpoint = read_checkpoint(path)
+    config = config_from_dict(checkpoint.config, where=str(path), overrides=overrides)
+    model = load_task(checkpoint.task).build_stored_model(config, checkpoint, path)
+    try:
+        model.load_state_dict(dict(checkpoint.inference_weights))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its config. {error}") from None
+    device = device or select_device(config.runtime.device)
+    return TrainedDetector(
+        model=model.to(device).eval().requires_grad_(False),
+        device=device,
+        config=config,
+        task=checkpoint.task,
+        task_state=checkpoint.task_state,
+        class_names=checkpoint.class_names,
+        category_ids=checkpoint.category_ids,
+        epoch=checkpoint.epoch,
+        weights=checkpoint.weights,
+        step=checkpoint.step,
+        timeline=checkpoint.timeline,
+        operating_points=checkpoint.operating_points,
+        path=path,
+        changed_inputs=_changed_inputs(checkpoint, config, path),
+    )
+
+
+def _changed_inputs(checkpoint: Checkpoint, config: Config, path: Path) -> tuple[str, ...]:
+    """Return the options by which the network sees images differently than in training."""
+    stored, used = _inputs(config_from_dict(checkpoint.config, where=str(path))), _inputs(config)
+    return tuple(name for name in INPUT_OPTIONS if stored[name] != used[name])
+
+
+def _inputs(config: Config) -> dict[str, object]:
+    options: dict[str, object] = {}
+    for name in INPUT_OPTIONS:
+        block, _, key = name.rpartition(".")
+        options[name] = getattr(getattr(config, block) if block else config, key)
+    tiles = config.data.tiles
+    # The share of a box that counts in training does not change an input.
+    options["data.tiles"] = None if tiles is None else (tiles.size, tiles.overlap)
+    return options
+
+
+def store_operating_points(trained: TrainedDetector, operating_points: Mapping[str, Any]) -> str | None:
+    """Write operating points, and the options they were chosen for, into the checkpoint of a detector.
+
+    A checkpoint from which training can be resumed, and one that was replaced meanwhile, are left alone.
+
+    Args:
+        trained: From `load_trained`.
+        operating_points: In plain JSON types.
+
+    Returns:
+        Why they were not written; None if they were.
+
+    Raises:
+        CheckpointError: If the checkpoint is gone or damaged.
+    """
+    checkpoint = read_checkpoint(trained.path)
+    if checkpoint.resume is not None:
+        return "training can be resumed from it; they belong in best.pth"
+    if (checkpoint.epoch, checkpoint.step) != (trained.epoch, trained.step):
+        return "a later one has replaced it meanwhile"
+    if trained.changed_inputs:
+        changed = " and ".join(trained.changed_inputs)
+        return f"they were chosen with another {changed} than prediction will use"
+    # What they were chosen for becomes part of the config.
+    used: Any = config_to_dict(trained.config)
+    data = checkpoint.config["data"] | {"normal_class": used["data"]["normal_class"]}
+    config = {**checkpoint.config, "evaluation": used["evaluation"], "data": data}
+    try:
+        changed_checkpoint = replace(checkpoint, config=config, operating_points=dict(operating_points))
+        save_checkpoint(changed_checkpoint, trained.path)
+    except OSError as error:
+        return f"it cannot be written ({error.strerror})"
+    return None
