@@ -75,6 +75,12 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f"Did you mean {close[0]!r}?" if close else f"Valid are {', '.join(names)}."
 
 
+def count(noun: str, number: int) -> str:
+    """Return a number with its noun, such as `1 image` and `2 images`, or `0 boxes`."""
+    plural = "es" if noun.endswith(("x", "ss", "sh", "tch")) else "s"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"
+
+
 def raise_listed(problems: Sequence[str], error: type[DeimError] = DataError) -> None:
     """Raise one error that lists all problems, a line each; do nothing if there are none.
 

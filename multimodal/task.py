@@ -118,7 +118,7 @@ class TextFusionTask:
     def describe(self, config: Config) -> list[str]:
         """Return when the class head is trained."""
         start = fusion_options(config).class_head_from_epoch
-        return [f"  class head            {'never' if start is None else f'from epoch {start}'}"]
+        return [f"  class head            {'never' if start is None else f'from epoch {start + 1}'}"]
 
     def build(self, context: RunContext) -> TaskProducts:
         """Build the fusion on a frozen detector.

@@ -84,10 +84,10 @@ def test_the_full_preset_has_the_stages_of_the_reference() -> None:
     )
     pipeline = build_pipeline(full, epochs=epochs, image_size_hw=config.image_size_hw)
     assert pipeline.describe(102) == [
-        "epochs 0 to 3: flips, several sizes",
-        "epochs 4 to 48: mosaic, zoom-out, crop, colors, flips, mix-up, copy-blend, several sizes",
-        "epochs 49 to 89: zoom-out, crop, colors, flips, copy-blend, several sizes",
-        "epochs 90 to 101: flips",
+        "epochs 1 to 4: flips, several sizes",
+        "epochs 5 to 49: mosaic, zoom-out, crop, colors, flips, mix-up, copy-blend, several sizes",
+        "epochs 50 to 90: zoom-out, crop, colors, flips, copy-blend, several sizes",
+        "epochs 91 to 102: flips",
     ]
     assert pipeline.multi_scale.sizes_hw.count((1024, 1024)) == 6
     assert len(pipeline.multi_scale.sizes_hw) == 22

@@ -104,7 +104,7 @@ def test_run_five_keeps_its_own_numbers() -> None:
     [
         (
             {"flat_epochs": 10},
-            "schedule.flat_epochs: got 10, but the final stage begins at epoch 9.",
+            "schedule.flat_epochs: got 10, but only 9 epochs come before the final stage.",
         ),
         (
             {"warmup_steps": 2000},
@@ -112,11 +112,11 @@ def test_run_five_keeps_its_own_numbers() -> None:
         ),
         (
             {"augment_start_epoch": 11},
-            "schedule.augment_start_epoch: got 11, but the final stage begins at epoch 9.",
+            "schedule.augment_start_epoch: got 11, but only 9 epochs come before the final stage.",
         ),
         (
             {"augment_start_epoch": 6, "mix_end_epoch": 3},
-            "schedule.mix_end_epoch: got 3, but mosaic and mix-up begin at epoch 6.",
+            "schedule.mix_end_epoch: got 3, but mosaic and mix-up begin after 6 epochs.",
         ),
     ],
     ids=str,
@@ -155,11 +155,11 @@ def test_several_contradictions_are_listed_together() -> None:
 
 def test_the_timeline_is_described_in_lines() -> None:
     text = resolve(10, 100, warmup_steps=50, flat_epochs=5).describe()
-    assert "warm-up               steps 0 to 49" in text
-    assert "flat learning rate    epochs 0 to 4" in text
-    assert "falling to            0.5 of it, epochs 5 to 8" in text
-    assert "second matching cost  from epoch 8" in text
-    assert "final stage           epochs 9 to 9" in text
+    assert "warm-up               steps 1 to 50" in text
+    assert "flat learning rate    epochs 1 to 5" in text
+    assert "falling to            0.5 of it, epochs 6 to 9" in text
+    assert "second matching cost  from epoch 9" in text
+    assert "final stage           epochs 10 to 10" in text
     assert "warm-up               none" in resolve(1, 1).describe()
     assert "second matching cost  never" in resolve(1, 1).describe()
 
