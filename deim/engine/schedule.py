@@ -133,8 +133,8 @@ def resolve_schedule(
     no_aug = _resolve(options.no_aug_epochs, round(NO_AUG_SHARE * epochs))
     if no_aug >= epochs > 1 or no_aug > epochs:
         raise ConfigError(
-            f"schedule.no_aug_epochs: {no_aug} leaves none of the {count('epoch', epochs)} with "
-            f"augmentation. Change it, or leave it 'auto' to follow from epochs."
+            f"schedule.no_aug_epochs: got {no_aug}, but the run has {count('epoch', epochs)}: none is left "
+            f"for augmentation. Change it, or leave it 'auto' to follow from epochs."
         )
     augmented = epochs - no_aug
     start = _resolve(options.augment_start_epoch, round(AUGMENT_START_SHARE * augmented))

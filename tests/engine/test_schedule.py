@@ -7,6 +7,7 @@ import pytest
 from deim.engine.ema import EmaOptions, resolve_ema
 from deim.engine.schedule import ScheduleOptions, Timeline, resolve_schedule
 from deim.errors import ConfigError
+from deim.files import count
 
 IMAGES = [50, 51, 64, 100, 333, 1000, 3210, 12_000, 50_000]
 BATCHES = [1, 2, 3, 4, 8, 16, 31, 32, 64]
@@ -175,5 +176,7 @@ def test_averaging_set_by_hand_is_kept() -> None:
 def test_a_final_stage_as_long_as_the_run_is_refused(epochs: int, no_aug: int) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(epochs, 100, no_aug_epochs=no_aug)
-    wrong = f"schedule.no_aug_epochs: {no_aug} leaves none of the {epochs} epochs with augmentation."
+    wrong = (
+        f"schedule.no_aug_epochs: got {no_aug}, but the run has {count('epoch', epochs)}: none is left for"
+    )
     assert str(caught.value).startswith(wrong)
