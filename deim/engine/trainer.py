@@ -10,15 +10,16 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from deim.engine.checkpoints import RunCheckpoints, save_checkpoint
 from deim.engine.context import TrainingRun
 from deim.engine.log import RunLog, epoch_line, progress_bar
-from deim.engine.memory import STEP_ADVICE, explain_out_of_memory
+from deim.engine.memory import STEP_ADVICE, explain_out_of_memory, peak_bytes, reset_peak
 from deim.engine.optimizer import set_learning_rates
 from deim.engine.progress import EpochSums, Progress
 from deim.engine.recovery import Recovery
-from deim.engine.resume import capture_resumable, epoch_values, restore_model, restore_run
+from deim.engine.resume import capture_resumable, restore_model, restore_run
 from deim.engine.signals import StopSignals
 from deim.engine.step import StepBatch, StepResult
 from deim.engine.validation import Validate, Validator
@@ -129,7 +130,9 @@ class Trainer:
         with progress_bar(title, total=len(loader), start=done, is_shown=is_main) as advance:
             for batch in self._timed_batches():
                 started = time.perf_counter()
-                result = self._step(batch)
+                factor = self._lr_factor(progress.step)
+                set_learning_rates(self.run.step.optimizer, factor, epoch=progress.epoch)
+                result = self._recovery.step(batch, progress)
                 self._account(batch, result)
                 progress.sums.seconds += time.perf_counter() - started
                 advance("skipped" if result.skip_reason else f"loss {result.loss:.2f}")
@@ -152,11 +155,6 @@ class Trainer:
 
     def _lr_factor(self, step: int) -> float:
         return self.timeline.lr_factor(step) * self.progress.lr_scale
-
-    def _step(self, batch: StepBatch) -> StepResult:
-        factor = self._lr_factor(self.progress.step)
-        set_learning_rates(self.run.step.optimizer, factor, epoch=self.progress.epoch)
-        return self._recovery.step(batch, self.progress)
 
     def _account(self, batch: StepBatch, result: StepResult) -> None:
         """Put the outcome of a step into the averaged weights, the sums and the log."""
@@ -199,7 +197,7 @@ class Trainer:
     def _finish_epoch(self, validator: Validator) -> None:
         """Validate, log, and save the state in which the next epoch begins."""
         progress = self.progress
-        values = epoch_values(self.run, progress)
+        values = self._epoch_values()
         if validator.is_due(progress.epoch):
             # A run that is killed while it validates must not train the epoch again.
             self._save()
@@ -220,6 +218,21 @@ class Trainer:
         progress.steps_of_epoch, progress.sums = 0, EpochSums()
         self._save()
         self._save_if_due()
+
+    def _epoch_values(self) -> dict[str, Any]:
+        """Return the entries of an epoch in `metrics.jsonl`, and measure the peak of memory anew."""
+        progress, recipe, device = self.progress, self.config.recipe, self.run.context.device
+        factor = self._lr_factor(progress.step - 1)
+        values = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "lr": recipe.lr * factor,
+            "backbone_lr": recipe.backbone_lr * factor if self.run.task.trains_backbone else 0.0,
+            "peak_memory_bytes": peak_bytes(device),
+            **progress.sums.means(),
+        }
+        reset_peak(device)
+        return values
 
     def _begin_final_stage(self) -> None:
         """Start the final stage from the best weights so far, raw and averaged."""

@@ -297,7 +297,7 @@ def test_another_config_is_refused_with_every_difference_unless_forced(
     with pytest.raises(CheckpointError) as caught:
         build_tiny(config, resume_from=stopped_run / "last.pth")
     assert str(caught.value) == (
-        f"{stopped_run}/last.pth: belongs to another run, these differ (there -> here):\n"
+        f"{stopped_run}/last.pth: the run was started with other options or data (there -> here):\n"
         f"  model.decoder.num_denoising: 8 -> 4\n"
         f"  recipe.lr: 0.0005 -> 1e-05\n"
         f"Undo the changes, start a new run, or resume all the same with --force."

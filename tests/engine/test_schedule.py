@@ -176,7 +176,5 @@ def test_averaging_set_by_hand_is_kept() -> None:
 def test_a_final_stage_as_long_as_the_run_is_refused(epochs: int, no_aug: int) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(epochs, 100, no_aug_epochs=no_aug)
-    wrong = (
-        f"schedule.no_aug_epochs: got {no_aug}, but the run has {count('epoch', epochs)}: none is left for"
-    )
+    wrong = f"schedule.no_aug_epochs: got {no_aug}, but the run has {count('epoch', epochs)}: none is left"
     assert str(caught.value).startswith(wrong)
