@@ -20,6 +20,8 @@ import torch
 
 from deim.config.schema import Config
 from deim.engine.checkpoints import previous_path, read_checkpoint, save_checkpoint
+from deim.engine.progress import Progress
+from deim.engine.recovery import Recovery
 from deim.engine.run_folder import finalize_run_dir, find_resume
 from deim.engine.seeding import RandomStates, seed_everything
 from deim.engine.trainer import Trainer
@@ -142,15 +144,15 @@ def test_a_run_killed_at_random_ends_as_one_that_was_never_stopped(
 
 def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, signal_number: int = signal.SIGTERM) -> None:
     """Send this process a signal while the trainer does a step of the run, counted from 0."""
-    new = Trainer._step
+    new = Recovery.step
 
-    def step(self: Trainer, batch: Any) -> Any:
-        if self.progress.step == number:
-            monkeypatch.setattr(Trainer, "_step", new)
+    def step(self: Recovery, batch: Any, progress: Progress) -> Any:
+        if progress.step == number:
+            monkeypatch.setattr(Recovery, "step", new)
             os.kill(os.getpid(), signal_number)
-        return new(self, batch)
+        return new(self, batch, progress)
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Recovery, "step", step)
 
 
 @pytest.mark.parametrize(
