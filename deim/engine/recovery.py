@@ -36,11 +36,7 @@ class Recovery:
         self.log = log
 
     def step(self, batch: StepBatch, progress: Progress) -> StepResult:
-        """Do a step; where memory runs out, repeat it with half as many images at once.
-
-        Args:
-            batch: This process's images of the step, on the device.
-            progress: How far the run has come.
+        """Do a step with this process's images; where memory runs out, repeat it with half as many at once.
 
         Raises:
             TrainingError: If memory runs out a second time, or a smaller micro-batch is impossible.
@@ -63,11 +59,6 @@ class Recovery:
 
     def record_skip(self, progress: Progress, batch: StepBatch, result: StepResult) -> None:
         """Log a step that changed nothing; after too many in a row restore the last good state.
-
-        Args:
-            progress: How far the run has come; updated.
-            batch: This process's images of the step.
-            result: Outcome of the step.
 
         Raises:
             TrainingError: If the last good state was restored too often, or there is none.
@@ -141,7 +132,7 @@ class Recovery:
         self._write("out_of_memory", progress, micro_batch_size=progress.micro_batch_size)
 
     def _write(self, event: str, progress: Progress, **values: Any) -> None:
-        self.log.write(event, {"epoch": progress.epoch, "step": progress.step, **values})
+        self.log.write(event, epoch=progress.epoch, step=progress.step, **values)
 
 
 def _weight_norm(model: torch.nn.Module) -> float:

@@ -28,9 +28,10 @@ REPLACED = ".replaced"
 """Folder within the run's, in which an overwritten run waits until the new one ends after at least a step."""
 
 
-def run_files() -> tuple[str, ...]:
-    """Return all names that a run may write to its folder, of any task: an old run may be of another."""
-    return RUN_FILES + tuple(name for task in TASKS for name in load_task(task).run_files)
+def run_files(folder: Path) -> list[Path]:
+    """Return all that a run of any task may write to its folder and that exists there."""
+    names = RUN_FILES + tuple(name for task in TASKS for name in load_task(task).run_files)
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def find_resume(folder: Path, resume: str | None) -> Path | None:
@@ -66,10 +67,8 @@ def refuse_existing_run(folder: Path, *, resume_from: Path | None, may_restart: 
     """
     if resume_from is not None and resume_from.resolve().parent == folder.resolve():
         return
-    present = [name for name in run_files() if (folder / name).exists()]
-    if may_restart and not {"best.pth", "report.json"} & set(present):
-        return
-    if present:
+    present = [path.name for path in run_files(folder)]
+    if present and not (may_restart and {"best.pth", "report.json"}.isdisjoint(present)):
         raise TrainingError(
             f"{folder}: already holds a run ({', '.join(present)}). Resume it with --resume auto, replace "
             f"it with --overwrite, or choose another folder with --set output_dir=FOLDER."
@@ -78,7 +77,7 @@ def refuse_existing_run(folder: Path, *, resume_from: Path | None, may_restart: 
 
 @contextmanager
 def prepare_run_dir(folder: Path, *, config_yaml: str, continues_here: bool) -> Iterator[None]:
-    """Make the folder of a run with its config; after an error within, the old run is back.
+    """Make the folder of a run with its `config.yml`; after an error within, the old run is back.
 
     Args:
         folder: The run folder.
@@ -104,7 +103,12 @@ def prepare_run_dir(folder: Path, *, config_yaml: str, continues_here: bool) -> 
 def finalize_run_dir(folder: Path, *, has_begun: bool) -> None:
     """Keep a run that has begun, or restore the one that it overwrites; called when it ends."""
     if not has_begun:
-        _remove_run(folder)
+        remove_unfinished(folder)
+        for path in run_files(folder):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         _put_back(folder)
     shutil.rmtree(folder / REPLACED, ignore_errors=True)
     if folder.is_dir() and not any(folder.iterdir()):
@@ -122,10 +126,9 @@ def _set_aside(folder: Path) -> None:
             f"Move it away, or choose another folder with --set output_dir=FOLDER."
         )
     try:
-        for path in [folder / name for name in run_files()]:
-            if path.exists():
-                aside.mkdir(exist_ok=True)
-                path.replace(aside / path.name)
+        for path in run_files(folder):
+            aside.mkdir(exist_ok=True)
+            path.replace(aside / path.name)
     except BaseException:
         _put_back(folder)
         raise
@@ -138,12 +141,3 @@ def _put_back(folder: Path) -> None:
         for path in aside.iterdir():
             path.replace(folder / path.name)
         aside.rmdir()
-
-
-def _remove_run(folder: Path) -> None:
-    remove_unfinished(folder)
-    for path in [folder / name for name in run_files()]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)

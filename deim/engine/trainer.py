@@ -102,8 +102,8 @@ class Trainer:
                 progress.best = None
             if self.must_beat_start and progress.start_score is None:
                 result = validator.validate_start(progress)
-                scores = {"ap": result.ap, "ap50": result.ap50, "class_ap50": result.class_ap50}
-                log.write("start", {"epoch": 0, "step": 0, **scores})
+                ap, ap50, class_ap50 = result.ap, result.ap50, result.class_ap50
+                log.write("start", epoch=0, step=0, ap=ap, ap50=ap50, class_ap50=class_ap50)
             # A restore needs this state if the first steps are skipped. And a run that was killed between
             # the two renames of its last checkpoint has none under its name.
             is_unfinished = progress.epoch < self.config.epochs
@@ -210,7 +210,7 @@ class Trainer:
         values["time_left_s"] = seconds * (self.config.epochs - progress.epoch - 1)
         values["stopped_early"] = progress.stopped_early
         # Before the checkpoint: a kill in between repeats the line, but never loses it.
-        self._log.write("epoch", values)
+        self._log.write("epoch", **values)
         logger.info(epoch_line(values, epochs=self.config.epochs))
         if progress.stopped_early:
             logger.info("stopping early: %s", progress.early_stopping.describe())
