@@ -17,8 +17,7 @@ from deim.data.loader import BatchLoader, build_train_loader
 from deim.engine.checkpoints import Checkpoint, read_checkpoint
 from deim.engine.context import RunContext
 from deim.engine.log import Advance, progress_bar
-from deim.engine.schedule import Timeline, resolve_schedule
-from deim.engine.task import TaskDefaults, TaskProducts, detection_options
+from deim.engine.task import TaskDefaults, TaskOptions, TaskProducts, TrainingTask, detection_options
 from deim.engine.trained_detector import INPUT_OPTIONS, TrainedDetector, load_trained
 from deim.errors import CheckpointError, ConfigError
 from deim.files import sha256_of_file
@@ -54,11 +53,11 @@ SHARED_BLOCKS = ("model", "image_size", "data", "loss", "evaluation")
 """Options that an experiment takes from its detector unless it gives them."""
 
 
-class TextFusionTask:
-    """See `deim.engine.task.TrainingTask`."""
+class TextFusionTask(TrainingTask):
+    """See `TrainingTask`."""
 
-    options_class = TextFusionOptions
-    run_files: tuple[str, ...] = (
+    options_class: type[TaskOptions] = TextFusionOptions
+    run_files = (
         "report_detector.json",
         "report_detector.html",
         "report_detector",
@@ -68,7 +67,7 @@ class TextFusionTask:
         "text_ablation.json",
     )
     # Detector and text are compared by their fingerprints.
-    free_options: tuple[str, ...] = (
+    free_options = (
         "task.cache_dir",
         "task.class_tolerance",
         "task.detector",
@@ -76,12 +75,13 @@ class TextFusionTask:
         "task.prompts",
         "task.text_bank",
     )
-    fingerprint_messages: Mapping[str, str] = {
+    fingerprint_messages = {  # noqa: RUF012
         "detector": "task.detector: other weights",
         "text": "text bank: other texts or another encoder",
     }
     trains_backbone = False
-    report_module: str | None = "multimodal.report"
+    has_stages = False
+    report_module = "multimodal.report"
 
     def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:
         """Return the options of the detector that the experiment extends.
@@ -104,16 +104,6 @@ class TextFusionTask:
         options = {name: config[name] for name in SHARED_BLOCKS if name in config}
         options["model"] = config["model"] | {"init_from": None}
         return TaskDefaults(options=options, source=detector, fixed_blocks=("model",))
-
-    def resolve_timeline(self, config: Config, *, steps_per_epoch: int) -> Timeline:
-        """Return the phases of the run: the same augmentation and matching cost in all epochs.
-
-        Raises:
-            ConfigError: If a phase given by hand does not fit the run.
-        """
-        return resolve_schedule(
-            config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch, has_stages=False
-        )
 
     def describe(self, config: Config) -> list[str]:
         """Return when the class head is trained."""

@@ -15,6 +15,7 @@ from deim.engine.distributed import DistributedContext, exchange_gradients
 from deim.engine.ema import ModelEma, resolve_ema
 from deim.engine.preflight import preflight
 from deim.engine.run_folder import prepare_run_dir, refuse_existing_run
+from deim.engine.schedule import resolve_schedule
 from deim.engine.seeding import seed_everything, use_deterministic_operations
 from deim.engine.step import StepContext
 from deim.engine.task import load_task
@@ -82,13 +83,18 @@ def prepare_run(
         rank=distributed.rank,
         num_ranks=distributed.size,
     )
-    task = load_task(config.task.type)
+    timeline = resolve_schedule(
+        config.schedule,
+        epochs=config.epochs,
+        steps_per_epoch=len(sampler),
+        has_stages=load_task(config.task.type).has_stages,
+    )
     return RunContext(
         config=config,
         splits=splits,
         plan=plan,
         sampler=sampler,
-        timeline=task.resolve_timeline(config, steps_per_epoch=len(sampler)),
+        timeline=timeline,
         device=device,
         precision=precision,
         distributed=distributed,
