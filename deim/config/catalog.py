@@ -46,7 +46,7 @@ def find_config(name: str | Path) -> Path:
             `configs/quickstart.yml` or `prompts/industrial.yml` of the shipped configs.
 
     Raises:
-        ConfigError: If there is neither such a file nor a shipped config of that name.
+        ConfigError: If there is neither.
     """
     path = Path(name)
     if path.exists() and not path.is_dir():
