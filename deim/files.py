@@ -82,15 +82,7 @@ def count(noun: str, number: int) -> str:
 
 
 def raise_listed(problems: Sequence[str], error: type[DeimError] = DataError) -> None:
-    """Raise one error that lists all problems, a line each; do nothing if there are none.
-
-    Args:
-        problems: Messages; the first 20 are listed.
-        error: Type of the error.
-
-    Raises:
-        DeimError: If there is a problem.
-    """
+    """Raise one error that lists the first 20 problems, a line each; do nothing if there are none."""
     if not problems:
         return
     lines = list(problems[:MAX_LISTED_PROBLEMS])

@@ -48,12 +48,7 @@ REPORT_NAMES: Final = {
 
 
 def describe_renamed_key(key: str, value: object) -> str | None:
-    """Return what to do about a key of the first version; None for any other key.
-
-    Args:
-        key: Dotted key of the config.
-        value: What stands there; nodes if it is a block.
-    """
+    """Return what to do about a dotted key of the first version and its value; None for any other key."""
     if key not in OPTION_NAMES:
         return None
     has_no_type = isinstance(value, dict) and "type" not in value

@@ -47,11 +47,6 @@ def from_json(record: type[R], value: Any, *, where: str = "") -> R:
     Optional fields that are missing become None, or their default. Unknown keys go to `extra` where the
     record has it, and are dropped otherwise.
 
-    Args:
-        record: A frozen dataclass, or any type that its fields may have.
-        value: From `json.loads`.
-        where: Name of the file, for messages.
-
     Raises:
         ValueError: If a required field is missing or a value has the wrong type; `where` and the path of the
             key stand in the message.

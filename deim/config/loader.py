@@ -34,9 +34,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         path: YAML file; its `_base_` files are relative to it.
         overrides: `key.path=value` each, value in YAML; together they are merged like one last file.
 
-    Returns:
-        The valid config; it shares nothing with any other.
-
     Raises:
         ConfigError: If a file cannot be read or any option is wrong; one line for each problem.
         CheckpointError: If the task rests on a checkpoint that cannot be used.
@@ -73,14 +70,6 @@ def _with_task_defaults(node: Node) -> Node:
 def load_block(path: str | Path, key: str, block_class: type[T]) -> T:
     """Read one block of a file, such as `model` of a shared model file; the file's other keys are ignored.
 
-    Args:
-        path: YAML file; its `_base_` files are relative to it.
-        key: Top-level key of the block.
-        block_class: Dataclass of the block, such as `ModelOptions`.
-
-    Returns:
-        The valid block.
-
     Raises:
         ConfigError: If the file cannot be read, lacks the block, or any option of the block is wrong.
     """
@@ -93,10 +82,6 @@ def load_block(path: str | Path, key: str, block_class: type[T]) -> T:
 
 def load_file(path: str | Path, record: type[T]) -> T:
     """Read a whole file as one record, such as a file of prompts.
-
-    Args:
-        path: YAML file; its `_base_` files are relative to it.
-        record: Dataclass of the file.
 
     Raises:
         ConfigError: If the file cannot be read or anything in it is wrong; one line for each problem.
@@ -111,9 +96,6 @@ def config_from_dict(plain: Mapping[str, object], *, where: str, overrides: Sequ
         plain: From `config_to_dict`.
         where: The place that messages name, such as the checkpoint's path.
         overrides: `key.path=value` each, as for `load_config`.
-
-    Returns:
-        The valid config.
 
     Raises:
         ConfigError: If any option is wrong; one line for each problem.
@@ -146,12 +128,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def decode(record: type[T], node: Node, *, path: str = "") -> T:
-    """Turn a node into a dataclass.
-
-    Args:
-        record: The dataclass.
-        node: A block.
-        path: Dotted key of the block, for messages.
+    """Turn a block into a dataclass; `path` is its dotted key, for messages.
 
     Raises:
         ConfigError: If anything is wrong; one line for each problem.

@@ -59,13 +59,8 @@ def prepare_run(
 ) -> RunContext:
     """Settle everything about a run that does not need a model.
 
-    Training, the preview of its batches and the ablation of text all begin with it.
-
-    Args:
-        config: The experiment.
-        splits: Training and validation data.
-        distributed: The processes of the run; None for this one alone.
-        is_new: Whether the run starts; a resumed one takes its weights from a checkpoint later.
+    Training, the preview of its batches and the ablation of text all begin with it. A resumed run, which is
+    not new, takes its weights from a checkpoint later.
 
     Raises:
         DeimError: If an option does not fit the data or the machine.

@@ -97,11 +97,6 @@ def previous_path(path: Path) -> Path:
 def save_checkpoint(checkpoint: Checkpoint, path: Path, *, keep_previous: bool = False) -> None:
     """Write a checkpoint so that a crash leaves either the old file or the new one.
 
-    Args:
-        checkpoint: What to write.
-        path: File to write; its folder exists.
-        keep_previous: Keep the file that was there, see `previous_path`.
-
     Raises:
         OSError: If it cannot be written, with the path.
     """
@@ -183,10 +178,7 @@ class RunCheckpoints:
         self._last_is_good_start = checkpoint.resume.progress.is_good_start
 
     def read_for_resume(self, path: Path) -> tuple[Checkpoint, Path]:
-        """Read a state to resume, or the one before it if it is missing or damaged.
-
-        Returns:
-            The checkpoint and the file that it was read from.
+        """Read a state to resume, or the one before it if it is missing or damaged, and say which file it was.
 
         Raises:
             CheckpointError: If neither can be read, or it holds weights only; the message is about `path`.

@@ -27,11 +27,7 @@ Advance = Callable[[str], None]
 def progress_bar(title: str, *, total: int, start: int = 0, is_shown: bool = True) -> Iterator[Advance]:
     """Draw a bar on a terminal that disappears at the end; in a pipe or a file there is none.
 
-    Args:
-        title: Text before the bar.
-        total: Steps in all.
-        start: Steps that are done already.
-        is_shown: Whether to draw it on a terminal.
+    It has `total` steps in all, of which `start` are done already.
     """
     console = Console(stderr=True)
     bar = Progress(
@@ -91,11 +87,9 @@ class RunLog(AbstractContextManager["RunLog"]):
             self._writer.add_image("val/predictions", result.image, step, dataformats="HWC")
 
     def keep_until(self, *, epoch: int, step: int) -> None:
-        """Remove lines that a resumed run writes again, that a kill cut off, or that no run wrote.
+        """Keep the lines from before a step of an epoch; a resumed run writes the later ones again.
 
-        Args:
-            epoch: The first epoch whose line will be written again.
-            step: Steps of the run so far; events of later ones will be written again.
+        Lines that a kill cut off, or that no run wrote, are removed too.
         """
         if self._path is None or not self._path.exists():
             return

@@ -52,12 +52,7 @@ REFERENCE_NEW_PARTS = re.compile("sta|encoder|decoder")
 
 
 def build_optimizer(model: Detector, config: RecipeOptions) -> torch.optim.AdamW:
-    """Build AdamW with its parameter groups, each with its flat learning rate as `flat_lr`.
-
-    Args:
-        model: The detector.
-        config: The `recipe` block.
-    """
+    """Build AdamW with its parameter groups, each with its flat learning rate as `flat_lr`."""
     groups = parameter_groups(
         model,
         config.parameter_groups,

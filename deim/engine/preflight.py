@@ -25,7 +25,7 @@ MIN_BYTES_PER_IMAGE = 64 * 2**20
 
 
 def preflight(run: TrainingRun, *, micro_batch_size: int | None) -> int:
-    """Try the largest step and a validation batch, log their memory, and choose the micro-batch if asked.
+    """Try the largest step and a validation batch, log their memory, and return the micro-batch.
 
     Weights, statistics and random states of the run stay the same.
 
@@ -33,9 +33,6 @@ def preflight(run: TrainingRun, *, micro_batch_size: int | None) -> int:
         run: The run.
         micro_batch_size: Images in memory at once; None chooses the most that fit. So does
             `data.batch_size: auto` if the number of a resumed run no longer fits.
-
-    Returns:
-        Images in memory at once.
 
     Raises:
         TrainingError: If not even that fits.

@@ -22,13 +22,7 @@ MAX_RESTORES = 3
 
 
 class Recovery:
-    """Does the steps of a run and continues after bad ones as long as that makes sense.
-
-    Args:
-        run: The run; its weights change when a good state is restored.
-        checkpoints: The checkpoints of the run folder.
-        log: Log of the run.
-    """
+    """Does the steps of a run and continues after bad ones as long as that makes sense."""
 
     def __init__(self, run: TrainingRun, checkpoints: RunCheckpoints, log: RunLog) -> None:
         self.run = run

@@ -35,11 +35,7 @@ def run_files(folder: Path) -> list[Path]:
 
 
 def find_resume(folder: Path, resume: str | None) -> Path | None:
-    """Return the checkpoint to resume from, or None to start anew.
-
-    Args:
-        folder: The run folder.
-        resume: None for a new run, `auto` for the folder's `last.pth` if there is one, or a path.
+    """Return the checkpoint to resume from: None, `auto` for last.pth of the folder if it exists, or a path.
 
     Raises:
         CheckpointError: If the named checkpoint does not exist.
@@ -57,10 +53,7 @@ def find_resume(folder: Path, resume: str | None) -> Path | None:
 def refuse_existing_run(folder: Path, *, resume_from: Path | None, may_restart: bool = False) -> None:
     """Refuse to write over a run, unless it is the one that is resumed.
 
-    Args:
-        folder: The run folder.
-        resume_from: Checkpoint to resume from; None for a new run.
-        may_restart: A run that was stopped before its first checkpoint may be started again.
+    With `may_restart`, a run that was stopped before its first checkpoint may be started again.
 
     Raises:
         TrainingError: If the folder holds another run.
@@ -79,10 +72,7 @@ def refuse_existing_run(folder: Path, *, resume_from: Path | None, may_restart: 
 def prepare_run_dir(folder: Path, *, config_yaml: str, continues_here: bool) -> Iterator[None]:
     """Make the folder of a run with its `config.yml`; after an error within, the old run is back.
 
-    Args:
-        folder: The run folder.
-        config_yaml: Content of `config.yml`.
-        continues_here: Whether the run was stopped in this folder; otherwise its files are set aside.
+    The files of a run that does not continue in this folder are set aside.
 
     Raises:
         TrainingError: If a file stands where they would go.

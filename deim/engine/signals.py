@@ -47,11 +47,8 @@ class StopSignals:
     def interruptible(self, where: str) -> Iterator[None]:
         """Let the first signal end the work within at once; the state before it must be saved.
 
-        Args:
-            where: How far the run has come, for messages.
-
         Raises:
-            StopSignalError: If a signal arrives, or has arrived before.
+            StopSignalError: If a signal arrives, or has arrived before; it names the place `where`.
         """
         self._where = where
         try:

@@ -125,10 +125,6 @@ def store_operating_points(trained: TrainedDetector, operating_points: Mapping[s
 
     A checkpoint from which training can be resumed, and one that was replaced meanwhile, are left alone.
 
-    Args:
-        trained: From `load_trained`.
-        operating_points: In plain JSON types.
-
     Returns:
         Why they were not written; None if they were.
 

@@ -30,13 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains a run in a folder.
-
-    Args:
-        run: The run.
-        validate: Evaluates a model on the validation split.
-        folder: The run folder; it exists when `train` is called.
-    """
+    """Trains a run in a folder, which must exist when `train` is called."""
 
     def __init__(self, run: TrainingRun, *, validate: Validate, folder: Path) -> None:
         self.run = run
@@ -64,14 +58,10 @@ class Trainer:
         return self.run.products.start_checkpoint is not None
 
     def resume(self, path: Path, *, force: bool = False) -> None:
-        """Continue a run that was stopped.
-
-        Args:
-            path: The `last.pth` of a run of the same config and data.
-            force: Continue although config or data differ; the differences are logged.
+        """Continue a run that was stopped; `force` allows another config or other data.
 
         Raises:
-            CheckpointError: If training cannot be resumed from it.
+            CheckpointError: If training cannot be resumed from `path`.
         """
         checkpoint, source = self.checkpoints.read_for_resume(path)
         self.progress = restore_run(self.run, checkpoint, path=source, force=force)

@@ -51,14 +51,7 @@ Validate = Callable[[nn.Module], Validation]
 
 
 class Validator:
-    """Validates the models of a run.
-
-    Args:
-        run: The run.
-        validate: Evaluates a model on the validation split.
-        checkpoints: The checkpoints of the run folder.
-        stop: Requests to stop.
-    """
+    """Validates the models of a run."""
 
     def __init__(
         self, run: TrainingRun, validate: Validate, *, checkpoints: RunCheckpoints, stop: StopSignals
