@@ -201,7 +201,6 @@ def detector_alone(trained: TrainedDetector) -> TrainedDetector:
         task_state={},
         epoch=detector["epoch"],
         weights=detector["weights"],
-        timeline=None,
         operating_points=detector["operating_points"],
     )
 

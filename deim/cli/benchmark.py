@@ -65,8 +65,6 @@ def _add_step_options(kind: ArgumentParser) -> None:
     add("--warmup", type=at_least(0), default=3, help="Untimed steps at the start.")
     add("--amp", default="off", choices=["auto", "bf16", "fp16", "off"], help="Precision.")
     add("--compile", choices=["default", "reduce-overhead"], help="Compile backbone and encoder so.")
-    add("--channels-last", action="store_true", help="Use the channels-last memory format.")
-    add("--plain-optimizer", action="store_true", help="Use the optimizer without fused kernels.")
     add("--profile", type=Path, metavar="FILE", help="Write a profile of five more steps to this file.")
     add("--recipe", type=Path, metavar="FILE", help="Take weights and inputs from the parity recipe.py.")
 

@@ -14,13 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deim.cli.arguments import (
-    add_config_argument,
-    add_override_argument,
-    at_least,
-    new_parser,
-    progress_bar,
-)
+from deim.cli.arguments import add_config_argument, add_override_argument, at_least, new_parser
 from deim.config.catalog import find_config
 from deim.data.formats.names import FORMATS, WRITTEN_FORMATS
 from deim.errors import DataError
@@ -59,10 +53,11 @@ def check(args: Namespace) -> int:
     """Print the issues and write them as JSON; return 1 if there are errors."""
     from deim.curation.check import check_dataset, describe_check, read_for_check
     from deim.curation.groups import find_groups_of_splits
+    from deim.engine.log import progress_bar
 
     raws, unread = read_for_check(args.root, args.format)
     groups = find_groups_of_splits(raws, pattern=args.group_regex, table=args.group_csv)
-    with progress_bar("images", sum(len(raw.images) for raw in raws.values())) as progress:
+    with progress_bar("images", total=sum(len(raw.images) for raw in raws.values())) as advance:
         report = check_dataset(
             raws,
             input_format=_input_format(args),
@@ -70,7 +65,7 @@ def check(args: Namespace) -> int:
             groups=groups,
             unread=unread,
             workers=args.workers,
-            progress=progress,
+            progress=lambda _: advance(""),
         )
     print("\n".join(describe_check(report)))
     _write_json(args.output, {"root": str(args.root), "format": args.format, **report.to_dict()})
@@ -242,10 +237,11 @@ def _size_hw(image_size: Sequence[int]) -> tuple[int, int]:
 
 def _scan(part: "CocoSplit", workers: int) -> "list[ImageFacts]":
     from deim.curation.scan import scan_images
+    from deim.engine.log import progress_bar
 
     paths = [part.image_path(index) for index in range(len(part))]
-    with progress_bar("images", len(paths)) as progress:
-        return scan_images(paths, decode=True, workers=workers, progress=progress)
+    with progress_bar("images", total=len(paths)) as advance:
+        return scan_images(paths, decode=True, workers=workers, progress=lambda _: advance(""))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

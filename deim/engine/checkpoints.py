@@ -178,7 +178,7 @@ class RunCheckpoints:
         self._last_is_good_start = checkpoint.resume.progress.is_good_start
 
     def read_for_resume(self, path: Path) -> tuple[Checkpoint, Path]:
-        """Read a state to resume, or the one before it if it is missing or damaged, and say which file it was.
+        """Read a state to resume, or the one before it if it is missing or damaged; return its file, too.
 
         Raises:
             CheckpointError: If neither can be read, or it holds weights only; the message is about `path`.

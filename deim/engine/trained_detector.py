@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from deim.config.schema import Config
 from deim.engine.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from deim.engine.device import select_device
 from deim.engine.progress import WeightKind
-from deim.engine.schedule import Timeline
 from deim.engine.task import load_task
 from deim.errors import CheckpointError
 
@@ -32,32 +32,22 @@ INPUT_OPTIONS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedDetector:
-    """A detector with all that is needed to use it."""
+    """A detector with all that is needed to use it; names that `Checkpoint` has, too, mean the same."""
 
     model: nn.Module
     """In evaluation mode."""
     device: torch.device
     """Where it is."""
     config: Config
-    """The experiment that trained it."""
+    """The experiment that trained it, with overrides."""
     task: str
-    """What was trained, a key of `deim.engine.task.TASKS`."""
     task_state: Mapping[str, Any]
-    """What the checkpoint stores for the task."""
     class_names: tuple[str, ...]
-    """C names, by class index."""
     category_ids: tuple[int, ...]
-    """C ids of the training annotations, by class index."""
     epoch: int
-    """The epoch (0-based) that the weights come from."""
-    weights: WeightKind
-    """`ema` for averaged weights, `raw` for those of the optimizer."""
     step: int
-    """Optimizer steps before these weights."""
-    timeline: Timeline | None
-    """Phases of the run; None if the checkpoint does not hold them."""
+    weights: WeightKind
     operating_points: Mapping[str, Any] | None
-    """Thresholds chosen on the validation split, in plain JSON types; None before that."""
     path: Path
     changed_inputs: tuple[str, ...] = ()
     """Options of `INPUT_OPTIONS` that were changed after training, so that stored thresholds do not hold."""
@@ -96,7 +86,6 @@ def load_trained(
         epoch=checkpoint.epoch,
         weights=checkpoint.weights,
         step=checkpoint.step,
-        timeline=checkpoint.timeline,
         operating_points=checkpoint.operating_points,
         path=path,
         changed_inputs=_changed_inputs(checkpoint, config, path),
@@ -106,18 +95,16 @@ def load_trained(
 def _changed_inputs(checkpoint: Checkpoint, config: Config, path: Path) -> tuple[str, ...]:
     """Return the options by which the network sees images differently than in training."""
     stored, used = _inputs(config_from_dict(checkpoint.config, where=str(path))), _inputs(config)
-    return tuple(name for name in INPUT_OPTIONS if stored[name] != used[name])
+    pairs = zip(INPUT_OPTIONS, stored, used, strict=True)
+    return tuple(name for name, there, here in pairs if there != here)
 
 
-def _inputs(config: Config) -> dict[str, object]:
-    options: dict[str, object] = {}
-    for name in INPUT_OPTIONS:
-        block, _, key = name.rpartition(".")
-        options[name] = getattr(getattr(config, block) if block else config, key)
+def _inputs(config: Config) -> list[object]:
+    """Return the values of `INPUT_OPTIONS`."""
     tiles = config.data.tiles
     # The share of a box that counts in training does not change an input.
-    options["data.tiles"] = None if tiles is None else (tiles.size, tiles.overlap)
-    return options
+    inputs = None if tiles is None else (tiles.size, tiles.overlap)
+    return [inputs if name == "data.tiles" else attrgetter(name)(config) for name in INPUT_OPTIONS]
 
 
 def store_operating_points(trained: TrainedDetector, operating_points: Mapping[str, Any]) -> str | None:

@@ -94,7 +94,6 @@ def trained_fused(
         epoch=0,
         weights="ema",
         step=0,
-        timeline=None,
         task="text_fusion",
         task_state={"text_bank": text_bank_to_dict(bank), "detector": {}, "confused": list(confused)},
         operating_points=None,
