@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -41,6 +41,8 @@ class RecipeOptions:
         )
 
 
+ParameterGroup = dict[str, Any]
+"""A group as `torch.optim` takes it, with its flat learning rate as `flat_lr`."""
 DECAYED_MODULES = (nn.Linear, nn.Conv2d, nn.Embedding, nn.MultiheadAttention)
 REFERENCE_EXEMPT = re.compile("norm|bn|bias")
 REFERENCE_NEW_PARTS = re.compile("sta|encoder|decoder")
