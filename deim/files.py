@@ -75,6 +75,11 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f"Did you mean {close[0]!r}?" if close else f"Valid are {', '.join(names)}."
 
 
+def looked_in(path: str | Path) -> str:
+    """Return where a relative path was looked for, ` (looked in FOLDER)`; nothing for an absolute path."""
+    return "" if Path(path).is_absolute() else f" (looked in {Path.cwd()})"
+
+
 def count(noun: str, number: int) -> str:
     """Return a number with its noun, such as `1 image` and `2 images`, or `0 boxes`."""
     plural = "es" if noun.endswith(("x", "ss", "sh", "tch")) else "s"

@@ -143,13 +143,7 @@ def _task_section(fusion: Any, ablation: Any) -> dict[str, Any] | None:
     if ablation is not None:
         data["ablation"] = ablation
         summary = [*summary, *ablation["in_words"]]
-    return {
-        "task": "text_fusion",
-        "title": "Text fusion",
-        "summary": summary,
-        "data": data,
-        "images": images,
-    }
+    return {"task": "text_fusion", "title": "Text fusion", "summary": summary, "data": data, "images": images}
 
 
 def _interval(ends: Any) -> Any:

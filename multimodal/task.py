@@ -20,7 +20,7 @@ from deim.engine.log import Advance, progress_bar
 from deim.engine.task import TaskDefaults, TaskOptions, TaskProducts, TrainingTask, detection_options
 from deim.engine.trained_detector import INPUT_OPTIONS, TrainedDetector, load_trained
 from deim.errors import CheckpointError, ConfigError
-from deim.files import sha256_of_file
+from deim.files import looked_in, sha256_of_file
 from deim.loss.build import build_matcher
 from deim.model.build import build_model
 from deim.model.detector import Detector
@@ -95,7 +95,7 @@ class TextFusionTask(TrainingTask):
         path = Path(detector)
         if not path.is_file():
             raise CheckpointError(
-                f"task.detector: there is no checkpoint {detector} (looked in {Path.cwd()}). Train the "
+                f"task.detector: there is no checkpoint {detector}{looked_in(path)}. Train the "
                 f"detector first, or name the best.pth of one with --set task.detector=PATH."
             )
         checkpoint = read_checkpoint(path)

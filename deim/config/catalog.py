@@ -6,7 +6,7 @@ This module imports neither torch nor the schema, so that commands can list the 
 from pathlib import Path
 
 from deim.errors import ConfigError
-from deim.files import suggest
+from deim.files import looked_in, suggest
 
 CHECKOUT_FOLDER = "configs"
 
@@ -56,7 +56,8 @@ def find_config(name: str | Path) -> Path:
         file = shipped_configs_dir() / candidate
         if not path.is_absolute() and file.is_file():
             return file
+    problem = "is a folder" if path.is_dir() else f"no such file exists{looked_in(path)}"
     raise ConfigError(
-        f"{path}: cannot be read, no such file exists (looked in {Path.cwd()}). Name a config file, or a "
-        f"shipped config. {suggest(path.stem, list_shipped())}"
+        f"{path}: cannot be read, {problem}. Name a config file, or a shipped config. "
+        f"{suggest(path.stem, list_shipped())}"
     )

@@ -15,8 +15,9 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 
 import yaml
 
+from deim.config.checks import check
 from deim.config.nodes import Node, load_node, merge, override_node, to_node, to_plain
-from deim.config.schema import Config
+from deim.config.schema import Config, number_problems
 from deim.engine.task import TASKS, load_task
 from deim.errors import ConfigError
 from deim.migration import describe_renamed_key
@@ -178,11 +179,11 @@ def _choose_by_type(records: Sequence[Any], node: Node, path: str, problems: lis
 def _decode_record(record: Any, node: Node, path: str, problems: list[str]) -> object:
     """Return the dataclass, or `MISSING` with the problems appended.
 
-    Its own checks run once all its fields can be read.
+    Its own checks run once all its fields can be read; those of the numbers outside blocks do not wait.
     """
     hints = get_type_hints(record)
     problems += _unknown_keys(node, path, hints)
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for option in fields(record):
         default = option.default if option.default_factory is MISSING else option.default_factory()
         key = _join(path, option.name)
@@ -190,10 +191,14 @@ def _decode_record(record: Any, node: Node, path: str, problems: list[str]) -> o
         if option.name in node.value:
             hint = _resolve_hint(option, hint, node.value[option.name])
         values[option.name] = _decode_key(key, hint, default, node, problems)
-    if MISSING in values.values():
-        return MISSING
     try:
-        return record(**values)
+        if MISSING not in values.values():
+            return record(**values)
+        if record is Config:
+            image_size, epochs, seed = (values[name] for name in ("image_size", "epochs", "seed"))
+            if MISSING not in (image_size, epochs, seed):
+                check(number_problems(image_size, epochs, seed))
+        return MISSING
     except ConfigError as error:
         for line in str(error).splitlines():
             problems.append(f"{_place(node, line.partition(':')[0])}: {_join(path, line)}")

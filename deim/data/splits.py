@@ -12,6 +12,7 @@ from deim.data.images.pixel_format import PixelFormat
 from deim.data.options import DataOptions
 from deim.data.synthetic.make import make_synthetic_dataset
 from deim.errors import DataError
+from deim.files import looked_in
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def prepare_root(data: DataOptions) -> None:
         return
     if data.synthetic is None:
         raise DataError(
-            f"data.root: there is no folder {str(root)!r} (looked in {Path.cwd()}). It must hold "
+            f"data.root: there is no folder {str(root)!r}{looked_in(root)}. It must hold "
             f"{_describe_content(data)}. "
             f"Name your dataset with --set data.root=FOLDER, or make a synthetic one with "
             f"deim synthetic --root {root}"

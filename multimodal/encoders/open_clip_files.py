@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deim.errors import CheckpointError, ConfigError
-from deim.files import suggest
+from deim.files import looked_in, suggest
 
 DEFAULT_MODEL: Final = "ViT-B-32"
 DEFAULT_WEIGHTS: Final = "laion2b_s34b_b79k"
@@ -58,7 +58,7 @@ def find_model_files(weights: str, model_name: str | None) -> ModelFiles:
     is_path = place.suffix in WEIGHTS_SUFFIXES or len(place.parts) > 1 or weights.startswith(FOLDER_PREFIX)
     if is_path and not place.is_file():
         raise CheckpointError(
-            f"{place}: no such file or folder (looked in {Path.cwd()}). Name a folder with {CONFIG_NAME} and "
+            f"{place}: no such file or folder{looked_in(place)}. Name a folder with {CONFIG_NAME} and "
             f"{WEIGHTS_NAMES[0]}, a weights file, or a tag such as {DEFAULT_WEIGHTS}."
         )
     model_config = _known_model(model_name)
