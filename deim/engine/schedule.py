@@ -184,15 +184,15 @@ def _refuse_contradictions(timeline: Timeline) -> None:
     """Raise ConfigError with the timeline if its phases overlap."""
     start, flat_end, mix_end = timeline.augment_start_epoch, timeline.flat_end_epoch, timeline.mix_end_epoch
     final, warmup_steps = timeline.no_aug_epoch, timeline.warmup_steps
-    before_final = f"but only {count('epoch', final)} come before the final stage"
+    too_late = f"but the final stage begins after {count('epoch', final)}"
     problems = [
-        (flat_end > final, f"flat_epochs: got {flat_end}, {before_final}"),
+        (flat_end > final, f"flat_epochs: got {flat_end}, {too_late}"),
         (
             warmup_steps > timeline.total_steps / 2,
             f"warmup_steps: got {warmup_steps}, more than half of the run's {timeline.total_steps} steps",
         ),
-        (start > final, f"augment_start_epoch: got {start}, {before_final}"),
-        (mix_end > final, f"mix_end_epoch: got {mix_end}, {before_final}"),
+        (start > final, f"augment_start_epoch: got {start}, {too_late}"),
+        (mix_end > final, f"mix_end_epoch: got {mix_end}, {too_late}"),
         (
             mix_end < min(start, final),
             f"mix_end_epoch: got {mix_end}, but mosaic and mix-up begin after {count('epoch', start)}",

@@ -98,7 +98,9 @@ def test_the_full_preset_has_the_stages_of_the_reference() -> None:
 
 def test_mixing_cannot_reach_into_the_final_stage() -> None:
     schedule = load_config(shipped_configs_dir() / "deimv2_640.yml").schedule
-    with pytest.raises(ConfigError, match="mix_end_epoch: got 95, but only 90 epochs come before the final"):
+    with pytest.raises(
+        ConfigError, match="mix_end_epoch: got 95, but the final stage begins after 90 epochs"
+    ):
         resolve_schedule(replace(schedule, mix_end_epoch=95), epochs=100, steps_per_epoch=100)
 
 

@@ -105,7 +105,7 @@ def test_run_five_keeps_its_own_numbers() -> None:
     [
         (
             {"flat_epochs": 10},
-            "schedule.flat_epochs: got 10, but only 9 epochs come before the final stage.",
+            "schedule.flat_epochs: got 10, but the final stage begins after 9 epochs.",
         ),
         (
             {"warmup_steps": 2000},
@@ -113,7 +113,7 @@ def test_run_five_keeps_its_own_numbers() -> None:
         ),
         (
             {"augment_start_epoch": 11},
-            "schedule.augment_start_epoch: got 11, but only 9 epochs come before the final stage.",
+            "schedule.augment_start_epoch: got 11, but the final stage begins after 9 epochs.",
         ),
         (
             {"augment_start_epoch": 6, "mix_end_epoch": 3},
