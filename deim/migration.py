@@ -56,9 +56,9 @@ def describe_renamed_key(key: str, value: object) -> str | None:
     return f"'{key}' is now '{OPTION_NAMES[key]}'. Rename it{addition}."
 
 
-def migrate_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def migrate_config(config: Any) -> Any:
     """Turn the config of a first-version checkpoint into one of this version, which itself stays the same."""
-    migrated: dict[str, Any] = _rename(config, CHECKPOINT_NAMES)
+    migrated = _rename(config, CHECKPOINT_NAMES)
     fusion = migrated.pop(FIRST_FUSION_BLOCK, None)
     if "task" not in migrated:
         migrated["task"] = {"type": "detection"} if fusion is None else {"type": "text_fusion", **fusion}
@@ -68,9 +68,9 @@ def migrate_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return migrated
 
 
-def migrate_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
+def migrate_checkpoint(content: Any) -> Any:
     """Turn a checkpoint of format 1 into one of format 2; tensors are shared, not copied."""
-    migrated: dict[str, Any] = _rename(content, CHECKPOINT_NAMES)
+    migrated = _rename(content, CHECKPOINT_NAMES)
     config = migrate_config(migrated["config"])
     migrated |= {
         "format": 2,
@@ -91,10 +91,10 @@ def migrate_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
     return migrated
 
 
-def migrate_report(content: Mapping[str, Any]) -> dict[str, Any]:
+def migrate_report(content: Any) -> Any:
     """Turn a report of schema version 3 into one of version 4; any other is returned as it is."""
     if content.get("schema_version") != FIRST_REPORT_VERSION:
-        return dict(content)
+        return content
     old = _rename(content, REPORT_NAMES)
     rows, points, intervals = old["classes"], old["operating_points"], old["intervals"]
     convergence = old.get("convergence")
@@ -135,7 +135,7 @@ def migrate_report(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _task_section(fusion: Any, ablation: Any) -> dict[str, Any] | None:
+def _task_section(fusion: Any, ablation: Any) -> Any:
     if fusion is None and ablation is None:
         return None
     data = _rename(fusion or {}, {"taken_for": "predicted_as"})

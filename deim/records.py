@@ -3,12 +3,12 @@
     report = from_json(Report, json.loads(text))
     text = json.dumps(to_json(report))
 
-A record that keeps what a newer version added has a field `extra: dict[str, Any]`; its entries stand beside
-the other fields in JSON.
+A record that keeps what a newer version added has a dict `extra`, whose entries stand beside the other fields
+in JSON.
 """
 
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -54,9 +54,7 @@ def from_json(record: type[R], value: Any, *, where: str = "") -> R:
     return _read(record, value, where)
 
 
-@cache
-def _hints(record: Hashable) -> dict[str, Any]:
-    return get_type_hints(record)
+_hints = cache(get_type_hints)
 
 
 def _read(kind: Any, value: Any, path: str) -> Any:

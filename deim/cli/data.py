@@ -10,7 +10,7 @@ Examples:
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from deim.cli.arguments import add_config_argument, add_override_argument, at_le
 from deim.config.catalog import find_config
 from deim.data.formats.names import FORMATS, WRITTEN_FORMATS
 from deim.errors import DataError
-from deim.files import write_text
+from deim.files import count, write_text
 
 if TYPE_CHECKING:
     from deim.curation.scan import ImageFacts
@@ -68,7 +68,7 @@ def check(args: Namespace) -> int:
             progress=lambda _: advance(""),
         )
     print("\n".join(describe_check(report)))
-    _write_json(args.output, {"root": str(args.root), "format": args.format, **report.to_dict()})
+    _write_json(args.output, root=str(args.root), format=args.format, **report.to_dict())
     print(f"issues  {args.output}")
     return 1 if report.num_errors else 0
 
@@ -83,7 +83,8 @@ def convert(args: Namespace) -> None:
     splits = to_splits(raws)
     write_dataset(splits, args.to, args.output)
     images, boxes = sum(map(len, splits.values())), sum(len(split.boxes_xywh) for split in splits.values())
-    print(f"{args.format} to {args.to}: {images} images and {boxes} boxes in {', '.join(splits)}")
+    size = f"{count('image', images)} and {count('box', boxes)}"
+    print(f"{args.format} to {args.to}: {size} in {', '.join(splits)}")
     print("\n".join([*describe_losses(raws, args.to), f"dataset  {args.output}"]))
 
 
@@ -124,7 +125,7 @@ def stats(args: Namespace) -> None:
         input_format=_input_format(args),
     )
     charts = draw_stats(statistics, splits, args.output, seed=args.seed)
-    _write_json(args.output / "stats.json", statistics.to_dict())
+    _write_json(args.output / "stats.json", **statistics.to_dict())
     print("\n".join(describe_stats(statistics)))
     print(f"charts   {', '.join(path.name for path in charts)}\nnumbers  stats.json\nfolder   {args.output}")
 
@@ -244,6 +245,6 @@ def _scan(part: "CocoSplit", workers: int) -> "list[ImageFacts]":
         return scan_images(paths, decode=True, workers=workers, progress=lambda _: advance(""))
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, **content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1))

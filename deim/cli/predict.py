@@ -36,7 +36,7 @@ def run(args: Namespace) -> None:
     from deim.data.images.load import read_preview
     from deim.data.images.read import IMAGE_SUFFIXES
     from deim.engine.trained_detector import load_trained
-    from deim.files import write_text
+    from deim.files import count, write_text
     from deim.inference.detection_table import DetectionTable
     from deim.inference.predictor import Predictor, above
     from deim.report.draw import draw_detections
@@ -66,10 +66,11 @@ def run(args: Namespace) -> None:
     ]
     results_path = args.output / "predictions.json"
     write_text(results_path, json.dumps(results, indent=1))
-    print(f"{len(results)} detections in {len(image_ids)} images")
+    print(f"{count('detection', len(results))} in {count('image', len(image_ids))}")
     print(f"kept       {describe_thresholds(predictor, args.score_threshold)}")
     if len(image_ids) < len(paths):
-        print(f"skipped    {len(paths) - len(image_ids)} images that {args.annotations} does not list")
+        skipped = count("image", len(paths) - len(image_ids))
+        print(f"skipped    {skipped} that {args.annotations} does not list")
     print(f"results    {results_path}\nannotated  {folder}")
 
 

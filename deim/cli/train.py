@@ -17,6 +17,7 @@ from deim.cli.arguments import add_config_argument, add_override_argument, new_p
 from deim.cli.evaluate import print_report
 from deim.config.catalog import find_config
 from deim.errors import StopSignalError
+from deim.files import count
 
 if TYPE_CHECKING:
     from deim.config.schema import Config
@@ -145,7 +146,7 @@ def _report(
         evaluate_share(best, evaluator)
         return
     result = evaluate_run(best, evaluator, split_name="val", report_path=folder / "report.json")
-    print(f"\n{'best' if has_best else 'last'} epoch on val ({len(evaluator.split)} images):\n")
+    print(f"\n{'best' if has_best else 'last'} epoch on val ({count('image', len(evaluator.split))}):\n")
     print_report(result.report)
     if result.report.convergence:
         print(describe_convergence(result.report.convergence))

@@ -21,6 +21,7 @@ from deim.config.schema import Config, number_problems
 from deim.engine.task import TASKS, load_task
 from deim.errors import ConfigError
 from deim.migration import describe_renamed_key
+from deim.records import to_json
 
 T = TypeVar("T")
 
@@ -106,14 +107,7 @@ def config_from_dict(plain: Mapping[str, object], *, where: str, overrides: Sequ
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Return the config as dicts, lists, text, numbers, bools and None; see `config_from_dict`."""
-    plain: dict[str, Any] = _encode(config)
-    return plain
-
-
-def _encode(value: Any) -> Any:
-    if is_dataclass(value):
-        return {option.name: _encode(getattr(value, option.name)) for option in fields(value)}
-    return [_encode(item) for item in value] if isinstance(value, tuple) else value
+    return dict(to_json(config))
 
 
 def config_to_yaml(config: Config) -> str:
@@ -183,14 +177,13 @@ def _decode_record(record: Any, node: Node, path: str, problems: list[str]) -> o
     """
     hints = get_type_hints(record)
     problems += _unknown_keys(node, path, hints)
-    values: dict[str, Any] = {}
+    values = {}
     for option in fields(record):
         default = option.default if option.default_factory is MISSING else option.default_factory()
-        key = _join(path, option.name)
-        hint = hints[option.name]
-        if option.name in node.value:
-            hint = _resolve_hint(option, hint, node.value[option.name])
-        values[option.name] = _decode_key(key, hint, default, node, problems)
+        hint, given = hints[option.name], node.child(option.name)
+        if given is not None:
+            hint = _resolve_hint(option, hint, given)
+        values[option.name] = _decode_key(_join(path, option.name), hint, default, node, problems)
     try:
         if MISSING not in values.values():
             return record(**values)

@@ -22,6 +22,7 @@ from deim.engine.task import load_task
 from deim.engine.trainer import Trainer
 from deim.engine.validation import Validate
 from deim.errors import TrainingError
+from deim.files import count
 from deim.model.activation_checkpointing import checkpoint_activations
 from deim.model.detector import Detector
 
@@ -48,7 +49,7 @@ def plan_batches(config: Config, distributed: DistributedContext) -> BatchPlan:
     share = effective // distributed.size
     if micro is not None and micro > share:
         raise TrainingError(
-            f"data.batch_size: got {micro}, but a process has {share} images of a step of "
+            f"data.batch_size: got {micro}, but a process has {count('image', share)} of a step of "
             f"effective_batch_size {effective}. Lower it or raise effective_batch_size."
         )
     return BatchPlan(effective=effective, share=share, micro=micro)

@@ -40,9 +40,10 @@ class AveragedWeights:
 class ResumeState:
     """What only the continuation of a run needs."""
 
-    optimizer: Mapping[str, Any]
-    scaler: Mapping[str, Any]
-    """State of the loss scale; empty without float16."""
+    optimizer: Any
+    """State of the optimizer, as torch gives it."""
+    scaler: Any
+    """State of the loss scale, as torch gives it; empty without float16."""
     random: RandomStates
     progress: Progress
     fingerprints: Mapping[str, str]

@@ -14,6 +14,7 @@ from deim.engine.progress import Progress
 from deim.engine.resume import restore_weights
 from deim.engine.step import StepBatch, StepResult, train_step, unwrap_model
 from deim.errors import TrainingError
+from deim.files import count
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ class Recovery:
         at_once = min(progress.micro_batch_size or num_images, num_images)
         if progress.halved or at_once == 1 or self.run.step.distributed.size > 1:
             raise TrainingError(
-                f"out of memory in step {progress.step} with {at_once} images at once. {STEP_ADVICE}"
+                f"out of memory in step {progress.step} with {count('image', at_once)} at once. {STEP_ADVICE}"
             )
         self.run.step.optimizer.zero_grad(set_to_none=True)
         if self.run.context.device.type == "cuda":

@@ -142,13 +142,13 @@ def restore_weights(run: TrainingRun, checkpoint: Checkpoint, *, path: Path) -> 
     ]
     try:
         restore_model(run, checkpoint)
-        optimizer.load_state_dict(dict(state.optimizer))
+        optimizer.load_state_dict(state.optimizer)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not fit the config of this run. {error}") from None
     for group, options in zip(optimizer.param_groups, kept, strict=True):
         group.update(options)
     if state.scaler:
-        run.step.precision.scaler.load_state_dict(dict(state.scaler))
+        run.step.precision.scaler.load_state_dict(state.scaler)
 
 
 def restore_model(run: TrainingRun, checkpoint: Checkpoint) -> None:

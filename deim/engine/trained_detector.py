@@ -107,8 +107,8 @@ def _inputs(config: Config) -> list[object]:
     return [inputs if name == "data.tiles" else attrgetter(name)(config) for name in INPUT_OPTIONS]
 
 
-def store_operating_points(trained: TrainedDetector, operating_points: Mapping[str, Any]) -> str | None:
-    """Write operating points, and the options they were chosen for, into the checkpoint of a detector.
+def store_operating_points(trained: TrainedDetector, operating_points: Any) -> str | None:
+    """Write operating points, in plain types, and the options they were chosen for into the checkpoint.
 
     A checkpoint from which training can be resumed, and one that was replaced meanwhile, are left alone.
 
