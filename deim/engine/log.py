@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress
 from torch.utils.tensorboard import SummaryWriter
 
 from deim.engine.memory import gigabytes
@@ -31,19 +31,16 @@ def progress_bar(title: str, *, total: int, start: int = 0, is_shown: bool = Tru
     """
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+        *Progress.get_default_columns(),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
         auto_refresh=False,  # without a thread: workers are forked while the bar is drawn
         disable=not (is_shown and console.is_terminal),
     )
-    task = bar.add_task(title, total=total, completed=start, note="")
+    task = bar.add_task(title, total=total, completed=start)
     with bar:
-        yield lambda note: bar.update(task, advance=1, note=note, refresh=True)
+        yield lambda note: bar.update(task, advance=1, description=f"{title} {note}", refresh=True)
 
 
 class RunLog(AbstractContextManager["RunLog"]):

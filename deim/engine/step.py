@@ -37,19 +37,11 @@ class StepBatch(Protocol):
         """Micro-batches of at most `size` images."""
 
 
-class MatchedBatch(Protocol):
-    """What a loss computes of a batch before its terms."""
-
-    @property
-    def counts(self) -> LossCounts:
-        """Images, boxes and matched pairs of this batch alone."""
-
-
 class BatchLoss(Protocol):
     """A loss in two steps, such as `Criterion`; the terms of micro-batches add up to those of the batch."""
 
     def match(self, outputs: Any, targets: Sequence[Target], *, epoch: int) -> Any:
-        """Assign boxes to queries; return a `MatchedBatch`."""
+        """Assign boxes to queries; the result has the `counts: LossCounts` of this batch alone."""
 
     def terms(self, outputs: Any, matched: Any, counts: LossCounts) -> dict[str, Tensor]:
         """Return the weighted loss terms of a matched batch, averaged over `counts`."""
@@ -200,7 +192,7 @@ class _Forward:
         with autocast(self.context.precision):
             return model(batch.images, batch.targets, max_boxes=self.max_boxes)
 
-    def match(self, outputs: ModelOutput, targets: list[Target]) -> tuple[MatchedBatch, LossCounts]:
+    def match(self, outputs: ModelOutput, targets: list[Target]) -> tuple[Any, LossCounts]:
         """Match in this process and add up the counts of all; every process fails if one does."""
         error = None
         numbers = [0, 0, 0, 0]
