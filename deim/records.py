@@ -69,8 +69,8 @@ def _read(kind: Any, value: Any, path: str) -> Any:
         return _read_record(kind, value, path)
     if origin in (tuple, list):
         _expect(isinstance(value, (list, tuple)), value, path, "a list")
-        has_one_kind = origin is list or args[-1] is Ellipsis
-        kinds = args[:1] * len(value) if has_one_kind else args
+        is_uniform = origin is list or args[-1] is Ellipsis
+        kinds = args[:1] * len(value) if is_uniform else args
         _expect(len(value) == len(kinds), value, path, f"{len(kinds)} values")
         numbered = enumerate(zip(kinds, value, strict=True))
         return origin(_read(kind, item, f"{path}[{number}]") for number, (kind, item) in numbered)
