@@ -107,7 +107,7 @@ def _is_before(line: str, epoch: int, step: int) -> bool:
     return False
 
 
-def epoch_line(values: Mapping[str, Any], *, epochs: int) -> str:
+def epoch_line(*, epochs: int, **values: Any) -> str:
     """Return one readable line, of at most 120 columns, for the entries of an epoch in `metrics.jsonl`."""
     entries = [f"epoch {values['epoch'] + 1:>{len(str(epochs))}}/{epochs}", f"loss {values['loss']:.2f}"]
     if values.get("ap50") is not None:

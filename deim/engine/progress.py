@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from deim.engine.early_stopping import EarlyStoppingState
 
@@ -41,7 +41,7 @@ class EpochSums:
         for name, value in values.items():
             self.values[name] = self.values.get(name, 0.0) + value
 
-    def means(self) -> dict[str, object]:
+    def means(self) -> dict[str, Any]:
         """Return the means of the epoch as they stand in `metrics.jsonl`; the loss is NaN without a step."""
         terms = {name: value / self.num_good for name, value in self.values.items()}
         return {

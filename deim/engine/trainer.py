@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from deim.engine.checkpoints import RunCheckpoints, save_checkpoint
 from deim.engine.context import TrainingRun
@@ -186,8 +185,17 @@ class Trainer:
 
     def _finish_epoch(self, validator: Validator) -> None:
         """Validate, log, and save the state in which the next epoch begins."""
-        progress = self.progress
-        values = self._epoch_values()
+        progress, recipe, device = self.progress, self.config.recipe, self.run.context.device
+        factor = self._lr_factor(progress.step - 1)
+        values = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "lr": recipe.lr * factor,
+            "backbone_lr": recipe.backbone_lr * factor if self.run.task.trains_backbone else 0.0,
+            "peak_memory_bytes": peak_bytes(device),
+            **progress.sums.means(),
+        }
+        reset_peak(device)
         if validator.is_due(progress.epoch):
             # A run that is killed while it validates must not train the epoch again.
             self._save()
@@ -201,28 +209,13 @@ class Trainer:
         values["stopped_early"] = progress.stopped_early
         # Before the checkpoint: a kill in between repeats the line, but never loses it.
         self._log.write("epoch", **values)
-        logger.info(epoch_line(values, epochs=self.config.epochs))
+        logger.info(epoch_line(epochs=self.config.epochs, **values))
         if progress.stopped_early:
             logger.info("stopping early: %s", progress.early_stopping.describe())
         progress.epoch += 1
         progress.steps_of_epoch, progress.sums = 0, EpochSums()
         self._save()
         self._save_if_due()
-
-    def _epoch_values(self) -> dict[str, Any]:
-        """Return the entries of an epoch in `metrics.jsonl`, and measure the peak of memory anew."""
-        progress, recipe, device = self.progress, self.config.recipe, self.run.context.device
-        factor = self._lr_factor(progress.step - 1)
-        values = {
-            "epoch": progress.epoch,
-            "step": progress.step,
-            "lr": recipe.lr * factor,
-            "backbone_lr": recipe.backbone_lr * factor if self.run.task.trains_backbone else 0.0,
-            "peak_memory_bytes": peak_bytes(device),
-            **progress.sums.means(),
-        }
-        reset_peak(device)
-        return values
 
     def _begin_final_stage(self) -> None:
         """Start the final stage from the best weights so far, raw and averaged."""

@@ -41,10 +41,10 @@ def validation(side: int) -> Validation:
 
 
 def test_an_epoch_is_one_readable_line() -> None:
-    assert epoch_line(VALUES, epochs=9) == (
+    assert epoch_line(epochs=9, **VALUES) == (
         "epoch 5/9  loss 31.96  lr 4.0e-04  8.63 img/s  wait 12%  10.2 GB  2:06 left"
     )
-    assert epoch_line(VALIDATED, epochs=9) == (
+    assert epoch_line(epochs=9, **VALIDATED) == (
         "epoch 5/9 loss 31.96 mAP50 0.504 mAP 0.329* lr 4.0e-04 8.63 img/s wait 12% 10.2 GB 2:06 left "
         "worst 0.26 RAYONES_ARANAZOS"
     )
@@ -61,7 +61,7 @@ def test_a_line_fits_the_console_and_keeps_every_number(epochs: int, seconds: fl
         "images_per_s": 234.5,
         "peak_memory_bytes": 23 * 2**30,
     }
-    line = epoch_line(values, epochs=epochs)
+    line = epoch_line(epochs=epochs, **values)
     assert len(line) <= LINE_WIDTH
     for part in ("loss 123.50", "mAP50 0.504", "mAP 0.329*", "0.26", "234 img/s", "23.0 GB", " left"):
         assert part in line
