@@ -10,7 +10,6 @@ Examples:
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,25 +188,15 @@ def _add_options(action: ArgumentParser, name: str) -> None:
     match name:
         case "check":
             add("--quick", action="store_true", help="Read only headers: skip damage and near duplicates.")
-            add(
-                "--output",
-                type=Path,
-                default=Path("outputs/data_check.json"),
-                help="JSON file of the issues.",
-            )
+            path = Path("outputs/data_check.json")
+            add("--output", type=Path, default=path, help="JSON file of the issues.")
         case "convert":
             add("--to", choices=WRITTEN_FORMATS, required=True, help="Format to write.")
             add("--output", type=Path, required=True, help=new_folder)
         case "split":
             names = ("TRAIN", "VAL", "TEST")
-            add(
-                "--ratios",
-                type=float,
-                nargs=3,
-                default=(80, 10, 10),
-                metavar=names,
-                help="Shares of the splits.",
-            )
+            what = "Shares of the splits."
+            add("--ratios", type=float, nargs=3, default=(80, 10, 10), metavar=names, help=what)
             what = "Format to write; without it, the format of the dataset."
             add("--to", choices=WRITTEN_FORMATS, help=what)
             add("--output", type=Path, required=True, help=new_folder)
@@ -224,16 +213,11 @@ def _input_format(args: Namespace) -> "InputFormat":
     from deim.data.images.input_format import InputFormat
     from deim.data.images.tiling import TilesOptions
 
+    size = args.image_size
+    if len(size) > 2 or min(size) < 1:
+        raise DataError(f"--image-size: got {' '.join(map(str, size))}. Give one side, or height and width.")
     tiles = None if args.tile_size is None else TilesOptions(size=args.tile_size)
-    return InputFormat(size_hw=_size_hw(args.image_size), resize=args.resize, tiles=tiles)
-
-
-def _size_hw(image_size: Sequence[int]) -> tuple[int, int]:
-    if len(image_size) > 2 or min(image_size) < 1:
-        raise DataError(
-            f"--image-size: got {' '.join(map(str, image_size))}. Give one side, or height and width."
-        )
-    return image_size[0], image_size[-1]
+    return InputFormat(size_hw=(size[0], size[-1]), resize=args.resize, tiles=tiles)
 
 
 def _scan(part: "CocoSplit", workers: int) -> "list[ImageFacts]":

@@ -118,16 +118,17 @@ def _train(trainer: "Trainer", folder: Path, distributed: "DistributedContext") 
     from deim.engine.run_folder import finalize_run_dir
     from deim.engine.signals import ignore_stop_signals
 
+    has_begun = True
     try:
         trainer.train()
     except BaseException as error:
+        has_begun = trainer.has_begun
         if isinstance(error, StopSignalError):
             ignore_stop_signals()
-        if distributed.is_main:
-            finalize_run_dir(folder, has_begun=trainer.has_begun)
         raise
-    if distributed.is_main:
-        finalize_run_dir(folder, has_begun=True)
+    finally:
+        if distributed.is_main:
+            finalize_run_dir(folder, has_begun=has_begun)
 
 
 def _report(
