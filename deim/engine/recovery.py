@@ -1,6 +1,7 @@
 """What a run does about steps without a finite loss, and about memory that runs out."""
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,13 @@ MAX_RESTORES = 3
 """How often the last good state is restored before the run stops."""
 
 
+@dataclass(frozen=True, slots=True)
 class Recovery:
     """Does the steps of a run and continues after bad ones as long as that makes sense."""
 
-    def __init__(self, run: TrainingRun, checkpoints: RunCheckpoints, log: RunLog) -> None:
-        self.run = run
-        self.checkpoints = checkpoints
-        self.log = log
+    run: TrainingRun
+    checkpoints: RunCheckpoints
+    log: RunLog
 
     def step(self, batch: StepBatch, progress: Progress) -> StepResult:
         """Do a step with this process's images; where memory runs out, repeat it with half as many at once.

@@ -116,7 +116,7 @@ def train_step(
     context.optimizer.zero_grad(set_to_none=True)
     restore_statistics = remember_batch_norm(context.model)
     micro_batches = batch.split(micro_batch_size or len(batch.targets))
-    forward = _Forward(context, epoch=epoch, seed=seed, max_boxes=_max_boxes(batch, context.distributed))
+    forward = _Forward(context, epoch, seed, _max_boxes(batch, context.distributed))
     names: list[str] = []
     totals: list[Tensor] = []
     try:
@@ -162,7 +162,7 @@ def forward_and_backward(context: StepContext, batch: StepBatch) -> None:
     restore_statistics = remember_batch_norm(model)
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     local = replace(context, model=model, distributed=DistributedContext())
-    forward = _Forward(local, epoch=0, seed=None, max_boxes=_max_boxes(batch, local.distributed))
+    forward = _Forward(local, 0, None, _max_boxes(batch, local.distributed))
     try:
         for norm in norms:
             # In training mode, synchronized statistics would wait for the other processes.
@@ -177,14 +177,14 @@ def forward_and_backward(context: StepContext, batch: StepBatch) -> None:
         restore_statistics()
 
 
+@dataclass(frozen=True, slots=True)
 class _Forward:
     """Forward passes and matchings of one step."""
 
-    def __init__(self, context: StepContext, *, epoch: int, seed: int | None, max_boxes: int) -> None:
-        self.context = context
-        self.epoch = epoch
-        self.seed = seed
-        self.max_boxes = max_boxes
+    context: StepContext
+    epoch: int
+    seed: int | None
+    max_boxes: int
 
     def __call__(self, model: nn.Module, batch: StepBatch) -> ModelOutput:
         if self.seed is not None:

@@ -40,8 +40,6 @@ class Trainer:
         self.distributed = run.context.distributed
         self.checkpoints = RunCheckpoints(folder)
         self.progress = Progress()
-        self._log = RunLog(None)
-        self._recovery = Recovery(run, self.checkpoints, self._log)
         self._stop = StopSignals()
         self._saved_at = time.monotonic()
         self._first_step = 0
@@ -82,8 +80,10 @@ class Trainer:
         folder = self.folder if is_main else None
         log = RunLog(folder, tensorboard=self.config.runtime.tensorboard, first_step=progress.step)
         with StopSignals() as self._stop, log:
-            self._log = self._recovery.log = log
-            validator = Validator(self.run, self.validate, checkpoints=self.checkpoints, stop=self._stop)
+            recovery = Recovery(self.run, self.checkpoints, log)
+            validator = Validator(
+                run=self.run, validate=self.validate, checkpoints=self.checkpoints, stop=self._stop
+            )
             if is_main:
                 remove_unfinished(self.folder)
             log.keep_until(epoch=progress.epoch, step=progress.step)
@@ -101,15 +101,15 @@ class Trainer:
             while progress.epoch < self.config.epochs and not progress.stopped_early:
                 if progress.epoch == self.timeline.no_aug_epoch:
                     self._begin_final_stage()
-                self._train_epoch()
-                self._finish_epoch(validator)
+                self._train_epoch(recovery)
+                self._finish_epoch(validator, log)
         if is_main and not self.checkpoints.best_path.is_file() and not self.must_beat_start:
             # It was removed after the last validation.
             validator.save_best(progress, epoch=progress.epoch - 1, weights="ema")
         if is_main:
             self.checkpoints.remove_intermediate()
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self, recovery: Recovery) -> None:
         """Train the rest of the current epoch."""
         progress, loader = self.progress, self.run.products.loader
         self.run.step.model.train()
@@ -121,8 +121,8 @@ class Trainer:
                 started = time.perf_counter()
                 factor = self._lr_factor(progress.step)
                 set_learning_rates(self.run.step.optimizer, factor, epoch=progress.epoch)
-                result = self._recovery.step(batch, progress)
-                self._account(batch, result)
+                result = recovery.step(batch, progress)
+                self._account(batch, result, recovery)
                 progress.sums.seconds += time.perf_counter() - started
                 advance("skipped" if result.skip_reason else f"loss {result.loss:.2f}")
                 self._save_if_due()
@@ -145,7 +145,7 @@ class Trainer:
     def _lr_factor(self, step: int) -> float:
         return self.timeline.lr_factor(step) * self.progress.lr_scale
 
-    def _account(self, batch: StepBatch, result: StepResult) -> None:
+    def _account(self, batch: StepBatch, result: StepResult, recovery: Recovery) -> None:
         """Put the outcome of a step into the averaged weights, the sums and the log."""
         progress = self.progress
         progress.sums.num_images += len(batch.targets) * self.distributed.size
@@ -156,9 +156,9 @@ class Trainer:
             progress.sums.add_losses({**curves, **result.terms})
             curves["lr"] = self.config.recipe.lr * self._lr_factor(progress.step)
             named = {f"train/{name}": value for name, value in curves.items()}
-            self._log.curves(named, step=progress.step + 1)
+            recovery.log.curves(named, step=progress.step + 1)
         else:
-            self._recovery.record_skip(progress, batch, result)
+            recovery.record_skip(progress, batch, result)
         progress.step += 1
         progress.steps_of_epoch += 1
 
@@ -183,7 +183,7 @@ class Trainer:
                 self.checkpoints.save_last(checkpoint)
         self.distributed.wait()
 
-    def _finish_epoch(self, validator: Validator) -> None:
+    def _finish_epoch(self, validator: Validator, log: RunLog) -> None:
         """Validate, log, and save the state in which the next epoch begins."""
         progress, recipe, device = self.progress, self.config.recipe, self.run.context.device
         factor = self._lr_factor(progress.step - 1)
@@ -202,13 +202,13 @@ class Trainer:
             started = time.perf_counter()
             result, validated = validator.validate_epoch(progress)
             values |= {**validated, "validation_seconds": time.perf_counter() - started}
-            self._log.validation(result, step=progress.step)
+            log.validation(result, step=progress.step)
         seconds = progress.sums.seconds + values.get("validation_seconds", 0.0)
         values["seconds"] = seconds
         values["time_left_s"] = seconds * (self.config.epochs - progress.epoch - 1)
         values["stopped_early"] = progress.stopped_early
         # Before the checkpoint: a kill in between repeats the line, but never loses it.
-        self._log.write("epoch", **values)
+        log.write("epoch", **values)
         logger.info(epoch_line(epochs=self.config.epochs, **values))
         if progress.stopped_early:
             logger.info("stopping early: %s", progress.early_stopping.describe())

@@ -50,16 +50,14 @@ class Validation:
 Validate = Callable[[nn.Module], Validation]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Validator:
     """Validates the models of a run."""
 
-    def __init__(
-        self, run: TrainingRun, validate: Validate, *, checkpoints: RunCheckpoints, stop: StopSignals
-    ) -> None:
-        self.run = run
-        self.validate = validate
-        self.checkpoints = checkpoints
-        self.stop = stop
+    run: TrainingRun
+    validate: Validate
+    checkpoints: RunCheckpoints
+    stop: StopSignals
 
     def is_due(self, epoch: int) -> bool:
         """Return whether an epoch (0-based) ends with a validation."""

@@ -277,9 +277,9 @@ def test_the_final_stage_starts_from_the_best_weights(
     at_start: dict[int, dict[str, torch.Tensor]] = {}
     train_epoch = Trainer._train_epoch
 
-    def record(self: Trainer, **kwargs: Any) -> None:
+    def record(self: Trainer, *args: Any) -> None:
         at_start[self.progress.epoch] = {name: value.clone() for name, value in weights_of(self).items()}
-        train_epoch(self, **kwargs)
+        train_epoch(self, *args)
 
     monkeypatch.setattr(Trainer, "_train_epoch", record)
     config = tiny_config(tiny_set, tmp_path / "run", *FOUR_EPOCHS)
