@@ -59,11 +59,10 @@ def run(args: Namespace) -> None:
     class_names = dict(zip(predictor.category_ids, predictor.class_names, strict=True))
     file_names = {image_id: path.name for path, image_id in image_ids.items()}
     table = DetectionTable.from_detections(dict(enumerate(predictions)))
-    results = [
-        entry
-        | {"file_name": file_names[entry["image_id"]], "category_name": class_names[entry["category_id"]]}
-        for entry in table.to_coco(list(image_ids.values()), predictor.category_ids)
-    ]
+    results = list(table.to_coco(list(image_ids.values()), predictor.category_ids))
+    for entry in results:
+        entry["file_name"] = file_names[entry["image_id"]]
+        entry["category_name"] = class_names[entry["category_id"]]
     results_path = args.output / "predictions.json"
     write_text(results_path, json.dumps(results, indent=1))
     print(f"{count('detection', len(results))} in {count('image', len(image_ids))}")
