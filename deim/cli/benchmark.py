@@ -19,14 +19,8 @@ from deim.errors import ConfigError
 VARIANTS = ("nano", "s", "m", "l", "x")
 WHAT = {
     "step": ("deim.cli.benchmark_step", "Time the phases of a training step, and the inference of an image."),
-    "data": (
-        "deim.cli.benchmark_data",
-        "Time the loading of images with and without caches, and torchvision.",
-    ),
-    "evaluation": (
-        "deim.cli.benchmark_evaluation",
-        "Time the evaluation of random predictions and pycocotools.",
-    ),
+    "data": ("deim.cli.benchmark_data", "Time the loading of images, with and without caches."),
+    "evaluation": ("deim.cli.benchmark_evaluation", "Time the evaluation of random predictions."),
     "fusion": (f"{TEXT_COMMANDS}.benchmark_fusion", "Time the detector and the fusion head on one image."),
 }
 """Module and summary of each benchmark; the module's `measure(args)` returns the numbers."""
