@@ -8,7 +8,7 @@ from pathlib import Path
 from deim.engine.checkpoints import previous_path
 from deim.engine.task import TASKS, load_task
 from deim.errors import CheckpointError, TrainingError
-from deim.files import remove_unfinished, write_text
+from deim.files import not_a_file, remove_unfinished, write_text
 
 RUN_FILES = (
     "last.pth",
@@ -45,9 +45,11 @@ def find_resume(folder: Path, resume: str | None) -> Path | None:
     if resume == "auto":
         last = folder / "last.pth"
         return last if last.is_file() or previous_path(last).is_file() else None
-    if not Path(resume).is_file():
-        raise CheckpointError(f"{resume}: no such checkpoint to resume from. Use --resume auto, or its path.")
-    return Path(resume)
+    path = Path(resume)
+    if not path.is_file():
+        problem = not_a_file(path, "checkpoint to resume from")
+        raise CheckpointError(f"{path}: {problem}. Use --resume auto, or the path of a last.pth.")
+    return path
 
 
 def refuse_existing_run(folder: Path, *, resume_from: Path | None, may_restart: bool = False) -> None:

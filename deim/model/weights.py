@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deim.errors import CheckpointError
-from deim.files import looked_in
+from deim.files import not_a_file
 from deim.model.detector import Detector
 
 logger = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def read_weights_file(path: Path, *, advice: str = "") -> dict[str, Any]:
     if not path.is_file():
         source = SOURCES.get(path.name)
         where = f"It is {source}: put it there." if source else "Check the path."
-        raise CheckpointError(f"{path}: no such weights file{looked_in(path)}. {where}{advice}")
+        raise CheckpointError(f"{path}: {not_a_file(path, 'weights file')}. {where}{advice}")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)

@@ -767,5 +767,5 @@ def test_show_config_prints_problems_without_a_traceback(write, call):
 
 
 def test_a_folder_is_no_config(tmp_path):
-    with pytest.raises(ConfigError, match=f"{tmp_path}: cannot be read, is a folder. Name a config file"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}: is a folder, not a config file. Name a config file"):
         find_config(tmp_path)

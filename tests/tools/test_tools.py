@@ -147,7 +147,7 @@ def test_a_missing_config_is_named(tool: str, call: Callable) -> None:
 def test_resuming_from_a_missing_checkpoint_is_refused(call: Callable, tmp_path: Path) -> None:
     code, _, err = call("train", "-c", config_path("quickstart"), "--resume", "lost.pth")
     assert code == 2
-    assert err.startswith("lost.pth: no such checkpoint to resume from.")
+    assert err.startswith("lost.pth: no such checkpoint to resume from (looked in ")
     assert list(tmp_path.iterdir()) == []
 
 
