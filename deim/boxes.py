@@ -11,77 +11,42 @@ from deim.structures import Placement
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """Convert center-size boxes to corners.
-
-    Args:
-        boxes_cxcywh: (..., 4) float, any unit. A negative side counts as 0, so corners never swap.
-
-    Returns:
-        (..., 4) xyxy, the same unit.
-    """
+    """Convert (..., 4) center-size boxes to corners; a negative side counts as 0, so corners never swap."""
     center, size = boxes_cxcywh.split(2, dim=-1)
     half = size.clamp(min=0) / 2
     return torch.cat([center - half, center + half], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    """Convert corner boxes to center and size.
-
-    Args:
-        boxes_xyxy: (..., 4) float, any unit.
-
-    Returns:
-        (..., 4) cxcywh, the same unit.
-    """
+    """Convert (..., 4) corner boxes to center and size."""
     low, high = boxes_xyxy.split(2, dim=-1)
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def xywh_to_xyxy(boxes_xywh: Tensor) -> Tensor:
-    """Convert boxes of COCO files to corners.
-
-    Args:
-        boxes_xywh: (..., 4) float, pixels.
-
-    Returns:
-        (..., 4) xyxy, pixels.
-    """
+    """Convert (..., 4) boxes of COCO files to corners."""
     low, size = boxes_xywh.split(2, dim=-1)
     return torch.cat([low, low + size], dim=-1)
 
 
 def xyxy_to_xywh(boxes_xyxy: Tensor) -> Tensor:
-    """Convert corner boxes to the format of COCO files.
-
-    Args:
-        boxes_xyxy: (..., 4) float, pixels.
-
-    Returns:
-        (..., 4) xywh, pixels.
-    """
+    """Convert (..., 4) corner boxes to the format of COCO files."""
     low, high = boxes_xyxy.split(2, dim=-1)
     return torch.cat([low, high - low], dim=-1)
 
 
 def box_area(boxes_xyxy: Tensor) -> Tensor:
-    """Compute the area of each box.
-
-    Args:
-        boxes_xyxy: (..., 4) float, any unit.
-
-    Returns:
-        (...) float, the unit squared.
-    """
+    """Return the area (...) of each box (..., 4), in its unit squared."""
     sides = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
     return sides[..., 0] * sides[..., 1]
 
 
 def coco_overlap(boxes_xywh: Tensor, truth_xywh: Tensor, *, is_crowd: Tensor) -> Tensor:
-    """Compute the pairwise overlap by which COCO matches detections and ground truth.
+    """Compute the pairwise overlap by which COCO matches N detections and M boxes of the ground truth.
 
     Args:
-        boxes_xywh: (N, 4) float, detections in pixels.
-        truth_xywh: (M, 4) float, ground truth in pixels.
+        boxes_xywh: (N, 4) float, pixels.
+        truth_xywh: (M, 4) float, pixels.
         is_crowd: (M,) bool, true for regions of many objects.
 
     Returns:
@@ -101,30 +66,14 @@ def coco_overlap(boxes_xywh: Tensor, truth_xywh: Tensor, *, is_crowd: Tensor) ->
 
 
 def clip_boxes(boxes_xyxy: Tensor, size_hw: tuple[float, float]) -> Tensor:
-    """Clip corner boxes to an image.
-
-    Args:
-        boxes_xyxy: (..., 4) float, pixels.
-        size_hw: Height and width of the image, in pixels.
-
-    Returns:
-        (..., 4) xyxy with 0 ≤ x ≤ width and 0 ≤ y ≤ height.
-    """
+    """Clip (..., 4) boxes in pixels to an image: 0 ≤ x ≤ width and 0 ≤ y ≤ height."""
     height, width = size_hw
     limit = boxes_xyxy.new_tensor([width, height, width, height])
     return torch.minimum(boxes_xyxy.clamp(min=0), limit)
 
 
 def clip_to_window(boxes_xyxy: Tensor, window_xyxy: tuple[float, float, float, float]) -> Tensor:
-    """Clip corner boxes to a part of an image.
-
-    Args:
-        boxes_xyxy: (..., 4) float, pixels.
-        window_xyxy: The part, in the same pixels.
-
-    Returns:
-        (..., 4) xyxy; a box beyond the window has no area.
-    """
+    """Clip (..., 4) boxes to a part of an image, in the same pixels; a box beyond it has no area."""
     left, top, right, bottom = window_xyxy
     low, high = boxes_xyxy.new_tensor([left, top] * 2), boxes_xyxy.new_tensor([right, bottom] * 2)
     return torch.minimum(torch.maximum(boxes_xyxy, low), high)
@@ -137,7 +86,7 @@ def iou(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> Tensor:
 
     Args:
         boxes_a_xyxy: (..., 4) float, any unit.
-        boxes_b_xyxy: (..., 4) float, the same unit; broadcasts against the first.
+        boxes_b_xyxy: (..., 4) float, the same unit.
 
     Returns:
         (...) float in [0, 1]; 0 where both boxes are empty.
@@ -147,11 +96,7 @@ def iou(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> Tensor:
 
 
 def generalized_iou(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> Tensor:
-    """Compute the generalized intersection over union, element by element with broadcasting.
-
-    Args:
-        boxes_a_xyxy: (..., 4) float, any unit.
-        boxes_b_xyxy: (..., 4) float, the same unit; broadcasts against the first.
+    """Compute the generalized intersection over union of boxes as `iou` takes them.
 
     Returns:
         (...) float in [-1, 1]; 1 means identical boxes.
@@ -176,29 +121,13 @@ def _intersection_and_union(boxes_a_xyxy: Tensor, boxes_b_xyxy: Tensor) -> tuple
 
 
 def to_input_fractions(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
-    """Map boxes from pixels of the original image to fractions of the network input, clipped to [0, 1].
-
-    Args:
-        boxes_xyxy: (..., 4) float, pixels of the original.
-        placement: Position of the input in the original.
-
-    Returns:
-        (..., 4) xyxy.
-    """
+    """Map (..., 4) boxes from pixels of the original to fractions of the network input, clipped to [0, 1]."""
     span, shift = _span_and_shift(placement, boxes_xyxy)
     return clip_boxes((boxes_xyxy - shift) / span, (1.0, 1.0))
 
 
 def to_original_pixels(boxes_xyxy: Tensor, placement: Placement) -> Tensor:
-    """Map boxes from fractions of the network input to pixels of the original image.
-
-    Args:
-        boxes_xyxy: (..., 4) float, fractions of the network input.
-        placement: Position of the input in the original.
-
-    Returns:
-        (..., 4) xyxy.
-    """
+    """Map (..., 4) boxes from fractions of the network input to pixels of the original image."""
     span, shift = _span_and_shift(placement, boxes_xyxy)
     return boxes_xyxy * span + shift
 

@@ -28,12 +28,7 @@ class TrainingError(DeimError):
 
 
 class StopSignalError(DeimError):
-    """A signal has asked the run to stop, and its state is saved.
-
-    Args:
-        number: Of the signal.
-        where: How far the run had come.
-    """
+    """A signal has asked the run to stop, and its state is saved; `where` says how far it had come."""
 
     def __init__(self, number: int, where: str = "") -> None:
         self.number = number

@@ -80,6 +80,11 @@ def looked_in(path: str | Path) -> str:
     return "" if Path(path).is_absolute() else f" (looked in {Path.cwd()})"
 
 
+def not_a_file(path: Path, what: str) -> str:
+    """Say why there is no file of a kind at a path: it is a folder, or `no such WHAT`."""
+    return f"is a folder, not a {what}" if path.is_dir() else f"no such {what}{looked_in(path)}"
+
+
 def count(noun: str, number: int) -> str:
     """Return a number with its noun, such as `1 image` and `2 images`, or `0 boxes`."""
     plural = "es" if noun.endswith(("x", "ss", "sh", "tch")) else "s"

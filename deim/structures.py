@@ -123,11 +123,7 @@ class Detections:
     image in tiles are numbered through its tiles."""
 
     def take(self, kept: Tensor) -> "Detections":
-        """Select detections by a mask or by positions.
-
-        Args:
-            kept: (K,) bool, or int64 positions in ascending order.
-        """
+        """Select detections by a (K,) bool mask, or by int64 positions in ascending order."""
         return Detections(
             boxes_xyxy=self.boxes_xyxy[kept],
             scores=self.scores[kept],

@@ -11,7 +11,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.engine.checkpoints import TrainedDetector
+from deim.engine.trained_detector import TrainedDetector
 from deim.inference.evaluator import Evaluator
 from deim.metrics.bootstrap import ScoreDifference
 from deim.metrics.confusion import compute_confusion

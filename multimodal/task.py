@@ -15,13 +15,13 @@ from deim.config.schema import Config
 from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
 from deim.data.formats.coco import CocoSplit
 from deim.data.loader import BatchLoader, build_train_loader
-from deim.engine.checkpoints import INPUT_OPTIONS, Checkpoint, TrainedDetector, load_trained, read_checkpoint
+from deim.engine.checkpoints import Checkpoint, read_checkpoint
 from deim.engine.context import RunContext
-from deim.engine.schedule import Timeline, resolve_schedule
-from deim.engine.task import TaskDefaults, TaskProducts, detection_options
-from deim.engine.validation import WeightKind
+from deim.engine.progress import WeightKind
+from deim.engine.task import TaskDefaults, TaskOptions, TaskProducts, TrainingTask, detection_options
+from deim.engine.trained_detector import INPUT_OPTIONS, TrainedDetector, load_trained
 from deim.errors import CheckpointError, ConfigError
-from deim.files import sha256_of_file
+from deim.files import looked_in, sha256_of_file
 from deim.loss.matcher import HungarianMatcher
 from deim.model.detector import Detector
 from deim.model.weights import hash_tensors
@@ -76,11 +76,11 @@ def read_state(stored: Checkpoint | TrainedDetector, path: Path) -> TextFusionSt
         raise CheckpointError(f"{path}: damaged, {error} Use another checkpoint of the run.") from None
 
 
-class TextFusionTask:
-    """See `deim.engine.task.TrainingTask`."""
+class TextFusionTask(TrainingTask):
+    """See `TrainingTask`."""
 
-    options_class = TextFusionOptions
-    run_files: tuple[str, ...] = (
+    options_class: type[TaskOptions] = TextFusionOptions
+    run_files = (
         "report_detector.json",
         "report_detector.html",
         "report_detector",
@@ -90,7 +90,7 @@ class TextFusionTask:
         "text_ablation.json",
     )
     # Detector and text are compared by their fingerprints.
-    free_options: tuple[str, ...] = (
+    free_options = (
         "task.cache_dir",
         "task.class_tolerance",
         "task.detector",
@@ -98,12 +98,13 @@ class TextFusionTask:
         "task.prompts",
         "task.text_bank",
     )
-    fingerprint_messages: Mapping[str, str] = {
+    fingerprint_messages = {  # noqa: RUF012
         "detector": "task.detector: other weights",
         "text": "text bank: other texts or another encoder",
     }
     trains_backbone = False
-    report_module: str | None = "multimodal.report"
+    has_stages = False
+    report_module = "multimodal.report"
 
     def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:
         """Return the options of the detector that the experiment extends; see `TrainingTask`."""
@@ -113,7 +114,7 @@ class TextFusionTask:
         path = Path(detector)
         if not path.is_file():
             raise CheckpointError(
-                f"task.detector: there is no checkpoint {detector} (looked in {Path.cwd()}). Train the "
+                f"task.detector: there is no checkpoint {detector}{looked_in(path)}. Train the "
                 f"detector first, or name the best.pth of one with --set task.detector=PATH."
             )
         checkpoint = read_checkpoint(path)
@@ -127,16 +128,10 @@ class TextFusionTask:
         options["model"] = config["model"] | {"init_from": None}
         return TaskDefaults(options=options, source=detector, fixed_blocks=("model",))
 
-    def resolve_timeline(self, config: Config, *, steps_per_epoch: int) -> Timeline:
-        """Return the phases of the run: the same augmentation and matching cost in all epochs."""
-        return resolve_schedule(
-            config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch, has_stages=False
-        )
-
     def describe(self, config: Config) -> list[str]:
         """Return when the class head is trained."""
         start = fusion_options(config).class_head_from_epoch
-        return [f"  class head            {'never' if start is None else f'from epoch {start}'}"]
+        return [f"  class head            {'never' if start is None else f'from epoch {start + 1}'}"]
 
     def build(self, context: RunContext) -> TaskProducts:
         """Build the fusion on a frozen detector; see `TrainingTask`."""
@@ -218,7 +213,6 @@ def detector_alone(trained: TrainedDetector) -> TrainedDetector:
         task_state={},
         epoch=origin.epoch,
         weights=origin.weights,
-        timeline=None,
         operating_points=origin.operating_points,
     )
 

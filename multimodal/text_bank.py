@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deim.errors import CheckpointError, ConfigError
-from deim.files import raise_listed, suggest, write_atomically
+from deim.files import looked_in, raise_listed, suggest, write_atomically
 from deim.model.weights import UNREADABLE, hash_tensors
 from deim.records import from_json, to_json
 from deim.report.tables import format_number, format_table
@@ -217,9 +217,7 @@ def load_text_bank(path: Path, *, class_names: Sequence[str] | None = None) -> T
         CheckpointError: If it is missing, damaged, of another version or made for other classes.
     """
     if not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such text bank (looked in {Path.cwd()}). Build it with deim text-bank."
-        )
+        raise CheckpointError(f"{path}: no such text bank{looked_in(path)}. Build it with deim text-bank.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

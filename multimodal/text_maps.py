@@ -23,7 +23,7 @@ from deim.data.formats.coco import CocoSplit, match_classes
 from deim.data.images.input_format import build_input_format
 from deim.data.images.load import read_preview, read_tiles
 from deim.data.images.resize import normalize
-from deim.engine.checkpoints import TrainedDetector
+from deim.engine.trained_detector import TrainedDetector
 from deim.report.charts import chart_names
 from deim.structures import Placement
 from multimodal.wrapper import TextFusedDetector

@@ -14,8 +14,8 @@ from deim.cli.main import main
 from deim.config.loader import config_from_dict
 from deim.config.schema import Config
 from deim.data.splits import Splits, build_splits
+from deim.engine.build import build_trainer
 from deim.engine.device import select_device
-from deim.engine.prepare import build_trainer
 from deim.engine.trainer import Trainer
 from deim.engine.validation import Validate
 from deim.inference.evaluator import Evaluator
@@ -186,7 +186,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Path:
         "evaluation.every_epochs=20",
         "data.val_annotations=annotations/train.json",
     )
-    _build(config).run(show_progress=False)
+    _build(config).train()
     return folder
 
 

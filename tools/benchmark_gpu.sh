@@ -43,10 +43,9 @@ done
 
 step --amp "$amp" --profile "$out/profile.txt"
 head -n 30 "$out/profile.txt" | log
-for option in --channels-last --plain-optimizer "--compile default" "--compile reduce-overhead"; do
+for mode in default reduce-overhead; do
     [ "$(left)" -gt 60 ] || break
-    # shellcheck disable=SC2086
-    step --amp "$amp" $option
+    step --amp "$amp" --compile "$mode"
 done
 
 if [ -n "${DATA:-}" ] && [ "$(left)" -gt 60 ]; then

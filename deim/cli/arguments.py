@@ -1,8 +1,7 @@
-"""Arguments and console elements that several commands share."""
+"""Arguments that several commands share."""
 
 from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 SPLITS = ("train", "val", "test")
@@ -49,19 +48,3 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return number
 
     return whole_number
-
-
-@contextmanager
-def progress_bar(label: str, total: int) -> Iterator[Callable[[object], None]]:
-    """Show a progress bar in a terminal, and nothing in a pipe.
-
-    Yields:
-        A function to call after each of `total` items; its argument is ignored.
-    """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda _: progress.advance(task)

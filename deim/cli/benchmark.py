@@ -19,11 +19,8 @@ from deim.errors import ConfigError
 VARIANTS = ("nano", "s", "m", "l", "x")
 WHAT = {
     "step": ("deim.cli.benchmark_step", "Time the phases of a training step, and the inference of an image."),
-    "data": ("deim.cli.benchmark_data", "Time the loading of images with and without caches."),
-    "evaluation": (
-        "deim.cli.benchmark_evaluation",
-        "Time the evaluation of random predictions and pycocotools.",
-    ),
+    "data": ("deim.cli.benchmark_data", "Time the loading of images, with and without caches."),
+    "evaluation": ("deim.cli.benchmark_evaluation", "Time the evaluation of random predictions."),
     "fusion": (f"{TEXT_COMMANDS}.benchmark_fusion", "Time the detector and the fusion head on one image."),
 }
 """Module and summary of each benchmark; the module's `measure(args)` returns the numbers."""
@@ -62,8 +59,6 @@ def _add_step_options(kind: ArgumentParser) -> None:
     add("--warmup", type=at_least(0), default=3, help="Untimed steps at the start.")
     add("--amp", default="off", choices=["auto", "bf16", "fp16", "off"], help="Precision.")
     add("--compile", choices=["default", "reduce-overhead"], help="Compile backbone and encoder so.")
-    add("--channels-last", action="store_true", help="Use the channels-last memory format.")
-    add("--plain-optimizer", action="store_true", help="Use the optimizer without fused kernels.")
     add("--profile", type=Path, metavar="FILE", help="Write a profile of five more steps to this file.")
     add("--recipe", type=Path, metavar="FILE", help="Take weights and inputs from the parity recipe.py.")
 

@@ -102,25 +102,16 @@ def measure(args: Namespace) -> dict[str, float]:
 def random_set(num_images: int, num_boxes: int) -> tuple[GroundTruthTable, DetectionTable]:
     """Return images with 0 to 8 boxes, and detections, three in ten of them near a box."""
     rng = np.random.default_rng(0)
-    counts, truths, truth_labels, boxes, labels, scores = [], [], [], [], [], []
-    for _ in range(num_images):
-        number = int(rng.integers(0, 9))
-        truth, truth_label = random_boxes(rng, number), rng.integers(1, NUM_CLASSES + 1, number)
-        boxes_xywh, label = random_boxes(rng, num_boxes), rng.integers(1, NUM_CLASSES + 1, num_boxes)
-        if number:
-            near = rng.uniform(size=num_boxes) < 0.3
-            nearest = rng.integers(0, number, num_boxes)
-            boxes_xywh[near] = truth[nearest[near]] + rng.normal(0, 8, (int(near.sum()), 4))
-            label[near] = truth_label[nearest[near]]
-        score = rng.uniform(size=num_boxes)
-        order = np.argsort(-score, kind="stable")
-        counts.append(number)
-        truths.append(truth)
-        truth_labels.append(truth_label - 1)
-        boxes.append(np.maximum(boxes_xywh, 1)[order])
-        labels.append(label[order] - 1)
-        scores.append(score[order])
-    all_boxes = np.concatenate(truths)
+    counts = rng.integers(0, 9, num_images)
+    truth, truth_label = random_boxes(rng, counts.sum()), rng.integers(0, NUM_CLASSES, counts.sum())
+    image = np.repeat(np.arange(num_images), num_boxes)
+    boxes, label = random_boxes(rng, len(image)), rng.integers(0, NUM_CLASSES, len(image))
+    near = (rng.uniform(size=len(image)) < 0.3) & (counts[image] > 0)
+    nearest = (np.cumsum(counts) - counts)[image[near]] + rng.integers(0, counts[image[near]])
+    boxes[near] = np.maximum(truth[nearest] + rng.normal(0, 8, (len(nearest), 4)), 1)
+    label[near] = truth_label[nearest]
+    score = rng.uniform(size=len(image))
+    best_first = np.lexsort((-score, image))
     ground_truth = GroundTruthTable(
         class_names=tuple(f"class {number}" for number in range(1, NUM_CLASSES + 1)),
         category_ids=tuple(range(1, NUM_CLASSES + 1)),
@@ -129,17 +120,17 @@ def random_set(num_images: int, num_boxes: int) -> tuple[GroundTruthTable, Detec
         file_names=tuple(f"{number}.png" for number in range(1, num_images + 1)),
         sizes_hw=np.full((num_images, 2), SIDE, dtype=np.int64),
         image=np.repeat(np.arange(num_images), counts),
-        label=np.concatenate(truth_labels),
-        boxes_xywh=all_boxes,
-        area=all_boxes[:, 2] * all_boxes[:, 3],
-        is_crowd=np.zeros(len(all_boxes), dtype=np.bool_),
+        label=truth_label,
+        boxes_xywh=truth,
+        area=truth[:, 2] * truth[:, 3],
+        is_crowd=np.zeros(len(truth), dtype=np.bool_),
     )
     detections = DetectionTable(
-        image=np.repeat(np.arange(num_images), num_boxes),
-        label=np.concatenate(labels),
-        boxes_xywh=np.concatenate(boxes),
-        score=np.concatenate(scores),
-        query=np.full(num_images * num_boxes, -1, dtype=np.int64),
+        image=image,
+        label=label[best_first],
+        boxes_xywh=boxes[best_first],
+        score=score[best_first],
+        query=np.full(len(image), -1, dtype=np.int64),
     )
     return ground_truth, detections
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from deim.engine.device import select_device, select_precision
+from deim.engine.step import autocast
 from deim.inference.postprocess import select_detections
 from deim.loss.criterion import Criterion, LossOptions
 from deim.model.build import build_variant
@@ -40,21 +41,18 @@ def measure(args: Namespace) -> dict[str, float | str]:
     targets = [{"boxes": t["boxes"].to(device), "labels": t["labels"].to(device)} for t in targets]
     criterion = Criterion(LossOptions())
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=not args.plain_optimizer)
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
-        images = images.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     if args.compile:
         model.backbone.compile(mode=args.compile)
         model.encoder.compile(mode=args.compile)
-    autocast = torch.autocast(device.type, dtype=precision.dtype, enabled=precision.dtype is not None)
+    mixed = autocast(precision)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
     def train_step(clock: Callable[[], float]) -> list[float]:
         """Take one step and return the seconds of its four phases."""
         times = [clock()]
-        with record_function("step: forward"), autocast:
+        with record_function("step: forward"), mixed:
             outputs = model(images, targets)
         times.append(clock())
         with record_function("step: loss"):
@@ -83,7 +81,7 @@ def measure(args: Namespace) -> dict[str, float | str]:
         "step_ms": round(step_ms, 2),
         "images_per_s": round(1000 * args.batch / step_ms, 2),
         "peak_mb": round(peak_mb),
-        "eval_batch1_ms": round(_time_inference(model, images[:1], steps=args.steps, autocast=autocast), 2),
+        "eval_batch1_ms": round(_time_inference(model, images[:1], steps=args.steps, mixed=mixed), 2),
         "what": (
             f"deim {args.variant} {args.size}px batch {args.batch} boxes {args.boxes} {device} "
             f"amp {args.amp}, torch {torch.__version__}"
@@ -129,7 +127,7 @@ def _make_inputs(args: Namespace, model: nn.Module) -> tuple[Tensor, list[Target
     return torch.randn(args.batch, 3, args.size, args.size), targets
 
 
-def _time_inference(model: nn.Module, image: Tensor, *, steps: int, autocast: torch.autocast) -> float:
+def _time_inference(model: nn.Module, image: Tensor, *, steps: int, mixed: torch.autocast) -> float:
     """Return the median milliseconds of one image through network and post-processing."""
     model.eval()
     height, width = image.shape[-2:]
@@ -140,7 +138,7 @@ def _time_inference(model: nn.Module, image: Tensor, *, steps: int, autocast: to
     with torch.no_grad():
         for _ in range(INFERENCE_WARMUP_STEPS + steps):
             started = read_clock(image.device)
-            with autocast:
+            with mixed:
                 outputs = model(image)
             select_detections(outputs, [placement])
             seconds.append(read_clock(image.device) - started)
@@ -148,31 +146,12 @@ def _time_inference(model: nn.Module, image: Tensor, *, steps: int, autocast: to
 
 
 def _profile(train_step: Callable[[], object], device: torch.device) -> str:
-    """Profile a few steps: time, kernels, share of busy time, and the most expensive operations."""
+    """Profile a few steps: their time, and a table of the phases and the most expensive operations."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) as profiled:
         started = read_clock(device)
         for _ in range(PROFILED_STEPS):
             train_step()
-        wall_us = 1e6 * (read_clock(device) - started)
-    kernels = [
-        event
-        for event in profiled.events()
-        if event.device_type.name == "CUDA" and not event.name.startswith("step:")
-    ]
-    busy_us = sum(event.time_range.elapsed_us() for event in kernels)
-    averages = profiled.key_averages()
-    phases = [
-        f"{row.key:20} {row.cpu_time_total / 1000 / PROFILED_STEPS:9.2f} ms on the CPU "
-        f"{row.device_time_total / 1000 / PROFILED_STEPS:9.2f} ms on the device"
-        for row in averages
-        if row.key.startswith("step:")
-    ]
-    return "\n".join(
-        [
-            f"{PROFILED_STEPS} steps, {wall_us / PROFILED_STEPS / 1000:.1f} ms per step while profiled",
-            f"{len(kernels) / PROFILED_STEPS:.0f} kernels and copies per step, {busy_us / wall_us:.3f} busy",
-            *phases,
-            averages.table(sort_by=f"self_{device.type}_time_total", row_limit=40),
-        ]
-    )
+        step_ms = 1000 * (read_clock(device) - started) / PROFILED_STEPS
+    table = profiled.key_averages().table(sort_by=f"{device.type}_time_total", row_limit=40)
+    return f"{PROFILED_STEPS} steps, {step_ms:.1f} ms per step while profiled\n{table}"

@@ -17,12 +17,7 @@ def build_parser() -> ArgumentParser:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, help="Run folders or JSON reports; the first is the baseline.")
     add("--split", choices=SPLITS, default="val", help="Split whose reports are compared.")
-    add(
-        "--output",
-        type=Path,
-        default=Path("outputs/comparison.json"),
-        help="JSON file to write.",
-    )
+    add("--output", type=Path, default=Path("outputs/comparison.json"), help="JSON file to write.")
     return parser
 
 

@@ -10,21 +10,14 @@ Examples:
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deim.cli.arguments import (
-    add_config_argument,
-    add_override_argument,
-    at_least,
-    new_parser,
-    progress_bar,
-)
+from deim.cli.arguments import add_config_argument, add_override_argument, at_least, new_parser
 from deim.config.catalog import find_config
 from deim.data.formats.names import FORMATS
 from deim.errors import DataError
-from deim.files import write_text
+from deim.files import count, write_text
 
 SHEET_COLUMNS = 4
 
@@ -62,6 +55,7 @@ def check(args: Namespace) -> int:
     from deim.curation.groups import find_groups
     from deim.data.formats.coco import take_crowds
     from deim.data.formats.read import find_dataset
+    from deim.engine.log import progress_bar
 
     dataset = find_dataset(args.root, args.format)
     raws, unread = read_for_check(dataset)
@@ -69,7 +63,7 @@ def check(args: Namespace) -> int:
         raws = {name: take_crowds(raw) for name, raw in raws.items()}
     names = [image["file_name"] for raw in raws.values() for image in raw.images]
     groups = find_groups(names, pattern=args.group_regex, table=args.group_csv)
-    with progress_bar("images", len(names)) as progress:
+    with progress_bar("images", total=len(names)) as advance:
         report = check_dataset(
             raws,
             input_format=_input_format(args),
@@ -77,10 +71,10 @@ def check(args: Namespace) -> int:
             groups=groups,
             unread=unread,
             workers=args.workers,
-            progress=progress,
+            progress=lambda _: advance(""),
         )
     print("\n".join(describe_check(report)))
-    _write_json(args.output, {"root": str(args.root), "format": dataset.format, **report.to_dict()})
+    _write_json(args.output, root=str(args.root), format=dataset.format, **report.to_dict())
     print(f"issues  {args.output}")
     return 1 if report.num_errors else 0
 
@@ -95,7 +89,8 @@ def convert(args: Namespace) -> None:
     splits = to_splits(raws)
     write_dataset(splits, args.to, args.output)
     images, boxes = sum(map(len, splits.values())), sum(len(split.boxes_xywh) for split in splits.values())
-    print(f"{data_format} to {args.to}: {images} images and {boxes} boxes in {', '.join(splits)}")
+    size = f"{count('image', images)} and {count('box', boxes)}"
+    print(f"{data_format} to {args.to}: {size} in {', '.join(splits)}")
     print("\n".join([*describe_losses(raws, args.to), f"dataset  {args.output}"]))
 
 
@@ -137,7 +132,7 @@ def stats(args: Namespace) -> None:
     rows = sample_rows(statistics, splits, seed=args.seed)
     charts.append(args.output / "samples.png")
     panel_sheet(rows, title="Random samples", columns=SHEET_COLUMNS).save(charts[-1])
-    _write_json(args.output / "stats.json", statistics.to_dict())
+    _write_json(args.output / "stats.json", **statistics.to_dict())
     print("\n".join(f"{name}: {split.count_boxes().describe()}" for name, split in splits.items()))
     print("\n".join(describe_stats(statistics)))
     print(f"charts   {', '.join(path.name for path in charts)}\nnumbers  stats.json\nfolder   {args.output}")
@@ -148,8 +143,8 @@ def preview(args: Namespace) -> None:
     from deim.config.loader import load_config
     from deim.curation.preview import batch_rows
     from deim.data.splits import Splits, prepare_root, read_split
+    from deim.engine.build import prepare_run
     from deim.engine.detection_task import build_detection_loader
-    from deim.engine.prepare import prepare_run
     from deim.report.draw import panel_sheet
 
     config = load_config(find_config(args.config), [*args.set, "data.num_workers=0"])
@@ -198,25 +193,15 @@ def _add_options(action: ArgumentParser, name: str) -> None:
     match name:
         case "check":
             add("--quick", action="store_true", help="Read only headers: skip damage and near duplicates.")
-            add(
-                "--output",
-                type=Path,
-                default=Path("outputs/data_check.json"),
-                help="JSON file of the issues.",
-            )
+            path = Path("outputs/data_check.json")
+            add("--output", type=Path, default=path, help="JSON file of the issues.")
         case "convert":
             add("--to", choices=FORMATS, required=True, help="Format to write.")
             add("--output", type=Path, required=True, help=new_folder)
         case "split":
             names = ("TRAIN", "VAL", "TEST")
-            add(
-                "--ratios",
-                type=float,
-                nargs=3,
-                default=(80, 10, 10),
-                metavar=names,
-                help="Shares of the splits.",
-            )
+            what = "Shares of the splits."
+            add("--ratios", type=float, nargs=3, default=(80, 10, 10), metavar=names, help=what)
             what = "Format to write; without it, the format of the dataset."
             add("--to", choices=FORMATS, help=what)
             add("--output", type=Path, required=True, help=new_folder)
@@ -248,26 +233,22 @@ def _input_format(args: Namespace) -> "InputFormat":
     from deim.data.images.input_format import InputFormat
     from deim.data.images.tiling import TilesOptions
 
+    size = args.image_size
+    if len(size) > 2 or min(size) < 1:
+        raise DataError(f"--image-size: got {' '.join(map(str, size))}. Give one side, or height and width.")
     tiles = None if args.tile_size is None else TilesOptions(size=args.tile_size)
-    return InputFormat(size_hw=_size_hw(args.image_size), resize=args.resize, tiles=tiles)
-
-
-def _size_hw(image_size: Sequence[int]) -> tuple[int, int]:
-    if len(image_size) > 2 or min(image_size) < 1:
-        raise DataError(
-            f"--image-size: got {' '.join(map(str, image_size))}. Give one side, or height and width."
-        )
-    return image_size[0], image_size[-1]
+    return InputFormat(size_hw=(size[0], size[-1]), resize=args.resize, tiles=tiles)
 
 
 def _scan(part: "CocoSplit", workers: int) -> "list[ImageFacts]":
     from deim.curation.scan import scan_images
+    from deim.engine.log import progress_bar
 
     paths = [part.image_path(index) for index in range(len(part))]
-    with progress_bar("images", len(paths)) as progress:
-        return scan_images(paths, decode=True, workers=workers, progress=progress)
+    with progress_bar("images", total=len(paths)) as advance:
+        return scan_images(paths, decode=True, workers=workers, progress=lambda _: advance(""))
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, **content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1))

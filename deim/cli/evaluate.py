@@ -33,7 +33,7 @@ def build_parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Evaluate a checkpoint or read an earlier evaluation, write the report and print it."""
     from deim.data.splits import read_split
-    from deim.engine.checkpoints import load_trained
+    from deim.engine.trained_detector import load_trained
     from deim.inference.evaluator import build_evaluator
     from deim.report.evaluate import evaluate_run
     from deim.report.files import ReportFiles, read_report_inputs, write_report_files

@@ -60,15 +60,7 @@ def main(argv: Sequence[str] | None = None, *, command: Sequence[str] = ()) -> i
 
 
 def run_command(run: Callable[[Namespace], int | None], args: Namespace) -> int:
-    """Set up logging, run a command, and print errors that are meant for the user without a traceback.
-
-    Args:
-        run: Does the work; its result is the exit code, None stands for 0.
-        args: The parsed arguments.
-
-    Returns:
-        The exit code.
-    """
+    """Set up logging, run a command, and print errors that are meant for the user without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be valid Unicode

@@ -35,8 +35,8 @@ def run(args: Namespace) -> None:
     """Write `predictions.json` and an annotated copy of each image."""
     from deim.data.images.load import read_preview
     from deim.data.images.read import IMAGE_SUFFIXES
-    from deim.engine.checkpoints import load_trained
-    from deim.files import write_text
+    from deim.engine.trained_detector import load_trained
+    from deim.files import count, write_text
     from deim.inference.detection_table import DetectionTable
     from deim.inference.predictor import Predictor
     from deim.report.draw import detections_panel, draw_panel
@@ -61,16 +61,16 @@ def run(args: Namespace) -> None:
     file_names = {image_id: path.name for path, image_id in image_ids.items()}
     table = DetectionTable.from_detections(dict(enumerate(predictions)))
     results = [
-        entry
-        | {"file_name": file_names[entry["image_id"]], "category_name": class_names[entry["category_id"]]}
-        for entry in table.to_coco(list(image_ids.values()), predictor.category_ids)
+        {**row, "file_name": file_names[row["image_id"]], "category_name": class_names[row["category_id"]]}
+        for row in table.to_coco(list(image_ids.values()), predictor.category_ids)
     ]
     results_path = args.output / "predictions.json"
     write_text(results_path, json.dumps(results, indent=1))
-    print(f"{len(results)} detections in {len(image_ids)} images")
+    print(f"{count('detection', len(results))} in {count('image', len(image_ids))}")
     print(f"kept       {describe_thresholds(predictor, args.score_threshold)}")
     if len(image_ids) < len(paths):
-        print(f"skipped    {len(paths) - len(image_ids)} images that {args.annotations} does not list")
+        skipped = count("image", len(paths) - len(image_ids))
+        print(f"skipped    {skipped} that {args.annotations} does not list")
     print(f"results    {results_path}\nannotated  {folder}")
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from deim.cli.arguments import SPLITS, new_parser
+from deim.files import count
 
 
 def build_parser() -> ArgumentParser:
@@ -49,4 +50,5 @@ def _summarize(path: Path) -> str:
     with_boxes = {annotation["image_id"] for annotation in content["annotations"]}
     counts = ", ".join(f"{row['name']} {boxes[row['id']]}" for row in content["categories"])
     images = len(content["images"])
-    return f"{path.stem}: {images} images, {images - len(with_boxes)} without a box; boxes: {counts}"
+    without = images - len(with_boxes)
+    return f"{path.stem}: {count('image', images)}, {without} without a box; boxes: {counts}"

@@ -17,6 +17,7 @@ from deim.cli.arguments import add_config_argument, add_override_argument, new_p
 from deim.cli.evaluate import print_report
 from deim.config.catalog import find_config
 from deim.errors import StopSignalError
+from deim.files import count
 
 if TYPE_CHECKING:
     from deim.config.schema import Config
@@ -65,8 +66,8 @@ def _prepare(
 
     from deim.curation.check import check_before_run
     from deim.data.splits import build_splits, prepare_root
+    from deim.engine.build import build_trainer
     from deim.engine.device import select_device
-    from deim.engine.prepare import build_trainer
     from deim.engine.validation import Validation
     from deim.inference.evaluator import Evaluator
     from deim.report.evaluate import to_validation, validation_sheet
@@ -117,23 +118,24 @@ def _train(trainer: "Trainer", folder: Path, distributed: "DistributedContext") 
     from deim.engine.run_folder import finalize_run_dir
     from deim.engine.signals import ignore_stop_signals
 
+    has_begun = True
     try:
-        trainer.run()
+        trainer.train()
     except BaseException as error:
+        has_begun = trainer.has_begun
         if isinstance(error, StopSignalError):
             ignore_stop_signals()
-        if distributed.is_main:
-            finalize_run_dir(folder, has_begun=trainer.has_begun)
         raise
-    if distributed.is_main:
-        finalize_run_dir(folder, has_begun=True)
+    finally:
+        if distributed.is_main:
+            finalize_run_dir(folder, has_begun=has_begun)
 
 
 def _report(
     trainer: "Trainer", evaluator: "Evaluator", folder: Path, distributed: "DistributedContext"
 ) -> None:
     """Evaluate the best weights on the validation split, write the report and print it."""
-    from deim.engine.checkpoints import load_trained
+    from deim.engine.trained_detector import load_trained
     from deim.metrics.convergence import describe_convergence
     from deim.report.evaluate import evaluate_run, evaluate_share
     from deim.report.files import ReportFiles
@@ -147,13 +149,13 @@ def _report(
         return
     files = ReportFiles(folder / "report.json")
     report = evaluate_run(best, evaluator, split_name="val", report_path=files.report)
-    print(f"\n{'best' if has_best else 'last'} epoch on val ({len(evaluator.split)} images):\n")
+    print(f"\n{'best' if has_best else 'last'} epoch on val ({count('image', len(evaluator.split))}):\n")
     print_report(report)
     if report.convergence:
         print(describe_convergence(report.convergence))
     if not has_best:
         print(
-            f"\nNo epoch reached a higher mAP than {trainer.prepared.products.start_checkpoint}, "
+            f"\nNo epoch reached a higher mAP than {trainer.run.products.start_checkpoint}, "
             f"{trainer.progress.start_score:.3f}, so that there is no best.pth. Use that checkpoint.\n"
         )
     print(f"\nweights  {best.path}\nreport   {files.page}\nnumbers  {files.report}")

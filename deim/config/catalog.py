@@ -6,7 +6,7 @@ This module imports neither torch nor the schema, so that commands can list the 
 from pathlib import Path
 
 from deim.errors import ConfigError
-from deim.files import suggest
+from deim.files import not_a_file, suggest
 
 CHECKOUT_FOLDER = "configs"
 
@@ -46,17 +46,17 @@ def find_config(name: str | Path) -> Path:
             `configs/quickstart.yml` or `prompts/industrial.yml` of the shipped configs.
 
     Raises:
-        ConfigError: If there is neither such a file nor a shipped config of that name.
+        ConfigError: If there is neither.
     """
     path = Path(name)
     if path.exists() and not path.is_dir():
         return path
     inside = path.relative_to(CHECKOUT_FOLDER) if path.parts[:1] == (CHECKOUT_FOLDER,) else path
-    for candidate in (inside, inside.with_name(f"{inside.name}.yml")):
+    for candidate in (inside, Path(f"{inside}.yml")):
         file = shipped_configs_dir() / candidate
         if not path.is_absolute() and file.is_file():
             return file
     raise ConfigError(
-        f"{path}: cannot be read, no such file exists (looked in {Path.cwd()}). Name a config file, or a "
-        f"shipped config. {suggest(path.stem, list_shipped())}"
+        f"{path}: {not_a_file(path, 'config file')}. Name a config file, or a shipped config. "
+        f"{suggest(path.stem, list_shipped())}"
     )

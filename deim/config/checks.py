@@ -9,14 +9,7 @@ Auto = Literal["auto"]
 
 
 def check(problems: Sequence[tuple[bool, str]]) -> None:
-    """Raise one error for all problems of a block of options.
-
-    Args:
-        problems: Pairs of whether something is wrong, and its message: `name: what is wrong`.
-
-    Raises:
-        ConfigError: If anything is wrong; a line for each problem.
-    """
+    """Raise one ConfigError with the message, `name: what is wrong`, of each problem that is there."""
     wrong = [message for is_wrong, message in problems if is_wrong]
     if wrong:
         raise ConfigError("\n".join(wrong))

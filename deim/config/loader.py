@@ -15,11 +15,13 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 
 import yaml
 
-from deim.config.migration import describe_renamed_key
+from deim.config.checks import check
 from deim.config.nodes import Node, load_node, merge, override_node, to_node, to_plain
-from deim.config.schema import Config
+from deim.config.schema import Config, number_problems
 from deim.engine.task import TASKS, load_task
 from deim.errors import ConfigError
+from deim.migration import describe_renamed_key
+from deim.records import to_json
 
 T = TypeVar("T")
 
@@ -33,9 +35,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Args:
         path: YAML file; its `_base_` files are relative to it.
         overrides: `key.path=value` each, value in YAML; together they are merged like one last file.
-
-    Returns:
-        The valid config; it shares nothing with any other.
 
     Raises:
         ConfigError: If a file cannot be read or any option is wrong; one line for each problem.
@@ -73,14 +72,6 @@ def _with_task_defaults(node: Node) -> Node:
 def load_block(path: str | Path, key: str, block_class: type[T]) -> T:
     """Read one block of a file, such as `model` of a shared model file; the file's other keys are ignored.
 
-    Args:
-        path: YAML file; its `_base_` files are relative to it.
-        key: Top-level key of the block.
-        block_class: Dataclass of the block, such as `ModelOptions`.
-
-    Returns:
-        The valid block.
-
     Raises:
         ConfigError: If the file cannot be read, lacks the block, or any option of the block is wrong.
     """
@@ -93,10 +84,6 @@ def load_block(path: str | Path, key: str, block_class: type[T]) -> T:
 
 def load_file(path: str | Path, record: type[T]) -> T:
     """Read a whole file as one record, such as a file of prompts.
-
-    Args:
-        path: YAML file; its `_base_` files are relative to it.
-        record: Dataclass of the file.
 
     Raises:
         ConfigError: If the file cannot be read or anything in it is wrong; one line for each problem.
@@ -112,9 +99,6 @@ def config_from_dict(plain: Mapping[str, object], *, where: str, overrides: Sequ
         where: The place that messages name, such as the checkpoint's path.
         overrides: `key.path=value` each, as for `load_config`.
 
-    Returns:
-        The valid config.
-
     Raises:
         ConfigError: If any option is wrong; one line for each problem.
     """
@@ -123,14 +107,7 @@ def config_from_dict(plain: Mapping[str, object], *, where: str, overrides: Sequ
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Return the config as dicts, lists, text, numbers, bools and None; see `config_from_dict`."""
-    plain: dict[str, Any] = _encode(config)
-    return plain
-
-
-def _encode(value: Any) -> Any:
-    if is_dataclass(value):
-        return {option.name: _encode(getattr(value, option.name)) for option in fields(value)}
-    return [_encode(item) for item in value] if isinstance(value, tuple) else value
+    return dict(to_json(config))
 
 
 def config_to_yaml(config: Config) -> str:
@@ -146,12 +123,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def decode(record: type[T], node: Node, *, path: str = "") -> T:
-    """Turn a node into a dataclass.
-
-    Args:
-        record: The dataclass.
-        node: A block.
-        path: Dotted key of the block, for messages.
+    """Turn a block into a dataclass; `path` is its dotted key, for messages.
 
     Raises:
         ConfigError: If anything is wrong; one line for each problem.
@@ -201,22 +173,25 @@ def _choose_by_type(records: Sequence[Any], node: Node, path: str, problems: lis
 def _decode_record(record: Any, node: Node, path: str, problems: list[str]) -> object:
     """Return the dataclass, or `MISSING` with the problems appended.
 
-    Its own checks run once all its fields can be read.
+    Its own checks run once all its fields can be read; those of the numbers outside blocks do not wait.
     """
     hints = get_type_hints(record)
     problems += _unknown_keys(node, path, hints)
-    values: dict[str, object] = {}
+    values = {}
     for option in fields(record):
         default = option.default if option.default_factory is MISSING else option.default_factory()
-        key = _join(path, option.name)
-        hint = hints[option.name]
-        if option.name in node.value:
-            hint = _resolve_hint(option, hint, node.value[option.name])
-        values[option.name] = _decode_key(key, hint, default, node, problems)
-    if MISSING in values.values():
-        return MISSING
+        hint, given = hints[option.name], node.child(option.name)
+        if given is not None:
+            hint = _resolve_hint(option, hint, given)
+        values[option.name] = _decode_key(_join(path, option.name), hint, default, node, problems)
     try:
-        return record(**values)
+        if MISSING not in values.values():
+            return record(**values)
+        if record is Config:
+            image_size, epochs, seed = (values[name] for name in ("image_size", "epochs", "seed"))
+            if MISSING not in (image_size, epochs, seed):
+                check(number_problems(image_size, epochs, seed))
+        return MISSING
     except ConfigError as error:
         for line in str(error).splitlines():
             problems.append(f"{_place(node, line.partition(':')[0])}: {_join(path, line)}")

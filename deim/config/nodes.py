@@ -63,14 +63,11 @@ def _parse_yaml(text: str | bytes, where: str) -> object:
 
 
 def load_node(path: Path, chain: tuple[Path, ...] = ()) -> Node:
-    """Read a file with its bases.
+    """Read a YAML file over its `_base_` files, which are relative to it.
 
     Args:
-        path: YAML file; its `_base_` files are relative to it.
+        path: The file.
         chain: The files that led here through `_base_`, outermost first.
-
-    Returns:
-        The merged nodes: mappings merge, everything else is replaced.
 
     Raises:
         ConfigError: If a file cannot be read, is not valid YAML, or its bases form a circle.

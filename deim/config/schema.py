@@ -12,8 +12,9 @@ from deim.config.checks import below, check, not_fraction, not_positive
 from deim.data.augment.options import AugmentOptions
 from deim.data.options import DataOptions
 from deim.engine.early_stopping import EarlyStoppingOptions
+from deim.engine.ema import EmaOptions
 from deim.engine.optimizer import RecipeOptions
-from deim.engine.schedule import EmaOptions, ScheduleOptions
+from deim.engine.schedule import ScheduleOptions
 from deim.engine.task import TASKS, TaskOptions, detection_options, task_options_class
 from deim.inference.operating_points import BestF1Goal, Goal, NmsOptions
 from deim.loss.criterion import LossOptions
@@ -105,31 +106,34 @@ class Config:
 
     def __post_init__(self) -> None:
         height, width = self.image_size_hw
-        check(
-            [
-                (
-                    height < 64 or width < 64 or height % 32 != 0 or width % 32 != 0,
-                    f"image_size: got {height}x{width}, both must be multiples of 32 and at least "
-                    f"64; the nearest are {_nearest_32(height)}x{_nearest_32(width)}",
-                ),
-                *below(1, epochs=self.epochs),
-                *below(0, seed=self.seed),
-                (
-                    height == 64 and 0 < self.augment.multi_scale <= 0.5,
-                    f"augment.multi_scale: got {self.augment.multi_scale}, but sizes start at a height of "
-                    f"64, so image_size {height}x{width} has none below it, nor as many above it. Raise "
-                    "image_size, or set augment.multi_scale to 0.",
-                ),
-            ]
+        too_small = (
+            height == 64 and 0 < self.augment.multi_scale <= 0.5,
+            f"augment.multi_scale: got {self.augment.multi_scale}, but sizes start at a height of "
+            f"64, so image_size {height}x{width} has none below it, nor as many above it. Raise "
+            "image_size, or set augment.multi_scale to 0.",
         )
+        check([*number_problems(self.image_size, self.epochs, self.seed), too_small])
 
     @property
     def image_size_hw(self) -> tuple[int, int]:
         """Height and width of the network input, in pixels."""
-        if isinstance(self.image_size, int):
-            return self.image_size, self.image_size
-        return self.image_size
+        return _as_hw(self.image_size)
 
 
-def _nearest_32(side: int) -> int:
-    return max(64, round(side / 32) * 32)
+def number_problems(image_size: int | tuple[int, int], epochs: int, seed: int) -> list[tuple[bool, str]]:
+    """Return the problems of the numbers outside blocks, which do not depend on any block."""
+    height, width = _as_hw(image_size)
+    nearest = "x".join(str(max(64, round(side / 32) * 32)) for side in (height, width))
+    return [
+        (
+            height < 64 or width < 64 or height % 32 != 0 or width % 32 != 0,
+            f"image_size: got {height}x{width}, both must be multiples of 32 and at least 64; the nearest "
+            f"are {nearest}",
+        ),
+        *below(1, epochs=epochs),
+        *below(0, seed=seed),
+    ]
+
+
+def _as_hw(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    return (image_size, image_size) if isinstance(image_size, int) else image_size

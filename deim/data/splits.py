@@ -26,7 +26,7 @@ from deim.data.images.pixel_format import PixelFormat
 from deim.data.options import DataOptions
 from deim.data.synthetic.make import make_synthetic_dataset
 from deim.errors import DataError
-from deim.files import raise_listed
+from deim.files import looked_in, raise_listed
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +49,10 @@ def prepare_root(data: DataOptions) -> None:
     if root.is_dir() and (data.synthetic is None or any(root.iterdir())):
         return
     if data.synthetic is None:
-        looked = "" if root.is_absolute() else f" (looked in {Path.cwd()})"
         content = "; ".join(f"{name.upper()} with {files}" for name, files in CONTENTS.items())
         raise DataError(
-            f"data.root: there is no folder {str(root)!r}{looked}. It must hold a dataset: {content}. "
-            f"Name your dataset with --set data.root=FOLDER, or make a synthetic one with "
+            f"data.root: there is no folder {str(root)!r}{looked_in(root)}. It must hold a dataset: "
+            f"{content}. Name your dataset with --set data.root=FOLDER, or make a synthetic one with "
             f"deim synthetic --root {root}"
         )
     logger.info("making the synthetic defect set in %s", root)

@@ -1,45 +1,31 @@
-"""Checkpoints: what they hold, how they are written and read.
+"""Checkpoints: what they hold, how they are written and read, and which ones a run folder keeps.
 
 A checkpoint describes itself: the detector can be built and used from the file alone.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deim.config.loader import config_from_dict, config_to_dict
-from deim.config.migration import migrate_checkpoint
-from deim.config.schema import Config
-from deim.engine.device import select_device
-from deim.engine.progress import Progress
+from deim.engine.progress import BestScore, Progress, WeightKind
 from deim.engine.schedule import Timeline
-from deim.engine.task import TASKS, load_task
-from deim.engine.validation import BestScore, WeightKind
-from deim.errors import CheckpointError
+from deim.engine.seeding import RandomStates
+from deim.engine.task import TASKS
+from deim.errors import CheckpointError, TrainingError
 from deim.files import write_atomically
+from deim.migration import migrate_checkpoint
 from deim.model.weights import read_weights_file
 from deim.records import from_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-
-INPUT_OPTIONS = (
-    "image_size",
-    "data.resize",
-    "data.reduced_decode",
-    "data.tiles",
-    "data.channels",
-    "data.scaling",
-    "data.mean",
-    "data.std",
-)
-"""Options that decide what the network sees of an image; stored thresholds hold only for the same values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +40,11 @@ class AveragedWeights:
 class ResumeState:
     """What only the continuation of a run needs."""
 
-    optimizer: Mapping[str, Any]
-    scaler: Mapping[str, Any]
-    """State of the loss scale; empty without float16."""
-    random: Mapping[str, Any]
-    """From `random_states`."""
+    optimizer: Any
+    """State of the optimizer, as torch gives it."""
+    scaler: Any
+    """State of the loss scale, as torch gives it; empty without float16."""
+    random: RandomStates
     progress: Progress
     fingerprints: Mapping[str, str]
     batch_size: int
@@ -104,10 +90,6 @@ class Checkpoint:
         return self.ema.model if self.weights == "ema" else self.model
 
 
-PLAIN_RECORDS = (BestScore, Timeline, Progress)
-"""Records of plain values within a checkpoint."""
-
-
 def previous_path(path: Path) -> Path:
     """Return where `save_checkpoint` keeps the checkpoint that was at `path` before."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
@@ -115,11 +97,6 @@ def previous_path(path: Path) -> Path:
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, *, keep_previous: bool = False) -> None:
     """Write a checkpoint so that a crash leaves either the old file or the new one.
-
-    Args:
-        checkpoint: What to write.
-        path: File to write; its folder exists.
-        keep_previous: Keep the file that was there, see `previous_path`.
 
     Raises:
         OSError: If it cannot be written, with the path.
@@ -129,17 +106,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, *, keep_previous: bool =
     write_atomically(path, lambda file: torch.save(content, file), keep=keep)
 
 
-def _to_plain(record: Any) -> dict[str, Any]:
-    """Turn a record into a dict; tensors and mappings within are not copied."""
-    plain: dict[str, Any] = {}
-    for option in fields(record):
-        value = getattr(record, option.name)
-        if isinstance(value, PLAIN_RECORDS):
-            value = asdict(value)
-        elif isinstance(value, AveragedWeights | ResumeState):
-            value = _to_plain(value)
-        plain[option.name] = list(value) if isinstance(value, tuple) else value
-    return plain
+def _to_plain(value: Any) -> Any:
+    """Turn records into dicts and tuples into lists; tensors and mappings within are not copied."""
+    if is_dataclass(value):
+        return {option.name: _to_plain(getattr(value, option.name)) for option in fields(value)}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -169,150 +140,129 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"version of deim that wrote it."
         )
     try:
-        return _from_plain(content)
+        return from_json(Checkpoint, content)
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, {error}. Use another checkpoint of the run.") from None
+        raise CheckpointError(f"{path}: damaged, {error} Use another checkpoint of the run.") from None
 
 
-def _from_plain(content: Mapping[str, Any]) -> Checkpoint:
-    known = {option.name for option in fields(Checkpoint)}
-    values = {name: value for name, value in content.items() if name in known}
-    resume = values.get("resume")
-    if resume is not None:
-        values["resume"] = ResumeState(**{**resume, "progress": from_json(Progress, resume["progress"])})
-    best, timeline = values.get("best"), values.get("timeline")
-    return Checkpoint(
-        **{
-            **values,
-            "ema": AveragedWeights(**values["ema"]),
-            "class_names": tuple(values["class_names"]),
-            "category_ids": tuple(values["category_ids"]),
-            "best": None if best is None else from_json(BestScore, best),
-            "timeline": None if timeline is None else from_json(Timeline, timeline),
-        }
-    )
+class RunCheckpoints:
+    """The checkpoints of a run folder: which exist, when each is replaced, and which one is restored.
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainedDetector:
-    """A detector with all that is needed to use it."""
-
-    model: nn.Module
-    """In evaluation mode."""
-    device: torch.device
-    """Where it is."""
-    config: Config
-    """The experiment that trained it."""
-    task: str
-    """What was trained, a key of `deim.engine.task.TASKS`."""
-    task_state: Mapping[str, Any]
-    """What the checkpoint stores for the task."""
-    class_names: tuple[str, ...]
-    """C names, by class index."""
-    category_ids: tuple[int, ...]
-    """C ids of the training annotations, by class index."""
-    epoch: int
-    """The epoch (0-based) that the weights come from."""
-    weights: WeightKind
-    """`ema` for averaged weights, `raw` for those of the optimizer."""
-    step: int
-    """Optimizer steps before these weights."""
-    timeline: Timeline | None
-    """Phases of the run; None if the checkpoint does not hold them."""
-    operating_points: Mapping[str, Any] | None
-    """Thresholds chosen on the validation split, in plain JSON types; None before that."""
-    path: Path
-    changed_inputs: tuple[str, ...] = ()
-    """Options of `INPUT_OPTIONS` that were changed after training, so that stored thresholds do not hold."""
-
-
-def load_trained(
-    path: Path, *, device: torch.device | None = None, overrides: Sequence[str] = ()
-) -> TrainedDetector:
-    """Build the detector that a checkpoint of any task holds.
-
-    Args:
-        path: `best.pth` or `last.pth`.
-        device: Where to put it; None for the device that the config names.
-        overrides: Changes of the stored config, `key.path=value` each, such as `data.root=…`.
-
-    Raises:
-        CheckpointError: If the checkpoint is missing, damaged, or its weights do not fit its config.
-        ConfigError: If the config, with its changes, is not valid in this version.
+    last.pth                     the newest state
+    last.previous.pth            the start of an epoch after a good step, to restore after skipped steps
+    best.pth                     the weights with the highest score
+    best_before_final_stage.pth  from which the final stage starts, however often it is resumed
     """
-    checkpoint = read_checkpoint(path)
-    config = config_from_dict(checkpoint.config, where=str(path), overrides=overrides)
-    model = load_task(checkpoint.task).build_stored_model(config, checkpoint, path)
-    try:
-        model.load_state_dict(dict(checkpoint.inference_weights))
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit its config. {error}") from None
-    device = device or select_device(config.runtime.device)
-    return TrainedDetector(
-        model=model.to(device).eval().requires_grad_(False),
-        device=device,
-        config=config,
-        task=checkpoint.task,
-        task_state=checkpoint.task_state,
-        class_names=checkpoint.class_names,
-        category_ids=checkpoint.category_ids,
-        epoch=checkpoint.epoch,
-        weights=checkpoint.weights,
-        step=checkpoint.step,
-        timeline=checkpoint.timeline,
-        operating_points=checkpoint.operating_points,
-        path=path,
-        changed_inputs=_changed_inputs(checkpoint, config, path),
-    )
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.last_path = folder / "last.pth"
+        self.previous_path = previous_path(self.last_path)
+        self.best_path = folder / "best.pth"
+        self.final_stage_path = folder / "best_before_final_stage.pth"
+        self.is_saved = False
+        """Whether last.pth holds the current state."""
+        self._last_is_good_start = True
+        self._resumed_from: Path | None = None
 
-def _changed_inputs(checkpoint: Checkpoint, config: Config, path: Path) -> tuple[str, ...]:
-    """Return the options by which the network sees images differently than in training."""
-    stored, used = _inputs(config_from_dict(checkpoint.config, where=str(path))), _inputs(config)
-    return tuple(name for name in INPUT_OPTIONS if stored[name] != used[name])
+    @property
+    def continues_here(self) -> bool:
+        """Whether the run was stopped in the same folder."""
+        before = self._resumed_from
+        return before is not None and before.resolve().parent == self.folder.resolve()
 
+    def save_last(self, checkpoint: Checkpoint) -> None:
+        """Write last.pth, and keep the one before it if that is a state worth restoring."""
+        assert checkpoint.resume is not None
+        # A restore returns to the start of an epoch, whenever else the run was saved.
+        save_checkpoint(checkpoint, self.last_path, keep_previous=self._last_is_good_start)
+        self._last_is_good_start = checkpoint.resume.progress.is_good_start
 
-def _inputs(config: Config) -> dict[str, object]:
-    options: dict[str, object] = {}
-    for name in INPUT_OPTIONS:
-        block, _, key = name.rpartition(".")
-        options[name] = getattr(getattr(config, block) if block else config, key)
-    tiles = config.data.tiles
-    # The share of a box that counts in training does not change an input.
-    options["data.tiles"] = None if tiles is None else (tiles.size, tiles.overlap)
-    return options
+    def read_for_resume(self, path: Path) -> tuple[Checkpoint, Path]:
+        """Read a state to resume, or the one before it if it is missing or damaged; return its file, too.
 
+        Raises:
+            CheckpointError: If neither can be read, or it holds weights only; the message is about `path`.
+        """
+        try:
+            checkpoint, source = read_checkpoint(path), path
+        except CheckpointError as error:
+            if not previous_path(path).is_file():
+                raise
+            logger.warning("%s\nUsing the checkpoint before it, %s.", error, previous_path(path))
+            checkpoint, source = read_checkpoint(previous_path(path)), previous_path(path)
+        if checkpoint.resume is None:
+            raise CheckpointError(f"{path}: holds weights only. Resume from last.pth of the same folder.")
+        self._resumed_from = path
+        self.is_saved = source.resolve() == self.last_path.resolve()
+        # A damaged file must not replace the one before it.
+        self._last_is_good_start = self.is_saved and checkpoint.resume.progress.is_good_start
+        return checkpoint, source
 
-def store_operating_points(trained: TrainedDetector, operating_points: Mapping[str, Any]) -> str | None:
-    """Write operating points, and the options they were chosen for, into the checkpoint of a detector.
+    def adopt(self) -> None:
+        """Copy the best weights and the state to restore of a run that was stopped in another folder."""
+        if self._resumed_from is None or self.continues_here:
+            return
+        paths = [self.best_path, self.final_stage_path]
+        if self._resumed_from.name in (self.last_path.name, self.previous_path.name):
+            paths.append(self.previous_path)
+        for path in paths:
+            source = self._resumed_from.with_name(path.name)
+            if source.is_file():
+                shutil.copyfile(source, path)
 
-    A checkpoint from which training can be resumed, and one that was replaced meanwhile, are left alone.
+    def read_good_start(self) -> tuple[Checkpoint, Path]:
+        """Read the state in which the last epoch began that began after a good step.
 
-    Args:
-        trained: From `load_trained`.
-        operating_points: In plain JSON types.
+        It does not depend on when else the run was saved or stopped. If the run was resumed from a lone
+        checkpoint within an epoch, that one is used.
 
-    Returns:
-        Why they were not written; None if they were.
+        Raises:
+            TrainingError: If there is none.
+        """
+        within = None
+        for path in (self.last_path, self.previous_path):
+            try:
+                checkpoint = read_checkpoint(path)
+            except CheckpointError:
+                continue
+            if checkpoint.resume is None:
+                continue
+            if checkpoint.resume.progress.is_good_start:
+                return checkpoint, path
+            if not checkpoint.resume.progress.skipped_in_a_row:
+                within = within or (checkpoint, path)
+        if within is not None:
+            return within
+        raise TrainingError(
+            f"{self.folder}: there is no checkpoint from before the skipped steps to restore. Lower "
+            f"recipe.lr, or set runtime.amp=off, and start again."
+        )
 
-    Raises:
-        CheckpointError: If the checkpoint is gone or damaged.
-    """
-    checkpoint = read_checkpoint(trained.path)
-    if checkpoint.resume is not None:
-        return "training can be resumed from it; they belong in best.pth"
-    if (checkpoint.epoch, checkpoint.step) != (trained.epoch, trained.step):
-        return "a later one has replaced it meanwhile"
-    if trained.changed_inputs:
-        changed = " and ".join(trained.changed_inputs)
-        return f"they were chosen with another {changed} than prediction will use"
-    # What they were chosen for becomes part of the config.
-    used: Any = config_to_dict(trained.config)
-    data = checkpoint.config["data"] | {"normal_class": used["data"]["normal_class"]}
-    config = {**checkpoint.config, "evaluation": used["evaluation"], "data": data}
-    try:
-        changed_checkpoint = replace(checkpoint, config=config, operating_points=dict(operating_points))
-        save_checkpoint(changed_checkpoint, trained.path)
-    except OSError as error:
-        return f"it cannot be written ({error.strerror})"
-    return None
+    def read_best(self, epoch: int) -> Checkpoint | None:
+        """Read the best weights before the final stage.
+
+        A run that was stopped in the final stage may have replaced best.pth since; then its copy is read.
+        Returns None if neither holds the epoch (0-based).
+        """
+        for path in (self.best_path, self.final_stage_path):
+            checkpoint = self._read_if_whole(path)
+            if checkpoint is not None and checkpoint.epoch == epoch:
+                return checkpoint
+        return None
+
+    def has_damaged_best(self) -> bool:
+        """Return whether best.pth exists but cannot be read."""
+        return self.best_path.is_file() and self._read_if_whole(self.best_path) is None
+
+    def _read_if_whole(self, path: Path) -> Checkpoint | None:
+        try:
+            return read_checkpoint(path) if path.is_file() else None
+        except CheckpointError as error:
+            logger.warning("%s", error)
+            return None
+
+    def remove_intermediate(self) -> None:
+        """Remove the files that a finished run does not need."""
+        self.final_stage_path.unlink(missing_ok=True)
+        self.previous_path.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """The task `detection`: training the detector itself."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,8 +12,7 @@ from deim.data.loader import BatchLoader, build_train_loader
 from deim.engine.checkpoints import Checkpoint
 from deim.engine.context import RunContext
 from deim.engine.optimizer import build_optimizer
-from deim.engine.schedule import Timeline, resolve_schedule
-from deim.engine.task import TaskDefaults, TaskProducts
+from deim.engine.task import TaskOptions, TaskProducts, TrainingTask
 from deim.loss.criterion import Criterion
 from deim.model.detector import Detector
 from deim.model.weights import load_initial_weights
@@ -29,27 +27,10 @@ class DetectionOptions:
     type: Literal["detection"] = "detection"
 
 
-class DetectionTask:
-    """See `deim.engine.task.TrainingTask`."""
+class DetectionTask(TrainingTask):
+    """See `TrainingTask`."""
 
-    options_class = DetectionOptions
-    run_files: tuple[str, ...] = ()
-    free_options: tuple[str, ...] = ()
-    fingerprint_messages: Mapping[str, str] = {}
-    trains_backbone = True
-    report_module: str | None = None
-
-    def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:  # noqa: ARG002
-        """Return None: the experiment gives all options."""
-        return None
-
-    def resolve_timeline(self, config: Config, *, steps_per_epoch: int) -> Timeline:
-        """Return the phases of the run; see `resolve_schedule`."""
-        return resolve_schedule(config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
-
-    def describe(self, config: Config) -> list[str]:  # noqa: ARG002
-        """Return nothing to add to the timeline."""
-        return []
+    options_class: type[TaskOptions] = DetectionOptions
 
     def build(self, context: RunContext) -> TaskProducts:
         """Build the detector with random or initial weights, its loss, optimizer and batches.

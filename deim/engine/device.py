@@ -10,11 +10,7 @@ from deim.errors import ConfigError
 
 
 def select_device(name: str, *, distributed: DistributedContext | None = None) -> torch.device:
-    """Turn `runtime.device` into a device.
-
-    Args:
-        name: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes CUDA if there is one.
-        distributed: The processes of the run, each of which uses its GPU; None for this one alone.
+    """Turn `runtime.device` into a device: `auto` takes CUDA if there is one, each process its GPU.
 
     Raises:
         ConfigError: If there is no such device, or several processes would share one GPU.

@@ -92,8 +92,7 @@ def exchange_gradients(model: nn.Module, distributed: DistributedContext) -> nn.
 def join_distributed(device: str) -> Iterator[DistributedContext]:
     """Join the processes that `torchrun` started, and leave them at the end.
 
-    Args:
-        device: `runtime.device`: GPUs exchange tensors by NCCL, CPUs by Gloo.
+    GPUs exchange tensors by NCCL; CPUs, which `runtime.device` cpu asks for, by Gloo.
 
     Raises:
         ConfigError: If the environment names several processes but not how to find them.

@@ -34,44 +34,28 @@ class EarlyStoppingState:
     epoch: int = -1
     """The epoch (0-based) of that score."""
 
+    def should_stop(
+        self, score: float | None, options: EarlyStoppingOptions, *, epoch: int, last_stage_epoch: int
+    ) -> bool:
+        """Note a validation, and return whether the score has not improved for longer than the patience.
 
-def update_early_stopping(
-    state: EarlyStoppingState, score: float | None, *, epoch: int, min_delta: float
-) -> None:
-    """Note a validation; a missing or NaN score and one that only ties are no improvement.
+        Args:
+            score: None or NaN if the split has no boxes, which is no improvement; nor is a tie.
+            options: The block `early_stopping`.
+            epoch: The epoch (0-based) that was just validated.
+            last_stage_epoch: First epoch of the last stage of augmentation, which usually improves the score:
+                unless `before_final_stage` is set, patience counts from there.
+        """
+        best = -math.inf if self.score is None else self.score + options.min_delta
+        if score is not None and score > best:  # NaN is not
+            self.score, self.epoch = score, epoch
+        if options.patience is None:
+            return False
+        since = self.epoch if options.before_final_stage else max(self.epoch, last_stage_epoch - 1)
+        return epoch - since >= options.patience
 
-    Args:
-        state: Changed in place.
-        score: Score of the validation; None if the split has no boxes.
-        epoch: 0-based.
-        min_delta: An improvement is more than this.
-    """
-    if score is None or math.isnan(score):
-        return
-    if state.score is None or score > state.score + min_delta:
-        state.score, state.epoch = score, epoch
-
-
-def describe_early_stopping(state: EarlyStoppingState) -> str:
-    """Return text such as `no improvement since epoch 5`, in which epochs count from 1."""
-    if state.score is None:
-        return "no validation has given a score; does the validation split have boxes?"
-    return f"no improvement since epoch {state.epoch + 1}"
-
-
-def should_stop(
-    state: EarlyStoppingState, options: EarlyStoppingOptions, *, epoch: int, last_stage_epoch: int
-) -> bool:
-    """Return whether the score has not improved for longer than the patience.
-
-    Args:
-        state: Up to and including `epoch`.
-        options: The block `early_stopping`.
-        epoch: The epoch (0-based) that was just validated.
-        last_stage_epoch: First epoch of the last stage of augmentation, which usually improves the score:
-            unless `before_final_stage` is set, patience counts from there.
-    """
-    if options.patience is None:
-        return False
-    since = state.epoch if options.before_final_stage else max(state.epoch, last_stage_epoch - 1)
-    return epoch - since >= options.patience
+    def describe(self) -> str:
+        """Return text such as `no improvement since epoch 5`, in which epochs count from 1."""
+        if self.score is None:
+            return "no validation has given a score; does the validation split have boxes?"
+        return f"no improvement since epoch {self.epoch + 1}"

@@ -2,59 +2,89 @@
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from deim.engine.schedule import EmaSchedule
+from deim.config.checks import Auto, below, check
 from deim.model.batch_norm import BATCH_NORMS
 
 M = TypeVar("M", bound=nn.Module)
+
+DECAY = 0.9999
+HORIZON_SHARE = 0.1
+WARMUP_SHARE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmaOptions:
+    """Exponential moving average of the weights, which is evaluated and saved as best."""
+
+    decay: float | Auto = "auto"
+    """Share kept at each step, in [0, 1); auto: 0.9999, or a horizon of a tenth of a shorter run."""
+    warmup_steps: int | Auto = "auto"
+    """Steps in which the decay ramps up; auto: a tenth of the averaging horizon."""
+
+    def __post_init__(self) -> None:
+        is_wrong = self.decay != "auto" and not 0 <= self.decay < 1
+        problem = (is_wrong, f"decay: got {self.decay}, needs [0, 1)")
+        check([*below(0, warmup_steps=self.warmup_steps), problem])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmaSchedule:
+    """How fast the averaged weights follow the raw ones."""
+
+    decay: float
+    """Share kept at each step."""
+    warmup_steps: int
+    """Time constant of the decay's ramp, in steps; 0 for none."""
+
+
+def resolve_ema(options: EmaOptions, *, total_steps: int) -> EmaSchedule:
+    """Turn the block `ema` into numbers; `auto` follows from the optimizer steps of the whole run.
+
+    Returns:
+        With `auto`, a horizon of 1 / (1 - decay) steps that is at most a tenth of the run, and 10,000 steps.
+    """
+    horizon = max(1.0, HORIZON_SHARE * total_steps)
+    decay = min(DECAY, 1 - 1 / horizon) if options.decay == "auto" else options.decay
+    warmup = round(WARMUP_SHARE / (1 - decay)) if options.warmup_steps == "auto" else options.warmup_steps
+    return EmaSchedule(decay=decay, warmup_steps=warmup)
 
 
 class ModelEma(Generic[M]):
     """A copy of a model with averaged weights and batch-norm statistics; everything else is copied.
 
     Args:
-        model: The model in training; the copy starts equal to it.
+        source: The model in training, whose tensors change in place; the copy starts equal to it.
         schedule: Decay and its ramp; at update u the decay is decay · (1 - exp(-u / warmup_steps)).
     """
 
-    def __init__(self, model: M, schedule: EmaSchedule) -> None:
+    def __init__(self, source: M, schedule: EmaSchedule) -> None:
         self.schedule = schedule
         self.updates = 0
-        self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
-        self._averaged = _learned_names(model)
-        self._counted = [name for name, _ in model.named_buffers() if name.endswith("num_batches_tracked")]
-        self._source: nn.Module | None = None
-        self._pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
-        self._counters: list[tuple[Tensor, Tensor]] = []
+        self.model: M = copy.deepcopy(source).eval().requires_grad_(False)
+        # Walking through a model takes longer than averaging it, so its tensors are looked up once.
+        averaged, current = self.model.state_dict(), source.state_dict()
+        learned = _learned_names(source)
+        self._averages = [averaged[name] for name in learned]
+        self._current = [current[name] for name in learned]
+        counters = [name for name, _ in source.named_buffers() if name.endswith("num_batches_tracked")]
+        self._counters = [(averaged[name], current[name]) for name in counters]
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's weights after an optimizer step."""
+    def update(self) -> None:
+        """Move the average towards the weights of the model in training after an optimizer step."""
         self.updates += 1
         ramp = self.schedule.warmup_steps
         decay = self.schedule.decay * (1 - math.exp(-self.updates / ramp) if ramp else 1.0)
-        self._look_up(model)
-        averages, current = self._pairs
-        get_ema_multi_avg_fn(decay)(averages, current, self.updates)
-        for counter, counted in self._counters:
-            counter.copy_(counted)
-
-    def _look_up(self, model: nn.Module) -> None:
-        """Find the tensors once: walking through a model takes longer than averaging it."""
-        if model is self._source:
-            return
-        averaged, current = self.model.state_dict(), model.state_dict()
-        self._pairs = (
-            [averaged[name] for name in self._averaged],
-            [current[name] for name in self._averaged],
-        )
-        self._counters = [(averaged[name], current[name]) for name in self._counted]
-        self._source = model
+        get_ema_multi_avg_fn(decay)(self._averages, self._current, self.updates)
+        for average, current in self._counters:
+            average.copy_(current)
 
 
 def _learned_names(model: nn.Module) -> list[str]:

@@ -3,13 +3,12 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress
 from torch.utils.tensorboard import SummaryWriter
 
 from deim.engine.memory import gigabytes
@@ -28,34 +27,23 @@ Advance = Callable[[str], None]
 def progress_bar(title: str, *, total: int, start: int = 0, is_shown: bool = True) -> Iterator[Advance]:
     """Draw a bar on a terminal that disappears at the end; in a pipe or a file there is none.
 
-    Args:
-        title: Text before the bar.
-        total: Steps in all.
-        start: Steps that are done already.
-        is_shown: Whether to draw it on a terminal.
+    It has `total` steps in all, of which `start` are done already.
     """
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+        *Progress.get_default_columns(),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
         auto_refresh=False,  # without a thread: workers are forked while the bar is drawn
         disable=not (is_shown and console.is_terminal),
     )
-    task = bar.add_task(title, total=total, completed=start, note="")
-
-    def advance(note: str) -> None:
-        bar.update(task, advance=1, note=note, refresh=True)
-
+    task = bar.add_task(title, total=total, completed=start)
     with bar:
-        yield advance
+        yield lambda note: bar.update(task, advance=1, description=f"{title} {note}", refresh=True)
 
 
-class RunLog:
+class RunLog(AbstractContextManager["RunLog"]):
     """Writes the log files of a run folder.
 
     Args:
@@ -70,22 +58,12 @@ class RunLog:
         if folder is not None and tensorboard:
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._writer is not None:
             self._writer.close()
 
-    def write(self, event: str, values: Mapping[str, Any]) -> None:
-        """Append one JSON line; numbers that are not finite become null.
-
-        Args:
-            event: Kind of the line, such as `epoch`.
-            values: Its content.
-        """
+    def write(self, event: str, **values: Any) -> None:
+        """Append one JSON line for an event, such as `epoch`; numbers that are not finite become null."""
         if self._path is None:
             return
         line = json.dumps({"event": event, **to_json(values)})
@@ -94,16 +72,9 @@ class RunLog:
             os.fsync(file.fileno())
 
     def curves(self, values: Mapping[str, float | None], *, step: int) -> None:
-        """Add points to TensorBoard curves.
-
-        Args:
-            values: A number for each curve; None adds no point.
-            step: Optimizer steps so far.
-        """
-        if self._writer is None:
-            return
+        """Add a point to each TensorBoard curve after `step` optimizer steps; None adds none."""
         for name, value in values.items():
-            if value is not None:
+            if self._writer is not None and value is not None:
                 self._writer.add_scalar(name, value, step)
 
     def validation(self, result: Validation, *, step: int) -> None:
@@ -113,43 +84,31 @@ class RunLog:
             self._writer.add_image("val/predictions", result.image, step, dataformats="HWC")
 
     def keep_until(self, *, epoch: int, step: int) -> None:
-        """Remove lines that a resumed run writes again, that a kill cut off, or that no run wrote.
+        """Keep the lines from before a step of an epoch; a resumed run writes the later ones again.
 
-        Args:
-            epoch: The first epoch whose line will be written again.
-            step: Steps of the run so far; events of later ones will be written again.
+        Lines that a kill cut off, or that no run wrote, are removed too.
         """
         if self._path is None or not self._path.exists():
             return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-            entry = _entry(line)
-            if entry is None:
-                continue
-            is_epoch = entry["event"] == "epoch"
-            if entry["epoch"] < epoch if is_epoch else (entry["epoch"], entry["step"]) < (epoch, step):
-                kept.append(line)
-        write_text(self._path, "".join(line + "\n" for line in kept))
+        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+        write_text(self._path, "".join(f"{line}\n" for line in lines if _is_before(line, epoch, step)))
 
 
-def _entry(line: str) -> dict[str, Any] | None:
-    """Return the content of a line of `metrics.jsonl`; None if a run did not write it, or not all of it."""
+def _is_before(line: str, epoch: int, step: int) -> bool:
+    """Return whether a run wrote a whole line of `metrics.jsonl` before a step of an epoch."""
     try:
-        entry = json.loads(line)
+        match json.loads(line):
+            case {"event": "epoch", "epoch": int(there), "step": int()}:
+                return there < epoch
+            case {"event": _, "epoch": int(there), "step": int(its_step)}:
+                return (there, its_step) < (epoch, step)
     except json.JSONDecodeError:
-        return None
-    if not isinstance(entry, dict) or "event" not in entry:
-        return None
-    return entry if all(isinstance(entry.get(name), int) for name in ("epoch", "step")) else None
+        pass
+    return False
 
 
-def epoch_line(values: Mapping[str, Any], *, epochs: int) -> str:
-    """Return one readable line for an epoch, of at most 120 columns.
-
-    Args:
-        values: What `Trainer` records of the epoch.
-        epochs: Length of the run.
-    """
+def epoch_line(*, epochs: int, **values: Any) -> str:
+    """Return one readable line, of at most 120 columns, for the entries of an epoch in `metrics.jsonl`."""
     entries = [f"epoch {values['epoch'] + 1:>{len(str(epochs))}}/{epochs}", f"loss {values['loss']:.2f}"]
     if values.get("ap50") is not None:
         is_best = "*" if values["is_best"] else ""
@@ -168,6 +127,5 @@ def epoch_line(values: Mapping[str, Any], *, epochs: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -37,11 +37,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the most memory held since `reset_peak`.
-
-    Returns:
-        Memory of tensors on a GPU, resident memory of this process on a CPU; 0 where the system does not say.
-    """
+    """Return the most memory held since `reset_peak`, by tensors on a GPU or by the process; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     high_water = _kilobytes(PROCESS_STATUS, "VmHWM")
@@ -67,15 +63,7 @@ def limit_bytes(device: torch.device) -> int | None:
 
 @contextmanager
 def explain_out_of_memory(where: str, advice: str) -> Iterator[None]:
-    """Run work that cannot be repeated in smaller parts.
-
-    Args:
-        where: Place for the message, such as `in validation`.
-        advice: Whole sentences that say what to do.
-
-    Raises:
-        TrainingError: If memory runs out.
-    """
+    """Turn an out-of-memory error into a TrainingError that says where, such as `in validation`."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -36,10 +36,7 @@ class RecipeOptions:
                 *not_positive(lr=self.lr, backbone_lr=self.backbone_lr, clip_grad_norm=self.clip_grad_norm),
                 *below(0, weight_decay=self.weight_decay),
                 *below(1, max_skipped_steps=self.max_skipped_steps),
-                (
-                    not all(0 <= b < 1 for b in self.betas),
-                    f"betas: got {list(self.betas)}, each needs [0, 1)",
-                ),
+                (not all(0 <= b < 1 for b in self.betas), f"betas: got {[*self.betas]}, each needs [0, 1)"),
             ]
         )
 
@@ -51,72 +48,37 @@ REFERENCE_EXEMPT = re.compile("norm|bn|bias")
 REFERENCE_NEW_PARTS = re.compile("sta|encoder|decoder")
 
 
-def build_optimizer(model: Detector, config: RecipeOptions) -> torch.optim.AdamW:
-    """Build AdamW with its parameter groups, each with its flat learning rate as `flat_lr`.
-
-    Args:
-        model: The detector.
-        config: The `recipe` block.
-    """
-    groups = parameter_groups(
-        model,
-        config.parameter_groups,
-        lr=config.lr,
-        backbone_lr=config.backbone_lr,
-        weight_decay=config.weight_decay,
-    )
-    return torch.optim.AdamW(
-        groups,
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,  # several times faster than a loop over the tensors, on a CPU too
-    )
-
-
-def parameter_groups(
-    model: Detector,
-    rule: Literal["by_type", "reference"],
-    *,
-    lr: float,
-    backbone_lr: float,
-    weight_decay: float,
-) -> list[ParameterGroup]:
-    """Sort the trainable parameters by learning rate and weight decay.
-
-    Args:
-        model: The detector.
-        rule: `by_type` decays the weights of linear, convolution, attention and embedding layers only.
-            `reference` decays by name, as the official recipe does: also tokens, layer scales, and the norms
-            whose names do not say that they are norms.
-        lr: Learning rate outside the pretrained part of the backbone.
-        backbone_lr: Learning rate of the pretrained part of the backbone.
-        weight_decay: Weight decay of the decayed groups.
+def build_optimizer(model: Detector, recipe: RecipeOptions) -> torch.optim.AdamW:
+    """Build AdamW for the trainable parameters, sorted by learning rate and weight decay.
 
     Returns:
-        Four groups, each parameter in exactly one: pretrained decayed, pretrained not decayed, others not
-            decayed, others decayed.
+        Each of its four groups has its flat learning rate as `flat_lr`: pretrained decayed, pretrained not
+        decayed, others not decayed, others decayed.
     """
-    decayed = _decayed_by_type(model) if rule == "by_type" else _decayed_by_reference(model)
+    is_by_type = recipe.parameter_groups == "by_type"
+    decayed = _decayed_by_type(model) if is_by_type else _decayed_by_reference(model)
     in_backbone = {id(parameter) for parameter in model.backbone.pretrained.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {
-        (True, True): [],
-        (True, False): [],
-        (False, False): [],
-        (False, True): [],
-    }
+    order = ((True, True), (True, False), (False, False), (False, True))
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {key: [] for key in order}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[id(parameter) in in_backbone, name in decayed].append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": backbone_lr if is_backbone else lr,
-            "flat_lr": backbone_lr if is_backbone else lr,
-            "weight_decay": weight_decay if decay else 0.0,
-        }
-        for (is_backbone, decay), parameters in groups.items()
-    ]
+    rates = {True: recipe.backbone_lr, False: recipe.lr}
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": rates[is_backbone],
+                "flat_lr": rates[is_backbone],
+                "weight_decay": recipe.weight_decay if is_decayed else 0.0,
+            }
+            for (is_backbone, is_decayed), parameters in groups.items()
+        ],
+        lr=recipe.lr,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+        fused=True,  # several times faster than a loop over the tensors, on a CPU too
+    )
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float, *, epoch: int = 0) -> None:
@@ -139,6 +101,7 @@ def drop_waiting_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _decayed_by_type(model: nn.Module) -> set[str]:
+    """Names of the weights of linear, convolution, attention and embedding layers."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
@@ -149,9 +112,9 @@ def _decayed_by_type(model: nn.Module) -> set[str]:
 
 
 def _decayed_by_reference(model: nn.Module) -> set[str]:
-    names = [name for name, _ in model.named_parameters()]
+    """Names that the official recipe decays: also tokens, layer scales, and norms that are not named so."""
     return {
         name
-        for name in names
+        for name, _ in model.named_parameters()
         if not (REFERENCE_EXEMPT.search(name) and ("dinov3" in name or REFERENCE_NEW_PARTS.search(name)))
     }

@@ -1,7 +1,7 @@
 """Tries the most demanding step and a validation batch before a run, so that memory cannot run out later."""
 
 import logging
-from dataclasses import dataclass
+from contextlib import suppress
 
 import torch
 
@@ -12,6 +12,7 @@ from deim.engine.context import RunContext, TrainingRun
 from deim.engine.memory import gigabytes, limit_bytes, peak_bytes, reset_peak
 from deim.engine.step import forward_and_backward, unwrap_model
 from deim.errors import NonFiniteError, TrainingError
+from deim.files import count
 from deim.structures import Target
 
 logger = logging.getLogger(__name__)
@@ -23,16 +24,8 @@ MIN_BYTES_PER_IMAGE = 64 * 2**20
 """Lower bound of the memory of an image, where the measured difference is too small to be trusted."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LargestInput:
-    """The most demanding image of a run."""
-
-    size_hw: tuple[int, int]
-    num_boxes: int
-
-
 def preflight(run: TrainingRun, *, micro_batch_size: int | None) -> int:
-    """Try the largest step and a validation batch, log their memory, and choose the micro-batch if asked.
+    """Try the largest step and a validation batch, log their memory, and return the micro-batch.
 
     Weights, statistics and random states of the run stay the same.
 
@@ -41,45 +34,41 @@ def preflight(run: TrainingRun, *, micro_batch_size: int | None) -> int:
         micro_batch_size: Images in memory at once; None chooses the most that fit. So does
             `data.batch_size: auto` if the number of a resumed run no longer fits.
 
-    Returns:
-        Images in memory at once.
-
     Raises:
         TrainingError: If not even that fits.
     """
-    plan, largest = run.context.plan, find_largest_input(run.context)
-    chosen = _choose(run, largest) if micro_batch_size is None else micro_batch_size
+    plan, largest = run.context.plan, _largest_image(run.context)
+    chosen = micro_batch_size or _choose(run, largest)
     peak = _try_step(run, largest, chosen)
     if peak is None and micro_batch_size is not None and plan.micro is None:
         logger.warning(
-            "data.batch_size: %d images at once, as before the stop, no longer fit into memory; with another "
+            "data.batch_size: %s at once, as before the stop, no longer fit into memory; with another "
             "number the run does not end as if it had never been stopped",
-            chosen,
+            count("image", chosen),
         )
         chosen = _choose(run, largest)
         peak = _try_step(run, largest, chosen)
     if peak is None:
-        height, width = largest.size_hw
+        _, _, height, width = largest.images.shape
         raise TrainingError(
-            f"data.batch_size: a step of {chosen} images at {height}x{width} px does not fit into memory. "
-            f"Use --set data.batch_size=auto data.effective_batch_size={plan.effective}, or "
+            f"data.batch_size: a step of {count('image', chosen)} at {height}x{width} px does not fit into "
+            f"memory. Use --set data.batch_size=auto data.effective_batch_size={plan.effective}, or "
             f"runtime.activation_checkpointing=true, or a smaller image_size."
         )
     peak = max(peak, _try_validation(run))
     limit = _common_limit(run.context)
-    room = "" if limit is None else f", {gigabytes(limit - peak)} of {gigabytes(limit)} left"
     logger.info(
-        "memory: at most %s in a step of %d images with %d boxes each, or in validation%s",
+        "memory: training with %s at once (up to %s in each) and validation need up to %s%s",
+        count("image", chosen),
+        count("box", len(largest.targets[0]["labels"])),
         gigabytes(peak),
-        chosen,
-        largest.num_boxes,
-        room,
+        "" if limit is None else f" of {gigabytes(limit)}",
     )
     return chosen
 
 
-def find_largest_input(context: RunContext) -> LargestInput:
-    """Return the largest size of a run, and the number of boxes that needs the most memory."""
+def _largest_image(context: RunContext) -> Batch:
+    """Make a random image of a run's largest size, with the number of boxes that needs the most memory."""
     config, train = context.config, context.splits.train
     pipeline = build_pipeline(
         config.augment, epochs=context.augment_epochs, image_size_hw=config.image_size_hw
@@ -88,8 +77,15 @@ def find_largest_input(context: RunContext) -> LargestInput:
         most_boxes = int((train.first_box[1:] - train.first_box[:-1]).max(initial=0))
     else:
         most_boxes = int(tile_split(train, config.data.tiles).num_boxes.max(initial=0))
-    num_boxes = most_demanding_boxes(pipeline.max_boxes(most_boxes), config.model.decoder.num_denoising)
-    return LargestInput(size_hw=pipeline.largest_size_hw, num_boxes=num_boxes)
+    number = most_demanding_boxes(pipeline.max_boxes(most_boxes), config.model.decoder.num_denoising)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, config.data.channels, *pipeline.largest_size_hw, generator=generator)
+    target: Target = {
+        "boxes": torch.rand(number, 4, generator=generator) * 0.3 + 0.3,
+        "labels": torch.randint(len(train.class_names), (number,), generator=generator),
+        "noise_seed": 0,
+    }
+    return Batch(images=images, targets=[target])
 
 
 def most_demanding_boxes(most_boxes: int, num_denoising: int) -> int:
@@ -101,7 +97,7 @@ def most_demanding_boxes(most_boxes: int, num_denoising: int) -> int:
     return max(numbers, key=lambda boxes: (boxes * max(1, num_denoising // boxes), boxes), default=0)
 
 
-def _choose(run: TrainingRun, largest: LargestInput) -> int:
+def _choose(run: TrainingRun, largest: Batch) -> int:
     """Return the largest micro-batch that fits, estimated from the memory of one and of two images."""
     share, limit = run.context.plan.share, _common_limit(run.context)
     single_bytes, double_bytes = (_try_step(run, largest, number) for number in (1, 2))
@@ -114,28 +110,28 @@ def _choose(run: TrainingRun, largest: LargestInput) -> int:
     while number > 1 and _try_step(run, largest, number) is None:
         number = -(-number // 2)
     logger.info(
-        "data.batch_size: auto takes %d images at once, %d micro-batches for an update",
-        number,
+        "data.batch_size: auto takes %s at once, %d micro-batches for an update",
+        count("image", number),
         -(-share // number),
     )
     return number
 
 
-def _try_step(run: TrainingRun, largest: LargestInput, number: int) -> int | None:
+def _try_step(run: TrainingRun, largest: Batch, number: int) -> int | None:
     """Return the peak memory in bytes of a step, with the future moments of the optimizer.
 
     It is that of the process that needs the most; None if the step does not fit in one of them.
     """
     step, device, has_run_out = run.step, run.context.device, False
+    batch = Batch(images=largest.images.repeat(number, 1, 1, 1), targets=largest.targets * number)
     reset_peak(device)
     try:
-        forward_and_backward(step, _largest_batch(run, largest, number))
-        peak = peak_bytes(device)
-    except NonFiniteError:  # the images are random; training will show real ones
-        peak = peak_bytes(device)
+        with suppress(NonFiniteError):  # the images are random; training will show real ones
+            forward_and_backward(step, batch.to(device))
     except torch.OutOfMemoryError:
-        peak, has_run_out = 0, True
+        has_run_out = True
     finally:
+        peak = peak_bytes(device)
         step.optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -144,18 +140,6 @@ def _try_step(run: TrainingRun, largest: LargestInput, number: int) -> int | Non
     parameters = unwrap_model(step.model).parameters()
     trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     return step.distributed.max(peak) + (0 if step.optimizer.state else 2 * trained)
-
-
-def _largest_batch(run: TrainingRun, largest: LargestInput, number: int) -> Batch:
-    context, generator = run.context, torch.Generator().manual_seed(0)
-    images = torch.randn(number, context.config.data.channels, *largest.size_hw, generator=generator)
-    num_classes = len(context.splits.train.class_names)
-    target: Target = {
-        "boxes": torch.rand(largest.num_boxes, 4, generator=generator) * 0.3 + 0.3,
-        "labels": torch.randint(num_classes, (largest.num_boxes,), generator=generator),
-        "noise_seed": 0,
-    }
-    return Batch(images=images, targets=[target] * number).to(context.device)
 
 
 def _try_validation(run: TrainingRun) -> int:
@@ -169,8 +153,8 @@ def _try_validation(run: TrainingRun) -> int:
             run.ema.model(images)
     except torch.OutOfMemoryError:
         raise TrainingError(
-            f"data.eval_batch_size: a validation batch of {number} images does not fit into the memory of "
-            f"{device}. Lower it."
+            f"data.eval_batch_size: a validation batch of {count('image', number)} does not fit into the "
+            f"memory of {device}. Lower it."
         ) from None
     return peak_bytes(device)
 

@@ -1,10 +1,25 @@
 """How far a run has come; stored in last.pth."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from deim.engine.early_stopping import EarlyStoppingState
-from deim.engine.validation import BestScore
+
+WeightKind = Literal["raw", "ema"]
+"""`ema` for averaged weights, `raw` for those of the optimizer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestScore:
+    """The validation behind best.pth."""
+
+    score: float
+    """COCO AP, or -1 where there was none."""
+    epoch: int
+    """0-based."""
+    weights: WeightKind
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,13 +35,13 @@ class EpochSums:
     waiting_seconds: float = 0.0
     """Part of `seconds` in which the loop waited for data."""
 
-    def add_losses(self, values: dict[str, float]) -> None:
+    def add_losses(self, values: Mapping[str, float]) -> None:
         """Add the loss terms, the loss and the norm of the gradient of a good step."""
         self.num_good += 1
         for name, value in values.items():
             self.values[name] = self.values.get(name, 0.0) + value
 
-    def means(self) -> dict[str, object]:
+    def means(self) -> dict[str, Any]:
         """Return the means of the epoch as they stand in `metrics.jsonl`; the loss is NaN without a step."""
         terms = {name: value / self.num_good for name, value in self.values.items()}
         return {

@@ -1,19 +1,21 @@
 """What a run does about steps without a finite loss, and about memory that runs out."""
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from deim.engine.checkpoint_manager import CheckpointManager
+from deim.engine.checkpoints import RunCheckpoints
 from deim.engine.context import TrainingRun
 from deim.engine.log import RunLog
 from deim.engine.memory import STEP_ADVICE
 from deim.engine.progress import Progress
-from deim.engine.run_state import restore_weights
+from deim.engine.resume import restore_weights
 from deim.engine.step import StepBatch, StepResult, train_step, unwrap_model
 from deim.errors import TrainingError
+from deim.files import count
 
 logger = logging.getLogger(__name__)
 
@@ -21,26 +23,16 @@ MAX_RESTORES = 3
 """How often the last good state is restored before the run stops."""
 
 
+@dataclass(frozen=True, slots=True)
 class Recovery:
-    """Does the steps of a run and continues after bad ones as long as that makes sense.
+    """Does the steps of a run and continues after bad ones as long as that makes sense."""
 
-    Args:
-        run: The run; its weights change when a good state is restored.
-        checkpoints: The checkpoints of the run folder.
-        log: Log of the run.
-    """
-
-    def __init__(self, run: TrainingRun, checkpoints: CheckpointManager, log: RunLog) -> None:
-        self.run = run
-        self.checkpoints = checkpoints
-        self.log = log
+    run: TrainingRun
+    checkpoints: RunCheckpoints
+    log: RunLog
 
     def step(self, batch: StepBatch, progress: Progress) -> StepResult:
-        """Do a step; where memory runs out, repeat it with half as many images at once.
-
-        Args:
-            batch: This process's images of the step, on the device.
-            progress: How far the run has come.
+        """Do a step with this process's images; where memory runs out, repeat it with half as many at once.
 
         Raises:
             TrainingError: If memory runs out a second time, or a smaller micro-batch is impossible.
@@ -63,11 +55,6 @@ class Recovery:
 
     def record_skip(self, progress: Progress, batch: StepBatch, result: StepResult) -> None:
         """Log a step that changed nothing; after too many in a row restore the last good state.
-
-        Args:
-            progress: How far the run has come; updated.
-            batch: This process's images of the step.
-            result: Outcome of the step.
 
         Raises:
             TrainingError: If the last good state was restored too often, or there is none.
@@ -126,7 +113,7 @@ class Recovery:
         at_once = min(progress.micro_batch_size or num_images, num_images)
         if progress.halved or at_once == 1 or self.run.step.distributed.size > 1:
             raise TrainingError(
-                f"out of memory in step {progress.step} with {at_once} images at once. {STEP_ADVICE}"
+                f"out of memory in step {progress.step} with {count('image', at_once)} at once. {STEP_ADVICE}"
             )
         self.run.step.optimizer.zero_grad(set_to_none=True)
         if self.run.context.device.type == "cuda":
@@ -141,7 +128,7 @@ class Recovery:
         self._write("out_of_memory", progress, micro_batch_size=progress.micro_batch_size)
 
     def _write(self, event: str, progress: Progress, **values: Any) -> None:
-        self.log.write(event, {"epoch": progress.epoch, "step": progress.step, **values})
+        self.log.write(event, epoch=progress.epoch, step=progress.step, **values)
 
 
 def _weight_norm(model: torch.nn.Module) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from deim.engine.checkpoints import previous_path
 from deim.engine.task import TASKS, load_task
 from deim.errors import CheckpointError, TrainingError
-from deim.files import remove_unfinished, write_text
+from deim.files import not_a_file, remove_unfinished, write_text
 
 RUN_FILES = (
     "last.pth",
@@ -28,17 +28,14 @@ REPLACED = ".replaced"
 """Folder within the run's, in which an overwritten run waits until the new one ends after at least a step."""
 
 
-def run_files() -> tuple[str, ...]:
-    """Return all names that a run may write to its folder, of any task: an old run may be of another."""
-    return RUN_FILES + tuple(name for task in TASKS for name in load_task(task).run_files)
+def run_files(folder: Path) -> list[Path]:
+    """Return all that a run of any task may write to its folder and that exists there."""
+    names = RUN_FILES + tuple(name for task in TASKS for name in load_task(task).run_files)
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def find_resume(folder: Path, resume: str | None) -> Path | None:
-    """Return the checkpoint to resume from, or None to start anew.
-
-    Args:
-        folder: The run folder.
-        resume: None for a new run, `auto` for the folder's `last.pth` if there is one, or a path.
+    """Return the checkpoint to resume from: None, `auto` for last.pth of the folder if it exists, or a path.
 
     Raises:
         CheckpointError: If the named checkpoint does not exist.
@@ -48,28 +45,25 @@ def find_resume(folder: Path, resume: str | None) -> Path | None:
     if resume == "auto":
         last = folder / "last.pth"
         return last if last.is_file() or previous_path(last).is_file() else None
-    if not Path(resume).is_file():
-        raise CheckpointError(f"{resume}: no such checkpoint to resume from. Use --resume auto, or its path.")
-    return Path(resume)
+    path = Path(resume)
+    if not path.is_file():
+        problem = not_a_file(path, "checkpoint to resume from")
+        raise CheckpointError(f"{path}: {problem}. Use --resume auto, or the path of a last.pth.")
+    return path
 
 
 def refuse_existing_run(folder: Path, *, resume_from: Path | None, may_restart: bool = False) -> None:
     """Refuse to write over a run, unless it is the one that is resumed.
 
-    Args:
-        folder: The run folder.
-        resume_from: Checkpoint to resume from; None for a new run.
-        may_restart: A run that was stopped before its first checkpoint may be started again.
+    With `may_restart`, a run that was stopped before its first checkpoint may be started again.
 
     Raises:
         TrainingError: If the folder holds another run.
     """
     if resume_from is not None and resume_from.resolve().parent == folder.resolve():
         return
-    present = [name for name in run_files() if (folder / name).exists()]
-    if may_restart and not {"best.pth", "report.json"} & set(present):
-        return
-    if present:
+    present = [path.name for path in run_files(folder)]
+    if present and not (may_restart and {"best.pth", "report.json"}.isdisjoint(present)):
         raise TrainingError(
             f"{folder}: already holds a run ({', '.join(present)}). Resume it with --resume auto, replace "
             f"it with --overwrite, or choose another folder with --set output_dir=FOLDER."
@@ -78,12 +72,9 @@ def refuse_existing_run(folder: Path, *, resume_from: Path | None, may_restart: 
 
 @contextmanager
 def prepare_run_dir(folder: Path, *, config_yaml: str, continues_here: bool) -> Iterator[None]:
-    """Make the folder of a run with its config; after an error within, the old run is back.
+    """Make the folder of a run with its `config.yml`; after an error within, the old run is back.
 
-    Args:
-        folder: The run folder.
-        config_yaml: Content of `config.yml`.
-        continues_here: Whether the run was stopped in this folder; otherwise its files are set aside.
+    The files of a run that does not continue in this folder are set aside.
 
     Raises:
         TrainingError: If a file stands where they would go.
@@ -104,7 +95,12 @@ def prepare_run_dir(folder: Path, *, config_yaml: str, continues_here: bool) -> 
 def finalize_run_dir(folder: Path, *, has_begun: bool) -> None:
     """Keep a run that has begun, or restore the one that it overwrites; called when it ends."""
     if not has_begun:
-        _remove_run(folder)
+        remove_unfinished(folder)
+        for path in run_files(folder):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         _put_back(folder)
     shutil.rmtree(folder / REPLACED, ignore_errors=True)
     if folder.is_dir() and not any(folder.iterdir()):
@@ -122,10 +118,9 @@ def _set_aside(folder: Path) -> None:
             f"Move it away, or choose another folder with --set output_dir=FOLDER."
         )
     try:
-        for path in [folder / name for name in run_files()]:
-            if path.exists():
-                aside.mkdir(exist_ok=True)
-                path.replace(aside / path.name)
+        for path in run_files(folder):
+            aside.mkdir(exist_ok=True)
+            path.replace(aside / path.name)
     except BaseException:
         _put_back(folder)
         raise
@@ -138,12 +133,3 @@ def _put_back(folder: Path) -> None:
         for path in aside.iterdir():
             path.replace(folder / path.name)
         aside.rmdir()
-
-
-def _remove_run(folder: Path) -> None:
-    remove_unfinished(folder)
-    for path in [folder / name for name in run_files()]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)

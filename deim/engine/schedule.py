@@ -1,10 +1,11 @@
 """The phases of a run, resolved from the number of epochs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deim.config.checks import Auto, below, check, not_fraction
 from deim.errors import ConfigError
+from deim.files import count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,35 +44,11 @@ class ScheduleOptions:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmaOptions:
-    """Exponential moving average of the weights, which is evaluated and saved as best."""
-
-    decay: float | Auto = "auto"
-    """Share kept at each step, in [0, 1); auto: 0.9999, or a horizon of a tenth of a shorter run."""
-    warmup_steps: int | Auto = "auto"
-    """Steps in which the decay ramps up; auto: a tenth of the averaging horizon."""
-
-    def __post_init__(self) -> None:
-        check(
-            [
-                *below(0, warmup_steps=self.warmup_steps),
-                (
-                    not isinstance(self.decay, str) and not 0 <= self.decay < 1,
-                    f"decay: got {self.decay}, needs [0, 1)",
-                ),
-            ]
-        )
-
-
 WARMUP_STEPS = 2000
 WARMUP_SHARE = 0.05
 NO_AUG_SHARE = 0.1
 AUGMENT_START_SHARE = 0.04
 MATCHER_CHANGE_SHARE = 0.9
-EMA_DECAY = 0.9999
-EMA_HORIZON_SHARE = 0.1
-EMA_WARMUP_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,44 +86,32 @@ class Timeline:
         Source:
             The flat-cosine schedule of RTMDet (arXiv:2212.07784), as DEIM uses it.
         """
-        warmup = min(1.0, (step + 1) / self.warmup_steps) ** 2 if self.warmup_steps else 1.0
-        return warmup * self._phase_factor(step)
-
-    def _phase_factor(self, step: int) -> float:
-        flat_end = self.flat_end_epoch * self.steps_per_epoch
-        final = self.no_aug_epoch * self.steps_per_epoch
+        flat_end, final = (end * self.steps_per_epoch for end in (self.flat_end_epoch, self.no_aug_epoch))
         if step < flat_end:
-            return 1.0
-        if step >= final:
-            return self.final_lr_ratio
-        progress = (step - flat_end) / (final - flat_end)
-        return self.final_lr_ratio + (1 - self.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+            factor = 1.0
+        elif step >= final:
+            factor = self.final_lr_ratio
+        else:
+            cosine = math.cos(math.pi * (step - flat_end) / (final - flat_end))
+            factor = self.final_lr_ratio + (1 - self.final_lr_ratio) * 0.5 * (1 + cosine)
+        return factor * (min(1.0, (step + 1) / self.warmup_steps) ** 2 if self.warmup_steps else 1.0)
 
     def describe(self) -> str:
-        """Return the timeline in lines for the console."""
-        last = self.epochs - 1
+        """Return the timeline in lines for the console, in which epochs and steps count from 1."""
+        matcher_change = f"from epoch {self.matcher_change_epoch + 1}"
         rows = [
-            ("run", f"{self.epochs} epochs of {self.steps_per_epoch} steps = {self.total_steps} steps"),
-            ("warm-up", f"steps 0 to {self.warmup_steps - 1}" if self.warmup_steps else "none"),
+            (
+                "run",
+                f"{count('epoch', self.epochs)} of {count('step', self.steps_per_epoch)} = "
+                f"{count('step', self.total_steps)}",
+            ),
+            ("warm-up", f"steps 1 to {self.warmup_steps}" if self.warmup_steps else "none"),
             ("flat learning rate", _span(0, self.flat_end_epoch)),
             ("falling to", f"{self.final_lr_ratio:g} of it, {_span(self.flat_end_epoch, self.no_aug_epoch)}"),
-            (
-                "second matching cost",
-                f"from epoch {self.matcher_change_epoch}" if self.matcher_change_epoch <= last else "never",
-            ),
+            ("second matching cost", matcher_change if self.matcher_change_epoch < self.epochs else "never"),
             ("final stage", _span(self.no_aug_epoch, self.epochs)),
         ]
         return "\n".join(f"  {name:<22}{text}" for name, text in rows)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmaSchedule:
-    """How fast the averaged weights follow the raw ones."""
-
-    decay: float
-    """Share kept at each step."""
-    warmup_steps: int
-    """Time constant of the decay's ramp, in steps; 0 for none."""
 
 
 def resolve_schedule(
@@ -164,26 +129,25 @@ def resolve_schedule(
         ConfigError: If a phase given by hand does not fit the run; the message holds the timeline.
     """
     if not has_stages:
-        _refuse_stages(options, epochs)
-    no_aug = _resolve(options.no_aug_epochs, round(NO_AUG_SHARE * epochs) if has_stages else 0)
+        options = _without_stages(options, epochs)
+    no_aug = _resolve(options.no_aug_epochs, round(NO_AUG_SHARE * epochs))
     if no_aug >= epochs > 1 or no_aug > epochs:
         raise ConfigError(
-            f"schedule.no_aug_epochs: {no_aug} leaves none of the {epochs} epochs with augmentation. Change "
-            f"it, or leave it 'auto' to follow from epochs."
+            f"schedule.no_aug_epochs: got {no_aug}, but the run has {count('epoch', epochs)}: none is left "
+            f"for augmentation. Change it, or leave it 'auto' to follow from epochs."
         )
     augmented = epochs - no_aug
-    start = _resolve(options.augment_start_epoch, round(AUGMENT_START_SHARE * augmented) if has_stages else 0)
+    start = _resolve(options.augment_start_epoch, round(AUGMENT_START_SHARE * augmented))
     half = min(start + max(1, augmented // 2), augmented)
     warmup_steps = min(WARMUP_STEPS, int(WARMUP_SHARE * epochs * steps_per_epoch))
-    matcher_change = round(MATCHER_CHANGE_SHARE * augmented)
     timeline = Timeline(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         warmup_steps=_resolve(options.warmup_steps, warmup_steps),
         augment_start_epoch=start,
-        mix_end_epoch=_resolve(options.mix_end_epoch, half if has_stages else epochs),
-        flat_end_epoch=_resolve(options.flat_epochs, half if has_stages else (epochs + 1) // 2),
-        matcher_change_epoch=_resolve(options.matcher_change_epoch, matcher_change if has_stages else epochs),
+        mix_end_epoch=_resolve(options.mix_end_epoch, half),
+        flat_end_epoch=_resolve(options.flat_epochs, half),
+        matcher_change_epoch=_resolve(options.matcher_change_epoch, round(MATCHER_CHANGE_SHARE * augmented)),
         no_aug_epoch=augmented,
         final_lr_ratio=options.final_lr_ratio,
     )
@@ -191,40 +155,25 @@ def resolve_schedule(
     return timeline
 
 
-def _refuse_stages(options: ScheduleOptions, epochs: int) -> None:
-    """Refuse options of stages for a task with the same augmentation and matching cost in all epochs."""
-    valid = {
+def _without_stages(options: ScheduleOptions, epochs: int) -> ScheduleOptions:
+    """Return the options of a task with the same augmentation and matching cost in all epochs."""
+    stages = {
         "no_aug_epochs": 0,
         "augment_start_epoch": 0,
         "mix_end_epoch": epochs,
         "matcher_change_epoch": epochs,
     }
+    given = {name: getattr(options, name) for name in stages}
     check(
         [
             (
-                getattr(options, name) not in ("auto", value),
-                f"schedule.{name}: got {getattr(options, name)}. This task has no such stage. "
-                f"Leave it 'auto'.",
+                given[name] not in ("auto", value),
+                f"schedule.{name}: got {given[name]}. This task has no such stage. Leave it 'auto'.",
             )
-            for name, value in valid.items()
+            for name, value in stages.items()
         ]
     )
-
-
-def resolve_ema(options: EmaOptions, *, total_steps: int) -> EmaSchedule:
-    """Turn the averaging options into numbers; `auto` follows from the length of the run.
-
-    Args:
-        options: The block `ema`.
-        total_steps: Optimizer steps of the whole run.
-
-    Returns:
-        With `auto`, a horizon of 1 / (1 - decay) steps that is at most a tenth of the run, and 10,000 steps.
-    """
-    horizon = max(1.0, EMA_HORIZON_SHARE * total_steps)
-    decay = min(EMA_DECAY, 1 - 1 / horizon) if options.decay == "auto" else options.decay
-    warmup = round(EMA_WARMUP_SHARE / (1 - decay)) if options.warmup_steps == "auto" else options.warmup_steps
-    return EmaSchedule(decay=decay, warmup_steps=warmup)
+    return replace(options, **stages, flat_epochs=_resolve(options.flat_epochs, (epochs + 1) // 2))
 
 
 def _resolve(value: int | str, automatic: int) -> int:
@@ -235,18 +184,18 @@ def _refuse_contradictions(timeline: Timeline) -> None:
     """Raise ConfigError with the timeline if its phases overlap."""
     start, flat_end, mix_end = timeline.augment_start_epoch, timeline.flat_end_epoch, timeline.mix_end_epoch
     final, warmup_steps = timeline.no_aug_epoch, timeline.warmup_steps
-    in_final_stage = f"but the final stage begins at epoch {final}"
+    too_late = f"but the final stage begins after {count('epoch', final)}"
     problems = [
-        (flat_end > final, f"flat_epochs: got {flat_end}, {in_final_stage}"),
+        (flat_end > final, f"flat_epochs: got {flat_end}, {too_late}"),
         (
             warmup_steps > timeline.total_steps / 2,
             f"warmup_steps: got {warmup_steps}, more than half of the run's {timeline.total_steps} steps",
         ),
-        (start > final, f"augment_start_epoch: got {start}, {in_final_stage}"),
-        (mix_end > final, f"mix_end_epoch: got {mix_end}, {in_final_stage}"),
+        (start > final, f"augment_start_epoch: got {start}, {too_late}"),
+        (mix_end > final, f"mix_end_epoch: got {mix_end}, {too_late}"),
         (
             mix_end < min(start, final),
-            f"mix_end_epoch: got {mix_end}, but mosaic and mix-up begin at epoch {start}",
+            f"mix_end_epoch: got {mix_end}, but mosaic and mix-up begin after {count('epoch', start)}",
         ),
     ]
     wrong = [f"schedule.{message}." for is_wrong, message in problems if is_wrong]
@@ -256,4 +205,5 @@ def _refuse_contradictions(timeline: Timeline) -> None:
 
 
 def _span(start: int, end: int) -> str:
-    return f"epochs {start} to {end - 1}" if end > start else "none"
+    """Return the epochs from `start` to before `end`, counted from 1."""
+    return f"epochs {start + 1} to {end}" if end > start else "none"

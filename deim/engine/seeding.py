@@ -1,13 +1,14 @@
-"""Random states of a run."""
+"""The global random generators of a run."""
 
 import logging
 import os
 import random
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def seed_everything(seed: int) -> None:
@@ -30,23 +31,32 @@ def use_deterministic_operations() -> None:
     logging.captureWarnings(True)
 
 
-def random_states() -> dict[str, Any]:
-    """Return the states of all global generators in plain values and tensors, for a checkpoint."""
-    state: Any = np.random.get_state()
-    name, keys, *rest = state
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": random.getstate(),
-        "numpy": (name, keys.tolist(), *rest),
-    }
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RandomStates:
+    """States of the global generators, each as its library gives it."""
 
+    torch: Tensor
+    cuda: list[Tensor]
+    python: Any
+    numpy: Any
 
-def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Restore all global generators; CUDA states are skipped on a machine with another number of GPUs."""
-    torch.set_rng_state(states["torch"])
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    np.random.set_state(states["numpy"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    @classmethod
+    def capture(cls) -> Self:
+        """Return the present states."""
+        state: Any = np.random.get_state()
+        name, keys, *rest = state
+        return cls(
+            torch=torch.get_rng_state(),
+            cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            python=random.getstate(),
+            numpy=(name, keys.tolist(), *rest),
+        )
+
+    def restore(self) -> None:
+        """Restore the generators; those of GPUs only on a machine with the same number of them."""
+        torch.set_rng_state(self.torch)
+        version, numbers, gauss = self.python
+        random.setstate((version, tuple(numbers), gauss))
+        np.random.set_state(self.numpy)
+        if torch.cuda.is_available() and len(self.cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(self.cuda)

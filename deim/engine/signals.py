@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from deim.errors import StopSignalError
@@ -37,9 +37,7 @@ class StopSignals:
             self._previous = {number: signal.signal(number, self._note) for number in STOPPING}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -47,11 +45,8 @@ class StopSignals:
     def interruptible(self, where: str) -> Iterator[None]:
         """Let the first signal end the work within at once; the state before it must be saved.
 
-        Args:
-            where: How far the run has come, for messages.
-
         Raises:
-            StopSignalError: If a signal arrives, or has arrived before.
+            StopSignalError: If a signal arrives, or has arrived before; it names the place `where`.
         """
         self._where = where
         try:

@@ -37,19 +37,11 @@ class StepBatch(Protocol):
         """Micro-batches of at most `size` images."""
 
 
-class MatchedBatch(Protocol):
-    """What a loss computes of a batch before its terms."""
-
-    @property
-    def counts(self) -> LossCounts:
-        """Images, boxes and matched pairs of this batch alone."""
-
-
 class BatchLoss(Protocol):
     """A loss in two steps, such as `Criterion`; the terms of micro-batches add up to those of the batch."""
 
     def match(self, outputs: Any, targets: Sequence[Target], *, epoch: int) -> Any:
-        """Assign boxes to queries; return a `MatchedBatch`."""
+        """Assign boxes to queries; the result has the `counts: LossCounts` of this batch alone."""
 
     def terms(self, outputs: Any, matched: Any, counts: LossCounts) -> dict[str, Tensor]:
         """Return the weighted loss terms of a matched batch, averaged over `counts`."""
@@ -124,7 +116,7 @@ def train_step(
     context.optimizer.zero_grad(set_to_none=True)
     restore_statistics = remember_batch_norm(context.model)
     micro_batches = batch.split(micro_batch_size or len(batch.targets))
-    forward = _Forward(context, epoch=epoch, seed=seed, max_boxes=_max_boxes(batch, context.distributed))
+    forward = _Forward(context, epoch, seed, _max_boxes(batch, context.distributed))
     names: list[str] = []
     totals: list[Tensor] = []
     try:
@@ -170,7 +162,7 @@ def forward_and_backward(context: StepContext, batch: StepBatch) -> None:
     restore_statistics = remember_batch_norm(model)
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     local = replace(context, model=model, distributed=DistributedContext())
-    forward = _Forward(local, epoch=0, seed=None, max_boxes=_max_boxes(batch, local.distributed))
+    forward = _Forward(local, 0, None, _max_boxes(batch, local.distributed))
     try:
         for norm in norms:
             # In training mode, synchronized statistics would wait for the other processes.
@@ -185,14 +177,14 @@ def forward_and_backward(context: StepContext, batch: StepBatch) -> None:
         restore_statistics()
 
 
+@dataclass(frozen=True, slots=True)
 class _Forward:
     """Forward passes and matchings of one step."""
 
-    def __init__(self, context: StepContext, *, epoch: int, seed: int | None, max_boxes: int) -> None:
-        self.context = context
-        self.epoch = epoch
-        self.seed = seed
-        self.max_boxes = max_boxes
+    context: StepContext
+    epoch: int
+    seed: int | None
+    max_boxes: int
 
     def __call__(self, model: nn.Module, batch: StepBatch) -> ModelOutput:
         if self.seed is not None:
@@ -200,7 +192,7 @@ class _Forward:
         with autocast(self.context.precision):
             return model(batch.images, batch.targets, max_boxes=self.max_boxes)
 
-    def match(self, outputs: ModelOutput, targets: list[Target]) -> tuple[MatchedBatch, LossCounts]:
+    def match(self, outputs: ModelOutput, targets: list[Target]) -> tuple[Any, LossCounts]:
         """Match in this process and add up the counts of all; every process fails if one does."""
         error = None
         numbers = [0, 0, 0, 0]

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from deim.config.schema import Config
     from deim.engine.checkpoints import Checkpoint
     from deim.engine.context import RunContext
-    from deim.engine.schedule import Timeline
     from deim.engine.step import BatchLoss, StepBatch
 
 TASKS: Mapping[str, str] = {
@@ -77,39 +76,34 @@ class TaskProducts:
 
 
 class TrainingTask(Protocol):
-    """How the engine deals with what a run trains."""
+    """How the engine deals with what a run trains; a task inherits what it does not change."""
 
-    @property
-    def options_class(self) -> type[TaskOptions]:
-        """Dataclass of the task's block in the config."""
-
-    run_files: tuple[str, ...]
+    options_class: type[TaskOptions]
+    """Dataclass of the task's block in the config."""
+    run_files: tuple[str, ...] = ()
     """Names in the run folder that this task writes beside those of every run."""
-    free_options: tuple[str, ...]
+    free_options: tuple[str, ...] = ()
     """Options of the block that may differ in a resumed run, such as `task.cache_dir`."""
-    fingerprint_messages: Mapping[str, str]
+    fingerprint_messages: Mapping[str, str] = {}
     """Line for each of the task's fingerprints, for a resumed run in which it differs."""
-    trains_backbone: bool
+    trains_backbone: bool = True
     """Whether `recipe.backbone_lr` applies."""
-    report_module: str | None
+    has_stages: bool = True
+    """Whether augmentation starts late and ends early, and the matching cost changes."""
+    report_module: str | None = None
     """Module with `evaluate_checkpoint` and `evaluate_share`; None for the report of a detector."""
 
-    def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:
+    def defaults_from(self, block: Mapping[str, object]) -> TaskDefaults | None:  # noqa: ARG002
         """Return the options on which an experiment rests, by its block `task`, not yet checked.
 
         Raises:
             CheckpointError: If they stand in a checkpoint that cannot be used.
         """
+        return None
 
-    def resolve_timeline(self, config: "Config", *, steps_per_epoch: int) -> "Timeline":
-        """Return the phases of the run.
-
-        Raises:
-            ConfigError: If a phase given by hand does not fit the run.
-        """
-
-    def describe(self, config: "Config") -> list[str]:
+    def describe(self, config: "Config") -> list[str]:  # noqa: ARG002
         """Return lines that the log adds to the timeline."""
+        return []
 
     def build(self, context: "RunContext") -> TaskProducts:
         """Build everything that is trained; global random generators are seeded.
@@ -117,6 +111,7 @@ class TrainingTask(Protocol):
         Raises:
             DeimError: If options contradict each other or a file is wrong.
         """
+        ...
 
     def build_stored_model(self, config: "Config", checkpoint: "Checkpoint", path: Path) -> "nn.Module":
         """Build the model of a checkpoint, by its config with overrides; its weights are loaded afterwards.
@@ -124,6 +119,7 @@ class TrainingTask(Protocol):
         Raises:
             CheckpointError: If the task's state in the checkpoint at `path` is damaged.
         """
+        ...
 
 
 def load_task(name: str) -> TrainingTask:

@@ -11,19 +11,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from deim.engine.checkpoint_manager import CheckpointManager
+from deim.engine.checkpoints import RunCheckpoints, save_checkpoint
 from deim.engine.context import TrainingRun
-from deim.engine.early_stopping import describe_early_stopping
 from deim.engine.log import RunLog, epoch_line, progress_bar
-from deim.engine.memory import STEP_ADVICE, explain_out_of_memory
+from deim.engine.memory import STEP_ADVICE, explain_out_of_memory, peak_bytes, reset_peak
 from deim.engine.optimizer import set_learning_rates
 from deim.engine.progress import EpochSums, Progress
 from deim.engine.recovery import Recovery
-from deim.engine.run_state import capture_resumable, epoch_values, restore_model, restore_run
+from deim.engine.resume import capture_resumable, restore_model, restore_run
 from deim.engine.signals import StopSignals
-from deim.engine.step import StepBatch, StepResult, unwrap_model
-from deim.engine.validation import Validate
-from deim.engine.validator import Validator
+from deim.engine.step import StepBatch, StepResult
+from deim.engine.validation import Validate, Validator
 from deim.errors import StopSignalError
 from deim.files import remove_unfinished
 
@@ -31,25 +29,17 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains a run in a folder.
+    """Trains a run in a folder, which must exist when `train` is called."""
 
-    Args:
-        prepared: The run.
-        validate: Evaluates a model on the validation split.
-        folder: The run folder; it exists when `run` is called.
-    """
-
-    def __init__(self, prepared: TrainingRun, *, validate: Validate, folder: Path) -> None:
-        self.prepared = prepared
+    def __init__(self, run: TrainingRun, *, validate: Validate, folder: Path) -> None:
+        self.run = run
         self.validate = validate
         self.folder = folder
-        self.config = prepared.context.config
-        self.timeline = prepared.context.timeline
-        self.distributed = prepared.context.distributed
-        self.checkpoints = CheckpointManager(folder)
+        self.config = run.context.config
+        self.timeline = run.context.timeline
+        self.distributed = run.context.distributed
+        self.checkpoints = RunCheckpoints(folder)
         self.progress = Progress()
-        self._log = RunLog(None)
-        self._recovery = Recovery(prepared, self.checkpoints, self._log)
         self._stop = StopSignals()
         self._saved_at = time.monotonic()
         self._first_step = 0
@@ -62,32 +52,23 @@ class Trainer:
     @property
     def must_beat_start(self) -> bool:
         """Whether best.pth needs a higher score than the model before its first step."""
-        return self.prepared.products.start_checkpoint is not None
+        return self.run.products.start_checkpoint is not None
 
     def resume(self, path: Path, *, force: bool = False) -> None:
-        """Continue a run that was stopped.
-
-        Args:
-            path: The `last.pth` of a run of the same config and data.
-            force: Continue although config or data differ; the differences are logged.
+        """Continue a run that was stopped; `force` allows another config or other data.
 
         Raises:
-            CheckpointError: If training cannot be resumed from it.
+            CheckpointError: If training cannot be resumed from `path`.
         """
         checkpoint, source = self.checkpoints.read_for_resume(path)
-        assert checkpoint.resume is not None
-        self.checkpoints.note_resume(path, source, checkpoint.resume.progress)
-        self.progress = restore_run(self.prepared, checkpoint, path=source, force=force)
+        self.progress = restore_run(self.run, checkpoint, path=source, force=force)
         self._first_step = self.progress.step
         logger.info(
             "resuming in epoch %d after step %d from %s", self.progress.epoch + 1, self.progress.step, source
         )
 
-    def run(self, *, show_progress: bool = True) -> None:
+    def train(self) -> None:
         """Train from the current progress to the last epoch.
-
-        Args:
-            show_progress: Draw a bar on the terminal.
 
         Raises:
             StopSignalError: If a signal asked the run to stop; its state is saved.
@@ -99,8 +80,10 @@ class Trainer:
         folder = self.folder if is_main else None
         log = RunLog(folder, tensorboard=self.config.runtime.tensorboard, first_step=progress.step)
         with StopSignals() as self._stop, log:
-            self._log = self._recovery.log = log
-            validator = Validator(self.prepared, self.validate, checkpoints=self.checkpoints, stop=self._stop)
+            recovery = Recovery(self.run, self.checkpoints, log)
+            validator = Validator(
+                run=self.run, validate=self.validate, checkpoints=self.checkpoints, stop=self._stop
+            )
             if is_main:
                 remove_unfinished(self.folder)
             log.keep_until(epoch=progress.epoch, step=progress.step)
@@ -108,8 +91,8 @@ class Trainer:
                 progress.best = None
             if self.must_beat_start and progress.start_score is None:
                 result = validator.validate_start(progress)
-                scores = {"ap": result.ap, "ap50": result.ap50, "class_ap50": result.class_ap50}
-                log.write("start", {"epoch": 0, "step": 0, **scores})
+                ap, ap50, class_ap50 = result.ap, result.ap50, result.class_ap50
+                log.write("start", epoch=0, step=0, ap=ap, ap50=ap50, class_ap50=class_ap50)
             # A restore needs this state if the first steps are skipped. And a run that was killed between
             # the two renames of its last checkpoint has none under its name.
             is_unfinished = progress.epoch < self.config.epochs
@@ -118,33 +101,35 @@ class Trainer:
             while progress.epoch < self.config.epochs and not progress.stopped_early:
                 if progress.epoch == self.timeline.no_aug_epoch:
                     self._begin_final_stage()
-                self._train_epoch(show_progress=show_progress and is_main)
-                self._finish_epoch(validator)
+                self._train_epoch(recovery)
+                self._finish_epoch(validator, log)
         if is_main and not self.checkpoints.best_path.is_file() and not self.must_beat_start:
             # It was removed after the last validation.
             validator.save_best(progress, epoch=progress.epoch - 1, weights="ema")
         if is_main:
             self.checkpoints.remove_intermediate()
 
-    def _train_epoch(self, *, show_progress: bool) -> None:
+    def _train_epoch(self, recovery: Recovery) -> None:
         """Train the rest of the current epoch."""
-        progress, loader = self.progress, self.prepared.products.loader
-        self.prepared.step.model.train()
+        progress, loader = self.progress, self.run.products.loader
+        self.run.step.model.train()
         loader.set_epoch(progress.epoch, progress.steps_of_epoch)
         title = f"epoch {progress.epoch + 1}/{self.config.epochs}"
-        done = progress.steps_of_epoch
-        with progress_bar(title, total=len(loader), start=done, is_shown=show_progress) as advance:
+        done, is_main = progress.steps_of_epoch, self.distributed.is_main
+        with progress_bar(title, total=len(loader), start=done, is_shown=is_main) as advance:
             for batch in self._timed_batches():
                 started = time.perf_counter()
-                result = self._step(batch)
-                self._account(batch, result)
+                factor = self._lr_factor(progress.step)
+                set_learning_rates(self.run.step.optimizer, factor, epoch=progress.epoch)
+                result = recovery.step(batch, progress)
+                self._account(batch, result, recovery)
                 progress.sums.seconds += time.perf_counter() - started
                 advance("skipped" if result.skip_reason else f"loss {result.loss:.2f}")
                 self._save_if_due()
 
     def _timed_batches(self) -> Iterator[StepBatch]:
         """Yield batches on the device, and add up the time spent waiting for them."""
-        batches = iter(self.prepared.products.loader)
+        batches = iter(self.run.products.loader)
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
@@ -154,31 +139,26 @@ class Trainer:
             if batch is None:
                 return
             with explain_out_of_memory("in copying a batch to the device", STEP_ADVICE):
-                on_device = batch.to(self.prepared.context.device)
+                on_device = batch.to(self.run.context.device)
             yield on_device
 
     def _lr_factor(self, step: int) -> float:
         return self.timeline.lr_factor(step) * self.progress.lr_scale
 
-    def _step(self, batch: StepBatch) -> StepResult:
-        factor = self._lr_factor(self.progress.step)
-        set_learning_rates(self.prepared.step.optimizer, factor, epoch=self.progress.epoch)
-        return self._recovery.step(batch, self.progress)
-
-    def _account(self, batch: StepBatch, result: StepResult) -> None:
+    def _account(self, batch: StepBatch, result: StepResult, recovery: Recovery) -> None:
         """Put the outcome of a step into the averaged weights, the sums and the log."""
         progress = self.progress
         progress.sums.num_images += len(batch.targets) * self.distributed.size
         if result.skip_reason is None:
             progress.skipped_in_a_row, progress.skipped_images = 0, []
-            self.prepared.ema.update(unwrap_model(self.prepared.step.model))
+            self.run.ema.update()
             curves = {"loss": result.loss, "grad_norm": result.grad_norm}
             progress.sums.add_losses({**curves, **result.terms})
             curves["lr"] = self.config.recipe.lr * self._lr_factor(progress.step)
             named = {f"train/{name}": value for name, value in curves.items()}
-            self._log.curves(named, step=progress.step + 1)
+            recovery.log.curves(named, step=progress.step + 1)
         else:
-            self._recovery.record_skip(progress, batch, result)
+            recovery.record_skip(progress, batch, result)
         progress.step += 1
         progress.steps_of_epoch += 1
 
@@ -198,31 +178,40 @@ class Trainer:
         """Write last.pth."""
         self._saved_at = time.monotonic()
         if self.distributed.is_main:
-            checkpoint = capture_resumable(self.prepared, self.progress)
+            checkpoint = capture_resumable(self.run, self.progress)
             with self._stop.held():
                 self.checkpoints.save_last(checkpoint)
         self.distributed.wait()
 
-    def _finish_epoch(self, validator: Validator) -> None:
+    def _finish_epoch(self, validator: Validator, log: RunLog) -> None:
         """Validate, log, and save the state in which the next epoch begins."""
-        progress = self.progress
-        values = epoch_values(self.prepared, progress)
+        progress, recipe, device = self.progress, self.config.recipe, self.run.context.device
+        factor = self._lr_factor(progress.step - 1)
+        values = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "lr": recipe.lr * factor,
+            "backbone_lr": recipe.backbone_lr * factor if self.run.task.trains_backbone else 0.0,
+            "peak_memory_bytes": peak_bytes(device),
+            **progress.sums.means(),
+        }
+        reset_peak(device)
         if validator.is_due(progress.epoch):
             # A run that is killed while it validates must not train the epoch again.
             self._save()
             started = time.perf_counter()
             result, validated = validator.validate_epoch(progress)
             values |= {**validated, "validation_seconds": time.perf_counter() - started}
-            self._log.validation(result, step=progress.step)
+            log.validation(result, step=progress.step)
         seconds = progress.sums.seconds + values.get("validation_seconds", 0.0)
         values["seconds"] = seconds
         values["time_left_s"] = seconds * (self.config.epochs - progress.epoch - 1)
         values["stopped_early"] = progress.stopped_early
         # Before the checkpoint: a kill in between repeats the line, but never loses it.
-        self._log.write("epoch", values)
-        logger.info(epoch_line(values, epochs=self.config.epochs))
+        log.write("epoch", **values)
+        logger.info(epoch_line(epochs=self.config.epochs, **values))
         if progress.stopped_early:
-            logger.info("stopping early: %s", describe_early_stopping(progress.early_stopping))
+            logger.info("stopping early: %s", progress.early_stopping.describe())
         progress.epoch += 1
         progress.steps_of_epoch, progress.sums = 0, EpochSums()
         self._save()
@@ -241,7 +230,7 @@ class Trainer:
             return
         if self.distributed.is_main:
             with self._stop.held():
-                self.checkpoints.save_final_stage(checkpoint)
-        restore_model(self.prepared, checkpoint)
+                save_checkpoint(checkpoint, self.checkpoints.final_stage_path)
+        restore_model(self.run, checkpoint)
         self._save()
         logger.info("final stage: restored the weights of epoch %d", checkpoint.epoch + 1)

@@ -1,15 +1,24 @@
-"""What a validation tells the training loop, and which weights it makes the best."""
+"""Validates the models of a run, keeps the best in best.pth, and decides when the run stops early."""
 
+import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from numpy.typing import NDArray
 from torch import nn
 
-WeightKind = Literal["raw", "ema"]
-"""`ema` for averaged weights, `raw` for those of the optimizer."""
+from deim.engine.checkpoints import RunCheckpoints, save_checkpoint
+from deim.engine.context import TrainingRun
+from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
+from deim.engine.progress import BestScore, Progress, WeightKind
+from deim.engine.resume import capture_checkpoint
+from deim.engine.signals import StopSignals
+from deim.engine.step import unwrap_model
+
+logger = logging.getLogger(__name__)
 
 NO_SCORE = -1.0
 """Score of a validation without an AP: the lowest of all."""
@@ -37,35 +46,83 @@ class Validation:
         """AP, by which best.pth is chosen; -1 where there is none."""
         return NO_SCORE if self.ap is None or math.isnan(self.ap) else self.ap
 
-    def values(self) -> dict[str, Any]:
-        """Return the entries of `metrics.jsonl`."""
-        names = ("ap", "ap50", "worst_class", "worst_class_ap50", "class_ap50")
-        return {**{name: getattr(self, name) for name in names}, "val": self.summary}
-
 
 Validate = Callable[[nn.Module], Validation]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BestScore:
-    """The validation behind best.pth."""
+class Validator:
+    """Validates the models of a run."""
 
-    score: float
-    """COCO AP, or -1 where there was none."""
-    epoch: int
-    """0-based."""
-    weights: WeightKind
+    run: TrainingRun
+    validate: Validate
+    checkpoints: RunCheckpoints
+    stop: StopSignals
 
+    def is_due(self, epoch: int) -> bool:
+        """Return whether an epoch (0-based) ends with a validation."""
+        context = self.run.context
+        # The final stage starts from the best weights, so the epoch before it must be validated.
+        is_last = epoch + 1 in (context.timeline.epochs, context.timeline.no_aug_epoch)
+        return is_last or (epoch + 1) % context.config.evaluation.every_epochs == 0
 
-def is_better(score: float, best: BestScore | None, *, start_score: float | None) -> bool:
-    """Return whether a score makes a new best.pth.
+    def validate_start(self, progress: Progress) -> Validation:
+        """Validate the model before its first step, whose score best.pth must exceed."""
+        result = self._evaluate(self.run.ema.model, progress)
+        progress.start_score = result.score
+        logger.info(
+            "before training: mAP %s, mAP50 %s; best.pth is written on a higher mAP",
+            *("none" if value is None else f"{value:.3f}" for value in (result.ap, result.ap50)),
+        )
+        return result
 
-    Of equal scores the later one wins: until a first success, no training is thrown away.
+    def validate_epoch(self, progress: Progress) -> tuple[Validation, dict[str, Any]]:
+        """Validate the averaged weights, and the raw ones if asked; write best.pth on the highest score.
 
-    Args:
-        score: From `Validation.score`.
-        best: The best so far; None before the first.
-        start_score: Score before the first step, which must be exceeded; None if any score counts.
-    """
-    beats_start = start_score is None or score > start_score
-    return beats_start and (best is None or score >= best.score)
+        Returns:
+            The better result, and its entries in `metrics.jsonl`.
+        """
+        results: dict[WeightKind, Validation] = {"ema": self._evaluate(self.run.ema.model, progress)}
+        if self.run.context.config.evaluation.evaluate_raw:
+            model = unwrap_model(self.run.step.model).eval()
+            results["raw"] = self._evaluate(model, progress)
+        weights, result = max(results.items(), key=lambda item: item[1].score)
+        best, start = progress.best, progress.start_score
+        # Of equal scores the later one wins: until a first success, no training is thrown away.
+        is_best = (start is None or result.score > start) and (best is None or result.score >= best.score)
+        if is_best:
+            progress.best = BestScore(score=result.score, epoch=progress.epoch, weights=weights)
+            self.save_best(progress, epoch=progress.epoch, weights=weights)
+        progress.stopped_early = self._should_stop(progress, result)
+        names = ("ap", "ap50", "worst_class", "worst_class_ap50", "class_ap50")
+        return result, {
+            "weights": weights,
+            "is_best": is_best,
+            **{name: getattr(result, name) for name in names},
+            "val": result.summary,
+            "val_raw": results["raw"].summary if "raw" in results else None,
+        }
+
+    def save_best(self, progress: Progress, *, epoch: int, weights: WeightKind) -> None:
+        """Write best.pth in the main process."""
+        if self.run.context.distributed.is_main:
+            checkpoint = capture_checkpoint(self.run, progress, epoch=epoch, weights=weights)
+            with self.stop.held():
+                save_checkpoint(checkpoint, self.checkpoints.best_path)
+
+    def _evaluate(self, model: nn.Module, progress: Progress) -> Validation:
+        """Validate a model; in a single process a signal interrupts it, as the epoch is saved already."""
+        where = f" in epoch {progress.epoch + 1} during validation"
+        is_alone = self.run.context.distributed.size == 1
+        interruption = self.stop.interruptible(where) if is_alone else nullcontext()
+        with interruption, explain_out_of_memory("in validation", VALIDATION_ADVICE):
+            return self.validate(model)
+
+    def _should_stop(self, progress: Progress, result: Validation) -> bool:
+        options, timeline = self.run.context.config.early_stopping, self.run.context.timeline
+        score = result.ap if options.metric == "ap" else result.ap50
+        has_final_stage = timeline.no_aug_epoch < timeline.epochs
+        stage = timeline.no_aug_epoch if has_final_stage else timeline.augment_start_epoch
+        return progress.early_stopping.should_stop(
+            score, options, epoch=progress.epoch, last_stage_epoch=stage
+        )

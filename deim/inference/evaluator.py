@@ -12,8 +12,8 @@ from deim.config.schema import Config
 from deim.data.formats.coco import CocoSplit, match_classes
 from deim.data.images.input_format import build_input_format
 from deim.data.loader import build_eval_loader
-from deim.engine.checkpoints import TrainedDetector
 from deim.engine.distributed import DistributedContext
+from deim.engine.trained_detector import TrainedDetector
 from deim.errors import DataError
 from deim.files import suggest
 from deim.inference.detection_table import DetectionTable, GroundTruthTable

@@ -17,9 +17,9 @@ from deim.config.schema import Config
 from deim.data.images.input_format import build_input_format
 from deim.data.images.load import read_tiles, to_tensor
 from deim.data.images.resize import fit_tiles, normalize
-from deim.engine.checkpoints import TrainedDetector, load_trained
 from deim.engine.device import select_device
 from deim.engine.step import StepBatch
+from deim.engine.trained_detector import TrainedDetector, load_trained
 from deim.errors import ConfigError
 from deim.inference.detection_table import DetectionTable
 from deim.inference.operating_points import OperatingPoints, candidate_rules, describe_goal

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deim.errors import CheckpointError
+from deim.files import not_a_file
 from deim.model.detector import Detector
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def read_weights_file(path: Path, *, advice: str = "") -> dict[str, Any]:
     if not path.is_file():
         source = next((where for name, where in SOURCES if name.fullmatch(path.name)), None)
         where = f"It is {source}: put it there." if source else "Check the path."
-        raise CheckpointError(f"{path}: no such weights file (looked in {Path.cwd()}). {where}{advice}")
+        raise CheckpointError(f"{path}: {not_a_file(path, 'weights file')}. {where}{advice}")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)

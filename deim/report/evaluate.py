@@ -9,8 +9,8 @@ from PIL import Image
 from deim.data.formats.coco import to_split
 from deim.data.options import DataOptions
 from deim.data.splits import read_raw_split, read_split
-from deim.engine.checkpoints import TrainedDetector, store_operating_points
 from deim.engine.task import report_function
+from deim.engine.trained_detector import TrainedDetector, store_operating_points
 from deim.engine.validation import Validation
 from deim.errors import DataError
 from deim.files import sha256_of_file

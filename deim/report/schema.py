@@ -17,8 +17,8 @@ from deim.metrics.confusion import Confusion
 from deim.metrics.convergence import Convergence
 from deim.metrics.image_level import EscapeCurve, ImageLevel
 from deim.metrics.tide import Duplicates
+from deim.migration import FIRST_REPORT_VERSION, migrate_report
 from deim.records import from_json, to_json
-from deim.report.migration import OLD_REPORT_VERSION, migrate_report
 
 SCHEMA_VERSION = 4
 """Raised whenever a key of the report changes its name or its meaning."""
@@ -217,10 +217,10 @@ def read_report(path: Path) -> Report:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable report, got {error}. {advice}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version not in (SCHEMA_VERSION, OLD_REPORT_VERSION):
+    if version not in (SCHEMA_VERSION, FIRST_REPORT_VERSION):
         raise DataError(
             f"{path}: not a report of this version, got version {version}. This version reads "
-            f"{SCHEMA_VERSION} and {OLD_REPORT_VERSION}. {advice}"
+            f"{SCHEMA_VERSION} and {FIRST_REPORT_VERSION}. {advice}"
         )
     try:
         return from_json(Report, migrate_report(content))

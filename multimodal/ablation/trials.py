@@ -11,11 +11,11 @@ import torch
 from deim.config.schema import Config
 from deim.data.sampling import EpochSampler, FixedBatches
 from deim.data.splits import build_splits
+from deim.engine.build import prepare_run
 from deim.engine.device import select_precision
-from deim.engine.ema import ModelEma
+from deim.engine.ema import EmaSchedule, ModelEma, resolve_ema
 from deim.engine.optimizer import RecipeOptions, set_learning_rates
-from deim.engine.prepare import prepare_run
-from deim.engine.schedule import EmaSchedule, Timeline, resolve_ema
+from deim.engine.schedule import Timeline
 from deim.engine.step import Precision, StepContext, train_step
 from deim.errors import ConfigError, DataError
 from deim.inference.detection_table import GroundTruthTable
@@ -253,7 +253,7 @@ def train_variant(variant: Variant, context: TrialContext, *, seed: int) -> Fusi
             result = train_step(parts, batch.to(context.device), epoch=epoch)
             step += 1
             if result.skip_reason is None:
-                average.update(model)
+                average.update()
             else:
                 num_skipped += 1
     if num_skipped:

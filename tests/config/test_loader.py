@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_type_hints
 import pytest
 
 from deim.config import catalog
-from deim.config.catalog import shipped_configs_dir
+from deim.config.catalog import find_config, shipped_configs_dir
 from deim.config.loader import (
     config_from_dict,
     config_to_dict,
@@ -392,14 +392,16 @@ def test_all_problems_at_once(write):
 
 def test_ranges_are_checked_in_every_block_that_can_be_read(write):
     path = write(MINIMAL.replace("image_size: 64", "image_size: 100"))
+    numbers = [
+        "--set: seed: got -1, needs at least 0",
+        "x.yml: image_size: got 100x100, both must be multiples of 32 and at least 64; the nearest are 96x96",
+    ]
+    assert sorted(problems_of(path, "seed=-1")) == numbers
     lines = problems_of(path, "seed=-1", "evaluation.every_epochs=0", "recipe.clip_grad_norm=0")
     assert sorted(lines) == [
         "--set: evaluation.every_epochs: got 0, needs at least 1",
         "--set: recipe.clip_grad_norm: got 0.0, must be above 0",
-    ]
-    assert sorted(problems_of(path, "seed=-1")) == [
-        "--set: seed: got -1, needs at least 0",
-        "x.yml: image_size: got 100x100, both must be multiples of 32 and at least 64; the nearest are 96x96",
+        *numbers,
     ]
 
 
@@ -762,3 +764,8 @@ def test_show_config_prints_problems_without_a_traceback(write, call):
     write(MINIMAL)
     message = "--set: unknown key 'epoch'. Did you mean 'epochs'?\n"
     assert call("show_config", "x.yml", "--set", "epoch=3") == (2, "", message)
+
+
+def test_a_folder_is_no_config(tmp_path):
+    with pytest.raises(ConfigError, match=f"{tmp_path}: is a folder, not a config file. Name a config file"):
+        find_config(tmp_path)

@@ -86,10 +86,10 @@ def test_the_full_preset_has_the_stages_of_the_reference() -> None:
     )
     pipeline = build_pipeline(full, epochs=epochs, image_size_hw=config.image_size_hw)
     assert [stage.describe() for stage in pipeline.stages(102)] == [
-        "epochs 0 to 3: flips, several sizes",
-        "epochs 4 to 48: mosaic, zoom-out, crop, colors, flips, mix-up, copy-blend, several sizes",
-        "epochs 49 to 89: zoom-out, crop, colors, flips, copy-blend, several sizes",
-        "epochs 90 to 101: flips",
+        "epochs 1 to 4: flips, several sizes",
+        "epochs 5 to 49: mosaic, zoom-out, crop, colors, flips, mix-up, copy-blend, several sizes",
+        "epochs 50 to 90: zoom-out, crop, colors, flips, copy-blend, several sizes",
+        "epochs 91 to 102: flips",
     ]
     assert pipeline.sizes_hw.count((1024, 1024)) == 6
     assert len(pipeline.sizes_hw) == 22
@@ -100,7 +100,9 @@ def test_the_full_preset_has_the_stages_of_the_reference() -> None:
 
 def test_mixing_cannot_reach_into_the_final_stage() -> None:
     schedule = load_config(shipped_configs_dir() / "deimv2_640.yml").schedule
-    with pytest.raises(ConfigError, match="mix_end_epoch: got 95, but the final stage begins at"):
+    with pytest.raises(
+        ConfigError, match="mix_end_epoch: got 95, but the final stage begins after 90 epochs"
+    ):
         resolve_schedule(replace(schedule, mix_end_epoch=95), epochs=100, steps_per_epoch=100)
 
 

@@ -2,13 +2,7 @@
 
 import pytest
 
-from deim.engine.early_stopping import (
-    EarlyStoppingOptions,
-    EarlyStoppingState,
-    describe_early_stopping,
-    should_stop,
-    update_early_stopping,
-)
+from deim.engine.early_stopping import EarlyStoppingOptions, EarlyStoppingState
 
 NAN = float("nan")
 
@@ -25,8 +19,7 @@ def stops_after(
     config = EarlyStoppingOptions(patience=patience, min_delta=min_delta, before_final_stage=early)
     state = EarlyStoppingState()
     for epoch, score in enumerate(scores):
-        update_early_stopping(state, score, epoch=epoch, min_delta=config.min_delta)
-        if should_stop(state, config, epoch=epoch, last_stage_epoch=final):
+        if state.should_stop(score, config, epoch=epoch, last_stage_epoch=final):
             return epoch
     return None
 
@@ -71,11 +64,8 @@ def test_patience_counts_from_the_final_stage_unless_told_otherwise() -> None:
 
 
 def test_gains_are_told_in_words() -> None:
-    state = EarlyStoppingState()
-    update_early_stopping(state, NAN, epoch=0, min_delta=0.0)
-    assert (
-        describe_early_stopping(state)
-        == "no validation has given a score; does the validation split have boxes?"
-    )
-    update_early_stopping(state, 0.3, epoch=4, min_delta=0.0)
-    assert describe_early_stopping(state) == "no improvement since epoch 5"
+    options, state = EarlyStoppingOptions(), EarlyStoppingState()
+    state.should_stop(NAN, options, epoch=0, last_stage_epoch=0)
+    assert state.describe() == "no validation has given a score; does the validation split have boxes?"
+    state.should_stop(0.3, options, epoch=4, last_stage_epoch=0)
+    assert state.describe() == "no improvement since epoch 5"

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 import deim
 from deim.config.loader import config_from_dict
-from deim.config.migration import migrate_checkpoint, migrate_config
-from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
+from deim.engine.checkpoints import read_checkpoint, save_checkpoint
+from deim.engine.trained_detector import load_trained
+from deim.migration import migrate_checkpoint, migrate_config
 
 FILES = Path(__file__).parents[1] / "fixtures" / "wave1"
 CHECKPOINTS = ("best", "fusion_best")
@@ -120,7 +121,7 @@ def test_the_state_of_a_run_is_migrated() -> None:
         "progress": {
             "epoch": 4,
             "sums": {"num_good": 2, "num_skipped": 1},
-            "best": {"score": 0.5, "epoch": 3, "weights": "ema"},
+            "best": best,
             "early_stopping": {"score": 0.5, "epoch": 3},
             "skipped_in_a_row": 1,
             "skipped_images": ["a.png"],

@@ -11,7 +11,7 @@ from deim.curation.convert import write_dataset
 from deim.data.formats.coco_file import read_coco
 from deim.data.formats.read import Format
 from deim.data.splits import read_split
-from deim.engine.checkpoints import load_trained
+from deim.engine.trained_detector import load_trained
 from deim.engine.trainer import Trainer
 from deim.inference.evaluator import build_evaluator
 from deim.report.evaluate import evaluate_checkpoint
@@ -43,7 +43,7 @@ def test_a_run_on_another_format_is_that_on_coco(
     losses = []
     for name, data in (("coco", tiny_set), (data_format, root)):
         config = tiny_config(data, tmp_path / f"run_{name}", "epochs=1", f"data.format={name}")
-        build_tiny(config).run(show_progress=False)
+        build_tiny(config).train()
         lines = (tmp_path / f"run_{name}" / "metrics.jsonl").read_text("utf-8").splitlines()
         losses += [line["loss"] for line in map(json.loads, lines) if line["event"] == "epoch"]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -41,10 +41,10 @@ def validation(side: int) -> Validation:
 
 
 def test_an_epoch_is_one_readable_line() -> None:
-    assert epoch_line(VALUES, epochs=9) == (
+    assert epoch_line(epochs=9, **VALUES) == (
         "epoch 5/9  loss 31.96  lr 4.0e-04  8.63 img/s  wait 12%  10.2 GB  2:06 left"
     )
-    assert epoch_line(VALIDATED, epochs=9) == (
+    assert epoch_line(epochs=9, **VALIDATED) == (
         "epoch 5/9 loss 31.96 mAP50 0.504 mAP 0.329* lr 4.0e-04 8.63 img/s wait 12% 10.2 GB 2:06 left "
         "worst 0.26 RAYONES_ARANAZOS"
     )
@@ -61,7 +61,7 @@ def test_a_line_fits_the_console_and_keeps_every_number(epochs: int, seconds: fl
         "images_per_s": 234.5,
         "peak_memory_bytes": 23 * 2**30,
     }
-    line = epoch_line(values, epochs=epochs)
+    line = epoch_line(epochs=epochs, **values)
     assert len(line) <= LINE_WIDTH
     for part in ("loss 123.50", "mAP50 0.504", "mAP 0.329*", "0.26", "234 img/s", "23.0 GB", " left"):
         assert part in line
@@ -70,7 +70,7 @@ def test_a_line_fits_the_console_and_keeps_every_number(epochs: int, seconds: fl
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
-        log.write("epoch", {"epoch": 0, "step": 2, "loss": float("nan"), "grad_norm": float("inf")})
+        log.write("epoch", epoch=0, step=2, loss=float("nan"), grad_norm=float("inf"))
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
         "event": "epoch",
         "epoch": 0,
@@ -83,8 +83,8 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
 def test_a_resumed_run_drops_what_it_will_write_again_and_a_line_cut_off(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     for epoch in range(3):
-        log.write("skipped_step", {"epoch": epoch, "step": 2 * epoch})
-        log.write("epoch", {"epoch": epoch, "step": 2 * epoch + 2})
+        log.write("skipped_step", epoch=epoch, step=2 * epoch)
+        log.write("epoch", epoch=epoch, step=2 * epoch + 2)
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"event": "epo')
     log.keep_until(epoch=1, step=3)
@@ -111,7 +111,7 @@ def test_a_resumed_run_drops_what_it_will_write_again_and_a_line_cut_off(tmp_pat
 )
 def test_lines_that_the_run_has_not_written_are_dropped(foreign: bytes, tmp_path: Path) -> None:
     log = RunLog(tmp_path)
-    log.write("epoch", {"epoch": 0, "step": 2})
+    log.write("epoch", epoch=0, step=2)
     path = tmp_path / "metrics.jsonl"
     new = path.read_bytes()
     path.write_bytes(foreign + b"\n" + new + foreign)
@@ -122,7 +122,7 @@ def test_lines_that_the_run_has_not_written_are_dropped(foreign: bytes, tmp_path
 def test_a_log_without_a_folder_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with RunLog(None, tensorboard=True) as log:
-        log.write("epoch", {"epoch": 0})
+        log.write("epoch", epoch=0)
         log.curves({"loss": 1.0}, step=1)
         log.validation(validation(2), step=1)
         log.keep_until(epoch=0, step=0)

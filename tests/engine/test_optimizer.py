@@ -1,10 +1,12 @@
 """Parameter groups of AdamW."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from deim.engine.optimizer import RecipeOptions, build_optimizer, parameter_groups, set_learning_rates
+from deim.engine.optimizer import RecipeOptions, build_optimizer, set_learning_rates
 from deim.model.build import build_variant
 from deim.model.detector import Detector
 
@@ -17,8 +19,8 @@ def variant(request: pytest.FixtureRequest) -> tuple[str, Detector]:
         return request.param, build_variant(request.param, num_classes=4)
 
 
-def groups_of(model: Detector, rule: str) -> list[dict]:
-    return parameter_groups(model, rule, lr=5e-4, backbone_lr=2.5e-5, weight_decay=1e-4)
+def groups_of(model: Detector, rule: Any) -> list[dict]:
+    return build_optimizer(model, RecipeOptions(parameter_groups=rule)).param_groups
 
 
 @pytest.mark.parametrize("rule", ["by_type", "reference"])

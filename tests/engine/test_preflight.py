@@ -1,6 +1,7 @@
 """What is tried before a run, and how batches are planned."""
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import torch
 from deim.config.schema import Config
 from deim.data.batch import Batch
 from deim.engine import preflight as preflight_module
+from deim.engine.build import plan_batches
 from deim.engine.distributed import DistributedContext
 from deim.engine.memory import limit_bytes, peak_bytes, reset_peak
-from deim.engine.prepare import plan_batches
 from deim.engine.step import StepContext
 from deim.engine.trainer import Trainer
 from deim.errors import ConfigError, TrainingError
@@ -78,14 +79,16 @@ def test_it_prints_what_memory_is_taken_and_left_and_changes_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     without = build_tiny(tiny_config(tiny_set, tmp_path / "without", "epochs=2"))
-    without.run(show_progress=False)
+    without.train()
     with caplog.at_level(logging.INFO):
         trainer = build_tiny(tiny_config(tiny_set, tmp_path / "with", "epochs=2", PREFLIGHT))
     line = next(message for message in caplog.messages if message.startswith("memory: "))
-    assert "in a step of 3 images with 2 boxes each, or in validation, " in line
-    assert line.endswith(" GB left")
-    trainer.run(show_progress=False)
-    expected, actual = (run.prepared.step.model.state_dict() for run in (without, trainer))
+    pattern = (
+        r"training with 3 images at once \(up to 2 boxes in each\) and validation need up to .* of .* GB"
+    )
+    assert re.fullmatch(f"memory: {pattern}", line)
+    trainer.train()
+    expected, actual = (run.run.step.model.state_dict() for run in (without, trainer))
     assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
@@ -181,7 +184,7 @@ def test_auto_trains_on_this_machine(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", *AUTO, "epochs=1"))
-    trainer.run(show_progress=False)
+    trainer.train()
     assert trainer.progress.step == 1
     assert trainer.progress.micro_batch_size in (1, 2, 3, 6)
 

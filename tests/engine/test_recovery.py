@@ -53,7 +53,7 @@ def test_bad_steps_are_logged_and_the_run_goes_on(
 ) -> None:
     spoil({1, 2, 5})
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=4"))
-    trainer.run(show_progress=False)
+    trainer.train()
     skipped = [line for line in events_of(tmp_path / "run") if line["event"] == "skipped_step"]
     assert [line["step"] for line in skipped] == [1, 2, 5]
     assert all(
@@ -65,8 +65,8 @@ def test_bad_steps_are_logged_and_the_run_goes_on(
     assert all(
         [f"train_{image_id - 10}.png" for image_id in line["image_ids"]] == line["images"] for line in skipped
     )
-    assert trainer.prepared.ema.updates == 5
-    assert all(torch.isfinite(value).all() for value in trainer.prepared.step.model.state_dict().values())
+    assert trainer.run.ema.updates == 5
+    assert all(torch.isfinite(value).all() for value in trainer.run.step.model.state_dict().values())
     assert trainer.progress.restores == 0
 
 
@@ -101,11 +101,11 @@ def test_bad_steps_of_every_kind_are_survived(
 
     monkeypatch.setattr(recovery_module, "train_step", step)
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=50", "evaluation.every_epochs=25"))
-    trainer.run(show_progress=False)
+    trainer.train()
     skipped = [line["step"] for line in events_of(tmp_path / "run") if line["event"] == "skipped_step"]
     assert skipped == sorted(chosen)
-    assert trainer.prepared.ema.updates == 55
-    for model in (trainer.prepared.step.model, trainer.prepared.ema.model):
+    assert trainer.run.ema.updates == 55
+    for model in (trainer.run.step.model, trainer.run.ema.model):
         assert all(value.isfinite().all() for value in model.state_dict().values())
     losses = [
         line["loss"] for line in events_of(tmp_path / "run") if line["event"] == "epoch" and line["loss"]
@@ -127,13 +127,13 @@ def test_after_too_many_the_last_good_state_comes_back_with_half_the_rate(
     config = tiny_config(tiny_set, tmp_path / "run", "epochs=4", "recipe.max_skipped_steps=3")
     trainer = build_tiny(config)
     with caplog.at_level(logging.WARNING):
-        trainer.run(show_progress=False)
+        trainer.train()
     assert "3 steps in a row skipped: restored the state of step 2, learning rate times 0.5" in caplog.text
     restored = [line for line in events_of(tmp_path / "run") if line["event"] == "restored"]
     assert [(line["step"], line["to_step"], line["lr_scale"]) for line in restored] == [(5, 2, 0.5)]
     assert trainer.progress.lr_scale == 0.5
     # Two good steps before the restored state, and the last two of the run.
-    assert trainer.prepared.ema.updates == 4
+    assert trainer.run.ema.updates == 4
     lines = [line for line in events_of(tmp_path / "run") if line["event"] == "epoch"]
     timeline = trainer.timeline
     assert lines[-1]["lr"] == pytest.approx(0.5 * config.recipe.lr * timeline.lr_factor(7))
@@ -146,7 +146,7 @@ def test_a_state_that_was_saved_between_bad_steps_is_not_gone_back_to(
     spoil({3, 4, 5, 6})
     options = ("epochs=4", "recipe.max_skipped_steps=4", "evaluation.every_epochs=4")
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", *options))
-    trainer.run(show_progress=False)
+    trainer.train()
     restored = [line for line in events_of(tmp_path / "run") if line["event"] == "restored"]
     # Saved after step 4 (one bad step) and after step 2.
     assert [line["to_step"] for line in restored] == [2]
@@ -178,11 +178,11 @@ def test_the_state_that_comes_back_does_not_depend_on_when_the_run_was_saved(
         config = tiny_config(root, tmp_path / name, *options)
         current.append(build_tiny(config, resume_from=resume_from))
         with pytest.raises(StopSignalError) if len(current) == 2 else nullcontext():
-            current[-1].run(show_progress=False)
+            current[-1].train()
     for name in ("whole", "parts"):
         restored = [line["to_step"] for line in events_of(tmp_path / name) if line["event"] == "restored"]
         assert restored == [4], name
-    expected, actual = (run.prepared.step.model.state_dict() for run in (current[0], current[2]))
+    expected, actual = (run.run.step.model.state_dict() for run in (current[0], current[2]))
     assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
@@ -202,7 +202,7 @@ def test_a_run_resumed_elsewhere_brings_the_state_to_restore_along(
     monkeypatch.setattr(recovery_module, "train_step", step)
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "first", "epochs=2"))
     with pytest.raises(StopSignalError):
-        trainer.run(show_progress=False)
+        trainer.train()
     last = tmp_path / "first" / "last.pth"
     assert read_checkpoint(last).step == 3
     second = build_tiny(tiny_config(tiny_set, tmp_path / "second", "epochs=2"), resume_from=last)
@@ -219,7 +219,7 @@ def test_after_three_restores_the_run_stops_and_names_the_images(
     config = tiny_config(tiny_set, tmp_path / "run", "epochs=40", "recipe.max_skipped_steps=2")
     trainer = build_tiny(config)
     with pytest.raises(TrainingError, match=r"2 steps in a row .* restored 3 times .* images ") as caught:
-        trainer.run(show_progress=False)
+        trainer.train()
     named = {f"train_{number}.png" for number in range(6)}
     assert all(name in str(caught.value) for name in named)
     assert (trainer.progress.restores, trainer.progress.lr_scale) == (3, 0.125)
@@ -233,9 +233,9 @@ def test_a_refused_first_step_goes_back_to_the_beginning(
     spoil({0, 1})
     config = tiny_config(tiny_set, tmp_path / "run", "epochs=2", "recipe.max_skipped_steps=2")
     trainer = build_tiny(config)
-    trainer.run(show_progress=False)
+    trainer.train()
     assert trainer.progress.restores == 1
-    assert trainer.prepared.ema.updates == 2
+    assert trainer.run.ema.updates == 2
 
 
 @pytest.mark.slow
@@ -252,10 +252,10 @@ def test_a_restore_in_the_final_stage_goes_back_to_its_start(
         )
 
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", *options), validate=validate)
-    trainer.run(show_progress=False)
+    trainer.train()
     assert trainer.progress.restores == 1
     # Two updates before the best epoch ended; six more were thrown away; two followed the restore.
-    assert trainer.prepared.ema.updates == 4
+    assert trainer.run.ema.updates == 4
 
 
 def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, *, above: int, steps: set[int]) -> list[int | None]:
@@ -282,11 +282,11 @@ def test_memory_that_runs_out_once_halves_the_micro_batch_and_keeps_the_step(
 ) -> None:
     tried = run_out_of_memory(monkeypatch, above=2, steps={2})
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=2"))
-    trainer.run(show_progress=False)
+    trainer.train()
     assert tried == [3, 3, 3, 2, 2]
     events = [line for line in events_of(tmp_path / "run") if line["event"] == "out_of_memory"]
     assert [(line["step"], line["micro_batch_size"]) for line in events] == [(2, 2)]
-    assert (trainer.progress.step, trainer.prepared.ema.updates) == (4, 4)
+    assert (trainer.progress.step, trainer.run.ema.updates) == (4, 4)
     resumed = build_tiny(
         tiny_config(tiny_set, tmp_path / "run", "epochs=2"), resume_from=tmp_path / "run" / "last.pth"
     )
@@ -303,7 +303,7 @@ def test_memory_that_runs_out_twice_ends_the_run_with_advice(
     run_out_of_memory(monkeypatch, above=1, steps={2, 3})
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=2"))
     with pytest.raises(TrainingError, match=r"out of memory in step 2 with 2 images at once\. Lower data"):
-        trainer.run(show_progress=False)
+        trainer.train()
 
 
 @pytest.mark.parametrize(
@@ -334,10 +334,10 @@ def test_memory_that_runs_out_where_no_smaller_part_helps_ends_the_run_with_advi
 
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=2"), validate=validate)
     if place == "update":
-        monkeypatch.setattr(trainer.prepared.step.optimizer, "step", fail)
+        monkeypatch.setattr(trainer.run.step.optimizer, "step", fail)
     if place == "copy":
         monkeypatch.setattr(Batch, "to", fail)
     with pytest.raises(TrainingError, match=message):
-        trainer.run(show_progress=False)
+        trainer.train()
     assert trainer.progress.micro_batch_size == 3  # no other try
     assert read_checkpoint(tmp_path / "run" / "last.pth").step == (2 if place == "validation" else 0)

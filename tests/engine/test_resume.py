@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import torch
 
 from deim.config.schema import Config
 from deim.engine.checkpoints import previous_path, read_checkpoint, save_checkpoint
+from deim.engine.progress import Progress
+from deim.engine.recovery import Recovery
 from deim.engine.run_folder import finalize_run_dir, find_resume
-from deim.engine.seeding import random_states, restore_random_states, seed_everything
+from deim.engine.seeding import RandomStates, seed_everything
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, StopSignalError
 from tests.conftest import TINY
@@ -52,7 +54,7 @@ def whole_run(
 ) -> Path:
     """Folder of a run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    build_tiny(tiny_config(ten_images, folder, *SIX_EPOCHS)).run(show_progress=False)
+    build_tiny(tiny_config(ten_images, folder, *SIX_EPOCHS)).train()
     return folder
 
 
@@ -77,7 +79,7 @@ def assert_equal_runs(actual: Path, expected: Path) -> None:
 
 
 def train_until_killed(build: Build, config: Config, folder: Path) -> None:
-    build(config, resume_from=find_resume(folder, "auto")).run(show_progress=False)
+    build(config, resume_from=find_resume(folder, "auto")).train()
 
 
 def killed_run(build: Build, config: Config, folder: Path, *, delays: Iterator[float]) -> int:
@@ -125,7 +127,7 @@ def test_a_run_killed_at_random_ends_as_one_that_was_never_stopped(
 ) -> None:
     whole = tmp_path / "whole"
     started = time.monotonic()
-    build_tiny(tiny_config(ten_images, whole, *SIX_EPOCHS, *options)).run(show_progress=False)
+    build_tiny(tiny_config(ten_images, whole, *SIX_EPOCHS, *options)).train()
     seconds = time.monotonic() - started
     rng = np.random.default_rng(0)
     kills = rounds = 0
@@ -142,15 +144,15 @@ def test_a_run_killed_at_random_ends_as_one_that_was_never_stopped(
 
 def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int, signal_number: int = signal.SIGTERM) -> None:
     """Send this process a signal while the trainer does a step of the run, counted from 0."""
-    new = Trainer._step
+    new = Recovery.step
 
-    def step(self: Trainer, batch: Any) -> Any:
-        if self.progress.step == number:
-            monkeypatch.setattr(Trainer, "_step", new)
+    def step(self: Recovery, batch: Any, progress: Progress) -> Any:
+        if progress.step == number:
+            monkeypatch.setattr(Recovery, "step", new)
             os.kill(os.getpid(), signal_number)
-        return new(self, batch)
+        return new(self, batch, progress)
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Recovery, "step", step)
 
 
 @pytest.mark.parametrize(
@@ -176,13 +178,13 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
     config = tiny_config(ten_images, stopped, *SIX_EPOCHS)
     stop_in_step(monkeypatch, number, signal_number)
     with pytest.raises(StopSignalError, match=rf"stopped by SIG\w+ in epoch {number // 4 + 1} after step"):
-        build_tiny(config).run(show_progress=False)
+        build_tiny(config).train()
     assert read_checkpoint(stopped / "last.pth").step == number + 1
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     torch.manual_seed(999)
     resumed = build_tiny(config, resume_from=stopped / "last.pth")
     assert (resumed.progress.epoch, resumed.progress.steps_of_epoch) == (number // 4, number % 4 + 1)
-    resumed.run(show_progress=False)
+    resumed.train()
     assert_equal_runs(stopped, whole_run)
 
 
@@ -195,12 +197,12 @@ def test_mixed_batches_in_other_micro_batches_are_the_same_after_a_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = (*SIX_EPOCHS, "image_size=96", MIXED, "data.effective_batch_size=4", "data.batch_size=2")
-    build_tiny(tiny_config(ten_images, tmp_path / "whole", *options)).run(show_progress=False)
+    build_tiny(tiny_config(ten_images, tmp_path / "whole", *options)).train()
     config = tiny_config(ten_images, tmp_path / "stopped", *options, "data.num_workers=1")
     stop_in_step(monkeypatch, 4)
     with pytest.raises(StopSignalError):
-        build_tiny(config).run(show_progress=False)
-    build_tiny(config, resume_from=tmp_path / "stopped" / "last.pth").run(show_progress=False)
+        build_tiny(config).train()
+    build_tiny(config, resume_from=tmp_path / "stopped" / "last.pth").train()
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
 
@@ -226,7 +228,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     config = tiny_config(ten_images, stopped, *SIX_EPOCHS)
     stop_in_step(monkeypatch, 9)
     with pytest.raises(StopSignalError):
-        build_tiny(config).run(show_progress=False)
+        build_tiny(config).train()
     last = stopped / "last.pth"
     content = last.read_bytes()
     last.write_bytes(content[: int(left * len(content)) if 0 < left < 1 else int(left)])
@@ -235,7 +237,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     assert "last.pth: damaged, truncated or not a weights file" in caplog.text
     assert f"Using the checkpoint before it, {previous_path(last)}." in caplog.text
     assert resumed.progress.step == 8
-    resumed.run(show_progress=False)
+    resumed.train()
     assert_equal_runs(stopped, whole_run)
 
 
@@ -249,7 +251,7 @@ def test_a_kill_between_the_two_renames_of_a_checkpoint_loses_nothing(
     config = tiny_config(ten_images, tmp_path / "run", *SIX_EPOCHS)
     stop_in_step(monkeypatch, 5)
     with pytest.raises(StopSignalError):
-        build_tiny(config).run(show_progress=False)
+        build_tiny(config).train()
     last = tmp_path / "run" / "last.pth"
     last.replace(previous_path(last))
     assert build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).progress.step == 6
@@ -259,11 +261,11 @@ def test_a_kill_between_the_two_renames_of_the_very_last_checkpoint_loses_nothin
     tmp_path: Path, ten_images: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
     config = tiny_config(ten_images, tmp_path / "run", "epochs=1")
-    build_tiny(config).run(show_progress=False)
+    build_tiny(config).train()
     last = tmp_path / "run" / "last.pth"
     expected = read_checkpoint(last).model
     last.replace(previous_path(last))
-    build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).run(show_progress=False)
+    build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).train()
     assert not previous_path(last).exists()
     actual = read_checkpoint(last).model
     assert all(torch.equal(actual[name], value) for name, value in expected.items())
@@ -280,7 +282,7 @@ def stopped_run(
     """Folder of a run that was stopped after its sixth step."""
     stop_in_step(monkeypatch, 5)
     with pytest.raises(StopSignalError):
-        build_tiny(tiny_config(ten_images, tmp_path / "run", *SIX_EPOCHS)).run(show_progress=False)
+        build_tiny(tiny_config(ten_images, tmp_path / "run", *SIX_EPOCHS)).train()
     return tmp_path / "run"
 
 
@@ -297,7 +299,7 @@ def test_another_config_is_refused_with_every_difference_unless_forced(
     with pytest.raises(CheckpointError) as caught:
         build_tiny(config, resume_from=stopped_run / "last.pth")
     assert str(caught.value) == (
-        f"{stopped_run}/last.pth: belongs to another run, these differ (there -> here):\n"
+        f"{stopped_run}/last.pth: the run was started with other options or data (there -> here):\n"
         f"  model.decoder.num_denoising: 8 -> 4\n"
         f"  recipe.lr: 0.0005 -> 1e-05\n"
         f"Undo the changes, start a new run, or resume all the same with --force."
@@ -306,7 +308,7 @@ def test_another_config_is_refused_with_every_difference_unless_forced(
     with caplog.at_level(logging.WARNING):
         trainer = build_tiny(config, resume_from=stopped_run / "last.pth", force=True)
     assert "changed since the run was stopped: recipe.lr: 0.0005 -> 1e-05" in caplog.text
-    assert trainer.prepared.step.optimizer.param_groups[-1]["flat_lr"] == 1e-5
+    assert trainer.run.step.optimizer.param_groups[-1]["flat_lr"] == 1e-5
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -356,7 +358,7 @@ def test_options_that_came_after_the_checkpoint_have_their_defaults_there(
 def test_a_checkpoint_holds_all_that_a_run_needs(stopped_run: Path) -> None:
     document = read_checkpoint(stopped_run / "last.pth")
     assert document.resume is not None
-    assert set(document.resume.random) == {"torch", "cuda", "python", "numpy"}
+    assert {field.name for field in fields(document.resume.random)} == {"torch", "cuda", "python", "numpy"}
     progress = document.resume.progress
     assert (progress.epoch, progress.steps_of_epoch, progress.step) == (1, 2, 6)
     assert progress.sums.num_good == 2
@@ -369,12 +371,12 @@ def test_a_run_stopped_early_stays_stopped(
     options = (*SIX_EPOCHS, "early_stopping.patience=1", "early_stopping.min_delta=1.0")
     config = tiny_config(ten_images, tmp_path / "run", *options)
     trainer = build_tiny(config)
-    trainer.run(show_progress=False)
+    trainer.train()
     # The final stage begins in epoch 4; its first epoch brings no gain.
     assert [line["epoch"] for line in epochs_of(tmp_path / "run")] == [0, 1, 2, 3, 4]
     assert trainer.progress.stopped_early
     resumed = build_tiny(config, resume_from=tmp_path / "run" / "last.pth")
-    resumed.run(show_progress=False)
+    resumed.train()
     assert asdict(resumed.progress) == asdict(trainer.progress)
     assert len(epochs_of(tmp_path / "run")) == 5
 
@@ -447,9 +449,9 @@ def test_a_run_resumed_into_another_folder_can_be_resumed_there(
     config = tiny_config(ten_images, tmp_path / "other", *SIX_EPOCHS)
     stop_in_step(monkeypatch, 7)
     with pytest.raises(StopSignalError):
-        build_tiny(config, resume_from=stopped_run / "last.pth").run(show_progress=False)
+        build_tiny(config, resume_from=stopped_run / "last.pth").train()
     assert previous_path(tmp_path / "other" / "last.pth").is_file()  # saved at the start, too
-    build_tiny(config, resume_from=find_resume(tmp_path / "other", "auto")).run(show_progress=False)
+    build_tiny(config, resume_from=find_resume(tmp_path / "other", "auto")).train()
     assert states_of(tmp_path / "other").keys() == states_of(whole_run).keys()
     ours, theirs = states_of(tmp_path / "other"), states_of(whole_run)
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
@@ -487,7 +489,7 @@ def test_another_number_of_steps_keeps_the_place_in_the_schedule(
     progress = trainer.progress
     assert (progress.epoch, progress.steps_of_epoch, progress.step) == (1, 1, 3)
     assert "an epoch has 2 steps instead of 4: step 6 becomes 3" in caplog.text
-    trainer.run(show_progress=False)
+    trainer.train()
     lines = epochs_of(stopped_run)
     assert [line["step"] for line in lines] == [4, 4, 6, 8, 10, 12]
     new_rates = [trainer.timeline.lr_factor(2 * epoch - 1) for epoch in range(2, 7)]
@@ -520,8 +522,8 @@ def test_a_killed_overwriting_run_can_be_overwritten(
 
 def test_random_states_come_back() -> None:
     seed_everything(3)
-    states = random_states()
+    states = RandomStates.capture()
     expected = (random.random(), np.random.rand(), torch.rand(1).item())
     seed_everything(4)
-    restore_random_states(states)
+    states.restore()
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected

@@ -4,8 +4,10 @@ import itertools
 
 import pytest
 
-from deim.engine.schedule import EmaOptions, ScheduleOptions, Timeline, resolve_ema, resolve_schedule
+from deim.engine.ema import EmaOptions, resolve_ema
+from deim.engine.schedule import ScheduleOptions, Timeline, resolve_schedule
 from deim.errors import ConfigError
+from deim.files import count
 
 IMAGES = [50, 51, 64, 100, 333, 1000, 3210, 12_000, 50_000]
 BATCHES = [1, 2, 3, 4, 8, 16, 31, 32, 64]
@@ -103,7 +105,7 @@ def test_run_five_keeps_its_own_numbers() -> None:
     [
         (
             {"flat_epochs": 10},
-            "schedule.flat_epochs: got 10, but the final stage begins at epoch 9.",
+            "schedule.flat_epochs: got 10, but the final stage begins after 9 epochs.",
         ),
         (
             {"warmup_steps": 2000},
@@ -111,11 +113,11 @@ def test_run_five_keeps_its_own_numbers() -> None:
         ),
         (
             {"augment_start_epoch": 11},
-            "schedule.augment_start_epoch: got 11, but the final stage begins at epoch 9.",
+            "schedule.augment_start_epoch: got 11, but the final stage begins after 9 epochs.",
         ),
         (
             {"augment_start_epoch": 6, "mix_end_epoch": 3},
-            "schedule.mix_end_epoch: got 3, but mosaic and mix-up begin at epoch 6.",
+            "schedule.mix_end_epoch: got 3, but mosaic and mix-up begin after 6 epochs.",
         ),
     ],
     ids=str,
@@ -154,11 +156,11 @@ def test_several_contradictions_are_listed_together() -> None:
 
 def test_the_timeline_is_described_in_lines() -> None:
     text = resolve(10, 100, warmup_steps=50, flat_epochs=5).describe()
-    assert "warm-up               steps 0 to 49" in text
-    assert "flat learning rate    epochs 0 to 4" in text
-    assert "falling to            0.5 of it, epochs 5 to 8" in text
-    assert "second matching cost  from epoch 8" in text
-    assert "final stage           epochs 9 to 9" in text
+    assert "warm-up               steps 1 to 50" in text
+    assert "flat learning rate    epochs 1 to 5" in text
+    assert "falling to            0.5 of it, epochs 6 to 9" in text
+    assert "second matching cost  from epoch 9" in text
+    assert "final stage           epochs 10 to 10" in text
     assert "warm-up               none" in resolve(1, 1).describe()
     assert "second matching cost  never" in resolve(1, 1).describe()
 
@@ -174,5 +176,5 @@ def test_averaging_set_by_hand_is_kept() -> None:
 def test_a_final_stage_as_long_as_the_run_is_refused(epochs: int, no_aug: int) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(epochs, 100, no_aug_epochs=no_aug)
-    wrong = f"schedule.no_aug_epochs: {no_aug} leaves none of the {epochs} epochs with augmentation."
+    wrong = f"schedule.no_aug_epochs: got {no_aug}, but the run has {count('epoch', epochs)}: none is left"
     assert str(caught.value).startswith(wrong)

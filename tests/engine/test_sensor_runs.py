@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from deim.config.schema import Config
-from deim.engine.checkpoints import load_trained
+from deim.engine.trained_detector import load_trained
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, DataError
 from deim.inference.predictor import Predictor, load_detector
@@ -50,7 +50,7 @@ def test_a_run_on_16_bits_is_predicted_as_it_was_evaluated(
 ) -> None:
     root = make_sensor_set(tmp_path / "set", write_coco, bits=16, num_train=3)
     config = tiny_config(root, tmp_path / "run", *SENSOR, "epochs=1", "augment.photometric=0.5")
-    build_tiny(replace(config, runtime=replace(config.runtime, preflight=True))).run(show_progress=False)
+    build_tiny(replace(config, runtime=replace(config.runtime, preflight=True))).train()
     detector = load_detector(tmp_path / "run" / "last.pth", device="cpu")
     assert detector.input_format.pixels.channels == 1
     path = root / "images" / "val_0.png"
@@ -96,8 +96,8 @@ def test_a_defect_in_the_low_byte_is_learned_from_16_bits_alone(
             "evaluation.every_epochs=25",
         )
         trainer = build_tiny(config)
-        trainer.run(show_progress=False)
-        actual[bits] = trainer.validate(trainer.prepared.ema.model).ap50
+        trainer.train()
+        actual[bits] = trainer.validate(trainer.run.ema.model).ap50
     # 200 steps. Without the low byte all images are the same, and only the usual places can be guessed.
     assert actual[16] > 0.6
     assert actual[8] < 0.2

@@ -125,7 +125,7 @@ def test_several_signals_in_an_epochs_end_stop_the_run_once_without_harm(
     monkeypatch.setattr(torch, "save", save)
     config = tiny_config(tiny_set, tmp_path / "run", "epochs=3")
     with pytest.raises(StopSignalError, match=r"^stopped by SIGTERM in epoch [12] .*Go on with"):
-        build_tiny(config, validate=validate).run(show_progress=False)
+        build_tiny(config, validate=validate).train()
     document = read_checkpoint(tmp_path / "run" / "last.pth")
     assert (document.step, document.resume.progress.epoch) == (2, int(moment != "in validation"))
     if moment != "in validation":

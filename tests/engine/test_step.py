@@ -13,9 +13,8 @@ import torch
 from deim.config.schema import Config
 from deim.data.batch import Batch
 from deim.engine.device import select_precision
-from deim.engine.ema import ModelEma
+from deim.engine.ema import EmaSchedule, ModelEma
 from deim.engine.optimizer import build_optimizer
-from deim.engine.schedule import EmaSchedule
 from deim.engine.seeding import seed_everything
 from deim.engine.step import StepContext, StepResult, train_step
 from deim.errors import TrainingError
@@ -117,7 +116,7 @@ def test_an_infinite_input_leaves_the_batch_norm_statistics_finite(setup: Setup)
     bad.images[1, 0, 20, 20] = float("inf")
     assert setup.step(bad).skip_reason is not None
     assert setup.step(make_batch()).skip_reason is None
-    ema.update(setup.model)
+    ema.update()
     for kind, model in (("raw", setup.model), ("averaged", ema.model)):
         for name, value in model.state_dict().items():
             assert torch.isfinite(value).all(), f"{kind} {name}"

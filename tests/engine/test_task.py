@@ -9,8 +9,9 @@ import torch
 
 from deim.config.schema import Config
 from deim.engine import task as task_module
-from deim.engine.checkpoints import load_trained, read_checkpoint
+from deim.engine.checkpoints import read_checkpoint
 from deim.engine.task import TASKS, load_task
+from deim.engine.trained_detector import load_trained
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, ConfigError
 
@@ -33,8 +34,8 @@ def test_a_listed_task_trains_stores_and_loads(
     with caplog.at_level(logging.INFO):
         trainer = build_tiny(config)
     assert "learning rate times    0.5" in caplog.text
-    assert trainer.prepared.step.optimizer.param_groups[-1]["flat_lr"] == 0.5 * config.recipe.lr
-    trainer.run(show_progress=False)
+    assert trainer.run.step.optimizer.param_groups[-1]["flat_lr"] == 0.5 * config.recipe.lr
+    trainer.train()
     trained = load_trained(trainer.checkpoints.best_path)
     assert (trained.task, trained.config.task) == ("scaled", config.task)
     with pytest.raises(ConfigError, match=r"task\.lr_scale: got 0\.0, must be above 0"):

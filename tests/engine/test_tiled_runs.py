@@ -15,7 +15,8 @@ from deim.data.images.input_format import build_input_format
 from deim.data.images.tiling import TilesOptions, tile_split
 from deim.data.loader import build_eval_loader
 from deim.data.splits import read_split
-from deim.engine.checkpoints import load_trained, read_checkpoint
+from deim.engine.checkpoints import read_checkpoint
+from deim.engine.trained_detector import load_trained
 from deim.engine.trainer import Trainer
 from deim.errors import CheckpointError, StopSignalError
 from deim.inference.detection_table import DetectionTable
@@ -139,8 +140,8 @@ def test_a_run_on_tiles_trains_and_is_scored_by_whole_images(
     )
     assert num_tiles > 4
     assert f"tiles: 2 images become {num_tiles} tiles of at most 48x48 px" in caplog.text
-    assert len(trainer.prepared.products.loader) == -(-num_tiles // 3)
-    trainer.run(show_progress=False)
+    assert len(trainer.run.products.loader) == -(-num_tiles // 3)
+    trainer.train()
     trained = load_trained(trainer.checkpoints.best_path)
     assert trained.config.data.tiles == config.data.tiles
     actual = build_evaluator(trained, read_split(config.data, "test")).evaluate(trained.model)
@@ -163,12 +164,12 @@ def test_a_stopped_run_on_tiles_goes_on_to_the_same_weights_and_report(
 
     options = (TILES, "epochs=2", "data.batch_size=8", "augment={mosaic: 0.5, mix_up: 0.5, crop: 0.5}")
     whole = build_tiny(tiny_config(tiny_set, tmp_path / "whole", *options))
-    whole.run(show_progress=False)
+    whole.train()
     config = tiny_config(tiny_set, tmp_path / "stopped", *options, "evaluation.bootstrap_resamples=0")
     stopped = build_tiny(config, validate=stop)
     with pytest.raises(StopSignalError):
-        stopped.run(show_progress=False)
-    build_tiny(config, resume_from=stopped.checkpoints.last_path).run(show_progress=False)
+        stopped.train()
+    build_tiny(config, resume_from=stopped.checkpoints.last_path).train()
     first, other = (
         read_checkpoint(path).model for path in (whole.checkpoints.last_path, stopped.checkpoints.last_path)
     )
@@ -212,8 +213,8 @@ def test_small_defects_are_found_in_tiles_and_not_without(
             "evaluation.every_epochs=1000",
         )
         trainer = build_tiny(config)
-        trainer.run(show_progress=False)
-        actual[tiles] = trainer.validate(trainer.prepared.ema.model).ap50
+        trainer.train()
+        actual[tiles] = trainer.validate(trainer.run.ema.model).ap50
     # 300 steps each: 0.62 and 0.13.
     assert actual["{size: 64, overlap: 0.1}"] > 0.4
     assert actual["null"] < 0.25

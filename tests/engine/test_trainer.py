@@ -28,7 +28,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    run = trainer.prepared
+    run = trainer.run
     averaged = {f"ema.{name}": value for name, value in run.ema.model.state_dict().items()}
     return run.step.model.state_dict() | averaged
 
@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         options = ("epochs=2", "augment.photometric=0.5", f"seed={seed}")
         trainers.append(build_tiny(tiny_config(tiny_set, tmp_path / name, *options)))
-        trainers[-1].run(show_progress=False)
+        trainers[-1].train()
     assert_same_weights(trainers[0], trainers[1])
     losses = [[line["loss"] for line in lines_of(tmp_path / name)] for name in "abc"]
     assert losses[0] == losses[1] != losses[2]
@@ -144,16 +144,16 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 ) -> None:
     options = (*FOUR_EPOCHS, f"data.num_workers={num_workers}")
     whole = build_tiny(tiny_config(tiny_set, tmp_path / "whole", *options))
-    whole.run(show_progress=False)
+    whole.train()
     config = tiny_config(tiny_set, tmp_path / "parts", *options)
     with pytest.raises(KeyboardInterrupt):
-        build_tiny(config, validate=stop_in_validation(stopped_in)).run(show_progress=False)
+        build_tiny(config, validate=stop_in_validation(stopped_in)).train()
     last = find_resume(tmp_path / "parts", "auto")
     assert last is not None
     torch.manual_seed(999)  # the state must come from the checkpoint
     resumed = build_tiny(config, resume_from=last)
     assert resumed.progress.epoch == stopped_in - 1
-    resumed.run(show_progress=False)
+    resumed.train()
     expected, actual = lines_of(tmp_path / "whole"), lines_of(tmp_path / "parts")
     assert [line["epoch"] for line in actual] == [0, 1, 2, 3]
     for key in ("loss", "grad_norm", "lr", "step", "terms", "ap", "is_best"):
@@ -169,7 +169,7 @@ def test_resuming_a_finished_run_trains_no_further(tiny_run: Path, build_tiny: B
         overrides=[f"output_dir={tmp_path / 'run'}"],
     )
     trainer = build_tiny(config, resume_from=tiny_run / "last.pth")
-    trainer.run(show_progress=False)
+    trainer.train()
     assert not (tmp_path / "run" / "last.pth").exists()
     assert trainer.progress.epoch == 40
 
@@ -178,7 +178,7 @@ def test_an_existing_run_is_kept_unless_it_may_be_overwritten(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
     config = tiny_config(tiny_set, tmp_path / "run", "epochs=1")
-    build_tiny(config).run(show_progress=False)
+    build_tiny(config).train()
     (tmp_path / "run" / "report.json").write_text("{}")
     (tmp_path / "run" / "notes.txt").write_text("mine")
     before = (tmp_path / "run" / "last.pth").read_bytes()
@@ -190,14 +190,14 @@ def test_an_existing_run_is_kept_unless_it_may_be_overwritten(
     trainer = build_tiny(config, overwrite=True)
     # The old run waits until the new one has begun; `finalize_run_dir` then decides between them.
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".replaced", "config.yml", "notes.txt"}
-    trainer.run(show_progress=False)
+    trainer.train()
     assert [line["epoch"] for line in lines_of(tmp_path / "run")] == [0]
 
 
 @pytest.fixture
 def old_run(tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build) -> Path:
     """Folder of a finished run of one epoch, with a file of the user's."""
-    build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=1")).run(show_progress=False)
+    build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=1")).train()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     return tmp_path / "run"
 
@@ -276,14 +276,14 @@ def test_the_final_stage_starts_from_the_best_weights(
     at_start: dict[int, dict[str, torch.Tensor]] = {}
     train_epoch = Trainer._train_epoch
 
-    def record(self: Trainer, **kwargs: Any) -> None:
+    def record(self: Trainer, *args: Any) -> None:
         at_start[self.progress.epoch] = {name: value.clone() for name, value in weights_of(self).items()}
-        train_epoch(self, **kwargs)
+        train_epoch(self, *args)
 
     monkeypatch.setattr(Trainer, "_train_epoch", record)
     config = tiny_config(tiny_set, tmp_path / "run", *FOUR_EPOCHS)
     trainer = build_tiny(config, validate=scores([0.1, 0.3, 0.2, 0.25]))
-    trainer.run(show_progress=False)
+    trainer.train()
     # The best weights are those after epoch 1, which are those before epoch 2.
     assert all(torch.equal(at_start[3][name], value) for name, value in at_start[2].items())
     assert trainer.progress.best.epoch == 1
@@ -309,7 +309,7 @@ def test_best_is_the_last_of_the_highest_scores(
     build_tiny: Build,
 ) -> None:
     config = tiny_config(tiny_set, tmp_path / "run", "epochs=3")
-    build_tiny(config, validate=scores(values)).run(show_progress=False)
+    build_tiny(config, validate=scores(values)).train()
     content = read_checkpoint(tmp_path / "run" / "best.pth")
     assert content.epoch == content.best.epoch == best
     assert [line["is_best"] for line in lines_of(tmp_path / "run")].count(True) >= 1
@@ -334,7 +334,7 @@ def test_a_damaged_best_checkpoint_does_not_keep_the_final_stage_from_beginning(
     config = tiny_config(tiny_set, tmp_path / "run", *FOUR_EPOCHS)
     trainer = build_tiny(config, validate=scores([0.4, 0.3, 0.2, 0.1]))
     with caplog.at_level(logging.WARNING):
-        trainer.run(show_progress=False)
+        trainer.train()
     assert "best.pth: damaged, truncated or not a weights file" in caplog.text
     assert "final stage: best.pth is not of this run's best epoch" in caplog.text
     assert read_checkpoint(trainer.checkpoints.best_path).epoch == 3
@@ -346,7 +346,7 @@ def test_without_a_final_stage_patience_counts_from_the_start_of_augmentation(
 ) -> None:
     options = ("epochs=8", "schedule={no_aug_epochs: 0, augment_start_epoch: 3}", "early_stopping.patience=2")
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", *options), validate=scores([0.1] * 8))
-    trainer.run(show_progress=False)
+    trainer.train()
     assert [line["epoch"] for line in lines_of(tmp_path / "run")] == [0, 1, 2, 3, 4]
 
 
@@ -354,7 +354,7 @@ def test_raw_weights_are_saved_as_best_where_they_score_higher(
     tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
 ) -> None:
     config = tiny_config(tiny_set, tmp_path / "run", "epochs=1", "evaluation.evaluate_raw=true")
-    build_tiny(config, validate=scores([0.1, 0.4])).run(show_progress=False)
+    build_tiny(config, validate=scores([0.1, 0.4])).train()
     assert read_checkpoint(tmp_path / "run" / "best.pth").weights == "raw"
     assert lines_of(tmp_path / "run")[0]["weights"] == "raw"
 
@@ -367,14 +367,14 @@ def test_skipped_steps_are_logged_with_their_images_and_do_not_move_the_average(
 ) -> None:
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=1"), validate=scores([None]))
     with torch.no_grad():
-        trainer.prepared.step.model.decoder.dec_score_head[0].weight[0, 0] = float("nan")
-    before = {name: value.clone() for name, value in trainer.prepared.ema.model.state_dict().items()}
-    trainer.run(show_progress=False)
+        trainer.run.step.model.decoder.dec_score_head[0].weight[0, 0] = float("nan")
+    before = {name: value.clone() for name, value in trainer.run.ema.model.state_dict().items()}
+    trainer.train()
     skipped, epoch = lines_of(tmp_path / "run")[:-1], lines_of(tmp_path / "run")[-1]
     assert [line["event"] for line in skipped] == ["skipped_step"] * 2
     assert all(line["reason"] and len(line["images"]) == 3 for line in skipped)
     assert (epoch["skipped_steps"], epoch["loss"], epoch["step"]) == (2, None, 2)
-    after = trainer.prepared.ema.model.state_dict()
+    after = trainer.run.ema.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
@@ -419,7 +419,7 @@ def test_a_learning_rate_changed_on_resume_takes_effect(
         trainer = build_tiny(config, resume_from=tiny_run / "last.pth")
     except DeimError:
         return  # refusing it would do as well
-    assert trainer.prepared.step.optimizer.param_groups[-1]["flat_lr"] == 1e-5
+    assert trainer.run.step.optimizer.param_groups[-1]["flat_lr"] == 1e-5
 
 
 def test_a_run_stopped_in_its_first_epoch_can_be_taken_up_by_resume_auto(
@@ -427,8 +427,8 @@ def test_a_run_stopped_in_its_first_epoch_can_be_taken_up_by_resume_auto(
 ) -> None:
     config = tiny_config(tiny_set, tmp_path / "run", "epochs=1")
     with pytest.raises(KeyboardInterrupt):
-        build_tiny(config, validate=stop_in_validation(1)).run(show_progress=False)
-    build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).run(show_progress=False)
+        build_tiny(config, validate=stop_in_validation(1)).train()
+    build_tiny(config, resume_from=find_resume(tmp_path / "run", "auto")).train()
 
 
 @pytest.mark.slow
@@ -437,12 +437,10 @@ def test_a_run_resumed_into_another_folder_has_a_best_checkpoint(
 ) -> None:
     first = tiny_config(tiny_set, tmp_path / "first", "epochs=2")
     with pytest.raises(KeyboardInterrupt):
-        build_tiny(first, validate=lambda new: stop_in_validation(2)(scores([0.5, 0.1])(new))).run(
-            show_progress=False
-        )
+        build_tiny(first, validate=lambda new: stop_in_validation(2)(scores([0.5, 0.1])(new))).train()
     second = tiny_config(tiny_set, tmp_path / "second", "epochs=2")
     trainer = build_tiny(second, validate=scores([0.1]), resume_from=tmp_path / "first" / "last.pth")
-    trainer.run(show_progress=False)
+    trainer.train()
     assert trainer.checkpoints.best_path.is_file()
 
 
@@ -453,7 +451,7 @@ def test_the_final_stage_does_not_throw_training_away_where_scores_say_nothing(
 ) -> None:
     config = tiny_config(tiny_set, tmp_path / "run", *FOUR_EPOCHS)
     trainer = build_tiny(config, validate=scores([value] * 4))
-    trainer.run(show_progress=False)
+    trainer.train()
     # Two steps an epoch: weights that were trained throughout have had eight updates.
-    assert trainer.prepared.ema.updates == 8
+    assert trainer.run.ema.updates == 8
     assert read_checkpoint(trainer.checkpoints.best_path).epoch == 3

@@ -54,8 +54,8 @@ def test_deterministic_runs_are_identical_whatever_the_number_of_workers(
         )
         trainer = build_tiny(tiny_config(tiny_set, tmp_path / name, *options))
         assert torch.are_deterministic_algorithms_enabled()
-        trainer.run(show_progress=False)
-        states.append(trainer.prepared.ema.model.state_dict())
+        trainer.train()
+        states.append(trainer.run.ema.model.state_dict())
     assert losses_of(tmp_path / "a") == losses_of(tmp_path / "b") == losses_of(tmp_path / "c")
     for other in states[1:]:
         assert all(torch.equal(other[name], value) for name, value in states[0].items())
@@ -82,7 +82,7 @@ def test_a_compiled_run_has_the_same_losses(
 
         monkeypatch.setattr(recovery_module, "train_step", record)
         options = ("epochs=5", "evaluation.every_epochs=5", f"runtime.compile={name}")
-        build_tiny(tiny_config(root, tmp_path / name, *options)).run(show_progress=False)
+        build_tiny(tiny_config(root, tmp_path / name, *options)).train()
     plain, compiled = np.array(losses["false"]), np.array(losses["true"])
     assert len(plain) == len(compiled) == 50
     differences = np.abs(compiled - plain) / plain

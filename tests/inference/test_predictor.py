@@ -11,7 +11,7 @@ from PIL import Image
 import deim
 from deim.data.formats.coco import CocoSplit
 from deim.data.splits import read_split
-from deim.engine.checkpoints import load_trained
+from deim.engine.trained_detector import load_trained
 from deim.errors import DataError
 from deim.inference.detection_table import DetectionTable
 from deim.inference.evaluator import EvaluationResult, build_evaluator

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deim.engine.optimizer import parameter_groups
+from deim.engine.optimizer import RecipeOptions, build_optimizer
 from deim.loss.criterion import Criterion, LossOptions
 from deim.model.activation_checkpointing import checkpoint_activations
 from deim.model.backbone.interface import Backbone
@@ -64,7 +64,7 @@ def test_another_backbone_trains_with_and_without_activation_checkpointing(make_
 
 def test_its_pretrained_part_has_a_rate_and_takes_a_file(make_detector, tmp_path: Path) -> None:
     source, target = make_detector(seed=1), make_detector(channels=1)
-    groups = parameter_groups(target, "by_type", lr=1e-3, backbone_lr=1e-5, weight_decay=0.0)
+    groups = build_optimizer(target, RecipeOptions(lr=1e-3, backbone_lr=1e-5)).param_groups
     slow = {id(p) for group in groups if group["lr"] == 1e-5 for p in group["params"]}
     assert slow == {id(p) for p in target.backbone.pretrained.parameters()}
     path = tmp_path / "conv.pth"

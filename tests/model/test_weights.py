@@ -244,7 +244,7 @@ def test_a_truncated_file_is_refused(target, source, save, name, kept):
 )
 def test_a_missing_file_is_refused_with_its_name_and_where_it_can_be_had(target, tmp_path, name, where):
     message = refusal(target, tmp_path / name)
-    assert message.startswith("no such weights file (looked in ")
+    assert message.startswith("no such weights file. ")
     assert where in message
     assert "--set model.init_from=null" in message
 

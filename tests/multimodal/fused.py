@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deim.config.schema import Config
-from deim.engine.checkpoints import TrainedDetector
 from deim.engine.optimizer import RecipeOptions
+from deim.engine.trained_detector import TrainedDetector
 from deim.model.detector import Detector
 from deim.records import to_json
 from deim.structures import Target
@@ -125,7 +125,6 @@ def trained_fused(
         epoch=0,
         weights="ema",
         step=0,
-        timeline=None,
         task="text_fusion",
         task_state=to_json(state),
         operating_points=None,

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deim.engine.device import select_precision
+from deim.engine.ema import EmaOptions, resolve_ema
 from deim.engine.optimizer import RecipeOptions
-from deim.engine.schedule import EmaOptions, ScheduleOptions, resolve_ema, resolve_schedule
+from deim.engine.schedule import ScheduleOptions, resolve_schedule
 from deim.inference.detection_table import GroundTruthTable
 from deim.loss.matcher import HungarianMatcher, MatcherOptions
 from deim.structures import Placement, Target

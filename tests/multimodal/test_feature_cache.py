@@ -14,8 +14,9 @@ from deim.data.dataset import DetectionDataset
 from deim.data.loader import build_sampler, build_train_loader
 from deim.data.sampling import FixedBatches
 from deim.data.splits import read_split
-from deim.engine.checkpoints import load_trained, read_checkpoint
+from deim.engine.checkpoints import read_checkpoint
 from deim.engine.step import Precision
+from deim.engine.trained_detector import load_trained
 from deim.errors import DataError
 from multimodal.feature_cache import (
     DetectorOutputBatch,
@@ -206,7 +207,7 @@ def test_the_cache_does_not_change_the_weights(phase2_config, build_phase2, tmp_
         for cache in ("true", "false")
     }
     for trainer in runs.values():
-        trainer.run(show_progress=False)
+        trainer.train()
     cached, plain = (read_checkpoint(trainer.checkpoints.last_path).model for trainer in runs.values())
     assert any(torch.count_nonzero(value) for name, value in cached.items() if "class_head_delta" in name)
     for name, value in cached.items():

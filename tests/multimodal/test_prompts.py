@@ -156,7 +156,7 @@ def test_all_problems_come_at_once(write: Callable[..., str]) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"lost\.yml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"lost\.yml: no such config file"):
         load_prompts(tmp_path / "lost.yml")
 
 

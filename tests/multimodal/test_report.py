@@ -10,7 +10,8 @@ import torch
 
 import deim
 from deim.data.splits import read_split
-from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
+from deim.engine.checkpoints import read_checkpoint, save_checkpoint
+from deim.engine.trained_detector import load_trained
 from deim.files import sha256_of_file
 from deim.inference.evaluator import build_evaluator
 from deim.metrics.coco import compute_coco_metrics
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.slow
 def checkpoint(phase2_config: Callable, build_phase2: Callable) -> Path:
     """A fused detector whose text speaks so loudly for one class that it does harm."""
     trainer = build_phase2(phase2_config("epochs=1"))
-    trainer.run(show_progress=False)
+    trainer.train()
     last = read_checkpoint(trainer.checkpoints.last_path)
     for state in (last.model, last.ema.model):
         state["head.gate"] = torch.tensor([0.0, 0.0, -3.0])

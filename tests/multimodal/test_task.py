@@ -9,8 +9,9 @@ import torch
 
 import deim
 from deim.config.loader import load_config
-from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
-from deim.engine.schedule import EmaSchedule
+from deim.engine.checkpoints import read_checkpoint, save_checkpoint
+from deim.engine.ema import EmaSchedule
+from deim.engine.trained_detector import load_trained
 from deim.engine.validation import Validation
 from deim.errors import CheckpointError, ConfigError, StopSignalError
 from multimodal.task import detector_alone
@@ -40,7 +41,7 @@ def test_a_run_scores_the_detector_first_trains_the_head_and_keeps_the_detector(
     phase2_config, build_phase2, tiny_run
 ):
     trainer = build_phase2(phase2_config())
-    trainer.run(show_progress=False)
+    trainer.train()
     before = dict(read_checkpoint(tiny_run / "best.pth").inference_weights)
     after = weights_of(trainer.checkpoints.last_path, prefix="detector.")
     assert before.keys() == after.keys()
@@ -70,7 +71,7 @@ def test_best_is_written_only_on_a_higher_score_than_the_detectors(
     phase2_config, build_phase2, scores, best_epoch
 ):
     trainer = build_phase2(phase2_config(), validate=evaluated(*scores))
-    trainer.run(show_progress=False)
+    trainer.train()
     assert trainer.checkpoints.best_path.is_file() == (best_epoch is not None)
     if best_epoch is not None:
         assert read_checkpoint(trainer.checkpoints.best_path).epoch == best_epoch
@@ -79,7 +80,7 @@ def test_best_is_written_only_on_a_higher_score_than_the_detectors(
 @pytest.mark.slow
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(phase2_config, build_phase2, tmp_path):
     whole = build_phase2(phase2_config(f"output_dir={tmp_path / 'whole'}"), validate=evaluated(0.2, 0.1))
-    whole.run(show_progress=False)
+    whole.train()
     calls = []
 
     def stop_in_validation(custom):
@@ -94,10 +95,10 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(phase2_config, build_p
     config = phase2_config()
     stopped = build_phase2(config, validate=stop_in_validation)
     with pytest.raises(StopSignalError):
-        stopped.run(show_progress=False)
+        stopped.train()
     again = build_phase2(config, resume_from=stopped.checkpoints.last_path, validate=stop_in_validation)
     assert again.progress.start_score == 0.2
-    again.run(show_progress=False)
+    again.train()
     assert not again.checkpoints.best_path.exists()
     first, other = (
         read_checkpoint(path).model for path in (whole.checkpoints.last_path, again.checkpoints.last_path)
@@ -117,7 +118,7 @@ def test_the_class_head_learns_from_its_epoch_on(phase2_config, build_phase2):
 
         return validate
 
-    build_phase2(config, validate=watch).run(show_progress=False)
+    build_phase2(config, validate=watch).train()
     # Before the run, and after each of three epochs.
     assert changes[:3] == [0.0, 0.0, 0.0]
     assert changes[3] > 0
@@ -146,8 +147,8 @@ def test_epochs_of_the_fusion_alone_do_not_depend_on_a_class_head_to_come(
 
         trainer = build_phase2(config, validate=watch)
         # Averages depend on the length of the run: the weights themselves do not.
-        trainer.prepared.ema.schedule = EmaSchedule(decay=0.0, warmup_steps=0)
-        trainer.run(show_progress=False)
+        trainer.run.ema.schedule = EmaSchedule(decay=0.0, warmup_steps=0)
+        trainer.train()
         heads.append(states[:3])
     for first, other in zip(*heads, strict=True):
         assert all(torch.equal(first[name], other[name]) for name in first)
@@ -164,7 +165,7 @@ def test_the_detector_never_gets_more_images_at_once_than_evaluation(
         TextFusedDetector, "run_detector", lambda self, images: sizes.append(len(images)) or run(self, images)
     )
     options = ["data.batch_size=2", "data.effective_batch_size=6", "data.eval_batch_size=2", "epochs=1"]
-    build_phase2(phase2_config(*options, f"task.cache={cache}")).run(show_progress=False)
+    build_phase2(phase2_config(*options, f"task.cache={cache}")).train()
     assert set(sizes) == {2}
 
 
@@ -194,12 +195,12 @@ def test_a_checkpoint_gives_back_the_fused_detector_and_the_detector_within(
     phase2_config, build_phase2, tiny_run
 ):
     trainer = build_phase2(phase2_config())
-    trainer.run(show_progress=False)
+    trainer.train()
     trained = load_trained(trainer.checkpoints.last_path)
     assert isinstance(trained.model, TextFusedDetector)
     images = random_images(2)
     with torch.no_grad():
-        fused, expected = trained.model(images), trainer.prepared.ema.model(images)
+        fused, expected = trained.model(images), trainer.run.ema.model(images)
         alone = detector_alone(trained).model(images)
         original = load_trained(tiny_run / "best.pth").model(images)
     assert torch.equal(fused["pred_logits"], expected["pred_logits"])
@@ -213,7 +214,7 @@ def test_a_checkpoint_gives_back_the_fused_detector_and_the_detector_within(
 @pytest.mark.slow
 def test_the_detector_of_any_task_is_loaded_the_same_way(phase2_config, build_phase2):
     trainer = build_phase2(phase2_config("epochs=1"))
-    trainer.run(show_progress=False)
+    trainer.train()
     detector = deim.load_detector(trainer.checkpoints.last_path)
     assert isinstance(detector.trained.model, TextFusedDetector)
 
@@ -221,7 +222,7 @@ def test_the_detector_of_any_task_is_loaded_the_same_way(phase2_config, build_ph
 @pytest.mark.slow
 def test_a_resumed_run_refuses_another_detector_and_other_texts(phase2_config, build_phase2, tmp_path):
     config = phase2_config("epochs=1")
-    build_phase2(config).run(show_progress=False)
+    build_phase2(config).train()
     last = Path(config.output_dir) / "last.pth"
     detector = read_checkpoint(Path(config.task.detector))
     for state in (detector.model, detector.ema.model):
@@ -284,7 +285,7 @@ def test_a_detector_that_is_not_there_is_named_with_the_remedy(phase2_file, tmp_
 @pytest.mark.slow
 def test_a_fused_detector_is_no_detector_to_begin_from(phase2_config, phase2_file, build_phase2, tiny_run):
     trainer = build_phase2(phase2_config("epochs=1"))
-    trainer.run(show_progress=False)
+    trainer.train()
     last = trainer.checkpoints.last_path
     message = (
         f"{last}: already has text fusion. Name the detector that it was made from with "

@@ -8,7 +8,8 @@ import torch
 
 from deim.data.images.tiling import tile_split
 from deim.data.splits import read_split
-from deim.engine.checkpoints import load_trained, read_checkpoint, save_checkpoint
+from deim.engine.checkpoints import read_checkpoint, save_checkpoint
+from deim.engine.trained_detector import load_trained
 from deim.inference.evaluator import build_evaluator
 from deim.inference.predictor import Predictor
 from multimodal.report import evaluate_checkpoint
@@ -32,7 +33,7 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
     config = phase2_config(f"task.detector={tiled_detector}", "epochs=1", "evaluation.bootstrap_resamples=2")
     assert config.data.tiles.size == 48
     trainer = build_phase2(config)
-    trainer.run(show_progress=False)
+    trainer.train()
     num_tiles = len(tile_split(read_split(config.data, "train"), config.data.tiles))
     stored = list((tmp_path / "cache").rglob("*.safetensors"))
     assert len(stored) == num_tiles > 20

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deim.engine.ema import ModelEma
+from deim.engine.ema import EmaSchedule, ModelEma
 from deim.engine.optimizer import RecipeOptions
-from deim.engine.schedule import EmaSchedule
 from deim.inference.postprocess import select_detections
 from deim.loss.matcher import HungarianMatcher, MatcherOptions
 from deim.model.build import build_variant
@@ -219,7 +218,7 @@ def test_an_average_of_the_weights_keeps_the_detector_bit_for_bit():
     optimizer = adamw(model)
     for step in range(3):
         train_step(model, optimizer, seed=step)
-        average.update(model)
+        average.update()
     assert state_hash(average.model.detector) == before
     assert not torch.equal(average.model.head.gate, model.head.gate)
     assert average.model.head.gate.any()

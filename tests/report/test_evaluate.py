@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from deim.data.splits import read_split
-from deim.engine.checkpoints import load_trained, read_checkpoint
+from deim.engine.checkpoints import read_checkpoint
+from deim.engine.trained_detector import load_trained
 from deim.errors import ConfigError, DataError
 from deim.inference.detection_table import DetectionTable
 from deim.inference.evaluator import EvaluationResult, build_evaluator

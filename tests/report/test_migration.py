@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from deim.migration import migrate_report
 from deim.report.build import ReportInputs
 from deim.report.files import read_report_inputs
-from deim.report.migration import migrate_report
 from deim.report.schema import read_report
 from deim.report.summary import describe_report
 from tests.report.random_reports import report_of

@@ -9,7 +9,8 @@ import torch
 from deim.config.catalog import shipped_configs_dir
 from deim.config.loader import config_from_dict, config_to_dict, load_config
 from deim.config.schema import Config
-from deim.engine.schedule import resolve_ema
+from deim.engine.ema import resolve_ema
+from deim.engine.schedule import resolve_schedule
 from deim.engine.task import TaskDefaults, load_task
 from deim.model.detector import Detector
 from multimodal.task import SHARED_BLOCKS, TextFusionTask
@@ -56,7 +57,10 @@ class TestShippedConfig:
     def test_its_schedule_fits_a_thousand_images(self, path: Path) -> None:
         config = load(path)
         steps_per_epoch = -(-1000 // config.data.batch_size)
-        run = load_task(config.task.type).resolve_timeline(config, steps_per_epoch=steps_per_epoch)
+        has_stages = load_task(config.task.type).has_stages
+        run = resolve_schedule(
+            config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch, has_stages=has_stages
+        )
         assert run.warmup_steps <= 0.2 * run.total_steps
         assert 0 < run.flat_end_epoch <= run.no_aug_epoch <= config.epochs
         averaging = resolve_ema(config.ema, total_steps=run.total_steps)

@@ -124,9 +124,9 @@ def test_a_preview_has_a_sheet_for_each_stage(
     code, out, _ = call("data", "preview", "-c", path, "--set", "schedule.no_aug_epochs=2", "--images", 5)
     assert code == 0
     lines = [
-        "stage 1  epochs 0 to 3: mosaic, colors, flips, several sizes",
-        "stage 2  epochs 4 to 7: colors, flips, several sizes",
-        "stage 3  epochs 8 to 9: flips",
+        "stage 1  epochs 1 to 4: mosaic, colors, flips, several sizes",
+        "stage 2  epochs 5 to 8: colors, flips, several sizes",
+        "stage 3  epochs 9 to 10: flips",
     ]
     assert [line for line in out.splitlines() if line.startswith("stage")] == lines
     for number in (1, 2, 3):

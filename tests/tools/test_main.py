@@ -122,7 +122,7 @@ def test_a_file_comes_before_a_shipped_config(call: Callable, tmp_path: Path) ->
 def test_an_unknown_config_is_answered_with_the_nearest(call: Callable) -> None:
     code, out, err = call("config", "show", "quickstrat")
     assert (code, out) == (2, "")
-    assert err.startswith("quickstrat: cannot be read, no such file exists (looked in ")
+    assert err.startswith("quickstrat: no such config file (looked in ")
     assert "Did you mean 'quickstart'?" in err
     code, _, err = call("config", "show")
     assert (code, err.partition(":")[0]) == (2, "deim config show")

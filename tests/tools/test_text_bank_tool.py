@@ -114,4 +114,4 @@ def test_open_clip_without_weights_ends_with_one_message(
 def test_missing_prompts_are_named(call: Callable) -> None:
     code, out, err = call("build_text_bank", "lost.yml", "--encoder", "hashed")
     assert (code, out) == (2, "")
-    assert err.startswith("lost.yml: cannot be read")
+    assert err.startswith("lost.yml: no such config file (looked in ")

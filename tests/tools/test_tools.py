@@ -142,13 +142,13 @@ def test_wrong_options_end_training_with_a_message_and_no_folder(
 def test_a_missing_config_is_named(tool: str, call: Callable) -> None:
     code, out, err = call(tool, "-c", "lost.yml")
     assert (code, out) == (2, "")
-    assert "lost.yml: cannot be read" in err
+    assert "lost.yml: no such config file" in err
 
 
 def test_resuming_from_a_missing_checkpoint_is_refused(call: Callable, tmp_path: Path) -> None:
     code, _, err = call("train", "-c", config_path("quickstart"), "--resume", "lost.pth")
     assert code == 2
-    assert err.startswith("lost.pth: no such checkpoint to resume from.")
+    assert err.startswith("lost.pth: no such checkpoint to resume from (looked in ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -73,7 +73,7 @@ class EpochStage:
 
     def describe(self) -> str:
         """Return the stage as one line."""
-        return f"epochs {self.first_epoch} to {self.end_epoch - 1}: {', '.join(self.names) or 'nothing'}"
+        return f"epochs {self.first_epoch + 1} to {self.end_epoch}: {', '.join(self.names) or 'nothing'}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

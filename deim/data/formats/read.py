@@ -13,7 +13,7 @@ from deim.data.formats.voc import find_voc, read_voc_set
 from deim.data.formats.yolo import find_yolo, read_yolo_set
 from deim.data.images.folder import is_hidden
 from deim.errors import DataError
-from deim.files import raise_listed
+from deim.files import looked_in, raise_listed
 
 
 class Dataset(Protocol):
@@ -93,8 +93,7 @@ def find_dataset(root: Path, data_format: Format | None = None) -> Dataset:
         DataError: If there is no such folder, it fits no format or several, or its description is wrong.
     """
     if not root.exists():
-        looked = "" if root.is_absolute() else f" (looked in {Path.cwd()})"
-        raise DataError(f"{root}: no such folder{looked}. Name the folder of a dataset.")
+        raise DataError(f"{root}: no such folder{looked_in(root)}. Name the folder of a dataset.")
     formats: list[Format] = [data_format] if data_format else []
     if data_format is None:
         if find_yolo(root) is not None:

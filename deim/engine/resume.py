@@ -1,22 +1,18 @@
 """How a run is put into a checkpoint and restored from one, and which changes a resumed run may have."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from deim.config.loader import config_from_dict, config_to_dict
 from deim.engine.checkpoints import AveragedWeights, Checkpoint, ResumeState
 from deim.engine.context import TrainingRun
-from deim.engine.memory import peak_bytes, reset_peak
-from deim.engine.progress import Progress
-from deim.engine.seeding import random_states, restore_random_states
+from deim.engine.progress import Progress, WeightKind
+from deim.engine.seeding import RandomStates
 from deim.engine.step import unwrap_model
-from deim.engine.validation import WeightKind
 from deim.errors import CheckpointError, ConfigError
+from deim.files import count
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +73,7 @@ def capture_resumable(run: TrainingRun, progress: Progress) -> Checkpoint:
         resume=ResumeState(
             optimizer=run.step.optimizer.state_dict(),
             scaler=run.step.precision.scaler.state_dict(),
-            random=random_states(),
+            random=RandomStates.capture(),
             progress=progress,
             fingerprints=run.fingerprints,
             batch_size=run.context.sampler.batch_size,
@@ -96,39 +92,37 @@ def restore_run(run: TrainingRun, checkpoint: Checkpoint, *, path: Path, force: 
         force: Resume although config or data differ; the differences are logged.
 
     Raises:
-        CheckpointError: If it belongs to another run, or its tensors do not fit.
+        CheckpointError: If config or data differ, or the tensors do not fit.
     """
     state = checkpoint.resume
     assert state is not None
-    differences = find_differences(run, checkpoint)
+    differences = _find_differences(run, checkpoint, state)
     if differences and not force:
         listed = "\n".join(f"  {line}" for line in differences)
         raise CheckpointError(
-            f"{path}: belongs to another run, these differ (there -> here):\n{listed}\nUndo the changes, "
-            f"start a new run, or resume all the same with --force."
+            f"{path}: the run was started with other options or data (there -> here):\n{listed}\nUndo the "
+            f"changes, start a new run, or resume all the same with --force."
         )
     for line in differences:
         logger.warning("changed since the run was stopped: %s", line)
     restore_weights(run, checkpoint, path=path)
-    restore_random_states(state.random)
-    progress = state.progress
+    state.random.restore()
     if differences:
-        progress.stopped_early = False
-        _fit_to_changes(progress, run, checkpoint)
-    return progress
+        _fit_to_changes(state.progress, run, checkpoint, state)
+    return state.progress
 
 
-def _fit_to_changes(progress: Progress, run: TrainingRun, checkpoint: Checkpoint) -> None:
+def _fit_to_changes(progress: Progress, run: TrainingRun, checkpoint: Checkpoint, state: ResumeState) -> None:
     """Convert what was counted in steps of another number, or chosen for another batch size."""
-    assert checkpoint.resume is not None
-    now, before = len(run.context.sampler), checkpoint.resume.steps_per_epoch
+    progress.stopped_early = False
+    now, before = len(run.context.sampler), state.steps_per_epoch
     if before != now:
-        steps_of_epoch = round(progress.steps_of_epoch * now / before)
-        step = progress.epoch * now + steps_of_epoch
+        progress.steps_of_epoch = round(progress.steps_of_epoch * now / before)
+        step = progress.epoch * now + progress.steps_of_epoch
         logger.warning(
             "an epoch has %d steps instead of %d: step %d becomes %d", now, before, progress.step, step
         )
-        progress.step, progress.steps_of_epoch = step, steps_of_epoch
+        progress.step = step
     batch_size = run.context.config.data.batch_size
     if checkpoint.config["data"]["batch_size"] != batch_size and not progress.halved:
         progress.micro_batch_size = None
@@ -140,14 +134,21 @@ def restore_weights(run: TrainingRun, checkpoint: Checkpoint, *, path: Path) -> 
     Raises:
         CheckpointError: If the tensors do not fit.
     """
-    assert checkpoint.resume is not None
+    state, optimizer = checkpoint.resume, run.step.optimizer
+    assert state is not None
+    # The moments of the stopped run, but the options of this one.
+    kept = [
+        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+    ]
     try:
         restore_model(run, checkpoint)
-        _load_optimizer(run.step.optimizer, checkpoint.resume.optimizer)
+        optimizer.load_state_dict(state.optimizer)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not fit the config of this run. {error}") from None
-    if checkpoint.resume.scaler:
-        run.step.precision.scaler.load_state_dict(dict(checkpoint.resume.scaler))
+    for group, options in zip(optimizer.param_groups, kept, strict=True):
+        group.update(options)
+    if state.scaler:
+        run.step.precision.scaler.load_state_dict(state.scaler)
 
 
 def restore_model(run: TrainingRun, checkpoint: Checkpoint) -> None:
@@ -157,37 +158,9 @@ def restore_model(run: TrainingRun, checkpoint: Checkpoint) -> None:
     run.ema.updates = checkpoint.ema.updates
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load the moments of a stopped run, but keep the options of this one."""
-    options = [
-        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
-    ]
-    optimizer.load_state_dict(dict(state))
-    for group, kept in zip(optimizer.param_groups, options, strict=True):
-        group.update(kept)
-
-
-def epoch_values(run: TrainingRun, progress: Progress) -> dict[str, Any]:
-    """Return the entries of an epoch in `metrics.jsonl`, and measure the peak of memory anew."""
-    recipe, device = run.context.config.recipe, run.context.device
-    factor = run.context.timeline.lr_factor(progress.step - 1) * progress.lr_scale
-    values = {
-        "epoch": progress.epoch,
-        "step": progress.step,
-        "lr": recipe.lr * factor,
-        "backbone_lr": recipe.backbone_lr * factor if run.task.trains_backbone else 0.0,
-        "peak_memory_bytes": peak_bytes(device),
-        **progress.sums.means(),
-    }
-    reset_peak(device)
-    return values
-
-
-def find_differences(run: TrainingRun, checkpoint: Checkpoint) -> list[str]:
+def _find_differences(run: TrainingRun, checkpoint: Checkpoint, state: ResumeState) -> list[str]:
     """Return a line for each difference between a checkpoint's run and this one, except in free options."""
-    state, context = checkpoint.resume, run.context
-    assert state is not None
-    lines = []
+    context, lines = run.context, []
     class_names = context.splits.train.class_names
     if checkpoint.class_names != class_names:
         lines.append(f"classes: {', '.join(checkpoint.class_names)} -> {', '.join(class_names)}")
@@ -199,32 +172,25 @@ def find_differences(run: TrainingRun, checkpoint: Checkpoint) -> list[str]:
         "images of a step": (state.batch_size, context.sampler.batch_size),
         "steps of an epoch": (state.steps_per_epoch, len(context.sampler)),
     }
-    for name, (there, here_count) in counts.items():
-        if there != here_count:
-            lines.append(f"{name}: {there} -> {here_count} (with {context.distributed.size} processes)")
+    for name, (there, now) in counts.items():
+        if there != now:
+            lines.append(f"{name}: {there} -> {now} (with {count('process', context.distributed.size)})")
     free = {*FREE_OPTIONS, *run.task.free_options}
-    stored = _with_new_options(checkpoint.config)
+    try:  # options that are newer than the checkpoint have their defaults there
+        stored = config_to_dict(config_from_dict(checkpoint.config, where="the checkpoint"))
+    except ConfigError:  # it has options that are gone
+        stored = dict(checkpoint.config)
     return lines + _changed_options(stored, config_to_dict(context.config), free=free)
 
 
-def _with_new_options(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add the defaults of options that are newer than a stored config, unless some of its own are gone."""
-    try:
-        return config_to_dict(config_from_dict(stored, where="the checkpoint"))
-    except ConfigError:
-        return stored
-
-
-def _changed_options(
-    old: Mapping[str, Any], new: Mapping[str, Any], *, free: set[str], prefix: str = ""
-) -> list[str]:
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if f"{prefix}{name}" in free:
-            continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += _changed_options(before, after, free=free, prefix=f"{prefix}{name}.")
-        elif before != after:
-            lines.append(f"{prefix}{name}: {before} -> {after}")
-    return lines
+def _changed_options(there: Any, here: Any, *, free: set[str], key: str = "") -> list[str]:
+    """Return a line for each difference between two configs in plain types, at a dotted key."""
+    if key in free:
+        return []
+    if isinstance(there, dict) and isinstance(here, dict):
+        lines = []
+        for name in sorted(there.keys() | here.keys()):
+            path = f"{key}.{name}" if key else name
+            lines += _changed_options(there.get(name), here.get(name), free=free, key=path)
+        return lines
+    return [f"{key}: {there} -> {here}"] if there != here else []

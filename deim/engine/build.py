@@ -12,16 +12,17 @@ from deim.data.splits import Splits
 from deim.engine.context import BatchPlan, RunContext, TrainingRun
 from deim.engine.device import select_device, select_precision
 from deim.engine.distributed import DistributedContext, exchange_gradients
-from deim.engine.ema import ModelEma
+from deim.engine.ema import ModelEma, resolve_ema
 from deim.engine.preflight import preflight
 from deim.engine.run_folder import prepare_run_dir, refuse_existing_run
-from deim.engine.schedule import resolve_ema
+from deim.engine.schedule import resolve_schedule
 from deim.engine.seeding import seed_everything, use_deterministic_operations
 from deim.engine.step import StepContext
 from deim.engine.task import load_task
 from deim.engine.trainer import Trainer
 from deim.engine.validation import Validate
 from deim.errors import TrainingError
+from deim.files import count
 from deim.model.activation_checkpointing import checkpoint_activations
 from deim.model.detector import Detector
 
@@ -48,7 +49,7 @@ def plan_batches(config: Config, distributed: DistributedContext) -> BatchPlan:
     share = effective // distributed.size
     if micro is not None and micro > share:
         raise TrainingError(
-            f"data.batch_size: got {micro}, but a process has {share} images of a step of "
+            f"data.batch_size: got {micro}, but a process has {count('image', share)} of a step of "
             f"effective_batch_size {effective}. Lower it or raise effective_batch_size."
         )
     return BatchPlan(effective=effective, share=share, micro=micro)
@@ -59,13 +60,8 @@ def prepare_run(
 ) -> RunContext:
     """Settle everything about a run that does not need a model.
 
-    Training, the preview of its batches and the ablation of text all begin with it.
-
-    Args:
-        config: The experiment.
-        splits: Training and validation data.
-        distributed: The processes of the run; None for this one alone.
-        is_new: Whether the run starts; a resumed one takes its weights from a checkpoint later.
+    Training, the preview of its batches and the ablation of text all begin with it. A resumed run, which is
+    not new, takes its weights from a checkpoint later.
 
     Raises:
         DeimError: If an option does not fit the data or the machine.
@@ -83,13 +79,18 @@ def prepare_run(
         rank=distributed.rank,
         num_ranks=distributed.size,
     )
-    task = load_task(config.task.type)
+    timeline = resolve_schedule(
+        config.schedule,
+        epochs=config.epochs,
+        steps_per_epoch=len(sampler),
+        has_stages=load_task(config.task.type).has_stages,
+    )
     return RunContext(
         config=config,
         splits=splits,
         plan=plan,
         sampler=sampler,
-        timeline=task.resolve_timeline(config, steps_per_epoch=len(sampler)),
+        timeline=timeline,
         device=device,
         precision=precision,
         distributed=distributed,
