@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deim.config.loader import load_config
 from deim.curation.check import check_dataset, read_for_check
 from deim.data.formats.read import find_dataset
 from deim.data.images.input_format import InputFormat
@@ -84,22 +83,11 @@ def make_image(suffix: str) -> Callable[[Path], Path]:
     return make
 
 
-def make_config(root: Path) -> Path:
-    root.mkdir(parents=True)
-    configs = Path(__file__).parents[1] / "configs"
-    (root / "c.yml").write_text(
-        f"_base_: {configs / 'quickstart.yml'}\nepochs: 3\nimage_size: 64\ndata:\n  batch_size: 2\n"
-        "recipe:\n  lr: 1e-3\n  betas: [0.9, 0.99]\n"
-    )
-    return root / "c.yml"
-
-
 TARGETS = [
     Target("coco", "json", make_coco, lambda path: check(path.parents[1])),
     Target("yolo", "yaml", make_yolo, lambda path: check(path.parent)),
     Target("labels", "text", make_labels, lambda path: check(path.parents[1])),
     Target("voc", "xml", make_voc, lambda path: check(path.parent)),
-    Target("config", "yaml", make_config, load_config),
     *(
         Target(f"image{suffix}", "binary", make_image(suffix), lambda path: read_input(path, FORMAT))
         for suffix in (".png", ".jpg", ".tif", ".bmp", ".webp")

@@ -176,7 +176,7 @@ def read_raw_coco(annotations_path: Path, image_dirs: Sequence[Path]) -> RawSpli
         )
     images = _find_images(reading, content["images"])
     annotations = _read_boxes(reading, images, content["annotations"])
-    _number_text_ids(reading, images, annotations)
+    images, annotations = _number_text_ids(reading, images, annotations)
     return RawSplit(
         name=annotations_path.stem,
         annotations_path=annotations_path,
@@ -200,7 +200,7 @@ def is_coco(path: Path) -> bool:
     return b'"images"' in content and b'"categories"' in content
 
 
-def _read_content(path: Path) -> dict[str, list[dict[str, Any]]]:
+def _read_content(path: Path) -> dict[str, Sequence[Entry]]:
     """Return the three lists of a file with readable values."""
     try:
         content = read_json(path)
@@ -227,8 +227,8 @@ def _read_content(path: Path) -> dict[str, list[dict[str, Any]]]:
     return lists
 
 
-def _read_fields(where: str, key: str, entries: Sequence[Entry], problems: list[str]) -> list[dict[str, Any]]:
-    cleaned = []
+def _read_fields(where: str, key: str, entries: Sequence[Entry], problems: list[str]) -> Sequence[Entry]:
+    cleaned: list[Entry] = []
     for number, entry in enumerate(entries):
         values = dict(entry)
         for name, (read, description) in FIELDS[key].items():
@@ -255,7 +255,7 @@ def _best_index(image_dirs: Sequence[Path], names: Sequence[str]) -> ImageIndex:
     return indexes[scores.index(max(scores))]
 
 
-def _find_images(reading: _Reading, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def _find_images(reading: _Reading, entries: Sequence[Entry]) -> Sequence[Entry]:
     """Return the images with the paths of their files, and their sizes where the file lacks them."""
     images, moved = [], []
     folder = reading.index.folder
@@ -294,9 +294,7 @@ def _find_images(reading: _Reading, entries: Sequence[Entry]) -> list[dict[str, 
     return images
 
 
-def _read_boxes(
-    reading: _Reading, images: Sequence[Entry], entries: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _read_boxes(reading: _Reading, images: Sequence[Entry], entries: Sequence[Entry]) -> Sequence[Entry]:
     """Return the annotations of the images that can be read, with a box instead of an outline or a mask."""
     sizes_hw = {image["id"]: (image["height"], image["width"]) for image in images}
     annotations, outlined = [], 0
@@ -363,14 +361,14 @@ def _outline_box(segmentation: object, size_hw: tuple[int, int] | None) -> list[
 
 
 def _number_text_ids(
-    reading: _Reading, images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]
-) -> None:
-    """Replace image ids by numbers in the order of the file, if any of them is text."""
+    reading: _Reading, images: Sequence[Entry], annotations: Sequence[Entry]
+) -> tuple[Sequence[Entry], Sequence[Entry]]:
+    """Return both lists with image ids numbered in the order of the file, if any of the ids is text."""
     if not any(isinstance(image["id"], str) for image in images):
-        return
+        return images, annotations
     numbers = {key: number for number, key in enumerate(dict.fromkeys(image["id"] for image in images), 1)}
-    for image in images:
-        image["id"] = numbers[image["id"]]
-    for annotation in annotations:
-        annotation["image_id"] = numbers.get(annotation["image_id"], annotation["image_id"])
     reading.notes.append(f"image ids are text; the images are numbered from 1 to {len(numbers)}")
+    return (
+        [{**image, "id": numbers[image["id"]]} for image in images],
+        [{**row, "image_id": numbers.get(row["image_id"], row["image_id"])} for row in annotations],
+    )
