@@ -454,3 +454,36 @@ def test_hidden_files_are_no_images(name: str, put: Put) -> None:
     put("images/a.png")
     put("train.json", coco("a.png"))
     assert rules(put(name, "not an image")) == []
+
+
+def test_an_archive_with_one_folder_is_looked_into(put: Put) -> None:
+    put("export/images/a.png")
+    root = put("export/annotations/train.json", coco("a.png"))
+    assert read(root)["train"].file_names == ("a.png",)
+
+
+def test_boxes_without_names_of_classes_say_what_to_add(put: Put) -> None:
+    put("a.png")
+    with pytest.raises(DataError, match=r"without the names of their classes: add classes\.txt"):
+        read(put("a.txt", YOLO_LINE))
+
+
+@pytest.mark.parametrize("line", ["0 20 15 10 12\n", "0 0.1 0.1 30 0.1 30 20 0.1 20\n"])
+def test_pixels_where_fractions_are_meant_are_an_error(line: str, put: Put) -> None:
+    put("a.png")
+    put("classes.txt", "dent\n")
+    (issue,) = check(put("a.txt", line)).issues[:1]
+    assert (issue.rule, issue.annotation) == ("bad_box", "a.txt:1")
+    assert "where a fraction of the image is meant" in issue.message
+
+
+def test_keys_of_splits_in_capitals_are_read(put: Put) -> None:
+    for split, name in (("Train", "a"), ("Validation", "b")):
+        put(f"images/{split}/{name}.png")
+        put(f"labels/{split}/{name}.txt", YOLO_LINE)
+        put(f"{split}.txt", f"data/images/{split}/{name}.png\n")
+    root = put("data.yaml", "Train: Train.txt\nValidation: Validation.txt\npath: .\nnames: {0: dent}\n")
+    assert [list(split.file_names) for split in read(root).values()] == [
+        ["images/Train/a.png"],
+        ["images/Validation/b.png"],
+    ]

@@ -10,7 +10,7 @@ from deim.data.formats.coco import CocoSplit, RawSplit, to_split
 from deim.data.formats.coco_file import is_coco, read_raw_coco
 from deim.data.formats.names import CONTENTS, SPLITS, Format, name_splits
 from deim.data.formats.voc import find_voc, read_voc_set
-from deim.data.formats.yolo import find_yolo, read_yolo_set
+from deim.data.formats.yolo import find_yolo, has_labels, read_yolo_set
 from deim.data.images.folder import is_hidden
 from deim.errors import DataError
 from deim.files import looked_in, raise_listed
@@ -102,8 +102,17 @@ def find_dataset(root: Path, data_format: Format | None = None) -> Dataset:
             formats.append("voc")
         if find_coco_files(root):
             formats.append("coco")
+        folders = (
+            []
+            if formats or root.is_file()
+            else [path for path in root.iterdir() if not is_hidden(Path(path.name))]
+        )
+        if len(folders) == 1 and folders[0].is_dir():
+            return find_dataset(folders[0])  # a zip archive with one folder
     if len(formats) != 1:
         what = f"looks like {' and '.join(formats)}" if formats else "no dataset there"
+        if not formats and root.is_dir() and has_labels(root):
+            what += ", only text files of boxes without the names of their classes: add classes.txt"
         known = "; ".join(f"{name.upper()} has {content}" for name, content in CONTENTS.items())
         raise DataError(
             f"{root}: {what}. {known}. Name the folder of one dataset, or its format with --format."

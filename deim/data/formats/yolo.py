@@ -31,6 +31,8 @@ from deim.parse import parse_yaml, read_text
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 """Lists of class names, one a line, as labeling tools write them."""
+MIN_PIXELS = 2.0
+"""A larger value is no fraction that reaches a little beyond the image, but a number of pixels."""
 NAMES_KEY: Final = re.compile(r"^names\s*:", re.MULTILINE)
 
 
@@ -90,9 +92,12 @@ def find_yolo(root: Path) -> Path | None:
             return path
     folders = [root, root / "labels", *sorted(path for path in root.glob("*") if path.is_dir())]
     lists = [folder / name for folder in folders for name in CLASS_FILES if (folder / name).is_file()]
-    if lists and any(_label_of(root / image).is_file() for image in list_images(root)):
-        return lists[0]
-    return None
+    return lists[0] if lists and has_labels(root) else None
+
+
+def has_labels(root: Path) -> bool:
+    """Whether any image below a folder has a text file of boxes."""
+    return any(_label_of(root / image).is_file() for image in list_images(root))
 
 
 def read_yolo_set(root: Path) -> YoloSet:
@@ -120,7 +125,9 @@ def read_yolo_set(root: Path) -> YoloSet:
         return YoloSet(path=path, root=folder, names=names, category_ids=ids, places=_find_folders(folder))
     content = _read_yaml(path)
     names = _read_names(path, content)
-    given = {str(key): _as_texts(value) for key, value in content.items() if str(key) in WORDS and value}
+    given = {
+        str(key): _as_texts(value) for key, value in content.items() if str(key).lower() in WORDS and value
+    }
     places = {split: given[key] for split, key in name_splits(given).items()}
     base = _base_folder(path, content)
     absent = {}
@@ -413,6 +420,12 @@ def _read_labels(path: Path, dataset: YoloSet, size_hw: tuple[int, int], log: Is
                 f"center y, width and height, the last four as fractions of the image."
             )
             log.add("unreadable", name, message, annotation=annotation)
+        elif max(values) >= MIN_PIXELS:
+            message = (
+                f"{name}: line {number} has {max(values):g} where a fraction of the image is meant, got "
+                f"{line.strip()[:60]!r}. Divide pixels by width and height of the image."
+            )
+            log.add("bad_box", name, message, annotation=annotation)
         elif not 0 <= category < len(dataset.names):
             message = (
                 f"{name}: line {number} has class {int(category)}, {dataset.path.name} names "
