@@ -102,13 +102,10 @@ def find_dataset(root: Path, data_format: Format | None = None) -> Dataset:
             formats.append("voc")
         if find_coco_files(root):
             formats.append("coco")
-        folders = (
-            []
-            if formats or root.is_file()
-            else [path for path in root.iterdir() if not is_hidden(Path(path.name))]
-        )
-        if len(folders) == 1 and folders[0].is_dir():
-            return find_dataset(folders[0])  # a zip archive with one folder
+        inside = [] if formats or root.is_file() else [*root.iterdir()]
+        inside = [path for path in inside if not is_hidden(Path(path.name))]
+        if len(inside) == 1 and inside[0].is_dir():
+            return find_dataset(inside[0])  # an archive with one folder
     if len(formats) != 1:
         what = f"looks like {' and '.join(formats)}" if formats else "no dataset there"
         if not formats and root.is_dir() and has_labels(root):
