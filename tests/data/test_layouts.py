@@ -439,13 +439,13 @@ def test_the_account_adds_up_in_check_and_training(put: Put) -> None:
     ]
     counts = check(put("train.json", content)).splits["train"].counts
     assert counts.describe() == (
-        "2 images (0 without boxes), 5 boxes read, 1 crowd regions, 1 dropped (bad_box), "
+        "2 images (0 without boxes), 5 boxes read, 1 crowd region, 1 dropped (bad_box), "
         "1 dropped (zero_box), 2 trainable"
     )
     content["annotations"] = content["annotations"][:3]
     split = read(put("train.json", content))["train"]
     assert split.count_boxes().describe() == (
-        "2 images (0 without boxes), 3 boxes read, 1 crowd regions, 2 trainable"
+        "2 images (0 without boxes), 3 boxes read, 1 crowd region, 2 trainable"
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.data.formats.issues import Issue, IssueLog
-from deim.files import raise_listed, sha256_of_file
+from deim.files import count, raise_listed, sha256_of_file
 
 Entry = Mapping[str, Any]
 """An entry, or the whole content, of an annotation file."""
@@ -40,10 +40,11 @@ class BoxCounts:
 
     def describe(self) -> str:
         """Return one line for the console and the log."""
-        reasons = "".join(f", {count} dropped ({rule})" for rule, count in self.dropped.items())
+        reasons = "".join(f", {number} dropped ({rule})" for rule, number in self.dropped.items())
         return (
-            f"{self.images} images ({self.images_without_boxes} without boxes), {self.read} boxes read, "
-            f"{self.crowd} crowd regions{reasons}, {self.trainable} trainable"
+            f"{count('image', self.images)} ({self.images_without_boxes} without boxes), "
+            f"{count('box', self.read)} read, {count('crowd region', self.crowd)}{reasons}, "
+            f"{self.trainable} trainable"
         )
 
 
@@ -242,9 +243,9 @@ def take_crowds(raw: RawSplit) -> RawSplit:
 
 def _find_duplicates(raw: RawSplit, what: str, values: Sequence[object], log: IssueLog) -> None:
     where = raw.annotations_path.name
-    for value, count in Counter(values).items():
-        if count > 1:
-            message = f"{where}: {what} {value!r} is used {count} times. Each must be unique."
+    for value, uses in Counter(values).items():
+        if uses > 1:
+            message = f"{where}: {what} {value!r} is used {uses} times. Each must be unique."
             log.add("repeated_id", where, message)
 
 
