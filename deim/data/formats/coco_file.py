@@ -247,12 +247,15 @@ def _read_fields(where: str, key: str, entries: Sequence[Entry], problems: list[
 
 def _best_index(image_dirs: Sequence[Path], names: Sequence[str]) -> ImageIndex:
     """Return the index of the folder that has most of the images, and most of them under the name given."""
-    indexes = [ImageIndex(folder) for folder in dict.fromkeys(image_dirs)]
-    if len(indexes) == 1:
-        return indexes[0]
-    matches = [[index.find(name).path for name in names] for index in indexes]
-    scores = [(len(paths) - paths.count(None), sum(map(eq, paths, names))) for paths in matches]
-    return indexes[scores.index(max(scores))]
+    best_score, best = (-1, -1), ImageIndex(image_dirs[0])
+    for index in (best, *map(ImageIndex, image_dirs[1:])):
+        paths = [index.find(name).path for name in names]
+        score = (len(paths) - paths.count(None), sum(map(eq, paths, names)))
+        if score > best_score:
+            best, best_score = index, score
+        if best_score == (len(names), len(names)):
+            break  # other folders may be large
+    return best
 
 
 def _find_images(reading: _Reading, entries: Sequence[Entry]) -> Sequence[Entry]:
