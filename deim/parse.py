@@ -40,6 +40,11 @@ def read_text(path: Path, *, error: type[DeimError] = DataError) -> str:
         raise error(f"{path}: not a text file in UTF-8 or UTF-16 ({problem}). Save it in UTF-8.") from None
 
 
+def read_lines(path: Path, *, error: type[DeimError] = DataError) -> list[str]:
+    """Return the stripped lines of a text file that are not empty; see `read_text` for the errors."""
+    return [line.strip() for line in read_text(path, error=error).splitlines() if line.strip()]
+
+
 def parse_json(text: str, where: str, *, error: type[DeimError] = DataError) -> object:
     """Parse JSON.
 
@@ -90,7 +95,8 @@ def parse_yaml(
             node = instance.get_single_node()
             if node is None:
                 return None
-            if _count_nodes(node, {}) > MAX_YAML_NODES:
+            counts: dict[int, int] = {}
+            if _count_nodes(node, counts) > max(MAX_YAML_NODES, len(counts)):
                 raise error(f"{where}: its aliases stand for more than {MAX_YAML_NODES} values. Remove them.")
             content: object = instance.construct_document(node)
         finally:

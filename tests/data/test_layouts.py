@@ -13,6 +13,7 @@ from deim.curation.check import CheckReport, check_dataset, read_for_check
 from deim.data.formats.coco import CocoSplit
 from deim.data.formats.names import name_splits
 from deim.data.formats.read import find_dataset, read_all, to_splits
+from deim.data.images.folder import list_images
 from deim.data.images.input_format import InputFormat
 from deim.data.splits import build_splits
 from deim.errors import DataError
@@ -487,3 +488,73 @@ def test_keys_of_splits_in_capitals_are_read(put: Put) -> None:
         ["images/Train/a.png"],
         ["images/Validation/b.png"],
     ]
+
+
+def test_a_box_of_an_unknown_image_never_moves_to_another(put: Put) -> None:
+    content = coco("a.png", "b.png")
+    for name, image in zip("ab", content["images"], strict=True):
+        put(f"images/{name}.png")
+        image["id"] = name
+    content["annotations"][0]["image_id"] = "a"
+    (issue,) = check(put("train.json", content)).issues
+    assert issue.rule == "unknown_image"
+    assert "belongs to image id 2, which is not in 'images'" in issue.message
+
+
+@pytest.mark.parametrize("ids", [("1_2", "12"), ("01", "1"), ("1e2", "100")])
+def test_text_ids_that_differ_stay_different(ids: tuple[str, str], put: Put) -> None:
+    content = coco("a.png", "b.png")
+    for name, text, image, row in zip("ab", ids, content["images"], content["annotations"], strict=True):
+        put(f"images/{name}.png")
+        image["id"] = row["image_id"] = text
+    assert read(put("train.json", content))["train"].image_ids.tolist() == [1, 2]
+
+
+def test_one_file_under_two_ids_is_an_error(put: Put) -> None:
+    put("images/a.png")
+    issues = check(put("x.json", coco("a.png", "./a.png"))).issues
+    (issue,) = [issue for issue in issues if issue.rule == "repeated_id"]
+    assert "image file 'a.png' is used 2 times" in issue.message
+
+
+@pytest.mark.parametrize("tag", ['<annotation verified="yes">', '<?xml version="1.0"?>\n<annotation >'])
+def test_a_long_annotation_file_beside_its_image_is_found(tag: str, put: Put) -> None:
+    put("a.png")
+    objects = f"<object><name>dent</name>{VOC_BOX}</object>" * 60
+    root = put("a.xml", xml("a.png", objects).replace("<annotation>", tag))
+    assert len(read(root)["all"].boxes_xywh) == 60
+
+
+@pytest.mark.parametrize(("key", "given"), [("test", "test/images"), ("val", "valid/images")])
+def test_a_folder_of_one_split_is_never_taken_for_another(key: str, given: str, put: Put) -> None:
+    for split in ("train", "val"):
+        put(f"images/{split}/{split}.png")
+        put(f"labels/{split}/{split}.txt", YOLO_LINE)
+    content = {"train": "images/train", "val": "images/val", key: given}
+    root = put(
+        "data.yaml", "names: [dent]\n" + "".join(f"{name}: {path}\n" for name, path in content.items())
+    )
+    with pytest.raises(DataError, match=rf"{key}: there is no .*{given}"):
+        find_dataset(root).read(key)
+
+
+@pytest.mark.parametrize("size", ["<width>1e30</width>", "<width>-4</width>", "<width>inf</width>"])
+def test_an_impossible_width_in_voc_is_read_from_the_image(size: str, put: Put) -> None:
+    put("a.png")
+    root = put("a.xml", xml("a.png").replace("<width>40</width>", size))
+    assert read(root)["all"].sizes_hw.tolist() == [[30, 40]]
+
+
+@pytest.mark.parametrize("number", ["Infinity", "99999999999999999999", "1.9", "null"])
+def test_impossible_category_ids_are_named(number: str, put: Put) -> None:
+    put("a.png")
+    put("a.xml", xml("a.png"))
+    root = put("categories.json", f'[{{"id": {number}, "name": "dent"}}]')
+    with pytest.raises(DataError, match=r"categories\.json: not a list of categories"):
+        read(root)
+
+
+def test_a_link_to_the_folder_itself_repeats_no_image(put: Put) -> None:
+    root = put("a.png")
+    (root / "loop").symlink_to(root)
+    assert list_images(root) == ["a.png"]

@@ -211,11 +211,12 @@ def find_problems(raw: RawSplit) -> list[Issue]:
     where = raw.annotations_path.name
     log = IssueLog(split=raw.name, issues=list(raw.issues))
     _find_duplicates(raw, "image id", [image["id"] for image in raw.images], log)
+    _find_duplicates(raw, "image file", [image["file_name"] for image in raw.images], log)
     _find_duplicates(raw, "category id", [category["id"] for category in raw.categories], log)
     _find_duplicates(raw, "category name", [category["name"] for category in raw.categories], log)
     _find_fractions(raw, log)
     _find_annotation_problems(raw, log)
-    if not raw.images:
+    if not raw.images and not log.issues:
         log.add("empty_list", where, f"{where}: 'images' is empty. A split needs at least one image.")
     if not raw.categories:
         message = f"{where}: 'categories' is empty. List every class with an id and a name."
@@ -253,7 +254,8 @@ def _find_fractions(raw: RawSplit, log: IssueLog) -> None:
     """Report boxes in pixels that all lie within one pixel, because they must be fractions of the image."""
     where = raw.annotations_path.name
     boxes = [annotation["bbox"] for annotation in raw.annotations]
-    if boxes and all(_is_box(box) and min(box[2:]) > 0 and max(box) <= 1 for box in boxes):
+    are_within_a_pixel = all(_is_box(box) and min(box[2:]) > 0 and max(box) <= 1 for box in boxes)
+    if are_within_a_pixel and any(side % 1 for box in boxes for side in box):
         message = (
             f"{where}: all boxes lie in [0, 1], such as {boxes[0]}: they are fractions of the image. Boxes "
             f"are pixels here: multiply them by width and height, or use the YOLO format."

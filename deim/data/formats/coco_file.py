@@ -4,7 +4,7 @@ Values that can only mean one thing are read: ids as `1.0` or `"1"`, image ids t
 text or missing, `iscrowd: null`, and a polygon or mask instead of a box.
 """
 
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import eq
@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 from deim.data.formats.coco import CocoSplit, Entry, RawSplit, annotation_name, to_split
 from deim.data.formats.issues import IssueLog
+from deim.data.formats.values import MAX_SIDE_PX, finite_number, polygon_box, whole_number
 from deim.data.images.folder import ImageIndex
 from deim.data.images.read import read_size
 from deim.errors import DataError
@@ -26,48 +27,14 @@ REQUIRED: Final = {
     "annotations": ("image_id", "category_id"),
     "categories": ("id", "name"),
 }
-MAX_SIDE_PX = 2**31
-
-
-def _number(value: object) -> float:
-    """Return a finite number, also of text."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise TypeError
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _whole(value: object, low: int, high: int) -> int:
-    """Return a whole number in [low, high) in any spelling: `1`, `1.0`, `"1"`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise TypeError
-    try:
-        number = int(value) if isinstance(value, (int, str)) else None
-    except ValueError:
-        number = None
-    if number is None:
-        if not _number(value).is_integer():
-            raise ValueError
-        number = int(_number(value))
-    if not low <= number < high:
-        raise ValueError
-    return number
-
-
-def _category_id(value: object) -> int:
-    return _whole(value, -(2**63), 2**63)
+UNPADDED: Final = re.compile(r"-?(0|[1-9]\d*)(\.0+)?", re.ASCII)
 
 
 def _image_id(value: object) -> int | str:
-    """Return an id as a whole number, or as text if it is no number."""
-    try:
-        return _category_id(value)
-    except ValueError:
-        if isinstance(value, str) and value.strip():
-            return value.strip()
-        raise
+    """Return an id as a whole number, or else as text: `"01"` and `"1_2"` stay what they are."""
+    if isinstance(value, str) and value.strip() and not UNPADDED.fullmatch(value.strip()):
+        return value.strip()
+    return whole_number(value)
 
 
 def _annotation_id(value: object) -> int | float | str | None:
@@ -77,7 +44,7 @@ def _annotation_id(value: object) -> int | float | str | None:
 
 
 def _side(value: object) -> int | None:
-    return None if value is None else _whole(value, 1, MAX_SIDE_PX)
+    return None if value is None else whole_number(value, 1, MAX_SIDE_PX)
 
 
 def _text(value: object) -> str:
@@ -93,13 +60,13 @@ def _supercategory(value: object) -> str | None:
 def _area(value: object) -> float | None:
     if value is None:
         return None
-    if _number(value) < 0:
+    if finite_number(value) < 0:
         raise ValueError
-    return value if isinstance(value, (int, float)) else _number(value)
+    return value if isinstance(value, (int, float)) else finite_number(value)
 
 
 def _crowd(value: object) -> int:
-    return 0 if value is None else _whole(int(value) if isinstance(value, bool) else value, 0, 2)
+    return 0 if value is None else whole_number(int(value) if isinstance(value, bool) else value, 0, 2)
 
 
 FIELDS: Final[Mapping[str, Mapping[str, tuple[Callable[[Any], object], str]]]] = {
@@ -112,12 +79,12 @@ FIELDS: Final[Mapping[str, Mapping[str, tuple[Callable[[Any], object], str]]]] =
     "annotations": {
         "id": (_annotation_id, "a number, text or null"),
         "image_id": (_image_id, "a whole number of at most 63 bits, or text"),
-        "category_id": (_category_id, "a whole number of at most 63 bits"),
+        "category_id": (whole_number, "a whole number of at most 63 bits"),
         "area": (_area, "a number from 0, or null"),
         "iscrowd": (_crowd, "0 or 1"),
     },
     "categories": {
-        "id": (_category_id, "a whole number of at most 63 bits"),
+        "id": (whole_number, "a whole number of at most 63 bits"),
         "name": (_text, "text that is not empty"),
         "supercategory": (_supercategory, "text or null"),
     },
@@ -331,7 +298,7 @@ def _box_of_text(bbox: object) -> object:
     if not isinstance(bbox, list) or not any(isinstance(value, str) for value in bbox):
         return bbox
     try:
-        return [_number(value) for value in bbox]
+        return [finite_number(value) for value in bbox]
     except (TypeError, ValueError):
         return bbox
 
@@ -355,12 +322,12 @@ def _outline_box(segmentation: object, size_hw: tuple[int, int] | None) -> list[
     if not isinstance(segmentation, list):
         raise TypeError
     polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
-    numbers = [[_number(value) for value in polygon] for polygon in polygons]
+    numbers = [[finite_number(value) for value in polygon] for polygon in polygons]
     if any(len(polygon) < 6 or len(polygon) % 2 for polygon in numbers):
         raise ValueError
     xs = [x for polygon in numbers for x in polygon[0::2]]
     ys = [y for polygon in numbers for y in polygon[1::2]]
-    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    return polygon_box(xs, ys)
 
 
 def _number_text_ids(
@@ -373,5 +340,5 @@ def _number_text_ids(
     reading.notes.append(f"image ids are text; the images are numbered from 1 to {len(numbers)}")
     return (
         [{**image, "id": numbers[image["id"]]} for image in images],
-        [{**row, "image_id": numbers.get(row["image_id"], row["image_id"])} for row in annotations],
+        [{**row, "image_id": numbers.get(row["image_id"], str(row["image_id"]))} for row in annotations],
     )

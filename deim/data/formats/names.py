@@ -17,7 +17,7 @@ CONTENTS: Final[dict[Format, str]] = {
 
 SPLITS = ("train", "val", "test")
 """Usual names of the splits, in the order in which they are listed."""
-WHOLE = "all"
+UNSPLIT = "all"
 """Name of a dataset that is not divided into splits."""
 WORDS: Final = {
     "train": "train",
@@ -28,8 +28,8 @@ WORDS: Final = {
     "dev": "val",
     "test": "test",
     "testing": "test",
-    "default": WHOLE,
-    "all": WHOLE,
+    "default": UNSPLIT,
+    "all": UNSPLIT,
 }
 """Words for splits in the names of files and folders."""
 
@@ -46,7 +46,7 @@ def name_splits(given: Iterable[str]) -> dict[str, str]:
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(given, key=_rank):
-        known = {WORDS[word] for word in _words(name) if word in WORDS}
+        known = split_words(name)
         groups.setdefault(known.pop() if len(known) == 1 else name, []).append(name)
     splits: dict[str, str] = {}
     for split, names in groups.items():
@@ -54,6 +54,11 @@ def name_splits(given: Iterable[str]) -> dict[str, str]:
         splits |= {split if is_clear and name == names[0] else name: name for name in names}
     order = {split: place for place, split in enumerate(SPLITS)}
     return dict(sorted(splits.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+
+
+def split_words(name: str) -> set[str]:
+    """Return the splits that the words of a name stand for."""
+    return {WORDS[word] for word in _words(name) if word in WORDS}
 
 
 def _words(name: str) -> list[str]:

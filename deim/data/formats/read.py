@@ -179,12 +179,10 @@ def drop_placeholders(raws: Mapping[str, RawSplit]) -> dict[str, RawSplit]:
     Returns:
         The splits, with a note about each dropped category.
     """
-    used = {
-        category["name"]
-        for raw in raws.values()
-        for category in raw.categories
-        if category["id"] in {annotation["category_id"] for annotation in raw.annotations}
-    }
+    used = set()
+    for raw in raws.values():
+        used_ids = {annotation["category_id"] for annotation in raw.annotations}
+        used |= {category["name"] for category in raw.categories if category["id"] in used_ids}
     result = {}
     for name, raw in raws.items():
         above = {
@@ -211,7 +209,7 @@ def to_splits(raws: Mapping[str, RawSplit]) -> dict[str, CocoSplit]:
     splits = {name: to_split(raw) for name, raw in raws.items()}
     for split in splits.values():
         check_images(split, pixels=None)
-    first = next(iter(splits.values()))
+    first, *_ = splits.values()
     raise_listed(
         [
             f"{split.annotations_path.name}: the classes are {_classes(split)}, in "

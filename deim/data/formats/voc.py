@@ -20,12 +20,13 @@ from xml.etree import ElementTree
 
 from deim.data.formats.coco import CocoSplit, Entry, RawSplit
 from deim.data.formats.issues import IssueLog
-from deim.data.formats.names import SPLITS, WHOLE, Format, name_splits
+from deim.data.formats.names import SPLITS, UNSPLIT, Format, name_splits
+from deim.data.formats.values import MAX_SIDE_PX, whole_number
 from deim.data.images.folder import ImageIndex, list_images, walk_files
 from deim.data.images.read import IMAGE_SUFFIXES, read_size
 from deim.errors import DataError
 from deim.files import raise_listed
-from deim.parse import read_json, read_text, read_xml
+from deim.parse import read_json, read_lines, read_xml
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ TRAINVAL = "trainval"
 CLASS_LIST_LINE = re.compile(r".*\s(-1|0|1)")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 HEAD_BYTES = 4096
+ROOT_TAG = re.compile(rb"<(\w+:)?annotation[\s/>]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,8 +162,8 @@ def read_voc_set(root: Path) -> VocSet:
         root=root,
         annotations=annotations,
         images=images,
-        stems=splits or {WHOLE: stems},
-        has_lists=(root / LISTS).is_dir() and WHOLE not in splits,
+        stems=splits or {UNSPLIT: stems},
+        has_lists=(root / LISTS).is_dir() and UNSPLIT not in splits,
     )
 
 
@@ -173,9 +175,10 @@ def _is_annotation(path: Path) -> bool:
     """Whether an XML file begins like an annotation of an image, in any encoding, or cannot be read."""
     try:
         with path.open("rb") as file:
-            return b"annotation>" in file.read(HEAD_BYTES).replace(b"\0", b"").lower()
+            head = file.read(HEAD_BYTES).replace(b"\0", b"").lower()
     except OSError:
         return True
+    return ROOT_TAG.search(head) is not None
 
 
 def write_voc(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]], root: Path) -> None:
@@ -240,11 +243,6 @@ def _add(parent: ElementTree.Element, key: str, value: object) -> None:
     ElementTree.SubElement(parent, key).text = str(value)
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Return the stripped lines of a list that are not empty."""
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-
-
 def _read_lists(root: Path, annotations: Path) -> dict[str, list[str]]:
     """Return the stems of each list; those of single classes are joined only where there are no others."""
     paths = sorted((root / LISTS).glob("*.txt"))
@@ -252,7 +250,7 @@ def _read_lists(root: Path, annotations: Path) -> dict[str, list[str]]:
     if not lists:
         by_class: dict[str, dict[str, None]] = {}
         for path in paths:
-            lines = (line.rsplit(maxsplit=1)[0] for line in _read_lines(path))
+            lines = (line.rsplit(maxsplit=1)[0] for line in read_lines(path))
             by_class.setdefault(path.stem.rpartition("_")[2], {}).update(dict.fromkeys(lines))
         return {split: list(by_class[name]) for split, name in name_splits(by_class).items()}
     splits = {split: _read_stems(lists[name]) for split, name in name_splits(lists).items()}
@@ -269,7 +267,7 @@ def _read_lists(root: Path, annotations: Path) -> dict[str, list[str]]:
 
 def _read_stems(path: Path) -> list[str]:
     """Return the lines of a list without the suffixes of images."""
-    lines = (PurePosixPath(line) for line in _read_lines(path))
+    lines = (PurePosixPath(line) for line in read_lines(path))
     return [
         (line.with_suffix("") if line.suffix.lower() in IMAGE_SUFFIXES else line).as_posix() for line in lines
     ]
@@ -287,7 +285,7 @@ def _is_class_list(annotations: Path, path: Path) -> bool:
     """Whether a list is of a single class, such as pit_train.txt: all its lines end in -1, 0 or 1."""
     if path.stem in (*SPLITS, TRAINVAL):
         return False
-    lines = _read_lines(path)
+    lines = read_lines(path)
     # Image names may end like that too, such as `part 1.png`.
     return (
         bool(lines)
@@ -309,8 +307,8 @@ def _read_categories(dataset: VocSet) -> list[Entry]:
         return [{"id": number, "name": name} for number, name in enumerate(sorted(names - {""}), start=1)]
     try:
         categories: Any = read_json(path)
-        return [{"id": int(row["id"]), "name": str(row["name"])} for row in categories]
-    except (ValueError, TypeError, KeyError) as error:
+        return [{"id": whole_number(row["id"]), "name": str(row["name"])} for row in categories]
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise DataError(
             f"{path}: not a list of categories ({error!r}). It needs an id and a name for each class."
         ) from None
@@ -355,7 +353,7 @@ def _read_image_entry(reading: _Reading, number: int, stem: str) -> None:
         return
     size = root.find("size")
     width, height = _number(size, "width"), _number(size, "height")
-    if width is None or height is None or min(width, height) < 1:
+    if width is None or height is None or not 1 <= min(width, height) <= max(width, height) < MAX_SIDE_PX:
         try:
             height, width = read_size(reading.dataset.images / file_name)
         except DataError as error:

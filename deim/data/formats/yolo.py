@@ -22,11 +22,12 @@ import yaml
 
 from deim.data.formats.coco import CocoSplit, Entry, RawSplit
 from deim.data.formats.issues import IssueLog
-from deim.data.formats.names import SPLITS, WHOLE, WORDS, Format, name_splits
-from deim.data.images.folder import ImageIndex, is_dir, is_file, list_images
+from deim.data.formats.names import SPLITS, UNSPLIT, WORDS, Format, name_splits, split_words
+from deim.data.formats.values import polygon_box, whole_number
+from deim.data.images.folder import ImageIndex, is_dir, is_file, list_images, path_parts
 from deim.data.images.read import read_size
 from deim.errors import DataError
-from deim.parse import parse_yaml, read_text
+from deim.parse import parse_yaml, read_lines, read_text
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
@@ -160,7 +161,7 @@ def _names_classes(path: Path) -> bool:
 
 
 def _read_class_list(path: Path) -> tuple[str, ...]:
-    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    return tuple(read_lines(path))
 
 
 def _read_darknet(path: Path) -> YoloSet:
@@ -187,13 +188,16 @@ def _find_folders(root: Path) -> dict[str, tuple[str, ...]]:
     base = "images" if (root / "images").is_dir() else "."
     folders = [path.name for path in (root / base).iterdir() if path.is_dir() and list_images(path)]
     splits = {split: name for split, name in name_splits(folders).items() if split in SPLITS}
-    return {split: (f"{base}/{name}",) for split, name in splits.items()} or {WHOLE: (base,)}
+    return {split: (f"{base}/{name}",) for split, name in splits.items()} or {UNSPLIT: (base,)}
 
 
 def _find_end(root: Path, text: str) -> Path | None:
     """Return the file or folder below `root` that shares the longest end with a path."""
-    parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    ends = (root.joinpath(*parts[start:]) for start in range(len(parts)))
+    parts = path_parts(text)
+    # The last word for a split must stay: `test/images` is not all of `images`.
+    named = [place for place, part in enumerate(parts) if split_words(part)]
+    last = named[-1] if named else len(parts) - 1
+    ends = (root.joinpath(*parts[start:]) for start in range(last + 1))
     return next((path for path in ends if is_file(path) or is_dir(path)), None)
 
 
@@ -240,6 +244,11 @@ def _read_split(dataset: YoloSet, split: str) -> RawSplit:
     return RawSplit(
         name=split,
         annotations_path=dataset.path,
+        notes=tuple(
+            f"{given!r} is not there; {_relative(place, dataset.root)!r} is read instead"
+            for given, place in zip(dataset.places[split], places, strict=True)
+            if os.path.normpath(dataset.root / given) != os.path.normpath(place)
+        ),
         image_dir=image_dir,
         images=images,
         annotations=annotations,
@@ -326,17 +335,23 @@ def _read_names(path: Path, content: Entry) -> tuple[str, ...]:
             f"{path}: names: got {content['names']!r}. It must be a list of names, or number them from 0 "
             f"without a gap."
         )
-    count = content.get("nc", len(names))
-    if count != len(names):
+    count = content.get("nc")
+    if count is not None and str(count).strip() != str(len(names)):
         raise DataError(f"{path}: nc: got {count!r}, 'names' has {len(names)} names. Make them agree.")
     return tuple(map(str, names))
 
 
 def _read_ids(path: Path, content: Entry, names: Sequence[str]) -> tuple[int, ...]:
     ids = content.get("category_ids", list(range(len(names))))
-    if not isinstance(ids, list) or len(ids) != len(names) or any(type(number) is not int for number in ids):
-        raise DataError(f"{path}: category_ids: got {ids!r}. It must have one whole number for each name.")
-    return tuple(ids)
+    try:
+        numbers = tuple(map(whole_number, ids))
+    except (TypeError, ValueError, OverflowError):
+        numbers = ()
+    if not isinstance(ids, list) or len(numbers) != len(names):
+        raise DataError(
+            f"{path}: category_ids: got {ids!r:.80}. It must have one whole number for each name."
+        )
+    return numbers
 
 
 def _base_folder(path: Path, content: Entry) -> Path:
@@ -377,9 +392,7 @@ def _image_paths(dataset: YoloSet, places: Sequence[Path], log: IssueLog) -> Ite
             yield from (place / name for name in list_images(place))
             continue
         index = ImageIndex(dataset.root)
-        for line in (line.strip() for line in read_text(place).splitlines()):
-            if not line:
-                continue
+        for line in dict.fromkeys(read_lines(place)):
             lookup = index.find(_relative(place.parent / line, dataset.root))
             lookup = lookup if lookup.path or lookup.candidates else index.find(line)
             name = PurePosixPath(os.path.normpath(line)).as_posix()
@@ -449,9 +462,8 @@ def _box(values: Sequence[float], size_hw: tuple[int, int]) -> list[float]:
 
 def _outline_box(values: Sequence[float], size_hw: tuple[int, int]) -> list[float]:
     height, width = size_hw
-    xs, ys = values[0::2], values[1::2]
-    left, top = min(xs) * width, min(ys) * height
-    return [round(value, 6) for value in (left, top, max(xs) * width - left, max(ys) * height - top)]
+    xs, ys = [x * width for x in values[0::2]], [y * height for y in values[1::2]]
+    return [round(value, 6) for value in polygon_box(xs, ys)]
 
 
 def _find_labels_without_image(places: Sequence[Path], used: set[Path], root: Path, log: IssueLog) -> None:

@@ -37,11 +37,11 @@ def _has_mode(path: Path, test: Callable[[int], bool]) -> bool:
 
 def walk_files(folder: Path) -> Iterator[str]:
     """Yield the relative path, with `/`, of each file below a folder that is not hidden, in no order."""
-    waiting, seen = [""], set[str]()
+    waiting, seen = [""], {os.path.realpath(folder)}
     while waiting:
         prefix = waiting.pop()
         with os.scandir(folder / prefix) as entries:
-            for entry in entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 if is_hidden(PurePosixPath(entry.name)):
                     continue
                 path = f"{prefix}{entry.name}"
@@ -102,7 +102,7 @@ class ImageIndex:
                 found.
         """
         if name in self._known or self._is_regular_file(name):
-            return Lookup(path=name)
+            return Lookup(path=PurePosixPath(name).as_posix())
         return _longest_end(dict.fromkeys((name, unquote(name))), self._by_name)
 
     def find_stem(self, stem: str) -> Lookup:
@@ -118,9 +118,7 @@ class ImageIndex:
 def _longest_end(texts: "dict[str, None] | tuple[str, ...]", paths_by_key: dict[str, list[str]]) -> Lookup:
     """Return the file that shares the longest end with one of the spellings of a path."""
     for text in texts:
-        parts = [
-            part for part in _normalize(text).replace("\\", "/").split("/") if part not in ("", ".", "..")
-        ]
+        parts = path_parts(text)
         if not parts or parts[-1] not in paths_by_key:
             continue
         lengths = {path: _common_end(parts, _normalize(path).split("/")) for path in paths_by_key[parts[-1]]}
@@ -128,6 +126,12 @@ def _longest_end(texts: "dict[str, None] | tuple[str, ...]", paths_by_key: dict[
         best = [path for path, length in lengths.items() if length == longest]
         return Lookup(path=best[0]) if len(best) == 1 else Lookup(path=None, candidates=tuple(best))
     return Lookup(path=None)
+
+
+def path_parts(text: str) -> list[str]:
+    r"""Return the names in a path of any system, `/` or `\`, in Unicode form NFC."""
+    path = _normalize(text).replace("\\", "/")
+    return [part for part in path.split("/") if part not in ("", ".", "..")]
 
 
 def _common_end(parts: list[str], others: list[str]) -> int:
