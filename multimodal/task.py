@@ -87,7 +87,6 @@ class TextFusionTask(TrainingTask):
         "report_comparison.json",
         "report_comparison.html",
         "report_comparison",
-        "text_ablation.json",
     )
     # Detector and text are compared by their fingerprints.
     free_options = (

@@ -105,15 +105,15 @@ def check_before_run(config: Config) -> CheckReport:
     Raises:
         DataError: If the files of a split cannot be read at all.
     """
-    data, names = config.data, ["train", "val"]
+    data = config.data
     prepare_root(data)
-    files = data.annotation_files
-    if "train" in files and files["train"] == files.get("val"):
+    raws = {name: replace(read_raw_split(data, name), name=name) for name in ("train", "val")}
+    train, val = raws["train"], raws["val"]
+    if (train.annotations_path, train.images) == (val.annotations_path, val.images):
         logger.warning(
             "data.val_annotations: validation uses the training images, so its scores mean nothing"
         )
-        names.remove("val")
-    raws = {name: replace(read_raw_split(data, name), name=name) for name in names}
+        del raws["val"]
     report = check_dataset(raws, input_format=build_input_format(data, config.image_size_hw), decode=False)
     # An image that these splits do not list may belong to the test split.
     issues = tuple(issue for issue in report.issues if issue.rule != "unlisted_image")

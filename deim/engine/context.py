@@ -1,4 +1,4 @@
-"""What is settled of a run before anything is built, and what training works with afterwards."""
+"""Everything decided before the model is built, and what training works with afterwards."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class BatchPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContext:
-    """What is settled of a run before its model is built."""
+    """Everything decided before the model is built."""
 
     config: Config
     splits: Splits

@@ -1,4 +1,4 @@
-"""Several processes that train one model; with a single process every function here does nothing.
+"""Several processes that train one model; with a single process nothing is exchanged.
 
 Start them with `torchrun --nproc_per_node=N tools/train.py …`, on one machine or several.
 """

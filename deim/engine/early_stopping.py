@@ -37,7 +37,7 @@ class EarlyStoppingState:
     def should_stop(
         self, score: float | None, options: EarlyStoppingOptions, *, epoch: int, last_stage_epoch: int
     ) -> bool:
-        """Note a validation, and return whether the score has not improved for longer than the patience.
+        """Note a validation, and return whether the score has not improved for as long as the patience.
 
         Args:
             score: None or NaN if the split has no boxes, which is no improvement; nor is a tie.

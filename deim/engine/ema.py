@@ -26,7 +26,7 @@ class EmaOptions:
     decay: float | Auto = "auto"
     """Share kept at each step, in [0, 1); auto: 0.9999, or a horizon of a tenth of a shorter run."""
     warmup_steps: int | Auto = "auto"
-    """Steps in which the decay ramps up; auto: a tenth of the averaging horizon."""
+    """Time constant of the ramp-up of the decay, in steps; auto: a tenth of the averaging horizon."""
 
     def __post_init__(self) -> None:
         is_wrong = self.decay != "auto" and not 0 <= self.decay < 1

@@ -25,7 +25,7 @@ MAX_RESTORES = 3
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Does the steps of a run and continues after bad ones as long as that makes sense."""
+    """Does the steps of a run and continues after bad ones, up to a limit."""
 
     run: TrainingRun
     checkpoints: RunCheckpoints
@@ -77,7 +77,7 @@ class Recovery:
             weight_norm=_weight_norm(unwrap_model(self.run.step.model)),
             ema_norm=_weight_norm(self.run.ema.model),
         )
-        logger.warning("step %d skipped (%s): %s", progress.step, result.skip_reason, ", ".join(names))
+        logger.warning("step %d skipped (%s): %s", progress.step + 1, result.skip_reason, ", ".join(names))
         if progress.skipped_in_a_row >= self.run.context.config.recipe.max_skipped_steps:
             self._restore_good_state(progress)
 
@@ -87,9 +87,9 @@ class Recovery:
         number = progress.skipped_in_a_row
         if progress.restores >= MAX_RESTORES:
             raise TrainingError(
-                f"step {progress.step}: {number} steps in a row gave no finite loss or gradient, though the "
-                f"last good state was restored {MAX_RESTORES} times with half the learning rate. Look at the "
-                f"images {images}. Then lower recipe.lr, or set runtime.amp=off, and start again."
+                f"step {progress.step + 1}: {number} steps in a row gave no finite loss or gradient, though "
+                f"the last good state was restored {MAX_RESTORES} times with half the learning rate. Look at "
+                f"the images {images}. Then lower recipe.lr, or set runtime.amp=off, and start again."
             )
         checkpoint, path = self.checkpoints.read_good_start()
         scaler = self.run.step.precision.scaler
@@ -113,7 +113,8 @@ class Recovery:
         at_once = min(progress.micro_batch_size or num_images, num_images)
         if progress.halved or at_once == 1 or self.run.step.distributed.size > 1:
             raise TrainingError(
-                f"out of memory in step {progress.step} with {count('image', at_once)} at once. {STEP_ADVICE}"
+                f"out of memory in step {progress.step + 1} with {count('image', at_once)} at once. "
+                f"{STEP_ADVICE}"
             )
         self.run.step.optimizer.zero_grad(set_to_none=True)
         if self.run.context.device.type == "cuda":
@@ -121,7 +122,7 @@ class Recovery:
         progress.micro_batch_size, progress.halved = -(-at_once // 2), True
         logger.warning(
             "out of memory in step %d: from now on %d images at once instead of %d, the same number a step",
-            progress.step,
+            progress.step + 1,
             progress.micro_batch_size,
             at_once,
         )

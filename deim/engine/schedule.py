@@ -70,7 +70,7 @@ class Timeline:
     final_lr_ratio: float
     """Lowest learning rate as a share of the flat one."""
     mix_end_epoch: int = 0
-    """Mosaic and mix-up end; 0 in checkpoints that are older than they are."""
+    """End of mosaic and mix-up; 0 in older checkpoints."""
 
     @property
     def total_steps(self) -> int:

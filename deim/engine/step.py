@@ -14,6 +14,7 @@ from deim.engine.distributed import DistributedContext
 from deim.engine.memory import STEP_ADVICE, explain_out_of_memory
 from deim.engine.optimizer import drop_waiting_gradients
 from deim.errors import NonFiniteError
+from deim.files import count
 from deim.loss.criterion import LossCounts
 from deim.model.batch_norm import BATCH_NORMS, remember_batch_norm
 from deim.structures import ModelOutput, Target
@@ -163,17 +164,18 @@ def forward_and_backward(context: StepContext, batch: StepBatch) -> None:
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     local = replace(context, model=model, distributed=DistributedContext())
     forward = _Forward(local, 0, None, _max_boxes(batch, local.distributed))
+    modes = [norm.training for norm in norms]
     try:
-        for norm in norms:
+        for norm, was_training in zip(norms, modes, strict=True):
             # In training mode, synchronized statistics would wait for the other processes.
-            norm.train(context.distributed.size == 1)
+            norm.train(was_training and context.distributed.size == 1)
         with torch.random.fork_rng(devices=[batch.images.device] if batch.images.is_cuda else []):
             outputs = forward(model, batch)
         matched, counts = forward.match(outputs, batch.targets)
         torch.stack(list(context.criterion.terms(outputs, matched, counts).values())).sum().backward()
     finally:
-        for norm in norms:
-            norm.train()
+        for norm, was_training in zip(norms, modes, strict=True):
+            norm.train(was_training)
         restore_statistics()
 
 
@@ -207,7 +209,7 @@ class _Forward:
         if error is not None:
             raise error
         if failed:
-            raise NonFiniteError(f"scores or boxes are NaN or infinite in {failed} other processes.")
+            raise NonFiniteError(f"scores or boxes are NaN or infinite in {count('other process', failed)}.")
         return matched, LossCounts(images=images, boxes=boxes, pairs=pairs)
 
     @torch.no_grad()

@@ -152,6 +152,7 @@ def build_trials(config: Config, *, pair_names: Sequence[str] | None = None) -> 
         val=_val_outputs(config, evaluator, loader),
         ground_truth=evaluator.ground_truth,
         max_detections=evaluator.max_detections,
+        num_resamples=config.evaluation.bootstrap_resamples,
     )
 
 

@@ -302,7 +302,7 @@ def test_memory_that_runs_out_twice_ends_the_run_with_advice(
 ) -> None:
     run_out_of_memory(monkeypatch, above=1, steps={2, 3})
     trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", "epochs=2"))
-    with pytest.raises(TrainingError, match=r"out of memory in step 2 with 2 images at once\. Lower data"):
+    with pytest.raises(TrainingError, match=r"out of memory in step 3 with 2 images at once\. Lower data"):
         trainer.train()
 
 

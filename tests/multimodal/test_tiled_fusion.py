@@ -12,6 +12,7 @@ from deim.engine.checkpoints import read_checkpoint, save_checkpoint
 from deim.engine.trained_detector import load_trained
 from deim.inference.evaluator import build_evaluator
 from deim.inference.predictor import Predictor
+from deim.report.files import ReportFiles
 from multimodal.report import evaluate_checkpoint
 
 TILES = {"size": 48, "overlap": 0.25, "keep_fraction": 0.5}
@@ -46,7 +47,7 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
     trained = load_trained(trainer.checkpoints.last_path)
     split = read_split(config.data, "val")
     evaluator = build_evaluator(trained, split)
-    actual = evaluate_checkpoint(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
+    evaluate_checkpoint(trained, evaluator, split_name="val", report_path=tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["num_images"] == len(split) == 6
     # A text map has the queries of all tiles, 20 each, over the whole image.
@@ -57,7 +58,7 @@ def test_a_fusion_on_tiles_is_trained_and_scored(
         assert (text_map.boxes_xyxy[:, 2:] <= torch.tensor(size_wh)).all()
     paths = [split.image_path(index) for index in range(len(split))]
     predicted = Predictor(trained).predict(paths, score_threshold=0.0)
-    evaluated = json.loads(actual.files.predictions.read_text())
+    evaluated = json.loads(ReportFiles(tmp_path / "report.json").predictions.read_text())
     assert [entry["score"] for entry in evaluated] == [
         score for detections in predicted for score in detections.scores.tolist()
     ]
