@@ -3,6 +3,7 @@
 import json
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
@@ -14,8 +15,9 @@ from deim.errors import DataError, DeimError
 
 MAX_YAML_NODES: Final = 200_000
 """Maximum number of values of a YAML file with its aliases followed; a short file can stand for billions."""
-MAX_DEPTH: Final = 100
+MAX_DEPTH: Final = 64
 """Maximum depth of lists and objects in each other; what is read later may recurse as deep."""
+TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep"
 MAX_DIGITS: Final = 300
 """Maximum length of an integer in YAML; longer ones are beyond every number that a computer calculates with."""
 LONE_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
@@ -70,7 +72,7 @@ def parse_json(text: str, where: str, *, error: type[DeimError] = DataError) -> 
     except ValueError as problem:
         raise error(f"{where}: not a JSON file ({problem}).") from None
     except RecursionError:
-        raise error(f"{where}: not a JSON file that can be read, it is nested too deeply.") from None
+        raise error(f"{where}: not a JSON file that can be read ({TOO_DEEP}).") from None
     return content
 
 
@@ -87,14 +89,29 @@ def read_json(path: Path, *, error: type[DeimError] = DataError) -> object:
 
 
 class YamlLoader(yaml.SafeLoader):
-    """SafeLoader whose errors all name their place."""
+    """SafeLoader whose errors all name their place, and that stops at `MAX_DEPTH`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next node with all that is below it."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         """Return the value of a node; a malformed one is an error of YAML."""
         try:
             return super().construct_object(node, deep=deep)
         except MALFORMED:
-            raise _problem(node, f"got {node.value!r:.80}, not a valid {node.tag.rpartition(':')[2]}") from None
+            raise _problem(
+                node, f"got {node.value!r:.80}, not a valid {node.tag.rpartition(':')[2]}"
+            ) from None
 
 
 def parse_yaml(
@@ -122,8 +139,7 @@ def parse_yaml(
             node = instance.get_single_node()
             if node is None:
                 return None
-            if _count_nodes(node, {}) > MAX_YAML_NODES:
-                raise error(f"{where}: its aliases stand for more than {MAX_YAML_NODES} values. Remove them.")
+            _measure(node, {})
             content: object = instance.construct_document(node)
         finally:
             instance.dispose()
@@ -133,31 +149,42 @@ def parse_yaml(
         parts = [getattr(problem, "context", None), getattr(problem, "problem", None)]
         reason = ", ".join(part for part in parts if part) or " ".join(str(problem).split())
         raise error(f"{place}: not valid YAML: {reason}.") from None
-    except RecursionError:
-        raise error(f"{where}: not valid YAML: nested too deeply.") from None
-    except MALFORMED as problem:
+    except (*MALFORMED, RecursionError) as problem:
         raise error(f"{where}: not valid YAML: {problem}.") from None
     return content
 
 
-def _count_nodes(node: yaml.Node, counts: dict[int, int], depth: int = 0) -> int:
-    """Check a node and return the number of values below; `counts` has finished nodes, and 0 for open ones."""
-    count = counts.get(id(node))
-    if count == 0:
-        raise _problem(node, "an alias contains itself")
-    if count is None:
-        if depth > MAX_DEPTH:
-            raise _problem(node, f"nested more than {MAX_DEPTH} levels deep")
-        counts[id(node)] = 0
-        children = node.value if isinstance(node, yaml.CollectionNode) else ()
-        flat = (part for child in children for part in (child if isinstance(child, tuple) else (child,)))
-        count = counts[id(node)] = 1 + sum(_count_nodes(child, counts, depth + 1) for child in flat)
-        if isinstance(node, yaml.ScalarNode):
-            if NO_TEXT.search(node.value):
-                raise _problem(node, f"got {node.value!r:.80}, which no text file can hold")
-            if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
-                raise _problem(node, f"got an integer of {len(node.value)} digits")
-    return count
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """Number of values of a node, itself included, and of its levels."""
+
+    values: int
+    levels: int
+
+
+def _measure(node: yaml.Node, known: dict[int, _Extent | None]) -> _Extent:
+    """Check a node and measure it with its aliases followed; `known` has None for the nodes around it."""
+    if id(node) in known:
+        extent = known[id(node)]
+        if extent is None:
+            raise _problem(node, "an alias contains itself")
+        return extent
+    known[id(node)] = None
+    children = node.value if isinstance(node, yaml.CollectionNode) else ()
+    flat = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+    below = [_measure(child, known) for child in flat]
+    extent = _Extent(1 + sum(one.values for one in below), 1 + max((one.levels for one in below), default=0))
+    if extent.levels > MAX_DEPTH:
+        raise _problem(node, TOO_DEEP)
+    if extent.values > MAX_YAML_NODES:
+        raise _problem(node, f"its aliases stand for more than {MAX_YAML_NODES} values")
+    if isinstance(node, yaml.ScalarNode):
+        if NO_TEXT.search(node.value):
+            raise _problem(node, f"got {node.value!r:.80}, which no text file can hold")
+        if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+            raise _problem(node, f"got an integer of {len(node.value)} digits")
+    known[id(node)] = extent
+    return extent
 
 
 def _problem(node: yaml.Node, problem: str) -> yaml.YAMLError:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import yaml
 
 from deim.errors import ConfigError
+from deim.files import shorten
 from deim.parse import YamlLoader, parse_yaml, read_text
 
 OVERRIDE: Final = "--set"
@@ -78,7 +79,7 @@ def load_node(path: Path, chain: tuple[Path, ...] = ()) -> Node:
     bases = content.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: _base_: got {bases!r}, needs a file name or a list of file names")
+        raise ConfigError(f"{path}: _base_: got {shorten(bases)}, needs a file name or a list of file names")
     layers = [load_node(path.parent / base, (*chain, path)) for base in bases]
     return reduce(merge, [*layers, to_node(content, str(path))])
 
