@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -89,7 +90,10 @@ def not_a_file(path: Path, what: str) -> str:
 
 def shorten(value: object) -> str:
     """Return how Python writes a value, cut to a length that a message can hold."""
-    text = repr(value)
+    writer = reprlib.Repr()
+    writer.maxlist = writer.maxtuple = writer.maxdict = 20
+    writer.maxstring = writer.maxlong = writer.maxother = MAX_SHOWN
+    text = writer.repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 

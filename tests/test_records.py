@@ -55,7 +55,7 @@ def test_missing_optional_values_are_none_and_missing_required_ones_are_named():
         note=None,
     )
     del node["leaves"][1]["name"]
-    with pytest.raises(ValueError, match=r"^report\.json\.leaves\[1\]\.name: missing\.$"):
+    with pytest.raises(ValueError, match=r"^report\.json: leaves\[1\]\.name: missing\.$"):
         from_json(Root, node, where="report.json")
 
 
