@@ -19,7 +19,7 @@ MAX_DEPTH: Final = 64
 """Maximum depth of lists and objects in each other; what is read later may recurse as deep."""
 TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep"
 MAX_DIGITS: Final = 300
-"""Maximum length of an integer in YAML; longer ones are beyond every number that a computer calculates with."""
+"""Maximum length of an integer in YAML; a longer one fits no option."""
 LONE_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 """Characters that neither a file name nor a file in UTF-8 can hold."""
@@ -99,7 +99,7 @@ class YamlLoader(yaml.SafeLoader):
         """Return the next node with all that is below it."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=self.get_mark())
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -130,8 +130,8 @@ def parse_yaml(
         loader: How scalars are read.
 
     Raises:
-        DeimError: If it is not YAML, a value is malformed or no text, an alias contains itself, the nesting is
-            deeper than `MAX_DEPTH`, or the aliases stand for more than `MAX_YAML_NODES` values.
+        DeimError: If it is not YAML, a value is malformed or no text, an alias contains itself, the nesting
+            is deeper than `MAX_DEPTH`, or the aliases stand for more than `MAX_YAML_NODES` values.
     """
     try:
         instance = loader(text)

@@ -117,7 +117,10 @@ def _read(kind: Any, value: Any, path: str) -> Any:
         return origin(_read(kind, item, f"{path}[{number}]") for number, (kind, item) in numbered)
     if origin in (dict, Mapping):
         _expect(isinstance(value, Mapping), value, path, "an object")
-        return {_read_key(args[0], key, path): _read(args[1], item, f"{path}.{key}") for key, item in value.items()}
+        return {
+            _read_key(args[0], key, path): _read(args[1], item, f"{path}.{key}")
+            for key, item in value.items()
+        }
     if kind is int:
         is_int = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
         return _expect(is_int, value, path, "an integer of at most 64 bits")

@@ -186,7 +186,7 @@ def test_another_format_is_refused(saved: Path) -> None:
 
 
 def test_weights_that_do_not_fit_the_config_are_refused(saved: Path) -> None:
-    change(saved, class_names=("pit", "scratch", "crack"))
+    change(saved, class_names=("pit", "scratch", "crack"), category_ids=(3, 7, 9))
     with pytest.raises(CheckpointError, match=r"best\.pth: its weights do not fit its config\."):
         load_trained(saved)
 
