@@ -26,7 +26,7 @@ class CocoResult(TypedDict):
 
     image_id: int
     category_id: int
-    bbox: Sequence[float]
+    bbox: list[float]
     """xywh in pixels of the image, 4 numbers."""
     score: float
     query: NotRequired[int]

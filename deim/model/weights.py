@@ -146,7 +146,7 @@ def _adapt_pixel_filters(
 
 
 def check_kinds(weights: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError if a weight is of another kind of numbers, such as integers, than that of a model."""
+    """Raise a ValueError if a weight is of another kind of numbers than a model's, such as integers."""
     for key, value in weights.items():
         if key in current and not _is_same_kind(value, current[key]):
             raise ValueError(f"{key}: got {value.dtype}, needs {current[key].dtype}.")

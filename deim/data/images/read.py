@@ -96,9 +96,9 @@ def named_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such image.") from None
     except DAMAGE as error:
+        reason = f"{str(error) or type(error).__name__:.200}"
         raise DataError(
-            f"{path}: the image is damaged or not an image ({str(error) or type(error).__name__:.200}). Replace "
-            f"or remove it."
+            f"{path}: the image is damaged or not an image ({reason}). Replace or remove it."
         ) from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
