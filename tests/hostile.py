@@ -192,7 +192,8 @@ def spoil(content: bytes, kind: str, rng: random.Random) -> bytes:
 
     Args:
         content: Bytes of the file.
-        kind: `json`, `yaml`, `xml`, `text`, `log`, `torch`, `safetensors` or `binary`; bytes of any kind are changed too.
+        kind: `json`, `yaml`, `xml`, `text`, `log`, `torch`, `safetensors` or `binary`; bytes of any kind are
+            changed too.
         rng: Source of the choices.
     """
     makers: dict[str, Callable[[], bytes]] = {
