@@ -234,8 +234,8 @@ TARGETS = [
     Target("voc", "xml", make_voc, lambda path: check(path.parent)),
     Target("config", "yaml", make_config, load_config),
     Target("prompts", "yaml", make_prompts, load_prompts),
-    Target("checkpoint", "torch", make_checkpoint, read_detector, trials=60),
-    Target("starting_weights", "torch", make_checkpoint, read_starting_weights, trials=60),
+    Target("checkpoint", "torch", make_checkpoint, read_detector, trials=30),
+    Target("starting_weights", "torch", make_checkpoint, read_starting_weights, trials=30),
     Target("text_bank", "safetensors", make_bank, read_bank),
     Target("report", "json", make_report_files, read_report_again),
     Target(
