@@ -10,6 +10,9 @@ FIRST_REPORT_VERSION: Final = 3
 FIRST_FUSION_BLOCK: Final = "multimodal"
 """Block of text fusion in the first version, which had no block `task`."""
 
+MIGRATION_ERRORS: Final = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What the functions of this file raise for a file that was edited by hand."""
+
 OPTION_NAMES: Final = {
     FIRST_FUSION_BLOCK: "task",
     "evaluation.suppression": "evaluation.nms",

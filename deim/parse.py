@@ -3,17 +3,29 @@
 import json
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
 
+import numpy as np
 import yaml
 
 from deim.errors import DataError, DeimError
 
-MAX_YAML_NODES = 200_000
+MAX_YAML_NODES: Final = 200_000
 """Maximum number of values of a YAML file with its aliases followed; a short file can stand for billions."""
+MAX_DEPTH: Final = 64
+"""Maximum depth of lists and objects in each other; what is read later may recurse as deep."""
+TOO_DEEP: Final = f"nested more than {MAX_DEPTH} levels deep"
+MAX_DIGITS: Final = 300
+"""Maximum length of an integer in YAML; a longer one fits no option."""
 LONE_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
+"""Characters that neither a file name nor a file in UTF-8 can hold."""
+NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+MALFORMED: Final = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
+"""Errors of PyYAML for a value that is not of the type that its tag names."""
 
 
 def read_text(path: Path, *, error: type[DeimError] = DataError) -> str:
@@ -60,9 +72,20 @@ def parse_json(text: str, where: str, *, error: type[DeimError] = DataError) -> 
         content: object = json.loads(text)
         if LONE_SURROGATE.search(text):
             json.dumps(content, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as problem:
+        if _is_deep(text):
+            raise RecursionError
+    except ValueError as problem:
         raise error(f"{where}: not a JSON file ({problem}).") from None
+    except RecursionError:
+        raise error(f"{where}: not a JSON file that can be read ({TOO_DEEP}).") from None
     return content
+
+
+def _is_deep(text: str) -> bool:
+    """Whether more than `MAX_DEPTH` brackets of JSON are open at a place; those within quotes count, too."""
+    brackets = np.frombuffer(text.encode("utf-8", "replace").translate(None, NOT_BRACKETS), dtype=np.uint8)
+    is_opening = (brackets == ord("[")) | (brackets == ord("{"))
+    return bool(np.cumsum(np.where(is_opening, 1, -1)).max(initial=0) > MAX_DEPTH)
 
 
 def read_json(path: Path, *, error: type[DeimError] = DataError) -> object:
@@ -70,24 +93,50 @@ def read_json(path: Path, *, error: type[DeimError] = DataError) -> object:
     return parse_json(read_text(path, error=error), str(path), error=error)
 
 
+class YamlLoader(yaml.SafeLoader):
+    """SafeLoader whose errors all name their place, and that stops at `MAX_DEPTH`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next node with all that is below it."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=self.get_mark())
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        """Return the value of a node; a malformed one is an error of YAML."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except MALFORMED:
+            raise _problem(
+                node, f"got {node.value!r:.80}, not a valid {node.tag.rpartition(':')[2]}"
+            ) from None
+
+
 def parse_yaml(
     text: str,
     where: str,
     *,
     error: type[DeimError] = DataError,
-    loader: type[yaml.SafeLoader] = yaml.SafeLoader,
+    loader: type[YamlLoader] = YamlLoader,
 ) -> object:
     """Parse YAML of the safe subset.
 
     Args:
-        text: Content of a file, or a value.
+        text: Content of a file, or a value in one line.
         where: File, for the message.
         error: Type of the error.
         loader: How scalars are read.
 
     Raises:
-        DeimError: If it is not YAML, a value is malformed, an alias contains itself, or the aliases
-            stand for more than `MAX_YAML_NODES` values.
+        DeimError: If it is not YAML, a value is malformed or no text, an alias contains itself, the nesting
+            is deeper than `MAX_DEPTH`, or the aliases stand for more than `MAX_YAML_NODES` values.
     """
     try:
         instance = loader(text)
@@ -95,28 +144,56 @@ def parse_yaml(
             node = instance.get_single_node()
             if node is None:
                 return None
-            counts: dict[int, int] = {}
-            if _count_nodes(node, counts) > max(MAX_YAML_NODES, len(counts)):
-                raise error(f"{where}: its aliases stand for more than {MAX_YAML_NODES} values. Remove them.")
+            _measure(node, {})
             content: object = instance.construct_document(node)
         finally:
             instance.dispose()
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
-        raise error(f"{where}: not a YAML file ({' '.join(str(problem).split())}).") from None
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark and "\n" in text else where
+        parts = [getattr(problem, "context", None), getattr(problem, "problem", None)]
+        reason = ", ".join(part for part in parts if part) or " ".join(str(problem).split())
+        raise error(f"{place}: not valid YAML: {reason}.") from None
+    except (*MALFORMED, RecursionError) as problem:
+        raise error(f"{where}: not valid YAML: {problem}.") from None
     return content
 
 
-def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
-    """Return the number of values below a node; `counts` has those of finished nodes, and 0 for open ones."""
-    count = counts.get(id(node))
-    if count == 0:
-        raise ValueError("an alias contains itself")
-    if count is None:
-        counts[id(node)] = 0
-        children = node.value if isinstance(node, yaml.CollectionNode) else ()
-        flat = (part for child in children for part in (child if isinstance(child, tuple) else (child,)))
-        count = counts[id(node)] = 1 + sum(_count_nodes(child, counts) for child in flat)
-    return count
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """Number of values of a node, itself included, and of its levels."""
+
+    values: int
+    levels: int
+
+
+def _measure(node: yaml.Node, known: dict[int, _Extent | None]) -> _Extent:
+    """Check a node and measure it with its aliases followed; `known` has None for the nodes around it."""
+    if id(node) in known:
+        extent = known[id(node)]
+        if extent is None:
+            raise _problem(node, "an alias contains itself")
+        return extent
+    known[id(node)] = None
+    children = node.value if isinstance(node, yaml.CollectionNode) else ()
+    flat = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+    below = [_measure(child, known) for child in flat]
+    extent = _Extent(1 + sum(one.values for one in below), 1 + max((one.levels for one in below), default=0))
+    if extent.levels > MAX_DEPTH:
+        raise _problem(node, TOO_DEEP)
+    if extent.values > max(MAX_YAML_NODES, len(known)):
+        raise _problem(node, f"its aliases stand for more than {MAX_YAML_NODES} values")
+    if isinstance(node, yaml.ScalarNode):
+        if NO_TEXT.search(node.value):
+            raise _problem(node, f"got {node.value!r:.80}, which no text file can hold")
+        if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+            raise _problem(node, f"got an integer of {len(node.value)} digits")
+    known[id(node)] = extent
+    return extent
+
+
+def _problem(node: yaml.Node, problem: str) -> yaml.YAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def read_xml(path: Path) -> ElementTree.Element:

@@ -1,23 +1,41 @@
 """Results as trees of frozen dataclasses, and their one form in JSON.
 
-    report = from_json(Report, json.loads(text))
+    report = from_json(Report, parse_json(text, "report.json"))
     text = json.dumps(to_json(report))
 
 A record that keeps what a newer version added has a dict `extra`, whose entries stand beside the other fields
 in JSON.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sized
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from itertools import repeat
+from sys import float_info
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Final,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import numpy as np
 
+from deim.errors import DeimError
+from deim.files import shorten
+
 R = TypeVar("R")
 
-EXTRA = "extra"
+EXTRA: Final = "extra"
+MAX_FLOAT: Final = float_info.max
+INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
 
 
 def to_json(value: Any) -> Any:
@@ -41,17 +59,39 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def from_json(record: type[R], value: Any, *, where: str = "") -> R:
+def from_json(
+    record: type[R], value: Any, *, where: str = "", error: type[Exception] = ValueError, advice: str = ""
+) -> R:
     """Build a record from plain JSON types; the opposite of `to_json`.
 
     Optional fields that are missing become None, or their default. Unknown keys go to `extra` where the
     record has it, and are dropped otherwise.
 
+    Args:
+        record: A dataclass or TypedDict, or a type made of them such as `list[Record]`.
+        value: From a file: nothing is taken for granted about it.
+        where: The file, with which the message begins.
+        error: Type of the error.
+        advice: Sentence with which the message ends.
+
     Raises:
-        ValueError: If a required field is missing or a value has the wrong type; `where` and the path of the
-            key stand in the message.
+        Exception: Of the type `error`, if a required field is missing, a value has the wrong type, a number
+            is not finite, or an integer needs more than 64 bits. The message has the path of the value.
     """
-    return _read(record, value, where)
+    try:
+        result: R = _read(record, value, "")
+    except ValueError as problem:
+        parts = (f"{where}:" if where else "", str(problem), advice)
+        raise error(" ".join(part for part in parts if part)) from None
+    return result
+
+
+def check_lengths(**columns: Sized) -> None:
+    """Raise a ValueError, which names them, if columns that belong together differ in length."""
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"columns of different lengths, got {listed}.")
 
 
 _hints = cache(get_type_hints)
@@ -64,23 +104,39 @@ def _read(kind: Any, value: Any, path: str) -> Any:
     if origin in (Union, UnionType):
         return _read_union(args, value, path)
     if origin is Literal:
-        return _expect(value in args, value, path, f"one of {', '.join(map(repr, args))}")
-    if is_dataclass(kind):
+        is_choice = any(type(value) is type(choice) and value == choice for choice in args)
+        return _expect(is_choice, value, path, f"one of {', '.join(map(repr, args))}")
+    if is_dataclass(kind) or is_typeddict(kind):
         return _read_record(kind, value, path)
     if origin in (tuple, list):
         _expect(isinstance(value, (list, tuple)), value, path, "a list")
         is_uniform = origin is list or args[-1] is Ellipsis
-        kinds = args[:1] * len(value) if is_uniform else args
-        _expect(len(value) == len(kinds), value, path, f"{len(kinds)} values")
-        numbered = enumerate(zip(kinds, value, strict=True))
+        _expect(is_uniform or len(value) == len(args), value, path, f"{len(args)} values")
+        kinds = repeat(args[0]) if is_uniform else args
+        numbered = enumerate(zip(kinds, value, strict=False))
         return origin(_read(kind, item, f"{path}[{number}]") for number, (kind, item) in numbered)
     if origin in (dict, Mapping):
         _expect(isinstance(value, Mapping), value, path, "an object")
-        items = {key: _read(args[1], item, f"{path}.{key}") for key, item in value.items()}
-        return {int(key): item for key, item in items.items()} if args[0] is int else items
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return {
+            _read_key(args[0], key, path): _read(args[1], item, f"{path}.{key}")
+            for key, item in value.items()
+        }
+    if kind is int:
+        is_int = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+        return _expect(is_int, value, path, "an integer of at most 64 bits")
+    if kind is float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return float(_expect(is_number and abs(value) <= MAX_FLOAT, value, path, "a finite number"))
     return _expect(isinstance(value, kind), value, path, kind.__name__)
+
+
+def _read_key(kind: Any, key: Any, path: str) -> Any:
+    """Read the key of an object; integers are text in JSON."""
+    _expect(isinstance(key, str) or (kind is int and type(key) is int), key, path, "text as keys")
+    if kind is int:
+        _expect(type(key) is int or INTEGER.fullmatch(key), key, path, "integers as keys")
+        return int(key)
+    return key
 
 
 def _read_union(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
@@ -101,21 +157,29 @@ def _read_union(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
 def _read_record(kind: Any, value: Any, path: str) -> Any:
     _expect(isinstance(value, Mapping), value, path, "an object")
     hints = _hints(kind)
-    known: dict[str, Any] = {}
-    for field in fields(kind):
-        here = f"{path}.{field.name}" if path else field.name
-        if field.name == EXTRA:
+    optional = getattr(kind, "__optional_keys__", ())
+    defaults = {} if is_typeddict(kind) else {field.name: field for field in fields(kind)}
+    known: Any = {}
+    for name, hint in hints.items():
+        here = f"{path}.{name}" if path else name
+        field = defaults.get(name)
+        if name == EXTRA:
             known[EXTRA] = {key: item for key, item in value.items() if key not in hints}
-        elif field.name in value:
-            known[field.name] = _read(hints[field.name], value[field.name], here)
-        elif NoneType in get_args(hints[field.name]):
-            known[field.name] = None
-        elif field.default is MISSING and field.default_factory is MISSING:
+        elif name in value:
+            known[name] = _read(hint, value[name], here)
+        elif NoneType in get_args(hint):
+            known[name] = None
+        elif name not in optional and (
+            field is None or (field.default is MISSING and field.default_factory is MISSING)
+        ):
             raise ValueError(f"{here}: missing.")
-    return kind(**known)
+    try:
+        return kind(**known)
+    except (ValueError, DeimError) as problem:
+        raise ValueError(f"{path}: {problem}" if path else str(problem)) from None
 
 
-def _expect(is_valid: bool, value: Any, path: str, kind: str) -> Any:
+def _expect(is_valid: object, value: Any, path: str, kind: str) -> Any:
     if not is_valid:
-        raise ValueError(f"{path}: got {value!r}, needs {kind}.")
+        raise ValueError(f"{path or 'content'}: got {shorten(value)}, needs {kind}.")
     return value

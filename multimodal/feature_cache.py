@@ -26,7 +26,8 @@ from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
 from deim.files import write_atomically
-from deim.model.weights import UNREADABLE, hash_tensors
+from deim.model.weights import hash_tensors
+from deim.model.weights_file import UNREADABLE
 from deim.structures import Placement, Target
 from multimodal.wrapper import OUTPUT_NAMES, DetectorOutputs, TextFusedDetector
 

@@ -15,7 +15,7 @@ from deim.config.schema import Config
 from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
 from deim.data.formats.coco import CocoSplit
 from deim.data.loader import BatchLoader, build_train_loader
-from deim.engine.checkpoints import Checkpoint, read_checkpoint
+from deim.engine.checkpoints import OTHER_CHECKPOINT, Checkpoint, read_checkpoint
 from deim.engine.context import RunContext
 from deim.engine.progress import WeightKind
 from deim.engine.task import TaskDefaults, TaskOptions, TaskProducts, TrainingTask, detection_options
@@ -70,10 +70,13 @@ def read_state(stored: Checkpoint | TrainedDetector, path: Path) -> TextFusionSt
     Raises:
         CheckpointError: If it is damaged.
     """
-    try:
-        return from_json(TextFusionState, stored.task_state)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged, {error} Use another checkpoint of the run.") from None
+    return from_json(
+        TextFusionState,
+        stored.task_state,
+        where=f"{path}: task_state",
+        error=CheckpointError,
+        advice=OTHER_CHECKPOINT,
+    )
 
 
 class TextFusionTask(TrainingTask):

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from deim.errors import CheckpointError, ConfigError
 from deim.files import looked_in, raise_listed, suggest, write_atomically
-from deim.model.weights import UNREADABLE, hash_tensors
+from deim.model.weights import hash_tensors
+from deim.model.weights_file import UNREADABLE
+from deim.parse import parse_json
 from deim.records import from_json, to_json
 from deim.report.tables import format_number, format_table
 from multimodal.encoders.build import TextEncoder
@@ -63,7 +65,7 @@ class TextBank:
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise ValueError(f"text bank format {self.format}; this version reads {FORMAT}")
-        num_classes, dim = len(self.class_names), self.prompts.shape[-1]
+        num_classes, dim = len(self.class_names), self.prompts.size(-1) if self.prompts.ndim else 0
         shapes = {"prompts": (num_classes, len(SLOTS), dim), "background": (len(self.background_texts), dim)}
         for name, shape in shapes.items():
             vectors: Tensor = getattr(self, name)
@@ -222,15 +224,13 @@ def load_text_bank(path: Path, *, class_names: Sequence[str] | None = None) -> T
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        described = json.loads(metadata.get("text_bank", "null"))
+        described = parse_json(metadata.get("text_bank", "null"), str(path), error=CheckpointError)
     except UNREADABLE as error:
         raise CheckpointError(f"{path}: damaged or not a text bank ({error}). {ADVICE}") from None
     if not isinstance(described, dict):
         raise CheckpointError(f"{path}: a weights file, but not a text bank. {ADVICE}")
-    try:
-        bank = from_json(TextBank, described | tensors)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a complete text bank ({error}). {ADVICE}") from None
+    where = f"{path}: not a complete text bank"
+    bank = from_json(TextBank, described | tensors, where=where, error=CheckpointError, advice=ADVICE)
     if described.get("tensors_hash") != hash_tensors(tensors):
         raise CheckpointError(f"{path}: damaged, its numbers have changed since it was written. {ADVICE}")
     if class_names is not None:

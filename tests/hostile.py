@@ -1,14 +1,21 @@
 """Damaged and hostile files made from good ones, seeded: bytes, values of JSON and YAML, and tags of XML."""
 
+import io
 import json
 import random
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-BIG_NUMBER, DEEP_LIST, LONE_SURROGATE = "@big-number@", "@deep-list@", "@lone-surrogate@"
+import torch
+
+BIG_NUMBER, HUGE_NUMBER, LONE_SURROGATE = "@big-number@", "@huge-number@", "@lone-surrogate@"
+DEEP_LIST, NESTED_LIST = "@deep-list@", "@nested-list@"
 MARKS = {
     f'"{BIG_NUMBER}"': "9" * 5000,
     f'"{DEEP_LIST}"': "[" * 20_000 + "]" * 20_000,
+    f'"{NESTED_LIST}"': "[" * 300 + "]" * 300,
+    f'"{HUGE_NUMBER}"': "1e999",
     f'"{LONE_SURROGATE}"': '"\\ud800"',
 }
 """Text that `json.dumps` cannot write."""
@@ -83,6 +90,60 @@ def spoil_json(content: Any, rng: random.Random) -> str:
     return text
 
 
+def spoil_log(content: bytes, rng: random.Random) -> bytes:
+    """Return lines of JSON of which one is spoiled."""
+    lines = content.decode().splitlines()
+    place = rng.randrange(len(lines))
+    lines[place] = spoil_json(json.loads(lines[place]), rng)
+    return "\n".join(lines).encode()
+
+
+def spoil_torch(content: bytes, rng: random.Random) -> bytes:
+    """Return a file of torch with wrong values or tensors anywhere, or with other bytes in its pickle."""
+    buffer = io.BytesIO()
+    if rng.random() < 0.4:
+        packing = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", packing) as new:
+            for name in old.namelist():
+                entry = old.read(name)
+                new.writestr(name, spoil_bytes(entry, rng) if name.endswith("data.pkl") else entry)
+        return buffer.getvalue()
+    values = torch.load(io.BytesIO(content), weights_only=True)
+    for _ in range(rng.randint(1, 3)):
+        parent, key = rng.choice(list(_places(values)))
+        tensors = (
+            torch.ones(1).expand(10**9),
+            torch.ones(1).as_strided((10**6, 10**6), (0, 0)),
+            torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.long), torch.ones(1), (10**9, 10**9)),
+            torch.empty(10**12, device="meta"),
+            torch.full((3, 3), float("nan")),
+            torch.zeros(2, dtype=torch.complex64),
+            torch.zeros((), dtype=torch.bool),
+            torch.zeros(0),
+        )
+        old = parent[key]
+        tensors += (
+            (old.long(), old.double(), old.flatten(), old[None]) if isinstance(old, torch.Tensor) else ()
+        )
+        parent[key] = rng.choice((*tensors, *VALUES, old))
+    torch.save(values, buffer, _use_new_zipfile_serialization=rng.random() < 0.8)
+    return buffer.getvalue()
+
+
+def spoil_safetensors(content: bytes, rng: random.Random) -> bytes:
+    """Return a safetensors file whose header, or the description within, is spoiled."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    if rng.random() < 0.6:
+        described = header["__metadata__"]
+        key = rng.choice(list(described))
+        described[key] = spoil_json(json.loads(described[key]), rng)
+        text = json.dumps(header)
+    else:
+        text = spoil_json(header, rng)
+    return len(text.encode()).to_bytes(8, "little") + text.encode() + content[8 + length :]
+
+
 def spoil_bytes(content: bytes, rng: random.Random) -> bytes:
     """Return the bytes with some changed, removed, repeated or cut off."""
     changed = bytearray(content)
@@ -131,7 +192,8 @@ def spoil(content: bytes, kind: str, rng: random.Random) -> bytes:
 
     Args:
         content: Bytes of the file.
-        kind: `json`, `yaml`, `xml`, `text` or `binary`; bytes of any kind are changed too.
+        kind: `json`, `yaml`, `xml`, `text`, `log`, `torch`, `safetensors` or `binary`; bytes of any kind are
+            changed too.
         rng: Source of the choices.
     """
     makers: dict[str, Callable[[], bytes]] = {
@@ -139,6 +201,9 @@ def spoil(content: bytes, kind: str, rng: random.Random) -> bytes:
         "yaml": lambda: spoil_text(content.decode(), YAML_VALUES, rng).encode("utf-8", "surrogatepass"),
         "xml": lambda: spoil_text(content.decode(), XML_VALUES, rng).encode(),
         "text": lambda: spoil_text(content.decode(), (*map(str, VALUES),), rng).encode(),
+        "log": lambda: spoil_log(content, rng),
+        "torch": lambda: spoil_torch(content, rng),
+        "safetensors": lambda: spoil_safetensors(content, rng),
     }
     if kind in makers and rng.random() < 0.75:
         return makers[kind]()

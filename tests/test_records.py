@@ -55,7 +55,7 @@ def test_missing_optional_values_are_none_and_missing_required_ones_are_named():
         note=None,
     )
     del node["leaves"][1]["name"]
-    with pytest.raises(ValueError, match=r"^report\.json\.leaves\[1\]\.name: missing\.$"):
+    with pytest.raises(ValueError, match=r"^report\.json: leaves\[1\]\.name: missing\.$"):
         from_json(Root, node, where="report.json")
 
 
@@ -64,6 +64,19 @@ def test_missing_optional_values_are_none_and_missing_required_ones_are_named():
     [
         ({"size_hw": [1]}, r"size_hw: got \[1\], needs 2 values\."),
         ({"note": 3}, r"note: got 3, needs str\."),
+        ({"size_hw": list(range(10_000))}, r"size_hw: got \[0, 1, .*\.\.\.\], needs 2 values\."),
+        ({"size_hw": [True, 2]}, r"size_hw\[0\]: got True, needs an integer"),
+        (
+            {"size_hw": [2, 2**70]},
+            r"size_hw\[1\]: got 1180591620717411303424, needs an integer of at",
+        ),
+        ({"leaves": [{"name": "x", "score": float("inf")}]}, r"leaves\[0\]\.score: got inf, needs a finite"),
+        ({"leaves": [{"name": "x", "score": 10**400}]}, r"leaves\[0\]\.score: got 1000.*, needs a finite"),
+        ({"leaves": [{"name": ["x"], "score": 1}]}, r"leaves\[0\]\.name: got \['x'\], needs str\."),
+        ({"leaves": {"0": "x"}}, r"leaves: got \{'0': 'x'\}, needs a list\."),
+        ({"leaves": [None]}, r"leaves\[0\]: got None, needs an object\."),
+        ({"by_label": {"one": 1.0}}, r"by_label: got 'one', needs integers as keys\."),
+        ({"by_label": [1.0]}, r"by_label: got \[1\.0\], needs an object\."),
         ({"leaves": [{"name": "x", "score": 1.0, "kind": "c"}]}, r"leaves\[0\]\.kind: got 'c', needs one of"),
     ],
 )

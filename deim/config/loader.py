@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from sys import float_info
 from types import NoneType, UnionType
@@ -20,6 +21,7 @@ from deim.config.nodes import Node, load_node, merge, override_node, to_node, to
 from deim.config.schema import Config, number_problems
 from deim.engine.task import TASKS, load_task
 from deim.errors import ConfigError
+from deim.files import shorten
 from deim.migration import describe_renamed_key
 from deim.records import to_json
 
@@ -154,7 +156,7 @@ def _decode(hint: object, node: Node, path: str, problems: list[str]) -> object:
         value = _match(option, node.value)
         if value is not MISSING:
             return value
-    got = "a block" if isinstance(node.value, dict) else "null" if node.value is None else repr(node.value)
+    got = "a block" if isinstance(node.value, dict) else "null" if node.value is None else shorten(node.value)
     problems.append(f"{node.where}: {path or 'config'}: got {got}, needs {_describe(hint)}")
     return MISSING
 
@@ -276,7 +278,7 @@ def _unknown_keys(node: Node, path: str, names: Collection[str]) -> list[str]:
 
 
 def _suggestion(key: str, path: str, names: Collection[str]) -> str:
-    known = set(_key_paths(Config, ""))
+    known = _all_keys()
     if _join(path, key) in known:
         return f"It belongs to another 'type' of this block. Valid here: {', '.join(names)}."
     likely = sorted(place for place in known if place.rpartition(".")[2] == key)
@@ -284,6 +286,11 @@ def _suggestion(key: str, path: str, names: Collection[str]) -> str:
     if likely:
         return f"Did you mean {_either([repr(name) for name in likely])}?"
     return f"Valid here: {', '.join(names)}."
+
+
+@cache
+def _all_keys() -> frozenset[str]:
+    return frozenset(_key_paths(Config, ""))
 
 
 def _key_paths(record: Any, path: str) -> Iterator[str]:

@@ -9,6 +9,8 @@ from typing import Any, Final
 import yaml
 
 from deim.errors import ConfigError
+from deim.files import shorten
+from deim.parse import YamlLoader, parse_yaml, read_text
 
 OVERRIDE: Final = "--set"
 """Name of the command line, as the place where a value was set."""
@@ -26,8 +28,8 @@ class Node:
         return self.value.get(key) if isinstance(self.value, dict) else None
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads `off`, `no` and dates as text."""
+class _Loader(YamlLoader):
+    """Loader that refuses duplicate keys and reads `off`, `no` and dates as text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (an attribute of PyYAML)
         first: [
@@ -51,17 +53,6 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _parse_yaml(text: str | bytes, where: str) -> object:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        parts = [getattr(error, "context", None), getattr(error, "problem", None)]
-        reason = ", ".join(part for part in parts if part) or str(error)
-        place = f"{where}:{mark.line + 1}" if mark and not where.startswith(OVERRIDE) else where
-        raise ConfigError(f"{place}: not valid YAML: {reason}.") from error
-
-
 def load_node(path: Path, chain: tuple[Path, ...] = ()) -> Node:
     """Read a YAML file over its `_base_` files, which are relative to it.
 
@@ -72,15 +63,15 @@ def load_node(path: Path, chain: tuple[Path, ...] = ()) -> Node:
     Raises:
         ConfigError: If a file cannot be read, is not valid YAML, or its bases form a circle.
     """
+    try:
+        text = read_text(path, error=ConfigError)
+    except FileNotFoundError:
+        place = f"{chain[-1]}: the base {path}" if chain else f"{path}:"
+        raise ConfigError(f"{place} cannot be read: No such file or directory.") from None
     if path.resolve() in [earlier.resolve() for earlier in chain]:
         circle = " → ".join(str(member) for member in (*chain, path))
         raise ConfigError(f"{chain[-1]}: '_base_' forms a circle: {circle}. Remove one of them.")
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        place = f"{chain[-1]}: the base {path}" if chain else f"{path}:"
-        raise ConfigError(f"{place} cannot be read: {error.strerror}.") from error
-    content = _parse_yaml(text, str(path))
+    content = parse_yaml(text, str(path), error=ConfigError, loader=_Loader)
     if content is None:
         raise ConfigError(f"{path}: the file is empty. A config has one 'key: value' a line.")
     if not isinstance(content, dict):
@@ -88,7 +79,7 @@ def load_node(path: Path, chain: tuple[Path, ...] = ()) -> Node:
     bases = content.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: _base_: got {bases!r}, needs a file name or a list of file names")
+        raise ConfigError(f"{path}: _base_: got {shorten(bases)}, needs a file name or a list of file names")
     layers = [load_node(path.parent / base, (*chain, path)) for base in bases]
     return reduce(merge, [*layers, to_node(content, str(path))])
 
@@ -107,7 +98,8 @@ def _parse_override(override: str) -> Node:
     names = key.strip().split(".")
     if not equals or not all(names):
         raise ConfigError(f"{OVERRIDE}: got '{override}', needs key.path=value, such as data.batch_size=8.")
-    node = to_node(_parse_yaml(text, f"{OVERRIDE} {override}"), OVERRIDE)
+    value = parse_yaml(text, f"{OVERRIDE} {override}", error=ConfigError, loader=_Loader)
+    node = to_node(value, OVERRIDE)
     return reduce(lambda inner, name: Node({name: inner}, OVERRIDE), reversed(names), node)
 
 

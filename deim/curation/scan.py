@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from deim.data.images.ends import has_usual_end
-from deim.data.images.read import UPRIGHT, named_errors, read_header, read_values
+from deim.data.images.read import UPRIGHT, named_errors, read_header, read_values, upright_image
 from deim.errors import DataError
 from deim.files import sha256_of_file
 
@@ -93,7 +93,7 @@ def _make_thumbnail(path: Path, *, is_deep: bool) -> NDArray[np.float32]:
     else:
         with named_errors(path), Image.open(path) as opened:
             opened.load()
-            image = ImageOps.exif_transpose(opened)
+            image = upright_image(opened)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float32)
         low, high = float(values.min()), float(values.max())

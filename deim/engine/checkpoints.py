@@ -18,14 +18,15 @@ from deim.engine.schedule import Timeline
 from deim.engine.seeding import RandomStates
 from deim.engine.task import TASKS
 from deim.errors import CheckpointError, TrainingError
-from deim.files import write_atomically
-from deim.migration import migrate_checkpoint
-from deim.model.weights import read_weights_file
-from deim.records import from_json
+from deim.files import shorten, write_atomically
+from deim.migration import MIGRATION_ERRORS, migrate_checkpoint
+from deim.model.weights_file import read_weights_file
+from deim.records import check_lengths, from_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
+OTHER_CHECKPOINT = "Use another checkpoint of the run."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,22 +128,29 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: not a checkpoint of this project, it lacks {', '.join(absent)}. Weights of other "
             f"projects can start a training: --set model.init_from={path}"
         )
-    if content["format"] == 1:
-        content = migrate_checkpoint(content)
-    if content["format"] != FORMAT:
+    version = shorten(content["format"])
+    if version == "1":
+        try:
+            content, version = migrate_checkpoint(content), str(FORMAT)
+        except MIGRATION_ERRORS as error:
+            raise CheckpointError(f"{path}: damaged, got {error!r}. {OTHER_CHECKPOINT}") from None
+    if version != str(FORMAT):
         raise CheckpointError(
-            f"{path}: has checkpoint format {content['format']}, this version reads {FORMAT}. Use the "
-            f"version of deim that wrote it."
+            f"{path}: has checkpoint format {version}, this version reads {FORMAT}. Use the version of deim "
+            f"that wrote it."
         )
-    if content["task"] not in TASKS:
-        raise CheckpointError(
-            f"{path}: trains the task {content['task']!r}, this version knows {', '.join(TASKS)}. Use the "
-            f"version of deim that wrote it."
-        )
+    where = f"{path}: damaged"
+    checkpoint = from_json(Checkpoint, content, where=where, error=CheckpointError, advice=OTHER_CHECKPOINT)
     try:
-        return from_json(Checkpoint, content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, {error} Use another checkpoint of the run.") from None
+        check_lengths(class_names=checkpoint.class_names, category_ids=checkpoint.category_ids)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error} {OTHER_CHECKPOINT}") from None
+    if checkpoint.task not in TASKS:
+        raise CheckpointError(
+            f"{path}: trains the task {checkpoint.task!r}, this version knows {', '.join(TASKS)}. Use the "
+            f"version of deim that wrote it."
+        )
+    return checkpoint
 
 
 class RunCheckpoints:

@@ -13,7 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from deim.engine.memory import gigabytes
 from deim.engine.validation import Validation
+from deim.errors import DataError
 from deim.files import write_text
+from deim.parse import parse_json
 from deim.records import to_json
 
 LINE_WIDTH = 120
@@ -97,12 +99,12 @@ class RunLog(AbstractContextManager["RunLog"]):
 def _is_before(line: str, epoch: int, step: int) -> bool:
     """Return whether a run wrote a whole line of `metrics.jsonl` before a step of an epoch."""
     try:
-        match json.loads(line):
+        match parse_json(line, ""):
             case {"event": "epoch", "epoch": int(there), "step": int()}:
                 return there < epoch
             case {"event": _, "epoch": int(there), "step": int(its_step)}:
                 return (there, its_step) < (epoch, step)
-    except json.JSONDecodeError:
+    except DataError:
         pass
     return False
 

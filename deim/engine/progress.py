@@ -83,6 +83,11 @@ class Progress:
     halved: bool = False
     """Whether memory ran out once, and the micro-batch was halved since."""
 
+    def __post_init__(self) -> None:
+        counts = (self.epoch, self.steps_of_epoch, self.step, self.restores)
+        if min(counts) < 0:
+            raise ValueError(f"epoch, steps_of_epoch, step, restores: got {counts}, needs at least 0.")
+
     @property
     def is_good_start(self) -> bool:
         """Whether an epoch begins here after a good step: a state worth restoring."""

@@ -5,14 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.optim import Optimizer
+
 from deim.config.loader import config_from_dict, config_to_dict
-from deim.engine.checkpoints import AveragedWeights, Checkpoint, ResumeState
+from deim.engine.checkpoints import OTHER_CHECKPOINT, AveragedWeights, Checkpoint, ResumeState
 from deim.engine.context import TrainingRun
 from deim.engine.progress import Progress, WeightKind
 from deim.engine.seeding import RandomStates
 from deim.engine.step import unwrap_model
 from deim.errors import CheckpointError, ConfigError
 from deim.files import count
+from deim.model.weights import check_kinds
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +110,10 @@ def restore_run(run: TrainingRun, checkpoint: Checkpoint, *, path: Path, force: 
     for line in differences:
         logger.warning("changed since the run was stopped: %s", line)
     restore_weights(run, checkpoint, path=path)
-    state.random.restore()
+    try:
+        state.random.restore()
+    except (RuntimeError, ValueError, LookupError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: damaged random states ({error}). {OTHER_CHECKPOINT}") from None
     if differences:
         _fit_to_changes(state.progress, run, checkpoint, state)
     return state.progress
@@ -141,14 +148,25 @@ def restore_weights(run: TrainingRun, checkpoint: Checkpoint, *, path: Path) -> 
         {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
     ]
     try:
+        for weights in (checkpoint.model, checkpoint.ema.model):
+            check_kinds(weights, run.ema.model.state_dict())
         restore_model(run, checkpoint)
         optimizer.load_state_dict(state.optimizer)
-    except (RuntimeError, ValueError) as error:
+        _check_moments(optimizer)
+        if state.scaler:
+            run.step.precision.scaler.load_state_dict(state.scaler)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: does not fit the config of this run. {error}") from None
     for group, options in zip(optimizer.param_groups, kept, strict=True):
         group.update(options)
-    if state.scaler:
-        run.step.precision.scaler.load_state_dict(state.scaler)
+
+
+def _check_moments(optimizer: Optimizer) -> None:
+    """Raise a ValueError if what an optimizer knows of a weight has another shape than the weight."""
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != weight.shape:
+                raise ValueError(f"{name}: got {tuple(value.shape)}, needs {tuple(weight.shape)}.")
 
 
 def restore_model(run: TrainingRun, checkpoint: Checkpoint) -> None:

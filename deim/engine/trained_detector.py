@@ -16,6 +16,7 @@ from deim.engine.device import select_device
 from deim.engine.progress import WeightKind
 from deim.engine.task import load_task
 from deim.errors import CheckpointError
+from deim.model.weights import check_kinds
 
 INPUT_OPTIONS = (
     "image_size",
@@ -70,9 +71,11 @@ def load_trained(
     checkpoint = read_checkpoint(path)
     config = config_from_dict(checkpoint.config, where=str(path), overrides=overrides)
     model = load_task(checkpoint.task).build_stored_model(config, checkpoint, path)
+    weights = dict(checkpoint.inference_weights)
     try:
-        model.load_state_dict(dict(checkpoint.inference_weights))
-    except RuntimeError as error:
+        check_kinds(weights, model.state_dict())
+        model.load_state_dict(weights)
+    except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: its weights do not fit its config. {error}") from None
     device = device or select_device(config.runtime.device)
     return TrainedDetector(

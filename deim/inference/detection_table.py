@@ -27,10 +27,45 @@ class CocoResult(TypedDict):
     image_id: int
     category_id: int
     bbox: list[float]
-    """xywh in pixels of the image."""
+    """xywh in pixels of the image, 4 numbers."""
     score: float
     query: NotRequired[int]
     """Query of the network that predicted the detection."""
+
+
+class CocoImage(TypedDict):
+    """An image in a COCO file."""
+
+    id: int
+    file_name: NotRequired[str]
+    height: NotRequired[int]
+    width: NotRequired[int]
+
+
+class CocoBox(TypedDict):
+    """An annotation in a COCO file."""
+
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    """xywh in pixels of the image."""
+    area: NotRequired[float]
+    iscrowd: NotRequired[int]
+
+
+class CocoCategory(TypedDict):
+    """A class in a COCO file."""
+
+    id: int
+    name: str
+
+
+class CocoFile(TypedDict):
+    """A COCO file, as far as `GroundTruthTable` reads it."""
+
+    images: list[CocoImage]
+    annotations: list[CocoBox]
+    categories: list[CocoCategory]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +142,7 @@ class GroundTruthTable:
             where="ground truth",
         )
         order = np.argsort(owner, kind="stable")
-        boxes_xywh = np.array([box["bbox"] for box in boxes], dtype=np.float64).reshape(-1, 4)
+        boxes_xywh = _box_column([box["bbox"] for box in boxes])
         areas = zip(boxes, boxes_xywh[:, 2:].prod(axis=1).tolist(), strict=True)
         area = np.array([box.get("area", product) for box, product in areas], dtype=np.float64)
         return cls(
@@ -238,7 +273,7 @@ class DetectionTable:
         unsorted = cls(
             image=owner,
             label=label,
-            boxes_xywh=np.array([entry["bbox"] for entry in results], dtype=np.float64).reshape(-1, 4),
+            boxes_xywh=_box_column([entry["bbox"] for entry in results]),
             score=np.array([entry["score"] for entry in results], dtype=np.float64),
             query=np.array([entry.get("query", -1) for entry in results], dtype=np.int64),
         )
@@ -257,6 +292,11 @@ class DetectionTable:
                     score=score,
                     query=query,
                 )
+
+
+def _box_column(boxes: Sequence[Any]) -> NDArray[np.float64]:
+    """Return (N, 4) of N boxes; a ValueError if one has another length."""
+    return np.array(boxes, dtype=np.float64).reshape(len(boxes), 4)
 
 
 def _positions(

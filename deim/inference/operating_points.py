@@ -100,6 +100,10 @@ class NmsRule:
     iou_threshold: float | None = None
     """A better one removes it if their IoU is above this; None with mode `none`."""
 
+    def __post_init__(self) -> None:
+        if (self.mode == "none") != (self.iou_threshold is None):
+            raise ValueError(f"iou_threshold: got {self.iou_threshold} with mode {self.mode}.")
+
     def describe(self) -> str:
         """Return the rule as a phrase."""
         parts = ["best class of each query"] if self.best_class_per_query else []

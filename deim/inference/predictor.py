@@ -20,7 +20,7 @@ from deim.data.images.resize import fit_tiles, normalize
 from deim.engine.device import select_device
 from deim.engine.step import StepBatch
 from deim.engine.trained_detector import TrainedDetector, load_trained
-from deim.errors import ConfigError
+from deim.errors import CheckpointError, ConfigError
 from deim.inference.detection_table import DetectionTable
 from deim.inference.operating_points import OperatingPoints, candidate_rules, describe_goal
 from deim.inference.postprocess import select_detections
@@ -218,7 +218,13 @@ def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
 def stored_points(trained: TrainedDetector) -> OperatingPoints | None:
     """Return the operating points in a checkpoint; None if there are none."""
     stored = trained.operating_points
-    return None if stored is None else from_json(OperatingPoints, stored, where=str(trained.path))
+    if stored is None:
+        return None
+    where = f"{trained.path}: operating_points"
+    points = from_json(OperatingPoints, stored, where=where, error=CheckpointError)
+    if tuple(entry.name for entry in points.classes) != trained.class_names:
+        raise CheckpointError(f"{where}: not of the classes {', '.join(trained.class_names)}.")
+    return points
 
 
 def match_config(points: OperatingPoints, config: Config) -> bool:

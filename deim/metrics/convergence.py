@@ -1,12 +1,14 @@
 """How the validation score of a run grew: its best epoch, and whether longer training may help."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from deim.config.checks import below, check, not_fraction
+from deim.errors import DataError
+from deim.parse import parse_json
 from deim.records import from_json
 
 TREND_SHARE, MIN_TREND_VALIDATIONS = 0.2, 5
@@ -47,6 +49,14 @@ class _EpochEntry:
     ap50: float | None
     seconds: float | None
     stopped_early: bool = False
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                *below(0, epoch=self.epoch, seconds=self.seconds),
+                *not_fraction(ap=self.ap or 0, ap50=self.ap50 or 0),
+            ]
+        )
 
 
 def read_convergence(metrics_path: Path, *, planned_epochs: int) -> Convergence | None:
@@ -115,6 +125,6 @@ def _is_rising(epochs: list[int], scores: list[float]) -> bool | None:
 def _read_entry(line: str) -> _EpochEntry | None:
     """Read a line; None if it is about something else, or is the last one of a run that was killed."""
     try:
-        return from_json(_EpochEntry, json.loads(line))
-    except ValueError:
+        return from_json(_EpochEntry, parse_json(line, ""))
+    except (ValueError, DataError):
         return None

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import pickle
 import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -10,13 +9,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deim.errors import CheckpointError
-from deim.files import not_a_file
 from deim.model.detector import Detector
+from deim.model.weights_file import read_weights_file
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +31,6 @@ SOURCES: Final = (
     (re.compile(r"dinov3_vits16.*\.pth"), "on Meta's DINOv3 download page, under the DINOv3 license"),
 )
 """Names of well-known weight files, and where they can be downloaded."""
-
-UNREADABLE: Final = (
-    *(RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError),
-    *(pickle.UnpicklingError, SafetensorError),
-)
-"""Errors that the readers raise for files that are damaged or of another kind."""
 
 HUGGING_FACE_KEYS: Final = (
     (re.compile(r"^model\."), ""),
@@ -84,7 +75,10 @@ def load_initial_weights(
         CheckpointError: If the file is missing, damaged, of an unknown kind, holds NaN, or fills less than
             90 % of the detector or of the backbone.
     """
-    content = read_weights_file(path, advice=" Or start from random weights with --set model.init_from=null")
+    source = next((where for name, where in SOURCES if name.fullmatch(path.name)), None)
+    where = f"It is {source}: put it there." if source else "Check the path."
+    advice = f"{where} Or start from random weights with --set model.init_from=null"
+    content = read_weights_file(path, advice=advice)
     state, part = _recognize(content, path, backbone_keys=model.backbone.pretrained.state_dict().keys())
     class_names = class_names or content.get("class_names", ())
     has_other_classes = list(class_names) != list(content.get("class_names", class_names))
@@ -97,6 +91,7 @@ def load_initial_weights(
         for key, value in state.items()
         if key in current
         and current[key].shape == value.shape
+        and _is_same_kind(current[key], value)
         and not (has_other_classes and CLASS_KEYS.match(key))
     }
     unfilled = [key for key in current if key not in fitting]
@@ -150,35 +145,15 @@ def _adapt_pixel_filters(
     return tuple(adapted)
 
 
-def read_weights_file(path: Path, *, advice: str = "") -> dict[str, Any]:
-    """Read a file of tensors and plain values without running any code in it.
+def check_kinds(weights: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError if a weight is of another kind of numbers than a model's, such as integers."""
+    for key, value in weights.items():
+        if key in current and not _is_same_kind(value, current[key]):
+            raise ValueError(f"{key}: got {value.dtype}, needs {current[key].dtype}.")
 
-    Args:
-        path: `.pth`, `.pt` or `.safetensors`.
-        advice: A sentence to add to the message if the file is missing.
 
-    Raises:
-        CheckpointError: If the file is missing, damaged or does not hold a mapping.
-    """
-    if not path.is_file():
-        source = next((where for name, where in SOURCES if name.fullmatch(path.name)), None)
-        where = f"It is {source}: put it there." if source else "Check the path."
-        raise CheckpointError(f"{path}: {not_a_file(path, 'weights file')}. {where}{advice}")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path}: damaged, truncated or not a weights file ({first_line}). Use another copy."
-        ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path}: holds a {type(content).__name__}. A weights file holds named tensors."
-        )
-    return content
+def _is_same_kind(a: Tensor, b: Tensor) -> bool:
+    return (a.is_floating_point(), a.is_complex()) == (b.is_floating_point(), b.is_complex())
 
 
 def hash_tensors(state: Mapping[str, Tensor]) -> str:

@@ -17,14 +17,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from deim.data.images.load import read_preview
 from deim.errors import DataError
 from deim.files import sha256_of_file, write_atomically, write_text
-from deim.inference.detection_table import CocoResult, DetectionTable, GroundTruthTable
+from deim.inference.detection_table import CocoFile, CocoResult, DetectionTable, GroundTruthTable
+from deim.parse import read_json
+from deim.records import from_json
 from deim.report.build import ReportInputs, build_report
 from deim.report.charts import draw_report_charts
 from deim.report.draw import Panel, PanelRow, detections_panel, panel_sheet, truth_panel
@@ -34,6 +37,11 @@ from deim.report.schema import Report, check_report_path, read_report, write_rec
 from deim.report.tables import format_class_csv
 
 MAX_SHEET_IMAGES = 12
+ADVICE = (
+    "A report is made again from the files in the folder beside it; evaluate the checkpoint again with "
+    "`deim evaluate`."
+)
+T = TypeVar("T", GroundTruthTable, DetectionTable)
 
 
 class ReportFiles:
@@ -110,10 +118,22 @@ def read_tables(report: Report, files: ReportFiles) -> tuple[GroundTruthTable, D
     Raises:
         DataError: If a file is missing, damaged, or not the one that the report was made with.
     """
-    ground_truth = GroundTruthTable.from_coco(
-        _read_json(files.ground_truth, report), normal_class=report.provenance.dataset.normal_class
+    normal_class = report.provenance.dataset.normal_class
+    ground_truth = _read_table(
+        files.ground_truth,
+        report,
+        CocoFile,
+        lambda content: GroundTruthTable.from_coco(content, normal_class=normal_class),
     )
-    return ground_truth, DetectionTable.from_coco(_read_json(files.predictions, report), ground_truth)
+    if ground_truth.class_names != report.class_names:
+        raise DataError(f"{files.ground_truth}: has other classes than the report. {ADVICE}")
+    detections = _read_table(
+        files.predictions,
+        report,
+        list[CocoResult],
+        lambda content: DetectionTable.from_coco(content, ground_truth),
+    )
+    return ground_truth, detections
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +224,23 @@ def _task_images(inputs: ReportInputs, folder: Path) -> list[Figure]:
     return figures
 
 
-def _read_json(path: Path, report: Report) -> Any:
-    advice = (
-        "A report is made again from the files in the folder beside it; evaluate the checkpoint again with "
-        "`deim evaluate`."
-    )
+def _read_table(path: Path, report: Report, kind: type[Any], build: Callable[[Any], T]) -> T:
+    """Build a table from a file of a report, whose content should be of a kind."""
     try:
-        if sha256_of_file(path) != report.files[path.name]:
-            raise DataError(f"{path}: is not the file that the report was made from. {advice}")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). {advice}") from None
+        if sha256_of_file(path) != report.files.get(path.name):
+            raise DataError(f"{path}: is not the file that the report was made from. {ADVICE}")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). {ADVICE}") from None
+    content = read_json(path)
+    try:
+        table = build(content)
+        columns = (getattr(table, name) for name in table.__slots__)
+        if not all(np.isfinite(column).all() for column in columns if isinstance(column, np.ndarray)):
+            raise ValueError("numbers must be finite")
+        return table
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        # Reading it value by value takes longer, and names the place.
+        from_json(kind, content, where=str(path), error=DataError, advice=ADVICE)
+        raise DataError(f"{path}: cannot be read ({error}). {ADVICE}") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None

@@ -1,27 +1,31 @@
 """The report of an evaluation as a tree of records: the one source of its page, tables and charts."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
-from deim.files import write_text
+from deim.files import looked_in, write_text
 from deim.inference.operating_points import OperatingPoints
 from deim.metrics.average_precision import PrecisionRecall
 from deim.metrics.bootstrap import Interval
 from deim.metrics.choose_thresholds import Counts
 from deim.metrics.coco import ClassMetrics, CocoSummary
-from deim.metrics.confusion import Confusion
+from deim.metrics.confusion import BACKGROUND, Confusion
 from deim.metrics.convergence import Convergence
 from deim.metrics.image_level import EscapeCurve, ImageLevel
 from deim.metrics.tide import Duplicates
-from deim.migration import FIRST_REPORT_VERSION, migrate_report
-from deim.records import from_json, to_json
+from deim.migration import FIRST_REPORT_VERSION, MIGRATION_ERRORS, migrate_report
+from deim.parse import read_json
+from deim.records import check_lengths, from_json, to_json
 
 SCHEMA_VERSION = 4
 """Raised whenever a key of the report changes its name or its meaning."""
+MAX_RESAMPLES = 1_000_000
+"""Resamples of the images that a report may have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +107,10 @@ class Intervals:
     ap: Interval | None
     """Interval of mAP; None if it cannot be computed."""
     ap50: Interval | None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.num_resamples <= MAX_RESAMPLES:
+            raise ValueError(f"num_resamples: got {self.num_resamples}, needs 0 to {MAX_RESAMPLES}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,9 +221,9 @@ def read_report(path: Path) -> Report:
     """
     advice = "Evaluate the checkpoint again with `deim evaluate`."
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable report, got {error}. {advice}") from None
+        content: Any = read_json(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such report{looked_in(path)}. {advice}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version not in (SCHEMA_VERSION, FIRST_REPORT_VERSION):
         raise DataError(
@@ -223,9 +231,37 @@ def read_report(path: Path) -> Report:
             f"{SCHEMA_VERSION} and {FIRST_REPORT_VERSION}. {advice}"
         )
     try:
-        return from_json(Report, migrate_report(content))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not a complete report, got {error} {advice}") from None
+        content = migrate_report(content)
+    except MIGRATION_ERRORS as error:
+        raise DataError(f"{path}: not a complete report, got {error!r}. {advice}") from None
+    where = f"{path}: not a complete report"
+    report = from_json(Report, content, where=where, error=DataError, advice=advice)
+    try:
+        _check_lengths(report)
+        datetime.fromisoformat(report.created)
+    except ValueError as error:
+        raise DataError(f"{where}: {error} {advice}") from None
+    return report
+
+
+def _check_lengths(report: Report) -> None:
+    """Raise a ValueError if columns of a report that belong together differ in length."""
+    classes, confusion, curve = report.classes, report.confusion, report.image_level.curve
+    check_lengths(classes=classes, operating_points=report.operating_points.classes)
+    check_lengths(classes=(*classes, BACKGROUND), labels=confusion.labels)
+    for rows in (confusion.counts, confusion.row_percent):
+        check_lengths(labels=confusion.labels, rows=rows, columns=min(rows, key=len, default=()))
+        check_lengths(labels=confusion.labels, columns=max(rows, key=len, default=()))
+    for errors in report.errors.values():
+        check_lengths(classes=classes, by_class=errors.by_class)
+    for record in (curve, *(entry.precision_recall for entry in classes)):
+        if record is not None:
+            check_lengths(**{column.name: getattr(record, column.name) for column in fields(record)})
+    convergence = report.convergence
+    if convergence is not None:
+        check_lengths(epochs=convergence.epochs, ap=convergence.ap, ap50=convergence.ap50)
+        if not convergence.epochs:
+            raise ValueError("convergence.epochs: got none, needs at least one.")
 
 
 def check_report_path(path: Path) -> None:

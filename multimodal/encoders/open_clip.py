@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from deim.errors import CheckpointError, ConfigError
 from deim.files import suggest
-from deim.model.weights import hash_tensors, read_weights_file
+from deim.model.weights import hash_tensors
+from deim.model.weights_file import read_weights_file
 
 logger = logging.getLogger(__name__)
 

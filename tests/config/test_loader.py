@@ -462,9 +462,9 @@ def test_unreadable_files(write, tmp_path):
     write(MINIMAL)
     assert problems_of("y.yml") == ["y.yml: cannot be read: No such file or directory."]
     Path("folder.yml").mkdir()
-    assert problems_of("folder.yml") == ["folder.yml: cannot be read: Is a directory."]
+    assert problems_of("folder.yml") == ["folder.yml: cannot be read (Is a directory)."]
     Path("latin.yml").write_bytes("name: Stra\xdfe\n".encode("latin-1"))
-    assert problems_of("latin.yml")[0].startswith("latin.yml: not valid YAML: ")
+    assert problems_of("latin.yml")[0].startswith("latin.yml: not a text file in UTF-8")
 
 
 def test_missing_base_of_a_base_names_the_file_that_wants_it(write):

@@ -188,7 +188,7 @@ def test_an_image_that_a_list_names_and_is_not_there_is_named(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("names: [a", r"data\.yaml: not a YAML file \("),
+        ("names: [a", r"data\.yaml: not valid YAML: "),
         ("train: images/train\n", r"data\.yaml: not a YOLO description, got train\. It needs 'names'"),
         ("names: {1: a, 2: b}\ntrain: images/train\n", r"data\.yaml: names: got \{1: 'a', 2: 'b'\}\."),
         ("names: [yes, b]\ntrain: images/train\n", r"data\.yaml: names: got \[True, 'b'\]"),

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from deim.data.splits import read_split
 from deim.engine.checkpoints import FORMAT, AveragedWeights, Checkpoint, read_checkpoint, save_checkpoint
 from deim.engine.trained_detector import load_trained
 from deim.engine.trainer import Trainer
-from deim.errors import CheckpointError, DataError
+from deim.errors import CheckpointError, ConfigError, DataError
 from deim.inference.evaluator import build_evaluator
 from deim.model.detector import Detector
 
@@ -186,8 +187,52 @@ def test_another_format_is_refused(saved: Path) -> None:
 
 
 def test_weights_that_do_not_fit_the_config_are_refused(saved: Path) -> None:
-    change(saved, class_names=("pit", "scratch", "crack"))
+    change(saved, class_names=("pit", "scratch", "crack"), category_ids=(3, 7, 9))
     with pytest.raises(CheckpointError, match=r"best\.pth: its weights do not fit its config\."):
+        load_trained(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(class_names="pit"), "class_names: got 'pit', needs a list."),
+        (lambda content: content.update(category_ids=[3, 7, 9]), "got class_names 2, category_ids 3."),
+        (
+            lambda content: content.update(category_ids=[3, 2**80]),
+            "category_ids[1]: got 1208925819614629174706176",
+        ),
+        (lambda content: content["ema"].update(model=[1]), "ema.model: got [1], needs an object."),
+        (lambda content: content["ema"]["model"].update(x=1.5), "ema.model.x: got 1.5, needs Tensor."),
+        (lambda content: content.update(task=["detection"]), "task: got ['detection'], needs str."),
+        (lambda content: content.update(format=torch.ones(2)), "has checkpoint format tensor([1., 1.])"),
+        (
+            lambda content: content.update(best={"score": float("nan")}),
+            "best.score",
+        ),
+        (
+            lambda content: content["config"].update(model=[[["deep"]]]),
+            "model: got [[[",
+        ),
+        (lambda content: content.pop("task"), "task: missing."),
+    ],
+)
+def test_edited_checkpoints_are_refused(saved: Path, change: Callable[[Any], object], message: str) -> None:
+    content = torch.load(saved, weights_only=True)
+    change(content)
+    torch.save(content, saved)
+    with pytest.raises((CheckpointError, ConfigError)) as caught:
+        load_trained(saved)
+    assert str(caught.value).startswith(f"{saved}: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64])
+def test_weights_of_another_kind_of_numbers_are_refused(saved: Path, dtype: torch.dtype) -> None:
+    content = torch.load(saved, weights_only=True)
+    key = next(key for key, value in content["ema"]["model"].items() if value.is_floating_point())
+    content["ema"]["model"][key] = content["ema"]["model"][key].to(dtype)
+    torch.save(content, saved)
+    with pytest.raises(CheckpointError, match=re.escape(f"config. {key}: got {dtype}, needs")):
         load_trained(saved)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from deim.errors import CheckpointError
 from deim.model.detector import Detector
-from deim.model.weights import load_initial_weights, read_weights_file
+from deim.model.weights import load_initial_weights
+from deim.model.weights_file import read_weights_file
 from tests.model.tiny import Kind, random_images, tiny_detector
 
 State = dict[str, Tensor]

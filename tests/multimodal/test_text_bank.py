@@ -241,7 +241,7 @@ def test_other_weights_files_and_versions_are_refused(bank: TextBank, tmp_path: 
     described = {key: value for key, value in to_json(bank).items() if key not in tensors}
     for change, message in (
         ({"format": 2}, "text bank format 2; this version reads 1"),
-        ({"class_names": ["crack"]}, r"not a complete text bank \(prompts: got \(3, 3, 512\)"),
+        ({"class_names": ["crack"]}, r"not a complete text bank: prompts: got \(3, 3, 512\)"),
         ({"templates": None}, "not a complete text bank"),
     ):
         save_file(tensors, path, metadata={"text_bank": json.dumps(described | change)})

@@ -57,7 +57,7 @@ def test_unknown_keys_are_kept_and_missing_optional_ones_are_none(tmp_path: Path
     assert json.loads(path.read_text())["newer"] == {"a": 1}
     del content["summary"]
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"report\.json: not a complete report, got summary: missing"):
+    with pytest.raises(DataError, match=r"report\.json: not a complete report: summary: missing"):
         read_report(path)
 
 
@@ -129,7 +129,7 @@ def test_a_report_of_another_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"report\.json: not a report of this version, got version 1\."):
         read_report(path)
     path.write_text("no json")
-    with pytest.raises(DataError, match=r"report\.json: not a readable report"):
+    with pytest.raises(DataError, match=r"report\.json: not a JSON file"):
         read_report(path)
 
 

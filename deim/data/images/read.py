@@ -5,7 +5,10 @@ reads such PNG files and tifffile such TIFF files.
 """
 
 import io
+import logging
 import struct
+import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from deim.data.images.pixel_format import ImageHeader, Values
 from deim.errors import DataError
@@ -26,13 +29,13 @@ DAMAGE: Final = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
     tifffile.TiffFileError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    IndexError,
+    zlib.error,
     struct.error,
+    *(OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, RuntimeError, MemoryError),
 )
 """Errors of the libraries for files that are damaged or not images."""
+SILENT: Final = logging.CRITICAL + 1
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 TIFF_MARKS: Final = (b"II*\0", b"MM\0*")
 PNG_MARK: Final = b"\x89PNG\r\n\x1a\n"
@@ -42,6 +45,16 @@ LOSSLESS: Final = (1, 5, 8, 32773, 32946, 34925, 50000)
 """Lossless compressions of TIFF: none, LZW, deflate, PackBits, LZMA, Zstandard."""
 PLAIN_MODES: Final = ("L", "LA", "RGB", "RGBA")
 """Modes of Pillow whose bands are the channels of the file, 8 bits each."""
+TRANSPOSITIONS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of an EXIF orientation upright."""
 UPRIGHT, QUARTER_TURNS = 1, range(5, 9)
 """EXIF orientations: upright, and those that swap height and width."""
 MIRRORED_AXES: Final[dict[int, tuple[int, ...]]] = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
@@ -71,15 +84,25 @@ class Reduction:
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Turn errors about a missing or damaged file into a DataError that names it."""
+    """Turn errors about a missing or damaged file into a DataError that names it; warnings are dropped."""
+    loggers = [logging.getLogger(name) for name in ("PIL", "tifffile")]
+    levels = [logger.level for logger in loggers]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(SILENT)
+            yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such image.") from None
     except DAMAGE as error:
+        reason = f"{str(error) or type(error).__name__:.200}"
         raise DataError(
-            f"{path}: the image is damaged or not an image ({error}). Replace or remove it."
+            f"{path}: the image is damaged or not an image ({reason}). Replace or remove it."
         ) from None
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def read_header(path: Path) -> ImageHeader:
@@ -128,10 +151,7 @@ def read_values(path: Path) -> Values:
         if _is_tiff(path) and (header.bits > 8 or header.channels in (2, 4)):
             values = _read_tiff(path, header)
         elif header.bits == 16 and header.channels > 1:
-            try:
-                values = _channels_first(imagecodecs.png_decode(path.read_bytes()))
-            except RuntimeError as error:
-                raise ValueError(str(error)) from None
+            values = _channels_first(imagecodecs.png_decode(path.read_bytes()))
         else:
             with Image.open(path) as opened:
                 return upright_values(opened, where=path)
@@ -177,7 +197,8 @@ def _orientation(image: Image.Image) -> int:
         exif = Image.Image.getexif(image)
     else:
         exif = image.getexif()
-    return int(exif.get(ExifTags.Base.Orientation, UPRIGHT))
+    orientation = exif.get(ExifTags.Base.Orientation, UPRIGHT)
+    return int(orientation) if orientation in TRANSPOSITIONS else UPRIGHT
 
 
 def turn_upright(values: Values, orientation: int) -> Values:
@@ -191,11 +212,20 @@ def _upright_hw(height: int, width: int, orientation: int) -> tuple[int, int]:
     return (width, height) if orientation in QUARTER_TURNS else (height, width)
 
 
+def upright_image(image: Image.Image) -> Image.Image:
+    """Turn an image upright, as its EXIF data says; returns the image itself where nothing changes.
+
+    Unlike Pillow's own function this does not write the EXIF data anew, which fails where they are damaged.
+    """
+    turn = TRANSPOSITIONS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Decode an image and return it upright in RGB; returns the image itself where nothing changes."""
     # Decoded first: a look for the orientation of a PNG may do so as well.
     image.load()
-    upright = image if _orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
+    upright = upright_image(image)
     return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
@@ -248,10 +278,7 @@ def _read_tiff(path: Path, header: ImageHeader) -> Values:
         present = [trait for trait, is_present in traits.items() if is_present]
         if present:
             raise _unsupported(path, f"a TIFF with {', '.join(present)}")
-        try:
-            values = page.asarray()
-        except RuntimeError as error:
-            raise ValueError(str(error)) from None
+        values = page.asarray()
     return _channels_first(values.astype(values.dtype.newbyteorder("="), copy=False))
 
 
