@@ -168,8 +168,8 @@ def resolve_schedule(
     if timeline.mix_end_epoch < start:
         raise ConfigError(
             f"schedule.mix_end_epoch: got {timeline.mix_end_epoch}, but mosaic and mix-up begin after "
-            f"{count('epoch', start)}.\nChange it, or leave it 'auto' to follow from epochs. The timeline would "
-            f"be:\n{timeline.describe()}"
+            f"{count('epoch', start)}.\nChange it, or leave it 'auto' to follow from epochs. The timeline "
+            f"would be:\n{timeline.describe()}"
         )
     if replaced:
         length = f"{count('epoch', epochs)} of {count('step', steps_per_epoch)}"

@@ -451,17 +451,18 @@ YAML_ERRORS = [
     ("_base_: [a.yml, 5]\n", "x.yml: _base_: got ['a.yml', 5], needs a file name or a list of file names"),
     (
         "_base_: b/nope.yml\n",
-        "x.yml: _base_: got 'b/nope.yml', but b/nope.yml is no file, and no such config is shipped. `deim config "
-        "list` names the shipped ones.",
+        "x.yml: _base_: got 'b/nope.yml', but b/nope.yml is no file, and no such config is shipped. `deim "
+        "config list` names the shipped ones.",
     ),
     (
         "_base_: deimv2_n_1024\n",
-        "x.yml: _base_: got 'deimv2_n_1024', but deimv2_n_1024 is no file, and no such config is shipped. Did "
-        "you mean 'deimv2_",
+        "x.yml: _base_: got 'deimv2_n_1024', but deimv2_n_1024 is no file, and no such config is shipped. "
+        "Did you mean 'deimv2_",
     ),
     (
         "_base_: 'deim://augment_ful'\n",
-        "x.yml: _base_: got 'deim://augment_ful', but no such config is shipped. Did you mean 'augment_full'?",
+        "x.yml: _base_: got 'deim://augment_ful', but no such config is shipped. "
+        "Did you mean 'augment_full'?",
     ),
     (f"_base_: {'long' * 999}\n", "x.yml: _base_: got 'longlong"),
 ]
@@ -485,8 +486,8 @@ def test_missing_base_of_a_base_names_the_file_that_wants_it(write):
     write("_base_: gone.yml\n", "_base_/a.yml")
     path = write("_base_: _base_/a.yml\n")
     assert problems_of(path) == [
-        "_base_/a.yml: _base_: got 'gone.yml', but _base_/gone.yml is no file, and no such config is shipped. "
-        "`deim config list` names the shipped ones."
+        "_base_/a.yml: _base_: got 'gone.yml', but _base_/gone.yml is no file, and no such config is "
+        "shipped. `deim config list` names the shipped ones."
     ]
 
 

@@ -145,6 +145,15 @@ def test_the_shared_blocks_are_bases_too(write) -> None:
     assert (config.model, config.augment.mosaic) == (load_size("nano"), 0.5)
 
 
+def test_a_preset_of_augmentation_replaces_the_one_before_it(write) -> None:
+    presets = ("none", "conservative", "full", "industrial")
+    alone = {p: load_config(write(f"_base_: [quickstart, augment_{p}]\n")).augment for p in presets}
+    for before in presets:
+        for after in presets:
+            path = write(f"_base_: [quickstart, augment_{before}, augment_{after}]\n")
+            assert load_config(path).augment == alone[after]
+
+
 def test_a_file_beside_the_config_comes_first_except_after_deim(write) -> None:
     write(f"{OWN}model: s\n", "quickstart.yml")
     assert load_config(write("_base_: quickstart.yml\n")).model == load_size("s")
