@@ -109,9 +109,7 @@ def put_over(below: Node, layer: Node) -> Node:
     if model is None or size is None:
         return merge(below, layer)
     others = Node({key: node for key, node in below.value.items() if key != "model"}, below.where)
-    changes = Node({key: node for key, node in model.value.items() if key != "size"}, model.where)
-    own = Node({**layer.value, "model": changes}, layer.where)
-    return reduce(merge, [others, load_node(find_size(size.value, size.where)), own])
+    return reduce(merge, [others, load_node(find_size(size.value, size.where)), layer])
 
 
 def _in_long_form(layer: Node) -> Node:
