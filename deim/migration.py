@@ -20,6 +20,9 @@ OPTION_NAMES: Final = {
 }
 """Dotted keys of the config, then and now."""
 
+IGNORED_OPTIONS: Final = ("model.name",)
+"""Dotted keys of older configs that follow from other options now: they may be given, and change nothing."""
+
 CHECKPOINT_NAMES: Final = {
     "suppression": "nms",
     "max_refused_steps": "max_skipped_steps",

@@ -41,7 +41,6 @@ TINY = {
     "image_size": 64,
     "epochs": 3,
     "model": {
-        "name": "tiny",
         "hidden_dim": 32,
         "backbone": {
             "type": "vit_tiny",

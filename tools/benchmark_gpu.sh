@@ -55,7 +55,7 @@ if [ -n "${DATA:-}" ] && [ "$(left)" -gt 60 ]; then
     epochs=$(python3 -c "import json, sys
 step_s = json.loads(sys.argv[1])['step_ms'] / 1000
 print(max(1, min(60, int(0.8 * ($(left) - 25) / (79 * step_s + 1.5)))))" "$line")
-    printf '_base_: [%s/configs/neu_det.yml, %s/configs/_base_/model_s.yml]\n' "$PWD" "$PWD" >"$out/neu_det_s.yml"
+    printf '_base_: %s/configs/neu_det.yml\nmodel: s\n' "$PWD" >"$out/neu_det_s.yml"
     say "NEU-DET, S at 320 px, $epochs epochs"
     train -c "$out/neu_det_s.yml" --set "data.root=$DATA" "output_dir=$out/neu_det" "epochs=$epochs" image_size=320 \
         data.batch_size=16 data.eval_batch_size=16 data.num_workers=8 recipe.lr=5e-4 recipe.backbone_lr=5e-4 \

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from deim.cli.arguments import at_least, new_parser
 from deim.cli.main import TEXT_COMMANDS
+from deim.config.catalog import SIZES
 from deim.errors import ConfigError
 
-VARIANTS = ("nano", "s", "m", "l", "x")
 WHAT = {
     "step": ("deim.cli.benchmark_step", "Time the phases of a training step, and the inference of an image."),
     "data": ("deim.cli.benchmark_data", "Time the loading of images, with and without caches."),
@@ -34,7 +34,7 @@ def build_parser() -> ArgumentParser:
         kind = kinds.add_parser(name, help=summary, description=summary)
         add = kind.add_argument
         if name in ("step", "fusion"):
-            add("--variant", default="m", choices=VARIANTS, help="Model size.")
+            add("--variant", default="m", choices=SIZES, help="Model size.")
             add("--device", default="auto", help="Device: auto, cpu or cuda.")
         if name != "evaluation":
             add("--size", type=int, default=1024, help="Image side in pixels.")

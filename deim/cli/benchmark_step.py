@@ -14,13 +14,16 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.flop_counter import FlopCounterMode
 
 from deim.engine.device import select_device, select_precision
 from deim.engine.step import autocast
 from deim.inference.postprocess import select_detections
 from deim.loss.criterion import Criterion, LossOptions
 from deim.model.build import build_variant
+from deim.model.detector import Detector
 from deim.structures import Placement, Target
 
 NUM_CLASSES = 6
@@ -35,6 +38,7 @@ def measure(args: Namespace) -> dict[str, float | str]:
     precision = select_precision(args.amp, device)
     torch.manual_seed(0)
     model = build_variant(args.variant, num_classes=NUM_CLASSES)
+    gflops = count_flops(model, image_size=args.size) / 1e9
     images, targets = _make_inputs(args, model)
     model.to(device).train()
     images = images.to(device)
@@ -82,11 +86,27 @@ def measure(args: Namespace) -> dict[str, float | str]:
         "images_per_s": round(1000 * args.batch / step_ms, 2),
         "peak_mb": round(peak_mb),
         "eval_batch1_ms": round(_time_inference(model, images[:1], steps=args.steps, mixed=mixed), 2),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "gflops": round(gflops, 1),
         "what": (
             f"deim {args.variant} {args.size}px batch {args.batch} boxes {args.boxes} {device} "
             f"amp {args.amp}, torch {torch.__version__}"
         ),
     }
+
+
+def count_flops(model: Detector, *, image_size: int) -> int:
+    """Count the operations of one image of `image_size` squared; a multiplication and an addition are two.
+
+    Convolutions and matrix products count, those within attention too.
+    """
+    was_training = model.training
+    images = torch.zeros(1, model.channels, image_size, image_size)
+    # The counter knows the products of attention only where they are computed one by one.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.eval()(images)
+    model.train(was_training)
+    return counter.get_total_flops()
 
 
 def read_clock(device: torch.device) -> float:

@@ -10,8 +10,8 @@ import logging
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 
+from deim import __version__
 from deim.engine.task import TASKS
 from deim.errors import DeimError, StopSignalError
 from deim.files import suggest
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None, *, command: Sequence[str] = ()) -> i
         print(_overview())
         return 0
     if name == "--version":
-        print(version("deim-defects"))
+        print(__version__)
         return 0
     if name not in COMMANDS:
         print(f"deim: there is no command {name!r}. {suggest(name, COMMANDS)}", file=sys.stderr)

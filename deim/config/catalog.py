@@ -3,12 +3,21 @@
 This module imports neither torch nor the schema, so that commands can list the experiments at once.
 """
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from deim.errors import ConfigError
 from deim.files import not_a_file, suggest
 
 CHECKOUT_FOLDER = "configs"
+SHIPPED = "deim://"
+"""Prefix of a base that is always the shipped one, even if a file of that name lies beside the config."""
+
+SIZES = ("nano", "s", "m", "l", "x")
+"""Sizes of the detector, smallest first; each has a file `_base_/model_SIZE.yml` with its recipe."""
+
+SIZE_OR_BLOCK = f"a size ({', '.join(SIZES)}) or a block of options"
+"""What the block `model` of a config may be, for messages."""
 
 
 def shipped_configs_dir() -> Path:
@@ -36,6 +45,60 @@ def list_shipped() -> dict[str, str]:
     """
     paths = sorted(shipped_configs_dir().glob("*.yml"))
     return {path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in paths}
+
+
+def find_size(name: object, where: str) -> Path:
+    """Find the file of a size: its architecture and its recipe.
+
+    Args:
+        name: One of `SIZES` in upper or lower case, also with `deimv2-` before it.
+        where: File that names it, or `--set`, for messages.
+
+    Raises:
+        ConfigError: If there is no such size.
+    """
+    size = name.lower().replace("_", "-").removeprefix("deimv2-") if isinstance(name, str) else ""
+    if size in SIZES:
+        return shipped_configs_dir() / "_base_" / f"model_{size}.yml"
+    nearest = get_close_matches(size, SIZES, n=1, cutoff=0.25)  # 'tiny' is near 'nano', '5' near none
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    got = "a block" if isinstance(name, dict) else repr(name)
+    raise ConfigError(f"{where}: model: got {got} for the size, needs {SIZE_OR_BLOCK}.{hint}")
+
+
+def find_base(name: str, config: Path) -> Path:
+    """Find a base of a config: a file beside it, or else a shipped one.
+
+    Args:
+        name: Path relative to the config, `deimv2_m_1024` or `augment_full` of the shipped configs, or one
+            of these after `deim://`, which does not look beside the config.
+        config: File that names the base.
+
+    Raises:
+        ConfigError: If there is neither.
+    """
+    beside = config.parent / name
+    if _is_file(beside) and not name.startswith(SHIPPED):
+        return beside
+    folder, shipped = shipped_configs_dir(), Path(name.removeprefix(SHIPPED))
+    if shipped.parts[:1] == (CHECKOUT_FOLDER,):
+        shipped = shipped.relative_to(CHECKOUT_FOLDER)
+    for candidate in (shipped, Path(f"{shipped}.yml"), Path("_base_", f"{shipped}.yml")):
+        if not shipped.is_absolute() and _is_file(folder / candidate):
+            return folder / candidate
+    names = [path.stem for path in [*folder.glob("*.yml"), *folder.glob("_base_/*.yml")]]
+    nearest = get_close_matches(shipped.stem, names, n=1)
+    hint = f"Did you mean {nearest[0]!r}?" if nearest else "`deim config list` names the shipped ones."
+    looked = "" if name.startswith(SHIPPED) else f"{beside} is no file, and "
+    raise ConfigError(f"{config}: _base_: got {name!r}, but {looked}no such config is shipped. {hint}")
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a file can be there, also for a text that no file name may be."""
+    try:
+        return path.is_file()
+    except OSError:  # too long
+        return False
 
 
 def find_config(name: str | Path) -> Path:

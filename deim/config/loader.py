@@ -17,12 +17,12 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 import yaml
 
 from deim.config.checks import check
-from deim.config.nodes import Node, load_node, merge, override_node, to_node, to_plain
+from deim.config.nodes import Node, load_node, merge, override_node, put_over, to_node, to_plain
 from deim.config.schema import Config, number_problems
 from deim.engine.task import TASKS, load_task
 from deim.errors import ConfigError
 from deim.files import shorten
-from deim.migration import describe_renamed_key
+from deim.migration import IGNORED_OPTIONS, describe_renamed_key
 from deim.records import to_json
 
 T = TypeVar("T")
@@ -35,14 +35,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read an experiment: what its task rests on, its bases, the file itself, then the overrides.
 
     Args:
-        path: YAML file; its `_base_` files are relative to it.
+        path: YAML file; its `_base_` files lie beside it or are shipped.
         overrides: `key.path=value` each, value in YAML; together they are merged like one last file.
 
     Raises:
         ConfigError: If a file cannot be read or any option is wrong; one line for each problem.
         CheckpointError: If the task rests on a checkpoint that cannot be used.
     """
-    node = merge(load_node(Path(path)), override_node(overrides))
+    node = put_over(load_node(Path(path)), override_node(overrides))
     return decode(Config, _with_task_defaults(node))
 
 
@@ -104,7 +104,8 @@ def config_from_dict(plain: Mapping[str, object], *, where: str, overrides: Sequ
     Raises:
         ConfigError: If any option is wrong; one line for each problem.
     """
-    return decode(Config, merge(to_node(plain, where), override_node(overrides)))
+    node = put_over(Node({}, where), to_node(plain, where))
+    return decode(Config, put_over(node, override_node(overrides)))
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def _decode_record(record: Any, node: Node, path: str, problems: list[str]) -> o
     Its own checks run once all its fields can be read; those of the numbers outside blocks do not wait.
     """
     hints = get_type_hints(record)
-    problems += _unknown_keys(node, path, hints)
+    problems += _unknown_keys(node, path, [*hints, *getattr(record, "loader_keys", ())])
     values = {}
     for option in fields(record):
         default = option.default if option.default_factory is MISSING else option.default_factory()
@@ -268,9 +269,9 @@ def _alternatives(hint: object) -> tuple[Any, ...]:
 def _unknown_keys(node: Node, path: str, names: Collection[str]) -> list[str]:
     lines = []
     for key, child in node.value.items():
-        if key in names:
-            continue
         full = _join(path, key)
+        if key in names or full in IGNORED_OPTIONS:
+            continue
         renamed = describe_renamed_key(full, child.value)
         message = renamed or f"unknown key '{full}'. {_suggestion(key, path, names)}"
         lines.append(f"{child.where}: {message}")
@@ -314,7 +315,8 @@ def _describe(hint: Any) -> str:
         return f"a list of {len(items)}, each {_either([_describe(item) for item in items])}"
     if len(_alternatives(hint)) > 1:
         return _either([_describe(option) for option in _alternatives(hint)])
-    return "a block of options" if is_dataclass(hint) else NAMES.get(hint, str(hint))
+    block = getattr(hint, "description", "a block of options")
+    return block if is_dataclass(hint) else NAMES.get(hint, str(hint))
 
 
 def _either(texts: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import yaml
 
+from deim.config.catalog import find_base, find_size
 from deim.errors import ConfigError
 from deim.files import shorten
 from deim.parse import YamlLoader, parse_yaml, read_text
@@ -54,7 +55,7 @@ class _Loader(YamlLoader):
 
 
 def load_node(path: Path, chain: tuple[Path, ...] = ()) -> Node:
-    """Read a YAML file over its `_base_` files, which are relative to it.
+    """Read a YAML file over its `_base_` files, which lie beside it or are shipped.
 
     Args:
         path: The file.
@@ -80,8 +81,34 @@ def load_node(path: Path, chain: tuple[Path, ...] = ()) -> Node:
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: _base_: got {shorten(bases)}, needs a file name or a list of file names")
-    layers = [load_node(path.parent / base, (*chain, path)) for base in bases]
-    return reduce(merge, [*layers, to_node(content, str(path))])
+    layers = [load_node(find_base(base, path), (*chain, path)) for base in bases]
+    return put_over(reduce(merge, layers, Node({}, str(path))), to_node(content, str(path)))
+
+
+def put_over(below: Node, layer: Node) -> Node:
+    """Put a file or overrides over what they rest on.
+
+    A size that the layer names, as `model: m` or `model.size: m`, lies between the two: it brings its whole
+    model and its recipe, and the layer's other options change these.
+
+    Raises:
+        ConfigError: If there is no such size.
+    """
+    layer = _in_long_form(layer)
+    model = layer.child("model")
+    size = None if model is None else model.child("size")
+    if model is None or size is None:
+        return merge(below, layer)
+    others = Node({key: node for key, node in below.value.items() if key != "model"}, below.where)
+    return reduce(merge, [others, load_node(find_size(size.value, size.where)), layer])
+
+
+def _in_long_form(layer: Node) -> Node:
+    """Turn `model: m` of a layer into `model: {size: m}`."""
+    model = layer.child("model")
+    if model is None or isinstance(model.value, dict):
+        return layer
+    return Node({**layer.value, "model": Node({"size": model}, model.where)}, layer.where)
 
 
 def override_node(overrides: Sequence[str]) -> Node:
@@ -98,9 +125,8 @@ def _parse_override(override: str) -> Node:
     names = key.strip().split(".")
     if not equals or not all(names):
         raise ConfigError(f"{OVERRIDE}: got '{override}', needs key.path=value, such as data.batch_size=8.")
-    value = parse_yaml(text, f"{OVERRIDE} {override}", error=ConfigError, loader=_Loader)
-    node = to_node(value, OVERRIDE)
-    return reduce(lambda inner, name: Node({name: inner}, OVERRIDE), reversed(names), node)
+    node = to_node(parse_yaml(text, f"{OVERRIDE} {override}", error=ConfigError, loader=_Loader), OVERRIDE)
+    return _in_long_form(reduce(lambda inner, name: Node({name: inner}, OVERRIDE), reversed(names), node))
 
 
 def to_node(value: object, where: str) -> Node:

@@ -1,5 +1,6 @@
 """The phases of a run, resolved from the number of epochs."""
 
+import logging
 import math
 from dataclasses import dataclass, replace
 
@@ -7,10 +8,15 @@ from deim.config.checks import Auto, below, check, not_fraction
 from deim.errors import ConfigError
 from deim.files import count
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleOptions:
-    """Phases of a run. `auto` follows from `epochs` by the reference ratios; see `resolve_schedule`."""
+    """Phases of a run. `auto` follows from `epochs` by the reference ratios; see `resolve_schedule`.
+
+    A number that is too large for the run is replaced by that of `auto`, with a warning.
+    """
 
     warmup_steps: int | Auto = "auto"
     """Optimizer steps of quadratic warm-up; auto: 2000, at most 5 % of the run."""
@@ -119,6 +125,9 @@ def resolve_schedule(
 ) -> Timeline:
     """Turn the options of a schedule into epochs and steps; `auto` follows from `epochs`.
 
+    A number given by hand that is too large for the run, as in a short trial or on a few images, is replaced
+    by that of `auto`; one warning names all of them.
+
     Args:
         options: The block `schedule`.
         epochs: Length of the run.
@@ -126,32 +135,45 @@ def resolve_schedule(
         has_stages: Whether augmentation starts late and ends early, and the matching cost changes.
 
     Raises:
-        ConfigError: If a phase given by hand does not fit the run; the message holds the timeline.
+        ConfigError: If two phases given by hand contradict each other; the message holds the timeline.
     """
     if not has_stages:
         options = _without_stages(options, epochs)
-    no_aug = _resolve(options.no_aug_epochs, round(NO_AUG_SHARE * epochs))
-    if no_aug >= epochs > 1 or no_aug > epochs:
-        raise ConfigError(
-            f"schedule.no_aug_epochs: got {no_aug}, but the run has {count('epoch', epochs)}: none is left "
-            f"for augmentation. Change it, or leave it 'auto' to follow from epochs."
-        )
+    replaced: list[str] = []
+
+    def resolve(name: str, automatic: int, most: int) -> int:
+        value: int | str = getattr(options, name)
+        if isinstance(value, str) or value > most:
+            replaced.extend([] if isinstance(value, str) else [f"{name} {automatic} instead of {value}"])
+            return automatic
+        return value
+
+    total_steps = epochs * steps_per_epoch
+    no_aug = resolve("no_aug_epochs", round(NO_AUG_SHARE * epochs), max(1, epochs - 1))
     augmented = epochs - no_aug
-    start = _resolve(options.augment_start_epoch, round(AUGMENT_START_SHARE * augmented))
+    start = resolve("augment_start_epoch", round(AUGMENT_START_SHARE * augmented), augmented)
     half = min(start + max(1, augmented // 2), augmented)
-    warmup_steps = min(WARMUP_STEPS, int(WARMUP_SHARE * epochs * steps_per_epoch))
+    warmup_steps = min(WARMUP_STEPS, int(WARMUP_SHARE * total_steps))
     timeline = Timeline(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
-        warmup_steps=_resolve(options.warmup_steps, warmup_steps),
+        warmup_steps=resolve("warmup_steps", warmup_steps, total_steps // 2),
         augment_start_epoch=start,
-        mix_end_epoch=_resolve(options.mix_end_epoch, half),
-        flat_end_epoch=_resolve(options.flat_epochs, half),
-        matcher_change_epoch=_resolve(options.matcher_change_epoch, round(MATCHER_CHANGE_SHARE * augmented)),
+        mix_end_epoch=resolve("mix_end_epoch", half, augmented),
+        flat_end_epoch=resolve("flat_epochs", half, augmented),
+        matcher_change_epoch=_or_auto(options.matcher_change_epoch, round(MATCHER_CHANGE_SHARE * augmented)),
         no_aug_epoch=augmented,
         final_lr_ratio=options.final_lr_ratio,
     )
-    _refuse_contradictions(timeline)
+    if timeline.mix_end_epoch < start:
+        raise ConfigError(
+            f"schedule.mix_end_epoch: got {timeline.mix_end_epoch}, but mosaic and mix-up begin after "
+            f"{count('epoch', start)}.\nChange it, or leave it 'auto' to follow from epochs. The timeline "
+            f"would be:\n{timeline.describe()}"
+        )
+    if replaced:
+        length = f"{count('epoch', epochs)} of {count('step', steps_per_epoch)}"
+        logger.warning("schedule: %s, to fit into %s", ", ".join(replaced), length)
     return timeline
 
 
@@ -173,35 +195,11 @@ def _without_stages(options: ScheduleOptions, epochs: int) -> ScheduleOptions:
             for name, value in stages.items()
         ]
     )
-    return replace(options, **stages, flat_epochs=_resolve(options.flat_epochs, (epochs + 1) // 2))
+    return replace(options, **stages, flat_epochs=_or_auto(options.flat_epochs, (epochs + 1) // 2))
 
 
-def _resolve(value: int | str, automatic: int) -> int:
+def _or_auto(value: int | str, automatic: int) -> int:
     return automatic if isinstance(value, str) else value
-
-
-def _refuse_contradictions(timeline: Timeline) -> None:
-    """Raise ConfigError with the timeline if its phases overlap."""
-    start, flat_end, mix_end = timeline.augment_start_epoch, timeline.flat_end_epoch, timeline.mix_end_epoch
-    final, warmup_steps = timeline.no_aug_epoch, timeline.warmup_steps
-    too_late = f"but the final stage begins after {count('epoch', final)}"
-    problems = [
-        (flat_end > final, f"flat_epochs: got {flat_end}, {too_late}"),
-        (
-            warmup_steps > timeline.total_steps / 2,
-            f"warmup_steps: got {warmup_steps}, more than half of the run's {timeline.total_steps} steps",
-        ),
-        (start > final, f"augment_start_epoch: got {start}, {too_late}"),
-        (mix_end > final, f"mix_end_epoch: got {mix_end}, {too_late}"),
-        (
-            mix_end < min(start, final),
-            f"mix_end_epoch: got {mix_end}, but mosaic and mix-up begin after {count('epoch', start)}",
-        ),
-    ]
-    wrong = [f"schedule.{message}." for is_wrong, message in problems if is_wrong]
-    if wrong:
-        advice = "Change it, or leave it 'auto' to follow from epochs. The timeline would be:"
-        raise ConfigError("\n".join([*wrong, advice, timeline.describe()]))
 
 
 def _span(start: int, end: int) -> str:

@@ -76,7 +76,11 @@ def load_trained(
         check_kinds(weights, model.state_dict())
         model.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its weights do not fit its config. {error}") from None
+        differences = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{path}: its weights do not fit its config. Leave model and data.channels as they were in "
+            f"training. {differences[:200]} …"
+        ) from None
     device = device or select_device(config.runtime.device)
     return TrainedDetector(
         model=model.to(device).eval().requires_grad_(False),

@@ -1,16 +1,40 @@
-"""Detectors by the name of a shipped size."""
+"""Detectors by the name of a shipped size, and the name of a detector."""
 
-from deim.config.catalog import shipped_configs_dir
+from dataclasses import replace
+
+from deim.config.catalog import SIZES, find_size
 from deim.config.loader import load_block
-from deim.errors import ConfigError
 from deim.model.detector import Detector, ModelOptions
 
-VARIANTS = ("nano", "s", "m", "l", "x")
+
+def load_size(name: str) -> ModelOptions:
+    """Read the architecture of one of the shipped sizes, `SIZES`.
+
+    Raises:
+        ConfigError: If there is no such size.
+    """
+    return load_block(find_size(name, "build_variant"), "model", ModelOptions)
 
 
 def build_variant(name: str, *, num_classes: int) -> Detector:
-    """Build one of the shipped sizes, `VARIANTS`, with random weights."""
-    if name not in VARIANTS:
-        raise ConfigError(f"model variant: got {name!r}. Choose one of {', '.join(VARIANTS)}.")
-    path = shipped_configs_dir() / "_base_" / f"model_{name}.yml"
-    return Detector(load_block(path, "model", ModelOptions), num_classes)
+    """Build one of the shipped sizes, `SIZES`, with random weights.
+
+    Raises:
+        ConfigError: If there is no such size.
+    """
+    return Detector(load_size(name), num_classes)
+
+
+def describe_architecture(options: ModelOptions) -> str:
+    """Return `nano` or `deimv2-m` if a model is exactly of that size, and `custom` otherwise.
+
+    Starting weights do not matter, nor does denoising, which is for training only.
+    """
+    architecture = _without_training(options)
+    size = next((size for size in SIZES if _without_training(load_size(size)) == architecture), None)
+    return "custom" if size is None else size if size == "nano" else f"deimv2-{size}"
+
+
+def _without_training(options: ModelOptions) -> ModelOptions:
+    decoder = replace(options.decoder, num_denoising=0, label_noise_ratio=0.0, box_noise_scale=0.0)
+    return replace(options, decoder=decoder, init_from=None)

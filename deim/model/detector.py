@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from deim.config.catalog import SIZE_OR_BLOCK
 from deim.config.checks import below, check
 from deim.model.backbone.interface import BackboneOptions, build_backbone
 from deim.model.decoder.decoder import Decoder
@@ -15,10 +16,13 @@ from deim.structures import ModelOutput, Target
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelOptions:
-    """The detector's architecture and the weights it starts from."""
+    """The detector's architecture and the weights it starts from.
 
-    name: str
-    """Name in logs and reports, such as `deimv2-m`."""
+    A config may give a shipped size in place of the options, as `model: m` or `model: {size: m}`.
+    """
+
+    description = SIZE_OR_BLOCK
+    loader_keys = ("size",)
     hidden_dim: int
     """Width of encoder and decoder; a multiple of 4 and of the numbers of attention heads."""
     backbone: BackboneOptions

@@ -20,6 +20,7 @@ from deim.inference.predictor import match_config, stored_points
 from deim.metrics.choose_thresholds import choose_operating_points
 from deim.metrics.coco import compute_coco_metrics, worst_class
 from deim.metrics.convergence import read_convergence
+from deim.model.build import describe_architecture
 from deim.records import to_json
 from deim.report.build import ReportInputs, installed_versions
 from deim.report.files import ImageFolder, prediction_sheet, write_report_files
@@ -175,7 +176,7 @@ def _provenance(
             weights=trained.weights,
         ),
         model=ModelInfo(
-            name=config.model.name,
+            name=describe_architecture(config.model),
             parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         ),
         image_size_hw=config.image_size_hw,

@@ -27,13 +27,13 @@ from deim.engine.task import TASKS, TaskDefaults, task_options_class
 from deim.errors import ConfigError
 from deim.model.backbone.dinov3 import DinoV3Options
 from deim.model.backbone.vit_tiny import VitTinyOptions
+from deim.model.build import describe_architecture
 from deim.model.detector import ModelOptions
 from multimodal.task import TextFusionTask
 
 ROOT = Path(__file__).parents[2]
 MODEL = """
 model:
-  name: tiny
   hidden_dim: 64
   backbone: {type: vit_tiny, dim: 64, depth: 3, num_heads: 2, return_blocks: [0, 1, 2]}
 """
@@ -87,8 +87,8 @@ def test_minimal_file_takes_every_other_option_from_the_schema(write):
         ("recipe.lr=1.5e3", "recipe.lr", 1500.0),
         ("recipe.lr=1", "recipe.lr", 1.0),
         ("recipe.betas=[0, 9e-1]", "recipe.betas", (0.0, 0.9)),
-        ("model.name=1e-4", "model.name", "1e-4"),
-        ("model.name=a=b", "model.name", "a=b"),
+        ("output_dir=1e-4", "output_dir", "1e-4"),
+        ("output_dir=a=b", "output_dir", "a=b"),
         ("output_dir=2024-01-01", "output_dir", "2024-01-01"),
         ("runtime.amp=off", "runtime.amp", "off"),
         ("runtime.tensorboard=false", "runtime.tensorboard", False),
@@ -265,7 +265,7 @@ WRONG = [
     ("recipe.lr=1e999", "recipe.lr: got '1e999', needs a number"),
     ("recipe=5", "recipe: got 5, needs a block of options"),
     ("recipe=null", "recipe: got null, needs a block of options"),
-    ("model.name=5", "model.name: got 5, needs text"),
+    ("output_dir=5", "output_dir: got 5, needs text"),
     ("data.test_annotations=5", "data.test_annotations: got 5, needs text or null"),
     ("data.synthetic=yes", "data.synthetic: got 'yes', needs a block of options or null"),
     ("data.resize=crop", "data.resize: got 'crop', needs 'stretch' or 'letterbox'"),
@@ -342,7 +342,7 @@ def test_range_problem_names_the_base(write):
 
 
 def test_missing_keys(write):
-    path = write("image_size: 64\nmodel: {backbone: {type: vit_tiny}, name: x}\n")
+    path = write("image_size: 64\nmodel: {backbone: {type: vit_tiny}}\n")
     assert problems_of(path, "model.name=y") == [
         "x.yml: missing key 'output_dir', which has no default. Give text.",
         "x.yml: missing key 'epochs', which has no default. Give an integer.",
@@ -417,7 +417,7 @@ def test_a_check_that_needs_an_unreadable_value_stays_silent(write, override, me
     # Valid as it stands, and wrong with any of the defaults in place of what the override made unreadable.
     backbone = "{type: vit_tiny, dim: 64, depth: 30, num_heads: 2, return_blocks: [20, 21, 22]}"
     heads = "encoder: {num_heads: 2}, decoder: {num_heads: 17}"
-    path = write(REST + f"model: {{name: x, hidden_dim: 68, backbone: {backbone}, {heads}}}\n")
+    path = write(REST + f"model: {{hidden_dim: 68, backbone: {backbone}, {heads}}}\n")
     load_config(path)
     assert problems_of(path, override) == [f"--set: {message}"]
 
@@ -449,7 +449,22 @@ YAML_ERRORS = [
     ("text\n", "x.yml: got a str at the top, needs 'key: value' lines."),
     ("_base_: 5\n", "x.yml: _base_: got 5, needs a file name or a list of file names"),
     ("_base_: [a.yml, 5]\n", "x.yml: _base_: got ['a.yml', 5], needs a file name or a list of file names"),
-    ("_base_: b/nope.yml\n", "x.yml: the base b/nope.yml cannot be read: No such file or directory."),
+    (
+        "_base_: b/nope.yml\n",
+        "x.yml: _base_: got 'b/nope.yml', but b/nope.yml is no file, and no such config is shipped. `deim "
+        "config list` names the shipped ones.",
+    ),
+    (
+        "_base_: deimv2_n_1024\n",
+        "x.yml: _base_: got 'deimv2_n_1024', but deimv2_n_1024 is no file, and no such config is shipped. "
+        "Did you mean 'deimv2_",
+    ),
+    (
+        "_base_: 'deim://augment_ful'\n",
+        "x.yml: _base_: got 'deim://augment_ful', but no such config is shipped. "
+        "Did you mean 'augment_full'?",
+    ),
+    (f"_base_: {'long' * 999}\n", "x.yml: _base_: got 'longlong"),
 ]
 
 
@@ -471,7 +486,8 @@ def test_missing_base_of_a_base_names_the_file_that_wants_it(write):
     write("_base_: gone.yml\n", "_base_/a.yml")
     path = write("_base_: _base_/a.yml\n")
     assert problems_of(path) == [
-        "_base_/a.yml: the base _base_/gone.yml cannot be read: No such file or directory."
+        "_base_/a.yml: _base_: got 'gone.yml', but _base_/gone.yml is no file, and no such config is "
+        "shipped. `deim config list` names the shipped ones."
     ]
 
 
@@ -520,7 +536,7 @@ def full_contents() -> list[dict[str, Any]]:
                 "sampling": {"type": "repeat_factor", "threshold": 0.1},
                 "tiles": {"size": 64},
             },
-            "model": {"name": "x", "hidden_dim": 64, "backbone": backbone},
+            "model": {"hidden_dim": 64, "backbone": backbone},
             "evaluation": {"goal": goal},
             "task": task,
         }
@@ -611,8 +627,7 @@ def test_text_that_looks_like_something_else_survives_yaml(write, name):
 def test_yaml_keeps_the_order_and_writes_lists_on_one_line(write):
     text = config_to_yaml(load_config(write(MINIMAL)))
     assert text.startswith(
-        "output_dir: outputs/tiny\nimage_size: 64\nepochs: 2\nseed: 0\ntask:\n  type: detection\n"
-        "model:\n  name: tiny\n"
+        "output_dir: outputs/tiny\nimage_size: 64\nepochs: 2\nseed: 0\ntask:\n  type: detection\nmodel:\n"
     )
     assert "    return_blocks: [0, 1, 2]\n" in text
 
@@ -658,7 +673,7 @@ def test_load_block(write):
     ):
         load_block(path, "model", ModelOptions)
     write("model: 3\n")
-    with pytest.raises(ConfigError, match=r"^x\.yml: model: got 3, needs a block of options$"):
+    with pytest.raises(ConfigError, match=r"^x\.yml: model: got 3 for the size, needs a size \(nano, s,"):
         load_block(path, "model", ModelOptions)
 
 
@@ -666,7 +681,8 @@ def test_load_block(write):
     "path", sorted((ROOT / "configs" / "_base_").glob("model_*.yml")), ids=lambda path: path.stem
 )
 def test_shipped_model_loads(path):
-    assert load_block(path, "model", ModelOptions).name
+    size = path.stem.removeprefix("model_")
+    assert describe_architecture(load_block(path, "model", ModelOptions)).removeprefix("deimv2-") == size
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yml")), ids=lambda path: path.stem)
@@ -704,6 +720,10 @@ def test_an_experiment_rests_on_the_options_that_its_task_gives(write):
     message = "--set: model: differs from that of d.pth, which the task keeps as it is. Remove the block."
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         load_config(path, ["model.hidden_dim=64"])
+    # A size would also bring the recipe of a detector, even if it is the detector's own size.
+    for size in ("nano", "s"):
+        with pytest.raises(ConfigError, match="which the task keeps as it is"):
+            load_config(path, [f"model={size}"])
 
 
 RENAMED = [

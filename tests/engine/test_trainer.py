@@ -87,7 +87,7 @@ def test_a_run_writes_its_files_and_learns(tiny_run: Path) -> None:
         "metrics.jsonl",
     }
     config = load_config(tiny_run / "config.yml")
-    assert (config.epochs, config.model.name) == (40, "tiny")
+    assert (config.epochs, config.model.hidden_dim) == (40, 32)
     lines = lines_of(tiny_run)
     assert [line["event"] for line in lines] == ["epoch"] * 40
     assert [line["epoch"] for line in lines] == list(range(40))

@@ -264,7 +264,9 @@ def test_nano_has_fewer_than_three_million_parameters_and_works():
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"^model variant: got 'xl'\. Choose one of nano, s, m, l, x\.$"):
+    with pytest.raises(
+        ConfigError, match=r"^build_variant: model: got 'xl' for the size, needs a size \(nano, s, m, l, x\)"
+    ):
         build_variant("xl", num_classes=6)
 
 

@@ -61,7 +61,6 @@ def tiny_detector(
             ffn="swiglu" if kind == "dinov3_swiglu" else "mlp",
         )
     config = ModelOptions(
-        name="tiny",
         hidden_dim=hidden_dim,
         backbone=backbone,
         encoder=HybridEncoderOptions(num_heads=4, dim_feedforward=32, expansion=0.5, depth_mult=0.34),

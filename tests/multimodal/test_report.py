@@ -53,7 +53,7 @@ def test_a_class_that_loses_is_named_and_both_models_are_reported(checkpoint, ti
     assert checkpoint_info.epoch == read_checkpoint(tiny_run / "best.pth").epoch
     assert fusion["detector"]["ap"] == alone.summary.ap
     assert fusion["detector"]["path"] == str(tiny_run / "best.pth")
-    assert report.provenance.model.name == "tiny with text fusion"
+    assert report.provenance.model.name == "custom with text fusion"
     head = sum(parameter.numel() for parameter in trained.model.head.parameters())
     assert report.provenance.model.parameters == alone.provenance.model.parameters + head
     # The numbers of the detector alone are those of its own evaluation.

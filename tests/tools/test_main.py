@@ -4,16 +4,19 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from argparse import SUPPRESS
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
+import deim
 from deim.cli.arguments import CommandParser
-from deim.cli.main import COMMANDS
+from deim.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
@@ -83,13 +86,10 @@ def test_help_states_defaults() -> None:
 
 def test_choices_are_those_of_the_rooms() -> None:
     """They are repeated in the commands so that `--help` does not import the rooms."""
-    from deim.cli import benchmark
-    from deim.model import build
     from multimodal.ablation import variants
     from multimodal.cli import ablate_text, text_bank
     from multimodal.encoders import open_clip
 
-    assert benchmark.VARIANTS == build.VARIANTS
     assert ablate_text.VARIANTS == variants.ABLATED_VARIANTS
     assert text_bank.DEFAULT_MODEL == open_clip.DEFAULT_MODEL
     assert text_bank.DEFAULT_WEIGHTS == open_clip.DEFAULT_WEIGHTS
@@ -128,6 +128,19 @@ def test_an_unknown_config_is_answered_with_the_nearest(call: Callable) -> None:
     assert (code, err.partition(":")[0]) == (2, "deim config show")
 
 
+def test_one_version_is_given_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == deim.__version__
+    assert citation["version"] == project["version"] == version("deim-defects") == deim.__version__
+    assert (citation["title"], citation["license"]) == (project["name"], project["license"])
+
+
+def test_the_types_of_both_packages_may_be_used() -> None:
+    assert all((ROOT / package / "py.typed").is_file() for package in ("deim", "multimodal"))
+
+
 @pytest.mark.slow
 def test_the_installed_package_works_in_an_empty_folder(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="the build backend is not installed")
@@ -149,7 +162,12 @@ def test_the_installed_package_works_in_an_empty_folder(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    assert (site / "deim" / "py.typed").is_file()
+    assert (site / "multimodal" / "py.typed").is_file()
     assert "quickstart " in run("config", "list")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.yml").write_text("_base_: deimv2_m_1024\nmodel: l\n", encoding="utf-8")
+    assert "  backbone_lr: 1.25e-05\n" in run("config", "show", str(tmp_path / "own" / "mine.yml"))
     assert run("--help").startswith("usage: deim COMMAND")
     assert run("--version").strip()
     assert "output_dir: outputs/quickstart\n" in run("config", "show", "quickstart")

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from deim.cli.benchmark_step import count_flops
 from deim.cli.main import COMMANDS
+from deim.config.catalog import SIZES, find_config
+from deim.model.build import build_variant
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,3 +66,16 @@ def test_named_scripts_and_linked_files_exist() -> None:
     links = re.findall(r"\]\(([\w./]+)\)", README)
     missing = [name for name in [*scripts, *links] if not (ROOT / name).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_table_of_sizes_is_right(size: str) -> None:
+    (row,) = re.findall(rf"^\| `{size}` \|(.*)\|$", README, flags=re.MULTILINE)
+    parameters, *gflops, config, weights = (cell.strip() for cell in row.split("|"))
+    model = build_variant(size, num_classes=6)
+    assert parameters == f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
+    settings = find_config(config.strip("`")).read_text(encoding="utf-8")
+    assert f"\nmodel: {size}\n" in settings
+    assert weights == "none" or weights.strip("`") in settings
+    if size in ("nano", "s"):  # the larger ones take too long
+        assert gflops[0] == f"{count_flops(model, image_size=640) / 1e9:.1f}"
