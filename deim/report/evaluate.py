@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from deim.config.loader import option_values
 from deim.data.formats.coco import to_split
 from deim.data.options import DataOptions
 from deim.data.splits import read_raw_split, read_split
@@ -153,7 +154,7 @@ def _store(trained: TrainedDetector, points: OperatingPoints) -> None:
     if problem:
         logger.warning("%s: thresholds not stored, %s", trained.path, problem)
     else:
-        logger.info("%s: thresholds stored, chosen on val for %s", trained.path, points.goal)
+        logger.info("%s: thresholds stored: %s", trained.path, points.describe_origin())
 
 
 def _provenance(
@@ -167,6 +168,7 @@ def _provenance(
             sha256=split.annotations_sha256(),
             image_dir=str(split.image_dir),
             normal_class=config.data.normal_class,
+            box_counts=split.count_boxes(),
         ),
         checkpoint=CheckpointInfo(
             path=str(trained.path),
@@ -185,6 +187,7 @@ def _provenance(
         device=str(trained.device),
         versions=installed_versions(),
         max_detections=evaluator.max_detections,
+        options=option_values(config),
     )
 
 
