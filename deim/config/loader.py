@@ -122,10 +122,8 @@ def _flat_options(block: Mapping[str, object], prefix: str = "") -> Iterator[tup
         if isinstance(value, dict):
             yield from _flat_options(value, f"{prefix}{name}.")
         else:
-            yield (
-                f"{prefix}{name}",
-                value if isinstance(value, OptionValue) else json.dumps(value, ensure_ascii=False),
-            )
+            is_plain = isinstance(value, OptionValue)
+            yield f"{prefix}{name}", value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def config_to_yaml(config: Config) -> str:

@@ -43,7 +43,7 @@ from deim.report.files import ImageFolder, image_sheet
 from deim.report.page import Section, embed_charts, embed_image, render_page
 from deim.report.palette import CORRECT_COLOR, chart_color, line_style, outcome_colors
 from deim.report.schema import check_report_path, write_record
-from deim.report.table_files import format_csv
+from deim.report.table_files import LATEX_NAME, format_csv
 from deim.report.tables import CSV_BASES, DASH, Cell, Table, class_rows, format_number, number_cell
 
 NUM_IMAGES = 8
@@ -63,7 +63,7 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> Comparison:
     check_report_path(path)
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("confusion_*"):  # there may have been more runs
+    for old in (*folder.glob("confusion_*"), *folder.glob(LATEX_NAME)):  # of other runs
         old.unlink()
     comparison = compare_runs(runs)
     images = ImageFolder(Path(comparison.dataset.image_dir), runs[0].raw.ground_truth.file_names)
@@ -188,7 +188,7 @@ def _run_table(runs: Sequence[ComparedRun]) -> Table:
         )
     heads = ["run", "mAP50", "mAP", "precision", "recall", "F1", "escapes", "overkill"]
     return Table(
-        title="Runs: AP before thresholds and NMS, all others after them",
+        title="Runs: AP over all raw detections; precision to overkill after thresholds and NMS",
         heads=[*heads, "epochs", "hours", "parameters, M", "network, ms per image"],
         rows=rows,
         notes=[

@@ -32,7 +32,7 @@ from deim.report.draw import Panel, PanelRow, detections_panel, panel_sheet, tru
 from deim.report.gallery import choose_gallery, draw_entry
 from deim.report.page import Figure, embed_image, render_report
 from deim.report.schema import Report, check_report_path, read_report, write_record
-from deim.report.table_files import format_csv
+from deim.report.table_files import LATEX_NAME, format_csv
 from deim.report.tables import class_rows
 
 MAX_SHEET_IMAGES = 12
@@ -58,6 +58,7 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
     check_report_path(report_path)
     files = ReportFiles(report_path)
     files.folder.mkdir(parents=True, exist_ok=True)
+    (files.folder / LATEX_NAME).unlink(missing_ok=True)  # of an earlier report
     ground_truth, detections = inputs.ground_truth, inputs.detections
     # What cannot be computed again comes first.
     write_text(files.ground_truth, json.dumps(ground_truth.to_coco(), ensure_ascii=False, allow_nan=False))

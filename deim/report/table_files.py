@@ -46,6 +46,8 @@ def _csv_cell(value: object) -> str:
     match value:
         case None:
             return ""
+        case bool():
+            return str(value).lower()
         case float():
             return f"{value:.4g}"
         case str():
