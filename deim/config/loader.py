@@ -122,8 +122,8 @@ def _flat_options(block: Mapping[str, object], prefix: str = "") -> Iterator[tup
         if isinstance(value, dict):
             yield from _flat_options(value, f"{prefix}{name}.")
         else:
-            is_plain = isinstance(value, OptionValue)
-            yield f"{prefix}{name}", value if is_plain else json.dumps(value, ensure_ascii=False)
+            plain = value if isinstance(value, OptionValue) else json.dumps(value, ensure_ascii=False)
+            yield f"{prefix}{name}", plain
 
 
 def config_to_yaml(config: Config) -> str:

@@ -69,7 +69,7 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> Comparison:
     images = ImageFolder(Path(comparison.dataset.image_dir), runs[0].raw.ground_truth.file_names)
     sheet = _image_sheet(runs, images)
     sheet.save(folder / "images.png")
-    write_text(folder / "runs.csv", format_csv(_run_rows(runs, comparison)))
+    write_text(folder / "runs.csv", format_csv(run_rows(runs, comparison)))
     write_text(folder / "classes.csv", format_csv(_class_rows(runs, comparison)))
     page = render_page(
         f"{len(runs)} runs on {comparison.split}",
@@ -119,7 +119,7 @@ def option_table(comparison: Comparison) -> Table:
     return Table(title="Options that differ", heads=heads, rows=rows)
 
 
-def _run_rows(runs: Sequence[ComparedRun], comparison: Comparison) -> list[Mapping[str, object]]:
+def run_rows(runs: Sequence[ComparedRun], comparison: Comparison) -> list[Mapping[str, object]]:
     """Return the numbers of each run and its options that differ, for a CSV file."""
     rows: list[Mapping[str, object]] = []
     for number, run in enumerate(runs):
