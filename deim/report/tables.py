@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -54,12 +55,15 @@ class Table:
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay a table out as lines of equal width for the console or a pipe, the first column aligned left."""
     table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
+    longest = max(cell_len(" ".join(row[0].split())) for row in (headers, *rows))
     for index, header in enumerate(headers):
         table.add_column(
             header,
             justify="right" if index else "left",
             no_wrap=True,
             overflow="ellipsis",
+            # Where there is no room, numbers are cut before names.
+            min_width=None if index else min(longest, MAX_NAME_WIDTH),
             max_width=None if index else MAX_NAME_WIDTH,
         )
     for row in rows:

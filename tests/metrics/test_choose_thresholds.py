@@ -156,26 +156,22 @@ def test_without_anything_to_choose_on_the_default_threshold_holds(empty: str) -
     assert (kept.detections.score >= 0.4).all()
 
 
-def hits_among_false(num_false: int, *, num_hits: int = 2) -> Split:
-    """Two boxes, some of them found with low scores: with both hits, mAP50 is 2 / (2 + num_false)."""
+def hits_among_false(num_fp: int, *, num_hits: int = 2) -> Split:
+    """Two boxes, some of them found with low scores: with both hits, mAP50 is 2 / (2 + num_fp)."""
     images = [{"id": n, "width": 100, "height": 100, "file_name": f"{n}.png"} for n in range(2)]
     boxes = [{"id": n + 1, "image_id": n, "category_id": 3, "bbox": [5, 5, 20, 20]} for n in range(2)]
     entries = [entry | {"area": 400, "iscrowd": 0} for entry in boxes]
     truth = {"images": images, "annotations": entries, "categories": [{"id": 3, "name": "pit"}]}
     plain = {"category_id": 3, "query": 0}
     hits = [plain | {"image_id": n, "bbox": [5.0, 5.0, 20.0, 20.0], "score": 0.1} for n in range(num_hits)]
-    false = [
-        plain | {"image_id": n % 2, "bbox": [60.0, 60.0, 9.0, 9.0], "score": 0.9} for n in range(num_false)
-    ]
+    false = [plain | {"image_id": n % 2, "bbox": [60.0, 60.0, 9.0, 9.0], "score": 0.9} for n in range(num_fp)]
     return split_tables(truth, hits + false)
 
 
 @pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.type)
-@pytest.mark.parametrize("num_false", [0, 100, 180, 194])
-def test_a_detector_that_has_learned_something_gets_thresholds_for_its_goal(
-    goal: Goal, num_false: int
-) -> None:
-    points = choose(hits_among_false(num_false), goal)
+@pytest.mark.parametrize("num_fp", [0, 100, 180, 194])
+def test_a_detector_that_has_learned_something_gets_thresholds_for_its_goal(goal: Goal, num_fp: int) -> None:
+    points = choose(hits_among_false(num_fp), goal)
     assert points.default_reason is None
     assert points.classes[0].origin == "its own boxes"
     assert points.escape_threshold is not None
