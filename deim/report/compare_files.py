@@ -112,7 +112,7 @@ def comparison_tables(runs: Sequence[ComparedRun], comparison: Comparison) -> li
 def option_table(comparison: Comparison) -> Table:
     """Build the table of the options that differ: a row per option, a column per run."""
     rows = [
-        [Cell(text=name, is_text=True) for name in (option.name, *map(option_text, option.values))]
+        [Cell(text=option.name, is_text=True), *(Cell(text=option_text(value)) for value in option.values)]
         for option in comparison.options
     ]
     heads = ["option", *(run.name for run in comparison.runs)]
