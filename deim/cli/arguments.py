@@ -38,6 +38,12 @@ def add_override_argument(parser: ArgumentParser, example: str) -> None:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=what)
 
 
+def add_latex_argument(parser: ArgumentParser) -> None:
+    """Add `--latex`, which also writes the tables for a paper."""
+    what = "Also write the tables as tables.tex to the folder of charts; no LaTeX package is needed."
+    parser.add_argument("--latex", action="store_true", help=what)
+
+
 def at_least(minimum: int) -> Callable[[str], int]:
     """Return an argument type for whole numbers from `minimum`."""
 

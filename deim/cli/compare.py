@@ -8,7 +8,8 @@ Examples:
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from deim.cli.arguments import SPLITS, new_parser
+from deim.cli.arguments import SPLITS, add_latex_argument, new_parser
+from deim.files import write_text
 
 
 def build_parser() -> ArgumentParser:
@@ -18,14 +19,24 @@ def build_parser() -> ArgumentParser:
     add("runs", nargs="+", type=Path, help="Run folders or JSON reports; the first is the baseline.")
     add("--split", choices=SPLITS, default="val", help="Split whose reports are compared.")
     add("--output", type=Path, default=Path("outputs/comparison.json"), help="JSON file to write.")
+    add_latex_argument(parser)
     return parser
 
 
 def run(args: Namespace) -> None:
     """Compare the runs, write the comparison and print its summary."""
-    from deim.report.compare import describe_comparison, read_runs
-    from deim.report.compare_files import write_comparison
+    from deim.report.compare import describe_comparison, describe_options, read_runs
+    from deim.report.compare_files import comparison_tables, option_table, write_comparison
+    from deim.report.table_files import LATEX_NAME, format_latex
 
-    comparison = write_comparison(read_runs(args.runs, split=args.split), args.output)
+    runs, folder = read_runs(args.runs, split=args.split), args.output.with_suffix("")
+    comparison = write_comparison(runs, args.output)
     print("\n".join(describe_comparison(comparison)))
+    print(f"\n{describe_options(comparison)}")
+    if comparison.options:
+        print(f"\n{option_table(comparison)}")
     print(f"\npage     {args.output.with_suffix('.html')}\nnumbers  {args.output}")
+    print(f"tables   {folder / 'runs.csv'}, {folder / 'classes.csv'}")
+    if args.latex:
+        write_text(folder / LATEX_NAME, format_latex(comparison_tables(runs, comparison)))
+        print(f"latex    {folder / LATEX_NAME}")

@@ -11,8 +11,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deim.cli.arguments import SPLITS, add_override_argument, new_parser
+from deim.cli.arguments import SPLITS, add_latex_argument, add_override_argument, new_parser
 from deim.errors import CheckpointError, ConfigError
+from deim.files import write_text
 
 if TYPE_CHECKING:
     from deim.report.schema import Report
@@ -26,6 +27,7 @@ def build_parser() -> ArgumentParser:
     add("--split", choices=SPLITS, help="Split to evaluate; without it, val.")
     what = "JSON file to write; without it, evaluation_SPLIT.json beside the checkpoint."
     add("--output", type=Path, help=what)
+    add_latex_argument(parser)
     add_override_argument(parser, "data.root=data/other")
     return parser
 
@@ -37,6 +39,8 @@ def run(args: Namespace) -> None:
     from deim.inference.evaluator import build_evaluator
     from deim.report.evaluate import evaluate_run
     from deim.report.files import ReportFiles, read_report_inputs, write_report_files
+    from deim.report.table_files import LATEX_NAME, format_latex
+    from deim.report.tables import report_tables
 
     if args.source.suffix == ".json":
         if args.split or args.set:
@@ -59,13 +63,16 @@ def run(args: Namespace) -> None:
     print_report(report)
     files = ReportFiles(report_path)
     print(f"\nreport  {files.page}\nnumbers {files.report}\nfolder  {files.folder}")
+    if args.latex:
+        write_text(files.folder / LATEX_NAME, format_latex(report_tables(report)))
+        print(f"latex   {files.folder / LATEX_NAME}")
 
 
 def print_report(report: "Report") -> None:
     """Print the tables and the summary of a report."""
     from deim.report.summary import describe_report
-    from deim.report.tables import class_table, operating_table
+    from deim.report.tables import report_tables
 
-    print(class_table(report))
-    print(f"\n{operating_table(report)}\n")
+    for table in report_tables(report):
+        print(f"{table.title}\n\n{table}\n")
     print("\n".join(describe_report(report)))

@@ -126,7 +126,5 @@ def describe_thresholds(predictor: "Predictor", score_threshold: float | None) -
             f"them on the validation split"
         )
     thresholds = ", ".join(f"{entry.name} {entry.threshold:.3f}" for entry in points.classes)
-    return (
-        f"thresholds for {points.goal}, chosen on {points.chosen_on}: {thresholds}; NMS: "
-        f"{points.nms.describe()}"
-    )
+    rest = f"{thresholds}; NMS: {points.nms.describe()}"
+    return points.default_reason or f"thresholds for {points.describe_origin()}: {rest}"

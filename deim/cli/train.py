@@ -10,6 +10,7 @@ Examples:
 import logging
 from argparse import ArgumentParser, Namespace
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,7 @@ def _prepare(
     from torch import nn
 
     from deim.curation.check import check_before_run
+    from deim.curation.preview import batch_sheet
     from deim.data.splits import build_splits, prepare_root
     from deim.engine.build import build_trainer
     from deim.engine.device import select_device
@@ -93,17 +95,19 @@ def _prepare(
         distributed=distributed,
     )
 
+    draw_batch = partial(batch_sheet, config=config, class_names=splits.train.class_names)
+    draws = config.runtime.tensorboard and distributed.is_main
+
     def validate(model: nn.Module) -> Validation:
-        evaluation = evaluator.evaluate(model)
-        if not (config.runtime.tensorboard and distributed.is_main):
-            return to_validation(evaluation)
-        threshold = config.evaluation.draw_threshold
-        return to_validation(evaluation, validation_sheet(evaluation, evaluator, score_threshold=threshold))
+        evaluation, threshold = evaluator.evaluate(model), config.evaluation.draw_threshold
+        sheet = validation_sheet(evaluation, evaluator, score_threshold=threshold) if draws else None
+        return to_validation(evaluation, sheet, score_threshold=threshold)
 
     trainer = build_trainer(
         config,
         splits,
         validate=validate,
+        draw_batch=draw_batch if draws else None,
         overwrite=args.overwrite,
         resume_from=resume_from,
         force=args.force,

@@ -4,6 +4,7 @@ Each node remembers the file that set it, so that a message can name that file. 
 option: names, types and defaults come from the dataclasses.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -28,6 +29,7 @@ from deim.records import to_json
 T = TypeVar("T")
 
 EXPONENT: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+OptionValue = bool | int | float | str
 NAMES: Final = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 
 
@@ -111,6 +113,20 @@ def config_from_dict(plain: Mapping[str, object], *, where: str, overrides: Sequ
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Return the config as dicts, lists, text, numbers, bools and None; see `config_from_dict`."""
     return dict(to_json(config))
+
+
+def option_values(config: Config) -> dict[str, OptionValue]:
+    """Return each option by its dotted key, in the order of the schema; lists and null become JSON text."""
+    return dict(_flat_options(to_json(config)))
+
+
+def _flat_options(block: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, OptionValue]]:
+    for name, value in block.items():
+        if isinstance(value, dict):
+            yield from _flat_options(value, f"{prefix}{name}.")
+        else:
+            plain = value if isinstance(value, OptionValue) else json.dumps(value, ensure_ascii=False)
+            yield f"{prefix}{name}", plain
 
 
 def config_to_yaml(config: Config) -> str:

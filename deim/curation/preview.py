@@ -6,16 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from deim.boxes import cxcywh_to_xyxy, xywh_to_xyxy
+from deim.config.schema import Config
 from deim.curation.stats import DatasetStats, legible
 from deim.data.batch import Batch
 from deim.data.formats.coco import CocoSplit
-from deim.data.images.input_format import InputFormat
+from deim.data.images.input_format import InputFormat, build_input_format
 from deim.data.images.load import read_preview
-from deim.report.draw import Panel, PanelRow
+from deim.engine.step import StepBatch
+from deim.report.draw import Panel, PanelRow, panel_sheet
 from deim.report.palette import class_color
 
 NUM_SAMPLES = 12
@@ -69,6 +72,19 @@ def batch_rows(
         )
         rows.append(PanelRow(image=rgb, caption=target["file_name"], panels=[panel]))
     return rows
+
+
+def batch_sheet(batch: StepBatch, *, config: Config, class_names: Sequence[str]) -> NDArray[np.uint8] | None:
+    """Draw the first images of a training batch as (H, W, 3); None for a batch that holds no images."""
+    if not isinstance(batch, Batch):
+        return None
+    rows = batch_rows(
+        [batch.to(torch.device("cpu"))],
+        class_names,
+        input_format=build_input_format(config.data, config.image_size_hw),
+        num_images=NUM_SAMPLES,
+    )
+    return np.asarray(panel_sheet(rows, title="training batch, as the network receives it", columns=4))
 
 
 def _panel(boxes_xyxy: Tensor, labels: Sequence[int], class_names: Sequence[str], *, caption: str) -> Panel:

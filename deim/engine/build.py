@@ -20,7 +20,7 @@ from deim.engine.seeding import seed_everything, use_deterministic_operations
 from deim.engine.step import StepContext
 from deim.engine.task import load_task
 from deim.engine.trainer import Trainer
-from deim.engine.validation import Validate
+from deim.engine.validation import DrawBatch, Validate
 from deim.errors import TrainingError
 from deim.files import count
 from deim.model.activation_checkpointing import checkpoint_activations
@@ -104,6 +104,7 @@ def build_trainer(
     splits: Splits,
     *,
     validate: Validate,
+    draw_batch: DrawBatch | None = None,
     overwrite: bool = False,
     resume_from: Path | None = None,
     force: bool = False,
@@ -116,6 +117,7 @@ def build_trainer(
         config: The experiment.
         splits: Training and validation data.
         validate: Evaluates a model on the validation split.
+        draw_batch: Draws a training batch for TensorBoard; None for no drawing.
         overwrite: Replace a run that the folder already holds, which is refused otherwise.
         resume_from: Checkpoint to resume from; None for a new run.
         force: Resume although data or options have changed since.
@@ -131,7 +133,7 @@ def build_trainer(
         refuse_existing_run(folder, resume_from=resume_from, may_restart=may_restart)
     context = prepare_run(config, splits, distributed=distributed, is_new=resume_from is None)
     run = _build_training(context)
-    trainer = Trainer(run, validate=validate, folder=folder)
+    trainer = Trainer(run, validate=validate, folder=folder, draw_batch=draw_batch)
     if resume_from is not None:
         trainer.resume(resume_from, force=force)
     _log_run(run)

@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from torch.utils.tensorboard import SummaryWriter
 
+from deim.config.loader import OptionValue
 from deim.engine.memory import gigabytes
 from deim.engine.validation import Validation
 from deim.errors import DataError
@@ -81,9 +83,22 @@ class RunLog(AbstractContextManager["RunLog"]):
 
     def validation(self, result: Validation, *, step: int) -> None:
         """Add the result of a validation, and its image, to TensorBoard."""
-        self.curves({f"val/{name}": value for name, value in result.summary.items()}, step=step)
-        if self._writer is not None and result.image is not None:
-            self._writer.add_image("val/predictions", result.image, step, dataformats="HWC")
+        rates = {"escape_rate": result.escape_rate, "overkill_rate": result.overkill_rate}
+        self.curves({f"val/{name}": value for name, value in {**result.summary, **rates}.items()}, step=step)
+        self.curves({f"val_ap/{name}": value for name, value in result.class_ap.items()}, step=step)
+        self.curves({f"val_ap50/{name}": value for name, value in result.class_ap50.items()}, step=step)
+        self.image("val/predictions", result.image, step=step)
+
+    def image(self, name: str, image: NDArray[Any] | None, *, step: int) -> None:
+        """Add an image, (H, W, 3) uint8, to TensorBoard; None adds none."""
+        if self._writer is not None and image is not None:
+            self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def options(self, options: Mapping[str, OptionValue], scores: Mapping[str, float]) -> None:
+        """Add the options of the run, and what it reached with them, to the HParams page of TensorBoard."""
+        if self._writer is not None:
+            named = {f"hparam/{name}": value for name, value in scores.items()}
+            self._writer.add_hparams(dict(options), named, run_name=".")  # in the folder of the curves
 
     def keep_until(self, *, epoch: int, step: int) -> None:
         """Keep the lines from before a step of an epoch; a resumed run writes the later ones again.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from deim.config.loader import option_values
 from deim.engine.checkpoints import RunCheckpoints, save_checkpoint
 from deim.engine.context import TrainingRun
 from deim.engine.log import RunLog, epoch_line, progress_bar
@@ -21,7 +22,7 @@ from deim.engine.recovery import Recovery
 from deim.engine.resume import capture_resumable, restore_model, restore_run
 from deim.engine.signals import StopSignals
 from deim.engine.step import StepBatch, StepResult
-from deim.engine.validation import Validate, Validator
+from deim.engine.validation import DrawBatch, Validate, Validator
 from deim.errors import StopSignalError
 from deim.files import remove_unfinished
 
@@ -31,9 +32,12 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """Trains a run in a folder, which must exist when `train` is called."""
 
-    def __init__(self, run: TrainingRun, *, validate: Validate, folder: Path) -> None:
+    def __init__(
+        self, run: TrainingRun, *, validate: Validate, folder: Path, draw_batch: DrawBatch | None = None
+    ) -> None:
         self.run = run
         self.validate = validate
+        self.draw_batch = draw_batch
         self.folder = folder
         self.config = run.context.config
         self.timeline = run.context.timeline
@@ -103,6 +107,9 @@ class Trainer:
                     self._begin_final_stage()
                 self._train_epoch(recovery)
                 self._finish_epoch(validator, log)
+            best = progress.best
+            scores = {} if best is None else {"best_ap": best.score, "best_epoch": best.epoch + 1}
+            log.options(option_values(self.config), scores)
         if is_main and not self.checkpoints.best_path.is_file() and not self.must_beat_start:
             # It was removed after the last validation.
             validator.save_best(progress, epoch=progress.epoch - 1, weights="ema")
@@ -118,6 +125,7 @@ class Trainer:
         done, is_main = progress.steps_of_epoch, self.distributed.is_main
         with progress_bar(title, total=len(loader), start=done, is_shown=is_main) as advance:
             for batch in self._timed_batches():
+                self._draw_if_stage_begins(batch, recovery.log)
                 started = time.perf_counter()
                 factor = self._lr_factor(progress.step)
                 set_learning_rates(self.run.step.optimizer, factor, epoch=progress.epoch)
@@ -126,6 +134,13 @@ class Trainer:
                 progress.sums.seconds += time.perf_counter() - started
                 advance("skipped" if result.skip_reason else f"loss {result.loss:.2f}")
                 self._save_if_due()
+
+    def _draw_if_stage_begins(self, batch: StepBatch, log: RunLog) -> None:
+        """Add an image of the first batch of each stage of augmentation to TensorBoard."""
+        progress, stages = self.progress, self.run.context.augment_epochs
+        first_epochs = (0, stages.start, stages.mix_end, stages.stop)
+        if self.draw_batch is not None and not progress.steps_of_epoch and progress.epoch in first_epochs:
+            log.image("train/batch", self.draw_batch(batch), step=progress.step + 1)
 
     def _timed_batches(self) -> Iterator[StepBatch]:
         """Yield batches on the device, and add up the time spent waiting for them."""
@@ -209,6 +224,7 @@ class Trainer:
         values["stopped_early"] = progress.stopped_early
         # Before the checkpoint: a kill in between repeats the line, but never loses it.
         log.write("epoch", **values)
+        log.curves({f"loss/{name}": value for name, value in values["terms"].items()}, step=progress.step)
         logger.info(epoch_line(epochs=self.config.epochs, **values))
         if progress.stopped_early:
             logger.info("stopping early: %s", progress.early_stopping.describe())

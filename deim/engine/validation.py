@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
 from deim.engine.progress import BestScore, Progress, WeightKind
 from deim.engine.resume import capture_checkpoint
 from deim.engine.signals import StopSignals
-from deim.engine.step import unwrap_model
+from deim.engine.step import StepBatch, unwrap_model
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,12 @@ class Validation:
     """The 12 COCO numbers."""
     class_ap50: dict[str, float | None]
     """AP at IoU 0.50 of each class."""
+    class_ap: dict[str, float | None] = field(default_factory=dict)
+    """COCO AP of each class."""
+    escape_rate: float | None = None
+    """Share of the defective images without a hit, at `evaluation.draw_threshold`; None without any."""
+    overkill_rate: float | None = None
+    """Share of the good images with a detection, at the same threshold; None without any."""
     image: NDArray[Any] | None = None
     """(H, W, 3) uint8: some images with their predictions, for TensorBoard."""
 
@@ -48,6 +54,8 @@ class Validation:
 
 
 Validate = Callable[[nn.Module], Validation]
+DrawBatch = Callable[[StepBatch], NDArray[Any] | None]
+"""Draws a training batch as (H, W, 3) uint8, for TensorBoard; None for one that holds no images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,10 +103,11 @@ class Validator:
             self.save_best(progress, epoch=progress.epoch, weights=weights)
         progress.stopped_early = self._should_stop(progress, result)
         names = ("ap", "ap50", "worst_class", "worst_class_ap50", "class_ap50")
+        rates = ("escape_rate", "overkill_rate")
         return result, {
             "weights": weights,
             "is_best": is_best,
-            **{name: getattr(result, name) for name in names},
+            **{name: getattr(result, name) for name in (*names, *rates)},
             "val": result.summary,
             "val_raw": results["raw"].summary if "raw" in results else None,
         }

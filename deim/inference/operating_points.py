@@ -149,6 +149,14 @@ class OperatingPoints:
     does."""
     lowest_escape_rate: float | None
     """Escape rate with all detections, whatever their score; None without defective images."""
+    default_reason: str | None = None
+    """Sentences that say why all thresholds are the default, and what to do; None if they were chosen."""
+
+    def describe_origin(self) -> str:
+        """Return where the thresholds come from, as a phrase."""
+        if self.default_reason is not None:
+            return f"default thresholds, none chosen on {self.chosen_on}"
+        return f"{self.goal}, chosen on {self.chosen_on}"
 
     @property
     def thresholds(self) -> NDArray[np.float64]:

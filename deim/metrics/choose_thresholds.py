@@ -24,10 +24,14 @@ from deim.inference.operating_points import (
     describe_goal,
 )
 from deim.metrics.assignment import Overlaps, compute_overlaps
+from deim.metrics.average_precision import average_precisions
+from deim.metrics.coco import IOU_50_ROW
 from deim.metrics.image_level import count_images, threshold_for_escapes
 
 ROUNDING = 1e-9
 """Tolerance of goals, in boxes."""
+MIN_AP50 = 0.01
+"""mAP50 below which a detector has learned nothing that a threshold could be chosen for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +74,9 @@ def choose_operating_points(
     the detections that the rule leaves. Since NMS is applied after them later, rules across classes may then
     leave others: whether the goal is reached is judged by the detections that are kept in the end.
 
+    If the split has no boxes, or mAP50 is below `MIN_AP50`, all thresholds stay the default, with the first
+    rule and no threshold for the limit of escapes.
+
     Args:
         ground_truth: The split to choose on.
         detections: Its raw detections.
@@ -77,29 +84,36 @@ def choose_operating_points(
         rules: At least one, the mildest first.
         split_name: For the record, as `annotations_sha256`.
         annotations_sha256: Hash of the split's annotation file.
-        default_threshold: Threshold for splits without any box, on which nothing can be chosen.
+        default_threshold: Threshold where nothing can be chosen.
         max_escape_rate: Limit for the threshold that all classes share, see `OperatingPoints`.
     """
     overlaps = compute_overlaps(ground_truth, detections)
-    escape_threshold = threshold_for_escapes(overlaps, max_rate=max_escape_rate)
-    lowest_escape_rate = count_images(overlaps).escape_rate
     normal = ground_truth.normal_class
+    default = OperatingPoints(
+        goal=describe_goal(goal),
+        chosen_on=split_name,
+        annotations_sha256=annotations_sha256,
+        num_images=ground_truth.num_images,
+        nms=rules[0],
+        classes=tuple(
+            ClassThreshold(name=name, threshold=default_threshold, origin="default", note=None)
+            for name in ground_truth.class_names
+        ),
+        normal_class=None if normal is None else ground_truth.class_names[normal],
+        max_escape_rate=max_escape_rate,
+        escape_threshold=None,
+        lowest_escape_rate=count_images(overlaps).escape_rate,
+        default_reason=_why_default(overlaps, split_name, default_threshold),
+    )
+    if default.default_reason is not None:
+        return default
+    escape_threshold = threshold_for_escapes(overlaps, max_rate=max_escape_rate)
     best: OperatingPoints | None = None
     best_rank = (-1, -1.0, -1.0)
     for rule in rules:
         remaining = overlaps.take(apply_nms(detections, rule))
-        points = OperatingPoints(
-            goal=describe_goal(goal),
-            chosen_on=split_name,
-            annotations_sha256=annotations_sha256,
-            num_images=ground_truth.num_images,
-            nms=rule,
-            classes=_choose_classes(remaining, goal, default_threshold),
-            normal_class=None if normal is None else ground_truth.class_names[normal],
-            max_escape_rate=max_escape_rate,
-            escape_threshold=escape_threshold,
-            lowest_escape_rate=lowest_escape_rate,
-        )
+        classes = _choose_classes(remaining, goal, default_threshold)
+        points = replace(default, nms=rule, classes=classes, escape_threshold=escape_threshold)
         counts = count_classes(overlaps.take(points.keep(detections)))
         classes = tuple(
             _with_note(point, entry, goal, ground_truth.num_images)
@@ -114,6 +128,20 @@ def choose_operating_points(
             best, best_rank = replace(points, classes=classes), rank
     assert best is not None
     return best
+
+
+def _why_default(overlaps: Overlaps, split_name: str, default_threshold: float) -> str | None:
+    """Say why no threshold can be chosen, and what to do; None if thresholds can be chosen."""
+    stay = f"All score thresholds stay at the default, {default_threshold:g}"
+    if not overlaps.ground_truth.boxes_per_class.any():
+        return f"{stay}: {split_name} has no boxes to choose them on."
+    ap50 = float(np.nanmean(average_precisions(overlaps)[IOU_50_ROW]))
+    if ap50 >= MIN_AP50:
+        return None
+    return (
+        f"The detector has learned nothing: mAP50 on {split_name} is {ap50:.4g}, less than {MIN_AP50:g}. "
+        f"{stay}. Train for more epochs, or start from trained weights with model.init_from."
+    )
 
 
 def _with_note(point: ClassThreshold, counts: Counts, goal: Goal, num_images: int) -> ClassThreshold:

@@ -1,6 +1,7 @@
 """Runs side by side on the same images: what differs, and whether the difference is more than chance."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deim.config.loader import OptionValue
 from deim.errors import DataError
 from deim.files import count
 from deim.inference.detection_table import GroundTruthTable
@@ -15,6 +17,7 @@ from deim.metrics.assignment import Overlaps, compute_overlaps
 from deim.metrics.bootstrap import LEVEL, ScoreDifference, ScoreSamples, difference, resample_scores
 from deim.report.files import ReportFiles, read_tables
 from deim.report.schema import DatasetInfo, Report, read_report
+from deim.report.tables import DASH
 
 COMPARISON_VERSION = 2
 """Raised whenever a key of the comparison changes its name or its meaning."""
@@ -60,6 +63,16 @@ class RunSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OptionDifference:
+    """An option of the experiment that is not the same in all runs."""
+
+    name: str
+    """Dotted key, such as `recipe.lr`."""
+    values: tuple[OptionValue | None, ...]
+    """One for each run; None where the run has no such option, or its report names no options."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
     """Runs side by side, and the difference of each from the first."""
 
@@ -76,6 +89,10 @@ class Comparison:
     runs: tuple[RunSummary, ...]
     differences: tuple[RunDifference, ...]
     """One for each run but the first."""
+    options: tuple[OptionDifference, ...] = ()
+    """In the order of the schema; `output_dir` is left out."""
+    runs_without_options: tuple[str, ...] = ()
+    """Names of the runs whose reports are of an older version and name no options."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Keys of a newer version."""
 
@@ -136,6 +153,8 @@ def compare_runs(runs: Sequence[ComparedRun], *, num_resamples: int = NUM_RESAMP
         differences=tuple(
             _run_difference(run.name, first, samples) for run, samples in zip(runs[1:], others, strict=True)
         ),
+        options=_option_differences([run.report.provenance.options or {} for run in runs]),
+        runs_without_options=tuple(run.name for run in runs if run.report.provenance.options is None),
     )
 
 
@@ -160,6 +179,31 @@ def describe_comparison(comparison: Comparison) -> list[str]:
             if listed:
                 lines.append(f"{entry.name} is {verdict} than {first.name} in AP50 of {', '.join(listed)}.")
     return lines
+
+
+def describe_options(comparison: Comparison) -> str:
+    """Return how many options differ, and which runs have told none, as sentences."""
+    told = f"Options that differ, except output_dir: {len(comparison.options) or 'none'}."
+    unknown = ", ".join(comparison.runs_without_options)
+    if not unknown:
+        return told
+    return f"{told} Those of {unknown} are unknown: evaluate the checkpoint again with deim evaluate."
+
+
+def option_text(value: OptionValue | None) -> str:
+    """Return the value of an option as YAML has it; a dash for None."""
+    return DASH if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _option_differences(runs: Sequence[Mapping[str, OptionValue]]) -> tuple[OptionDifference, ...]:
+    """Find the options that are not the same in all runs that tell their options."""
+    known = [options for options in runs if options]
+    names = dict.fromkeys(name for options in known for name in options if name != "output_dir")
+    return tuple(
+        OptionDifference(name=name, values=tuple(options.get(name) for options in runs))
+        for name in names
+        if len({option_text(options.get(name)) for options in known}) > 1
+    )
 
 
 def images_that_differ(runs: Sequence[ComparedRun], number: int) -> list[int]:

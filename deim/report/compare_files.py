@@ -2,10 +2,15 @@
 
 comparison.json
 comparison.html      the page, which needs no other file
-comparison/          *.png *.svg, and images.png: the same images with the detections of each run
+comparison/
+    runs.csv         the numbers of each run, and its options that differ
+    classes.csv      the numbers of each run and class
+    tables.tex       the tables of the page, on request
+    images.png       the same images with the detections of each run
+    *.png *.svg      the charts
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +19,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from deim.files import count, write_text
+from deim.metrics.bootstrap import ScoreDifference
+from deim.records import to_json
 from deim.report.charts import (
     chart_names,
     height_of_legend,
@@ -22,13 +29,22 @@ from deim.report.charts import (
     save_class_ap50,
     save_confusions,
 )
-from deim.report.compare import ComparedRun, Comparison, compare_runs, describe_comparison, images_that_differ
+from deim.report.compare import (
+    ComparedRun,
+    Comparison,
+    compare_runs,
+    describe_comparison,
+    describe_options,
+    images_that_differ,
+    option_text,
+)
 from deim.report.draw import Panel, detections_panel, truth_panel
 from deim.report.files import ImageFolder, image_sheet
 from deim.report.page import Section, embed_charts, embed_image, render_page
 from deim.report.palette import CORRECT_COLOR, chart_color, line_style, outcome_colors
 from deim.report.schema import check_report_path, write_record
-from deim.report.tables import DASH, Cell, Table, format_number, number_cell
+from deim.report.table_files import LATEX_NAME, format_csv
+from deim.report.tables import CSV_BASES, DASH, Cell, Table, class_rows, format_number, number_cell
 
 NUM_IMAGES = 8
 """Images that are shown with the detections of each run."""
@@ -47,19 +63,25 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> Comparison:
     check_report_path(path)
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("confusion_*"):  # there may have been more runs
+    for old in (*folder.glob("confusion_*"), *folder.glob(LATEX_NAME)):  # of other runs
         old.unlink()
     comparison = compare_runs(runs)
     images = ImageFolder(Path(comparison.dataset.image_dir), runs[0].raw.ground_truth.file_names)
     sheet = _image_sheet(runs, images)
     sheet.save(folder / "images.png")
+    write_text(folder / "runs.csv", format_csv(run_rows(runs, comparison)))
+    write_text(folder / "classes.csv", format_csv(_class_rows(runs, comparison)))
     page = render_page(
         f"{len(runs)} runs on {comparison.split}",
         f"{comparison.dataset.annotations_file}, {count('image', comparison.num_images)}, "
         f"{count('box', comparison.num_boxes)}",
         [
             Section(title="Summary", lines=[*describe_comparison(comparison), CAUTION]),
-            Section(title="Side by side", tables=[_run_table(runs), *_difference_tables(runs, comparison)]),
+            Section(
+                title="Side by side",
+                lines=[describe_options(comparison)],
+                tables=comparison_tables(runs, comparison),
+            ),
             Section(
                 title="Charts",
                 figures=embed_charts(draw_comparison_charts(runs, folder)),
@@ -79,6 +101,70 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> Comparison:
     write_text(path.with_suffix(".html"), page)
     write_record(comparison, path)
     return comparison
+
+
+def comparison_tables(runs: Sequence[ComparedRun], comparison: Comparison) -> list[Table]:
+    """Build all tables: the runs, their options that differ, and the differences in AP50 from the first."""
+    options = [option_table(comparison)] if comparison.options else []
+    return [_run_table(runs), *options, *_difference_tables(runs, comparison)]
+
+
+def option_table(comparison: Comparison) -> Table:
+    """Build the table of the options that differ: a row per option, a column per run."""
+    rows = [
+        [Cell(text=option.name, is_text=True), *(Cell(text=option_text(value)) for value in option.values)]
+        for option in comparison.options
+    ]
+    heads = ["option", *(run.name for run in comparison.runs)]
+    return Table(title="Options that differ", heads=heads, rows=rows)
+
+
+def run_rows(runs: Sequence[ComparedRun], comparison: Comparison) -> list[Mapping[str, object]]:
+    """Return the numbers of each run and its options that differ, for a CSV file."""
+    rows: list[Mapping[str, object]] = []
+    for number, run in enumerate(runs):
+        report, source, convergence = run.report, run.report.provenance, run.report.convergence
+        level, interval = report.image_level.at_operating_points, report.intervals and report.intervals.ap50
+        row = {
+            "run": run.name,
+            "model": source.model.name,
+            "report": str(run.path),
+            "ap50_low": interval.low if interval else None,
+            "ap50_high": interval.high if interval else None,
+            **to_json(report.summary),
+            **to_json(report.counts),
+            "escape_rate": level.escape_rate,
+            "overkill_rate": level.overkill_rate,
+            "epochs": convergence.epochs[-1] + 1 if convergence else None,
+            "hours": convergence.hours if convergence else None,
+            "parameters": source.model.parameters,
+            "network_ms_per_image": source.time_per_image_ms.network,
+            **_difference_columns(comparison.differences[number - 1].ap50 if number else None),
+            **CSV_BASES,
+        }
+        options = {f"option.{option.name}": option.values[number] for option in comparison.options}
+        rows.append(row | options)
+    return rows
+
+
+def _class_rows(runs: Sequence[ComparedRun], comparison: Comparison) -> list[Mapping[str, object]]:
+    """Return the numbers of each run and class, for a CSV file."""
+    rows: list[Mapping[str, object]] = []
+    for number, run in enumerate(runs):
+        for label, row in enumerate(class_rows(run.report)):
+            change = comparison.differences[number - 1].class_ap50[label] if number else None
+            rows.append({"run": run.name, **row, **_difference_columns(change)})
+    return rows
+
+
+def _difference_columns(change: ScoreDifference | None) -> Mapping[str, object]:
+    """Return the difference in AP50 from the first run, for a CSV file; the first run itself has none."""
+    return {
+        "ap50_difference": change and change.value,
+        "ap50_difference_low": change and change.low,
+        "ap50_difference_high": change and change.high,
+        "ap50_verdict": change and change.verdict,
+    }
 
 
 def _run_table(runs: Sequence[ComparedRun]) -> Table:
@@ -102,10 +188,13 @@ def _run_table(runs: Sequence[ComparedRun]) -> Table:
         )
     heads = ["run", "mAP50", "mAP", "precision", "recall", "F1", "escapes", "overkill"]
     return Table(
-        title="Runs",
+        title="Runs: AP over all raw detections; precision to overkill after thresholds and NMS",
         heads=[*heads, "epochs", "hours", "parameters, M", "network, ms per image"],
         rows=rows,
-        notes=["Precision, recall, F1, escapes and overkill hold at each run's own operating points."],
+        notes=[
+            "mAP50 and mAP are computed from all raw detections; precision, recall, F1, escapes and overkill "
+            "from those that each run's own thresholds and NMS keep."
+        ],
     )
 
 
@@ -129,7 +218,7 @@ def _difference_tables(runs: Sequence[ComparedRun], comparison: Comparison) -> l
         ]
         tables.append(
             Table(
-                title=f"AP50 of {run.name} against {first.name}",
+                title=f"AP50 of {run.name} against {first.name}, over all raw detections",
                 heads=["class", "n", first.name, run.name, "difference", "verdict"],
                 rows=rows,
                 has_total=True,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from deim.config.loader import option_values
 from deim.data.formats.coco import to_split
 from deim.data.options import DataOptions
 from deim.data.splits import read_raw_split, read_split
@@ -17,9 +18,11 @@ from deim.files import sha256_of_file
 from deim.inference.evaluator import EvaluationResult, Evaluator, build_evaluator
 from deim.inference.operating_points import OperatingPoints, candidate_rules
 from deim.inference.predictor import match_config, stored_points
+from deim.metrics.assignment import compute_overlaps
 from deim.metrics.choose_thresholds import choose_operating_points
 from deim.metrics.coco import compute_coco_metrics, worst_class
 from deim.metrics.convergence import read_convergence
+from deim.metrics.image_level import count_images
 from deim.model.build import describe_architecture
 from deim.records import to_json
 from deim.report.build import ReportInputs, installed_versions
@@ -154,7 +157,7 @@ def _store(trained: TrainedDetector, points: OperatingPoints) -> None:
     if problem:
         logger.warning("%s: thresholds not stored, %s", trained.path, problem)
     else:
-        logger.info("%s: thresholds stored, chosen on val for %s", trained.path, points.goal)
+        logger.info("%s: thresholds stored: %s", trained.path, points.describe_origin())
 
 
 def _provenance(
@@ -168,6 +171,7 @@ def _provenance(
             sha256=split.annotations_sha256(),
             image_dir=str(split.image_dir),
             normal_class=config.data.normal_class,
+            box_counts=split.count_boxes(),
         ),
         checkpoint=CheckpointInfo(
             path=str(trained.path),
@@ -186,13 +190,24 @@ def _provenance(
         device=str(trained.device),
         versions=installed_versions(),
         max_detections=evaluator.max_detections,
+        options=option_values(config),
     )
 
 
-def to_validation(result: EvaluationResult, image: Image.Image | None = None) -> Validation:
-    """Return what the trainer needs of an evaluation, and `image` for TensorBoard."""
+def to_validation(
+    result: EvaluationResult, image: Image.Image | None = None, *, score_threshold: float = 0.0
+) -> Validation:
+    """Return what the trainer needs of an evaluation.
+
+    Args:
+        result: Of the validation split.
+        image: For TensorBoard.
+        score_threshold: Lowest score of the detections that escapes and overkill count.
+    """
     metrics = compute_coco_metrics(result.ground_truth, result.detections)
     worst = worst_class(metrics)
+    kept = result.detections.take(result.detections.score >= score_threshold)
+    level = count_images(compute_overlaps(result.ground_truth, kept))
     return Validation(
         ap=metrics.summary.ap,
         ap50=metrics.summary.ap50,
@@ -200,6 +215,9 @@ def to_validation(result: EvaluationResult, image: Image.Image | None = None) ->
         worst_class_ap50=None if worst is None else worst.ap50,
         summary=to_json(metrics.summary),
         class_ap50={row.name: row.ap50 for row in metrics.classes},
+        class_ap={row.name: row.ap for row in metrics.classes},
+        escape_rate=level.escape_rate,
+        overkill_rate=level.overkill_rate,
         image=None if image is None else np.asarray(image),
     )
 

@@ -3,7 +3,8 @@
 report.json              the numbers
 report.html              the page, which needs no other file
 report/
-    classes.csv          the table of classes
+    classes.csv          the numbers of each class
+    tables.tex           the tables of the page, on request
     predictions.json     raw detections, COCO results with the query of each
     ground_truth.json    the ground truth, COCO
     predictions.png      some images with their kept detections
@@ -34,7 +35,8 @@ from deim.report.draw import Panel, PanelRow, detections_panel, panel_sheet, tru
 from deim.report.gallery import choose_gallery, draw_entry
 from deim.report.page import Figure, embed_image, render_report
 from deim.report.schema import Report, check_report_path, read_report, write_record
-from deim.report.tables import format_class_csv
+from deim.report.table_files import LATEX_NAME, format_csv
+from deim.report.tables import class_rows
 
 MAX_SHEET_IMAGES = 12
 ADVICE = (
@@ -64,13 +66,14 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
     check_report_path(report_path)
     files = ReportFiles(report_path)
     files.folder.mkdir(parents=True, exist_ok=True)
+    (files.folder / LATEX_NAME).unlink(missing_ok=True)  # of an earlier report
     ground_truth, detections = inputs.ground_truth, inputs.detections
     # What cannot be computed again comes first.
     write_text(files.ground_truth, json.dumps(ground_truth.to_coco(), ensure_ascii=False, allow_nan=False))
     _write_results(files.predictions, detections.to_coco(ground_truth.image_ids, ground_truth.category_ids))
     hashes = {path.name: sha256_of_file(path) for path in (files.ground_truth, files.predictions)}
     report = build_report(inputs, files=hashes)
-    write_text(files.folder / "classes.csv", format_class_csv(report))
+    write_text(files.folder / "classes.csv", format_csv(class_rows(report)))
     images = ImageFolder(Path(report.provenance.dataset.image_dir), ground_truth.file_names)
     sheet = prediction_sheet(ground_truth, inputs.kept.detections, images=images, title=report.title)
     sheet.save(files.folder / "predictions.png")

@@ -13,8 +13,8 @@ from PIL import Image
 from deim.files import count
 from deim.metrics.convergence import describe_convergence
 from deim.report.schema import Report
-from deim.report.summary import describe_report
-from deim.report.tables import Cell, Table, class_table, operating_table
+from deim.report.summary import describe_data, describe_report
+from deim.report.tables import Cell, Table, report_tables
 
 JPEG_QUALITY = 88
 
@@ -104,7 +104,7 @@ def render_report(
         gallery_lines.append("No box was missed and no detection was false.")
     sections = [
         Section(title="Summary", lines=describe_report(report)),
-        Section(title="Classes", tables=[class_table(report), operating_table(report)]),
+        Section(title="Classes", tables=report_tables(report)),
         Section(title="Charts", figures=embed_charts(charts), figures_in_columns=True),
         Section(title="The worst errors of each class", lines=gallery_lines, figures=gallery),
     ]
@@ -135,7 +135,7 @@ def _provenance_table(report: Report) -> Table:
         "checkpoint SHA-256": checkpoint.sha256,
         "annotations": dataset.annotations_file,
         "annotations SHA-256": dataset.sha256,
-        "images without boxes": str(report.num_images_without_boxes),
+        "data": describe_data(report),
         "normal class": dataset.normal_class or "none",
         "model": f"{source.model.name}, {source.model.parameters / 1e6:.1f} M parameters",
         "network input": f"{height} x {width} px (height x width), {source.resize}{cut}",

@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from deim.config.loader import OptionValue
+from deim.data.formats.coco import BoxCounts
 from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
 from deim.files import looked_in, write_text
@@ -39,6 +41,8 @@ class DatasetInfo:
     """Folder of the images at that time."""
     normal_class: str | None
     """Class that marks a good surface; None if there is none."""
+    box_counts: BoxCounts | None = None
+    """What became of the boxes in the file; None in older reports."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +96,8 @@ class Provenance:
     """Version of each package; None if a package runs without being installed."""
     max_detections: int
     """Raw detections per image."""
+    options: dict[str, OptionValue] | None = None
+    """Options of the experiment by dotted key, see `option_values`; None in older reports."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,8 @@ def describe_report(report: Report) -> list[str]:
     """Return the main results as sentences for the console and the page."""
     lines = (
         _map_line(report),
+        f"Data of {report.provenance.split}: {describe_data(report)}.",
+        report.operating_points.default_reason,
         _points_line(report),
         f"Parts: {_describe_images(report.image_level.at_operating_points)}.",
         _escape_line(report),
@@ -32,6 +34,15 @@ def _map_line(report: Report) -> str:
     return f"mAP50 {ap50:.3f}{spread}; mAP {ap:.3f} (n = {size})."
 
 
+def describe_data(report: Report) -> str:
+    """Return the account of the images and boxes of the split; shorter for a report of an older version."""
+    counts = report.provenance.dataset.box_counts
+    if counts is not None:
+        return counts.describe()
+    size = f"{count('image', report.num_images)} ({report.num_images_without_boxes} without boxes)"
+    return f"{size}, {count('box', report.num_boxes)}"
+
+
 def _points_line(report: Report) -> str:
     points, counts = report.operating_points, report.counts
     rates = "".join(
@@ -39,7 +50,7 @@ def _points_line(report: Report) -> str:
         for name, value in (("precision", counts.precision), ("recall", counts.recall), ("F1", counts.f1))
         if value is not None
     )
-    source = f"{points.goal}, chosen on {points.chosen_on}, {count('image', points.num_images)}"
+    source = f"{points.describe_origin()}, {count('image', points.num_images)}"
     return (
         f"At the operating points ({source}): {counts.tp} of {count('box', counts.num_boxes)} found, "
         f"{count('false box', counts.fp)}{rates}."
@@ -67,6 +78,8 @@ def _describe_images(level: ImageLevel) -> str:
 def _escape_line(report: Report) -> str:
     points, level = report.operating_points, report.image_level.at_escape_threshold
     limit, chosen_on = f"{points.max_escape_rate:.1%}", points.chosen_on
+    if points.default_reason is not None:
+        return ""
     if points.lowest_escape_rate is None:
         return f"No threshold for an escape rate of {limit} or less: {chosen_on} has no defective image."
     if level is None:

@@ -1,12 +1,12 @@
-"""The tables of a report: for the page, for the console and as CSV."""
+"""The tables of a report: for the page, for the console and as files."""
 
-import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -20,7 +20,9 @@ from deim.report.schema import Report
 DASH = "\N{EN DASH}"
 TABLE_WIDTH = 100
 """Most characters of a line; longer names are cut."""
-MAX_NAME_WIDTH = 32
+MAX_NAME_WIDTH = 40
+CSV_BASES = {"ap_basis": "all raw detections", "counts_basis": "detections after thresholds and NMS"}
+"""Columns of every CSV file: what its AP, and its precision, recall, F1 and counts, are computed from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,12 +55,15 @@ class Table:
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay a table out as lines of equal width for the console or a pipe, the first column aligned left."""
     table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
+    longest = max(cell_len(" ".join(row[0].split())) for row in (headers, *rows))
     for index, header in enumerate(headers):
         table.add_column(
             header,
             justify="right" if index else "left",
             no_wrap=True,
             overflow="ellipsis",
+            # Where there is no room, numbers are cut before names.
+            min_width=None if index else min(longest, MAX_NAME_WIDTH),
             max_width=None if index else MAX_NAME_WIDTH,
         )
     for row in rows:
@@ -83,10 +88,16 @@ def number_cell(
     return Cell(text=f"{value:{sign}.3f}", small=small)
 
 
+def report_tables(report: Report) -> tuple[Table, Table]:
+    """Build the tables of COCO metrics and of operating points."""
+    return class_table(report), operating_table(report)
+
+
 def class_table(report: Report) -> Table:
     """Build the table of COCO metrics: a row per class and a row `all`.
 
-    Under `images`, a class has the images with a box of it and `all` has every image of the split.
+    Under `images`, a class has the images with a box of it and `all` has every image of the split. The basis
+    is all raw detections, as COCO has it.
     """
     rows = [
         [
@@ -104,7 +115,7 @@ def class_table(report: Report) -> Table:
             f"of the {intervals.num_images} images ({intervals.method})."
         )
     return Table(
-        title="Average precision, over all raw detections",
+        title="Average precision, over all raw detections, before thresholds and NMS",
         heads=["class", "images", "boxes", "AP50", "AP", "AP75", "AR100", "AP S", "AP M", "AP L"],
         rows=rows,
         has_total=True,
@@ -123,7 +134,7 @@ def operating_table(report: Report) -> Table:
         rows.append([name, *_count_cells(entry.counts, point.threshold)])
     rows.append([Cell(text="all", is_text=True), *_count_cells(report.counts, None)])
     return Table(
-        title=f"At the operating points: {points.goal}, chosen on {points.chosen_on}",
+        title=f"After thresholds and NMS: {points.describe_origin()}",
         heads=["class", "boxes", "threshold", "precision", "recall", "F1", "TP", "FP", "FN"],
         rows=rows,
         has_total=True,
@@ -131,21 +142,17 @@ def operating_table(report: Report) -> Table:
     )
 
 
-def format_class_csv(report: Report) -> str:
-    """Lay all numbers of each class out as CSV: a row per class, numbers in full, None empty."""
-    rows = []
+def class_rows(report: Report) -> list[Mapping[str, object]]:
+    """Return all numbers of each class by name, for a CSV file."""
+    rows: list[Mapping[str, object]] = []
     for entry, point in zip(report.classes, report.operating_points.classes, strict=True):
         row = to_json(entry.metrics)
         for name, ends in (("ap", entry.ap_interval), ("ap50", entry.ap50_interval)):
             row |= {f"{name}_low": ends.low if ends else None, f"{name}_high": ends.high if ends else None}
         row |= {"threshold": point.threshold, "threshold_origin": point.origin}
         row |= {"threshold_note": point.note}
-        rows.append(row | to_json(entry.counts))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+        rows.append({**row, **to_json(entry.counts), **CSV_BASES})
+    return rows
 
 
 def _ap_cells(

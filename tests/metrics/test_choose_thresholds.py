@@ -150,8 +150,47 @@ def test_without_anything_to_choose_on_the_default_threshold_holds(empty: str) -
     points = choose(results)
     assert {entry.threshold for entry in points.classes} == {0.4}
     assert {entry.origin for entry in points.classes} == {"default"}
+    assert points.default_reason is not None
+    assert "stay at the default, 0.4" in points.default_reason
     kept = keep(results, points)
     assert (kept.detections.score >= 0.4).all()
+
+
+def hits_among_false(num_fp: int, *, num_hits: int = 2) -> Split:
+    """Two boxes, some of them found with low scores: with both hits, mAP50 is 2 / (2 + num_fp)."""
+    images = [{"id": n, "width": 100, "height": 100, "file_name": f"{n}.png"} for n in range(2)]
+    boxes = [{"id": n + 1, "image_id": n, "category_id": 3, "bbox": [5, 5, 20, 20]} for n in range(2)]
+    entries = [entry | {"area": 400, "iscrowd": 0} for entry in boxes]
+    truth = {"images": images, "annotations": entries, "categories": [{"id": 3, "name": "pit"}]}
+    plain = {"category_id": 3, "query": 0}
+    hits = [plain | {"image_id": n, "bbox": [5.0, 5.0, 20.0, 20.0], "score": 0.1} for n in range(num_hits)]
+    false = [plain | {"image_id": n % 2, "bbox": [60.0, 60.0, 9.0, 9.0], "score": 0.9} for n in range(num_fp)]
+    return split_tables(truth, hits + false)
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.type)
+@pytest.mark.parametrize("num_fp", [0, 100, 180, 194])
+def test_a_detector_that_has_learned_something_gets_thresholds_for_its_goal(goal: Goal, num_fp: int) -> None:
+    points = choose(hits_among_false(num_fp), goal)
+    assert points.default_reason is None
+    assert points.classes[0].origin == "its own boxes"
+    assert points.escape_threshold is not None
+    assert points.describe_origin().endswith(", chosen on val")
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.type)
+@pytest.mark.parametrize("num_hits", [0, 1])
+def test_a_detector_that_has_learned_nothing_keeps_the_default(goal: Goal, num_hits: int) -> None:
+    results = hits_among_false(198, num_hits=num_hits)
+    points = choose(results, goal, NmsRule(), NmsRule(mode="agnostic", iou_threshold=0.5))
+    (pit,) = points.classes
+    assert (pit.threshold, pit.origin, points.nms) == (0.4, "default", NmsRule())
+    assert points.escape_threshold is None
+    assert points.default_reason is not None
+    assert points.default_reason.startswith("The detector has learned nothing: mAP50 on val is 0")
+    assert "more epochs, or start from trained weights with model.init_from" in points.default_reason
+    assert points.describe_origin() == "default thresholds, none chosen on val"
+    assert from_json(OperatingPoints, to_json(points)) == points
 
 
 def test_goals_out_of_reach_are_said_to_be() -> None:

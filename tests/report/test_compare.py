@@ -11,16 +11,18 @@ from PIL import Image
 
 from deim.errors import DataError
 from deim.files import sha256_of_file
-from deim.records import from_json
+from deim.records import from_json, to_json
 from deim.report.build import ReportInputs
 from deim.report.compare import (
+    ComparedRun,
     Comparison,
     compare_runs,
     describe_comparison,
+    describe_options,
     images_that_differ,
     read_runs,
 )
-from deim.report.compare_files import write_comparison
+from deim.report.compare_files import option_table, run_rows, write_comparison
 from deim.report.files import ReportFiles
 from deim.report.schema import write_record
 from tests.report.random_reports import make_inputs, report_of
@@ -92,6 +94,65 @@ def test_a_run_that_lost_half_of_its_detections_is_worse(runs_folder: Path) -> N
     assert words[0].endswith("(40 images): worse.")
 
 
+OPTIONS = {
+    "output_dir": "a",
+    "epochs": 8,
+    "recipe.lr": 4e-4,
+    "augment.mosaic": 0.5,
+    "data.normal_class": "null",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"output_dir": "b"}, {}),
+        ({"recipe.lr": 1e-3, "epochs": 8}, {"recipe.lr": (4e-4, 1e-3)}),
+        (
+            {"augment.mosaic": 0.0, "model.name": "x"},
+            {"augment.mosaic": (0.5, 0.0), "model.name": (None, "x")},
+        ),
+        ({"data.normal_class": "=1+1"}, {"data.normal_class": ("null", "=1+1")}),
+    ],
+    ids=lambda value: "-".join(value),
+)
+def test_options_that_differ_are_in_every_file(
+    runs_folder: Path, changes: dict, expected: dict, tmp_path: Path
+) -> None:
+    runs = [
+        with_options(run, options)
+        for run, options in zip(
+            read_runs([runs_folder / "a", runs_folder / "half"], split="val"),
+            (OPTIONS, OPTIONS | changes),
+            strict=True,
+        )
+    ]
+    comparison = compare_runs(runs, num_resamples=20)
+    assert {option.name: option.values for option in comparison.options} == expected
+    assert from_json(Comparison, json.loads(json.dumps(to_json(comparison)))) == comparison
+    assert describe_options(comparison).endswith(f": {len(expected) or 'none'}.")
+    names = [line.split()[0] for line in str(option_table(comparison)).splitlines()[2:]]
+    assert names == list(expected)
+    rows = run_rows(runs, comparison)
+    for name, values in expected.items():
+        assert tuple(row[f"option.{name}"] for row in rows) == values
+    assert [row["run"] for row in rows] == ["a", "half"]
+    assert rows[0]["ap50_difference"] is None
+    assert rows[1]["ap50_verdict"] == comparison.differences[0].ap50.verdict
+
+
+def test_a_report_without_options_is_named(runs_folder: Path) -> None:
+    first, second = read_runs([runs_folder / "a", runs_folder / "half"], split="val")
+    comparison = compare_runs([with_options(first, OPTIONS), second], num_resamples=20)
+    assert comparison.options == ()
+    assert "Those of half are unknown: evaluate the checkpoint again" in describe_options(comparison)
+
+
+def with_options(run: ComparedRun, options: dict) -> ComparedRun:
+    provenance = dataclasses.replace(run.report.provenance, options=options)
+    return dataclasses.replace(run, report=dataclasses.replace(run.report, provenance=provenance))
+
+
 def test_the_images_shown_are_those_with_the_largest_difference(runs_folder: Path) -> None:
     runs = read_runs([runs_folder / "a", runs_folder / "half"], split="val")
     chosen = images_that_differ(runs, 5)
@@ -110,7 +171,7 @@ def test_all_files_of_a_comparison(runs_folder: Path, tmp_path: Path) -> None:
     assert from_json(Comparison, json.loads((tmp_path / "comparison.json").read_text())) == comparison
     names = ("map_by_epoch", "class_ap50_bars", "confusion_1")
     assert {path.name for path in (tmp_path / "comparison").iterdir()} == {
-        "images.png",
+        *("images.png", "runs.csv", "classes.csv"),
         *(f"{name}.{kind}" for name in names for kind in ("png", "svg")),
     }
     width, height = Image.open(tmp_path / "comparison" / "images.png").size

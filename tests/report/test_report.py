@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deim.data.formats.coco import BoxCounts
 from deim.errors import DataError
 from deim.records import from_json, to_json
 from deim.report.build import installed_versions
 from deim.report.schema import Report, TaskSection, read_report, write_record
 from deim.report.summary import describe_report
+from deim.report.tables import operating_table
 from tests.report.random_reports import make_inputs, make_report, report_of
 
 
@@ -114,6 +116,31 @@ def test_the_summary_names_what_cannot_be_computed(tmp_path: Path, options: dict
         assert "no defective image, so no escape rate" in text
     else:
         assert "0 of " in text
+
+
+def test_the_summary_says_that_nothing_was_learned_and_what_to_do(tmp_path: Path) -> None:
+    report = make_report(tmp_path, predictions=False)
+    lines = describe_report(report)
+    reasons = [line for line in lines if "learned nothing: mAP50 on val is 0, less than 0.01" in line]
+    assert reasons == [report.operating_points.default_reason]
+    assert "best F1" not in "\n".join([*lines, operating_table(report).title])
+    learned = describe_report(make_report(tmp_path))
+    assert not any("learned nothing" in line for line in learned)
+
+
+def test_the_account_of_boxes_is_in_the_report(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path, num_resamples=0)
+    counts = BoxCounts(images=24, images_without_boxes=6, read=70, crowd=9, dropped={"zero_box": 2})
+    source = inputs.provenance
+    with_counts = replace(source, dataset=replace(source.dataset, box_counts=counts))
+    report = report_of(replace(inputs, provenance=with_counts))
+    account = (
+        "24 images (6 without boxes), 70 boxes read, 9 crowd regions, 2 dropped (zero_box), 59 trainable"
+    )
+    assert f"Data of test: {account}." in describe_report(report)
+    assert from_json(Report, json.loads(json.dumps(to_json(report)))) == report
+    old = describe_report(report_of(inputs))
+    assert any(line.startswith("Data of test: 24 images (") for line in old)
 
 
 def test_the_time_is_written_in_utc(tmp_path: Path) -> None:

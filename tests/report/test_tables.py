@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deim.report.tables import class_table, format_class_csv, format_table, operating_table
+from deim.report.table_files import format_csv
+from deim.report.tables import class_rows, class_table, format_table, operating_table
 from tests.report.random_reports import make_report
 
 DASH = "\N{EN DASH}"
@@ -73,7 +74,7 @@ def test_the_operating_table_shows_what_the_report_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_resamples", [0, 20])
 def test_the_csv_has_all_numbers_of_each_class(tmp_path: Path, num_resamples: int) -> None:
     report = make_report(tmp_path, num_resamples=num_resamples)
-    rows = list(csv.DictReader(io.StringIO(format_class_csv(report))))
+    rows = list(csv.DictReader(io.StringIO(format_csv(class_rows(report)))))
     assert tuple(row["name"] for row in rows) == report.class_names
     for row, entry, point in zip(rows, report.classes, report.operating_points.classes, strict=True):
         ends = entry.ap50_interval
@@ -89,4 +90,9 @@ def test_the_csv_has_all_numbers_of_each_class(tmp_path: Path, num_resamples: in
             "f1": entry.counts.f1,
         }
         for key, value in expected.items():
-            assert row[key] == ("" if value is None else str(value)), key
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            assert row[key] == ("" if value is None else shown), key
+        assert (row["ap_basis"], row["counts_basis"]) == (
+            "all raw detections",
+            "detections after thresholds and NMS",
+        )
