@@ -141,10 +141,11 @@ class OperatingPoints:
     max_escape_rate: float
     """Limit of the share of defective images without a hit, in [0, 1]."""
     escape_threshold: float | None
-    """Highest threshold, the same for all classes and without NMS, that holds this limit; None if none
-    does."""
+    """Highest threshold, the same for all classes, that holds this limit with NMS, and so without; None if
+    none does."""
     lowest_escape_rate: float | None
-    """Escape rate with all detections, whatever their score; None without defective images."""
+    """Escape rate with all detections that NMS leaves, whatever their score; None without defective
+    images."""
 
     @property
     def thresholds(self) -> NDArray[np.float64]:

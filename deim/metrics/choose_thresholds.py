@@ -81,8 +81,6 @@ def choose_operating_points(
         max_escape_rate: Limit for the threshold that all classes share, see `OperatingPoints`.
     """
     overlaps = compute_overlaps(ground_truth, detections)
-    escape_threshold = threshold_for_escapes(overlaps, max_rate=max_escape_rate)
-    lowest_escape_rate = count_images(overlaps).escape_rate
     normal = ground_truth.normal_class
     best: OperatingPoints | None = None
     best_rank = (-1, -1.0, -1.0)
@@ -97,8 +95,8 @@ def choose_operating_points(
             classes=_choose_classes(remaining, goal, default_threshold),
             normal_class=None if normal is None else ground_truth.class_names[normal],
             max_escape_rate=max_escape_rate,
-            escape_threshold=escape_threshold,
-            lowest_escape_rate=lowest_escape_rate,
+            escape_threshold=threshold_for_escapes(remaining, max_rate=max_escape_rate),
+            lowest_escape_rate=count_images(remaining).escape_rate,
         )
         counts = count_classes(overlaps.take(points.keep(detections)))
         classes = tuple(

@@ -2,7 +2,7 @@
 
 comparison.json
 comparison.html      the page, which needs no other file
-comparison/          *.png *.svg, and images.png: the same images with the detections of each run
+comparison/          *.png *.svg *.pdf, and images.png: the same images with the detections of each run
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,14 @@ from PIL import Image
 
 from deim.files import count, write_text
 from deim.report.charts import (
+    BarSeries,
     chart_names,
     height_of_legend,
     legend_or_reason,
     save_chart,
     save_class_ap50,
     save_confusions,
+    set_epoch_ticks,
 )
 from deim.report.compare import ComparedRun, Comparison, compare_runs, describe_comparison, images_that_differ
 from deim.report.draw import Panel, detections_panel, truth_panel
@@ -160,19 +162,28 @@ def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Imag
             )
         return panels
 
-    title = "Kept detections: blue is correct, red is wrong, gray in a crowd region"
+    title = "Kept detections: blue is correct, orange is wrong, gray in a crowd region"
     return image_sheet(images, images_that_differ(runs, NUM_IMAGES), panels, title=title)
 
 
 def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
-    """Draw the charts of a comparison as PNG and SVG, and return the path of each SVG by its title."""
+    """Draw the charts of a comparison as PNG, SVG and PDF; return the path of each SVG by its title."""
     by_epoch = save_chart(
         partial(_map_by_epoch, runs=runs),
         folder / "map_by_epoch",
-        height=max(4.6, height_of_legend(len(runs))),
+        height=4.0 + height_of_legend(_run_names(runs)),
     )
-    reports = [(name, run.report) for name, run in zip(_run_names(runs), runs, strict=True)]
-    by_class = save_class_ap50(reports, folder / "class_ap50_bars")
+    series = [
+        BarSeries(
+            values=[row.metrics.ap50 for row in run.report.classes],
+            color=chart_color(index),
+            label=name,
+            intervals=[row.ap50_interval for row in run.report.classes],
+        )
+        for index, (run, name) in enumerate(zip(runs, _run_names(runs), strict=True))
+    ]
+    path = folder / "class_ap50_bars"
+    by_class = save_class_ap50(runs[0].report, series, path, basis="all raw detections")
     return {"mAP against epoch": by_epoch, "AP50 of each class by run": by_class}
 
 
@@ -193,8 +204,9 @@ def _run_names(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
 
 def _map_by_epoch(figure: Figure, runs: Sequence[ComparedRun]) -> None:
     axes = figure.subplots()
-    axes.set_title("mAP50 on validation against epoch; stars: highest")
-    axes.set_xlabel("epoch")
+    axes.set_title("mAP50 on validation by epoch; stars: highest")
+    planned = [run.report.convergence.planned_epochs for run in runs if run.report.convergence]
+    set_epoch_ticks(axes, max(planned, default=1))
     axes.set_ylabel("mAP50")
     axes.set_ylim(0, 1)
     for index, (run, name) in enumerate(zip(runs, _run_names(runs), strict=True)):

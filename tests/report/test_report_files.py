@@ -16,7 +16,7 @@ from deim.report.files import ReportFiles, read_report_inputs, write_report_file
 from deim.report.schema import TaskSection, read_report
 from tests.report.random_reports import make_inputs
 
-CHARTS = {"class_ap50", "precision_recall", "confusion", "escapes", "errors"}
+CHARTS = {"class_ap50", "precision_recall", "thresholds", "confusion", "escapes", "errors"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -37,11 +37,12 @@ def test_one_evaluation_writes_everything(files: ReportFiles) -> None:
     assert {path.name for path in files.report.parent.iterdir()} == {"report.json", "report.html", "report"}
     assert {path.name for path in files.folder.iterdir()} == {
         *("classes.csv", "predictions.json", "ground_truth.json", "predictions.png"),
-        *(f"{name}.{kind}" for name in CHARTS for kind in ("png", "svg")),
+        *(f"{name}.{kind}" for name in CHARTS for kind in ("png", "svg", "pdf")),
     }
     for name in CHARTS:
         assert min(Image.open(files.folder / f"{name}.png").size) > 300
-        assert "<svg" in (files.folder / f"{name}.svg").read_text()
+        assert (files.folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert "<text" in (files.folder / f"{name}.svg").read_text(), "text as text"
 
 
 def test_the_page_needs_no_other_file_and_escapes_texts(files: ReportFiles) -> None:
