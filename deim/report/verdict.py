@@ -82,12 +82,7 @@ def _headline(report: Report) -> tuple[Literal["good", "caution", "bad"], str]:
         return "bad", f"The detector has learned next to nothing: mAP50 is {ap50:.3f}. {advice}"
     if rate is None:
         return "caution", "No verdict on escapes: the split has no defective image."
+    share = f"{percent(rate)} of the defective images, limit {percent(limit)}."
     if rate > limit:
-        return (
-            "bad",
-            f"Too many defects escape: {percent(rate)} of the defective images, limit {percent(limit)}.",
-        )
-    return (
-        "good",
-        f"Escapes are within the limit: {percent(rate)} of the defective images, limit {percent(limit)}.",
-    )
+        return "bad", f"Too many defects escape: {share}"
+    return "good", f"Escapes are within the limit: {share}"

@@ -77,10 +77,9 @@ def make_report(names: tuple[str, ...], *, hours: float = 2.0) -> Report:
             base.operating_points,
             classes=tuple(replace(base.operating_points.classes[0], name=name) for name in names),
         ),
-        errors={
-            kind: ErrorReport(count=3, by_class=(), ap50_delta=0.1, kept_ap50_delta=0.1)
-            for kind in base.errors
-        },
+        errors=dict.fromkeys(
+            base.errors, ErrorReport(count=3, by_class=(), ap50_delta=0.1, kept_ap50_delta=0.1)
+        ),
         summary=replace(base.summary, ap50=0.6),
         intervals=replace(base.intervals, ap50=ends),  # type: ignore[type-var]
         convergence=Convergence(
@@ -314,7 +313,7 @@ def test_epochs_are_whole_and_count_from_one(planned: int) -> None:
         ticks = [tick for tick in axes.get_xticks() if 0.5 <= tick <= planned + 0.5]
         assert ticks
         assert all(tick == round(tick) >= 1 for tick in ticks)
-        assert min(axes.lines[0].get_xdata()) == 1
+        assert np.asarray(axes.lines[0].get_xdata())[0] == 1
 
 
 def test_neighboring_lines_differ_in_color_and_style() -> None:

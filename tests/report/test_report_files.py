@@ -165,6 +165,20 @@ def test_the_page_opens_in_a_browser_and_prints(files: ReportFiles, tmp_path: Pa
     assert actual["loaded"] == actual["all"] >= len(CHARTS) + 4
     assert actual["tables"] >= 2 * (len(report.classes) + 1)
     assert actual["width"] <= actual["window"]
+    # A window is not narrower than 500 px, but a frame is.
+    phone = tmp_path / "phone.html"
+    phone.write_text(
+        f"""<iframe id=page width=390 height=800 src="{probed.as_uri()}"></iframe><script>
+        addEventListener("load", () => {{ const page = document.getElementById("page").contentDocument,
+          hint = page.querySelector(".hint"), chart = page.querySelector("figure img");
+          document.title = JSON.stringify({{ width: page.documentElement.scrollWidth,
+            hint: getComputedStyle(hint).display, chart: chart.getBoundingClientRect().width }}); }});</script>"""
+    )
+    dom = browse(phone, "--allow-file-access-from-files", "--virtual-time-budget=10000", "--dump-dom")
+    on_phone = json.loads(re.search(r"<title>(.*?)</title>", dom).group(1))
+    assert on_phone["width"] <= 390
+    assert on_phone["hint"] == "block", "tables say that they scroll"
+    assert on_phone["chart"] >= 300
     printed = tmp_path / "report.pdf"
     browse(files.page, f"--print-to-pdf={printed}", "--no-pdf-header-footer")
     assert printed.read_bytes().startswith(b"%PDF")
