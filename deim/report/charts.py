@@ -229,7 +229,7 @@ def save_class_ap50(report: Report, series: Sequence[BarSeries], path: Path, *, 
         basis: Which detections are counted, such as `after NMS`.
     """
     legend = height_of_legend([entry.label for entry in series])
-    height = 1.3 + len(report.classes) * (0.22 + 0.18 * len(series)) + legend
+    height = 1.5 + len(report.classes) * (0.22 + 0.18 * len(series)) + legend
     return save_chart(partial(_class_ap50, report=report, series=series, basis=basis), path, height=height)
 
 
@@ -243,7 +243,7 @@ def _class_ap50(figure: Figure, report: Report, series: Sequence[BarSeries], bas
     axes.set_xlim(0, 1.15)  # room for the numbers
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.spines.bottom.set_bounds(0, 1)
-    axes.set_xlabel(f"AP at IoU 0.50, {basis}" + ("; lines: 95% intervals" if report.intervals else ""))
+    axes.set_xlabel(f"AP at IoU 0.50, {basis}" + ("\nlines: 95% intervals" if report.intervals else ""))
     axes.set_title("AP50 of each class")
     known = [value for value in series[0].values if value is not None]
     if len(series) > 1:

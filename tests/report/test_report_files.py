@@ -172,7 +172,7 @@ def test_the_page_opens_in_a_browser_and_prints(files: ReportFiles, tmp_path: Pa
         addEventListener("load", () => {{ const page = document.getElementById("page").contentDocument,
           hint = page.querySelector(".hint"), chart = page.querySelector("figure img");
           document.title = JSON.stringify({{ width: page.documentElement.scrollWidth,
-            hint: getComputedStyle(hint).display, chart: chart.getBoundingClientRect().width }}); }});</script>"""
+            hint: getComputedStyle(hint).display, chart: chart.clientWidth }}); }});</script>"""
     )
     dom = browse(phone, "--allow-file-access-from-files", "--virtual-time-budget=10000", "--dump-dom")
     on_phone = json.loads(re.search(r"<title>(.*?)</title>", dom).group(1))
