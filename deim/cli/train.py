@@ -94,7 +94,7 @@ def _prepare(
     )
 
     def validate(model: nn.Module) -> Validation:
-        evaluation = evaluator.evaluate(model)
+        evaluation = evaluator.evaluate(model, with_loss=True)
         if not (config.runtime.tensorboard and distributed.is_main):
             return to_validation(evaluation)
         threshold = config.evaluation.draw_threshold

@@ -38,6 +38,8 @@ class Validation:
     """The 12 COCO numbers."""
     class_ap50: dict[str, float | None]
     """AP at IoU 0.50 of each class."""
+    loss: float | None = None
+    """Loss of the last decoder layer, of classes and boxes; None if it was not computed."""
     image: NDArray[Any] | None = None
     """(H, W, 3) uint8: some images with their predictions, for TensorBoard."""
 
@@ -99,6 +101,7 @@ class Validator:
             "weights": weights,
             "is_best": is_best,
             **{name: getattr(result, name) for name in names},
+            "val_loss": result.loss,
             "val": result.summary,
             "val_raw": results["raw"].summary if "raw" in results else None,
         }

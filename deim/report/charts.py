@@ -208,7 +208,7 @@ def _draw_confusions(
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("predicted as (last column: missed)")
         axes.set_ylabel("ground truth\n(last row: nothing there)")
-        axes.set_title(title or "Boxes by true and predicted class, IoU 0.5")
+        axes.set_title(title or "Confusion, IoU 0.5")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         for row, column in np.ndindex(percent.shape) if has_counts else ():

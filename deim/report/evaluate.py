@@ -181,7 +181,11 @@ def _provenance(
         image_size_hw=config.image_size_hw,
         resize=config.data.resize,
         tiles=config.data.tiles,
-        time_per_image_ms=TimePerImage(network=result.network_ms, total=result.total_ms),
+        time_per_image_ms=TimePerImage(
+            network=result.network_ms,
+            total=result.total_ms,
+            latency=evaluator.measure_latency_ms(trained.model),
+        ),
         device=str(trained.device),
         versions=installed_versions(),
         max_detections=evaluator.max_detections,
@@ -199,6 +203,7 @@ def to_validation(result: EvaluationResult, image: Image.Image | None = None) ->
         worst_class_ap50=None if worst is None else worst.ap50,
         summary=to_json(metrics.summary),
         class_ap50={row.name: row.ap50 for row in metrics.classes},
+        loss=result.loss,
         image=None if image is None else np.asarray(image),
     )
 
