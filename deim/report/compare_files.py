@@ -105,7 +105,7 @@ def _run_table(runs: Sequence[ComparedRun]) -> Table:
     heads = ["run", "mAP50", "mAP", "precision", "recall", "F1", "escapes", "overkill"]
     return Table(
         title="Runs",
-        heads=[*heads, "epochs", "hours", "parameters, M", "network, ms per image"],
+        heads=[*heads, "epochs", "hours", "parameters, M", "network in batches, ms per image"],
         rows=rows,
         notes=["Precision, recall, F1, escapes and overkill hold at each run's own operating points."],
     )
