@@ -346,8 +346,8 @@ def _errors(figure: Figure, report: Report) -> None:
         for name, row in errors.items()
     ]
     deltas = [None if row.kept_ap50_delta is None else 100 * row.kept_ap50_delta for row in errors.values()]
-    gains = BarSeries(values=deltas, color=BLUE, number_format="{:.1f}", reasons=reasons)
-    draw_bars(right, list(errors), [gains])
+    improvements = BarSeries(values=deltas, color=BLUE, number_format="{:.1f}", reasons=reasons)
+    draw_bars(right, list(errors), [improvements])
     draw_bars(left, list(errors), [counts])
     figure.suptitle("Errors of the kept detections, by kind", x=0.01, ha="left", fontsize=11, weight="bold")
     left.set_xlabel("number of errors")
