@@ -142,7 +142,7 @@ def _build(
     return build_trainer(
         config,
         splits,
-        validate=validate(lambda model: to_validation(evaluator.evaluate(model))),
+        validate=validate(lambda model: to_validation(evaluator.evaluate(model, with_loss=True))),
         overwrite=overwrite,
         resume_from=resume_from,
         force=force,

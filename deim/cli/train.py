@@ -99,7 +99,8 @@ def _prepare(
     draws = config.runtime.tensorboard and distributed.is_main
 
     def validate(model: nn.Module) -> Validation:
-        evaluation, threshold = evaluator.evaluate(model), config.evaluation.draw_threshold
+        threshold = config.evaluation.draw_threshold
+        evaluation = evaluator.evaluate(model, with_loss=True)
         sheet = validation_sheet(evaluation, evaluator, score_threshold=threshold) if draws else None
         return to_validation(evaluation, sheet, score_threshold=threshold)
 

@@ -18,7 +18,6 @@ MAX_POINTS = 20_000
 POSITION_CELLS = 32
 MAX_BARS = 40
 """Maximum number of bars for classes; the rarer ones share one bar."""
-FIRST_SPLIT_COLOR = 4
 
 
 def draw_stats(stats: DatasetStats, folder: Path, *, seed: int = 0) -> list[Path]:
@@ -62,7 +61,7 @@ def _class_bars(figure: Figure, stats: DatasetStats) -> None:
     series = [
         BarSeries(
             values=counts[index].tolist(),
-            color=chart_color(index + FIRST_SPLIT_COLOR),
+            color=chart_color(index),
             label=name,
             number_format="{:.0f}",
         )
@@ -117,7 +116,7 @@ def _brightness(figure: Figure, stats: DatasetStats) -> None:
             weights=np.full(len(values), 100 / max(len(values), 1)),
             histtype="step",
             linewidth=1.6,
-            color=chart_color(index + FIRST_SPLIT_COLOR),
+            color=chart_color(index),
             label=name,
         )
     figure.legend(loc="outside lower right", ncols=len(stats.split_names))

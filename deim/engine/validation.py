@@ -44,6 +44,8 @@ class Validation:
     """Share of the defective images without a hit, at `evaluation.draw_threshold`; None without any."""
     overkill_rate: float | None = None
     """Share of the good images with a detection, at the same threshold; None without any."""
+    loss: float | None = None
+    """Loss of the last decoder layer, of classes and boxes; None if it was not computed."""
     image: NDArray[Any] | None = None
     """(H, W, 3) uint8: some images with their predictions, for TensorBoard."""
 
@@ -108,6 +110,7 @@ class Validator:
             "weights": weights,
             "is_best": is_best,
             **{name: getattr(result, name) for name in (*names, *rates)},
+            "val_loss": result.loss,
             "val": result.summary,
             "val_raw": results["raw"].summary if "raw" in results else None,
         }

@@ -145,10 +145,11 @@ class OperatingPoints:
     max_escape_rate: float
     """Limit of the share of defective images without a hit, in [0, 1]."""
     escape_threshold: float | None
-    """Highest threshold, the same for all classes and without NMS, that holds this limit; None if none
-    does."""
+    """Highest threshold, the same for all classes, that holds this limit with NMS, and so without; None if
+    none does."""
     lowest_escape_rate: float | None
-    """Escape rate with all detections, whatever their score; None without defective images."""
+    """Escape rate with all detections that NMS leaves, whatever their score; None without defective
+    images."""
     default_reason: str | None = None
     """Sentences that say why all thresholds are the default, and what to do; None if they were chosen."""
 

@@ -197,6 +197,40 @@ class Criterion(nn.Module):
                 return terms | self._stream_terms(stream, matched.packed, outputs)
         return terms | _absent_denoising_terms(len(outputs["aux_outputs"]), terms["loss_mal"])
 
+    @torch.no_grad()
+    def sum_last_layer(
+        self, outputs: LayerOutput, targets: Sequence[Target], *, epoch: int = 0
+    ) -> tuple[float, int]:
+        """Compute the terms of classes and boxes of the last layer alone, as a validation can.
+
+        Args:
+            outputs: Output of the detector in any mode.
+            targets: Ground truth of the batch.
+            epoch: 0-based; decides the matching cost.
+
+        Returns:
+            The sum of `loss_mal`, `loss_bbox` and `loss_giou` over the boxes of the batch, and their number:
+            over all batches, sum / max(number, 1) is the mean that training logs for a batch.
+
+        Raises:
+            NonFiniteError: If the matching costs are NaN or infinite.
+        """
+        output, device = _float32(outputs), outputs["pred_logits"].device
+        packed = pack_targets(targets, device=device)
+        (matching,) = _matchings(self.matcher.match([output], packed, epoch=epoch), device)
+        stream = _Stream(
+            outputs={"": output},
+            last="",
+            class_matchings=[matching],
+            class_normalizer=1,
+            box_matching=matching,
+            box_normalizer=1,
+            balance=(0, 0),
+            sizes=(0, 0),
+        )
+        terms = self._output_terms(output, matching, stream, packed)
+        return sum(getattr(self.options, name) * float(value) for name, value in terms.items()), len(matching)
+
     def _stream_terms(
         self, stream: _Stream, packed: PackedTargets, outputs: ModelOutput
     ) -> dict[str, Tensor]:

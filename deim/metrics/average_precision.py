@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from deim.metrics.assignment import Overlaps
 from deim.metrics.coco import NUM_RECALL_THRESHOLDS
 
-MAX_CURVE_POINTS = 400
-"""More points than a chart can show; a split of many images has many times as many."""
+CURVE_STEP = 1 / 400
+"""Precision and recall of a curve are right to this step, about a pixel of a chart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrecisionRecall:
-    """Precision against recall of one class at IoU 0.5 as the threshold falls, at K points.
+    """Precision and recall of one class at IoU 0.5 as the threshold falls, at the K points where they change.
 
     The detections are those that NMS leaves, so that the operating point lies on the curve, or near it where
     NMS works across classes.
@@ -71,15 +71,16 @@ def precision_recall_curves(overlaps: Overlaps) -> tuple[PrecisionRecall | None,
             curves.append(None)
             continue
         tp = np.cumsum(is_tp[order])
-        # Precision turns only at true positives: each of them and the one before draw the whole curve.
-        turns = np.flatnonzero(is_tp[order])
-        turns = np.unique(np.concatenate([[0], turns[turns > 0] - 1, turns, [len(order) - 1]]))
-        chosen = turns[np.unique(np.linspace(0, len(turns) - 1, MAX_CURVE_POINTS).round().astype(np.int64))]
+        precision, recall = tp / np.arange(1, len(tp) + 1), tp / num_boxes[label]
+        # A point is kept where a rate enters another step of the chart, and so is the one before.
+        steps = np.floor(np.stack([precision, recall]) / CURVE_STEP)
+        is_new = np.append(True, (np.diff(steps) != 0).any(axis=0))
+        chosen = np.flatnonzero(is_new | np.append(is_new[1:], True))
         curves.append(
             PrecisionRecall(
                 thresholds=tuple(detections.score[order][chosen].tolist()),
-                precision=tuple((tp[chosen] / (chosen + 1)).tolist()),
-                recall=tuple((tp[chosen] / num_boxes[label]).tolist()),
+                precision=tuple(precision[chosen].tolist()),
+                recall=tuple(recall[chosen].tolist()),
             )
         )
     return tuple(curves)

@@ -107,13 +107,18 @@ def choose_operating_points(
     )
     if default.default_reason is not None:
         return default
-    escape_threshold = threshold_for_escapes(overlaps, max_rate=max_escape_rate)
     best: OperatingPoints | None = None
     best_rank = (-1, -1.0, -1.0)
     for rule in rules:
         remaining = overlaps.take(apply_nms(detections, rule))
         classes = _choose_classes(remaining, goal, default_threshold)
-        points = replace(default, nms=rule, classes=classes, escape_threshold=escape_threshold)
+        points = replace(
+            default,
+            nms=rule,
+            classes=classes,
+            escape_threshold=threshold_for_escapes(remaining, max_rate=max_escape_rate),
+            lowest_escape_rate=count_images(remaining).escape_rate,
+        )
         counts = count_classes(overlaps.take(points.keep(detections)))
         classes = tuple(
             _with_note(point, entry, goal, ground_truth.num_images)

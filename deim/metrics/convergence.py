@@ -1,6 +1,6 @@
 """How the validation score of a run grew: its best epoch, and whether longer training may help."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,8 @@ from deim.records import from_json
 
 TREND_SHARE, MIN_TREND_VALIDATIONS = 0.2, 5
 """Last part of a run that tells whether the score still rises: share and least number of validations."""
+LAST_LAYER_TERMS = ("loss_mal", "loss_bbox", "loss_giou")
+"""Terms of the training loss that can be computed from the detections of a validation."""
 MIN_RISE = 0.005
 """AP in [0, 1]; a smaller rise over that part is not called one."""
 
@@ -28,6 +30,10 @@ class Convergence:
     ap: tuple[float | None, ...]
     """E scores; None where there was no validation."""
     ap50: tuple[float | None, ...]
+    loss: tuple[float | None, ...] = ()
+    """E losses of the last decoder layer in training, of classes and boxes; empty if the log has none."""
+    val_loss: tuple[float | None, ...] = ()
+    """The same on the validation split, without augmentation."""
     hours: float | None
     """Training and validation of all these epochs; None if the log does not say."""
     stopped_early: bool
@@ -48,6 +54,9 @@ class _EpochEntry:
     ap: float | None
     ap50: float | None
     seconds: float | None
+    terms: dict[str, float | None] = field(default_factory=dict)
+    """Loss terms in training."""
+    val_loss: float | None = None
     stopped_early: bool = False
 
     def __post_init__(self) -> None:
@@ -57,6 +66,12 @@ class _EpochEntry:
                 *not_fraction(ap=self.ap or 0, ap50=self.ap50 or 0),
             ]
         )
+
+    @property
+    def loss(self) -> float | None:
+        """The terms of the last layer that a validation has too; None if they are missing."""
+        terms = [self.terms.get(name) for name in LAST_LAYER_TERMS]
+        return None if None in terms else sum(term for term in terms if term is not None)
 
 
 def read_convergence(metrics_path: Path, *, planned_epochs: int) -> Convergence | None:
@@ -89,12 +104,19 @@ def read_convergence(metrics_path: Path, *, planned_epochs: int) -> Convergence 
         epochs=tuple(entry.epoch for entry in entries),
         ap=tuple(entry.ap for entry in entries),
         ap50=tuple(entry.ap50 for entry in entries),
+        loss=_known([entry.loss for entry in entries]),
+        val_loss=_known([entry.val_loss for entry in entries]),
         hours=sum(seconds) / 3600 if len(seconds) == len(entries) else None,
         stopped_early=entries[-1].stopped_early,
         best_epoch=best_epoch,
         best_ap=best_ap,
         still_rising=_is_rising([epoch for _, epoch in rated], [ap for ap, _ in rated]),
     )
+
+
+def _known(values: list[float | None]) -> tuple[float | None, ...]:
+    """Return the values; none at all if none is known."""
+    return () if set(values) == {None} else tuple(values)
 
 
 def describe_convergence(convergence: Convergence) -> str:

@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 from deim.inference.detection_table import GroundTruthTable
 from deim.metrics.assignment import IOU_50, Overlaps
 
-MAX_CURVE_POINTS = 200
-"""Points of the curve that are kept, evenly spread: more than a chart can show."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageLevel:
@@ -45,7 +42,7 @@ class ImageLevel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EscapeCurve:
-    """Escapes against overkill as one threshold for all classes falls, at K points."""
+    """Escapes against overkill as one threshold for all classes falls, at the K points where one changes."""
 
     thresholds: tuple[float, ...]
     """K scores, falling; the first keeps nothing."""
@@ -84,7 +81,11 @@ def count_images(overlaps: Overlaps) -> ImageLevel:
 
 
 def trace_escapes(overlaps: Overlaps) -> EscapeCurve:
-    """Follow escapes and overkill of raw detections over all thresholds."""
+    """Follow escapes and overkill of some detections over all thresholds.
+
+    Every threshold gives the escapes and the overkill of one of the points. There are at most two more points
+    than images: the first keeps nothing and the last everything.
+    """
     ground_truth, detections = overlaps.ground_truth, overlaps.detections
     is_defective, is_good = _sort_images(ground_truth)
     is_defect = ground_truth.is_defect(detections.label)
@@ -96,24 +97,30 @@ def trace_escapes(overlaps: Overlaps) -> EscapeCurve:
     levels = levels[levels >= 0][::-1]
     nothing = np.nextafter(levels[:1], np.inf) if len(levels) else np.ones(1)
     thresholds = np.concatenate([nothing, (levels + np.append(levels[1:], 0.0)[: len(levels)]) / 2])
-    chosen = np.unique(np.linspace(0, len(thresholds) - 1, MAX_CURVE_POINTS).round().astype(np.int64))
-    thresholds = thresholds[chosen]
-    overkill = (None if share is None else 1 - share for share in _shares_below(good_scores, thresholds))
-    num_fp = len(fp_scores) - np.searchsorted(np.sort(fp_scores), thresholds, side="left")
+    escaped, overkilled, num_fp = (
+        np.searchsorted(np.sort(scores), thresholds) for scores in (hit_scores, good_scores, fp_scores)
+    )
+    is_new = np.append(True, (np.diff([escaped, overkilled]) != 0).any(axis=0))
+    is_new[-1] = True
+    overkilled, num_fp = len(good_scores) - overkilled, len(fp_scores) - num_fp
     return EscapeCurve(
-        thresholds=tuple(thresholds.tolist()),
-        escape_rate=_shares_below(hit_scores, thresholds),
-        overkill_rate=tuple(overkill),
-        fp_per_good_image=tuple(_share(number, len(good_scores)) for number in num_fp.tolist()),
+        thresholds=tuple(thresholds[is_new].tolist()),
+        escape_rate=_shares(escaped[is_new], len(hit_scores)),
+        overkill_rate=_shares(overkilled[is_new], len(good_scores)),
+        fp_per_good_image=_shares(num_fp[is_new], len(good_scores)),
     )
 
 
 def threshold_for_escapes(overlaps: Overlaps, *, max_rate: float) -> float | None:
     """Find the highest threshold for all classes with which at most a share of the defective images escapes.
 
+    Args:
+        overlaps: Detections of any score.
+        max_rate: The share, in [0, 1].
+
     Returns:
         The threshold, midway to the next lower score. None without defective images, or if more of them
-        escape even with all raw detections.
+        escape even with all these detections.
     """
     detections = overlaps.detections
     is_defective, _ = _sort_images(overlaps.ground_truth)
@@ -160,6 +167,5 @@ def _share(number: int, whole: int) -> float | None:
     return number / whole if whole else None
 
 
-def _shares_below(scores: NDArray[np.float64], thresholds: NDArray[np.float64]) -> tuple[float | None, ...]:
-    numbers = np.searchsorted(np.sort(scores), thresholds, side="left")
-    return tuple(_share(int(number), len(scores)) for number in numbers)
+def _shares(numbers: NDArray[np.int64], whole: int) -> tuple[float | None, ...]:
+    return tuple(_share(number, whole) for number in numbers.tolist())

@@ -120,7 +120,7 @@ def count_errors(overlaps: Overlaps, kinds: ErrorKinds) -> NDArray[np.int64]:
 
 
 def tide_delta_ap50(overlaps: Overlaps) -> TideDeltaAp50:
-    """Measure the gain of AP50 if errors of each kind alone were corrected, over all raw detections.
+    """Measure the gain of AP50 if errors of each kind alone were corrected, over some detections.
 
     Classification errors get the correct class, localization errors the correct box; of all detections that
     would then hit one box the highest score stays and the others are removed. Detections of the kinds both,

@@ -74,6 +74,11 @@ class ReportInputs:
         return self.raw.take(self.points.keep(self.detections))
 
     @cached_property
+    def after_nms(self) -> Overlaps:
+        """The raw detections that NMS leaves, whatever their score: what curves over thresholds follow."""
+        return self.raw.take(apply_nms(self.detections, self.points.nms))
+
+    @cached_property
     def kinds(self) -> ErrorKinds:
         """Kinds of errors of the kept detections."""
         return classify_errors(self.kept)
@@ -82,15 +87,19 @@ class ReportInputs:
 def build_report(inputs: ReportInputs, *, files: dict[str, str]) -> Report:
     """Build the report; `files` are the SHA-256 of the files beside it, by name."""
     created = inputs.created or datetime.now(UTC)
-    metrics, points, raw, detections = inputs.metrics, inputs.points, inputs.raw, inputs.detections
-    samples = resample_scores(raw, num_resamples=inputs.num_resamples) if inputs.num_resamples else None
+    metrics, points, detections = inputs.metrics, inputs.points, inputs.detections
+    raw, after_nms = inputs.raw, inputs.after_nms
+    samples = samples_after_nms = None
+    if inputs.num_resamples:
+        samples = samples_after_nms = resample_scores(raw, num_resamples=inputs.num_resamples)
+        if after_nms is not raw:
+            samples_after_nms = resample_scores(after_nms, num_resamples=inputs.num_resamples)
     above = raw.take(detections.score >= points.thresholds[detections.label])
-    after_nms = raw.take(apply_nms(detections, points.nms))
     with_few_escapes = None
     if points.escape_threshold is not None:
-        with_few_escapes = count_images(raw.take(detections.score >= points.escape_threshold))
+        with_few_escapes = count_images(after_nms.take(after_nms.detections.score >= points.escape_threshold))
     counts = count_classes(inputs.kept)
-    curves = precision_recall_curves(after_nms)
+    curves, ap_after_nms = precision_recall_curves(after_nms), average_precisions(after_nms)
     return Report(
         schema_version=SCHEMA_VERSION,
         created=created.astimezone(UTC).isoformat(timespec="seconds"),
@@ -107,6 +116,10 @@ def build_report(inputs: ReportInputs, *, files: dict[str, str]) -> Report:
                 ap50_interval=None if samples is None else interval(samples.ap50[label]),
                 counts=counts[label],
                 precision_recall=curves[label],
+                ap50_after_nms=float(ap_after_nms[0, label]) if entry.num_boxes else None,
+                ap50_after_nms_interval=(
+                    None if samples_after_nms is None else interval(samples_after_nms.ap50[label])
+                ),
             )
             for label, entry in enumerate(metrics.classes)
         ),
@@ -115,11 +128,11 @@ def build_report(inputs: ReportInputs, *, files: dict[str, str]) -> Report:
         image_level=ImageLevelReport(
             at_operating_points=count_images(inputs.kept),
             at_escape_threshold=with_few_escapes,
-            curve=trace_escapes(raw),
+            curve=trace_escapes(after_nms),
         ),
         confusion=compute_confusion(inputs.kept),
         errors=_error_reports(inputs),
-        duplicates=count_duplicates(above, inputs.kinds, average_precisions(after_nms)),
+        duplicates=count_duplicates(above, inputs.kinds, ap_after_nms),
         convergence=inputs.convergence,
         task_section=inputs.task_section,
         files=files,
@@ -142,12 +155,14 @@ def installed_versions() -> dict[str, str | None]:
 
 
 def _error_reports(inputs: ReportInputs) -> dict[str, ErrorReport]:
-    counts, tide = count_errors(inputs.kept, inputs.kinds), tide_delta_ap50(inputs.raw)
+    counts = count_errors(inputs.kept, inputs.kinds)
+    of_raw, of_kept = tide_delta_ap50(inputs.raw), tide_delta_ap50(inputs.kept)
     return {
         kind.name.lower(): ErrorReport(
             count=int(counts[kind].sum()),
             by_class=tuple(counts[kind].tolist()),
-            ap50_delta=tide.deltas[kind],
+            ap50_delta=of_raw.deltas[kind],
+            kept_ap50_delta=of_kept.deltas[kind],
         )
         for kind in ERROR_KINDS
     }

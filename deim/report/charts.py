@@ -1,6 +1,10 @@
-"""The charts of a report, drawn from its numbers alone, as PNG and SVG."""
+"""The charts of a report, drawn from its numbers alone, as PNG, SVG and PDF.
 
-from collections.abc import Callable, Iterator, Sequence
+All of them show the detector as it is delivered, with NMS and thresholds; those that follow a threshold move
+it after the same NMS. Its COCO metrics over all raw detections stand in a table of their own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,22 +21,25 @@ from matplotlib.ticker import MaxNLocator
 from deim.files import count
 from deim.metrics.bootstrap import Interval
 from deim.metrics.confusion import Confusion
+from deim.metrics.convergence import Convergence
 from deim.report.draw import short_names
 from deim.report.palette import BLUE, CHART_STYLE, GRAY, RED, chart_color, line_style
 from deim.report.schema import Report
 
-WIDTH = 8.0
-"""Inches; a column of a printed page."""
-PNG_DPI = 150
-LEGEND_LINE = 0.22
-"""Height of one line of a legend, in inches."""
+WIDTH = 5.6
+"""Inches: a column of the page at its natural size, and still legible on a phone."""
+PNG_DPI = 200
+LEGEND_LINE, LEGEND_COLUMNS, LONGEST_HALF = 0.2, 2, 30
+"""Height of a line of a legend in inches, and its columns where no label has more characters than this."""
 MIN_CELL = 0.42
 """Side of a cell of a confusion matrix, in inches; smaller cells get no counts."""
 LONGEST_MATRIX = 40.0
 """Inches; the cells of a matrix with very many classes shrink instead."""
 ON_WHITE: Any = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 """Box around a text that lines pass behind."""
-POINT_STYLE: Any = {"markersize": 8, "markeredgecolor": "black", "clip_on": False}
+POINT_STYLE: Any = {"markersize": 7, "markeredgecolor": "black", "clip_on": False, "zorder": 3}
+MAX_MARKED_EPOCHS = 40
+"""Lines over more epochs get no markers."""
 
 Draw = Callable[[Figure], None]
 
@@ -50,7 +57,7 @@ def chart_figure(draw: Draw, *, height: float, width: float = WIDTH) -> Iterator
 
 
 def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -> Path:
-    """Draw a chart of a size in inches, write it as PNG and SVG, and return the path of the SVG.
+    """Draw a chart of a size in inches, write it as PNG, SVG and PDF, and return the path of the SVG.
 
     Args:
         draw: Draws onto an empty figure.
@@ -61,6 +68,7 @@ def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -
     with chart_figure(draw, height=height, width=width) as figure:
         figure.savefig(path.with_suffix(".png"), dpi=PNG_DPI)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
     return path.with_suffix(".svg")
 
 
@@ -70,16 +78,25 @@ def draw_report_charts(report: Report, folder: Path) -> dict[str, Path]:
     def save(draw: Callable[[Figure, Report], None], name: str, height: float) -> Path:
         return save_chart(lambda figure: draw(figure, report), folder / name, height=height)
 
-    legend_height = max(5.0, height_of_legend(len(report.classes)))
+    legend = height_of_legend(_labels_with_n(report))
+    bars = BarSeries(
+        values=[row.ap50_after_nms for row in report.classes],
+        color=BLUE,
+        intervals=[row.ap50_after_nms_interval for row in report.classes],
+    )
     paths = {
-        "AP50 of each class": save_class_ap50([("", report)], folder / "class_ap50"),
-        "Precision and recall": save(_precision_recall, "precision_recall", legend_height),
+        "AP50 of each class": save_class_ap50(report, [bars], folder / "class_ap50", basis="after NMS"),
+        "Precision and recall": save(_precision_recall, "precision_recall", 4.2 + legend),
+        "Precision, recall and F1 by threshold": save(_thresholds, "thresholds", 6.4 + legend),
         "Confusion of classes": save_confusions([("", report.confusion)], folder / "confusion"),
-        "Escapes against overkill": save(_escapes, "escapes", 4.6),
-        "Kinds of errors": save(_errors, "errors", 3.6),
+        "Escapes against overkill": save(_escapes, "escapes", 4.2 + height_of_legend([""] * 4)),
+        "Kinds of errors": save(_errors, "errors", 3.2),
     }
-    if report.convergence is not None and len(report.convergence.epochs) > 1:
-        paths["Validation score by epoch"] = save(_convergence, "convergence", 4.2)
+    convergence = report.convergence
+    if convergence is not None and len(convergence.epochs) > 1:
+        paths["Validation score by epoch"] = save(_convergence, "convergence", 4.0)
+        if convergence.loss:
+            paths["Loss by epoch"] = save(_losses, "loss", 4.0)
     return paths
 
 
@@ -89,9 +106,32 @@ def chart_names(names: Sequence[str], *, kind: str = "class") -> tuple[str, ...]
     return tuple(f"\u200b{name}" if name.startswith("_") else name for name in short_names(names, kind=kind))
 
 
-def height_of_legend(num_lines: int) -> float:
-    """Return the height in inches of a chart that a legend of so many lines fits into."""
-    return 0.6 + LEGEND_LINE * num_lines
+def height_of_legend(labels: Sequence[str]) -> float:
+    """Return the height in inches of the legend of some labels."""
+    return 0.1 + LEGEND_LINE * -(-len(labels) // _legend_columns(labels))
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    return LEGEND_COLUMNS if all(len(label) <= LONGEST_HALF for label in labels) else 1
+
+
+def legend_or_reason(axes: Axes, why_empty: str) -> None:
+    """Put the legend of the axes below the chart or, if nothing was drawn, the reason in their middle."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        say_nothing_to_show(axes, why_empty)
+        return
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    columns = _legend_columns(labels)
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=9, handlelength=3.2)
+
+
+def set_epoch_ticks(axes: Axes, last: int) -> None:
+    """Count epochs from 1 to the last one, with ticks at whole numbers only."""
+    axes.set_xlim(0.5, last + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel(f"epoch, of {last}")
 
 
 def say_nothing_to_show(axes: Axes, why: str) -> None:
@@ -99,14 +139,6 @@ def say_nothing_to_show(axes: Axes, why: str) -> None:
     axes.text(0.5, 0.5, why, ha="center", va="center", transform=axes.transAxes, color=GRAY)
     axes.set_xticks([])
     axes.set_yticks([])
-
-
-def legend_or_reason(axes: Axes, why_empty: str) -> None:
-    """Put the legend on the right of the axes or, if nothing was drawn, the reason in their middle."""
-    if axes.lines or axes.patches:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    else:
-        say_nothing_to_show(axes, why_empty)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,7 +208,7 @@ def _draw_confusions(
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("predicted as (last column: missed)")
         axes.set_ylabel("ground truth\n(last row: nothing there)")
-        axes.set_title(title or "Boxes by true and predicted class, IoU 0.5")
+        axes.set_title(title or "Confusion, IoU 0.5")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         for row, column in np.ndindex(percent.shape) if has_counts else ():
@@ -187,74 +219,100 @@ def _draw_confusions(
     figure.colorbar(heat, ax=grid.tolist(), label="% of the row", shrink=0.8, aspect=30 * len(confusions))
 
 
-def save_class_ap50(reports: Sequence[tuple[str, Report]], path: Path) -> Path:
-    """Draw AP50 of each class as bars, of several named reports on the same images; see `save_chart`."""
-    height = 1.6 + len(reports[0][1].classes) * (0.22 + 0.2 * len(reports))
-    return save_chart(partial(_class_ap50, reports=reports), path, height=height)
+def save_class_ap50(report: Report, series: Sequence[BarSeries], path: Path, *, basis: str) -> Path:
+    """Draw AP50 of each class as bars, of one or several detectors on the images of a report.
+
+    Args:
+        report: The report, or one of several on the same images.
+        series: AP50 of each class, in [0, 1].
+        path: Without suffix.
+        basis: Which detections are counted, such as `after NMS`.
+    """
+    legend = height_of_legend([entry.label for entry in series])
+    height = 1.5 + len(report.classes) * (0.22 + 0.18 * len(series)) + legend
+    return save_chart(partial(_class_ap50, report=report, series=series, basis=basis), path, height=height)
 
 
-def _class_ap50(figure: Figure, reports: Sequence[tuple[str, Report]]) -> None:
+def _class_ap50(figure: Figure, report: Report, series: Sequence[BarSeries], basis: str) -> None:
     axes = figure.subplots()
-    report = reports[0][1]
     labels = [
         f"{name}\nn = {row.metrics.num_boxes} in {count('image', row.metrics.num_images)}"
         for name, row in zip(chart_names(report.class_names), report.classes, strict=True)
     ]
-    is_alone = len(reports) == 1
-    series = [
-        BarSeries(
-            values=[row.metrics.ap50 for row in other.classes],
-            color=BLUE if is_alone else chart_color(index),
-            label="" if is_alone else name,
-            intervals=[row.ap50_interval for row in other.classes],
-        )
-        for index, (name, other) in enumerate(reports)
-    ]
     draw_bars(axes, labels, series)
-    axes.set_xlim(0, 1.12)  # room for the numbers
+    axes.set_xlim(0, 1.15)  # room for the numbers
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.spines.bottom.set_bounds(0, 1)
-    axes.set_xlabel("AP at IoU 0.50" + (", lines: 95 % intervals" if report.intervals else ""))
+    axes.set_xlabel(f"AP at IoU 0.50, {basis}" + ("\nlines: 95% intervals" if report.intervals else ""))
     axes.set_title("AP50 of each class")
-    ap50 = report.summary.ap50
-    if not is_alone:
+    known = [value for value in series[0].values if value is not None]
+    if len(series) > 1:
         legend_or_reason(axes, "no class")
-    elif ap50 is not None:
-        axes.axvline(ap50, color=RED, linestyle="--", linewidth=1)
-        axes.set_title(f"AP50 of each class; the mean, {ap50:.3f}, is dashed")
+    elif known:
+        mean = float(np.mean(known))
+        axes.axvline(mean, color=RED, linestyle="--", linewidth=1)
+        axes.set_title(f"AP50 of each class; dashed: mean, {mean:.3f}")
+
+
+def _labels_with_n(report: Report) -> list[str]:
+    """Return the label of each class in a legend, with its number of boxes."""
+    names = chart_names(report.class_names)
+    return [f"{name} (n = {row.metrics.num_boxes})" for name, row in zip(names, report.classes, strict=True)]
 
 
 def _precision_recall(figure: Figure, report: Report) -> None:
     axes = figure.subplots()
     axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.02)
     axes.set_xlabel("recall: share of the boxes that are found")
-    axes.set_ylabel("precision: share of the detections that are correct")
-    axes.set_title("Precision and recall at IoU 0.50; dots: operating points")
-    names = chart_names(report.class_names)
-    for index, row in enumerate(report.classes):
+    axes.set_ylabel("precision: share of the\ndetections that are correct")
+    axes.set_title("Precision and recall; dots: operating points")
+    for index, (row, label) in enumerate(zip(report.classes, _labels_with_n(report), strict=True)):
         curve, counts, color = row.precision_recall, row.counts, chart_color(index)
         if curve is None:
             continue
-        axes.plot(
-            [0.0, *curve.recall],
-            [curve.precision[0], *curve.precision],
-            color=color,
-            linestyle=line_style(index),
-            label=f"{names[index]} (n = {row.metrics.num_boxes})",
-        )
+        recall, precision = [0.0, *curve.recall], [curve.precision[0], *curve.precision]
+        axes.plot(recall, precision, color=color, linestyle=line_style(index), label=label)
         if counts.precision is not None and counts.recall is not None:
             axes.plot(counts.recall, counts.precision, "o", color=color, **POINT_STYLE)
     legend_or_reason(axes, "no class has both ground truth and detections")
+
+
+def _thresholds(figure: Figure, report: Report) -> None:
+    grid = figure.subplots(3, sharex=True)
+    for axes, name in zip(grid, ("precision", "recall", "F1"), strict=True):
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_ylabel(name)
+    grid[0].set_title("By score threshold; dots: operating points")
+    grid[2].set_xlabel("score threshold of the class")
+    rows = zip(report.classes, report.operating_points.classes, _labels_with_n(report), strict=True)
+    for index, (row, point, label) in enumerate(rows):
+        curve, counts, color = row.precision_recall, row.counts, chart_color(index)
+        if curve is None:
+            continue
+        # Of equal scores, all are kept or none: the last stands for them.
+        scores, last = np.unique(np.array(curve.thresholds)[::-1], return_index=True)
+        precision, recall = (np.array(rate)[::-1][last] for rate in (curve.precision, curve.recall))
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+        here = (counts.precision, counts.recall, counts.f1)
+        # Above the highest score nothing is kept: recall and F1 are 0, and there is no precision.
+        for axes, rate, above, value in zip(grid, (precision, recall, f1), (np.nan, 0, 0), here, strict=True):
+            x, y = np.concatenate([[0], scores, [1]]), np.concatenate([rate[:1], rate, [above]])
+            style = {"color": color, "linestyle": line_style(index), "drawstyle": "steps-pre"}
+            axes.plot(x, y, label=label, **style)
+            if value is not None:
+                axes.plot(point.threshold, value, "o", color=color, **POINT_STYLE)
+    legend_or_reason(grid[0], "no class has both ground truth and detections")
 
 
 def _escapes(figure: Figure, report: Report) -> None:
     axes = figure.subplots()
     level, points = report.image_level, report.operating_points
     curve, here = level.curve, level.at_operating_points
-    axes.set_title("Escapes against overkill as one threshold for all classes falls")
-    axes.set_xlabel(f"overkill: % of the good images with a box (n = {here.num_good})")
-    axes.set_ylabel(f"escapes: % of the defective images\nwithout a hit (n = {here.num_defective})")
+    axes.set_title("Escapes against overkill")
+    axes.set_xlabel(f"overkill: % of the good images\nwith a box (n = {here.num_good})")
+    axes.set_ylabel(f"escapes: % of the defective\nimages without a hit (n = {here.num_defective})")
     if not here.num_defective or not here.num_good:
         lacks = "defective" if not here.num_defective else "good"
         say_nothing_to_show(axes, f"the split has no {lacks} image")
@@ -262,7 +320,8 @@ def _escapes(figure: Figure, report: Report) -> None:
     overkill, escapes = (
         100 * np.array(rates, dtype=np.float64) for rates in (curve.overkill_rate, curve.escape_rate)
     )
-    axes.plot(overkill, escapes, color=BLUE, drawstyle="steps-post", label="one threshold for all classes")
+    label = "one threshold for all classes, falling to the right"
+    axes.plot(overkill, escapes, color=BLUE, drawstyle="steps-post", label=label)
     places = [("operating points of the classes", here, "o", BLUE)]
     if level.at_escape_threshold is not None:
         name = f"threshold {points.escape_threshold:.3f}, for few escapes"
@@ -270,10 +329,11 @@ def _escapes(figure: Figure, report: Report) -> None:
     for name, rates, marker, color in places:
         place = 100 * np.array([rates.overkill_rate, rates.escape_rate], dtype=np.float64)
         axes.plot(*place, marker, label=name, color=color, **POINT_STYLE)
-    axes.axhline(100 * points.max_escape_rate, color=RED, linestyle="--", linewidth=1)
+    limit = 100 * points.max_escape_rate
+    axes.axhline(limit, color=RED, linestyle="--", linewidth=1, label=f"limit of escapes, {limit:g}%")
     axes.set_xlim(-1, 101)
     axes.set_ylim(-1, 101)
-    axes.legend(loc="upper right")
+    legend_or_reason(axes, "no image")
 
 
 def _errors(figure: Figure, report: Report) -> None:
@@ -282,39 +342,51 @@ def _errors(figure: Figure, report: Report) -> None:
     counts = BarSeries(values=[row.count for row in errors.values()], color=RED, number_format="{:.0f}")
     # With boxes in the ground truth, only a correction of the missed ones can leave none to find.
     reasons = [
-        "every box is missed" if name == "missed" and row.count else "no ground truth"
+        "all are missed" if name == "missed" and row.count else "no ground truth"
         for name, row in errors.items()
     ]
-    deltas = BarSeries(
-        values=[None if row.ap50_delta is None else 100 * row.ap50_delta for row in errors.values()],
-        color=BLUE,
-        number_format="{:.1f}",
-        reasons=reasons,
-    )
-    draw_bars(right, list(errors), [deltas])
+    deltas = [None if row.kept_ap50_delta is None else 100 * row.kept_ap50_delta for row in errors.values()]
+    improvements = BarSeries(values=deltas, color=BLUE, number_format="{:.1f}", reasons=reasons)
+    draw_bars(right, list(errors), [improvements])
     draw_bars(left, list(errors), [counts])
-    left.set_title("Errors at the operating points")
-    right.set_title("AP50 gained without them")
-    left.set_xlabel("boxes")
-    right.set_xlabel("points of AP50, all detections")
+    figure.suptitle("Errors of the kept detections, by kind", x=0.01, ha="left", fontsize=11, weight="bold")
+    left.set_xlabel("number of errors")
+    right.set_xlabel("points of AP50 gained\nwithout them")
 
 
 def _convergence(figure: Figure, report: Report) -> None:
     axes = figure.subplots()
     convergence = report.convergence
     assert convergence is not None
-    epochs = np.array(convergence.epochs) + 1
-    for name, scores, color in (("mAP50", convergence.ap50, BLUE), ("mAP", convergence.ap, RED)):
-        values = np.array(scores, dtype=np.float64)
-        known = ~np.isnan(values)
-        marker = "o" if known.sum() < 40 else None
-        axes.plot(epochs[known], values[known], color=color, label=name, marker=marker, markersize=4)
+    _draw_by_epoch(axes, convergence, {"mAP50": convergence.ap50, "mAP": convergence.ap})
     best = convergence.best_epoch + 1
     axes.axvline(best, color=GRAY, linestyle="--", linewidth=1, label=f"best mAP, epoch {best}")
-    axes.set_xlim(0.5, convergence.planned_epochs + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, 1)
-    axes.set_xlabel(f"epoch, of {convergence.planned_epochs}")
-    axes.set_ylabel("score on the validation split")
+    axes.set_ylabel("COCO score on the\nvalidation split")
     axes.set_title("Validation score by epoch")
     legend_or_reason(axes, "no validation")
+
+
+def _losses(figure: Figure, report: Report) -> None:
+    axes = figure.subplots()
+    convergence = report.convergence
+    assert convergence is not None
+    losses = {"training, with augmentation": convergence.loss, "validation": convergence.val_loss}
+    _draw_by_epoch(axes, convergence, {name: values for name, values in losses.items() if values})
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("loss of the last layer")
+    axes.set_title("Loss by epoch")
+    legend_or_reason(axes, "no loss in the log")
+
+
+def _draw_by_epoch(axes: Axes, convergence: Convergence, lines: Mapping[str, Sequence[float | None]]) -> None:
+    """Draw values by epoch, by the label of their line; None leaves an epoch out."""
+    epochs = np.array(convergence.epochs) + 1
+    set_epoch_ticks(axes, convergence.planned_epochs)
+    for index, (label, numbers) in enumerate(lines.items()):
+        values = np.array(numbers, dtype=np.float64)
+        known = ~np.isnan(values)
+        if known.any():
+            marker = "o" if known.sum() < MAX_MARKED_EPOCHS else None
+            style = {"color": chart_color(index), "linestyle": line_style(index), "marker": marker}
+            axes.plot(epochs[known], values[known], label=label, markersize=4, **style)

@@ -7,7 +7,7 @@ comparison/
     classes.csv      the numbers of each run and class
     tables.tex       the tables of the page, on request
     images.png       the same images with the detections of each run
-    *.png *.svg      the charts
+    *.png *.svg *.pdf  the charts
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,14 @@ from deim.files import count, write_text
 from deim.metrics.bootstrap import ScoreDifference
 from deim.records import to_json
 from deim.report.charts import (
+    BarSeries,
     chart_names,
     height_of_legend,
     legend_or_reason,
     save_chart,
     save_class_ap50,
     save_confusions,
+    set_epoch_ticks,
 )
 from deim.report.compare import (
     ComparedRun,
@@ -189,7 +191,7 @@ def _run_table(runs: Sequence[ComparedRun]) -> Table:
     heads = ["run", "mAP50", "mAP", "precision", "recall", "F1", "escapes", "overkill"]
     return Table(
         title="Runs: AP over all raw detections; precision to overkill after thresholds and NMS",
-        heads=[*heads, "epochs", "hours", "parameters, M", "network, ms per image"],
+        heads=[*heads, "epochs", "hours", "parameters, M", "network in batches, ms per image"],
         rows=rows,
         notes=[
             "mAP50 and mAP are computed from all raw detections; precision, recall, F1, escapes and overkill "
@@ -249,19 +251,28 @@ def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Imag
             )
         return panels
 
-    title = "Kept detections: blue is correct, red is wrong, gray in a crowd region"
+    title = "Kept detections: blue is correct, orange is wrong, gray in a crowd region"
     return image_sheet(images, images_that_differ(runs, NUM_IMAGES), panels, title=title)
 
 
 def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
-    """Draw the charts of a comparison as PNG and SVG, and return the path of each SVG by its title."""
+    """Draw the charts of a comparison as PNG, SVG and PDF; return the path of each SVG by its title."""
     by_epoch = save_chart(
         partial(_map_by_epoch, runs=runs),
         folder / "map_by_epoch",
-        height=max(4.6, height_of_legend(len(runs))),
+        height=4.0 + height_of_legend(_run_names(runs)),
     )
-    reports = [(name, run.report) for name, run in zip(_run_names(runs), runs, strict=True)]
-    by_class = save_class_ap50(reports, folder / "class_ap50_bars")
+    series = [
+        BarSeries(
+            values=[row.metrics.ap50 for row in run.report.classes],
+            color=chart_color(index),
+            label=name,
+            intervals=[row.ap50_interval for row in run.report.classes],
+        )
+        for index, (run, name) in enumerate(zip(runs, _run_names(runs), strict=True))
+    ]
+    path = folder / "class_ap50_bars"
+    by_class = save_class_ap50(runs[0].report, series, path, basis="all raw detections")
     return {"mAP against epoch": by_epoch, "AP50 of each class by run": by_class}
 
 
@@ -282,8 +293,9 @@ def _run_names(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
 
 def _map_by_epoch(figure: Figure, runs: Sequence[ComparedRun]) -> None:
     axes = figure.subplots()
-    axes.set_title("mAP50 on validation against epoch; stars: highest")
-    axes.set_xlabel("epoch")
+    axes.set_title("mAP50 on validation by epoch; stars: highest")
+    planned = [run.report.convergence.planned_epochs for run in runs if run.report.convergence]
+    set_epoch_ticks(axes, max(planned, default=1))
     axes.set_ylabel("mAP50")
     axes.set_ylim(0, 1)
     for index, (run, name) in enumerate(zip(runs, _run_names(runs), strict=True)):

@@ -186,7 +186,11 @@ def _provenance(
         image_size_hw=config.image_size_hw,
         resize=config.data.resize,
         tiles=config.data.tiles,
-        time_per_image_ms=TimePerImage(network=result.network_ms, total=result.total_ms),
+        time_per_image_ms=TimePerImage(
+            network=result.network_ms,
+            total=result.total_ms,
+            latency=evaluator.measure_latency_ms(trained.model),
+        ),
         device=str(trained.device),
         versions=installed_versions(),
         max_detections=evaluator.max_detections,
@@ -218,6 +222,7 @@ def to_validation(
         class_ap={row.name: row.ap for row in metrics.classes},
         escape_rate=level.escape_rate,
         overkill_rate=level.overkill_rate,
+        loss=result.loss,
         image=None if image is None else np.asarray(image),
     )
 

@@ -8,7 +8,7 @@ report/
     predictions.json     raw detections, COCO results with the query of each
     ground_truth.json    the ground truth, COCO
     predictions.png      some images with their kept detections
-    *.png *.svg          the charts
+    *.png *.svg *.pdf    the charts
 """
 
 import json
@@ -33,7 +33,7 @@ from deim.report.build import ReportInputs, build_report
 from deim.report.charts import draw_report_charts
 from deim.report.draw import Panel, PanelRow, detections_panel, panel_sheet, truth_panel
 from deim.report.gallery import choose_gallery, draw_entry
-from deim.report.page import Figure, embed_image, render_report
+from deim.report.page import Figure, FigureColumns, embed_image, render_report
 from deim.report.schema import Report, check_report_path, read_report, write_record
 from deim.report.table_files import LATEX_NAME, format_csv
 from deim.report.tables import class_rows
@@ -77,15 +77,10 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
     images = ImageFolder(Path(report.provenance.dataset.image_dir), ground_truth.file_names)
     sheet = prediction_sheet(ground_truth, inputs.kept.detections, images=images, title=report.title)
     sheet.save(files.folder / "predictions.png")
-    gallery = []
-    for entry in choose_gallery(inputs):
-        image = images.read(entry.image)
-        if image is not None:
-            gallery.append(embed_image(draw_entry(entry, image, inputs), entry.caption))
     page = render_report(
         report,
         charts=draw_report_charts(report, files.folder),
-        gallery=gallery,
+        gallery=_gallery(inputs, images),
         missing_images=images.describe_missing(),
         task_images=_task_images(inputs, files.folder),
     )
@@ -200,6 +195,19 @@ def prediction_sheet(
     number = min(MAX_SHEET_IMAGES, ground_truth.num_images)
     positions = sorted(random.Random(0).sample(range(ground_truth.num_images), number))
     return image_sheet(images, positions, panels, title=title, columns=2)
+
+
+def _gallery(inputs: ReportInputs, images: ImageFolder) -> list[FigureColumns]:
+    """Draw the errors of each class beside its correct detections; classes without any are left out."""
+    figures: dict[int, dict[str, list[Figure]]] = {}
+    for entry in choose_gallery(inputs):
+        image = images.read(entry.image)
+        if image is not None:
+            columns = figures.setdefault(entry.label, {"errors": [], "correct": []})
+            drawn = embed_image(draw_entry(entry, image, inputs), entry.caption, caption=entry.caption)
+            columns["correct" if entry.kind == "correct" else "errors"].append(drawn)
+    names = inputs.ground_truth.class_names
+    return [FigureColumns(title=names[label], columns=columns) for label, columns in figures.items()]
 
 
 def _write_results(path: Path, results: Iterable[CocoResult]) -> None:

@@ -1,4 +1,4 @@
-"""The worst errors of each class: which ones they are, what happened, and an image of each."""
+"""Errors and correct detections of each class: which ones are shown, what happened, and an image of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +18,9 @@ from deim.report.palette import EMPTY, MARK_COLOR, Color, outcome_colors
 
 ENTRIES_PER_CLASS = 4
 """Most misses, and most false alarms, of each class."""
+CORRECT_RANKS = (0.0, 0.5, 1.0)
+"""Which correct detections of a class are shown, as shares of their number by falling score: the best, the
+median and the weakest."""
 SIDE, MARGIN, MARK_DISTANCE = 520, 10, 5
 """Side of a panel, margin around the crop in it, and distance of the mark from its box, in pixels."""
 MIN_CONTEXT, MAX_CONTEXT, SHARE_OF_IMAGE, MIN_CROP = 3.0, 9.0, 0.25, 32
@@ -27,38 +30,42 @@ MAX_TAGS = 12
 """Further boxes of a panel get no tag."""
 
 
+EntryKind = Literal["miss", "false alarm", "correct"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GalleryEntry:
-    """One error."""
+    """One error, or one correct detection."""
 
-    kind: Literal["miss", "false alarm"]
+    kind: EntryKind
     label: int
-    """Class index of the missed box or of the false detection."""
+    """Class index of the missed box or of the detection."""
     image: int
     position: int
-    """Position of the box: in the ground truth for a miss, in the kept detections for a false alarm."""
+    """Position of the box: in the ground truth for a miss, else in the kept detections."""
     box_xywh: tuple[float, ...]
     score: float | None
-    """Score of a false alarm. Highest score of its class on the box for a miss; None if there is none."""
+    """Score of a detection. Highest score of its class on the box for a miss; None if there is none."""
     caption: str
 
 
 def choose_gallery(inputs: ReportInputs) -> list[GalleryEntry]:
-    """Choose the worst misses and the strongest false alarms of each class.
+    """Choose the worst misses and the strongest false alarms of each class, and some correct detections.
 
     A miss is a ground-truth box that no kept detection hits. The worst have the lowest raw scores of their
     class, or none at all; of equals the largest box comes first.
 
     Returns:
-        Entries by class, the misses of each before its false alarms, the worst first.
+        Entries by class, the misses of each before its false alarms, the worst first, then the correct
+        detections, the best first.
     """
     ground_truth, kept, kinds = inputs.ground_truth, inputs.kept.detections, inputs.kinds
     best_score = _best_scores_on_truth(inputs.raw)
     is_miss = ~ground_truth.is_crowd & ~inputs.kept.is_hit
     worst_first = np.lexsort((-ground_truth.boxes_xywh[:, 2:].prod(axis=1), best_score))
     worst_first = worst_first[is_miss[worst_first]]
-    strongest_first = np.argsort(-kept.score, kind="stable")
-    strongest_first = strongest_first[kinds.kind[strongest_first] >= 0]
+    by_score = np.argsort(-kept.score, kind="stable")
+    strongest_first = by_score[kinds.kind[by_score] >= 0]
 
     entries = []
     for label in range(ground_truth.num_classes):
@@ -71,13 +78,19 @@ def choose_gallery(inputs: ReportInputs) -> list[GalleryEntry]:
         for row in false_alarms.tolist():
             caption = _false_alarm_caption(inputs, row)
             entries.append(_entry("false alarm", kept, row, score=float(kept.score[row]), caption=caption))
+        correct = by_score[(kinds.kind[by_score] == ErrorKind.TP) & (kept.label[by_score] == label)]
+        chosen = dict.fromkeys(round(share * (len(correct) - 1)) for share in CORRECT_RANKS if len(correct))
+        for row in correct[list(chosen)].tolist():
+            iou = _iou_text(kept, row, ground_truth, int(kinds.truth[row]))
+            caption = f"{ground_truth.class_names[label]} found at {kept.score[row]:.2f} ({iou})"
+            entries.append(_entry("correct", kept, row, score=float(kept.score[row]), caption=caption))
     return entries
 
 
 def draw_entry(entry: GalleryEntry, image: Image.Image, inputs: ReportInputs) -> Image.Image:
-    """Draw an error: the ground truth and the kept detections around its box.
+    """Draw an entry: the ground truth and the kept detections around its box.
 
-    Blue is correct and red is wrong; a yellow frame marks the box in both panels. Crowd regions, and
+    Blue is correct and orange is wrong; a yellow frame marks the box in both panels. Crowd regions, and
     detections in them, are gray.
 
     Args:
@@ -128,12 +141,12 @@ def draw_entry(entry: GalleryEntry, image: Image.Image, inputs: ReportInputs) ->
         [f"{names[kept.label[row]]} {kept.score[row]:.2f}" for row in rows],
         outcome_colors(inputs.kept.assignment.is_tp[0, rows], inputs.kept.assignment.is_ignored[0, rows]),
     )
-    row = PanelRow(image=canvas, caption=entry.caption, panels=[truth_panel, detection_panel])
+    row = PanelRow(image=canvas, caption="", panels=[truth_panel, detection_panel])
     return draw_row(row, panel_wh=(SIDE, SIDE))
 
 
 def _entry(
-    kind: Literal["miss", "false alarm"],
+    kind: EntryKind,
     table: GroundTruthTable | DetectionTable,
     row: int,
     *,

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,10 +15,16 @@ from deim.files import count
 from deim.metrics.convergence import describe_convergence
 from deim.report.schema import Report
 from deim.report.summary import describe_data, describe_report
-from deim.report.tables import Cell, Table, report_tables
+from deim.report.tables import Cell, Table, class_table, operating_table
+from deim.report.verdict import Verdict, judge
 
 JPEG_QUALITY = 88
-
+SMALLEST_SCALE = 0.62
+"""Charts and images are not shown smaller than this on narrow windows, but scroll."""
+MAX_IMAGE_WIDTH_PX = 1000
+"""Wider images may be shrunk as far as this one."""
+CSS_PIXELS = {"px": 1.0, "pt": 4 / 3}
+"""Size of each unit of an SVG file."""
 
 READING_HELP = (
     "AP is COCO's average precision, the mean over the IoU thresholds 0.50 to 0.95; AP50 at IoU 0.50 alone. "
@@ -40,11 +47,24 @@ class Figure:
     """Description for readers who cannot see it."""
     data: str
     """The image as a data URL."""
+    min_width_px: int
+    """Least width in CSS pixels at which it can be read."""
+    caption: str = ""
+    """Text below it; empty for none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FigureColumns:
+    """Figures side by side in columns with headings, below each other on narrow windows."""
+
+    title: str
+    columns: Mapping[str, Sequence[Figure]]
+    """Figures by the heading of their column."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A part of the page: sentences, then tables, then figures."""
+    """A part of the page: sentences, then tables, then figures, then figures in columns."""
 
     title: str
     lines: Sequence[str] = ()
@@ -52,39 +72,51 @@ class Section:
     figures: Sequence[Figure] = ()
     figures_in_columns: bool = False
     """Figures stand side by side where the window is wide enough."""
+    groups: Sequence[FigureColumns] = ()
 
 
 def embed_charts(charts: Mapping[str, Path]) -> list[Figure]:
     """Embed SVG files by their titles."""
-    return [
-        Figure(title=title, data=_data_url(path.read_bytes(), "image/svg+xml"))
-        for title, path in charts.items()
-    ]
+    figures = []
+    for title, path in charts.items():
+        content = path.read_bytes()
+        size = re.search(rb'<svg[^>]*? width="([0-9.]+)(px|pt)"', content)
+        assert size is not None
+        width = float(size[1]) * CSS_PIXELS[size[2].decode()]
+        data = _data_url(content, "image/svg+xml")
+        figures.append(Figure(title=title, data=data, min_width_px=round(SMALLEST_SCALE * width)))
+    return figures
 
 
-def embed_image(image: Image.Image, title: str) -> Figure:
+def embed_image(image: Image.Image, title: str, *, caption: str = "") -> Figure:
     """Embed an image as JPEG, described by `title`; transparency is dropped."""
     content = io.BytesIO()
     image.convert("RGB").save(content, format="JPEG", quality=JPEG_QUALITY)
-    return Figure(title=title, data=_data_url(content.getvalue(), "image/jpeg"))
+    data = _data_url(content.getvalue(), "image/jpeg")
+    width = round(SMALLEST_SCALE * min(image.width, MAX_IMAGE_WIDTH_PX))
+    return Figure(title=title, data=data, min_width_px=width, caption=caption)
 
 
-def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """Render a page as HTML that needs no other file; all texts are escaped."""
+def render_page(
+    title: str, subtitle: str, sections: Sequence[Section], *, verdict: Verdict | None = None
+) -> str:
+    """Render a page as HTML that needs no other file, the verdict first; all texts are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    return environment.get_template("page.html").render(title=title, subtitle=subtitle, sections=sections)
+    return environment.get_template("page.html").render(
+        title=title, subtitle=subtitle, sections=sections, verdict=verdict
+    )
 
 
 def render_report(
     report: Report,
     *,
     charts: Mapping[str, Path],
-    gallery: Sequence[Figure],
+    gallery: Sequence[FigureColumns],
     missing_images: str,
     task_images: Sequence[Figure] = (),
 ) -> str:
@@ -93,20 +125,21 @@ def render_report(
     Args:
         report: The report.
         charts: Path of each chart's SVG by its title.
-        gallery: The worst errors.
+        gallery: Errors and correct detections of each class.
         missing_images: Why the gallery lacks images; empty if it lacks none.
         task_images: Images of the task section.
     """
     gallery_lines = [missing_images] if missing_images else []
     if gallery:
-        gallery_lines.append("Blue is correct, red is wrong; a yellow frame marks the box in question.")
+        gallery_lines.append("Blue is correct, orange is wrong; a yellow frame marks the box in question.")
     elif not missing_images:
-        gallery_lines.append("No box was missed and no detection was false.")
+        gallery_lines.append("There is neither a box nor a detection.")
     sections = [
         Section(title="Summary", lines=describe_report(report)),
-        Section(title="Classes", tables=report_tables(report)),
+        Section(title="Classes", tables=[operating_table(report)]),
         Section(title="Charts", figures=embed_charts(charts), figures_in_columns=True),
-        Section(title="The worst errors of each class", lines=gallery_lines, figures=gallery),
+        Section(title="COCO metrics", tables=[class_table(report)]),
+        Section(title="Errors and correct detections of each class", lines=gallery_lines, groups=gallery),
     ]
     if report.task_section is not None:
         task = report.task_section
@@ -120,7 +153,7 @@ def render_report(
     size = f"{count('image', report.num_images)}, {count('box', report.num_boxes)}"
     created = f"{datetime.fromisoformat(report.created):%d %B %Y, %H:%M} UTC".lstrip("0")
     subtitle = f"{report.provenance.dataset.annotations_file}, {size}; {created}"
-    return render_page(f"Evaluation of {report.title}", subtitle, sections)
+    return render_page(f"Evaluation of {report.title}", subtitle, sections, verdict=judge(report))
 
 
 def _provenance_table(report: Report) -> Table:
@@ -129,7 +162,9 @@ def _provenance_table(report: Report) -> Table:
     height, width = source.image_size_hw
     cut = f", tiles of {tiles.size} px, overlap {tiles.overlap:g}" if tiles else ""
     epoch = "" if checkpoint.epoch is None else f", epoch {checkpoint.epoch + 1}"
-    times = {"network": source.time_per_image_ms.network, "total": source.time_per_image_ms.total}
+    times, unit = source.time_per_image_ms, "tile" if tiles else "image"
+    throughput = {"network and post-processing": times.network, "with reading and preparing": times.total}
+    rates = [f"{name} {ms:.1f} ms" for name, ms in throughput.items() if ms is not None]
     values = {
         "checkpoint": f"{checkpoint.path} ({checkpoint.weights} weights{epoch})",
         "checkpoint SHA-256": checkpoint.sha256,
@@ -140,7 +175,10 @@ def _provenance_table(report: Report) -> Table:
         "model": f"{source.model.name}, {source.model.parameters / 1e6:.1f} M parameters",
         "network input": f"{height} x {width} px (height x width), {source.resize}{cut}",
         "raw detections per image": str(source.max_detections),
-        "time per image": "; ".join(f"{key} {ms:.1f} ms" for key, ms in times.items() if ms is not None),
+        f"latency, one {unit} at a time": "not measured"
+        if times.latency is None
+        else (f"{times.latency:.1f} ms, median, network and post-processing"),
+        "time per image in batches": "; ".join(rates) or "not measured",
         "device": source.device,
         "versions": ", ".join(f"{name} {version}" for name, version in source.versions.items()),
         "report version": str(report.schema_version),

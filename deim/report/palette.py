@@ -19,19 +19,23 @@ CLASS_COLORS: Final[tuple[Color, ...]] = (
 )
 """Okabe and Ito, Color Universal Design (2008), without black: distinct to color-blind readers."""
 PAPER, INK, FAINT, EMPTY = (255, 255, 255), (25, 25, 25), (105, 105, 105), (232, 232, 232)
-CORRECT_COLOR: Final[Color] = (0, 90, 181)
-WRONG_COLOR: Final[Color] = (220, 50, 32)
-"""Blue and red that color-blind readers can tell apart."""
+CORRECT_COLOR: Final[Color] = CLASS_COLORS[4]
+WRONG_COLOR: Final[Color] = CLASS_COLORS[5]
+"""Blue and the orange-red that the palette calls vermilion."""
 IGNORED_COLOR: Final[Color] = (120, 120, 120)
-MARK_COLOR: Final[Color] = (255, 214, 0)
-"""Frame around the box that an image is about."""
+MARK_COLOR: Final[Color] = CLASS_COLORS[3]
+"""Frame around the box that an image is about: yellow."""
 
-BLUE, RED, GRAY = "#005ab5", "#dc3220", "#8a8a8a"
-LINE_STYLES = ("-", "--", ":", "-.")
+BLUE, RED, GRAY = "#0072b2", "#d55e00", "#707070"
+"""`CORRECT_COLOR`, `WRONG_COLOR` and a gray that can be read on white."""
+DASHES = ((5, 2), (1, 1.2), (6, 2, 1, 2), (3, 1, 1, 1, 1, 1))
+LINE_STYLES: Final[tuple[Any, ...]] = ("-", *((0, dashes) for dashes in DASHES))
+"""Their number and that of the colors have no common factor: 35 lines differ in color or style, and
+neighbors in both."""
 
 CHART_STYLE: Final[Any] = {
     "font.size": 10,
-    "axes.titlesize": 12,
+    "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
@@ -42,6 +46,9 @@ CHART_STYLE: Final[Any] = {
     "legend.frameon": False,
     # A `$` in a name is a dollar sign, not the start of a formula.
     "text.parse_math": False,
+    # Text stays text: it can be searched, copied, and set in the fonts of the reader.
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     # The same chart gives the same file.
     "svg.hashsalt": "deim",
 }
@@ -69,6 +76,6 @@ def chart_color(index: int) -> tuple[float, float, float]:
     return red * dim / 255, green * dim / 255, blue * dim / 255
 
 
-def line_style(index: int) -> str:
-    """Return the line style that tells lines of the same color apart."""
-    return LINE_STYLES[index // len(CLASS_COLORS) % len(LINE_STYLES)]
+def line_style(index: int) -> Any:
+    """Return the style of a line of a class or a run, which a reader without colors can tell apart."""
+    return LINE_STYLES[index % len(LINE_STYLES)]

@@ -68,12 +68,14 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimePerImage:
-    """Mean time per image in milliseconds; None where it was not measured."""
+    """Time per image in milliseconds; None where it was not measured."""
 
     network: float | None
-    """Network, post-processing and merging of tiles."""
+    """Mean in batches: network, post-processing and merging of tiles."""
     total: float | None
-    """The same with reading and preparing the image."""
+    """The same with reading and preparing the images, which loading processes do meanwhile."""
+    latency: float | None = None
+    """Median of one input, or tile, at a time: network and post-processing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +131,11 @@ class ClassReport:
     ap50_interval: Interval | None
     counts: Counts
     precision_recall: PrecisionRecall | None
-    """Curve at IoU 0.5; None without ground truth or detections."""
+    """Curve at IoU 0.5 after NMS; None without ground truth or detections."""
+    ap50_after_nms: float | None = None
+    """COCO's AP at IoU 0.5 of the detections that NMS leaves, the area below that curve; None without ground
+    truth."""
+    ap50_after_nms_interval: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +146,7 @@ class ImageLevelReport:
     at_escape_threshold: ImageLevel | None
     """At the threshold for the limit of escapes; None if there is no such threshold."""
     curve: EscapeCurve
+    """Of the detections that NMS leaves."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +157,8 @@ class ErrorReport:
     by_class: tuple[int, ...]
     ap50_delta: float | None
     """Gain of AP50 without these errors, over all raw detections; None if it cannot be computed."""
+    kept_ap50_delta: float | None = None
+    """The same gain over the kept detections, whose errors are counted here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

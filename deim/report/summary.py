@@ -9,7 +9,6 @@ from deim.report.schema import Report
 def describe_report(report: Report) -> list[str]:
     """Return the main results as sentences for the console and the page."""
     lines = (
-        _map_line(report),
         f"Data of {report.provenance.split}: {describe_data(report)}.",
         report.operating_points.default_reason,
         _points_line(report),
@@ -17,6 +16,7 @@ def describe_report(report: Report) -> list[str]:
         _escape_line(report),
         report.confusion.describe(),
         _duplicates_line(report),
+        _map_line(report),
         *(report.task_section.summary if report.task_section else ()),
     )
     return [line for line in lines if line]
@@ -31,7 +31,10 @@ def _map_line(report: Report) -> str:
         ends = report.intervals.ap50
         spread = f", {report.intervals.level:.0%} interval {ends.low:.3f} to {ends.high:.3f}"
     size = f"{count('image', report.num_images)}, {count('box', report.num_boxes)}"
-    return f"mAP50 {ap50:.3f}{spread}; mAP {ap:.3f} (n = {size})."
+    return (
+        f"COCO, all raw detections before NMS and thresholds: mAP50 {ap50:.3f}{spread}; mAP {ap:.3f} "
+        f"(n = {size})."
+    )
 
 
 def describe_data(report: Report) -> str:

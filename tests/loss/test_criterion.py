@@ -266,3 +266,15 @@ def test_outputs_of_evaluation_mode_are_refused():
     model = tiny_detector().eval()
     with pytest.raises(ValueError, match=r"^outputs: no supervised outputs. Call model.train\(\) before"):
         Criterion(LossOptions())(model(random_images(1)), random_targets((1,)))
+
+
+@pytest.mark.parametrize("counts", [[2, 0, 3], [1, 4]])
+def test_the_loss_of_a_validation_is_that_of_the_last_layer_in_training(counts: list[int]) -> None:
+    targets = random_targets(counts)
+    outputs = make_outputs(targets)
+    criterion = Criterion(LossOptions(bbox=0.0, giou=0.0))  # boxes are matched for all layers in training
+    total, num_boxes = criterion.sum_last_layer(outputs, targets)
+    assert num_boxes == sum(counts)
+    assert total / num_boxes == pytest.approx(float(criterion(outputs, targets)["loss_mal"]), rel=1e-5)
+    last = {"pred_logits": outputs["pred_logits"], "pred_boxes": outputs["pred_boxes"]}
+    assert criterion.sum_last_layer(last, targets) == (total, num_boxes), "evaluation mode has no more"

@@ -77,3 +77,21 @@ def test_a_log_without_times_or_scores(log: Path) -> None:
     log.write_text(json.dumps({"event": "epoch", "epoch": 0}))
     assert read_convergence(log, planned_epochs=1) is None
     assert read_convergence(log.with_name("absent.jsonl"), planned_epochs=1) is None
+
+
+@pytest.mark.parametrize("val_loss", [[2.5, None, 2.0], [None, None, None]])
+def test_losses_of_the_last_layer_are_read(log: Path, val_loss: list[float | None]) -> None:
+    terms = {"loss_mal": 0.5, "loss_bbox": 1.0, "loss_giou": 1.5, "loss_mal_aux_0": 9.0}
+    lines = [epoch_line(k, 0.1, terms=terms, val_loss=value) for k, value in enumerate(val_loss)]
+    log.write_text("\n".join(lines))
+    result = read_convergence(log, planned_epochs=3)
+    assert result is not None
+    assert result.loss == (3.0, 3.0, 3.0)
+    assert result.val_loss == (tuple(val_loss) if any(val_loss) else ())
+
+
+def test_a_log_of_another_loss_has_none(log: Path) -> None:
+    log.write_text(epoch_line(0, 0.1, terms={"loss_classifier": 1.0}))
+    result = read_convergence(log, planned_epochs=1)
+    assert result is not None
+    assert result.loss == ()

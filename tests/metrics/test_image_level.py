@@ -1,5 +1,6 @@
 """Escapes and overkill against loops over the files' entries."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -116,12 +117,15 @@ def test_each_point_of_the_curve_is_what_counting_gives(decimals: int) -> None:
     assert points[-1][1] == count_images(results.overlaps).escape_rate  # the last everything
 
 
-def test_a_long_curve_is_thinned_out_between_its_ends() -> None:
-    results = split_tables(*random_split(2, num_images=400, decimals=6))
+@pytest.mark.parametrize(("seed", "num_images"), [(2, 400), (3, 31)])
+def test_the_rates_of_every_threshold_are_a_point_of_the_curve(seed: int, num_images: int) -> None:
+    results = split_tables(*random_split(seed, num_images=num_images, decimals=6))
     points = curve_points(results)
-    assert 150 < len(points) <= 200
-    assert points[0][1] == 1.0
-    assert points[-1][1] == count_images(results.overlaps).escape_rate
+    assert len(points) <= num_images + 2
+    assert all(first[1:3] != other[1:3] for first, other in pairwise(points[:-1]))
+    for threshold in np.random.default_rng(seed).choice(results.detections.score, 40):
+        actual = count_images(results.keep(results.detections.score >= threshold).overlaps)
+        assert (actual.escape_rate, actual.overkill_rate) in {point[1:3] for point in points}
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.1, 0.3, 0.9])

@@ -61,11 +61,17 @@ def make_inputs(
     return inputs_of(split, image_dir, num_resamples=num_resamples)
 
 
-def inputs_of(split: Split, image_dir: Path, *, num_resamples: int) -> ReportInputs:
+def inputs_of(
+    split: Split,
+    image_dir: Path,
+    *,
+    num_resamples: int,
+    nms: NmsOptions = NmsOptions(mode="agnostic", iou_threshold=0.7),  # noqa: B008  immutable
+) -> ReportInputs:
     points = choose_operating_points(
         *split,
         goal=BestF1Goal(),
-        rules=candidate_rules(NmsOptions(mode="agnostic", iou_threshold=0.7)),
+        rules=candidate_rules(nms),
         split_name="val",
         annotations_sha256="c" * 64,
         default_threshold=0.4,

@@ -112,10 +112,27 @@ def test_the_report_names_everything_it_was_made_from(copied_run: Path, tmp_path
     assert source.dataset.annotations_file == "val.json"
     assert (source.split, source.image_size_hw, source.resize) == ("val", (64, 64), "stretch")
     assert source.max_detections == 20
-    assert 0 < source.time_per_image_ms.network <= source.time_per_image_ms.total
+    times = source.time_per_image_ms
+    assert 0 < times.network <= times.total
+    assert times.latency is not None
+    assert times.latency > 0
     assert report.convergence is not None
     assert len([ap for ap in report.convergence.ap if ap is not None]) == 3
-    assert (tmp_path / "deep" / "report" / "convergence.svg").is_file()
+    assert len(report.convergence.loss) == 40
+    assert len([loss for loss in report.convergence.val_loss if loss is not None and 0 < loss < 50]) == 3
+    for name in ("convergence", "loss"):
+        assert (tmp_path / "deep" / "report" / f"{name}.svg").is_file()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_loss_of_a_split_does_not_depend_on_its_batches(size: int, tiny_run: Path) -> None:
+    losses = []
+    for batch_size in (2, size):
+        trained = load_trained(tiny_run / "best.pth", overrides=[f"data.eval_batch_size={batch_size}"])
+        evaluator = build_evaluator(trained, read_split(trained.config.data, "train"))
+        losses.append(evaluator.evaluate(trained.model, with_loss=True).loss)
+        assert evaluator.evaluate(trained.model).loss is None
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_scoring_the_best_checkpoint_gives_the_score_that_made_it_best(tiny_run: Path) -> None:

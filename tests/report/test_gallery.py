@@ -79,7 +79,7 @@ def count(photo_image: Image.Image, color: tuple[int, int, int], left: int, righ
 
 
 def captions(truth: Boxes, actual: ActualValues) -> list[str]:
-    return [entry.caption for entry in gallery_of(split_of(truth, actual))]
+    return [entry.caption for entry in gallery_of(split_of(truth, actual)) if entry.kind != "correct"]
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,24 @@ def test_sets_without_truth_or_detections(empty: str) -> None:
         assert drawing_of(entry, split, gray()).width == 2 * SIDE + GAP
 
 
-def test_blue_is_correct_and_red_is_wrong() -> None:
+@pytest.mark.parametrize(
+    ("scores", "shown"),
+    [([], []), ([0.7], [0.7]), ([0.5, 0.9], [0.9, 0.5]), ([0.5, 0.6, 0.7, 0.8, 0.9], [0.9, 0.7, 0.5])],
+)
+def test_the_best_the_median_and_the_weakest_correct_detection_stand_beside_the_errors(
+    scores: list[float], shown: list[float]
+) -> None:
+    boxes = [[60.0 * k, 0.0, 40.0, 40.0] for k in range(len(scores))]
+    truth = [(INCLUSION, FAR), *((SCRATCH, box) for box in boxes)]
+    entries = gallery_of(split_of(truth, [(SCRATCH, *pair) for pair in zip(boxes, scores, strict=True)]))
+    correct = [entry for entry in entries if entry.kind == "correct"]
+    assert [entry.caption for entry in correct] == [f"scratch found at {s:.2f} (IoU 1.00)" for s in shown]
+    assert [entry.kind for entry in entries if entry.label == INCLUSION] == ["miss"]
+
+
+def test_blue_is_correct_and_orange_is_wrong() -> None:
     split = split_of([(SCRATCH, FIRST), (SCRATCH, FAR)], [(SCRATCH, FIRST, 0.9), (INCLUSION, FAR, 0.7)])
-    entries = gallery_of(split)
+    entries = [entry for entry in gallery_of(split) if entry.kind != "correct"]
     assert [(entry.kind, entry.label) for entry in entries] == [("miss", 0), ("false alarm", 1)]
     for entry in entries:
         drawing = drawing_of(entry, split, gray())

@@ -1,6 +1,7 @@
 """Files of the first version, made by its code, are read and say the same."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from deim.migration import migrate_report
@@ -19,14 +20,14 @@ def test_a_report_of_the_first_version_holds_the_numbers_of_this_one() -> None:
     report = read_report(path)
     inputs: ReportInputs = read_report_inputs(path)
     again = report_of(inputs, files=report.files)
-    assert report.classes == again.classes
+    # AP50 after NMS is newer, and curves keep other points.
+    newer = {"precision_recall": None, "ap50_after_nms": None, "ap50_after_nms_interval": None}
+    of_both = ([replace(row, **newer) for row in each.classes] for each in (report, again))
+    assert next(of_both) == next(of_both)
     assert report.counts == again.counts
     assert (report.summary, report.intervals) == (again.summary, again.intervals)
-    assert (report.image_level, report.errors, report.duplicates) == (
-        again.image_level,
-        again.errors,
-        again.duplicates,
-    )
+    assert report.errors == {kind: replace(row, kept_ap50_delta=None) for kind, row in again.errors.items()}
+    assert (report.image_level, report.duplicates) == (again.image_level, again.duplicates)
     assert report.confusion.counts == again.confusion.counts
     assert report.operating_points == again.operating_points
     assert report.provenance == again.provenance

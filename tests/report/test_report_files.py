@@ -16,7 +16,7 @@ from deim.report.files import ReportFiles, read_report_inputs, write_report_file
 from deim.report.schema import TaskSection, read_report
 from tests.report.random_reports import make_inputs
 
-CHARTS = {"class_ap50", "precision_recall", "confusion", "escapes", "errors"}
+CHARTS = {"class_ap50", "precision_recall", "thresholds", "confusion", "escapes", "errors"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -37,11 +37,12 @@ def test_one_evaluation_writes_everything(files: ReportFiles) -> None:
     assert {path.name for path in files.report.parent.iterdir()} == {"report.json", "report.html", "report"}
     assert {path.name for path in files.folder.iterdir()} == {
         *("classes.csv", "predictions.json", "ground_truth.json", "predictions.png"),
-        *(f"{name}.{kind}" for name in CHARTS for kind in ("png", "svg")),
+        *(f"{name}.{kind}" for name in CHARTS for kind in ("png", "svg", "pdf")),
     }
     for name in CHARTS:
         assert min(Image.open(files.folder / f"{name}.png").size) > 300
-        assert "<svg" in (files.folder / f"{name}.svg").read_text()
+        assert (files.folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert "<text" in (files.folder / f"{name}.svg").read_text(), "text as text"
 
 
 def test_the_page_needs_no_other_file_and_escapes_texts(files: ReportFiles) -> None:
@@ -164,6 +165,20 @@ def test_the_page_opens_in_a_browser_and_prints(files: ReportFiles, tmp_path: Pa
     assert actual["loaded"] == actual["all"] >= len(CHARTS) + 4
     assert actual["tables"] >= 2 * (len(report.classes) + 1)
     assert actual["width"] <= actual["window"]
+    # A window is not narrower than 500 px, but a frame is.
+    phone = tmp_path / "phone.html"
+    phone.write_text(
+        f"""<iframe id=page width=390 height=800 src="{probed.as_uri()}"></iframe><script>
+        addEventListener("load", () => {{ const page = document.getElementById("page").contentDocument,
+          hint = page.querySelector(".hint"), chart = page.querySelector("figure img");
+          document.title = JSON.stringify({{ width: page.documentElement.scrollWidth,
+            hint: getComputedStyle(hint).display, chart: chart.clientWidth }}); }});</script>"""
+    )
+    dom = browse(phone, "--allow-file-access-from-files", "--virtual-time-budget=10000", "--dump-dom")
+    on_phone = json.loads(re.search(r"<title>(.*?)</title>", dom).group(1))
+    assert on_phone["width"] <= 390
+    assert on_phone["hint"] == "block", "tables say that they scroll"
+    assert on_phone["chart"] >= 300
     printed = tmp_path / "report.pdf"
     browse(files.page, f"--print-to-pdf={printed}", "--no-pdf-header-footer")
     assert printed.read_bytes().startswith(b"%PDF")
