@@ -10,7 +10,7 @@ from deim.errors import ConfigError
 from deim.files import not_a_file, suggest
 
 CHECKOUT_FOLDER = "configs"
-SHIPPED = "deim://"
+SCHEME = "deim://"
 """Prefix of a base that is always the shipped one, even if a file of that name lies beside the config."""
 
 SIZES = ("nano", "s", "m", "l", "x")
@@ -78,18 +78,18 @@ def find_base(name: str, config: Path) -> Path:
         ConfigError: If there is neither.
     """
     beside = config.parent / name
-    if _is_file(beside) and not name.startswith(SHIPPED):
+    if _is_file(beside) and not name.startswith(SCHEME):
         return beside
-    folder, shipped = shipped_configs_dir(), Path(name.removeprefix(SHIPPED))
-    if shipped.parts[:1] == (CHECKOUT_FOLDER,):
-        shipped = shipped.relative_to(CHECKOUT_FOLDER)
-    for candidate in (shipped, Path(f"{shipped}.yml"), Path("_base_", f"{shipped}.yml")):
-        if not shipped.is_absolute() and _is_file(folder / candidate):
+    folder, inside = shipped_configs_dir(), Path(name.removeprefix(SCHEME))
+    if inside.parts[:1] == (CHECKOUT_FOLDER,):
+        inside = inside.relative_to(CHECKOUT_FOLDER)
+    for candidate in (inside, Path(f"{inside}.yml"), Path("_base_", f"{inside}.yml")):
+        if not inside.is_absolute() and _is_file(folder / candidate):
             return folder / candidate
     names = [path.stem for path in [*folder.glob("*.yml"), *folder.glob("_base_/*.yml")]]
-    nearest = get_close_matches(shipped.stem, names, n=1)
+    nearest = get_close_matches(inside.stem, names, n=1)
     hint = f"Did you mean {nearest[0]!r}?" if nearest else "`deim config list` names the shipped ones."
-    looked = "" if name.startswith(SHIPPED) else f"{beside} is no file, and "
+    looked = "" if name.startswith(SCHEME) else f"{beside} is no file, and "
     raise ConfigError(f"{config}: _base_: got {name!r}, but {looked}no such config is shipped. {hint}")
 
 

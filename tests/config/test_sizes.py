@@ -10,7 +10,7 @@ from deim.config.schema import Config
 from deim.errors import ConfigError
 from deim.model.build import describe_architecture, load_size
 
-OWN = "output_dir: out\nimage_size: 128\nepochs: 7\ndata: {root: some/folder}\n"
+REST = "output_dir: out\nimage_size: 128\nepochs: 7\ndata: {root: some/folder}\n"
 RECIPES = {  # of the reference; nano is no size of the reference
     "s": (5e-4, 2.5e-5, 1e-4, 20),
     "m": (5e-4, 2.5e-5, 1e-4, 6),
@@ -43,7 +43,7 @@ def problem_of(path: Path, *overrides: str) -> str:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_size_brings_its_architecture_and_its_recipe(write, size: str) -> None:
-    config = load_config(write(f"{OWN}model: {size}\n"))
+    config = load_config(write(f"{REST}model: {size}\n"))
     assert config.model == load_size(size)
     assert recipe_of(config) == RECIPES.get(size, (1e-3, 1e-3, 1e-4, 20))
     assert (config.image_size, config.epochs, config.augment.mosaic) == (128, 7, 0.0)
@@ -52,8 +52,8 @@ def test_a_size_brings_its_architecture_and_its_recipe(write, size: str) -> None
 @pytest.mark.parametrize("before", SIZES)
 @pytest.mark.parametrize("after", SIZES)
 def test_nothing_is_left_of_a_size_that_is_replaced(write, before: str, after: str) -> None:
-    as_if_new = load_config(write(f"{OWN}model: {after}\n"))
-    path = write(f"{OWN}model: {before}\n")
+    as_if_new = load_config(write(f"{REST}model: {after}\n"))
+    path = write(f"{REST}model: {before}\n")
     assert load_config(path, [f"model={after}"]) == load_config(path, [f"model.size={after}"]) == as_if_new
     write(f"_base_: own.yml\nmodel: {{size: {after}}}\n", "above.yml")
     assert load_config(path.with_name("above.yml")) == as_if_new
@@ -66,7 +66,7 @@ def test_nothing_is_left_of_a_size_that_is_replaced(write, before: str, after: s
     ["model: {size: m, decoder: {num_queries: 500}}", "model:\n  decoder: {num_queries: 500}\n  size: M"],
 )
 def test_more_keys_change_the_size(write, model: str) -> None:
-    config = load_config(write(f"{OWN}{model}\nrecipe: {{lr: 3.0e-4}}\n"))
+    config = load_config(write(f"{REST}{model}\nrecipe: {{lr: 3.0e-4}}\n"))
     assert (config.model.decoder.num_queries, config.model.hidden_dim) == (500, 256)
     assert recipe_of(config) == (3e-4, *RECIPES["m"][1:])
 
@@ -75,7 +75,7 @@ def test_more_keys_change_the_size(write, model: str) -> None:
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_order_of_overrides_does_not_matter(write, overrides: list[str], number: int) -> None:
     overrides.insert(number, "model.decoder.num_denoising=7")
-    config = load_config(write(f"{OWN}model: nano\n"), overrides)
+    config = load_config(write(f"{REST}model: nano\n"), overrides)
     assert (config.model.hidden_dim, config.model.decoder.num_denoising) == (224, 7)
     assert recipe_of(config) == (2e-4, *RECIPES["l"][1:])
 
@@ -84,7 +84,7 @@ def test_the_order_of_overrides_does_not_matter(write, overrides: list[str], num
     ("spelling", "size"), [("S", "s"), ("deimv2-x", "x"), ("DEIMv2_L", "l"), ("Nano", "nano")]
 )
 def test_a_size_in_other_spellings(write, spelling: str, size: str) -> None:
-    assert load_config(write(f"{OWN}model: {spelling}\n")).model == load_size(size)
+    assert load_config(write(f"{REST}model: {spelling}\n")).model == load_size(size)
 
 
 @pytest.mark.parametrize(
@@ -92,24 +92,26 @@ def test_a_size_in_other_spellings(write, spelling: str, size: str) -> None:
     [("small", "s"), ("medium", "m"), ("large", "l"), ("xl", "x"), ("nanno", "nano"), ("deimv2-mm", "m")],
 )
 def test_a_misspelled_size_names_the_nearest(write, given: str, nearest: str) -> None:
-    path = write(f"{OWN}model: {given}\n")
+    path = write(f"{REST}model: {given}\n")
     message = (
         f"model: got '{given}' for the size, needs a size (nano, s, m, l, x) or a block of options. "
         f"Did you mean '{nearest}'?"
     )
     assert problem_of(path) == f"{path}: {message}"
-    assert problem_of(write(OWN + "model: m\n"), f"model={given}") == f"--set: {message}"
+    assert problem_of(write(REST + "model: m\n"), f"model={given}") == f"--set: {message}"
 
 
 @pytest.mark.parametrize("given", ["7", "null", "[m]", "{size: {a: 1}}", "{size: true}", "'?'"])
 def test_what_is_no_size_names_the_sizes(write, given: str) -> None:
-    path = write(f"{OWN}model: {given}\n")
+    path = write(f"{REST}model: {given}\n")
     assert problem_of(path).endswith("needs a size (nano, s, m, l, x) or a block of options.")
 
 
 def test_a_missing_model_and_a_misspelled_key_name_the_size(write) -> None:
-    assert problem_of(write(OWN)).endswith("Give a size (nano, s, m, l, x) or a block of options.")
-    assert "unknown key 'model.sise'. Did you mean 'size'?" in problem_of(write(f"{OWN}model: {{sise: m}}\n"))
+    assert problem_of(write(REST)).endswith("Give a size (nano, s, m, l, x) or a block of options.")
+    assert "unknown key 'model.sise'. Did you mean 'size'?" in problem_of(
+        write(f"{REST}model: {{sise: m}}\n")
+    )
 
 
 def test_a_config_in_plain_types_may_name_a_size() -> None:
@@ -155,7 +157,7 @@ def test_a_preset_of_augmentation_replaces_the_one_before_it(write) -> None:
 
 
 def test_a_file_beside_the_config_comes_first_except_after_deim(write) -> None:
-    write(f"{OWN}model: s\n", "quickstart.yml")
+    write(f"{REST}model: s\n", "quickstart.yml")
     assert load_config(write("_base_: quickstart.yml\n")).model == load_size("s")
     assert load_config(write("_base_: deim://quickstart.yml\n")).model == load_size("nano")
     same_name = write("_base_: deim://deeppcb\nepochs: 3\n", "deeppcb.yml")
@@ -172,7 +174,7 @@ def test_the_name_of_a_model_follows_from_its_architecture(size: str) -> None:
     "change", ["decoder.num_layers=5", "encoder.expansion=0.5", "backbone.adapter_width=24"]
 )
 def test_a_changed_architecture_has_no_name_of_a_size(write, change: str) -> None:
-    path = write(f"{OWN}model: {{size: m, name: deimv2-m}}\n")  # `name` is an option of older configs
+    path = write(f"{REST}model: {{size: m, name: deimv2-m}}\n")  # `name` is an option of older configs
     assert describe_architecture(load_config(path, [f"model.{change}"]).model) == "custom"
     training = load_config(path, ["model.decoder.num_denoising=0", "model.init_from=x.pth"])
     assert describe_architecture(training.model) == "deimv2-m"

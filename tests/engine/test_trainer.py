@@ -381,7 +381,7 @@ def test_skipped_steps_are_logged_with_their_images_and_do_not_move_the_average(
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (("schedule.flat_epochs=50",), ConfigError),
+        (("schedule={augment_start_epoch: 2, mix_end_epoch: 1}",), ConfigError),
         (("runtime.device=cuda:99",), ConfigError),
         (("runtime.amp=fp16",), ConfigError),
         (("model.init_from=lost.pth",), CheckpointError),

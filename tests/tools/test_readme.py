@@ -74,8 +74,8 @@ def test_the_table_of_sizes_is_right(size: str) -> None:
     parameters, *gflops, config, weights = (cell.strip() for cell in row.split("|"))
     model = build_variant(size, num_classes=6)
     assert parameters == f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
-    settings = find_config(config.strip("`")).read_text(encoding="utf-8")
-    assert f"\nmodel: {size}\n" in settings
-    assert weights == "none" or weights.strip("`") in settings
+    text = find_config(config.strip("`")).read_text(encoding="utf-8")
+    assert f"\nmodel: {size}\n" in text
+    assert weights == "none" or weights.strip("`") in text
     if size in ("nano", "s"):  # the larger ones take too long
         assert gflops[0] == f"{count_flops(model, image_size=640) / 1e9:.1f}"

@@ -120,7 +120,10 @@ def test_a_missing_dataset_is_reported_with_the_fix(call: Callable, tmp_path: Pa
         (["image_size=100"], "image_size: got 100x100, both must be multiples of 32"),
         (["data.batch_size=two"], "data.batch_size: got 'two', needs an integer"),
         (["batch_size"], "--set: got 'batch_size', needs key.path=value"),
-        (["schedule.flat_epochs=10"], "schedule.flat_epochs: got 10, but the final stage"),
+        (
+            ["epochs=3", "schedule={augment_start_epoch: 2, mix_end_epoch: 1}"],
+            "schedule.mix_end_epoch: got 1, but mosaic and mix-up begin after 2 epochs",
+        ),
         (["runtime.device=tpu"], "runtime.device: got 'tpu'."),
         (["model.init_from=lost.pth"], "lost.pth: no such weights file"),
         (["data.train_annotations=lost.json"], "lost.json: no such annotation file."),
