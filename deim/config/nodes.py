@@ -8,8 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-from deim.errors import ConfigError
-from deim.files import shorten
+from deim.errors import ConfigError, shorten
 from deim.parse import YamlLoader, parse_yaml, read_text
 
 OVERRIDE: Final = "--set"
