@@ -4,7 +4,11 @@ Tools catch `DeimError`, print its message without a traceback and exit with cod
 `<where>: <what is wrong>, got <value>. <what is valid>. <what to do>.`
 """
 
+import reprlib
 import signal
+
+MAX_SHOWN = 200
+"""Characters of a wrong value that a message repeats."""
 
 
 class DeimError(Exception):
@@ -38,3 +42,12 @@ class StopSignalError(DeimError):
 
 class NonFiniteError(DeimError):
     """The network gave NaN or infinity; the step that met it must not change any weight."""
+
+
+def shorten(value: object) -> str:
+    """Return how Python writes a value, cut to a length that a message can hold."""
+    writer = reprlib.Repr()
+    writer.maxlist = writer.maxtuple = writer.maxdict = 20
+    writer.maxstring = writer.maxlong = writer.maxother = MAX_SHOWN
+    text = writer.repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,8 +11,6 @@ from deim.errors import DataError, DeimError
 
 UNFINISHED = ".part"
 MAX_LISTED_PROBLEMS = 20
-MAX_SHOWN = 200
-"""Characters of a wrong value that a message repeats."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, keep: Path | None = None) -> None:
@@ -86,15 +83,6 @@ def looked_in(path: str | Path) -> str:
 def not_a_file(path: Path, what: str) -> str:
     """Say why there is no file of a kind at a path: it is a folder, or `no such WHAT`."""
     return f"is a folder, not a {what}" if path.is_dir() else f"no such {what}{looked_in(path)}"
-
-
-def shorten(value: object) -> str:
-    """Return how Python writes a value, cut to a length that a message can hold."""
-    writer = reprlib.Repr()
-    writer.maxlist = writer.maxtuple = writer.maxdict = 20
-    writer.maxstring = writer.maxlong = writer.maxother = MAX_SHOWN
-    text = writer.repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 
 def count(noun: str, number: int) -> str:

@@ -178,7 +178,8 @@ def _measure(node: yaml.Node, known: dict[int, _Extent | None]) -> _Extent:
     children = node.value if isinstance(node, yaml.CollectionNode) else ()
     flat = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
     below = [_measure(child, known) for child in flat]
-    extent = _Extent(1 + sum(one.values for one in below), 1 + max((one.levels for one in below), default=0))
+    levels = 1 + max((child.levels for child in below), default=0)
+    extent = _Extent(1 + sum(child.values for child in below), levels)
     if extent.levels > MAX_DEPTH:
         raise _problem(node, TOO_DEEP)
     if extent.values > max(MAX_YAML_NODES, len(known)):

@@ -28,8 +28,7 @@ from typing import (
 
 import numpy as np
 
-from deim.errors import DeimError
-from deim.files import shorten
+from deim.errors import DeimError, shorten
 
 R = TypeVar("R")
 

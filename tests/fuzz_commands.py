@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.hostile import spoil
-from tests.test_fuzz import make_coco, make_image, make_labels, make_prompts, make_voc, make_yolo
+from tests.test_fuzz import make_coco, make_config, make_image, make_labels, make_prompts, make_voc, make_yolo
 
 ROOT = Path(__file__).parents[1]
 START_S, LIMIT_S = 300, 20
@@ -60,7 +60,7 @@ class Command:
     """Share of the trials, for slow commands."""
 
 
-def run_commands(tree: Path, trials: int) -> dict[str, Counter[str]]:
+def run_commands(commit_dir: Path, trials: int) -> dict[str, Counter[str]]:
     """Return how often each outcome came for each kind of file."""
     outcomes = {}
     with tempfile.TemporaryDirectory() as name:
@@ -76,7 +76,7 @@ def run_commands(tree: Path, trials: int) -> dict[str, Counter[str]]:
             "YOLO description": Command("yaml", make_yolo, check, steps_up=1),
             "YOLO labels": Command("text", make_labels, check, steps_up=2),
             "Pascal VOC": Command("xml", make_voc, check, steps_up=1),
-            "config": Command("yaml", lambda root: make_config(root, tree), ("tools/show_config.py", "{}")),
+            "config": Command("yaml", config_of(commit_dir), ("tools/show_config.py", "{}")),
             "prompts": Command("yaml", make_prompts, ("tools/build_text_bank.py", "{}", *bank)),
             **{
                 f"image {suffix}": Command("binary", make_image(suffix), (*predict, str(checkpoint), "{}"))
@@ -93,18 +93,21 @@ def run_commands(tree: Path, trials: int) -> dict[str, Counter[str]]:
             ),
         }
         for title, command in commands.items():
-            outcomes[title] = run_trials(command, folder / title, tree, max(1, round(trials * command.share)))
+            number = max(1, round(trials * command.share))
+            outcomes[title] = run_trials(command, folder / title, commit_dir, number)
             sys.stderr.write(f"{title}: {dict(outcomes[title])}\n")
     return outcomes
 
 
-def make_config(root: Path, tree: Path) -> Path:
-    root.mkdir(parents=True)
-    (root / "c.yml").write_text(
-        f"_base_: {tree / 'configs' / 'quickstart.yml'}\nepochs: 3\nimage_size: 64\ndata:\n  batch_size: 2\n"
-        "recipe:\n  lr: 1e-3\n  betas: [0.9, 0.99]\n"
-    )
-    return root / "c.yml"
+def config_of(commit_dir: Path) -> Callable[[Path], Path]:
+    base = commit_dir / "configs" / "quickstart.yml"
+
+    def make(root: Path) -> Path:
+        path = make_config(root)
+        path.write_text("\n".join([f"_base_: {base}", *path.read_text().splitlines()[1:]]) + "\n")
+        return path
+
+    return make
 
 
 def make_copy(path: Path, root: Path) -> Path:
@@ -114,7 +117,7 @@ def make_copy(path: Path, root: Path) -> Path:
     return Path(shutil.copy(path, root))
 
 
-def run_trials(command: Command, folder: Path, tree: Path, trials: int) -> Counter[str]:
+def run_trials(command: Command, folder: Path, commit_dir: Path, trials: int) -> Counter[str]:
     path = command.make(folder / "set")
     given = path if not command.steps_up else path.parents[command.steps_up - 1]
     arguments = [str(given) if argument == "{}" else argument for argument in command.arguments]
@@ -123,10 +126,10 @@ def run_trials(command: Command, folder: Path, tree: Path, trials: int) -> Count
     for _ in range(trials):
         if worker is None:  # its first command imports everything
             path.write_bytes(good)
-            worker = start_worker(tree, folder)
-            ask(worker, tree, arguments, limit_s=START_S)
+            worker = start_worker(commit_dir, folder)
+            ask(worker, commit_dir, arguments, limit_s=START_S)
         path.write_bytes(spoil(good, command.kind, rng))
-        outcome = ask(worker, tree, arguments, limit_s=LIMIT_S)
+        outcome = ask(worker, commit_dir, arguments, limit_s=LIMIT_S)
         outcomes[outcome] += 1
         if outcome not in ("read", "message") and not outcome.startswith("traceback"):
             worker.kill()
@@ -136,21 +139,21 @@ def run_trials(command: Command, folder: Path, tree: Path, trials: int) -> Count
     return outcomes
 
 
-def ask(worker: "subprocess.Popen[str]", tree: Path, arguments: list[str], *, limit_s: float) -> str:
+def ask(worker: "subprocess.Popen[str]", commit_dir: Path, arguments: list[str], *, limit_s: float) -> str:
     """Run a command in the process and return how it ended."""
     assert worker.stdin is not None
     assert worker.stdout is not None
-    worker.stdin.write(json.dumps([str(tree / arguments[0]), *arguments[1:]]) + "\n")
+    worker.stdin.write(json.dumps([str(commit_dir / arguments[0]), *arguments[1:]]) + "\n")
     worker.stdin.flush()
     if not select.select([worker.stdout], [], [], limit_s)[0]:
         return f"longer than {limit_s} s"
     return worker.stdout.readline().strip() or "the process ended"
 
 
-def start_worker(tree: Path, folder: Path) -> "subprocess.Popen[str]":
+def start_worker(commit_dir: Path, folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", WORKER],
-        env={**os.environ, "PYTHONPATH": str(tree)},
+        env={**os.environ, "PYTHONPATH": str(commit_dir)},
         cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -164,11 +167,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("tree", type=Path, help="Checkout of the commit.")
+    parser.add_argument("commit_dir", type=Path, help="Checkout of the commit.")
     parser.add_argument("--trials", type=int, default=60, help="Damaged files of each kind.")
     args = parser.parse_args()
     rows = ["| kind of file | files | read | message | traceback, end or hang |", "|---|---|---|---|---|"]
-    for title, outcomes in run_commands(args.tree.resolve(), args.trials).items():
+    for title, outcomes in run_commands(args.commit_dir.resolve(), args.trials).items():
         total = outcomes.total()
         bad = total - outcomes["read"] - outcomes["message"]
         rows.append(f"| {title} | {total} | {outcomes['read']} | {outcomes['message']} | {bad} |")

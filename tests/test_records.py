@@ -75,7 +75,7 @@ def test_missing_optional_values_are_none_and_missing_required_ones_are_named():
         ({"leaves": [{"name": ["x"], "score": 1}]}, r"leaves\[0\]\.name: got \['x'\], needs str\."),
         ({"leaves": {"0": "x"}}, r"leaves: got \{'0': 'x'\}, needs a list\."),
         ({"leaves": [None]}, r"leaves\[0\]: got None, needs an object\."),
-        ({"by_label": {"one": 1.0}}, r"by_label: got 'one', needs integers as keys\."),
+        ({"by_label": {"first": 1.0}}, r"by_label: got 'first', needs integers as keys\."),
         ({"by_label": [1.0]}, r"by_label: got \[1\.0\], needs an object\."),
         ({"leaves": [{"name": "x", "score": 1.0, "kind": "c"}]}, r"leaves\[0\]\.kind: got 'c', needs one of"),
     ],

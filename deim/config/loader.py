@@ -21,8 +21,7 @@ from deim.config.checks import check
 from deim.config.nodes import Node, load_node, merge, override_node, put_over, to_node, to_plain
 from deim.config.schema import Config, number_problems
 from deim.engine.task import TASKS, load_task
-from deim.errors import ConfigError
-from deim.files import shorten
+from deim.errors import ConfigError, shorten
 from deim.migration import IGNORED_OPTIONS, describe_renamed_key
 from deim.records import to_json
 

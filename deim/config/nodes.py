@@ -9,8 +9,7 @@ from typing import Any, Final
 import yaml
 
 from deim.config.catalog import find_base, find_size
-from deim.errors import ConfigError
-from deim.files import shorten
+from deim.errors import ConfigError, shorten
 from deim.parse import YamlLoader, parse_yaml, read_text
 
 OVERRIDE: Final = "--set"

@@ -17,8 +17,8 @@ from deim.engine.progress import BestScore, Progress, WeightKind
 from deim.engine.schedule import Timeline
 from deim.engine.seeding import RandomStates
 from deim.engine.task import TASKS
-from deim.errors import CheckpointError, TrainingError
-from deim.files import shorten, write_atomically
+from deim.errors import CheckpointError, TrainingError, shorten
+from deim.files import write_atomically
 from deim.migration import MIGRATION_ERRORS, migrate_checkpoint
 from deim.model.weights_file import read_weights_file
 from deim.records import check_lengths, from_json

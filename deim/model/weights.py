@@ -91,7 +91,7 @@ def load_initial_weights(
         for key, value in state.items()
         if key in current
         and current[key].shape == value.shape
-        and _is_same_kind(current[key], value)
+        and current[key].is_complex() == value.is_complex()
         and not (has_other_classes and CLASS_KEYS.match(key))
     }
     unfilled = [key for key in current if key not in fitting]
@@ -148,12 +148,9 @@ def _adapt_pixel_filters(
 def check_kinds(weights: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> None:
     """Raise a ValueError if a weight is of another kind of numbers than a model's, such as integers."""
     for key, value in weights.items():
-        if key in current and not _is_same_kind(value, current[key]):
-            raise ValueError(f"{key}: got {value.dtype}, needs {current[key].dtype}.")
-
-
-def _is_same_kind(a: Tensor, b: Tensor) -> bool:
-    return (a.is_floating_point(), a.is_complex()) == (b.is_floating_point(), b.is_complex())
+        dtype = current[key].dtype if key in current else value.dtype
+        if (dtype.is_floating_point, dtype.is_complex) != (value.is_floating_point(), value.is_complex()):
+            raise ValueError(f"{key}: got {value.dtype}, needs {dtype}.")
 
 
 def hash_tensors(state: Mapping[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ bytes than there are, a small tensor repeated to a giant one, tensors without va
 first, and only what is plain and no larger than the file is given to torch.
 """
 
+import io
 import pickle
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
@@ -154,8 +155,8 @@ def _check_claims(path: Path) -> None:
         if len(pickles) != 1:
             raise ValueError("no file of torch.save")
         folder = pickles[0].removesuffix("data.pkl")
-        with archive.open(pickles[0]) as file:
-            _read_outline(file, lambda key: entries[f"{folder}data/{key}"].file_size)
+        content = io.BytesIO(archive.read(pickles[0]))
+        _read_outline(content, lambda key: entries[f"{folder}data/{key}"].file_size)
 
 
 def _read_outline(file: IO[bytes], size_of: Callable[[str], int]) -> None:
