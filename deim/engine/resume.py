@@ -62,6 +62,7 @@ def capture_checkpoint(
         step=progress.step,
         best=progress.best,
         timeline=run.context.timeline,
+        validation_fingerprint=run.fingerprints["validation"],
     )
 
 

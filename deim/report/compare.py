@@ -190,6 +190,8 @@ def _errors_per_image(kept: Overlaps) -> NDArray[np.int64]:
 def _report_path(path: Path, split: str) -> Path:
     if path.suffix == ".json":
         return path
+    if path.is_file():
+        path = path.parent  # the checkpoint of a run
     if not path.is_dir():
         raise DataError(f"{path}: no such run folder or report. Name the folder that holds best.pth.")
     # Training writes report.json on val; an evaluation since then has the newer thresholds.
