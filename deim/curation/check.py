@@ -157,7 +157,7 @@ def check_dataset(
     """
     listed = [(raw, image) for raw in raws.values() for image in raw.images]
     paths = [raw.image_dir / image["file_name"] for raw, image in listed]
-    facts = scan_images(paths, decode=decode, workers=workers, progress=progress)
+    facts = scan_images(paths, decode=decode, pixels=input_format.pixels, workers=workers, progress=progress)
     split_of = [raw.name for raw, _ in listed]
     hashes = [fact.sha256 for fact in facts] if decode else hash_equal_lengths(paths)
     duplicates = [*find_exact(hashes, split_of), *(find_near(facts, split_of) if decode else ())]
@@ -321,6 +321,11 @@ def _image_issues(listed: _Listed, path: Path, fact: ImageFacts) -> Iterator[Iss
         if path.is_file():
             yield Issue(rule="corrupt_image", split=raw.name, file=name, message=fact.header_problem)
         return
+    if fact.size_problem:
+        yield Issue(rule="large_image", split=raw.name, file=name, message=fact.size_problem)
+    if fact.pages > 1:
+        problem = f"image {name!r} has {fact.pages} pages or frames; only the first is used."
+        yield _issue(raw, "several_pages", name, problem)
     if fact.content_problem:
         yield _issue(raw, "truncated_image", name, fact.content_problem)
     listed_hw = (image["height"], image["width"])

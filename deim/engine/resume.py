@@ -24,6 +24,7 @@ FREE_OPTIONS = (
     "data.cache_mb",
     "data.disk_cache_mb",
     "data.disk_cache_dir",
+    "data.max_image_megapixels",
     "data.normal_class",
     "evaluation.bootstrap_resamples",
     "evaluation.draw_threshold",
