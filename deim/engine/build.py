@@ -79,6 +79,12 @@ def prepare_run(
         rank=distributed.rank,
         num_ranks=distributed.size,
     )
+    if not len(sampler):
+        raise TrainingError(
+            f"data.root: an epoch has 0 steps, got {count('training image', sampler.num_images)} for "
+            f"{count('process', distributed.size)}. Each process needs at least one: add images, or start "
+            f"fewer processes."
+        )
     timeline = resolve_schedule(
         config.schedule,
         epochs=config.epochs,
