@@ -52,10 +52,8 @@ class Batch:
         Raises:
             RuntimeError: If there is not enough shared memory.
         """
-        for tensor in [
-            self.images,
-            *(target[name] for target in self.targets for name in ("boxes", "labels")),
-        ]:
+        of_targets = [tensor for target in self.targets for tensor in (target["boxes"], target["labels"])]
+        for tensor in (self.images, *of_targets):
             if tensor.numel():
                 tensor.share_memory_()
 

@@ -8,6 +8,7 @@ from typing import Any
 from deim.config.loader import config_from_dict, config_to_dict
 from deim.engine.checkpoints import AveragedWeights, Checkpoint, ResumeState
 from deim.engine.context import TrainingRun
+from deim.engine.early_stopping import EarlyStoppingState
 from deim.engine.progress import Progress, WeightKind
 from deim.engine.seeding import RandomStates
 from deim.engine.step import unwrap_model
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 FREE_OPTIONS = (
     "output_dir",
+    "epochs",
     "data.root",
     "data.eval_batch_size",
     "data.num_workers",
@@ -36,7 +38,8 @@ FREE_OPTIONS = (
     "runtime.checkpoint_minutes",
     "runtime.preflight",
 )
-"""Options and blocks that may differ in a resumed run: they change neither its data nor its weights."""
+"""Options and blocks that may differ in a resumed run: the number of epochs, and all that changes neither its
+data nor its weights."""
 
 DATA_MESSAGES = {
     "training": "training data: other images or annotations",
@@ -94,10 +97,18 @@ def restore_run(run: TrainingRun, checkpoint: Checkpoint, *, path: Path, force: 
         force: Resume although config or data differ; the differences are logged.
 
     Raises:
-        CheckpointError: If config or data differ, or the tensors do not fit.
+        CheckpointError: If config or data differ, more epochs are done than the config asks for, or the
+            tensors do not fit.
     """
     state = checkpoint.resume
     assert state is not None
+    epochs, progress = run.context.config.epochs, state.progress
+    num_begun = progress.epoch + (progress.steps_of_epoch > 0)
+    if num_begun > epochs:
+        raise CheckpointError(
+            f"{path}: epochs: got {epochs}, but the run is in epoch {num_begun} already. Give at least that "
+            f"many."
+        )
     differences = _find_differences(run, checkpoint, state)
     if differences and not force:
         listed = "\n".join(f"  {line}" for line in differences)
@@ -109,14 +120,31 @@ def restore_run(run: TrainingRun, checkpoint: Checkpoint, *, path: Path, force: 
         logger.warning("changed since the run was stopped: %s", line)
     restore_weights(run, checkpoint, path=path)
     state.random.restore()
-    if differences:
-        _fit_to_changes(state.progress, run, checkpoint, state)
-    return state.progress
+    is_replanned = checkpoint.config["epochs"] != epochs
+    if differences or is_replanned:
+        _fit_to_changes(progress, run, checkpoint, state)
+    if is_replanned:
+        _log_epochs(run, checkpoint, progress)
+    return progress
+
+
+def _log_epochs(run: TrainingRun, checkpoint: Checkpoint, progress: Progress) -> None:
+    """Say how the run continues with another number of epochs."""
+    before, now = checkpoint.timeline, run.context.timeline
+    factors = "" if before is None else f"{before.lr_factor(max(progress.step - 1, 0)):.3g} -> "
+    logger.info(
+        "epochs: %s -> %d. The phases follow from the new number, warm-up is not repeated; the learning rate "
+        "becomes %s%.3g of the flat one",
+        checkpoint.config["epochs"],
+        run.context.config.epochs,
+        factors,
+        now.lr_factor(progress.step),
+    )
 
 
 def _fit_to_changes(progress: Progress, run: TrainingRun, checkpoint: Checkpoint, state: ResumeState) -> None:
     """Convert what was counted in steps of another number, or chosen for another batch size."""
-    progress.stopped_early = False
+    progress.stopped_early, progress.early_stopping = False, EarlyStoppingState()
     now, before = len(run.context.sampler), state.steps_per_epoch
     if before != now:
         progress.steps_of_epoch = round(progress.steps_of_epoch * now / before)

@@ -155,6 +155,25 @@ def resolve_schedule(
     return timeline
 
 
+def continue_schedule(options: ScheduleOptions, before: Timeline, *, epoch: int) -> ScheduleOptions:
+    """Return the options of a run that is resumed, perhaps with another number of epochs.
+
+    What is `auto` follows from that number, as if the run had been started with it. Only the warm-up, and the
+    start of augmentation if it has come, stay as they were: neither is repeated.
+
+    Args:
+        options: The block `schedule`.
+        before: Timeline of the run so far.
+        epoch: The epoch (0-based) in which it is resumed.
+    """
+    warmup_steps, start = options.warmup_steps, options.augment_start_epoch
+    if warmup_steps == "auto":
+        warmup_steps = before.warmup_steps
+    if start == "auto" and before.augment_start_epoch <= epoch:
+        start = before.augment_start_epoch
+    return replace(options, warmup_steps=warmup_steps, augment_start_epoch=start)
+
+
 def _without_stages(options: ScheduleOptions, epochs: int) -> ScheduleOptions:
     """Return the options of a task with the same augmentation and matching cost in all epochs."""
     stages = {

@@ -294,7 +294,8 @@ from deim.data.sampling import FixedBatches
 
 class Large(torch.utils.data.Dataset):
     def __getitem__(self, request):
-        batch = Batch(images=torch.zeros(IMAGES), targets=[{"boxes": torch.zeros(BOXES), "labels": torch.zeros(0)}])
+        target = {"boxes": torch.zeros(BOXES), "labels": torch.zeros(0)}
+        batch = Batch(images=torch.zeros(IMAGES), targets=[target])
         batch.share()
         return batch
 
