@@ -33,6 +33,8 @@ from deim.data.images.read import UPRIGHT
 from deim.data.splits import prepare_root, read_raw_split
 from deim.errors import DataError
 from deim.files import raise_listed
+from deim.inference.predictor import max_detections_per_image
+from deim.metrics.coco import MAX_DETECTIONS
 from deim.records import to_json
 
 logger = logging.getLogger(__name__)
@@ -41,8 +43,6 @@ MIN_SIDE_PX = 4.0
 """Boxes with a shorter side at the training size are reported."""
 OVERHANG_PX = 1.0
 SAME_BOX_PX = 0.5
-USUAL_MAX_DETECTIONS = 100
-"""Detections of an image that COCO metrics take."""
 MAX_SHOWN: Final = 5
 """Maximum number of issues of a rule in `describe_check`; the JSON file has all of them."""
 
@@ -114,7 +114,12 @@ def check_before_run(config: Config) -> CheckReport:
         )
         names.remove("val")
     raws = {name: replace(read_raw_split(data, name), name=name) for name in names}
-    report = check_dataset(raws, input_format=build_input_format(data, config.image_size_hw), decode=False)
+    max_boxes = min(config.evaluation.max_detections, max_detections_per_image(config))
+    input_format = build_input_format(data, config.image_size_hw)
+    report = check_dataset(raws, input_format=input_format, decode=False, max_boxes=max_boxes)
+    overfull = [issue.message for issue in report.issues if issue.rule == "many_boxes"]
+    if overfull:
+        logger.warning("%s %d images have too many boxes.", overfull[0], len(overfull))
     # An image that these splits do not list may belong to the test split.
     issues = tuple(issue for issue in report.issues if issue.rule != "unlisted_image")
     return replace(report, issues=issues)
@@ -140,6 +145,7 @@ def check_dataset(
     decode: bool = True,
     groups: Sequence[str] | None = None,
     unread: Sequence[Issue] = (),
+    max_boxes: int = MAX_DETECTIONS,
     workers: int = 2,
     progress: Callable[[int], object] = lambda _: None,
 ) -> CheckReport:
@@ -152,6 +158,7 @@ def check_dataset(
             otherwise only headers are read and only files of equal length compared.
         groups: Group of each image, split by split; None if there are no groups.
         unread: Issues of the splits that could not be read.
+        max_boxes: Detections of an image that a detector makes and COCO metrics count.
         workers: Number of images decoded at a time.
         progress: Called with the number of finished images.
     """
@@ -163,7 +170,7 @@ def check_dataset(
     duplicates = [*find_exact(hashes, split_of), *(find_near(facts, split_of) if decode else ())]
     issues = [*unread]
     for raw in raws.values():
-        issues += [*find_problems(raw), *_box_account_issues(raw), *_similar_classes(raw)]
+        issues += [*find_problems(raw), *_box_account_issues(raw, max_boxes), *_similar_classes(raw)]
         issues += [*_repeated_annotations(raw), *_box_issues(raw, input_format)]
     for image, path, fact in zip(listed, paths, facts, strict=True):
         issues += _image_issues(image, path, fact)
@@ -217,7 +224,7 @@ def _issue(raw: RawSplit, rule: str, file: str, problem: str, annotation: str | 
     return Issue(rule=rule, split=raw.name, file=file, message=message, annotation=annotation)
 
 
-def _box_account_issues(raw: RawSplit) -> Iterator[Issue]:
+def _box_account_issues(raw: RawSplit, max_boxes: int) -> Iterator[Issue]:
     """Yield issues of splits without trainable boxes, crowd regions, and images with too many boxes."""
     where, counts = raw.annotations_path.name, raw.count_boxes()
     if raw.name in ("train", "val"):
@@ -231,10 +238,10 @@ def _box_account_issues(raw: RawSplit) -> Iterator[Issue]:
         yield _issue(raw, "crowd_box", where, problem)
     per_image = Counter(annotation["image_id"] for annotation in raw.annotations)
     for image in raw.images:
-        if per_image[image["id"]] > USUAL_MAX_DETECTIONS:
+        if per_image[image["id"]] > max_boxes:
             problem = (
-                f"image {image['file_name']!r} has {per_image[image['id']]} boxes. By default an image has "
-                f"at most {USUAL_MAX_DETECTIONS} detections, so that the rest counts as missed: raise "
+                f"image {image['file_name']!r} has {per_image[image['id']]} boxes. An image has at most "
+                f"{max_boxes} detections that count, so that the rest is missed: raise "
                 f"evaluation.max_detections and model.decoder.num_queries, or use data.tiles."
             )
             yield _issue(raw, "many_boxes", image["file_name"], problem)

@@ -17,7 +17,7 @@ from deim.engine.trained_detector import TrainedDetector
 from deim.errors import DataError
 from deim.files import suggest
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.inference.predictor import Predictions, predict_split
+from deim.inference.predictor import Predictions, max_detections_per_image, predict_split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +26,8 @@ class EvaluationResult:
 
     ground_truth: GroundTruthTable
     detections: DetectionTable
+    max_detections: int
+    """Detections of an image and a class that metrics count."""
     network_ms: float
     """Mean time per image in the network, post-processing and merging of tiles."""
     total_ms: float
@@ -66,7 +68,8 @@ class Evaluator:
             )
         self.split = split
         self.device = device
-        self.max_detections = config.model.decoder.num_queries
+        self.max_detections = max_detections_per_image(config)
+        self.counted_detections = config.evaluation.max_detections
         self.distributed = distributed or DistributedContext()
         self.ground_truth = GroundTruthTable(
             class_names=tuple(class_names),
@@ -109,6 +112,7 @@ class Evaluator:
         return EvaluationResult(
             ground_truth=self.ground_truth,
             detections=DetectionTable.concatenate([part.detections for part in parts]),
+            max_detections=self.counted_detections,
             network_ms=1000 * sum(part.network_seconds for part in parts) / num_images,
             total_ms=1000 * max(part.total_seconds for part in parts) / num_images,
         )

@@ -176,7 +176,8 @@ def images_that_differ(runs: Sequence[ComparedRun], number: int) -> list[int]:
 
 def _read_run(path: Path, name: str) -> ComparedRun:
     report = read_report(path)
-    raw = compute_overlaps(*read_tables(report, ReportFiles(path)))
+    limit = report.provenance.counted_detections
+    raw = compute_overlaps(*read_tables(report, ReportFiles(path)), max_detections=limit)
     kept = raw.take(report.operating_points.keep(raw.detections))
     return ComparedRun(name=name, path=path, report=report, raw=raw, kept=kept)
 

@@ -165,7 +165,9 @@ def _store(trained: TrainedDetector, points: OperatingPoints, split: CocoSplit) 
 def _provenance(
     trained: TrainedDetector, evaluator: Evaluator, result: EvaluationResult, split_name: str
 ) -> Provenance:
-    config, split = trained.config, evaluator.split
+    config, split, truth = trained.config, evaluator.split, result.ground_truth
+    boxes_per_image = np.bincount(truth.image[~truth.is_crowd], minlength=truth.num_images)
+    limit = min(evaluator.max_detections, evaluator.counted_detections)
     return Provenance(
         split=split_name,
         dataset=DatasetInfo(
@@ -191,12 +193,16 @@ def _provenance(
         device=str(trained.device),
         versions=installed_versions(),
         max_detections=evaluator.max_detections,
+        counted_detections=evaluator.counted_detections,
+        overfull_images=int((boxes_per_image > limit).sum()),
     )
 
 
 def to_validation(result: EvaluationResult, image: Image.Image | None = None) -> Validation:
     """Return what the trainer needs of an evaluation, and `image` for TensorBoard."""
-    metrics = compute_coco_metrics(result.ground_truth, result.detections)
+    metrics = compute_coco_metrics(
+        result.ground_truth, result.detections, max_detections=result.max_detections
+    )
     worst = worst_class(metrics)
     return Validation(
         ap=metrics.summary.ap,

@@ -140,6 +140,7 @@ def _provenance_table(report: Report) -> Table:
         "model": f"{source.model.name}, {source.model.parameters / 1e6:.1f} M parameters",
         "network input": f"{height} x {width} px (height x width), {source.resize}{cut}",
         "raw detections per image": str(source.max_detections),
+        "counted per image and class": str(source.counted_detections),
         "time per image": "; ".join(f"{key} {ms:.1f} ms" for key, ms in times.items() if ms is not None),
         "device": source.device,
         "versions": ", ".join(f"{name} {version}" for name, version in source.versions.items()),

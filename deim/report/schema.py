@@ -88,6 +88,10 @@ class Provenance:
     """Version of each package; None if a package runs without being installed."""
     max_detections: int
     """Raw detections per image."""
+    counted_detections: int = 100
+    """Detections of an image and a class that COCO metrics count, from `evaluation.max_detections`."""
+    overfull_images: int = 0
+    """Images with more boxes than detections are made or counted, so that the rest is missed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ def describe_report(report: Report) -> list[str]:
     """Return the main results as sentences for the console and the page."""
     lines = (
         _map_line(report),
+        _overfull_line(report),
         _points_line(report),
         f"Parts: {_describe_images(report.image_level.at_operating_points)}.",
         _escape_line(report),
@@ -30,6 +31,17 @@ def _map_line(report: Report) -> str:
         spread = f", {report.intervals.level:.0%} interval {ends.low:.3f} to {ends.high:.3f}"
     size = f"{count('image', report.num_images)}, {count('box', report.num_boxes)}"
     return f"mAP50 {ap50:.3f}{spread}; mAP {ap:.3f} (n = {size})."
+
+
+def _overfull_line(report: Report) -> str:
+    source = report.provenance
+    if not source.overfull_images:
+        return ""
+    return (
+        f"{count('image', source.overfull_images)} of the split with more boxes than detections: at most "
+        f"{source.max_detections} are made for an image (model.decoder.num_queries, or data.tiles) and "
+        f"{source.counted_detections} of a class counted (evaluation.max_detections). The rest is missed."
+    )
 
 
 def _points_line(report: Report) -> str:

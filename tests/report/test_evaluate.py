@@ -410,3 +410,20 @@ def test_a_run_folder_stands_for_its_checkpoint(
         (copied_run / name).unlink()
     code, _, err = call("evaluate", copied_run)
     assert (code, "a folder without best.pth and last.pth" in err) == (2, True)
+
+
+@pytest.mark.parametrize("number", [21, 30])
+def test_a_report_says_that_images_have_more_boxes_than_detections(
+    number: int, copied_run: Path, tmp_path: Path, tiny_set: Path, call: Callable
+) -> None:
+    root = shutil.copytree(tiny_set, tmp_path / "dense")
+    path = root / "annotations" / "val.json"
+    content = json.loads(path.read_text())
+    first = content["annotations"][0]
+    content["annotations"] = [{**first, "id": index} for index in range(1, number + 1)]
+    path.write_text(json.dumps(content))
+    overrides = [f"data.root={root}", VAL, FEW, "evaluation.max_detections=25"]
+    code, out, _ = call("evaluate", copied_run, "--output", "report.json", "--set", *overrides)
+    source = read_report(tmp_path / "report.json").provenance
+    assert (code, source.counted_detections, source.overfull_images) == (0, 25, 1)
+    assert "1 image of the split with more boxes than detections: at most 20 are made for an image" in out
