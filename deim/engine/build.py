@@ -16,7 +16,7 @@ from deim.engine.distributed import DistributedContext, exchange_gradients
 from deim.engine.ema import ModelEma, resolve_ema
 from deim.engine.preflight import preflight
 from deim.engine.run_folder import prepare_run_dir, refuse_existing_run
-from deim.engine.schedule import continue_schedule, resolve_schedule
+from deim.engine.schedule import resolve_schedule
 from deim.engine.seeding import seed_everything, use_deterministic_operations
 from deim.engine.step import StepContext
 from deim.engine.task import load_task
@@ -90,14 +90,15 @@ def prepare_run(
             f"{count('process', distributed.size)}. Each process needs at least one: add images, or start "
             f"fewer processes."
         )
-    schedule, before = config.schedule, resumed.timeline if resumed else None
-    if resumed and resumed.resume and before and before.steps_per_epoch == len(sampler):
-        schedule = continue_schedule(schedule, before, epoch=resumed.resume.progress.epoch)
+    before = None if resumed is None else resumed.timeline
+    if before is not None and before.steps_per_epoch != len(sampler):
+        before = None  # its steps are not those of this run
     timeline = resolve_schedule(
-        schedule,
+        config.schedule,
         epochs=config.epochs,
         steps_per_epoch=len(sampler),
         has_stages=load_task(config.task.type).has_stages,
+        before=before,
     )
     return RunContext(
         config=config,

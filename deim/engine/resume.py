@@ -103,18 +103,18 @@ def restore_run(run: TrainingRun, checkpoint: Checkpoint, *, path: Path, force: 
     state = checkpoint.resume
     assert state is not None
     epochs, progress = run.context.config.epochs, state.progress
-    num_begun = progress.epoch + (progress.steps_of_epoch > 0)
-    if num_begun > epochs:
-        raise CheckpointError(
-            f"{path}: epochs: got {epochs}, but the run is in epoch {num_begun} already. Give at least that "
-            f"many."
-        )
     differences = _find_differences(run, checkpoint, state)
     if differences and not force:
         listed = "\n".join(f"  {line}" for line in differences)
         raise CheckpointError(
             f"{path}: the run was started with other options or data (there -> here):\n{listed}\nUndo the "
             f"changes, start a new run, or resume all the same with --force."
+        )
+    num_begun = progress.epoch + (progress.steps_of_epoch > 0)
+    if num_begun > epochs and not force:
+        raise CheckpointError(
+            f"{path}: epochs: got {epochs}, but the run is in epoch {num_begun} already. Give at least that "
+            f"many."
         )
     for line in differences:
         logger.warning("changed since the run was stopped: %s", line)

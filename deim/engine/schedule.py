@@ -115,7 +115,12 @@ class Timeline:
 
 
 def resolve_schedule(
-    options: ScheduleOptions, *, epochs: int, steps_per_epoch: int, has_stages: bool = True
+    options: ScheduleOptions,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    has_stages: bool = True,
+    before: Timeline | None = None,
 ) -> Timeline:
     """Turn the options of a schedule into epochs and steps; `auto` follows from `epochs`.
 
@@ -124,6 +129,8 @@ def resolve_schedule(
         epochs: Length of the run.
         steps_per_epoch: Optimizer steps an epoch.
         has_stages: Whether augmentation starts late and ends early, and the matching cost changes.
+        before: Timeline of a run that is resumed, perhaps with more epochs: its warm-up and its start of
+            augmentation are not made longer, so that they are not repeated.
 
     Raises:
         ConfigError: If a phase given by hand does not fit the run; the message holds the timeline.
@@ -137,9 +144,13 @@ def resolve_schedule(
             f"for augmentation. Change it, or leave it 'auto' to follow from epochs."
         )
     augmented = epochs - no_aug
-    start = _resolve(options.augment_start_epoch, round(AUGMENT_START_SHARE * augmented))
-    half = min(start + max(1, augmented // 2), augmented)
     warmup_steps = min(WARMUP_STEPS, int(WARMUP_SHARE * epochs * steps_per_epoch))
+    start = round(AUGMENT_START_SHARE * augmented)
+    if before is not None:
+        warmup_steps = min(warmup_steps, before.warmup_steps)
+        start = min(start, before.augment_start_epoch)
+    start = _resolve(options.augment_start_epoch, start)
+    half = min(start + max(1, augmented // 2), augmented)
     timeline = Timeline(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
@@ -153,25 +164,6 @@ def resolve_schedule(
     )
     _refuse_contradictions(timeline)
     return timeline
-
-
-def continue_schedule(options: ScheduleOptions, before: Timeline, *, epoch: int) -> ScheduleOptions:
-    """Return the options of a run that is resumed, perhaps with another number of epochs.
-
-    What is `auto` follows from that number, as if the run had been started with it. Only the warm-up, and the
-    start of augmentation if it has come, stay as they were: neither is repeated.
-
-    Args:
-        options: The block `schedule`.
-        before: Timeline of the run so far.
-        epoch: The epoch (0-based) in which it is resumed.
-    """
-    warmup_steps, start = options.warmup_steps, options.augment_start_epoch
-    if warmup_steps == "auto":
-        warmup_steps = before.warmup_steps
-    if start == "auto" and before.augment_start_epoch <= epoch:
-        start = before.augment_start_epoch
-    return replace(options, warmup_steps=warmup_steps, augment_start_epoch=start)
 
 
 def _without_stages(options: ScheduleOptions, epochs: int) -> ScheduleOptions:
