@@ -1,6 +1,7 @@
 """Files written whole or not at all, hashes, near names, and problems that are raised together."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
@@ -50,6 +51,37 @@ def write_text(path: Path, text: str) -> None:
         OSError: If the file cannot be written.
     """
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+class JsonListFile:
+    """A list in a JSON file that is whole after each addition, so that a stopped program leaves what it did.
+
+    An old file is replaced. Only the new entries are in memory.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+
+    END = b"\n]\n"
+
+    def __init__(self, path: Path) -> None:
+        write_text(path, f"[{self.END.decode()}")
+        self._file = path.open("r+b", buffering=0)
+        self._is_empty = True
+
+    def add(self, entries: Iterable[object]) -> None:
+        """Append entries of JSON types, in one call to the system."""
+        lines = [json.dumps(entry, allow_nan=False) for entry in entries]
+        if not lines:
+            return
+        text = ("\n" if self._is_empty else ",\n") + ",\n".join(lines)
+        self._is_empty = False
+        self._file.seek(-len(self.END), os.SEEK_END)
+        self._file.write(text.encode("ascii") + self.END)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -15,7 +15,7 @@ from deim.config.schema import Config
 from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
 from deim.data.formats.coco import CocoSplit
 from deim.data.loader import BatchLoader, build_train_loader
-from deim.engine.checkpoints import OTHER_CHECKPOINT, Checkpoint, read_checkpoint
+from deim.engine.checkpoints import OTHER_CHECKPOINT, Checkpoint, find_checkpoint, read_checkpoint
 from deim.engine.context import RunContext
 from deim.engine.progress import WeightKind
 from deim.engine.task import TaskDefaults, TaskOptions, TaskProducts, TrainingTask, detection_options
@@ -113,7 +113,7 @@ class TextFusionTask(TrainingTask):
         detector = block.get("detector")
         if not isinstance(detector, str):
             return None  # refused with all other problems when the config is read
-        path = Path(detector)
+        path = find_checkpoint(Path(detector))
         if not path.is_file():
             raise CheckpointError(
                 f"task.detector: there is no checkpoint {detector}{looked_in(path)}. Train the "

@@ -1,9 +1,11 @@
 """Evaluate a checkpoint and write a report, or write the page of an existing report again.
 
-A checkpoint holds all options, so that nothing else has to be given.
+A checkpoint holds all options, so that nothing else has to be given. Thresholds are chosen on the run's own
+validation split and stored in the checkpoint; an evaluation on other data never changes it.
 
 Examples:
-  deim evaluate outputs/quickstart/best.pth --split test
+  deim evaluate outputs/quickstart --split test
+  deim evaluate outputs/quickstart --split val --set data.root=data/other
   deim evaluate outputs/quickstart/evaluation_test.json
 """
 
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deim.cli.arguments import SPLITS, add_latex_argument, add_override_argument, new_parser
-from deim.errors import CheckpointError, ConfigError
+from deim.errors import ConfigError
 from deim.files import write_text
 
 if TYPE_CHECKING:
@@ -23,9 +25,16 @@ def build_parser() -> ArgumentParser:
     """Return the parser of `deim evaluate`."""
     parser = new_parser("evaluate", __doc__)
     add = parser.add_argument
-    add("source", type=Path, help="Checkpoint of a run, or the JSON file of a report.")
+    add(
+        "source",
+        type=Path,
+        help="Run folder, or a checkpoint such as best.pth, or the JSON file of a report.",
+    )
     add("--split", choices=SPLITS, help="Split to evaluate; without it, val.")
-    what = "JSON file to write; without it, evaluation_SPLIT.json beside the checkpoint."
+    what = (
+        "JSON file to write; without it, evaluation_SPLIT.json beside the checkpoint, or for data other than "
+    )
+    what += "the run's own evaluation_SPLIT_DATASET.json."
     add("--output", type=Path, help=what)
     add_latex_argument(parser)
     add_override_argument(parser, "data.root=data/other")
@@ -37,7 +46,7 @@ def run(args: Namespace) -> None:
     from deim.data.splits import read_split
     from deim.engine.trained_detector import load_trained
     from deim.inference.evaluator import build_evaluator
-    from deim.report.evaluate import evaluate_run
+    from deim.report.evaluate import default_report_path, evaluate_run
     from deim.report.files import ReportFiles, read_report_inputs, write_report_files
     from deim.report.table_files import LATEX_NAME, format_latex
     from deim.report.tables import report_tables
@@ -51,14 +60,10 @@ def run(args: Namespace) -> None:
         report_path = args.output or args.source
         report = write_report_files(read_report_inputs(args.source), report_path)
     else:
-        if args.source.is_dir():
-            raise CheckpointError(
-                f"{args.source}: is a folder. Give a checkpoint, such as {args.source / 'best.pth'}."
-            )
         split = args.split or "val"
-        report_path = args.output or args.source.parent / f"evaluation_{split}.json"
         trained = load_trained(args.source, overrides=args.set)
         evaluator = build_evaluator(trained, read_split(trained.config.data, split))
+        report_path = args.output or default_report_path(trained, evaluator.split, split)
         report = evaluate_run(trained, evaluator, split_name=split, report_path=report_path)
     print_report(report)
     files = ReportFiles(report_path)

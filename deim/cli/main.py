@@ -5,13 +5,14 @@ torch and the rest of the package only in `run`, so that `--help` answers at onc
 """
 
 import importlib
-import io
 import logging
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
 from deim import __version__
+from deim.cli.terminal import safe_output
 from deim.engine.task import TASKS
 from deim.errors import DeimError, StopSignalError
 from deim.files import suggest
@@ -42,10 +43,15 @@ def main(argv: Sequence[str] | None = None, *, command: Sequence[str] = ()) -> i
         command: Arguments that come before them, such as `["train"]` in `tools/train.py`.
 
     Returns:
-        Exit code: 0, or 2 after an error, or 128 plus the signal that stopped a training run; `data check`
-        returns 1 if the dataset has errors.
+        Exit code: 0, or 2 after an error, or 128 plus the signal that stopped the command; `data check`
+        returns 1 if the dataset has errors, `predict` if an image cannot be used.
     """
-    name, *rest = [*command, *(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    with safe_output():
+        return _main([*command, *(sys.argv[1:] if argv is None else argv)])
+
+
+def _main(arguments: Sequence[str]) -> int:
+    name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(_overview())
         return 0
@@ -61,15 +67,15 @@ def main(argv: Sequence[str] | None = None, *, command: Sequence[str] = ()) -> i
 
 def run_command(run: Callable[[Namespace], int | None], args: Namespace) -> int:
     """Set up logging, run a command, and print errors that are meant for the user without a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be valid Unicode
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_PrintHandler()])
     try:
         return run(args) or 0
     except StopSignalError as error:
         print(error, file=sys.stderr)
         return 128 + error.number
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (DeimError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

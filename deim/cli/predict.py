@@ -1,28 +1,48 @@
 """Detect defects in images: write COCO results and a copy of each image with its boxes.
 
-Example:
+The folder of the output holds
+
+  predictions.json  the detections, COCO results with file and class names
+  images.json       every image: id, file name, and num_detections, or the error of one that cannot be used
+  annotated/        a copy of each image with its boxes, in the same subfolders
+
+The two lists are whole after each image. An image that cannot be used does not stop the others; the exit code
+is then 1.
+
+Examples:
   deim predict outputs/quickstart/best.pth data/quickstart/images --output outputs/predictions
+  deim predict outputs/quickstart lots --no-recursive --score-threshold 0.2
 """
 
-import json
-from argparse import ArgumentParser, Namespace
+import sys
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deim.cli.arguments import add_override_argument, new_parser
 from deim.errors import ConfigError, DataError
+from deim.files import JsonListFile, count, looked_in
 
 if TYPE_CHECKING:
     from deim.inference.predictor import Predictor
+    from deim.structures import Detections
+
+COPIED_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+"""Formats in which annotated copies are written; copies of others become PNG."""
 
 
 def build_parser() -> ArgumentParser:
     """Return the parser of `deim predict`."""
     parser = new_parser("predict", __doc__)
     add = parser.add_argument
-    add("checkpoint", type=Path, help="Checkpoint of a run, such as best.pth.")
+    add("checkpoint", type=Path, help="Run folder, or a checkpoint such as best.pth.")
     add("images", type=Path, help="An image, or a folder of images.")
     add("--output", type=Path, default=Path("outputs/predictions"), help="Folder to write to.")
+    what = "Predict the images in the folders below, too. Hidden files are always left out."
+    add("--recursive", action=BooleanOptionalAction, default=True, help=what)
     what = "COCO file: predict only the images that it lists, with their ids; without it, ids count from 1."
     add("--annotations", type=Path, help=what)
     what = "Lowest score of a detection, 0 for raw detections; without it, the thresholds in the checkpoint."
@@ -31,85 +51,168 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def run(args: Namespace) -> None:
-    """Write `predictions.json` and an annotated copy of each image."""
-    from deim.data.images.load import read_preview
-    from deim.data.images.read import IMAGE_SUFFIXES
+def run(args: Namespace) -> int:
+    """Write `predictions.json`, `images.json` and an annotated copy of each image; return the exit code."""
+    from deim.engine.log import progress_bar
     from deim.engine.trained_detector import load_trained
-    from deim.files import count, write_text
-    from deim.inference.detection_table import DetectionTable
     from deim.inference.predictor import Predictor
-    from deim.report.draw import detections_panel, draw_panel
 
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         raise ConfigError(f"--score-threshold: got {args.score_threshold:g}, needs [0, 1]")
-    paths = list_images(args.images)
-    image_ids = number_images(paths, args.annotations)
-    predictor = Predictor(load_trained(args.checkpoint, overrides=args.set))
-    predictions = predictor.predict(list(image_ids), score_threshold=args.score_threshold)
     # A separate folder: the annotated copies have the names of the images and must never replace them.
-    folder = args.output / "annotated"
-    folder.mkdir(parents=True, exist_ok=True)
-    # Hundreds of raw detections, which --score-threshold 0 keeps, would cover the image.
-    draw_from = 0.0 if args.score_threshold is None else predictor.trained.config.evaluation.draw_threshold
-    for path, detections in zip(image_ids, predictions, strict=True):
-        shown = detections.take(detections.scores >= draw_from)
-        panel = detections_panel(shown, class_names=predictor.class_names)
-        annotated = draw_panel(read_preview(path), panel)
-        annotated.save(folder / (path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png"))
-    class_names = dict(zip(predictor.category_ids, predictor.class_names, strict=True))
-    file_names = {image_id: path.name for path, image_id in image_ids.items()}
-    table = DetectionTable.from_detections(dict(enumerate(predictions)))
-    results = [
-        {**row, "file_name": file_names[row["image_id"]], "category_name": class_names[row["category_id"]]}
-        for row in table.to_coco(list(image_ids.values()), predictor.category_ids)
-    ]
-    results_path = args.output / "predictions.json"
-    write_text(results_path, json.dumps(results, indent=1))
-    print(f"{count('detection', len(results))} in {count('image', len(image_ids))}")
-    print(f"kept       {describe_thresholds(predictor, args.score_threshold)}")
-    if len(image_ids) < len(paths):
-        skipped = count("image", len(paths) - len(image_ids))
-        print(f"skipped    {skipped} that {args.annotations} does not list")
-    print(f"results    {results_path}\nannotated  {folder}")
+    annotated = args.output / "annotated"
+    images = list_images(args.images, recursive=args.recursive, without=annotated)
+    image_ids = number_images(images, args.annotations)
+    predictor = Predictor(load_trained(args.checkpoint, overrides=args.set))
+    writer = _Writer(predictor, args.output, annotated, args.score_threshold)
+    paths = (images.folder / name for name in image_ids)
+    results = predictor.stream(paths, score_threshold=args.score_threshold)
+    with progress_bar("images", total=len(image_ids)) as advance:
+        for (name, image_id), result in zip(image_ids.items(), results, strict=True):
+            writer.write(images.folder, name, image_id, result)
+            advance("")
+    print(
+        f"{count('detection', writer.num_detections)} in {count('image', writer.num_images)}"
+        f"\nkept       {describe_thresholds(predictor, args.score_threshold)}"
+    )
+    for line in images.describe_skipped():
+        print(f"skipped    {line}")
+    if len(image_ids) < len(images.names):
+        unlisted = count("image", len(images.names) - len(image_ids))
+        print(f"skipped    {unlisted} that {args.annotations} does not list")
+    if writer.num_empty:
+        print(f"empty      {count('image', writer.num_empty)} without a detection, named in images.json")
+    if writer.failed:
+        print(f"failed     {count('image', len(writer.failed))}: {', '.join(writer.failed)}")
+    print(f"results    {args.output / 'predictions.json'}\nimages     {args.output / 'images.json'}")
+    print(f"annotated  {annotated}")
+    for reason in writer.failed.values():
+        print(reason, file=sys.stderr)
+    return 1 if writer.failed else 0
 
 
-def list_images(path: Path) -> list[Path]:
-    """Return the image, or the images of a folder sorted by name.
+class _Writer:
+    """Writes the results image by image, and counts them."""
+
+    def __init__(
+        self, predictor: "Predictor", output: Path, annotated: Path, score_threshold: float | None
+    ) -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        annotated.mkdir(exist_ok=True)
+        self.predictor, self.annotated = predictor, annotated
+        # Hundreds of raw detections, which --score-threshold 0 keeps, would cover the image.
+        draw_threshold = predictor.trained.config.evaluation.draw_threshold
+        self._draw_from = 0.0 if score_threshold is None else draw_threshold
+        self._results = JsonListFile(output / "predictions.json")
+        self._images = JsonListFile(output / "images.json")
+        self.num_images = self.num_detections = self.num_empty = 0
+        self.failed: dict[str, str] = {}
+        """Why each image that cannot be used cannot, by name."""
+
+    def write(self, folder: Path, name: str, image_id: int | str, result: "Detections | DataError") -> None:
+        """Write the detections of an image and its annotated copy, or why there are none."""
+        from deim.inference.detection_table import DetectionTable
+
+        entry = {"id": image_id, "file_name": name}
+        if isinstance(result, DataError):
+            self.failed[name] = str(result)
+            self._images.add([{**entry, "error": str(result)}])
+            return
+        self._copy(folder, name, result)
+        names = dict(zip(self.predictor.category_ids, self.predictor.class_names, strict=True))
+        rows = [
+            {**row, "image_id": image_id, "file_name": name, "category_name": names[row["category_id"]]}
+            for row in DetectionTable.from_detections({0: result}).to_coco([0], self.predictor.category_ids)
+        ]
+        self._results.add(rows)
+        self._images.add([{**entry, "num_detections": len(rows)}])
+        self.num_images += 1
+        self.num_detections += len(rows)
+        self.num_empty += not rows
+
+    def _copy(self, folder: Path, name: str, detections: "Detections") -> None:
+        """Draw the detections on a copy of the image; say once if the file has more images than this."""
+        from deim.data.images.load import read_preview
+        from deim.data.images.read import read_header
+        from deim.report.draw import detections_panel, draw_panel
+
+        pages = read_header(folder / name).pages
+        if pages > 1:
+            print(f"{folder / name}: has {pages} pages or frames; only the first is used.")
+        shown = detections.take(detections.scores >= self._draw_from)
+        panel = detections_panel(shown, class_names=self.predictor.class_names)
+        is_writable = Path(name).suffix.lower() in COPIED_SUFFIXES
+        path = self.annotated / (name if is_writable else f"{name}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_panel(read_preview(folder / name), panel).save(path)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageList:
+    """The images to predict, and what lies beside them."""
+
+    folder: Path
+    names: tuple[str, ...]
+    """Paths relative to the folder, with `/`, in alphabetical order."""
+    num_deeper: int = 0
+    """Number of images in the folders below that are not wanted."""
+    others: tuple[str, ...] = ()
+    """Files that are not images, as `names`."""
+
+    def describe_skipped(self) -> Iterator[str]:
+        """Yield a line about each kind of file that is left out."""
+        if self.num_deeper:
+            yield f"{count('image', self.num_deeper)} in the folders below, because of --no-recursive"
+        if self.others:
+            kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in self.others)
+            listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+            yield f"{count('file', len(self.others))} of other types: {listed}"
+
+
+def list_images(path: Path, *, recursive: bool, without: Path) -> ImageList:
+    """List an image, or the images of a folder and of those below, except hidden ones and those in `without`.
 
     Raises:
         DataError: If there is none.
     """
+    from deim.data.images.folder import walk_files
     from deim.data.images.read import IMAGE_SUFFIXES
 
     if path.is_file():
-        return [path]
-    images = sorted(entry for entry in path.glob("*") if entry.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
+        return ImageList(folder=path.parent, names=(path.name,))
+    if not path.is_dir():
+        raise DataError(f"{path}: no such image or folder{looked_in(path)}.")
+    outside = without.absolute()
+    files = sorted(name for name in walk_files(path) if outside not in (path / name).absolute().parents)
+    images = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    names = tuple(name for name in images if recursive or "/" not in name)
+    if not names:
+        below = f" {count('image', len(images))} lie in the folders below: leave out --no-recursive."
         raise DataError(
             f"{path}: there is no image. Give an image, or a folder of {', '.join(sorted(IMAGE_SUFFIXES))}."
+            f"{below if images else ''}"
         )
-    return images
+    others = tuple(name for name in files if Path(name).suffix.lower() not in IMAGE_SUFFIXES)
+    return ImageList(folder=path, names=names, num_deeper=len(images) - len(names), others=others)
 
 
-def number_images(paths: list[Path], annotations: Path | None) -> dict[Path, int]:
-    """Return an image id for each path: 1, 2, 3, …, or the ids of a COCO file for the images that it lists.
+def number_images(images: ImageList, annotations: Path | None) -> dict[str, int | str]:
+    """Return the id of each image: 1, 2, 3, …, or those of a COCO file for the images that it lists.
 
     Raises:
-        DataError: If the COCO file cannot be read or lists none of the images.
+        DataError: If the COCO file cannot be read, lists none of the images, or an image twice.
     """
     if annotations is None:
-        return {path: number for number, path in enumerate(paths, start=1)}
-    try:
-        images = json.loads(annotations.read_text(encoding="utf-8"))["images"]
-        ids = {Path(image["file_name"]).name: int(image["id"]) for image in images}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{annotations}: not a readable COCO file ({error!r}).") from None
-    listed = {path: ids[path.name] for path in paths if path.name in ids}
+        return {name: number for number, name in enumerate(images.names, start=1)}
+    from deim.data.formats.coco_file import read_image_ids
+    from deim.data.images.folder import ImageIndex
+
+    ids = read_image_ids(annotations, ImageIndex(images.folder, images.names))
+    listed = {name: ids[name] for name in images.names if name in ids}
     if not listed:
         raise DataError(
-            f"{annotations}: lists none of the {len(paths)} images, such as {paths[0].name!r}. Give images "
-            f"that it lists, or leave out --annotations."
+            f"{annotations}: lists none of the {len(images.names)} images, such as {images.names[0]!r}. Give "
+            f"images that it lists, or leave out --annotations."
         )
     return listed
 

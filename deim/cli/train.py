@@ -3,10 +3,12 @@
 Examples:
   deim train -c quickstart
   deim train -c configs/neu_det.yml --set data.root=data/neu_det epochs=20
-  deim train -c quickstart --resume auto
+  deim train --resume outputs/quickstart
+  deim train --resume outputs/quickstart --set epochs=40
   torchrun --nproc_per_node=2 tools/train.py -c configs/deimv2_1024.yml
 """
 
+import json
 import logging
 from argparse import ArgumentParser, Namespace
 from collections import Counter
@@ -17,8 +19,8 @@ from typing import TYPE_CHECKING
 from deim.cli.arguments import add_config_argument, add_override_argument, new_parser
 from deim.cli.evaluate import print_report
 from deim.config.catalog import find_config
-from deim.errors import StopSignalError
-from deim.files import count
+from deim.errors import ConfigError, StopSignalError
+from deim.files import count, looked_in
 
 if TYPE_CHECKING:
     from deim.config.schema import Config
@@ -30,10 +32,14 @@ if TYPE_CHECKING:
 def build_parser() -> ArgumentParser:
     """Return the parser of `deim train`."""
     parser = new_parser("train", __doc__)
-    add_config_argument(parser)
+    add_config_argument(parser, required=False)
     add_override_argument(parser, "data.root=data/defects epochs=20")
     add = parser.add_argument
-    what = "Continue a run from a checkpoint, or from last.pth of the output folder if there is one (auto)."
+    what = (
+        "Continue a run: its folder, a checkpoint, or auto for the output folder if it has one. Without -c, "
+        "the options are those of the run. With other epochs, its phases follow from the new number, and "
+        "warm-up is not repeated."
+    )
     add("--resume", metavar="auto|PATH", help=what)
     add("--force", action="store_true", help="Resume even though the data or the options have changed.")
     add("--overwrite", action="store_true", help="Replace the run that the output folder already holds.")
@@ -46,7 +52,7 @@ def run(args: Namespace) -> None:
     from deim.engine.distributed import join_distributed
     from deim.engine.run_folder import find_resume, refuse_existing_run
 
-    config = load_config(find_config(args.config), args.set)
+    config = load_config(*_config_and_overrides(args))
     with join_distributed(config.runtime.device) as distributed:
         if not distributed.is_main:
             logging.getLogger().setLevel(logging.ERROR)
@@ -57,6 +63,33 @@ def run(args: Namespace) -> None:
         trainer, evaluator = _prepare(config, distributed, args=args, resume_from=resume_from)
         _train(trainer, folder, distributed)
         _report(trainer, evaluator, folder, distributed)
+
+
+def _config_and_overrides(args: Namespace) -> tuple[Path, list[str]]:
+    """Return the config file, by default that of the run to resume, and the overrides.
+
+    Raises:
+        ConfigError: If no config is named and none can be found.
+    """
+    from deim.config.nodes import override_node
+
+    if args.config is not None:
+        return find_config(args.config), args.set
+    output_dir = override_node(args.set).child("output_dir")
+    if args.resume not in (None, "auto"):
+        path = Path(args.resume)
+        folder = path if path.is_dir() else path.parent
+    elif args.resume == "auto" and output_dir is not None:
+        folder = Path(str(output_dir.value))
+    else:
+        raise ConfigError(
+            "-c: no config is named. Give -c CONFIG, or a run to resume: --resume FOLDER, or --resume auto "
+            "--set output_dir=FOLDER."
+        )
+    config = folder / "config.yml"
+    if not config.is_file():
+        raise ConfigError(f"{folder}: holds no run, it has no config.yml{looked_in(folder)}. Give -c CONFIG.")
+    return config, [f"output_dir={json.dumps(str(folder))}", *args.set]
 
 
 def _prepare(

@@ -36,6 +36,9 @@ class EvaluationOptions:
     max_escape_rate: float = 0.01
     """Share of defective images without a detection, in [0, 1], for which reports give a threshold."""
     nms: NmsOptions = field(default_factory=NmsOptions)
+    max_detections: int = 100
+    """Detections of an image and a class that COCO metrics count, as maxDets of pycocotools; at least 10. An
+    image with more boxes also needs more `model.decoder.num_queries`, or `data.tiles`."""
     bootstrap_resamples: int = 1000
     """Resamples of the images for each confidence interval, at least 2; 0 gives no intervals."""
 
@@ -43,6 +46,7 @@ class EvaluationOptions:
         check(
             [
                 *below(1, every_epochs=self.every_epochs),
+                *below(10, max_detections=self.max_detections),
                 (
                     self.bootstrap_resamples < 0 or self.bootstrap_resamples == 1,
                     f"bootstrap_resamples: got {self.bootstrap_resamples}, needs 0 or at least 2",

@@ -33,6 +33,8 @@ from deim.data.images.read import UPRIGHT
 from deim.data.splits import prepare_root, read_raw_split
 from deim.errors import DataError
 from deim.files import raise_listed
+from deim.inference.predictor import max_detections_per_image
+from deim.metrics.coco import MAX_DETECTIONS
 from deim.records import to_json
 
 logger = logging.getLogger(__name__)
@@ -41,8 +43,6 @@ MIN_SIDE_PX = 4.0
 """Boxes with a shorter side at the training size are reported."""
 OVERHANG_PX = 1.0
 SAME_BOX_PX = 0.5
-USUAL_MAX_DETECTIONS = 100
-"""Detections of an image that COCO metrics take."""
 MAX_SHOWN: Final = 5
 """Maximum number of issues of a rule in `describe_check`; the JSON file has all of them."""
 
@@ -114,7 +114,12 @@ def check_before_run(config: Config) -> CheckReport:
             "data.val_annotations: validation uses the training images, so its scores mean nothing"
         )
         del raws["val"]
-    report = check_dataset(raws, input_format=build_input_format(data, config.image_size_hw), decode=False)
+    max_boxes = min(config.evaluation.max_detections, max_detections_per_image(config))
+    input_format = build_input_format(data, config.image_size_hw)
+    report = check_dataset(raws, input_format=input_format, decode=False, max_boxes=max_boxes)
+    overfull = [issue.message for issue in report.issues if issue.rule == "many_boxes"]
+    if overfull:
+        logger.warning("%s %d images have too many boxes.", overfull[0], len(overfull))
     # An image that these splits do not list may belong to the test split.
     issues = tuple(issue for issue in report.issues if issue.rule != "unlisted_image")
     return replace(report, issues=issues)
@@ -140,6 +145,7 @@ def check_dataset(
     decode: bool = True,
     groups: Sequence[str] | None = None,
     unread: Sequence[Issue] = (),
+    max_boxes: int = MAX_DETECTIONS,
     workers: int = 2,
     progress: Callable[[int], object] = lambda _: None,
 ) -> CheckReport:
@@ -152,18 +158,19 @@ def check_dataset(
             otherwise only headers are read and only files of equal length compared.
         groups: Group of each image, split by split; None if there are no groups.
         unread: Issues of the splits that could not be read.
+        max_boxes: Detections of an image that a detector makes and COCO metrics count.
         workers: Number of images decoded at a time.
         progress: Called with the number of finished images.
     """
     listed = [(raw, image) for raw in raws.values() for image in raw.images]
     paths = [raw.image_dir / image["file_name"] for raw, image in listed]
-    facts = scan_images(paths, decode=decode, workers=workers, progress=progress)
+    facts = scan_images(paths, decode=decode, pixels=input_format.pixels, workers=workers, progress=progress)
     split_of = [raw.name for raw, _ in listed]
     hashes = [fact.sha256 for fact in facts] if decode else hash_equal_lengths(paths)
     duplicates = [*find_exact(hashes, split_of), *(find_near(facts, split_of) if decode else ())]
     issues = [*unread]
     for raw in raws.values():
-        issues += [*find_problems(raw), *_box_account_issues(raw), *_similar_classes(raw)]
+        issues += [*find_problems(raw), *_box_account_issues(raw, max_boxes), *_similar_classes(raw)]
         issues += [*_repeated_annotations(raw), *_box_issues(raw, input_format)]
     for image, path, fact in zip(listed, paths, facts, strict=True):
         issues += _image_issues(image, path, fact)
@@ -217,7 +224,7 @@ def _issue(raw: RawSplit, rule: str, file: str, problem: str, annotation: str | 
     return Issue(rule=rule, split=raw.name, file=file, message=message, annotation=annotation)
 
 
-def _box_account_issues(raw: RawSplit) -> Iterator[Issue]:
+def _box_account_issues(raw: RawSplit, max_boxes: int) -> Iterator[Issue]:
     """Yield issues of splits without trainable boxes, crowd regions, and images with too many boxes."""
     where, counts = raw.annotations_path.name, raw.count_boxes()
     if raw.name in ("train", "val"):
@@ -231,10 +238,10 @@ def _box_account_issues(raw: RawSplit) -> Iterator[Issue]:
         yield _issue(raw, "crowd_box", where, problem)
     per_image = Counter(annotation["image_id"] for annotation in raw.annotations)
     for image in raw.images:
-        if per_image[image["id"]] > USUAL_MAX_DETECTIONS:
+        if per_image[image["id"]] > max_boxes:
             problem = (
-                f"image {image['file_name']!r} has {per_image[image['id']]} boxes. By default an image has "
-                f"at most {USUAL_MAX_DETECTIONS} detections, so that the rest counts as missed: raise "
+                f"image {image['file_name']!r} has {per_image[image['id']]} boxes. An image has at most "
+                f"{max_boxes} detections that count, so that the rest is missed: raise "
                 f"evaluation.max_detections and model.decoder.num_queries, or use data.tiles."
             )
             yield _issue(raw, "many_boxes", image["file_name"], problem)
@@ -321,6 +328,11 @@ def _image_issues(listed: _Listed, path: Path, fact: ImageFacts) -> Iterator[Iss
         if path.is_file():
             yield Issue(rule="corrupt_image", split=raw.name, file=name, message=fact.header_problem)
         return
+    if fact.size_problem:
+        yield Issue(rule="large_image", split=raw.name, file=name, message=fact.size_problem)
+    if fact.pages > 1:
+        problem = f"image {name!r} has {fact.pages} pages or frames; only the first is used."
+        yield _issue(raw, "several_pages", name, problem)
     if fact.content_problem:
         yield _issue(raw, "truncated_image", name, fact.content_problem)
     listed_hw = (image["height"], image["width"])

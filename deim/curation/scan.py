@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deim.data.images.ends import has_usual_end
-from deim.data.images.read import UPRIGHT, named_errors, read_header, read_values, upright_image
+from deim.data.images.pixel_format import RGB8, PixelFormat
+from deim.data.images.read import UPRIGHT, named_errors, read_header, read_values, refuse_giant, upright_image
 from deim.errors import DataError
 from deim.files import sha256_of_file
 
@@ -29,6 +30,10 @@ class ImageFacts:
     """Size of the upright image in pixels; None if the file is missing or not an image."""
     orientation: int = UPRIGHT
     """EXIF orientation, 1 to 8; 1 is upright."""
+    pages: int = 1
+    """Images in the file; the first is used."""
+    size_problem: str = ""
+    """Why the image is too large to be read; empty if it is not."""
     header_problem: str = ""
     """Why the file is not an image; empty if it is one."""
     content_problem: str = ""
@@ -45,40 +50,48 @@ def scan_images(
     paths: Sequence[Path],
     *,
     decode: bool,
+    pixels: PixelFormat = RGB8,
     workers: int = 2,
     progress: Callable[[int], object] = lambda _: None,
 ) -> list[ImageFacts]:
     """Collect facts about files, several at a time, in the order of `paths`.
 
     Without `decode`, only headers and the ends of files are read, which takes 0.1 ms per file; a file without
-    the usual end is decoded. The interpreter lock is free most of the time, so that more threads help.
-    `progress` is called with the number of finished files, after each.
+    the usual end is decoded, and an image larger than `pixels` allows never is. The interpreter lock is free
+    most of the time, so that more threads help. `progress` is called with the number of finished files,
+    after each.
     """
     facts = []
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        for number, file_facts in enumerate(pool.map(partial(scan_image, decode=decode), paths), start=1):
+        for number, file_facts in enumerate(
+            pool.map(partial(scan_image, decode=decode, pixels=pixels), paths), start=1
+        ):
             facts.append(file_facts)
             progress(number)
     return facts
 
 
-def scan_image(path: Path, *, decode: bool) -> ImageFacts:
+def scan_image(path: Path, *, decode: bool, pixels: PixelFormat = RGB8) -> ImageFacts:
     """Collect facts about one file; see `scan_images`."""
     try:
         header = read_header(path)
     except DataError as error:
         return ImageFacts(header_problem=str(error))
+    facts = ImageFacts(size_hw=header.size_hw, orientation=header.orientation, pages=header.pages)
+    try:
+        refuse_giant(header.size_hw, pixels, where=path)
+    except DataError as error:
+        return replace(facts, size_problem=str(error))
     problem, sha256, thumbnail = "", "", NO_THUMBNAIL
     try:
         if decode or not has_usual_end(path):
-            thumbnail = _make_thumbnail(path, is_deep=header.bits > 8 and header.channels > 1)
+            thumbnail = _make_thumbnail(path, pixels, is_deep=header.bits > 8 and header.channels > 1)
         if decode:
             sha256 = sha256_of_file(path)
     except (DataError, OSError) as error:
         problem = str(error)
-    return ImageFacts(
-        size_hw=header.size_hw,
-        orientation=header.orientation,
+    return replace(
+        facts,
         content_problem=problem,
         sha256=sha256,
         brightness=float(thumbnail.mean()) if thumbnail.size else float("nan"),
@@ -86,10 +99,10 @@ def scan_image(path: Path, *, decode: bool) -> ImageFacts:
     )
 
 
-def _make_thumbnail(path: Path, *, is_deep: bool) -> NDArray[np.float32]:
+def _make_thumbnail(path: Path, pixels: PixelFormat, *, is_deep: bool) -> NDArray[np.float32]:
     """Return (32, 32) gray means; more than 8 bits are stretched from the darkest to the brightest pixel."""
     if is_deep:
-        image = Image.fromarray(read_values(path).mean(axis=0, dtype=np.float32))
+        image = Image.fromarray(read_values(path, pixels).mean(axis=0, dtype=np.float32))
     else:
         with named_errors(path), Image.open(path) as opened:
             opened.load()

@@ -44,6 +44,19 @@ class Batch:
             for part, start in zip(images, starts, strict=False)
         ]
 
+    def share(self) -> None:
+        """Move all tensors to shared memory, in a loading process.
+
+        Left to torch, this fails in a thread, and the main process would wait for the batch forever.
+
+        Raises:
+            RuntimeError: If there is not enough shared memory.
+        """
+        of_targets = [tensor for target in self.targets for tensor in (target["boxes"], target["labels"])]
+        for tensor in (self.images, *of_targets):
+            if tensor.numel():
+                tensor.share_memory_()
+
     def pin_memory(self) -> "Batch":
         """Move the images to page-locked memory; the loader calls this for CUDA."""
         return Batch(images=self.images.pin_memory(), targets=self.targets)

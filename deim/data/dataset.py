@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from deim.boxes import clip_to_window, to_input_fractions, xywh_to_xyxy, xyxy_to_cxcywh
 from deim.data.augment.copy_blend import CopyBlend
@@ -84,9 +84,12 @@ class DetectionDataset(Dataset[Batch | DataError]):
             from a loading process to the main one.
         """
         try:
-            return self._load(request)
+            batch = self._load(request)
         except DataError as error:
             return error
+        if get_worker_info() is not None:
+            batch.share()
+        return batch
 
     def load_items(self, items: Sequence[Item]) -> Batch:
         """Load a batch of items without the changes of whole batches.

@@ -1,9 +1,12 @@
 """From options to samplers and loaders of batches."""
 
+import gc
 import json
 import logging
 import math
 import os
+import re
+import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -33,9 +36,14 @@ from deim.data.sampling import (
     compute_repeat_factors,
     epoch_length,
 )
-from deim.errors import DataError
+from deim.errors import DataError, TrainingError
 
 logger = logging.getLogger(__name__)
+
+
+SHARED_MEMORY = Path("/dev/shm")
+WORKER_ENDED = re.compile(r"shared memory|shm|bus error|worker \(pid.*\)|No space left", re.IGNORECASE)
+"""How torch says that a loading process could not hand over a batch, or was killed."""
 
 
 class BatchLoader:
@@ -71,11 +79,32 @@ class BatchLoader:
         return len(self._position.source)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the chosen epoch; raises a DataError for a damaged image."""
-        for batch in self._loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        """Yield the batches of the chosen epoch.
+
+        Raises:
+            DataError: If an image is damaged.
+            TrainingError: If a loading process ended, such as for want of shared memory.
+        """
+        try:
+            for batch in self._loader:
+                if isinstance(batch, DataError):
+                    raise batch
+                yield batch
+            return
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            text = f"{type(error).__name__}: {error}"
+            is_lost = not isinstance(error, RuntimeError) and self._loader.num_workers > 0
+            lines = [line for line in text.splitlines() if is_lost or WORKER_ENDED.search(line)]
+            if not lines:
+                raise
+        # Outside of the handler, where nothing holds the other processes, they end with the loader.
+        del self._loader
+        gc.collect()
+        raise TrainingError(
+            f"data.num_workers: a loading process ended ({lines[-1].strip()}). Batches go through shared "
+            f"memory{_shared_memory()}. Start the container with more, such as docker run --shm-size=8g, or "
+            f"set data.num_workers=0."
+        )
 
 
 class _EpochPosition:
@@ -234,6 +263,13 @@ def build_disk_cache(data: DataOptions, split: CocoSplit, input_format: InputFor
             cache.image_bytes / 2**20,
         )
     return cache
+
+
+def _shared_memory() -> str:
+    """Return the size of the shared memory in words; nothing on systems without."""
+    if not SHARED_MEMORY.is_dir():
+        return ""
+    return f", of which {SHARED_MEMORY} has {shutil.disk_usage(SHARED_MEMORY).total / 2**20:.0f} MiB"
 
 
 def _detach_from_signals(worker: int) -> None:  # noqa: ARG001

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deim.config.checks import Auto, below, check
+from deim.config.checks import Auto, below, check, not_positive
 from deim.data.formats.names import Format
-from deim.data.images.pixel_format import Scaling, Uint8Scaling
+from deim.data.images.pixel_format import MAX_MEGAPIXELS, Scaling, Uint8Scaling
 from deim.data.images.tiling import TilesOptions
 from deim.data.sampling import RepeatFactorSampling, UniformSampling
 from deim.data.synthetic.make import SyntheticOptions
@@ -51,6 +51,8 @@ class DataOptions:
     """Mean of each channel in [0, 1], subtracted from the input; the default is of red, green, blue."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation of each channel, dividing the input."""
+    max_image_megapixels: float = MAX_MEGAPIXELS
+    """Largest image that is read, in millions of pixels; a wrong header could ask for all memory."""
     sampling: UniformSampling | RepeatFactorSampling = field(default_factory=UniformSampling)
     """How often an epoch draws each training image; `repeat_factor` makes epochs longer."""
     batch_size: int | Literal["auto"] = 8
@@ -99,6 +101,7 @@ class DataOptions:
                     f"format: got {self.format!r}, but annotation files are only named for COCO. Remove the "
                     f"names, or the format.",
                 ),
+                *not_positive(max_image_megapixels=self.max_image_megapixels),
                 (not 1 <= self.channels <= 4, f"channels: got {self.channels}, needs 1 to 4"),
                 *(
                     (

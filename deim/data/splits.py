@@ -86,7 +86,10 @@ def read_split(data: DataOptions, name: str) -> CocoSplit:
     """
     raw = read_raw_split(data, name)
     split = to_split(raw)
-    check_images(split, PixelFormat(channels=data.channels, scaling=data.scaling))
+    pixels = PixelFormat(
+        channels=data.channels, scaling=data.scaling, max_megapixels=data.max_image_megapixels
+    )
+    check_images(split, pixels)
     logger.info("%s: %s, %d classes", name, split.count_boxes().describe(), len(split.class_names))
     for note in raw.notes:
         logger.info("%s: %s", name, note)

@@ -9,6 +9,7 @@ from deim.config.loader import config_to_yaml
 from deim.config.schema import Config
 from deim.data.loader import build_sampler
 from deim.data.splits import Splits
+from deim.engine.checkpoints import Checkpoint, RunCheckpoints
 from deim.engine.context import BatchPlan, RunContext, TrainingRun
 from deim.engine.device import select_device, select_precision
 from deim.engine.distributed import DistributedContext, exchange_gradients
@@ -57,12 +58,16 @@ def plan_batches(config: Config, distributed: DistributedContext) -> BatchPlan:
 
 
 def prepare_run(
-    config: Config, splits: Splits, *, distributed: DistributedContext | None = None, is_new: bool = True
+    config: Config,
+    splits: Splits,
+    *,
+    distributed: DistributedContext | None = None,
+    resumed: Checkpoint | None = None,
 ) -> RunContext:
     """Settle everything about a run that does not need a model.
 
-    Training, the preview of its batches and the ablation of text all begin with it. A resumed run, which is
-    not new, takes its weights from a checkpoint later.
+    Training, the preview of its batches and the ablation of text all begin with it. A resumed run takes its
+    weights from the checkpoint `resumed` later.
 
     Raises:
         DeimError: If an option does not fit the data or the machine.
@@ -80,11 +85,21 @@ def prepare_run(
         rank=distributed.rank,
         num_ranks=distributed.size,
     )
+    if not len(sampler):
+        raise TrainingError(
+            f"data.root: an epoch has 0 steps, got {count('training image', sampler.num_images)} for "
+            f"{count('process', distributed.size)}. Each process needs at least one: add images, or start "
+            f"fewer processes."
+        )
+    before = None if resumed is None else resumed.timeline
+    if before is not None and before.steps_per_epoch != len(sampler):
+        before = None  # its steps are not those of this run
     timeline = resolve_schedule(
         config.schedule,
         epochs=config.epochs,
         steps_per_epoch=len(sampler),
         has_stages=load_task(config.task.type).has_stages,
+        before=before,
     )
     return RunContext(
         config=config,
@@ -95,7 +110,7 @@ def prepare_run(
         device=device,
         precision=precision,
         distributed=distributed,
-        is_new=is_new,
+        is_new=resumed is None,
     )
 
 
@@ -131,11 +146,13 @@ def build_trainer(
     folder = Path(config.output_dir)
     if not overwrite:
         refuse_existing_run(folder, resume_from=resume_from, may_restart=may_restart)
-    context = prepare_run(config, splits, distributed=distributed, is_new=resume_from is None)
+    checkpoints = RunCheckpoints(folder)
+    stored, source = (None, folder) if resume_from is None else checkpoints.read_for_resume(resume_from)
+    context = prepare_run(config, splits, distributed=distributed, resumed=stored)
     run = _build_training(context)
-    trainer = Trainer(run, validate=validate, folder=folder, draw_batch=draw_batch)
-    if resume_from is not None:
-        trainer.resume(resume_from, force=force)
+    trainer = Trainer(run, validate=validate, checkpoints=checkpoints, draw_batch=draw_batch)
+    if stored is not None:
+        trainer.resume(stored, source, force=force)
     _log_run(run)
     micro_batch_size = _micro_batch_size(trainer, context.plan)
     if config.runtime.preflight or context.plan.micro is None:

@@ -82,6 +82,8 @@ class Checkpoint:
     """Phases of the run."""
     operating_points: Mapping[str, Any] | None = None
     """Thresholds in plain JSON types, chosen on the validation split; None before that."""
+    validation_fingerprint: str | None = None
+    """Hash of the validation split, see `CocoSplit.fingerprint`; None in older checkpoints."""
     resume: ResumeState | None = None
     """None in best.pth, which is for inference only."""
 
@@ -89,6 +91,22 @@ class Checkpoint:
     def inference_weights(self) -> Mapping[str, Tensor]:
         """Weights for inference, of the kind `weights`."""
         return self.ema.model if self.weights == "ema" else self.model
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a path means: itself, or best.pth, else last.pth, of a run folder.
+
+    Raises:
+        CheckpointError: If it is a folder without either.
+    """
+    if not path.is_dir():
+        return path
+    for name in ("best.pth", "last.pth"):
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(
+        f"{path}: a folder without best.pth and last.pth. Name the folder of a run, or a checkpoint."
+    )
 
 
 def previous_path(path: Path) -> Path:

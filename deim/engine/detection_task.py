@@ -9,7 +9,7 @@ from torch import nn
 
 from deim.config.schema import Config
 from deim.data.loader import BatchLoader, build_train_loader
-from deim.engine.checkpoints import Checkpoint
+from deim.engine.checkpoints import Checkpoint, find_checkpoint
 from deim.engine.context import RunContext
 from deim.engine.optimizer import build_optimizer
 from deim.engine.task import TaskOptions, TaskProducts, TrainingTask
@@ -44,7 +44,8 @@ class DetectionTask(TrainingTask):
         if config.model.init_from is None:
             logger.info("starting from random weights; set model.init_from to start from trained ones")
         elif context.is_new:
-            load_initial_weights(model, Path(config.model.init_from), class_names=train.class_names)
+            path = find_checkpoint(Path(config.model.init_from))
+            load_initial_weights(model, path, class_names=train.class_names)
         model.to(context.device)
         loader = build_detection_loader(context)
         lines = [f"  {stage.describe()}" for stage in loader.pipeline.stages(config.epochs)]

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from deim.config.loader import config_from_dict, config_to_dict
 from deim.engine.checkpoints import OTHER_CHECKPOINT, AveragedWeights, Checkpoint, ResumeState
 from deim.engine.context import TrainingRun
+from deim.engine.early_stopping import EarlyStoppingState
 from deim.engine.progress import Progress, WeightKind
 from deim.engine.seeding import RandomStates
 from deim.engine.step import unwrap_model
@@ -22,12 +23,14 @@ logger = logging.getLogger(__name__)
 
 FREE_OPTIONS = (
     "output_dir",
+    "epochs",
     "data.root",
     "data.eval_batch_size",
     "data.num_workers",
     "data.cache_mb",
     "data.disk_cache_mb",
     "data.disk_cache_dir",
+    "data.max_image_megapixels",
     "data.normal_class",
     "evaluation.bootstrap_resamples",
     "evaluation.draw_threshold",
@@ -39,7 +42,8 @@ FREE_OPTIONS = (
     "runtime.checkpoint_minutes",
     "runtime.preflight",
 )
-"""Options and blocks that may differ in a resumed run: they change neither its data nor its weights."""
+"""Options and blocks that may differ in a resumed run: the number of epochs, and all that changes neither its
+data nor its weights."""
 
 DATA_MESSAGES = {
     "training": "training data: other images or annotations",
@@ -66,6 +70,7 @@ def capture_checkpoint(
         step=progress.step,
         best=progress.best,
         timeline=run.context.timeline,
+        validation_fingerprint=run.fingerprints["validation"],
     )
 
 
@@ -96,16 +101,24 @@ def restore_run(run: TrainingRun, checkpoint: Checkpoint, *, path: Path, force: 
         force: Resume although config or data differ; the differences are logged.
 
     Raises:
-        CheckpointError: If config or data differ, or the tensors do not fit.
+        CheckpointError: If config or data differ, more epochs are done than the config asks for, or the
+            tensors do not fit.
     """
     state = checkpoint.resume
     assert state is not None
+    epochs, progress = run.context.config.epochs, state.progress
     differences = _find_differences(run, checkpoint, state)
     if differences and not force:
         listed = "\n".join(f"  {line}" for line in differences)
         raise CheckpointError(
             f"{path}: the run was started with other options or data (there -> here):\n{listed}\nUndo the "
             f"changes, start a new run, or resume all the same with --force."
+        )
+    num_begun = progress.epoch + (progress.steps_of_epoch > 0)
+    if num_begun > epochs and not force:
+        raise CheckpointError(
+            f"{path}: epochs: got {epochs}, but the run is in epoch {num_begun} already. Give at least that "
+            f"many."
         )
     for line in differences:
         logger.warning("changed since the run was stopped: %s", line)
@@ -114,14 +127,31 @@ def restore_run(run: TrainingRun, checkpoint: Checkpoint, *, path: Path, force: 
         state.random.restore()
     except (RuntimeError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: damaged random states ({error}). {OTHER_CHECKPOINT}") from None
-    if differences:
-        _fit_to_changes(state.progress, run, checkpoint, state)
-    return state.progress
+    is_replanned = checkpoint.config["epochs"] != epochs
+    if differences or is_replanned:
+        _fit_to_changes(progress, run, checkpoint, state)
+    if is_replanned:
+        _log_epochs(run, checkpoint, progress)
+    return progress
+
+
+def _log_epochs(run: TrainingRun, checkpoint: Checkpoint, progress: Progress) -> None:
+    """Say how the run continues with another number of epochs."""
+    before, now = checkpoint.timeline, run.context.timeline
+    factors = "" if before is None else f"{before.lr_factor(max(progress.step - 1, 0)):.3g} -> "
+    logger.info(
+        "epochs: %s -> %d. The phases follow from the new number, warm-up is not repeated; the learning rate "
+        "becomes %s%.3g of the flat one",
+        checkpoint.config["epochs"],
+        run.context.config.epochs,
+        factors,
+        now.lr_factor(progress.step),
+    )
 
 
 def _fit_to_changes(progress: Progress, run: TrainingRun, checkpoint: Checkpoint, state: ResumeState) -> None:
     """Convert what was counted in steps of another number, or chosen for another batch size."""
-    progress.stopped_early = False
+    progress.stopped_early, progress.early_stopping = False, EarlyStoppingState()
     now, before = len(run.context.sampler), state.steps_per_epoch
     if before != now:
         progress.steps_of_epoch = round(progress.steps_of_epoch * now / before)

@@ -37,15 +37,19 @@ def run_files(folder: Path) -> list[Path]:
 def find_resume(folder: Path, resume: str | None) -> Path | None:
     """Return the checkpoint to resume from: None, `auto` for last.pth of the folder if it exists, or a path.
 
+    The path is that of a checkpoint, or of the folder of a run.
+
     Raises:
         CheckpointError: If the named checkpoint does not exist.
     """
     if resume is None:
         return None
+    path = folder if resume == "auto" else Path(resume)
+    last = path / "last.pth"
+    if last.is_file() or previous_path(last).is_file():
+        return last
     if resume == "auto":
-        last = folder / "last.pth"
-        return last if last.is_file() or previous_path(last).is_file() else None
-    path = Path(resume)
+        return None
     if not path.is_file():
         problem = not_a_file(path, "checkpoint to resume from")
         raise CheckpointError(f"{path}: {problem}. Use --resume auto, or the path of a last.pth.")

@@ -121,7 +121,12 @@ class Timeline:
 
 
 def resolve_schedule(
-    options: ScheduleOptions, *, epochs: int, steps_per_epoch: int, has_stages: bool = True
+    options: ScheduleOptions,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    has_stages: bool = True,
+    before: Timeline | None = None,
 ) -> Timeline:
     """Turn the options of a schedule into epochs and steps; `auto` follows from `epochs`.
 
@@ -133,6 +138,8 @@ def resolve_schedule(
         epochs: Length of the run.
         steps_per_epoch: Optimizer steps an epoch.
         has_stages: Whether augmentation starts late and ends early, and the matching cost changes.
+        before: Timeline of a run that is resumed, perhaps with more epochs: its warm-up and its start of
+            augmentation are not made longer, so that they are not repeated.
 
     Raises:
         ConfigError: If two phases given by hand contradict each other; the message holds the timeline.
@@ -151,9 +158,13 @@ def resolve_schedule(
     total_steps = epochs * steps_per_epoch
     no_aug = resolve("no_aug_epochs", round(NO_AUG_SHARE * epochs), max(1, epochs - 1))
     augmented = epochs - no_aug
-    start = resolve("augment_start_epoch", round(AUGMENT_START_SHARE * augmented), augmented)
-    half = min(start + max(1, augmented // 2), augmented)
+    start = round(AUGMENT_START_SHARE * augmented)
     warmup_steps = min(WARMUP_STEPS, int(WARMUP_SHARE * total_steps))
+    if before is not None:
+        warmup_steps = min(warmup_steps, before.warmup_steps)
+        start = min(start, before.augment_start_epoch)
+    start = resolve("augment_start_epoch", start, augmented)
+    half = min(start + max(1, augmented // 2), augmented)
     timeline = Timeline(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,

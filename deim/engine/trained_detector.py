@@ -11,7 +11,8 @@ from torch import nn
 
 from deim.config.loader import config_from_dict, config_to_dict
 from deim.config.schema import Config
-from deim.engine.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
+from deim.data.formats.coco import CocoSplit
+from deim.engine.checkpoints import find_checkpoint, read_checkpoint, save_checkpoint
 from deim.engine.device import select_device
 from deim.engine.progress import WeightKind
 from deim.engine.task import load_task
@@ -29,6 +30,15 @@ INPUT_OPTIONS = (
     "data.std",
 )
 """Options that decide what the network sees of an image; stored thresholds hold only for the same values."""
+DATA_OPTIONS = (
+    "format",
+    "train_annotations",
+    "val_annotations",
+    "test_annotations",
+    "images",
+    "crowd_as_objects",
+)
+"""Options of `data` that, with its root, decide which images and boxes a split has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +62,18 @@ class TrainedDetector:
     path: Path
     changed_inputs: tuple[str, ...] = ()
     """Options of `INPUT_OPTIONS` that were changed after training, so that stored thresholds do not hold."""
+    validation_fingerprint: str | None = None
+    has_run_data: bool = True
+    """Whether the config still names the dataset of the training."""
+
+    def is_run_split(self, split: CocoSplit, name: str) -> bool:
+        """Tell whether a split belongs to the run that trained the detector.
+
+        The validation split is known by its content, and so in any folder; others by the options of the data.
+        """
+        if name == "val" and self.validation_fingerprint is not None:
+            return split.fingerprint() == self.validation_fingerprint
+        return self.has_run_data
 
 
 def load_trained(
@@ -60,7 +82,7 @@ def load_trained(
     """Build the detector that a checkpoint of any task holds.
 
     Args:
-        path: `best.pth` or `last.pth`.
+        path: `best.pth` or `last.pth`, or the folder of a run.
         device: Where to put it; None for the device that the config names.
         overrides: Changes of the stored config, `key.path=value` each, such as `data.root=…`.
 
@@ -68,7 +90,9 @@ def load_trained(
         CheckpointError: If the checkpoint is missing, damaged, or its weights do not fit its config.
         ConfigError: If the config, with its changes, is not valid in this version.
     """
+    path = find_checkpoint(path)
     checkpoint = read_checkpoint(path)
+    stored = config_from_dict(checkpoint.config, where=str(path))
     config = config_from_dict(checkpoint.config, where=str(path), overrides=overrides)
     model = load_task(checkpoint.task).build_stored_model(config, checkpoint, path)
     weights = dict(checkpoint.inference_weights)
@@ -95,15 +119,21 @@ def load_trained(
         step=checkpoint.step,
         operating_points=checkpoint.operating_points,
         path=path,
-        changed_inputs=_changed_inputs(checkpoint, config, path),
+        changed_inputs=_changed_inputs(stored, config),
+        validation_fingerprint=checkpoint.validation_fingerprint,
+        has_run_data=_data_source(stored) == _data_source(config),
     )
 
 
-def _changed_inputs(checkpoint: Checkpoint, config: Config, path: Path) -> tuple[str, ...]:
+def _changed_inputs(stored: Config, config: Config) -> tuple[str, ...]:
     """Return the options by which the network sees images differently than in training."""
-    stored, used = _inputs(config_from_dict(checkpoint.config, where=str(path))), _inputs(config)
-    pairs = zip(INPUT_OPTIONS, stored, used, strict=True)
+    pairs = zip(INPUT_OPTIONS, _inputs(stored), _inputs(config), strict=True)
     return tuple(name for name, there, here in pairs if there != here)
+
+
+def _data_source(config: Config) -> list[object]:
+    """Return the absolute root and the values of `DATA_OPTIONS`."""
+    return [Path(config.data.root).absolute(), *(getattr(config.data, name) for name in DATA_OPTIONS)]
 
 
 def _inputs(config: Config) -> list[object]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deim.config.loader import option_values
-from deim.engine.checkpoints import RunCheckpoints, save_checkpoint
+from deim.engine.checkpoints import Checkpoint, RunCheckpoints, save_checkpoint
 from deim.engine.context import TrainingRun
 from deim.engine.log import RunLog, epoch_line, progress_bar
 from deim.engine.memory import STEP_ADVICE, explain_out_of_memory, peak_bytes, reset_peak
@@ -30,19 +30,24 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains a run in a folder, which must exist when `train` is called."""
+    """Trains a run in the folder of its checkpoints, which must exist when `train` is called."""
 
     def __init__(
-        self, run: TrainingRun, *, validate: Validate, folder: Path, draw_batch: DrawBatch | None = None
+        self,
+        run: TrainingRun,
+        *,
+        validate: Validate,
+        checkpoints: RunCheckpoints,
+        draw_batch: DrawBatch | None = None,
     ) -> None:
         self.run = run
         self.validate = validate
         self.draw_batch = draw_batch
-        self.folder = folder
+        self.folder = checkpoints.folder
         self.config = run.context.config
         self.timeline = run.context.timeline
         self.distributed = run.context.distributed
-        self.checkpoints = RunCheckpoints(folder)
+        self.checkpoints = checkpoints
         self.progress = Progress()
         self._stop = StopSignals()
         self._saved_at = time.monotonic()
@@ -58,13 +63,12 @@ class Trainer:
         """Whether best.pth needs a higher score than the model before its first step."""
         return self.run.products.start_checkpoint is not None
 
-    def resume(self, path: Path, *, force: bool = False) -> None:
+    def resume(self, checkpoint: Checkpoint, source: Path, *, force: bool = False) -> None:
         """Continue a run that was stopped; `force` allows another config or other data.
 
         Raises:
-            CheckpointError: If training cannot be resumed from `path`.
+            CheckpointError: If training cannot be resumed from the checkpoint, which was read from `source`.
         """
-        checkpoint, source = self.checkpoints.read_for_resume(path)
         self.progress = restore_run(self.run, checkpoint, path=source, force=force)
         self._first_step = self.progress.step
         logger.info(

@@ -21,7 +21,7 @@ from deim.engine.trained_detector import TrainedDetector
 from deim.errors import DataError, NonFiniteError
 from deim.files import suggest
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.inference.predictor import Predictions, detect, predict_split
+from deim.inference.predictor import Predictions, detect, max_detections_per_image, predict_split
 from deim.loss.criterion import Criterion
 from deim.structures import ModelOutput, Placement
 
@@ -35,6 +35,8 @@ class EvaluationResult:
 
     ground_truth: GroundTruthTable
     detections: DetectionTable
+    max_detections: int
+    """Detections of an image and a class that metrics count."""
     network_ms: float
     """Mean time per image in the network, post-processing and merging of tiles."""
     total_ms: float
@@ -77,7 +79,8 @@ class Evaluator:
             )
         self.split = split
         self.device = device
-        self.max_detections = config.model.decoder.num_queries
+        self.max_detections = max_detections_per_image(config)
+        self.counted_detections = config.evaluation.max_detections
         self.distributed = distributed or DistributedContext()
         self.criterion = Criterion(config.loss)
         self.ground_truth = GroundTruthTable(
@@ -128,6 +131,7 @@ class Evaluator:
         return EvaluationResult(
             ground_truth=self.ground_truth,
             detections=DetectionTable.concatenate([part.detections for part in parts]),
+            max_detections=self.counted_detections,
             network_ms=1000 * sum(part.network_seconds for part in parts) / num_images,
             total_ms=1000 * max(part.total_seconds for part in parts) / num_images,
             loss=sum(total for total, _ in losses) / max(sum(boxes for _, boxes in losses), 1)

@@ -20,7 +20,7 @@ from deim.data.images.resize import fit_tiles, normalize
 from deim.engine.device import select_device
 from deim.engine.step import StepBatch
 from deim.engine.trained_detector import TrainedDetector, load_trained
-from deim.errors import CheckpointError, ConfigError
+from deim.errors import CheckpointError, ConfigError, DataError
 from deim.inference.detection_table import DetectionTable
 from deim.inference.operating_points import OperatingPoints, candidate_rules, describe_goal
 from deim.inference.postprocess import select_detections
@@ -43,6 +43,14 @@ class Predictions:
     """Time in the network, post-processing and merging of tiles, all images together."""
     total_seconds: float
     """The same with reading and preparing the images."""
+
+
+def max_detections_per_image(config: Config) -> int:
+    """Return how many raw detections an image has at most: one for each query, or more on tiles."""
+    num_queries = config.model.decoder.num_queries
+    if config.data.tiles is None:
+        return num_queries
+    return max(num_queries, config.evaluation.max_detections)
 
 
 @torch.no_grad()
@@ -170,42 +178,77 @@ class Predictor:
                 channels that the detector was trained for.
         """
         several = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images
-        limit = self.trained.config.model.decoder.num_queries
-        raw = [item for _, item in merge_by_image(self._detect(several, limit), max_detections=limit)]
+        results = []
+        for result in self.stream(several, score_threshold=score_threshold):
+            if isinstance(result, DataError):
+                raise result
+            results.append(result)
+        return results
+
+    def stream(
+        self, images: Iterable[ImageLike], *, score_threshold: float | None = None
+    ) -> Iterator[Detections | DataError]:
+        """Detect objects as `predict`, image by image, and give the error of an image that cannot be used.
+
+        Only the images of a batch are held in memory.
+
+        Args:
+            images: Any number of images.
+            score_threshold: As for `predict`.
+
+        Yields:
+            Detections of each image, or the reason why there are none, in the order of `images`.
+        """
         points = self.operating_points if score_threshold is None else None
-        if points is not None:
-            kept = [points.keep(DetectionTable.from_detections({0: item})) for item in raw]
-            return [item.take(torch.from_numpy(rows)) for item, rows in zip(raw, kept, strict=True)]
         if score_threshold is None:
             score_threshold = self.trained.config.evaluation.draw_threshold
-        return [item.take(item.scores >= score_threshold) for item in raw]
+        limit = max_detections_per_image(self.trained.config)
+        errors: dict[int, DataError] = {}
+        for number, item in merge_by_image(self._detect(images, limit, errors), max_detections=limit):
+            for earlier in [key for key in errors if key < number]:
+                yield errors.pop(earlier)
+            if points is None:
+                yield item.take(item.scores >= score_threshold)
+            else:
+                yield item.take(torch.from_numpy(points.keep(DetectionTable.from_detections({0: item}))))
+        yield from errors.values()
 
-    def _detect(self, images: Sequence[ImageLike], limit: int) -> Iterator[tuple[int, Placement, Detections]]:
-        """Yield the raw detections of each input; tiles, if any, are batched as in evaluation."""
-        inputs = self._inputs(images)
+    def _detect(
+        self, images: Iterable[ImageLike], limit: int, errors: dict[int, DataError]
+    ) -> Iterator[tuple[int, Placement, Detections]]:
+        """Yield the raw detections of each input; tiles, if any, are batched as in evaluation.
+
+        An image that cannot be used has its number and its error in `errors`.
+        """
+        inputs = self._inputs(images, errors)
         while batch := list(islice(inputs, self.trained.config.data.eval_batch_size)):
             numbers, tensors, placements = zip(*batch, strict=True)
             stacked = torch.stack(tensors).to(self.trained.device)
             detections = detect(self.trained.model, stacked, placements, max_detections=limit)
             yield from zip(numbers, placements, detections, strict=True)
 
-    def _inputs(self, images: Sequence[ImageLike]) -> Iterator[tuple[int, Tensor, Placement]]:
+    def _inputs(
+        self, images: Iterable[ImageLike], errors: dict[int, DataError]
+    ) -> Iterator[tuple[int, Tensor, Placement]]:
         """Yield inputs with the number of their image; an image is read when its first input is due."""
         form = self.input_format
         for number, image in enumerate(images):
-            if isinstance(image, (str, Path)):
-                tiles = read_tiles(Path(image), form)
-            else:
-                tiles = fit_tiles(to_tensor(image, form.pixels, where="predict"), form)
-            for fitted, placement in tiles:
-                yield number, normalize(fitted, form), placement
+            try:
+                if isinstance(image, (str, Path)):
+                    tiles = read_tiles(Path(image), form)
+                else:
+                    tiles = fit_tiles(to_tensor(image, form.pixels, where="predict"), form)
+                for fitted, placement in tiles:
+                    yield number, normalize(fitted, form), placement
+            except DataError as error:
+                errors[number] = error
 
 
 def load_detector(path: str | Path, *, device: str = "auto") -> Predictor:
     """Load a trained detector from `best.pth` or `last.pth`; no other file is needed.
 
     Args:
-        path: The checkpoint.
+        path: The checkpoint, or the folder of its run.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from deim.boxes import coco_overlap
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
+from deim.metrics.coco import MAX_DETECTIONS
 
 IOU_50 = 0.5
 COCO_IOU_THRESHOLDS = tuple(float(threshold) for threshold in np.linspace(0.5, 0.95, 10))
-MAX_DETECTIONS = 100
-"""Detections of an image and a class that AP counts."""
 MIN_IOU = 0.1
 """Lowest overlap that any analysis needs."""
 
@@ -51,6 +50,8 @@ class Overlaps:
     """(P,) position of a box of the same image, of any class; ascending for each detection."""
     iou: NDArray[np.float64]
     """(P,) in [0, 1]; with a crowd region, the share of the detection that lies in it."""
+    max_detections: int = MAX_DETECTIONS
+    """Detections of an image and a class that AP counts."""
 
     @cached_property
     def is_same_class(self) -> NDArray[np.bool_]:
@@ -69,13 +70,13 @@ class Overlaps:
 
     @cached_property
     def ranking(self) -> NDArray[np.int64]:
-        """Positions of the best 100 detections of each image and class in the order in which COCO ranks them.
+        """Positions of the detections that AP counts, in the order in which COCO ranks them.
 
         The order is that of falling score, and of ascending image id for equal scores.
         """
         image_ids = np.array(self.ground_truth.image_ids, dtype=np.int64)
         order = np.lexsort((image_ids[self.detections.image], -self.detections.score))
-        return order[rank_in_class(self.detections)[order] < MAX_DETECTIONS]
+        return order[rank_in_class(self.detections)[order] < self.max_detections]
 
     @cached_property
     def is_hit(self) -> NDArray[np.bool_]:
@@ -97,11 +98,14 @@ class Overlaps:
             detection=moved[stays],
             truth=self.truth[stays],
             iou=self.iou[stays],
+            max_detections=self.max_detections,
         )
 
 
-def compute_overlaps(ground_truth: GroundTruthTable, detections: DetectionTable) -> Overlaps:
-    """Compute the overlaps of detections with the ground truth of their images."""
+def compute_overlaps(
+    ground_truth: GroundTruthTable, detections: DetectionTable, *, max_detections: int = MAX_DETECTIONS
+) -> Overlaps:
+    """Compute the overlaps of detections with the ground truth of their images; see `Overlaps`."""
     borders = np.arange(ground_truth.num_images + 1)
     first_detection = np.searchsorted(detections.image, borders)
     first_truth = np.searchsorted(ground_truth.image, borders)
@@ -122,6 +126,7 @@ def compute_overlaps(ground_truth: GroundTruthTable, detections: DetectionTable)
         detection=detection,
         truth=truth_position,
         iou=values,
+        max_detections=max_detections,
     )
 
 

@@ -100,7 +100,7 @@ def resample_scores(overlaps: Overlaps, *, num_resamples: int = 1000, seed: int 
 
     Source:
         AP as in the evaluation code of COCO (Lin et al., 2014): precision made falling, at 101 recalls, with
-        at most 100 detections of an image and a class.
+        at most `max_detections` of the overlaps for an image and a class.
     """
     ground_truth, detections = overlaps.ground_truth, overlaps.detections
     assignment = overlaps.coco_assignment

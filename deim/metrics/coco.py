@@ -17,7 +17,9 @@ NUM_IOU_THRESHOLDS, IOU_50_ROW, IOU_75_ROW = 10, 0, 5
 NUM_RECALL_THRESHOLDS = 101
 """Recall 0.00, 0.01, …, 1.00."""
 AREAS_AND_MAX_DETS = (4, 3)
-"""Area ranges all, small, medium and large (limits 32² and 96² px); 1, 10 and 100 detections."""
+"""Area ranges all, small, medium and large (limits 32² and 96² px); 1, 10 and at most 100 detections."""
+MAX_DETECTIONS = 100
+"""Detections of an image and a class that COCO counts."""
 MAX_DETECTIONS_AT_ONCE = 200_000
 """Detections that the evaluator holds as dictionaries at once, about 1 kB each; at least one class."""
 NUM_LISTED = 10
@@ -29,8 +31,8 @@ class CocoSummary:
     """The twelve COCO metrics, each in [0, 1]: means over the classes that have ground truth.
 
     AP and AR are means over the IoU thresholds 0.50, 0.55, …, 0.95; AR counts the best 1, 10 or 100
-    detections of an image and a class. Small boxes have an area up to 32² px, large ones from 96² px. A
-    metric is None if no class has ground truth of its size.
+    detections of an image and a class; `evaluation.max_detections` replaces the 100. Small boxes have an area
+    up to 32² px, large ones from 96² px. A metric is None if no class has ground truth of its size.
     """
 
     ap: float | None
@@ -85,11 +87,13 @@ class CocoMetrics:
     """One entry per category, in the order of the COCO file."""
 
 
-def compute_coco_metrics(ground_truth: GroundTruthTable, detections: DetectionTable) -> CocoMetrics:
+def compute_coco_metrics(
+    ground_truth: GroundTruthTable, detections: DetectionTable, *, max_detections: int = MAX_DETECTIONS
+) -> CocoMetrics:
     """Evaluate raw detections by COCO's protocol for boxes.
 
-    The IoU thresholds are 0.50 to 0.95 in steps of 0.05; at most 100 detections per image and class count;
-    the area limits are 32² and 96² px; crowd regions are ignored.
+    The IoU thresholds are 0.50 to 0.95 in steps of 0.05; at most `max_detections` per image and class count,
+    at least 10; the area limits are 32² and 96² px; crowd regions are ignored.
 
     Raises:
         DataError: If the box or the score of a detection is not finite.
@@ -104,7 +108,9 @@ def compute_coco_metrics(ground_truth: GroundTruthTable, detections: DetectionTa
     group = np.cumsum(num_predictions) // MAX_DETECTIONS_AT_ONCE
     for labels in np.split(np.arange(num_classes), np.flatnonzero(np.diff(group)) + 1):
         if num_boxes[labels].any():
-            precision[:, :, labels], recall[:, labels] = _evaluate(ground_truth, detections, labels)
+            precision[:, :, labels], recall[:, labels] = _evaluate(
+                ground_truth, detections, labels, max_detections=max_detections
+            )
     counted = ~ground_truth.is_crowd
     pairs = np.unique(np.stack([ground_truth.label[counted], ground_truth.image[counted]]), axis=1)
     num_images = np.bincount(pairs[0], minlength=num_classes)
@@ -145,7 +151,11 @@ def _check_finite(detections: DetectionTable) -> None:
 
 
 def _evaluate(
-    ground_truth: GroundTruthTable, detections: DetectionTable, labels: NDArray[np.int64]
+    ground_truth: GroundTruthTable,
+    detections: DetectionTable,
+    labels: NDArray[np.int64],
+    *,
+    max_detections: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Run the evaluator on some classes; their numbers do not depend on the other classes.
 
@@ -167,6 +177,7 @@ def _evaluate(
     silent = {"print_function": lambda *_: None}
     detected = COCO({**truth, "annotations": annotations}, **silent)
     evaluator = COCOeval_faster(COCO(truth, **silent), detected, iouType="bbox", **silent)
+    evaluator.params.maxDets = [1, 10, max_detections]
     evaluator.evaluate()
     evaluator.accumulate()
     shape = (len(labels), *AREAS_AND_MAX_DETS)

@@ -22,7 +22,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.metrics.assignment import IOU_50, MAX_DETECTIONS, MIN_IOU, Overlaps, rank_in_class
+from deim.metrics.assignment import IOU_50, MIN_IOU, Overlaps, rank_in_class
 from deim.metrics.average_precision import average_precision
 
 
@@ -126,9 +126,9 @@ def tide_delta_ap50(overlaps: Overlaps) -> TideDeltaAp50:
     would then hit one box the highest score stays and the others are removed. Detections of the kinds both,
     duplicate and background are removed. Missed boxes leave the count of ground truth; a class without any
     other box leaves the mean. The gains do not add up to 1 - AP50: two kinds corrected together gain more, or
-    less, than each of them alone. The best 100 detections of each image and class count.
+    less, than each of them alone. The detections of each image and class that AP counts are counted here.
     """
-    overlaps = overlaps.take(rank_in_class(overlaps.detections) < MAX_DETECTIONS)
+    overlaps = overlaps.take(rank_in_class(overlaps.detections) < overlaps.max_detections)
     ground_truth, detections = overlaps.ground_truth, overlaps.detections
     kinds = classify_errors(overlaps)
     is_tp, stays = kinds.kind == ErrorKind.TP, kinds.kind != ErrorKind.IGNORED

@@ -61,12 +61,14 @@ class ReportInputs:
     @cached_property
     def metrics(self) -> CocoMetrics:
         """COCO metrics of the raw detections."""
-        return compute_coco_metrics(self.ground_truth, self.detections)
+        limit = self.provenance.counted_detections
+        return compute_coco_metrics(self.ground_truth, self.detections, max_detections=limit)
 
     @cached_property
     def raw(self) -> Overlaps:
         """The raw detections beside the ground truth."""
-        return compute_overlaps(self.ground_truth, self.detections)
+        limit = self.provenance.counted_detections
+        return compute_overlaps(self.ground_truth, self.detections, max_detections=limit)
 
     @cached_property
     def kept(self) -> Overlaps:

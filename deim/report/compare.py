@@ -220,7 +220,8 @@ def images_that_differ(runs: Sequence[ComparedRun], number: int) -> list[int]:
 
 def _read_run(path: Path, name: str) -> ComparedRun:
     report = read_report(path)
-    raw = compute_overlaps(*read_tables(report, ReportFiles(path)))
+    limit = report.provenance.counted_detections
+    raw = compute_overlaps(*read_tables(report, ReportFiles(path)), max_detections=limit)
     kept = raw.take(report.operating_points.keep(raw.detections))
     return ComparedRun(name=name, path=path, report=report, raw=raw, kept=kept)
 
@@ -234,6 +235,8 @@ def _errors_per_image(kept: Overlaps) -> NDArray[np.int64]:
 def _report_path(path: Path, split: str) -> Path:
     if path.suffix == ".json":
         return path
+    if path.is_file():
+        path = path.parent  # the checkpoint of a run
     if not path.is_dir():
         raise DataError(f"{path}: no such run folder or report. Name the folder that holds best.pth.")
     # Training writes report.json on val; an evaluation since then has the newer thresholds.

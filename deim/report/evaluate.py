@@ -7,9 +7,8 @@ import numpy as np
 from PIL import Image
 
 from deim.config.loader import option_values
-from deim.data.formats.coco import to_split
-from deim.data.options import DataOptions
-from deim.data.splits import read_raw_split, read_split
+from deim.data.formats.coco import CocoSplit
+from deim.data.splits import read_split
 from deim.engine.task import report_function
 from deim.engine.trained_detector import TrainedDetector, store_operating_points
 from deim.engine.validation import Validation
@@ -65,9 +64,10 @@ def evaluate_checkpoint(
 ) -> Report:
     """Evaluate a trained detector on a split and write its report.
 
-    On the validation split the operating points are chosen anew and stored in the checkpoint. On any other
-    split the stored ones hold. If there are none, they are chosen first; if they were chosen for another goal
-    or on another annotation file than the config names, others are chosen for this report alone.
+    On the run's own validation split the operating points are chosen anew and stored in the checkpoint. On
+    any other split, and on other data, the stored ones hold. If there are none, or they were chosen for
+    another goal or other inputs, they are chosen on the validation split that the config names; the
+    checkpoint is only changed if that is the run's own and there were none.
 
     Args:
         trained: From `load_trained`.
@@ -86,13 +86,16 @@ def evaluate_split(
     trained: TrainedDetector, evaluator: Evaluator, *, split_name: str, store_points: bool = True
 ) -> ReportInputs:
     """Evaluate as `evaluate_checkpoint`, without a report; new points are stored only with `store_points`."""
-    points = None if split_name == VAL else _points_for(trained, store=store_points)
+    is_val = split_name == VAL
+    is_run_val = is_val and trained.is_run_split(evaluator.split, VAL)
+    points = None if is_run_val else _points_that_hold(trained)
     result = evaluator.evaluate(trained.model)
-    log = trained.path.parent / "metrics.jsonl"
     if points is None:
-        points = _choose(trained, evaluator, result)
-        if store_points:
-            _store(trained, points)
+        val, val_result = (evaluator, result) if is_val else _evaluate_val(trained)
+        points = _choose(trained, val, val_result)
+        if store_points and (is_run_val or trained.operating_points is None):
+            _store(trained, points, val.split)
+    log = trained.path.parent / "metrics.jsonl"
     return ReportInputs(
         ground_truth=result.ground_truth,
         detections=result.detections,
@@ -103,35 +106,32 @@ def evaluate_split(
     )
 
 
-def _points_for(trained: TrainedDetector, *, store: bool) -> OperatingPoints:
-    """Return the operating points for a split other than the validation split."""
-    config = trained.config
+def default_report_path(trained: TrainedDetector, split: CocoSplit, split_name: str) -> Path:
+    """Return where the report on a split goes: beside the checkpoint, by another name for other data."""
+    is_of_run = trained.is_run_split(split, split_name)
+    suffix = "" if is_of_run else f"_{Path(trained.config.data.root).absolute().name}"
+    return trained.path.parent / f"evaluation_{split_name}{suffix}.json"
+
+
+def _points_that_hold(trained: TrainedDetector) -> OperatingPoints | None:
+    """Return the stored operating points if they are of the goal and the inputs that the config asks for."""
     stored = stored_points(trained)
-    if stored is not None and match_config(stored, config) and not trained.changed_inputs:
-        if _sha256_of_val(config.data) in (None, stored.annotations_sha256):
-            return stored
-        logger.warning("%s: its thresholds were chosen on other annotations of val", trained.path)
+    is_valid = stored is not None and match_config(stored, trained.config) and not trained.changed_inputs
+    return stored if is_valid else None
+
+
+def _evaluate_val(trained: TrainedDetector) -> tuple[Evaluator, EvaluationResult]:
+    """Evaluate a detector on the validation split that its config names."""
     logger.info("%s: no thresholds for this goal, input and data, choosing them on val first", trained.path)
     try:
-        split = read_split(config.data, VAL)
+        split = read_split(trained.config.data, VAL)
     except DataError as error:
         raise DataError(
             f"{trained.path}: holds no thresholds for this goal, input and data, and there is no validation "
             f"split to choose them on. Name the best.pth of a finished run, or solve this problem:\n{error}"
         ) from None
     evaluator = build_evaluator(trained, split)
-    points = _choose(trained, evaluator, evaluator.evaluate(trained.model))
-    if stored is None and store:
-        _store(trained, points)
-    return points
-
-
-def _sha256_of_val(data: DataOptions) -> str | None:
-    """Return the hash of the validation split's annotations; None if they are missing."""
-    try:
-        return to_split(read_raw_split(data, VAL)).annotations_sha256()
-    except (DataError, OSError):
-        return None
+    return evaluator, evaluator.evaluate(trained.model)
 
 
 def _choose(trained: TrainedDetector, evaluator: Evaluator, result: EvaluationResult) -> OperatingPoints:
@@ -149,11 +149,17 @@ def _choose(trained: TrainedDetector, evaluator: Evaluator, result: EvaluationRe
     )
 
 
-def _store(trained: TrainedDetector, points: OperatingPoints) -> None:
+def _store(trained: TrainedDetector, points: OperatingPoints, split: CocoSplit) -> None:
+    """Store operating points in the checkpoint if the split they were chosen on is the run's own."""
     content = to_json(points)
     if content == trained.operating_points:
         return
-    problem = store_operating_points(trained, content)
+    if not trained.is_run_split(split, VAL):
+        problem: str | None = "they were chosen on other data than the run's validation split"
+    elif not split.count_boxes().trainable:
+        problem = "no image of the validation split has a box"
+    else:
+        problem = store_operating_points(trained, content)
     if problem:
         logger.warning("%s: thresholds not stored, %s", trained.path, problem)
     else:
@@ -163,7 +169,9 @@ def _store(trained: TrainedDetector, points: OperatingPoints) -> None:
 def _provenance(
     trained: TrainedDetector, evaluator: Evaluator, result: EvaluationResult, split_name: str
 ) -> Provenance:
-    config, split = trained.config, evaluator.split
+    config, split, truth = trained.config, evaluator.split, result.ground_truth
+    boxes_per_image = np.bincount(truth.image[~truth.is_crowd], minlength=truth.num_images)
+    limit = min(evaluator.max_detections, evaluator.counted_detections)
     return Provenance(
         split=split_name,
         dataset=DatasetInfo(
@@ -195,6 +203,8 @@ def _provenance(
         versions=installed_versions(),
         max_detections=evaluator.max_detections,
         options=option_values(config),
+        counted_detections=evaluator.counted_detections,
+        overfull_images=int((boxes_per_image > limit).sum()),
     )
 
 

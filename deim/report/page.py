@@ -179,6 +179,7 @@ def _provenance_table(report: Report) -> Table:
         if times.latency is None
         else (f"{times.latency:.1f} ms, median, network and post-processing"),
         "time per image in batches": "; ".join(rates) or "not measured",
+        "counted per image and class": str(source.counted_detections),
         "device": source.device,
         "versions": ", ".join(f"{name} {version}" for name, version in source.versions.items()),
         "report version": str(report.schema_version),

@@ -100,6 +100,10 @@ class Provenance:
     """Raw detections per image."""
     options: dict[str, OptionValue] | None = None
     """Options of the experiment by dotted key, see `option_values`; None in older reports."""
+    counted_detections: int = 100
+    """Detections of an image and a class that COCO metrics count, from `evaluation.max_detections`."""
+    overfull_images: int = 0
+    """Images with more boxes than detections are made or counted, so that the rest is missed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ def describe_report(report: Report) -> list[str]:
     lines = (
         f"Data of {report.provenance.split}: {describe_data(report)}.",
         report.operating_points.default_reason,
+        _overfull_line(report),
         _points_line(report),
         f"Parts: {_describe_images(report.image_level.at_operating_points)}.",
         _escape_line(report),
@@ -44,6 +45,17 @@ def describe_data(report: Report) -> str:
         return counts.describe()
     size = f"{count('image', report.num_images)} ({report.num_images_without_boxes} without boxes)"
     return f"{size}, {count('box', report.num_boxes)}"
+
+
+def _overfull_line(report: Report) -> str:
+    source = report.provenance
+    if not source.overfull_images:
+        return ""
+    return (
+        f"{count('image', source.overfull_images)} of the split with more boxes than detections: at most "
+        f"{source.max_detections} are made for an image (model.decoder.num_queries, or data.tiles) and "
+        f"{source.counted_detections} of a class counted (evaluation.max_detections). The rest is missed."
+    )
 
 
 def _points_line(report: Report) -> str:

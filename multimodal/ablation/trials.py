@@ -23,6 +23,7 @@ from deim.inference.evaluator import Evaluator
 from deim.inference.predictor import predict_split
 from deim.metrics.assignment import compute_overlaps
 from deim.metrics.bootstrap import ScoreSamples, resample_scores
+from deim.metrics.coco import MAX_DETECTIONS
 from deim.records import from_json
 from deim.report.tables import format_number
 from multimodal.ablation.variants import (
@@ -80,6 +81,8 @@ class TrialContext:
     """Ground truth of these images."""
     max_detections: int
     """Raw detections kept for each image."""
+    counted_detections: int = MAX_DETECTIONS
+    """Detections of an image and a class that AP counts."""
     num_resamples: int = 1000
     """Resamples of the images, the same for all models."""
 
@@ -153,6 +156,7 @@ def build_trials(config: Config, *, pair_names: Sequence[str] | None = None) -> 
         ground_truth=evaluator.ground_truth,
         max_detections=evaluator.max_detections,
         num_resamples=config.evaluation.bootstrap_resamples,
+        counted_detections=evaluator.counted_detections,
     )
 
 
@@ -272,4 +276,5 @@ def evaluate_variant(model: FusionModel, context: TrialContext) -> ScoreSamples:
         max_detections=context.max_detections,
         image_ids=truth.image_ids,
     ).detections
-    return resample_scores(compute_overlaps(truth, detections), num_resamples=context.num_resamples)
+    overlaps = compute_overlaps(truth, detections, max_detections=context.counted_detections)
+    return resample_scores(overlaps, num_resamples=context.num_resamples)

@@ -39,7 +39,7 @@ def build_parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Read the prompts, embed them, write the text bank and describe it."""
     from deim.config.nodes import Node
-    from deim.engine.checkpoints import read_checkpoint
+    from deim.engine.checkpoints import find_checkpoint, read_checkpoint
     from multimodal.encoders.build import build_encoder, read_encoder_options
     from multimodal.prompts import load_prompts
     from multimodal.text_bank import build_text_bank, describe_text_bank, save_text_bank
@@ -47,7 +47,7 @@ def run(args: Namespace) -> None:
     prompts = load_prompts(find_config(args.prompts))
     class_names = args.classes
     if args.checkpoint is not None:
-        class_names = read_checkpoint(args.checkpoint).class_names
+        class_names = read_checkpoint(find_checkpoint(args.checkpoint)).class_names
     given = {
         "type": Node(args.encoder, "--encoder"),
         "clip_model": Node(args.model, "--model"),

@@ -23,8 +23,9 @@ from deim.curation.check import (
 from deim.curation.stats import at_input_size
 from deim.data.formats.issues import ERRORS, WARNINGS
 from deim.data.formats.read import find_dataset
-from deim.data.images.input_format import InputFormat
+from deim.data.images.input_format import InputFormat, build_input_format
 from deim.data.images.tiling import TilesOptions
+from deim.data.splits import read_split
 from deim.errors import DataError
 from deim.records import to_json
 from tests.data.small_sets import (
@@ -381,7 +382,7 @@ def test_a_damaged_annotation_file_beside_the_images_is_no_split_less(tmp_path: 
 
 def test_every_rule_has_a_case() -> None:
     elsewhere = {"group_across", "ambiguous_image", "fraction_box", "no_trainable_box", "missing_split"}
-    elsewhere |= {"crowd_box", "similar_classes", "many_boxes"}
+    elsewhere |= {"crowd_box", "similar_classes", "many_boxes", "large_image", "several_pages"}
     assert {case.rule for case in CASES} | elsewhere == {*ERRORS, *WARNINGS}
 
 
@@ -495,3 +496,32 @@ def test_images_of_a_split_that_a_run_does_not_use_are_nothing_odd(
         *(issue.rule for issue in actual),
     }
     assert "unlisted_image" not in {issue.rule for issue in actual}
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_large_image_names_the_option_in_check_and_training(
+    decode: bool, tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    root = write_small_set(tmp_path)
+    limit = f"data.max_image_megapixels={0.9 * WIDTH * HEIGHT / 1e6}"
+    config = tiny_config(root, tmp_path / "run", limit)
+    raws, unread = read_for_check(find_dataset(root))
+    form = build_input_format(config.data, config.image_size_hw)
+    report = check_dataset(raws, input_format=form, unread=unread, decode=decode)
+    assert {issue.rule for issue in report.issues} == {"large_image"}
+    with pytest.raises(DataError, match=r"too large, got 40x30 px.* raise data\.max_image_megapixels"):
+        check_before_run(config).raise_errors()
+    with pytest.raises(DataError, match="too large"):
+        read_split(config.data, "train")
+
+
+def test_a_file_of_several_pages_is_a_warning(tmp_path: Path) -> None:
+    def change(contents: Contents, images: Path) -> None:
+        contents["train"]["images"][0]["file_name"] = "t0.tif"
+        first = Image.open(images / "t0.png").copy()
+        first.save(images / "t0.tif", save_all=True, append_images=[first, first])
+        (images / "t0.png").unlink()
+
+    (issue,) = check(spoil(tmp_path, change)).issues
+    assert (issue.rule, issue.file) == ("several_pages", "t0.tif")
+    assert "has 3 pages or frames; only the first is used" in issue.message

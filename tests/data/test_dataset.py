@@ -1,9 +1,13 @@
 """Samples, their stages, and the loaders: the same seed gives the same samples, however they are loaded."""
 
 import json
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ from deim.data.formats.coco import CocoSplit
 from deim.data.formats.coco_file import read_coco
 from deim.data.loader import build_eval_loader
 from deim.data.sampling import BatchRequest, EpochSampler, Item
-from deim.errors import DataError
+from deim.errors import DataError, TrainingError
 from tests.data.building import make_format, make_pipeline, make_train_loader, read_input_of
 
 COLORS_ONLY = make_pipeline(photometric=1.0, start=2, stop=5)
@@ -234,3 +238,91 @@ def test_loading_processes_can_be_spawned(tiny_set: Path, tiny_config: Callable[
     assert isinstance(loaded, Batch)
     assert isinstance(again, Batch)
     assert torch.equal(loaded.images, again.images)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "Caught it in a worker.\nRuntimeError: unable to allocate shared memory(shm) for file </t>"
+        ),
+        RuntimeError("DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that …"),
+        RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"),
+        ConnectionResetError(104, "Connection reset by peer"),
+        EOFError(),
+    ],
+    ids=str,
+)
+def test_a_lost_loading_process_names_the_remedies(
+    error: Exception, tiny_set: Path, tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    class Lost:
+        num_workers = 2
+
+        def __iter__(self) -> Iterator[Batch]:
+            raise error
+
+    config = tiny_config(tiny_set, tmp_path / "run")
+    loader = make_train_loader(config, read(tiny_set), batch_size=3)
+    loader._loader = Lost()
+    with pytest.raises(
+        TrainingError, match=r"^data\.num_workers: .*--shm-size=8g, or set data\.num_workers=0\.$"
+    ):
+        list(loader)
+
+
+def test_another_error_of_the_loader_is_not_hidden(
+    tiny_set: Path, tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Batch:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(DetectionDataset, "__getitem__", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(make_train_loader(tiny_config(tiny_set, tmp_path / "run"), read(tiny_set), batch_size=3))
+
+
+SMALL_SHM = "mount -t tmpfs -o size=64k tmpfs /dev/shm && exec {python} {script}"
+LOAD = """
+from pathlib import Path
+import sys
+import torch
+from deim.data.batch import Batch
+from deim.errors import TrainingError
+from deim.data.loader import BatchLoader
+from deim.data.sampling import FixedBatches
+
+class Large(torch.utils.data.Dataset):
+    def __getitem__(self, request):
+        target = {"boxes": torch.zeros(BOXES), "labels": torch.zeros(0)}
+        batch = Batch(images=torch.zeros(IMAGES), targets=[target])
+        batch.share()
+        return batch
+
+if __name__ == "__main__":
+    try:
+        list(BatchLoader(Large(), FixedBatches([[(0, 0)]] * 4), num_workers=2))
+    except TrainingError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(("images", "boxes"), [(2**20, 1), (1, 2**20)])
+def test_a_small_shared_memory_ends_in_one_line(images: int, boxes: int, tmp_path: Path) -> None:
+    """The mount is private to this process and gone with it."""
+    unshare = shutil.which("unshare")
+    command = [unshare or "unshare", "-m", "sh", "-c"]
+    probe = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
+    if not unshare or subprocess.run([*command, probe], capture_output=True, check=False).returncode:
+        pytest.skip("needs a private mount")
+    script = tmp_path / "load.py"
+    script.write_text(LOAD.replace("IMAGES", str(images)).replace("BOXES", str(boxes)))
+    line = SMALL_SHM.format(python=sys.executable, script=script)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [*command, line], capture_output=True, text=True, check=False, env=environment, timeout=120
+    )
+    assert done.stdout.startswith("data.num_workers: a loading process ended"), done.stderr
+    assert "--shm-size" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr

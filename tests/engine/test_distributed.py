@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from deim.config.loader import config_from_dict
+from deim.data.splits import build_splits
+from deim.engine.build import prepare_run
 from deim.engine.distributed import DistributedContext, join_distributed
-from deim.errors import ConfigError
+from deim.errors import ConfigError, TrainingError
 from tests.conftest import TINY
 from tests.engine.ranks import compute_gradients
 
@@ -188,3 +191,16 @@ def test_one_process_needs_nothing() -> None:
         assert distributed.gather(3) == [3]
         assert distributed.max(5) == 5
         assert distributed.sum(torch.ones(2)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("images", "processes"), [(1, 2), (3, 4)])
+def test_an_epoch_without_a_step_is_refused_with_the_numbers(
+    images: int, processes: int, tmp_path: Path, write_coco: Callable[..., Path]
+) -> None:
+    root = write_coco(tmp_path / "set", num_images={"train": images, "val": 2})
+    overrides = [f"data.root={root}", f"output_dir={tmp_path / 'run'}", "data.batch_size=1"]
+    config = config_from_dict(TINY, where="tiny", overrides=overrides)
+    distributed = DistributedContext(rank=0, size=processes)
+    message = rf"an epoch has 0 steps, got {images} training images? for {processes} processes\."
+    with pytest.raises(TrainingError, match=message):
+        prepare_run(config, build_splits(config.data), distributed=distributed)

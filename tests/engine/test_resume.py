@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from deim.config.loader import config_to_yaml
 from deim.config.schema import Config
 from deim.engine.checkpoints import previous_path, read_checkpoint, save_checkpoint
 from deim.engine.progress import Progress
@@ -527,3 +528,72 @@ def test_random_states_come_back() -> None:
     seed_everything(4)
     states.restore()
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+
+
+LONG = ("epochs=4", "schedule.no_aug_epochs=1", "recipe.lr=1e-3")
+
+
+@pytest.mark.parametrize("epochs", [6, 9])
+def test_more_epochs_need_no_force_and_repeat_no_warm_up(
+    epochs: int, tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build, caplog: Any
+) -> None:
+    caplog.set_level(logging.INFO)
+    run = tmp_path / "run"
+    build_tiny(tiny_config(tiny_set, run, *LONG, "schedule.warmup_steps=2")).train()
+    best = read_checkpoint(run / "best.pth").best
+    longer = tiny_config(tiny_set, run, *LONG, "schedule.warmup_steps=2", f"epochs={epochs}")
+    trainer = build_tiny(longer, resume_from=find_resume(run, "auto"))
+    assert f"epochs: 4 -> {epochs}. The phases follow from the new number" in caplog.text
+    trainer.train()
+    lines = epochs_of(run)
+    assert [line["epoch"] for line in lines] == list(range(epochs))
+    assert lines[-1]["lr"] < lines[4]["lr"] <= 1e-3  # it falls at the new end
+    assert read_checkpoint(run / "last.pth").config["epochs"] == epochs
+    assert read_checkpoint(run / "best.pth").best.score >= best.score
+
+
+def test_a_longer_run_that_is_killed_again_keeps_its_plan(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    run = tmp_path / "run"
+    build_tiny(tiny_config(tiny_set, run, "epochs=2")).train()
+    config = tiny_config(tiny_set, run, "epochs=200")
+    first = build_tiny(config, resume_from=find_resume(run, "auto"))
+    assert first.timeline.warmup_steps == 0  # as planned for 2 epochs; 200 alone would begin with 20
+    assert first.timeline.augment_start_epoch == 0
+    first._save()
+    again = build_tiny(config, resume_from=find_resume(run, "auto"))
+    assert again.timeline == first.timeline
+
+
+def test_fewer_epochs_than_are_done_are_refused(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    run = tmp_path / "run"
+    build_tiny(tiny_config(tiny_set, run, "epochs=3")).train()
+    with pytest.raises(CheckpointError, match=r"epochs: got 2, but the run is in epoch 3 already\."):
+        build_tiny(tiny_config(tiny_set, run, "epochs=2"), resume_from=find_resume(run, "auto"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--resume", "run"], ["--resume", "run/last.pth"], ["--resume", "auto", "--set", "output_dir=run"]],
+    ids=" ".join,
+)
+def test_a_run_is_resumed_by_its_folder_alone(
+    arguments: list[str], call: Callable, tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig
+) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=1", "evaluation.bootstrap_resamples=0")
+    (tmp_path / "tiny.yml").write_text(config_to_yaml(config), encoding="utf-8")
+    assert call("train", "-c", "tiny.yml")[0] == 0
+    (tmp_path / "tiny.yml").unlink()
+    more = ["epochs=2"] if "--set" in arguments else ["--set", "epochs=2"]
+    code, _, err = call("train", *arguments, *more)
+    assert (code, err) == (0, "")
+    assert [line["epoch"] for line in epochs_of(tmp_path / "run")] == [0, 1]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--resume", "auto"], ["--resume", "lost"]], ids=" ".join)
+def test_without_a_config_or_a_run_both_are_asked_for(arguments: list[str], call: Callable) -> None:
+    code, _, err = call("train", *arguments)
+    assert (code, "Give -c CONFIG" in err) == (2, True)

@@ -291,11 +291,11 @@ def test_thresholds_of_other_data_or_for_another_goal_are_not_predicted_as_ones_
     copied_run: Path, tmp_path: Path, write_coco: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
+    run_report(copied_run, tmp_path / "report.json")
     root = write_coco(tmp_path / "set", seed=5)
-    run_report(copied_run, tmp_path / "report.json", f"data.root={root}", VAL)
     stored = read_checkpoint(copied_run / "best.pth").operating_points
-    report = run_report(copied_run, tmp_path / "test.json", split="test")
-    assert "its thresholds were chosen on other annotations" in caplog.text
+    goal = "evaluation.goal={type: recall, at_least: 0.5}"
+    report = run_report(copied_run, tmp_path / "other.json", f"data.root={root}", VAL, goal)
     assert report.operating_points.annotations_sha256 != stored["annotations_sha256"]
     # A report alone changes nothing of what ships.
     assert read_checkpoint(copied_run / "best.pth").operating_points == stored
@@ -349,3 +349,98 @@ def test_thresholds_of_other_inputs_are_not_used(copied_run: Path, tiny_set: Pat
     assert inputs.points.chosen_on == "val"
     assert inputs.points != stored_points(load_trained(path))
     Predictor(load_trained(path, overrides=["data.num_workers=1"])).predict(image)
+
+
+def other_labels(root: Path) -> list[str]:
+    """Correct a box of the run's validation split, and return the overrides that name this data."""
+    path = root / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] -= 1
+    path.write_text(json.dumps(content))
+    return [f"data.root={root}"]
+
+
+def other_boxes(root: Path) -> list[str]:
+    """Name the test images as the validation split."""
+    return [f"data.root={root}", "data.val_annotations=annotations/test.json"]
+
+
+@pytest.mark.parametrize("change", [other_labels, other_boxes])
+@pytest.mark.parametrize("has_points", [True, False])
+def test_an_evaluation_on_other_data_never_changes_the_checkpoint(
+    change: Callable[[Path], list[str]], has_points: bool, copied_run: Path, tmp_path: Path, tiny_set: Path
+) -> None:
+    if has_points:
+        stored = run_report(copied_run, tmp_path / "own.json").operating_points
+    before = (copied_run / "best.pth").read_bytes()
+    overrides = change(shutil.copytree(tiny_set, tmp_path / "line_7"))
+    report = run_report(copied_run, tmp_path / "other.json", *overrides)
+    assert (copied_run / "best.pth").read_bytes() == before
+    if has_points:  # the report is about the detector as it ships
+        assert report.operating_points == stored
+
+
+def test_the_own_validation_split_is_known_in_any_folder(
+    copied_run: Path, tmp_path: Path, tiny_set: Path
+) -> None:
+    moved = shutil.copytree(tiny_set, tmp_path / "moved")
+    run_report(copied_run, tmp_path / "report.json", f"data.root={moved}")
+    assert load_trained(copied_run / "best.pth").operating_points is not None
+
+
+def test_a_validation_split_without_boxes_gives_no_thresholds(
+    copied_run: Path, tmp_path: Path, write_coco: Callable[..., Path]
+) -> None:
+    stored = run_report(copied_run, tmp_path / "own.json").operating_points
+    before = (copied_run / "best.pth").read_bytes()
+    root = write_coco(tmp_path / "good_parts", empty=["train", "val"])
+    report = run_report(copied_run, tmp_path / "report.json", f"data.root={root}", VAL)
+    assert report.operating_points == stored
+    assert (copied_run / "best.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_report_on_other_data_has_another_name(
+    split: str, copied_run: Path, tmp_path: Path, call: Callable, write_coco: Callable[..., Path]
+) -> None:
+    options = [copied_run, "--split", split, "--set", FEW]
+    assert call("evaluate", *options)[0] == 0
+    usual = copied_run / f"evaluation_{split}.json"
+    before = usual.read_bytes()
+    root = write_coco(tmp_path / "line_2", seed=3)
+    code, out, _ = call("evaluate", *options, f"data.root={root}", VAL)
+    assert (code, usual.read_bytes()) == (0, before)
+    assert (copied_run / f"evaluation_{split}_line_2.json").is_file()
+    assert f"evaluation_{split}_line_2.html" in out
+    assert call("compare", copied_run, copied_run / "best.pth", "--split", split)[0] == 0
+
+
+@pytest.mark.parametrize(("kept", "used"), [(["best.pth", "last.pth"], "best"), (["last.pth"], "last")])
+def test_a_run_folder_stands_for_its_checkpoint(
+    kept: list[str], used: str, copied_run: Path, tiny_set: Path, call: Callable
+) -> None:
+    for name in {"best.pth", "last.pth"} - set(kept):
+        (copied_run / name).unlink()
+    assert load_trained(copied_run).path == copied_run / f"{used}.pth"
+    assert call("predict", copied_run, tiny_set / "images" / "val_0.png", "--output", "seen")[0] == 0
+    for name in kept:
+        (copied_run / name).unlink()
+    code, _, err = call("evaluate", copied_run)
+    assert (code, "a folder without best.pth and last.pth" in err) == (2, True)
+
+
+@pytest.mark.parametrize("number", [21, 30])
+def test_a_report_says_that_images_have_more_boxes_than_detections(
+    number: int, copied_run: Path, tmp_path: Path, tiny_set: Path, call: Callable
+) -> None:
+    root = shutil.copytree(tiny_set, tmp_path / "dense")
+    path = root / "annotations" / "val.json"
+    content = json.loads(path.read_text())
+    first = content["annotations"][0]
+    content["annotations"] = [{**first, "id": index} for index in range(1, number + 1)]
+    path.write_text(json.dumps(content))
+    overrides = [f"data.root={root}", VAL, FEW, "evaluation.max_detections=25"]
+    code, out, _ = call("evaluate", copied_run, "--output", "report.json", "--set", *overrides)
+    source = read_report(tmp_path / "report.json").provenance
+    assert (code, source.counted_detections, source.overfull_images) == (0, 25, 1)
+    assert "1 image of the split with more boxes than detections: at most 20 are made for an image" in out

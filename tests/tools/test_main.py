@@ -174,3 +174,61 @@ def test_the_installed_package_works_in_an_empty_folder(tmp_path: Path) -> None:
     assert list(empty.iterdir()) == []
     options = ("--train-images", "2", "--val-images", "1", "--test-images", "1", "--max-size", "96", "96")
     assert "train: 2 images" in run("synthetic", "--root", "data", *options)
+
+
+NAMES = """
+import sys
+from deim.cli.main import main, run_command
+from deim.cli.terminal import safe_output
+
+def show(args):
+    print("缺陷 ✓ ü \\udcff")
+    print("… 缺陷", file=sys.stderr)
+    return 0
+
+with safe_output():
+    sys.exit(run_command(show, None))
+"""
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "utf-8", "shift_jis:strict"])
+def test_every_terminal_can_show_every_name(encoding: str) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, check=False, env=environment)
+    assert (done.returncode, b"Error" in done.stderr) == (0, False), done.stderr
+    shown = done.stdout.decode(encoding.partition(":")[0])
+    assert shown.startswith("缺陷" if encoding in ("utf-8", "shift_jis:strict") else "\\u7f3a\\u9677")
+
+
+@pytest.mark.parametrize("arguments", [["config", "show", "quickstart"], ["train", "--help"], ["--help"]])
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_commands_print_in_any_encoding(arguments: list[str], encoding: str) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "deim", *arguments]
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes are closed otherwise there")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_pipe_does_not_end_a_command(stream: str, tmp_path: Path) -> None:
+    script = NAMES.replace("def show(args):", "def show(args):\n    open(sys.argv[1], 'w').close()")
+    script = script.replace('print("… ', 'print("x" * 10**6, file=sys.stderr)\n    print("… ')
+    script = script.replace(
+        "return 0", "print('y' * 10**6)\n    open(sys.argv[2], 'w').close()\n    return 0"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    files = [tmp_path / "begun", tmp_path / "done"]
+    with open(writer, "wb") as closed, (tmp_path / "other").open("wb") as other:  # noqa: PTH123  a descriptor
+        streams = {"stdout": other, "stderr": other} | {stream: closed}
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, files)],
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            **streams,
+        )
+    assert done.returncode == 0
+    assert all(path.is_file() for path in files)
+    assert b"Traceback" not in (tmp_path / "other").read_bytes()
+    assert b"Broken" not in (tmp_path / "other").read_bytes()

@@ -175,19 +175,18 @@ def test_predicting_a_missing_or_damaged_image_is_refused(
 ) -> None:
     (tmp_path / "empty").mkdir()
     code, _, err = call("predict", tiny_run / "best.pth", "empty")
-    assert (code, err) == (
-        2,
-        "empty: there is no image. Give an image, or a folder of "
-        ".bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp.\n",
-    )
-    (tmp_path / "part.png").write_bytes(b"no image")
-    code, _, err = call("predict", tiny_run / "best.pth", "part.png", "--output", "found")
     assert code == 2
-    assert "part.png: the image is damaged" in err
+    assert err.startswith("empty: there is no image. Give an image, or a folder of .")
+    code, _, err = call("predict", tiny_run / "best.pth", "lost")
+    assert (code, err) == (2, f"lost: no such image or folder (looked in {tmp_path}).\n")
+    (tmp_path / "part.png").write_bytes(b"no image")
     code, _, err = call("predict", tiny_run / "best.pth", "part.png", "--set", "runtime.device=tpu")
     assert code == 2
     assert "got 'tpu'" in err
-    assert not (tmp_path / "found").exists()
+    code, out, err = call("predict", tiny_run / "best.pth", "part.png", "--output", "found")
+    assert code == 1
+    assert "failed     1 image: part.png" in out
+    assert "part.png: the image is damaged" in err
 
 
 def test_predict_takes_image_ids_from_annotations(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from deim.data.formats.coco import CocoSplit
 from deim.data.images.pixel_format import RGB8, PixelFormat, check_pixels
-from deim.data.images.read import read_header
+from deim.data.images.read import read_header, refuse_giant
 from deim.errors import DataError
 from deim.files import raise_listed
 
@@ -25,6 +25,7 @@ def check_images(split: CocoSplit, pixels: PixelFormat | None = RGB8) -> None:
         try:
             header = read_header(split.image_path(index))
             if pixels is not None:
+                refuse_giant(header.size_hw, pixels, where=split.image_path(index))
                 check_pixels(header, pixels, where=split.image_path(index))
         except DataError as error:
             problems.append(str(error))

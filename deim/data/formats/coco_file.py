@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import eq
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from pycocotools import mask as coco_mask
@@ -156,6 +156,40 @@ def read_raw_coco(annotations_path: Path, image_dirs: Sequence[Path]) -> RawSpli
     )
 
 
+def read_image_ids(annotations_path: Path, index: ImageIndex) -> dict[str, int | str]:
+    """Read the ids that a COCO file gives to images; its annotations and categories may be missing.
+
+    Args:
+        annotations_path: COCO JSON.
+        index: The images to look for.
+
+    Returns:
+        The id of each image that the file lists, by its path in the index, in the order of the file. An image
+        that the index does not have is left out.
+
+    Raises:
+        DataError: If the file cannot be read or is not COCO, or an image may be several files.
+    """
+    content = _read_content(annotations_path, keys=("images",))
+    ids: dict[str, int | str] = {}
+    problems = []
+    for image in content["images"]:
+        lookup = index.find(image["file_name"])
+        path = None if lookup.path is None else str(PurePosixPath(lookup.path))  # without ./
+        where = f"{annotations_path}: image {image['file_name']!r} (id {image['id']})"
+        if lookup.candidates:
+            problems.append(
+                f"{where} may be {' or '.join(lookup.candidates)} in {index.folder}. Give its folder in "
+                f"file_name."
+            )
+        elif path in ids:
+            problems.append(f"{where} is {path}, which also has id {ids[path]}. Keep one of the entries.")
+        elif path is not None:
+            ids[path] = image["id"]
+    raise_listed(problems)
+    return ids
+
+
 def is_coco(path: Path) -> bool:
     """Whether a JSON file has the keys of COCO; only its bytes are searched."""
     try:
@@ -167,8 +201,8 @@ def is_coco(path: Path) -> bool:
     return b'"images"' in content and b'"categories"' in content
 
 
-def _read_content(path: Path) -> dict[str, Sequence[Entry]]:
-    """Return the three lists of a file with readable values."""
+def _read_content(path: Path, keys: Sequence[str] = tuple(REQUIRED)) -> dict[str, Sequence[Entry]]:
+    """Return the lists of a file that are needed, with readable values."""
     try:
         content = read_json(path)
     except FileNotFoundError:
@@ -176,20 +210,20 @@ def _read_content(path: Path) -> dict[str, Sequence[Entry]]:
             f"{path}: no such annotation file. Set data.root to the dataset's folder, or name the file "
             f"with data.train_annotations, data.val_annotations or data.test_annotations."
         ) from None
-    if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in REQUIRED):
+    if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in keys):
         kind = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise DataError(
             f"{path}: not a COCO file, got {kind}. It needs the lists 'images', "
             f"'annotations' and 'categories'."
         )
-    for key, names in REQUIRED.items():
+    for key in keys:
         for number, entry in enumerate(content[key]):
-            missing = [name for name in names if not isinstance(entry, dict) or name not in entry]
+            missing = [name for name in REQUIRED[key] if not isinstance(entry, dict) or name not in entry]
             if missing:
                 lacks = ", ".join(map(repr, missing))
                 raise DataError(f"{path}: not a COCO file: entry {number} of '{key}' lacks {lacks}.")
     problems: list[str] = []
-    lists = {key: _read_fields(path.name, key, content[key], problems) for key in REQUIRED}
+    lists = {key: _read_fields(path.name, key, content[key], problems) for key in keys}
     raise_listed(problems)
     return lists
 

@@ -3,7 +3,7 @@
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -79,10 +79,12 @@ class Lookup:
 class ImageIndex:
     """Finds the image files of a folder by the names that annotation files give them."""
 
-    def __init__(self, folder: Path) -> None:
-        """Index the image files below a folder, which need not exist."""
+    def __init__(self, folder: Path, paths: Sequence[str] | None = None) -> None:
+        """Index the image files below a folder, which need not exist, or only some, by their `paths`."""
         self.folder = folder
-        self.paths = list_images(folder) if folder.is_dir() else []
+        if paths is None:
+            paths = list_images(folder) if folder.is_dir() else []
+        self.paths = list(paths)
         self._known = frozenset(self.paths)
         self._by_name: dict[str, list[str]] = {}
         self._by_stem: dict[str, list[str]] = {}

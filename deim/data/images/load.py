@@ -1,5 +1,6 @@
 """From image files, Pillow images and arrays to tensors; shared by training, evaluation and prediction."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from deim.data.images.input_format import InputFormat
 from deim.data.images.pixel_format import RGB8, PercentileScaling, PixelFormat, check_pixels, scale_values
 from deim.data.images.read import (
     image_header,
-    named_errors,
+    open_image,
     read_header,
     read_values,
     reduce_decoding,
@@ -28,6 +29,8 @@ from deim.structures import Placement
 
 PREVIEW_SCALING: Final = PercentileScaling()
 """Scaling of the 8-bit view of an image with more than 8 bits."""
+UNLIMITED: Final = PixelFormat(max_megapixels=math.inf)
+"""A view is only asked of images that were read before."""
 
 
 def read_image(path: Path, pixels: PixelFormat = RGB8) -> Tensor:
@@ -43,8 +46,8 @@ def read_image(path: Path, pixels: PixelFormat = RGB8) -> Tensor:
         DataError: If the file is missing, not an image, damaged, or has another depth or other channels.
     """
     if not pixels.is_rgb8:
-        return scale_values(read_values(path), pixels, where=path)
-    with named_errors(path), Image.open(path) as opened:
+        return scale_values(read_values(path, pixels), pixels, where=path)
+    with open_image(path, pixels) as opened:
         return to_tensor(opened, where=path)
 
 
@@ -53,7 +56,7 @@ def read_input(path: Path, input_format: InputFormat) -> tuple[Tensor, Placement
     if not input_format.pixels.is_rgb8:
         return fit_to_input(read_image(path, input_format.pixels), input_format)
     reduction = None
-    with named_errors(path), Image.open(path) as opened:
+    with open_image(path, input_format.pixels) as opened:
         header = image_header(opened)
         check_pixels(header, RGB8, where=path)
         if input_format.reduced_decode and opened.format == "JPEG":
@@ -81,9 +84,9 @@ def read_preview(path: Path) -> Image.Image:
         DataError: If the file is missing, damaged, or of another kind.
     """
     if read_header(path).bits <= 8:
-        with named_errors(path), Image.open(path) as opened:
+        with open_image(path, UNLIMITED) as opened:
             return upright_rgb(opened).copy()
-    values = read_values(path)
+    values = read_values(path, UNLIMITED)
     shown = values[:3] if len(values) >= 3 else values[:1]
     pixels = PixelFormat(channels=len(shown), scaling=PREVIEW_SCALING)
     view = (scale_values(shown, pixels, where=path) * 255).round().to(torch.uint8)

@@ -55,6 +55,9 @@ def _check_limits(low: float, high: float, *, most: int) -> None:
     check([*below(0, low=low), (not low < high <= most, f"high: got {high:g}, {needs}")])
 
 
+MAX_MEGAPIXELS: Final = 500.0
+"""Default of `data.max_image_megapixels`: RGB of 1.5 GB."""
+
 Scaling = Uint8Scaling | WindowScaling | PercentileScaling
 
 
@@ -65,6 +68,8 @@ class PixelFormat:
     channels: int = 3
     """C, 1 to 4; gray files become three equal channels where 3 are expected."""
     scaling: Scaling = Uint8Scaling()
+    max_megapixels: float = MAX_MEGAPIXELS
+    """Size from which files are refused, in millions of pixels."""
 
     @property
     def is_rgb8(self) -> bool:
@@ -91,6 +96,8 @@ class ImageHeader:
     """Bits per channel."""
     orientation: int = 1
     """EXIF orientation, 1 to 8; 1 is upright."""
+    pages: int = 1
+    """Images in the file, such as the pages of a TIFF or the frames of a GIF; the first is used."""
 
 
 def check_pixels(header: ImageHeader, pixels: PixelFormat, *, where: object) -> None:

@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -19,15 +19,14 @@ import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-from deim.data.images.pixel_format import ImageHeader, Values
+from deim.data.images.pixel_format import RGB8, ImageHeader, PixelFormat, Values
 from deim.errors import DataError
 from deim.structures import Placement
 
 DAMAGE: Final = (
     UnidentifiedImageError,
-    Image.DecompressionBombError,
     tifffile.TiffFileError,
     zlib.error,
     struct.error,
@@ -36,7 +35,13 @@ DAMAGE: Final = (
 )
 """Errors of the libraries for files that are damaged or not images."""
 SILENT: Final = logging.CRITICAL + 1
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+CODECS: Final = {".jp2": "jpg_2000", ".avif": "avif"}
+"""Formats that not every build of Pillow can read."""
+IMAGE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+    | {suffix for suffix, codec in CODECS.items() if features.check(codec)}
+)
+Image.MAX_IMAGE_PIXELS = None  # `open_image` has the limit of data.max_image_megapixels
 TIFF_MARKS: Final = (b"II*\0", b"MM\0*")
 PNG_MARK: Final = b"\x89PNG\r\n\x1a\n"
 PNG_METADATA: Final = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
@@ -105,8 +110,36 @@ def named_errors(path: Path) -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextmanager
+def open_image(path: Path, pixels: PixelFormat = RGB8) -> Iterator[Image.Image]:
+    """Open an image with Pillow, not decoded; errors within are those of `named_errors`.
+
+    Raises:
+        DataError: If the file is missing, not an image, or larger than `pixels` allows.
+    """
+    with named_errors(path), Image.open(path) as opened:
+        refuse_giant((opened.height, opened.width), pixels, where=path)
+        yield opened
+
+
+def refuse_giant(size_hw: tuple[int, int], pixels: PixelFormat, *, where: object) -> None:
+    """Refuse an image that is larger than the limit of the config.
+
+    Raises:
+        DataError: If it has more than `pixels.max_megapixels`.
+    """
+    height, width = size_hw
+    megapixels = height * width / 1e6
+    if megapixels > pixels.max_megapixels:
+        raise DataError(
+            f"{where}: too large, got {width}x{height} px, {megapixels:.5g} megapixels. Images of at most "
+            f"{pixels.max_megapixels:g} megapixels are read. If there is memory for it, raise "
+            f"data.max_image_megapixels; or cut the image."
+        )
+
+
 def read_header(path: Path) -> ImageHeader:
-    """Read size, channels, depth and orientation of an image without decoding it.
+    """Read size, channels, depth, orientation and number of pages of an image without decoding it.
 
     Raises:
         DataError: If the file is missing or not an image.
@@ -116,7 +149,17 @@ def read_header(path: Path) -> ImageHeader:
             with tifffile.TiffFile(path) as tiff:
                 return _tiff_header(tiff)
         with Image.open(path) as opened:
-            return image_header(opened)
+            return replace(image_header(opened), pages=_count_pages(opened))
+
+
+def _count_pages(image: Image.Image) -> int:
+    """Return the number of pages or frames; the second image of an MPO of a phone is only a preview."""
+    if image.format == "MPO":
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except DAMAGE:
+        return 1  # damaged beyond the first
 
 
 def image_header(image: Image.Image) -> ImageHeader:
@@ -137,16 +180,17 @@ def read_size(path: Path) -> tuple[int, int]:
     return read_header(path).size_hw
 
 
-def read_values(path: Path) -> Values:
+def read_values(path: Path, pixels: PixelFormat = RGB8) -> Values:
     """Read the values of a file upright, as its EXIF orientation says, without any scaling.
 
     Reads PNG and lossless TIFF of 8 and 16 bits with 1 to 4 channels, and any other format that Pillow reads
     as gray or RGB of 8 bits, such as BMP and JPEG.
 
     Raises:
-        DataError: If the file is missing, damaged, or of another kind.
+        DataError: If the file is missing, damaged, of another kind, or larger than `pixels` allows.
     """
     header = read_header(path)
+    refuse_giant(header.size_hw, pixels, where=path)
     with named_errors(path):
         if _is_tiff(path) and (header.bits > 8 or header.channels in (2, 4)):
             values = _read_tiff(path, header)
@@ -258,6 +302,7 @@ def _tiff_header(tiff: tifffile.TiffFile) -> ImageHeader:
         channels=int(page.tags.valueof(277, 1)),
         bits=int(np.max(page.tags.valueof(258, 1))),
         orientation=orientation,
+        pages=len(tiff.pages),
     )
 
 
