@@ -114,7 +114,7 @@ def spoil_torch(content: bytes, rng: random.Random) -> bytes:
         tensors = (
             torch.ones(1).expand(10**9),
             torch.ones(1).as_strided((10**6, 10**6), (0, 0)),
-            torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.long), torch.ones(1), (10**9, 10**9)),
+            torch.eye(3).to_sparse(),
             torch.empty(10**12, device="meta"),
             torch.full((3, 3), float("nan")),
             torch.zeros(2, dtype=torch.complex64),
