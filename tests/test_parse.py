@@ -57,7 +57,7 @@ def test_an_override_that_cannot_be_read_is_named(override: str, message: str) -
 def test_a_base_that_is_no_file_is_an_error(base: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yml"
     path.write_text(f'_base_: "{base}"\n')
-    with pytest.raises(ConfigError, match=r"(?i)not valid YAML|cannot be read|not a regular file"):
+    with pytest.raises(ConfigError, match=r"(?i)not valid YAML|cannot be read|not a regular file|is no file"):
         load_config(path)
 
 

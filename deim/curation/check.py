@@ -33,7 +33,6 @@ from deim.data.images.read import UPRIGHT
 from deim.data.splits import prepare_root, read_raw_split
 from deim.errors import DataError
 from deim.files import raise_listed
-from deim.inference.predictor import max_detections_per_image
 from deim.metrics.coco import MAX_DETECTIONS
 from deim.records import to_json
 
@@ -114,7 +113,7 @@ def check_before_run(config: Config) -> CheckReport:
             "data.val_annotations: validation uses the training images, so its scores mean nothing"
         )
         del raws["val"]
-    max_boxes = min(config.evaluation.max_detections, max_detections_per_image(config))
+    max_boxes = min(config.evaluation.max_detections, config.model.decoder.num_queries)
     input_format = build_input_format(data, config.image_size_hw)
     report = check_dataset(raws, input_format=input_format, decode=False, max_boxes=max_boxes)
     overfull = [issue.message for issue in report.issues if issue.rule == "many_boxes"]
@@ -242,7 +241,7 @@ def _box_account_issues(raw: RawSplit, max_boxes: int) -> Iterator[Issue]:
             problem = (
                 f"image {image['file_name']!r} has {per_image[image['id']]} boxes. An image has at most "
                 f"{max_boxes} detections that count, so that the rest is missed: raise "
-                f"evaluation.max_detections and model.decoder.num_queries, or use data.tiles."
+                f"evaluation.max_detections and model.decoder.num_queries."
             )
             yield _issue(raw, "many_boxes", image["file_name"], problem)
 

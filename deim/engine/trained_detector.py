@@ -99,7 +99,9 @@ def load_trained(
     try:
         check_kinds(weights, model.state_dict())
         model.load_state_dict(weights)
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its config. {error}") from None
+    except RuntimeError as error:
         differences = " ".join(str(error).split())
         raise CheckpointError(
             f"{path}: its weights do not fit its config. Leave model and data.channels as they were in "

@@ -21,7 +21,7 @@ from deim.engine.trained_detector import TrainedDetector
 from deim.errors import DataError, NonFiniteError
 from deim.files import suggest
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.inference.predictor import Predictions, detect, max_detections_per_image, predict_split
+from deim.inference.predictor import Predictions, detect, predict_split
 from deim.loss.criterion import Criterion
 from deim.structures import ModelOutput, Placement
 
@@ -79,7 +79,7 @@ class Evaluator:
             )
         self.split = split
         self.device = device
-        self.max_detections = max_detections_per_image(config)
+        self.max_detections = config.model.decoder.num_queries
         self.counted_detections = config.evaluation.max_detections
         self.distributed = distributed or DistributedContext()
         self.criterion = Criterion(config.loss)

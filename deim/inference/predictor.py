@@ -45,14 +45,6 @@ class Predictions:
     """The same with reading and preparing the images."""
 
 
-def max_detections_per_image(config: Config) -> int:
-    """Return how many raw detections an image has at most: one for each query, or more on tiles."""
-    num_queries = config.model.decoder.num_queries
-    if config.data.tiles is None:
-        return num_queries
-    return max(num_queries, config.evaluation.max_detections)
-
-
 @torch.no_grad()
 def detect(
     model: nn.Module, images: Tensor, placements: Sequence[Placement], *, max_detections: int
@@ -202,7 +194,7 @@ class Predictor:
         points = self.operating_points if score_threshold is None else None
         if score_threshold is None:
             score_threshold = self.trained.config.evaluation.draw_threshold
-        limit = max_detections_per_image(self.trained.config)
+        limit = self.trained.config.model.decoder.num_queries
         errors: dict[int, DataError] = {}
         for number, item in merge_by_image(self._detect(images, limit, errors), max_detections=limit):
             for earlier in [key for key in errors if key < number]:

@@ -218,7 +218,9 @@ def to_validation(
         image: For TensorBoard.
         score_threshold: Lowest score of the detections that escapes and overkill count.
     """
-    metrics = compute_coco_metrics(result.ground_truth, result.detections)
+    metrics = compute_coco_metrics(
+        result.ground_truth, result.detections, max_detections=result.max_detections
+    )
     worst = worst_class(metrics)
     kept = result.detections.take(result.detections.score >= score_threshold)
     level = count_images(compute_overlaps(result.ground_truth, kept))

@@ -53,7 +53,7 @@ def _overfull_line(report: Report) -> str:
         return ""
     return (
         f"{count('image', source.overfull_images)} of the split with more boxes than detections: at most "
-        f"{source.max_detections} are made for an image (model.decoder.num_queries, or data.tiles) and "
+        f"{source.max_detections} are made for an image (model.decoder.num_queries) and "
         f"{source.counted_detections} of a class counted (evaluation.max_detections). The rest is missed."
     )
 

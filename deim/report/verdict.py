@@ -60,9 +60,9 @@ def judge(report: Report) -> Verdict:
         ),
         basis=(
             f"All numbers show the detector as it is delivered, after NMS ({points.nms.describe()}) and the "
-            f"threshold of each class ({points.goal}, chosen on {points.chosen_on}). Curves, and the AP50 "
-            f"beside them, move the threshold after the same NMS. Only what is called COCO is of all raw "
-            f"detections, before both, as in publications."
+            f"threshold of each class ({points.describe_origin()}). Curves, and the AP50 beside them, move "
+            f"the threshold after the same NMS. Only what is called COCO is of all raw detections, before "
+            f"both, as in publications."
         ),
     )
 

@@ -11,11 +11,9 @@ import pytest
 
 from deim.config.schema import Config
 from deim.curation.check import check_before_run
-from deim.data.images.tiling import TilesOptions
 from deim.data.splits import read_split
 from deim.errors import ConfigError
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
-from deim.inference.predictor import max_detections_per_image
 from deim.metrics.assignment import compute_overlaps
 from deim.metrics.bootstrap import resample_scores
 from deim.metrics.coco import compute_coco_metrics
@@ -136,13 +134,3 @@ def test_training_warns_of_images_with_more_boxes_than_detections(
     assert len(issues) == 2
     assert f"An image has at most {limit} detections that count" in caplog.text
     assert "evaluation.max_detections" in caplog.text
-
-
-def test_tiles_give_as_many_detections_as_are_counted(
-    tiny_config: Callable[..., Config], tmp_path: Path
-) -> None:
-    options = ["evaluation.max_detections=500", "data.tiles={size: 64}"]
-    config = tiny_config(tmp_path, tmp_path / "run", *options)
-    assert config.data.tiles == TilesOptions(size=64)
-    assert max_detections_per_image(config) == 500
-    assert max_detections_per_image(tiny_config(tmp_path, tmp_path / "run", options[0])) == 20
