@@ -23,6 +23,8 @@ RUN_FILES = (
     "tensorboard",
 )
 """Names that a run of any task writes; a folder with one of these holds a run."""
+FIRST_FILES = {"config.yml", "metrics.jsonl", "tensorboard"}
+"""What a run writes before its first checkpoint."""
 
 REPLACED = ".replaced"
 """Folder within the run's, in which an overwritten run waits until the new one ends after at least a step."""
@@ -67,7 +69,7 @@ def refuse_existing_run(folder: Path, *, resume_from: Path | None, may_restart: 
     if resume_from is not None and resume_from.resolve().parent == folder.resolve():
         return
     present = [path.name for path in run_files(folder)]
-    if present and not (may_restart and {"best.pth", "report.json"}.isdisjoint(present)):
+    if present and not (may_restart and set(present) <= FIRST_FILES):
         raise TrainingError(
             f"{folder}: already holds a run ({', '.join(present)}). Resume it with --resume auto, replace "
             f"it with --overwrite, or choose another folder with --set output_dir=FOLDER."

@@ -324,6 +324,20 @@ def test_a_folder_with_any_file_of_a_run_is_left_alone(
     assert (tmp_path / "run" / name).read_text() == "mine"
 
 
+def test_resuming_never_replaces_files_that_no_stopped_run_wrote(
+    call: Callable, tmp_path: Path, tiny_set: Path
+) -> None:
+    report = tmp_path / "run" / "report" / "thesis.tex"
+    report.parent.mkdir(parents=True)
+    report.write_text("years of work")
+    (tmp_path / "run" / "config.yml").write_text("mine: true\n")
+    options = [*QUICK, f"data.root={tiny_set}", "output_dir=run"]
+    code, _, err = call("train", "-c", config_path("quickstart"), "--resume", "auto", "--set", *options)
+    assert code == 2
+    assert "run: already holds a run (" in err
+    assert report.read_text() == "years of work"
+
+
 @pytest.mark.slow
 def test_resuming_into_the_folder_of_another_run_is_refused_unless_it_may_be_overwritten(
     call: Callable, tiny_set: Path, tmp_path: Path
