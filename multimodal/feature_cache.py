@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deim.data.batch import Batch
 from deim.data.dataset import DetectionDataset
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.data.loader import BatchLoader
 from deim.data.sampling import BatchSource, FixedBatches
 from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory

@@ -13,7 +13,7 @@ from deim.config.checks import check
 from deim.config.loader import config_to_dict
 from deim.config.schema import Config
 from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.data.loader import BatchLoader, build_train_loader
 from deim.engine.checkpoints import OTHER_CHECKPOINT, Checkpoint, find_checkpoint, read_checkpoint
 from deim.engine.context import RunContext

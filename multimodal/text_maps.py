@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from deim.boxes import clip_boxes, clip_to_window, cxcywh_to_xyxy, to_original_pixels
-from deim.data.formats.coco import CocoSplit, match_classes
+from deim.data.formats.split import CocoSplit, match_classes
 from deim.data.images.input_format import build_input_format
 from deim.data.images.load import read_preview, read_tiles
 from deim.data.images.resize import normalize

@@ -22,8 +22,8 @@ from deim.data.augment.pipeline import AugmentEpochs
 from deim.data.augment.transform import Sample
 from deim.data.batch import collate
 from deim.data.dataset import DetectionDataset
-from deim.data.formats.coco import CocoSplit
-from deim.data.formats.coco_file import read_coco
+from deim.data.formats.coco import read_coco
+from deim.data.formats.split import CocoSplit
 from deim.data.images.load import read_input
 from deim.data.loader import build_sampler, build_train_loader
 from deim.data.synthetic.make import LabeledImage, render_image, write_annotations

@@ -23,8 +23,8 @@ SHEET_COLUMNS = 4
 
 if TYPE_CHECKING:
     from deim.curation.scan import ImageFacts
-    from deim.data.formats.coco import CocoSplit, RawSplit
     from deim.data.formats.names import Format
+    from deim.data.formats.split import CocoSplit, RawSplit
     from deim.data.images.input_format import InputFormat
 
 
@@ -53,8 +53,8 @@ def check(args: Namespace) -> int:
     """Print the issues and write them as JSON; return 1 if there are errors."""
     from deim.curation.check import check_dataset, describe_check, read_for_check
     from deim.curation.groups import find_groups
-    from deim.data.formats.coco import take_crowds
     from deim.data.formats.read import find_dataset
+    from deim.data.formats.split import take_crowds
     from deim.engine.log import progress_bar
 
     dataset = find_dataset(args.root, args.format)
@@ -216,8 +216,8 @@ def _add_options(action: ArgumentParser, name: str) -> None:
 
 def _read_all(args: Namespace) -> "tuple[Format, dict[str, RawSplit]]":
     """Return the format and all splits of the dataset, and print what the reader did to make sense of it."""
-    from deim.data.formats.coco import take_crowds
     from deim.data.formats.read import find_dataset, read_all
+    from deim.data.formats.split import take_crowds
 
     dataset = find_dataset(args.root, args.format)
     raws = read_all(dataset)

@@ -204,7 +204,7 @@ def number_images(images: ImageList, annotations: Path | None) -> dict[str, int 
     """
     if annotations is None:
         return {name: number for number, name in enumerate(images.names, start=1)}
-    from deim.data.formats.coco_file import read_image_ids
+    from deim.data.formats.coco import read_image_ids
     from deim.data.images.folder import ImageIndex
 
     ids = read_image_ids(annotations, ImageIndex(images.folder, images.names))

@@ -16,7 +16,9 @@ from deim.curation.duplicates import Duplicate, count_plain, find_exact, find_ne
 from deim.curation.scan import ImageFacts, scan_images
 from deim.curation.stats import at_input_size
 from deim.data.formats.check_images import describe_size_difference
-from deim.data.formats.coco import (
+from deim.data.formats.issues import ERRORS, WARNINGS, Issue
+from deim.data.formats.read import Dataset, drop_placeholders
+from deim.data.formats.split import (
     BoxCounts,
     Entry,
     RawSplit,
@@ -25,8 +27,6 @@ from deim.data.formats.coco import (
     find_problems,
     find_untrainable,
 )
-from deim.data.formats.issues import ERRORS, WARNINGS, Issue
-from deim.data.formats.read import Dataset, drop_placeholders
 from deim.data.images.folder import list_images
 from deim.data.images.input_format import InputFormat, build_input_format
 from deim.data.images.read import UPRIGHT

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Final, assert_never
 
-from deim.data.formats.coco import CocoSplit, RawSplit
 from deim.data.formats.names import Format
+from deim.data.formats.split import CocoSplit, RawSplit
 from deim.data.formats.voc import IMAGES, write_voc
 from deim.data.formats.yolo import write_yolo
 from deim.errors import DataError

@@ -14,7 +14,7 @@ from deim.boxes import cxcywh_to_xyxy, xywh_to_xyxy
 from deim.config.schema import Config
 from deim.curation.stats import DatasetStats, legible
 from deim.data.batch import Batch
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.data.images.input_format import InputFormat, build_input_format
 from deim.data.images.load import read_preview
 from deim.engine.step import StepBatch

@@ -14,8 +14,8 @@ from scipy.sparse.csgraph import connected_components
 
 from deim.curation.duplicates import find_copies
 from deim.curation.scan import ImageFacts
-from deim.data.formats.coco import CocoSplit
 from deim.data.formats.names import SPLITS
+from deim.data.formats.split import CocoSplit
 from deim.errors import DataError
 from deim.report.tables import format_table
 

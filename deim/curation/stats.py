@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.curation.scan import ImageFacts
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.data.images.input_format import InputFormat
 from deim.report.tables import format_table
 

@@ -13,7 +13,7 @@ from deim.data.augment.copy_blend import CopyBlend
 from deim.data.augment.pipeline import AugmentPipeline
 from deim.data.augment.transform import BlendTransform, Donors, ImageSource, Sample
 from deim.data.batch import Batch, collate, resize_batch
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.data.image_cache import DiskCache, MemoryCache
 from deim.data.images.input_format import InputFormat
 from deim.data.images.load import read_image, read_input

@@ -22,7 +22,7 @@ from deim.data.augment.options import AugmentOptions
 from deim.data.augment.pipeline import AugmentEpochs, AugmentPipeline, build_pipeline
 from deim.data.batch import Batch
 from deim.data.dataset import DetectionDataset
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.data.image_cache import DiskCache
 from deim.data.images.input_format import InputFormat, build_input_format
 from deim.data.images.tiling import tile_split

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.config.checks import check
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.data.images.tiling import TiledSplit, tile_split
 
 

@@ -5,14 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deim.data.formats.check_images import check_images
-from deim.data.formats.coco import (
-    CocoSplit,
-    RawSplit,
-    find_untrainable,
-    match_classes,
-    take_crowds,
-    to_split,
-)
 from deim.data.formats.names import CONTENTS
 from deim.data.formats.read import (
     CocoFiles,
@@ -21,6 +13,14 @@ from deim.data.formats.read import (
     drop_placeholders,
     find_coco_files,
     find_dataset,
+)
+from deim.data.formats.split import (
+    CocoSplit,
+    RawSplit,
+    find_untrainable,
+    match_classes,
+    take_crowds,
+    to_split,
 )
 from deim.data.images.pixel_format import PixelFormat
 from deim.data.options import DataOptions

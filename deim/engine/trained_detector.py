@@ -11,7 +11,7 @@ from torch import nn
 
 from deim.config.loader import config_from_dict, config_to_dict
 from deim.config.schema import Config
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.engine.checkpoints import find_checkpoint, read_checkpoint, save_checkpoint
 from deim.engine.device import select_device
 from deim.engine.progress import WeightKind

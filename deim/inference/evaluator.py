@@ -13,7 +13,7 @@ from torch import nn
 
 from deim.config.schema import Config
 from deim.data.batch import Batch
-from deim.data.formats.coco import CocoSplit, match_classes
+from deim.data.formats.split import CocoSplit, match_classes
 from deim.data.images.input_format import build_input_format
 from deim.data.loader import build_eval_loader
 from deim.engine.distributed import DistributedContext

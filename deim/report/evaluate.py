@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from deim.config.loader import option_values
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.data.splits import read_split
 from deim.engine.task import report_function
 from deim.engine.trained_detector import TrainedDetector, store_operating_points

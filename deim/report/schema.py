@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deim.config.loader import OptionValue
-from deim.data.formats.coco import BoxCounts
+from deim.data.formats.split import BoxCounts
 from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
 from deim.files import looked_in, write_text

@@ -13,8 +13,8 @@ from deim.config.schema import Config
 from deim.curation.check import check_before_run
 from deim.curation.convert import describe_losses, place_names, write_dataset
 from deim.data.dataset import DetectionDataset
-from deim.data.formats.coco import CocoSplit
 from deim.data.formats.read import Format, find_dataset, read_all, to_splits
+from deim.data.formats.split import CocoSplit
 from deim.data.images.input_format import InputFormat
 from deim.data.splits import build_splits, read_split
 from deim.errors import ConfigError, DataError

@@ -16,8 +16,8 @@ from deim.curation.charts import draw_stats
 from deim.curation.preview import sample_rows
 from deim.curation.scan import ImageFacts, scan_images
 from deim.curation.stats import DatasetStats, advise, compute_stats, describe_stats
-from deim.data.formats.coco import CocoSplit
 from deim.data.formats.read import find_dataset, read_all, to_splits
+from deim.data.formats.split import CocoSplit
 from deim.data.images.input_format import InputFormat
 from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError

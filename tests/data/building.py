@@ -6,7 +6,7 @@ from deim.config.schema import Config
 from deim.data.augment.options import AugmentOptions
 from deim.data.augment.pipeline import AugmentEpochs, AugmentPipeline, build_pipeline
 from deim.data.dataset import DetectionDataset
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.data.images.input_format import InputFormat, build_input_format
 from deim.data.loader import BatchLoader, build_sampler, build_train_loader
 from deim.data.sampling import EpochSampler

@@ -13,8 +13,8 @@ from PIL import Image
 
 from deim.config.schema import Config
 from deim.data.dataset import DetectionDataset
-from deim.data.formats.coco import match_classes
-from deim.data.formats.coco_file import read_coco
+from deim.data.formats.coco import read_coco
+from deim.data.formats.split import match_classes
 from deim.data.images.input_format import InputFormat
 from deim.data.splits import build_splits
 from deim.errors import DataError

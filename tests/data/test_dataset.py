@@ -19,8 +19,8 @@ from deim.data.augment.transform import Sample
 from deim.data.batch import Batch
 from deim.data.dataset import DetectionDataset
 from deim.data.formats.check_images import check_images
-from deim.data.formats.coco import CocoSplit
-from deim.data.formats.coco_file import read_coco
+from deim.data.formats.coco import read_coco
+from deim.data.formats.split import CocoSplit
 from deim.data.loader import build_eval_loader
 from deim.data.sampling import BatchRequest, EpochSampler, Item
 from deim.errors import DataError, TrainingError

@@ -19,8 +19,8 @@ from PIL import Image
 from deim.config.schema import Config
 from deim.data import image_cache
 from deim.data.dataset import DetectionDataset
-from deim.data.formats.coco import CocoSplit
-from deim.data.formats.coco_file import read_coco
+from deim.data.formats.coco import read_coco
+from deim.data.formats.split import CocoSplit
 from deim.data.image_cache import HEADER_BYTES, DiskCache, MemoryCache, ResizedImage
 from deim.data.loader import build_disk_cache, build_eval_loader
 from deim.errors import DataError

@@ -10,9 +10,9 @@ from pycocotools import mask as coco_mask
 
 from deim.config.schema import Config
 from deim.curation.check import CheckReport, check_dataset, read_for_check
-from deim.data.formats.coco import CocoSplit
 from deim.data.formats.names import name_splits
 from deim.data.formats.read import find_dataset, read_all, to_splits
+from deim.data.formats.split import CocoSplit
 from deim.data.images.folder import list_images
 from deim.data.images.input_format import InputFormat
 from deim.data.splits import build_splits

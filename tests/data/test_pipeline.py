@@ -18,8 +18,8 @@ from deim.data.augment.options import AugmentOptions
 from deim.data.augment.pipeline import AugmentEpochs, build_pipeline, compute_sizes
 from deim.data.augment.transform import ImageSource, Sample
 from deim.data.batch import Batch, resize_batch
-from deim.data.formats.coco import CocoSplit
-from deim.data.formats.coco_file import read_coco
+from deim.data.formats.coco import read_coco
+from deim.data.formats.split import CocoSplit
 from deim.data.images.input_format import InputFormat
 from deim.engine.schedule import resolve_schedule
 from tests.data.building import make_pipeline, make_train_loader

@@ -14,8 +14,8 @@ import torch
 
 from deim.config.schema import Config
 from deim.data.augment.options import AugmentOptions
-from deim.data.formats.coco import CocoSplit
-from deim.data.formats.coco_file import read_coco
+from deim.data.formats.coco import read_coco
+from deim.data.formats.split import CocoSplit
 from deim.data.sampling import (
     EpochSampler,
     Item,

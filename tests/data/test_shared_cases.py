@@ -7,8 +7,8 @@ import pytest
 
 from deim.config.schema import Config
 from deim.curation.check import check_before_run, check_dataset, read_for_check
-from deim.data.formats.coco import CocoSplit
 from deim.data.formats.read import find_dataset, read_all, to_splits
+from deim.data.formats.split import CocoSplit
 from deim.data.images.input_format import InputFormat
 from deim.data.splits import build_splits
 from deim.errors import DataError

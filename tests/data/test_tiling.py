@@ -16,8 +16,8 @@ from deim.boxes import cxcywh_to_xyxy, to_original_pixels
 from deim.config.schema import Config
 from deim.data import dataset as dataset_module
 from deim.data.dataset import DetectionDataset
-from deim.data.formats.coco import CocoSplit
-from deim.data.formats.coco_file import read_coco
+from deim.data.formats.coco import read_coco
+from deim.data.formats.split import CocoSplit
 from deim.data.images.input_format import InputFormat
 from deim.data.images.load import read_image
 from deim.data.images.pixel_format import PercentileScaling, PixelFormat

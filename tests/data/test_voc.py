@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deim.data.formats.coco import find_problems, to_split
+from deim.data.formats.split import find_problems, to_split
 from deim.data.formats.voc import read_voc_set, write_voc
 from deim.errors import DataError
 from tests.data.small_sets import noise

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deim.data.formats.coco import to_split
 from deim.data.formats.issues import Issue
+from deim.data.formats.split import to_split
 from deim.data.formats.yolo import label_path, read_yolo_set
 from deim.errors import DataError
 from tests.data.small_sets import noise

@@ -9,7 +9,7 @@ import torch
 from deim.boxes import xyxy_to_cxcywh
 from deim.config.loader import config_from_dict
 from deim.data.batch import Batch
-from deim.data.formats.coco_file import read_coco
+from deim.data.formats.coco import read_coco
 from deim.engine.device import select_precision
 from deim.engine.distributed import DistributedContext, exchange_gradients, join_distributed
 from deim.engine.optimizer import build_optimizer

@@ -8,7 +8,7 @@ import pytest
 
 from deim.config.schema import Config
 from deim.curation.convert import write_dataset
-from deim.data.formats.coco_file import read_coco
+from deim.data.formats.coco import read_coco
 from deim.data.formats.read import Format
 from deim.data.splits import read_split
 from deim.engine.trained_detector import load_trained

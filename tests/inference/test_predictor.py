@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import deim
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.data.splits import read_split
 from deim.engine.trained_detector import load_trained
 from deim.errors import DataError

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from deim.config.schema import Config
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.data.splits import read_split
 from multimodal.text_maps import TextMap, draw_text_map, write_text_maps
 from tests.multimodal.fused import trained_fused

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deim.data.formats.coco import BoxCounts
+from deim.data.formats.split import BoxCounts
 from deim.errors import DataError
 from deim.records import from_json, to_json
 from deim.report.build import installed_versions

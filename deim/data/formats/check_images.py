@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.data.images.pixel_format import RGB8, PixelFormat, check_pixels
 from deim.data.images.read import read_header, refuse_giant
 from deim.errors import DataError

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from deim.data.formats.check_images import check_images
-from deim.data.formats.coco import CocoSplit, RawSplit, to_split
-from deim.data.formats.coco_file import is_coco, read_raw_coco
+from deim.data.formats.coco import is_coco, read_raw_coco
 from deim.data.formats.names import CONTENTS, SPLITS, Format, name_splits
+from deim.data.formats.split import CocoSplit, RawSplit, to_split
 from deim.data.formats.voc import find_voc, read_voc_set
 from deim.data.formats.yolo import find_yolo, has_labels, read_yolo_set
 from deim.data.images.folder import is_hidden

@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
-from deim.data.formats.coco import CocoSplit, Entry, RawSplit
 from deim.data.formats.issues import IssueLog
 from deim.data.formats.names import SPLITS, UNSPLIT, Format, name_splits
+from deim.data.formats.split import CocoSplit, Entry, RawSplit
 from deim.data.formats.values import MAX_SIDE_PX, whole_number
 from deim.data.images.folder import ImageIndex, list_images, walk_files
 from deim.data.images.read import IMAGE_SUFFIXES, read_size

@@ -20,9 +20,9 @@ from typing import Final
 import numpy as np
 import yaml
 
-from deim.data.formats.coco import CocoSplit, Entry, RawSplit
 from deim.data.formats.issues import IssueLog
 from deim.data.formats.names import SPLITS, UNSPLIT, WORDS, Format, name_splits, split_words
+from deim.data.formats.split import CocoSplit, Entry, RawSplit
 from deim.data.formats.values import polygon_box, whole_number
 from deim.data.images.folder import ImageIndex, is_dir, is_file, list_images, path_parts
 from deim.data.images.read import read_size

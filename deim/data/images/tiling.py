@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.config.checks import below, check
-from deim.data.formats.coco import CocoSplit
+from deim.data.formats.split import CocoSplit
 from deim.structures import Placement
 
 
