@@ -1,5 +1,6 @@
 """Damaged and hostile files made from good ones, seeded: bytes, values of JSON and YAML, and tags of XML."""
 
+import copy
 import io
 import json
 import random
@@ -81,9 +82,9 @@ def spoil_json(content: Any, rng: random.Random) -> str:
             case 0 if isinstance(parent, dict):
                 del parent[key]
             case 1 if isinstance(parent, dict):
-                parent[rng.choice(("", "x", "__class__", "a" * 300))] = rng.choice(VALUES)
+                parent[rng.choice(("", "x", "__class__", "a" * 300))] = copy.deepcopy(rng.choice(VALUES))
             case _:
-                parent[key] = rng.choice(VALUES)
+                parent[key] = copy.deepcopy(rng.choice(VALUES))
     text = json.dumps(content)
     for mark, replacement in MARKS.items():
         text = text.replace(mark, replacement)

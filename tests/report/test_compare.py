@@ -172,7 +172,7 @@ def test_all_files_of_a_comparison(runs_folder: Path, tmp_path: Path) -> None:
     names = ("map_by_epoch", "class_ap50_bars", "confusion_1")
     assert {path.name for path in (tmp_path / "comparison").iterdir()} == {
         *("images.png", "runs.csv", "classes.csv"),
-        *(f"{name}.{kind}" for name in names for kind in ("png", "svg")),
+        *(f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf")),
     }
     width, height = Image.open(tmp_path / "comparison" / "images.png").size
     assert width > 3 * 360

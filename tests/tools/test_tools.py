@@ -440,9 +440,10 @@ def test_two_runs_are_compared_and_a_report_is_written_again(
     code, _, err = call("compare", "first", "lost")
     assert code == 2
     assert err.startswith("lost: no such run folder or report.")
-    code, _, err = call("evaluate", "first")
+    (tmp_path / "empty").mkdir()
+    code, _, err = call("evaluate", "empty")
     assert code == 2
-    assert err.startswith("first: is a folder. Give a checkpoint, such as first/best.pth.")
+    assert err.startswith("empty: ")
 
 
 def test_the_benchmark_of_evaluation_finds_the_same_numbers_as_pycocotools(call: Callable) -> None:
