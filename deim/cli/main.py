@@ -68,6 +68,7 @@ def _main(arguments: Sequence[str]) -> int:
 def run_command(run: Callable[[Namespace], int | None], args: Namespace) -> int:
     """Set up logging, run a command, and print errors that are meant for the user without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_PrintHandler()])
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells each table of a font in a PDF
     try:
         return run(args) or 0
     except StopSignalError as error:
