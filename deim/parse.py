@@ -36,7 +36,7 @@ def read_text(path: Path, *, error: type[DeimError] = DataError) -> str:
         FileNotFoundError: If there is no such file.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if _is_special(path):
             raise error(f"{path}: not a regular file. Name a file that can be read to its end.")
         content = path.read_bytes()
     except FileNotFoundError:
@@ -50,6 +50,11 @@ def read_text(path: Path, *, error: type[DeimError] = DataError) -> str:
         return content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as problem:
         raise error(f"{path}: not a text file in UTF-8 or UTF-16 ({problem}). Save it in UTF-8.") from None
+
+
+def _is_special(path: Path) -> bool:
+    """Whether there is a device, a pipe or the like, which may have no end."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def read_lines(path: Path, *, error: type[DeimError] = DataError) -> list[str]:
@@ -206,7 +211,7 @@ def read_xml(path: Path) -> ElementTree.Element:
     """
     read_error = f"{path}: not an XML file"
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if _is_special(path):
             raise DataError(f"{read_error}: not a regular file.")
         root = ElementTree.parse(path).getroot()
     except FileNotFoundError:

@@ -25,16 +25,13 @@ def build_parser() -> ArgumentParser:
     """Return the parser of `deim evaluate`."""
     parser = new_parser("evaluate", __doc__)
     add = parser.add_argument
-    add(
-        "source",
-        type=Path,
-        help="Run folder, or a checkpoint such as best.pth, or the JSON file of a report.",
-    )
+    what = "Run folder, or a checkpoint such as best.pth, or the JSON file of a report."
+    add("source", type=Path, help=what)
     add("--split", choices=SPLITS, help="Split to evaluate; without it, val.")
     what = (
         "JSON file to write; without it, evaluation_SPLIT.json beside the checkpoint, or for data other than "
+        "the run's own evaluation_SPLIT_DATASET.json."
     )
-    what += "the run's own evaluation_SPLIT_DATASET.json."
     add("--output", type=Path, help=what)
     add_latex_argument(parser)
     add_override_argument(parser, "data.root=data/other")

@@ -77,6 +77,17 @@ def rules(root: Path) -> list[str]:
     return [issue.rule for issue in check(root).issues]
 
 
+def assert_two_splits(files: dict[str, str | None], put: Put) -> None:
+    """Write a dataset and expect a.png in train and b.png in val, each with `BOX`."""
+    for name, content in files.items():
+        root = put(name, content)
+    splits = read(root)
+    assert list(splits) == ["train", "val"]
+    for split, name in zip(splits.values(), ("a.png", "b.png"), strict=True):
+        assert split.image_path(0).name == name
+        assert split.boxes_xywh.tolist() == [BOX]
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
@@ -202,13 +213,7 @@ def test_a_name_leads_to_no_file_outside_the_folder(name: str, put: Put) -> None
     ids=["darknet", "beside", "yaml of another machine", "absolute"],
 )
 def test_yolo_of_any_origin_is_found(files: dict[str, str | None], put: Put) -> None:
-    for name, content in files.items():
-        root = put(name, content)
-    splits = read(root)
-    assert list(splits) == ["train", "val"]
-    for split, name in zip(splits.values(), ("a.png", "b.png"), strict=True):
-        assert split.image_path(0).name == name
-        assert split.boxes_xywh.tolist() == [BOX]
+    assert_two_splits(files, put)
 
 
 def test_a_flat_folder_is_one_split_and_training_says_how_to_divide_it(
@@ -256,13 +261,7 @@ def test_a_test_folder_that_is_not_there_is_a_warning(put: Put) -> None:
     ids=["beside", "images", "class lists"],
 )
 def test_voc_in_its_usual_places_is_found(files: dict[str, str | None], put: Put) -> None:
-    for name, content in files.items():
-        root = put(name, content)
-    splits = read(root)
-    assert list(splits) == ["train", "val"]
-    for split, name in zip(splits.values(), ("a.png", "b.png"), strict=True):
-        assert split.image_path(0).name == name
-        assert split.boxes_xywh.tolist() == [BOX]
+    assert_two_splits(files, put)
 
 
 @pytest.mark.parametrize(

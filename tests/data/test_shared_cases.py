@@ -12,9 +12,9 @@ from deim.data.formats.split import CocoSplit
 from deim.data.images.input_format import InputFormat
 from deim.data.splits import build_splits
 from deim.errors import DataError
+from tests.shared_cases import CASES, needs_cases
 
-CASES = Path(__file__).parents[3] / "shared" / "cases"
-pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason=f"{CASES} is not there")
+pytestmark = needs_cases
 
 
 def read(case: str) -> dict[str, CocoSplit]:

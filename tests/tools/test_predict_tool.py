@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, features
 
 from deim.files import JsonListFile
+from tests.shared_cases import CASES, needs_cases
 
 RAW = ("--score-threshold", "0", "--output", "found")
 
@@ -220,10 +221,6 @@ def test_a_killed_prediction_leaves_what_it_did(tiny_run: Path, tmp_path: Path) 
     assert 8 < len(done) < 400
     by_name = {row["file_name"] for row in read(tmp_path / "found" / "predictions.json")}
     assert {entry["file_name"] for entry in done} <= by_name
-
-
-CASES = Path("/work/shared/cases")
-needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="needs the shared cases")
 
 
 @needs_cases

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import eq
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 from pycocotools import mask as coco_mask
@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from deim.data.formats.issues import IssueLog
 from deim.data.formats.split import CocoSplit, Entry, RawSplit, annotation_name, to_split
 from deim.data.formats.values import MAX_SIDE_PX, finite_number, polygon_box, whole_number
-from deim.data.images.folder import ImageIndex
+from deim.data.images.folder import ImageIndex, Lookup
 from deim.data.images.read import read_size
 from deim.errors import DataError
 from deim.files import raise_listed
@@ -175,19 +175,20 @@ def read_image_ids(annotations_path: Path, index: ImageIndex) -> dict[str, int |
     problems = []
     for image in content["images"]:
         lookup = index.find(image["file_name"])
-        path = None if lookup.path is None else str(PurePosixPath(lookup.path))  # without ./
         where = f"{annotations_path}: image {image['file_name']!r} (id {image['id']})"
         if lookup.candidates:
-            problems.append(
-                f"{where} may be {' or '.join(lookup.candidates)} in {index.folder}. Give its folder in "
-                f"file_name."
-            )
-        elif path in ids:
-            problems.append(f"{where} is {path}, which also has id {ids[path]}. Keep one of the entries.")
-        elif path is not None:
-            ids[path] = image["id"]
+            problems.append(f"{where} {_say_ambiguous(lookup, index)}")
+        elif lookup.path in ids:
+            other = ids[lookup.path]
+            problems.append(f"{where} is {lookup.path}, which also has id {other}. Keep one of the entries.")
+        elif lookup.path is not None:
+            ids[lookup.path] = image["id"]
     raise_listed(problems)
     return ids
+
+
+def _say_ambiguous(lookup: Lookup, index: ImageIndex) -> str:
+    return f"may be {' or '.join(lookup.candidates)} in {index.folder}. Give its folder in file_name."
 
 
 def is_coco(path: Path) -> bool:
@@ -265,18 +266,15 @@ def _find_images(reading: _Reading, entries: Sequence[Entry]) -> Sequence[Entry]
     folder = reading.index.folder
     for entry in entries:
         name = entry["file_name"]
+        where = f"{reading.where}: image {name!r} (id {entry['id']})"
         lookup = reading.index.find(name)
         if lookup.candidates:
-            message = (
-                f"{reading.where}: image {name!r} (id {entry['id']}) may be {' or '.join(lookup.candidates)} "
-                f"in {folder}. Give its folder in file_name."
-            )
+            message = f"{where} {_say_ambiguous(lookup, reading.index)}"
             reading.log.add("ambiguous_image", name, message)
             reading.skipped_ids.add(entry["id"])
             continue
         if lookup.path is None:
-            message = f"{reading.where}: image {name!r} (id {entry['id']}) is listed but not in {folder}."
-            reading.log.add("missing_image", name, message)
+            reading.log.add("missing_image", name, f"{where} is listed but not in {folder}.")
             reading.skipped_ids.add(entry["id"])
             continue
         if lookup.path != name:

@@ -1,7 +1,7 @@
 """Detection of a dataset's format and files, and reading of any format to the same arrays."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -53,21 +53,14 @@ class CocoSet:
 
     root: Path
     files: Mapping[str, CocoFiles]
-
-    @property
-    def format(self) -> Format:
-        """Name of the format."""
-        return "coco"
+    format: Format = "coco"
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """No split is named and not there."""
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, train, val and test first."""
         return tuple(self.files)
-
-    @property
-    def absent(self) -> Mapping[str, str]:
-        """Message about each split that is named and not there: none."""
-        return {}
 
     def read(self, split: str) -> RawSplit:
         """Read one split without validating it.
@@ -95,12 +88,13 @@ def find_dataset(root: Path, data_format: Format | None = None) -> Dataset:
     if not root.exists():
         raise DataError(f"{root}: no such folder{looked_in(root)}. Name the folder of a dataset.")
     formats: list[Format] = [data_format] if data_format else []
+    coco_files = find_coco_files(root) if data_format in (None, "coco") else {}
     if data_format is None:
         if find_yolo(root) is not None:
             formats.append("yolo")
         if find_voc(root) is not None:
             formats.append("voc")
-        if find_coco_files(root):
+        if coco_files:
             formats.append("coco")
         inside = [] if formats or root.is_file() else [*root.iterdir()]
         inside = [path for path in inside if not is_hidden(Path(path.name))]
@@ -120,12 +114,11 @@ def find_dataset(root: Path, data_format: Format | None = None) -> Dataset:
         case "voc":
             return read_voc_set(root)
         case "coco":
-            files = find_coco_files(root)
-            if not files:
+            if not coco_files:
                 raise DataError(
                     f"{root}: no COCO dataset there. It needs annotations/train.json and images/."
                 )
-            return CocoSet(root=root if root.is_dir() else root.parent, files=files)
+            return CocoSet(root=root if root.is_dir() else root.parent, files=coco_files)
 
 
 def find_coco_files(root: Path) -> dict[str, CocoFiles]:
@@ -155,11 +148,11 @@ def find_coco_files(root: Path) -> dict[str, CocoFiles]:
 
 
 def _coco_paths(folder: Path) -> list[Path]:
-    """Return the COCO files in a folder; a damaged file with the name of a split is one too."""
+    """Return the COCO files in a folder; a file with the name of a split is one, and need not be searched."""
     paths = sorted(
         path for path in folder.glob("*.json") if path.is_file() and not is_hidden(Path(path.name))
     )
-    return [path for path in paths if is_coco(path) or next(iter(name_splits([path.stem]))) in SPLITS]
+    return [path for path in paths if next(iter(name_splits([path.stem]))) in SPLITS or is_coco(path)]
 
 
 def read_all(dataset: Dataset) -> dict[str, RawSplit]:

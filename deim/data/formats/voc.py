@@ -55,21 +55,14 @@ class VocSet:
     """Path without suffix of the annotation file of each image of each split, relative to `annotations`."""
     has_lists: bool
     """Whether the splits are lists."""
-
-    @property
-    def format(self) -> Format:
-        """Name of the format."""
-        return "voc"
+    format: Format = "voc"
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """No split is named and not there."""
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, train, val and test first; `all` if there are neither lists nor folders."""
         return tuple(self.stems)
-
-    @property
-    def absent(self) -> Mapping[str, str]:
-        """Message about each split that is named and not there: none."""
-        return {}
 
     def read(self, split: str) -> RawSplit:
         """Read a split without validating its boxes.

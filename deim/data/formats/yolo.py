@@ -54,11 +54,7 @@ class YoloSet:
     """Message about each split that the description names, that is not there, and that no run needs."""
     has_keypoints: bool = False
     """Whether keypoints follow the box in a line."""
-
-    @property
-    def format(self) -> Format:
-        """Name of the format."""
-        return "yolo"
+    format: Format = "yolo"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -121,7 +117,7 @@ def read_yolo_set(root: Path) -> YoloSet:
     if path.suffix == ".data":
         return _read_darknet(path)
     if path.suffix not in (".yaml", ".yml"):
-        names = _read_class_list(path)
+        names = tuple(read_lines(path))
         ids = tuple(range(len(names)))
         return YoloSet(path=path, root=folder, names=names, category_ids=ids, places=_find_folders(folder))
     content = _read_yaml(path)
@@ -160,10 +156,6 @@ def _names_classes(path: Path) -> bool:
         return False
 
 
-def _read_class_list(path: Path) -> tuple[str, ...]:
-    return tuple(read_lines(path))
-
-
 def _read_darknet(path: Path) -> YoloSet:
     """Read an `obj.data`, whose paths begin with the folder of the training program."""
     lines = (line.partition("=") for line in read_text(path).splitlines() if "=" in line)
@@ -174,7 +166,7 @@ def _read_darknet(path: Path) -> YoloSet:
             f"{path}: names: there is no {content.get('names')!r} in {path.parent}. Put the list of class "
             f"names there."
         )
-    names = _read_class_list(list_path)
+    names = tuple(read_lines(list_path))
     given = {key: (value,) for key, value in content.items() if key.lower() in WORDS and value}
     places = {split: given[key] for split, key in name_splits(given).items()}
     if not places:

@@ -3,7 +3,7 @@
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -36,7 +36,7 @@ def _has_mode(path: Path, test: Callable[[int], bool]) -> bool:
 
 
 def walk_files(folder: Path) -> Iterator[str]:
-    """Yield the relative path, with `/`, of each file below a folder that is not hidden, in no order."""
+    """Yield the relative path, with `/`, of each file below a folder that is not hidden, folder by folder."""
     waiting, seen = [""], {os.path.realpath(folder)}
     while waiting:
         prefix = waiting.pop()
@@ -55,15 +55,9 @@ def walk_files(folder: Path) -> Iterator[str]:
                     yield path
 
 
-def list_images(folder: Path, *, recursive: bool = True) -> list[str]:
-    """Return the relative path of every image file in a folder, with `/`, in alphabetical order.
-
-    Args:
-        folder: Existing folder; hidden files and folders are left out.
-        recursive: Whether to list the folders below it too.
-    """
-    names = (name for name in walk_files(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(name for name in names if recursive or "/" not in name)
+def list_images(folder: Path) -> list[str]:
+    """Return the relative path of every image file below a folder, with `/`, in alphabetical order."""
+    return sorted(name for name in walk_files(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +111,7 @@ class ImageIndex:
         return not path.is_absolute() and ".." not in path.parts and is_file(self.folder / path)
 
 
-def _longest_end(texts: "dict[str, None] | tuple[str, ...]", paths_by_key: dict[str, list[str]]) -> Lookup:
+def _longest_end(texts: Iterable[str], paths_by_key: dict[str, list[str]]) -> Lookup:
     """Return the file that shares the longest end with one of the spellings of a path."""
     for text in texts:
         parts = path_parts(text)
