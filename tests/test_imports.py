@@ -1,12 +1,17 @@
 """The rooms stand in one order, and nothing imports a room above its own."""
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"deim", "multimodal", "tools"}
 FLOORS = [
     {"deim.errors"},
     {"deim.structures", "deim.files", "deim.parse", "deim.records", "deim.migration"},
@@ -30,7 +35,7 @@ FLOORS = [
 """
 CONTENTS = {"deim/config/schema.py", "deim/config/loader.py"}
 """The table of contents of all options: it imports the rooms whose options an experiment consists of."""
-FILES = sorted(path for room in ("deim", "multimodal", "tools") for path in (ROOT / room).rglob("*.py"))
+FILES = sorted(path for room in PACKAGES for path in (ROOT / room).rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
@@ -96,3 +101,16 @@ def test_no_file_prints_but_commands(path: Path) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
     assert lines == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_package_imported_at_once_is_installed_with_this_one(path: Path) -> None:
+    """What an extra installs may only be imported where it is used."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    installed = {re.split(r"[^\w-]", text)[0].lower() for text in project["dependencies"]}
+    distributions = packages_distributions()
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    names = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    for package in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - PACKAGES:
+        assert not installed.isdisjoint(name.lower() for name in distributions[package]), package

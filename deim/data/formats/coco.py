@@ -11,7 +11,7 @@ from operator import eq
 from pathlib import Path
 from typing import Any, Final
 
-from pycocotools import mask as coco_mask
+from faster_coco_eval.core import mask as coco_mask
 
 from deim.data.formats.issues import IssueLog
 from deim.data.formats.split import CocoSplit, Entry, RawSplit, annotation_name, to_split
@@ -308,7 +308,7 @@ def _read_boxes(reading: _Reading, images: Sequence[Entry], entries: Sequence[En
             size_hw = sizes_hw.get(entry["image_id"])
             try:
                 bbox = _outline_box(entry.get("segmentation"), size_hw)
-            except (TypeError, ValueError, OverflowError, KeyError, IndexError):
+            except (TypeError, ValueError, OverflowError, LookupError, RuntimeError):
                 name = annotation_name(entry, number)
                 message = (
                     f"{reading.where}: annotation {name} has no bbox, and its segmentation is no polygon or "
@@ -340,7 +340,7 @@ def _outline_box(segmentation: object, size_hw: tuple[int, int] | None) -> list[
 
     Raises:
         TypeError: If it is neither a list nor a mask.
-        ValueError: If numbers or the size of a mask are wrong; also KeyError, IndexError, OverflowError.
+        ValueError: If numbers or the size of a mask are wrong; also LookupError, OverflowError, RuntimeError.
     """
     if isinstance(segmentation, dict):
         counts, size = segmentation["counts"], [int(side) for side in segmentation["size"]]
