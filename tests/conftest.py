@@ -102,7 +102,7 @@ def _write_split(
     (root / "annotations" / f"{name}.json").write_text(json.dumps(coco), encoding="utf-8")
 
 
-def _write_coco(
+def write_tiny_coco(
     root: Path,
     *,
     categories: Mapping[str, int] = CATEGORIES,
@@ -152,7 +152,7 @@ def _build(
 @pytest.fixture(scope="session")
 def write_coco() -> Callable[..., Path]:
     """Return a function that writes a tiny COCO folder."""
-    return _write_coco
+    return write_tiny_coco
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +170,7 @@ def build_tiny() -> Callable[..., Trainer]:
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny COCO folder for all tests that do not change it."""
-    return _write_coco(tmp_path_factory.mktemp("tiny_set"))
+    return write_tiny_coco(tmp_path_factory.mktemp("tiny_set"))
 
 
 @pytest.fixture(scope="session")
