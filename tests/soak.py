@@ -63,8 +63,8 @@ class Workplace:
     def __post_init__(self) -> None:
         self.data = write_tiny_coco(self.folder / "data", num_images={"train": 10, "val": 3, "test": 1})
         self.config = self.folder / "tiny.yml"
-        data = {**TINY["data"], "root": str(self.data)}
-        self.config.write_text(yaml.safe_dump({**TINY, "data": data}), encoding="utf-8")
+        config = {**TINY, "data": {**TINY["data"], "root": str(self.data)}, "output_dir": "named later"}
+        self.config.write_text(yaml.safe_dump(config), encoding="utf-8")
         self.detector = self.folder / "detector"
         assert deim("train", "-c", self.config, "--set", f"output_dir={self.detector}").code == 0
         self.other = self.folder / "other"
@@ -176,8 +176,10 @@ def _result_of(run: Path) -> dict[str, object]:
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     names = ("epoch", "step", "loss", "grad_norm", "lr", "terms", "ap", "is_best", "skipped_steps")
     logged = [json.loads(line) for line in lines]
-    last, best = read_checkpoint(run / "last.pth"), read_checkpoint(run / "best.pth")
-    states = {"raw": last.model, "ema": last.ema.model, "best": best.inference_weights}
+    last = read_checkpoint(run / "last.pth")
+    states = {"raw": last.model, "ema": last.ema.model}
+    if (run / "best.pth").is_file():
+        states["best"] = read_checkpoint(run / "best.pth").inference_weights
     return {
         "files": sorted(path.name for path in run.iterdir()),
         "epochs": [[line.get(name) for name in names] for line in logged if line["event"] == "epoch"],
