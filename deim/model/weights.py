@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deim.errors import CheckpointError
+from deim.model.backbone.timm import TimmOptions, load_features
 from deim.model.detector import Detector
 from deim.model.weights_file import read_weights_file
 
@@ -109,6 +110,23 @@ def load_initial_weights(
     report = LoadReport(part=part, share=share, replaced=replaced, adapted=adapted)
     _log(report, path, missing=missing, unexpected=unexpected)
     return report
+
+
+def load_backbone_weights(model: Detector, options: TimmOptions) -> None:
+    """Fill a backbone of timm with the weights that its options name, which must fit exactly; in place.
+
+    Raises:
+        CheckpointError: If they are missing, damaged, of another network, or hold NaN.
+    """
+    backbone = model.backbone
+    state = load_features(options)
+    _raise_if_non_finite(state, Path(options.weights))
+    adapted = _adapt_pixel_filters(
+        state, backbone.pretrained.state_dict(), endings=backbone.pixel_filter_keys
+    )
+    backbone.pretrained.load_state_dict(state)
+    report = LoadReport(part="backbone", share=1.0, replaced=(), adapted=adapted)
+    _log(report, f"{options.name}, {options.weights} weights", missing=[], unexpected=[])
 
 
 def adapt_filters(filters: Tensor, channels: int) -> Tensor:
@@ -230,8 +248,8 @@ def _raise_if_non_finite(state: dict[str, Tensor], path: Path) -> None:
         )
 
 
-def _log(report: LoadReport, path: Path, *, missing: list[str], unexpected: list[str]) -> None:
-    logger.info("%s: loaded %.1f %% of the %s", path, 100 * report.share, report.part)
+def _log(report: LoadReport, source: object, *, missing: list[str], unexpected: list[str]) -> None:
+    logger.info("%s: loaded %.1f %% of the %s", source, 100 * report.share, report.part)
     if report.replaced:
         logger.info("the file has other classes; random weights for: %s", ", ".join(report.replaced))
     if report.adapted:
