@@ -12,7 +12,7 @@ import torch
 
 from deim.cli.benchmark_step import count_flops
 from deim.cli.main import COMMANDS
-from deim.config.catalog import SIZES, find_config
+from deim.config.catalog import SIZES, find_config, find_size
 from deim.model.build import build_variant
 
 ROOT = Path(__file__).resolve().parents[2]
