@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from deim.errors import CheckpointError
 from deim.model.backbone.timm import TimmOptions, load_features
+from deim.model.baselines.faster_rcnn import FasterRcnn
 from deim.model.detector import Detector
 from deim.model.weights_file import read_weights_file
 
 logger = logging.getLogger(__name__)
+
+AnyDetector = Detector | FasterRcnn
 
 MIN_SHARE = 0.9
 """A file that fills a smaller share of a model than this is the wrong file."""
@@ -24,7 +27,9 @@ MIN_SHARE = 0.9
 COMPUTED_KEYS: Final = ("decoder.anchors", "decoder.valid_mask")
 """Official files hold these for one image size; this project computes them from the input."""
 
-CLASS_KEYS: Final = re.compile(r"decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.")
+CLASS_KEYS: Final = re.compile(
+    r"decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.|roi_heads\.box_predictor\."
+)
 """Tensors whose shape follows from the number of classes."""
 
 SOURCES: Final = (
@@ -59,7 +64,7 @@ class LoadReport:
 
 
 def load_initial_weights(
-    model: Detector, path: Path, *, class_names: Sequence[str] | None = None
+    model: AnyDetector, path: Path, *, class_names: Sequence[str] | None = None
 ) -> LoadReport:
     """Fill a model, or its backbone, from a weights file.
 
@@ -112,7 +117,7 @@ def load_initial_weights(
     return report
 
 
-def load_backbone_weights(model: Detector, options: TimmOptions) -> None:
+def load_backbone_weights(model: AnyDetector, options: TimmOptions) -> None:
     """Fill a backbone of timm with the weights that its options name, which must fit exactly; in place.
 
     Raises:

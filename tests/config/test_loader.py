@@ -527,7 +527,7 @@ def full_contents() -> list[dict[str, Any]]:
     encoders = [{"type": "hashed"}, {"type": "open_clip"}]
     scalings = [{"type": "window", "low": 0, "high": 1}, {"type": "percentile"}]
     tasks = [
-        {"type": "detection"},
+        {"type": "faster_rcnn"},
         *({"type": "text_fusion", "detector": "x", "encoder": e} for e in encoders),
     ]
     contents = [
@@ -761,7 +761,7 @@ def test_only_the_task_that_an_experiment_names_is_imported(tmp_path):
 
 def test_a_task_that_does_not_exist_is_refused(write):
     assert problems_of(write(MINIMAL), "task.type=segmentation") == [
-        "--set: task.type: got 'segmentation', needs 'detection' or 'text_fusion'"
+        "--set: task.type: got 'segmentation', needs 'detection', 'faster_rcnn' or 'text_fusion'"
     ]
 
 

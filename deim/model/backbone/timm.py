@@ -5,7 +5,7 @@ Source:
     (arXiv:2304.08069).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
@@ -77,9 +77,7 @@ class TimmBackbone(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.body = create_features(options.name, in_channels=in_channels)
-        self._frozen = list(self._modules_of_stages(options))
-        for module in self._frozen:
-            module.requires_grad_(False)
+        self._frozen = freeze_stages(self.body, options)
         self.projections = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, hidden_dim, kernel_size=1, bias=False), nn.BatchNorm2d(hidden_dim)
@@ -90,9 +88,7 @@ class TimmBackbone(nn.Module):
     @property
     def pixel_filter_keys(self) -> tuple[str, ...]:
         """The convolution that sees the image."""
-        named = self.body.named_modules()
-        first = next(name for name, module in named if isinstance(module, nn.Conv2d))
-        return (f"{first}.weight",)
+        return (first_filter(self.body),)
 
     @property
     def pretrained(self) -> nn.Module:
@@ -119,29 +115,48 @@ class TimmBackbone(nn.Module):
             maps = [features.permute(0, 3, 1, 2) for features in maps]
         return tuple(project(features) for project, features in zip(self.projections, maps, strict=True))
 
-    def _modules_of_stages(self, options: TimmOptions) -> Iterator[nn.Module]:
-        """Yield the modules without children up to the end of the last frozen stage."""
-        if options.frozen_stages == 0:
-            return
-        modules = dict(self.body.named_modules())
-        stages = [_flat_name(stage["module"], modules) for stage in self.body.feature_info.info]
-        if options.frozen_stages > len(stages) or stages[options.frozen_stages - 1] not in modules:
-            raise ConfigError(
-                f"model.backbone.frozen_stages: got {options.frozen_stages}, but {options.name} has "
-                f"{len(stages)} stages ({', '.join(stages)}). Give at most that many."
-            )
-        last = stages[options.frozen_stages - 1]
-        names = list(modules)
-        end = max(number for number, name in enumerate(names) if f"{name}.".startswith(f"{last}."))
-        yield from (modules[name] for name in names[: end + 1] if not list(modules[name].children()))
+
+def first_filter(body: nn.Module) -> str:
+    """Return the name of the weight of the first convolution."""
+    return next(f"{name}.weight" for name, module in body.named_modules() if isinstance(module, nn.Conv2d))
 
 
-def create_features(name: str, *, in_channels: int = 3, **options: Any) -> Any:
-    """Create a network of timm that returns its maps at `STRIDES`.
+def freeze_stages(body: Any, options: TimmOptions) -> list[nn.Module]:
+    """Stop the weights of the first stages of `create_features` from learning.
+
+    Returns:
+        Their modules, which belong in evaluation mode.
+
+    Raises:
+        ConfigError: If there are fewer stages.
+    """
+    if options.frozen_stages == 0:
+        return []
+    modules = dict(body.named_modules())
+    stages = [_flat_name(stage["module"], modules) for stage in body.feature_info.info]
+    if options.frozen_stages > len(stages) or stages[options.frozen_stages - 1] not in modules:
+        raise ConfigError(
+            f"model.backbone.frozen_stages: got {options.frozen_stages}, but {options.name} has "
+            f"{len(stages)} stages ({', '.join(stages)}). Give at most that many."
+        )
+    last = stages[options.frozen_stages - 1]
+    names = list(modules)
+    end = max(number for number, name in enumerate(names) if f"{name}.".startswith(f"{last}."))
+    frozen = [modules[name] for name in names[: end + 1] if not list(modules[name].children())]
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen
+
+
+def create_features(
+    name: str, *, in_channels: int = 3, strides: Sequence[int] = STRIDES, **options: Any
+) -> Any:
+    """Create a network of timm that returns its maps at some strides.
 
     Args:
         name: Name of the model in timm.
         in_channels: Number of image channels.
+        strides: Strides of the maps, finest first.
         options: For `timm.create_model`.
 
     Raises:
@@ -155,16 +170,16 @@ def create_features(name: str, *, in_channels: int = 3, **options: Any) -> Any:
     if (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size:
         raise ConfigError(f"{where}: {name} takes images of one size only. Name a convolutional network.")
     try:
-        strides = timm.create_model(name, features_only=True).feature_info.reduction()
+        present = timm.create_model(name, features_only=True).feature_info.reduction()
     except (RuntimeError, AttributeError, TypeError, AssertionError):
-        strides = []
-    if not set(STRIDES) <= set(strides):
+        present = []
+    if not set(strides) <= set(present):
         raise ConfigError(
-            f"{where}: {name} has maps at strides {strides}, needs {', '.join(map(str, STRIDES))}. Name "
+            f"{where}: {name} has maps at strides {present}, needs {', '.join(map(str, strides))}. Name "
             f"another, such as resnet18."
         )
     # The last map of a stride is the deepest.
-    indices = [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES]
+    indices = [len(present) - 1 - present[::-1].index(stride) for stride in strides]
     return timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels, **options)
 
 
