@@ -16,6 +16,7 @@ from deim.config.schema import Config
 from deim.data.splits import Splits, build_splits
 from deim.engine.build import build_trainer
 from deim.engine.device import select_device
+from deim.engine.task import load_task
 from deim.engine.trainer import Trainer
 from deim.engine.validation import Validate
 from deim.inference.evaluator import Evaluator
@@ -132,6 +133,7 @@ def _build(
     validate: Callable[[Validate], Validate] = lambda validate: validate,
 ) -> Trainer:
     splits: Splits = build_splits(config.data)
+    with_loss = load_task(config.task.type).has_query_loss
     evaluator = Evaluator(
         config,
         splits.val,
@@ -142,7 +144,7 @@ def _build(
     return build_trainer(
         config,
         splits,
-        validate=validate(lambda model: to_validation(evaluator.evaluate(model, with_loss=True))),
+        validate=validate(lambda model: to_validation(evaluator.evaluate(model, with_loss=with_loss))),
         overwrite=overwrite,
         resume_from=resume_from,
         force=force,

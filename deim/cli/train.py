@@ -103,6 +103,7 @@ def _prepare(
     from deim.data.splits import build_splits, prepare_root
     from deim.engine.build import build_trainer
     from deim.engine.device import select_device
+    from deim.engine.task import load_task
     from deim.engine.validation import Validation
     from deim.inference.evaluator import Evaluator
     from deim.report.evaluate import to_validation, validation_sheet
@@ -130,10 +131,11 @@ def _prepare(
 
     draw_batch = partial(batch_sheet, config=config, class_names=splits.train.class_names)
     draws = config.runtime.tensorboard and distributed.is_main
+    task = load_task(config.task.type)
 
     def validate(model: nn.Module) -> Validation:
         threshold = config.evaluation.draw_threshold
-        evaluation = evaluator.evaluate(model, with_loss=True)
+        evaluation = evaluator.evaluate(model, with_loss=task.has_query_loss)
         sheet = validation_sheet(evaluation, evaluator, score_threshold=threshold) if draws else None
         return to_validation(evaluation, sheet, score_threshold=threshold)
 

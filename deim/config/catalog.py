@@ -13,7 +13,7 @@ CHECKOUT_FOLDER = "configs"
 SCHEME = "deim://"
 """Prefix of a base that is always the shipped one, even if a file of that name lies beside the config."""
 
-SIZES = ("nano", "s", "m", "l", "x")
+SIZES = ("nano", "lite", "s", "m", "l", "x")
 """Sizes of the detector, smallest first; each has a file `_base_/model_SIZE.yml` with its recipe."""
 
 SIZE_OR_BLOCK = f"a size ({', '.join(SIZES)}) or a block of options"
@@ -60,7 +60,11 @@ def find_size(name: object, where: str) -> Path:
     size = name.lower().replace("_", "-").removeprefix("deimv2-") if isinstance(name, str) else ""
     if size in SIZES:
         return shipped_configs_dir() / "_base_" / f"model_{size}.yml"
-    nearest = get_close_matches(size, SIZES, n=1, cutoff=0.25)  # 'tiny' is near 'nano', '5' near none
+    nearest = (
+        get_close_matches(size, SIZES, n=1, cutoff=0.6)
+        or [name for name in SIZES if name == size[:1]]  # of small, medium and large
+        or get_close_matches(size, SIZES, n=1, cutoff=0.25)  # 'tiny' is near 'nano', '5' near none
+    )
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     got = "a block" if isinstance(name, dict) else repr(name)
     raise ConfigError(f"{where}: model: got {got} for the size, needs {SIZE_OR_BLOCK}.{hint}")

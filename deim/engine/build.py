@@ -25,7 +25,6 @@ from deim.engine.validation import DrawBatch, Validate
 from deim.errors import TrainingError
 from deim.files import count
 from deim.model.activation_checkpointing import checkpoint_activations
-from deim.model.build import describe_architecture
 from deim.model.detector import Detector
 
 logger = logging.getLogger(__name__)
@@ -228,7 +227,7 @@ def _log_run(run: TrainingRun) -> None:
     size = context.distributed.size
     logger.info(
         "%s: %.1f million parameters, %dx%d px, batch %d, %s on %s",
-        describe_architecture(config.model),
+        run.task.describe_model(config),
         parameters / 1e6,
         height,
         width,

@@ -1,6 +1,8 @@
 """The task `detection`: training the detector itself."""
 
+import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,8 +16,9 @@ from deim.engine.context import RunContext
 from deim.engine.optimizer import build_optimizer
 from deim.engine.task import TaskOptions, TaskProducts, TrainingTask
 from deim.loss.criterion import Criterion
+from deim.model.backbone.timm import RANDOM, TimmOptions, pretrained_normalization
 from deim.model.detector import Detector
-from deim.model.weights import load_initial_weights
+from deim.model.weights import AnyDetector, load_backbone_weights, load_initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +44,8 @@ class DetectionTask(TrainingTask):
         """
         config, train = context.config, context.splits.train
         model = Detector(config.model, len(train.class_names), channels=config.data.channels)
-        if config.model.init_from is None:
-            logger.info("starting from random weights; set model.init_from to start from trained ones")
-        elif context.is_new:
-            path = find_checkpoint(Path(config.model.init_from))
-            load_initial_weights(model, path, class_names=train.class_names)
+        if context.is_new:
+            load_start(model, config, class_names=train.class_names)
         model.to(context.device)
         loader = build_detection_loader(context)
         lines = [f"  {stage.describe()}" for stage in loader.pipeline.stages(config.epochs)]
@@ -64,6 +64,30 @@ class DetectionTask(TrainingTask):
 
 
 TASK = DetectionTask()
+
+
+def load_start(model: AnyDetector, config: Config, *, class_names: Sequence[str]) -> None:
+    """Fill a new detector with the weights that a config names, in place, and log which.
+
+    Raises:
+        CheckpointError: If they cannot be read or do not fit.
+    """
+    backbone = config.model.backbone
+    if config.model.init_from is not None:
+        path = find_checkpoint(Path(config.model.init_from))
+        load_initial_weights(model, path, class_names=class_names)
+    elif isinstance(backbone, TimmOptions) and backbone.weights != RANDOM:
+        load_backbone_weights(model, backbone)
+        mean, std = pretrained_normalization(backbone)
+        if len(mean) == config.data.channels and (mean, std) != (config.data.mean, config.data.std):
+            logger.warning(
+                "data.mean, data.std: the weights of %s are made for --set data.mean=%s data.std=%s",
+                backbone.name,
+                json.dumps(mean),
+                json.dumps(std),
+            )
+    else:
+        logger.info("starting from random weights; set model.init_from to start from trained ones")
 
 
 def build_detection_loader(context: RunContext) -> BatchLoader:

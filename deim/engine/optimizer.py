@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deim.config.checks import below, check, not_positive
-from deim.model.detector import Detector
+from deim.model.weights import AnyDetector
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ REFERENCE_EXEMPT = re.compile("norm|bn|bias")
 REFERENCE_NEW_PARTS = re.compile("sta|encoder|decoder")
 
 
-def build_optimizer(model: Detector, recipe: RecipeOptions) -> torch.optim.AdamW:
+def build_optimizer(model: AnyDetector, recipe: RecipeOptions) -> torch.optim.AdamW:
     """Build AdamW for the trainable parameters, sorted by learning rate and weight decay.
 
     Returns:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TASKS: Mapping[str, str] = {
     "detection": "deim.engine.detection_task",
+    "faster_rcnn": "deim.engine.faster_rcnn_task",
     "text_fusion": "multimodal.task",
 }
 """Module of each task by the `type` of its block in the config; the module holds the task as `TASK`."""
@@ -90,6 +91,8 @@ class TrainingTask(Protocol):
     """Whether `recipe.backbone_lr` applies."""
     has_stages: bool = True
     """Whether augmentation starts late and ends early, and the matching cost changes."""
+    has_query_loss: bool = True
+    """Whether `loss.Criterion` applies to the model's output, so that a validation has a loss."""
     report_module: str | None = None
     """Module with `evaluate_checkpoint` and `evaluate_share`; None for the report of a detector."""
 
@@ -104,6 +107,12 @@ class TrainingTask(Protocol):
     def describe(self, config: "Config") -> list[str]:  # noqa: ARG002
         """Return lines that the log adds to the timeline."""
         return []
+
+    def describe_model(self, config: "Config") -> str:
+        """Return the name of the model, for logs and reports."""
+        from deim.model.build import describe_architecture
+
+        return describe_architecture(config.model)
 
     def build(self, context: "RunContext") -> TaskProducts:
         """Build everything that is trained; global random generators are seeded.

@@ -21,7 +21,7 @@ def select_detections(
         max_detections: Number of detections to keep per image.
 
     Returns:
-        The detections of each image, best score first, boxes in pixels of the original.
+        The detections of each image with a score above 0, best first, boxes in pixels of the original.
     """
     scores = output["pred_logits"].float().sigmoid()
     num_classes = scores.shape[-1]
@@ -37,6 +37,6 @@ def select_detections(
             scores=best[i],
             labels=labels[i],
             queries=query[i],
-        )
+        ).take(best[i] > 0)
         for i, placement in enumerate(placements)
     ]

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from deim.errors import CheckpointError
+from deim.model.backbone.timm import TimmOptions, load_features
+from deim.model.baselines.faster_rcnn import FasterRcnn
 from deim.model.detector import Detector
 from deim.model.weights_file import read_weights_file
 
 logger = logging.getLogger(__name__)
+
+AnyDetector = Detector | FasterRcnn
 
 MIN_SHARE = 0.9
 """A file that fills a smaller share of a model than this is the wrong file."""
@@ -23,7 +27,9 @@ MIN_SHARE = 0.9
 COMPUTED_KEYS: Final = ("decoder.anchors", "decoder.valid_mask")
 """Official files hold these for one image size; this project computes them from the input."""
 
-CLASS_KEYS: Final = re.compile(r"decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.")
+CLASS_KEYS: Final = re.compile(
+    r"decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.|roi_heads\.box_predictor\."
+)
 """Tensors whose shape follows from the number of classes."""
 
 SOURCES: Final = (
@@ -58,7 +64,7 @@ class LoadReport:
 
 
 def load_initial_weights(
-    model: Detector, path: Path, *, class_names: Sequence[str] | None = None
+    model: AnyDetector, path: Path, *, class_names: Sequence[str] | None = None
 ) -> LoadReport:
     """Fill a model, or its backbone, from a weights file.
 
@@ -109,6 +115,23 @@ def load_initial_weights(
     report = LoadReport(part=part, share=share, replaced=replaced, adapted=adapted)
     _log(report, path, missing=missing, unexpected=unexpected)
     return report
+
+
+def load_backbone_weights(model: AnyDetector, options: TimmOptions) -> None:
+    """Fill a backbone of timm with the weights that its options name, which must fit exactly; in place.
+
+    Raises:
+        CheckpointError: If they are missing, damaged, of another network, or hold NaN.
+    """
+    backbone = model.backbone
+    state = load_features(options)
+    _raise_if_non_finite(state, Path(options.weights))
+    adapted = _adapt_pixel_filters(
+        state, backbone.pretrained.state_dict(), endings=backbone.pixel_filter_keys
+    )
+    backbone.pretrained.load_state_dict(state)
+    report = LoadReport(part="backbone", share=1.0, replaced=(), adapted=adapted)
+    _log(report, f"{options.name}, {options.weights} weights", missing=[], unexpected=[])
 
 
 def adapt_filters(filters: Tensor, channels: int) -> Tensor:
@@ -230,8 +253,8 @@ def _raise_if_non_finite(state: dict[str, Tensor], path: Path) -> None:
         )
 
 
-def _log(report: LoadReport, path: Path, *, missing: list[str], unexpected: list[str]) -> None:
-    logger.info("%s: loaded %.1f %% of the %s", path, 100 * report.share, report.part)
+def _log(report: LoadReport, source: object, *, missing: list[str], unexpected: list[str]) -> None:
+    logger.info("%s: loaded %.1f %% of the %s", source, 100 * report.share, report.part)
     if report.replaced:
         logger.info("the file has other classes; random weights for: %s", ", ".join(report.replaced))
     if report.adapted:

@@ -9,7 +9,7 @@ from PIL import Image
 from deim.config.loader import option_values
 from deim.data.formats.split import CocoSplit
 from deim.data.splits import read_split
-from deim.engine.task import report_function
+from deim.engine.task import load_task, report_function
 from deim.engine.trained_detector import TrainedDetector, store_operating_points
 from deim.engine.validation import Validation
 from deim.errors import DataError
@@ -22,7 +22,6 @@ from deim.metrics.choose_thresholds import choose_operating_points
 from deim.metrics.coco import compute_coco_metrics, worst_class
 from deim.metrics.convergence import read_convergence
 from deim.metrics.image_level import count_images
-from deim.model.build import describe_architecture
 from deim.records import to_json
 from deim.report.build import ReportInputs, installed_versions
 from deim.report.files import ImageFolder, prediction_sheet, write_report_files
@@ -188,7 +187,7 @@ def _provenance(
             weights=trained.weights,
         ),
         model=ModelInfo(
-            name=describe_architecture(config.model),
+            name=load_task(trained.task).describe_model(config),
             parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
         ),
         image_size_hw=config.image_size_hw,

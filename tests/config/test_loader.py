@@ -276,8 +276,8 @@ WRONG = [
     ("recipe.betas=[0.9, x]", "recipe.betas: got [0.9, 'x'], needs a list of 2, each a number"),
     ("ema.decay=x", "ema.decay: got 'x', needs a number or 'auto'"),
     ("schedule.flat_epochs=Auto", "schedule.flat_epochs: got 'Auto', needs an integer or 'auto'"),
-    ("model.backbone.type=vit", "model.backbone.type: got 'vit', needs 'vit_tiny' or 'dinov3'"),
-    ("model.backbone.type=[vit]", "model.backbone.type: got ['vit'], needs 'vit_tiny' or 'dinov3'"),
+    ("model.backbone.type=vit", "model.backbone.type: got 'vit', needs 'vit_tiny', 'dinov3' or 'timm'"),
+    ("model.backbone.type=[vit]", "model.backbone.type: got ['vit'], needs 'vit_tiny', 'dinov3' or 'timm'"),
     ("model.backbone=vit_tiny", "model.backbone: got 'vit_tiny', needs a block of options"),
     ("epochs=0", "epochs: got 0, needs at least 1"),
     ("augment.mosaic=1.5", "augment.mosaic: got 1.5, needs [0, 1]"),
@@ -365,7 +365,8 @@ def test_missing_key_of_a_block_that_an_override_made(write):
 def test_missing_type_still_checks_the_other_keys(write):
     path = write(MINIMAL.replace("type: vit_tiny", "typ: vit_tiny"))
     assert problems_of(path) == [
-        "x.yml: missing key 'model.backbone.type', which has no default. Give 'vit_tiny' or 'dinov3'.",
+        "x.yml: missing key 'model.backbone.type', which has no default. Give 'vit_tiny', 'dinov3' or "
+        "'timm'.",
         "x.yml: unknown key 'model.backbone.typ'. Did you mean 'type'?",
     ]
 
@@ -518,12 +519,15 @@ def full_contents() -> list[dict[str, Any]]:
     """Complete configs that have, between them, every key of the schema."""
     data = {"root": "x", "synthetic": {}}
     common = {"output_dir": "x", "image_size": 64, "epochs": 1, "data": data}
-    backbones = [{"type": "vit_tiny", "dim": 64, "num_heads": 2}, {"type": "dinov3"}]
+    backbones = [
+        *({"type": "vit_tiny", "dim": 64, "num_heads": 2}, {"type": "dinov3"}),
+        {"type": "timm", "name": "resnet18"},
+    ]
     goals = [{"type": "recall", "at_least": 0.9}, {"type": "false_boxes", "at_most_per_image": 0.1}]
     encoders = [{"type": "hashed"}, {"type": "open_clip"}]
     scalings = [{"type": "window", "low": 0, "high": 1}, {"type": "percentile"}]
     tasks = [
-        {"type": "detection"},
+        {"type": "faster_rcnn"},
         *({"type": "text_fusion", "detector": "x", "encoder": e} for e in encoders),
     ]
     contents = [
@@ -540,7 +544,7 @@ def full_contents() -> list[dict[str, Any]]:
             "evaluation": {"goal": goal},
             "task": task,
         }
-        for backbone, goal, task, scaling in zip(backbones * 2, goals * 2, tasks, scalings * 2, strict=False)
+        for backbone, goal, task, scaling in zip(backbones, goals * 2, tasks, scalings * 2, strict=False)
     ]
     return [config_to_dict(config_from_dict(content, where="test")) for content in contents]
 
@@ -673,7 +677,9 @@ def test_load_block(write):
     ):
         load_block(path, "model", ModelOptions)
     write("model: 3\n")
-    with pytest.raises(ConfigError, match=r"^x\.yml: model: got 3 for the size, needs a size \(nano, s,"):
+    with pytest.raises(
+        ConfigError, match=r"^x\.yml: model: got 3 for the size, needs a size \(nano, lite, s,"
+    ):
         load_block(path, "model", ModelOptions)
 
 
@@ -755,7 +761,7 @@ def test_only_the_task_that_an_experiment_names_is_imported(tmp_path):
 
 def test_a_task_that_does_not_exist_is_refused(write):
     assert problems_of(write(MINIMAL), "task.type=segmentation") == [
-        "--set: task.type: got 'segmentation', needs 'detection' or 'text_fusion'"
+        "--set: task.type: got 'segmentation', needs 'detection', 'faster_rcnn' or 'text_fusion'"
     ]
 
 

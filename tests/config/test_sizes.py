@@ -11,7 +11,8 @@ from deim.errors import ConfigError
 from deim.model.build import describe_architecture, load_size
 
 REST = "output_dir: out\nimage_size: 128\nepochs: 7\ndata: {root: some/folder}\n"
-RECIPES = {  # of the reference; nano is no size of the reference
+RECIPES = {  # of the reference, which has neither nano nor lite
+    "lite": (1e-3, 5e-4, 1e-4, 20),
     "s": (5e-4, 2.5e-5, 1e-4, 20),
     "m": (5e-4, 2.5e-5, 1e-4, 6),
     "l": (5e-4, 1.25e-5, 1.25e-4, 3),
@@ -94,7 +95,7 @@ def test_a_size_in_other_spellings(write, spelling: str, size: str) -> None:
 def test_a_misspelled_size_names_the_nearest(write, given: str, nearest: str) -> None:
     path = write(f"{REST}model: {given}\n")
     message = (
-        f"model: got '{given}' for the size, needs a size (nano, s, m, l, x) or a block of options. "
+        f"model: got '{given}' for the size, needs a size (nano, lite, s, m, l, x) or a block of options. "
         f"Did you mean '{nearest}'?"
     )
     assert problem_of(path) == f"{path}: {message}"
@@ -104,11 +105,11 @@ def test_a_misspelled_size_names_the_nearest(write, given: str, nearest: str) ->
 @pytest.mark.parametrize("given", ["7", "null", "[m]", "{size: {a: 1}}", "{size: true}", "'?'"])
 def test_what_is_no_size_names_the_sizes(write, given: str) -> None:
     path = write(f"{REST}model: {given}\n")
-    assert problem_of(path).endswith("needs a size (nano, s, m, l, x) or a block of options.")
+    assert problem_of(path).endswith("needs a size (nano, lite, s, m, l, x) or a block of options.")
 
 
 def test_a_missing_model_and_a_misspelled_key_name_the_size(write) -> None:
-    assert problem_of(write(REST)).endswith("Give a size (nano, s, m, l, x) or a block of options.")
+    assert problem_of(write(REST)).endswith("Give a size (nano, lite, s, m, l, x) or a block of options.")
     assert "unknown key 'model.sise'. Did you mean 'size'?" in problem_of(
         write(f"{REST}model: {{sise: m}}\n")
     )
@@ -166,7 +167,7 @@ def test_a_file_beside_the_config_comes_first_except_after_deim(write) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_name_of_a_model_follows_from_its_architecture(size: str) -> None:
-    name = "nano" if size == "nano" else f"deimv2-{size}"
+    name = size if size in ("nano", "lite") else f"deimv2-{size}"
     assert describe_architecture(load_size(size)) == name
 
 

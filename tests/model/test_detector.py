@@ -265,7 +265,7 @@ def test_nano_has_fewer_than_three_million_parameters_and_works():
 
 def test_an_unknown_variant_is_refused_with_the_known_ones():
     with pytest.raises(
-        ConfigError, match=r"^build_variant: model: got 'xl' for the size, needs a size \(nano, s, m, l, x\)"
+        ConfigError, match=r"^build_variant: model: got 'xl' for the size, needs a size \(nano, lite, s,"
     ):
         build_variant("xl", num_classes=6)
 

@@ -12,7 +12,7 @@ import torch
 
 from deim.cli.benchmark_step import count_flops
 from deim.cli.main import COMMANDS
-from deim.config.catalog import SIZES, find_config
+from deim.config.catalog import SIZES, find_config, find_size
 from deim.model.build import build_variant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +76,7 @@ def test_the_table_of_sizes_is_right(size: str) -> None:
     assert parameters == f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
     text = find_config(config.strip("`")).read_text(encoding="utf-8")
     assert f"\nmodel: {size}\n" in text
-    assert weights == "none" or weights.strip("`") in text
-    if size in ("nano", "s"):  # the larger ones take too long
+    texts = text + find_size(size, "README.md").read_text(encoding="utf-8")
+    assert weights == "none" or weights.strip("`") in texts
+    if size in ("nano", "lite", "s"):  # the larger ones take too long
         assert gflops[0] == f"{count_flops(model, image_size=640) / 1e9:.1f}"

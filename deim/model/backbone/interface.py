@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from deim.model.backbone.dinov3 import DinoV3, DinoV3Options
 from deim.model.backbone.spatial_adapter import SpatialAdapterBackbone
+from deim.model.backbone.timm import TimmBackbone, TimmOptions
 from deim.model.backbone.vit_tiny import VitTiny, VitTinyOptions
 
-BackboneOptions = VitTinyOptions | DinoV3Options
+BackboneOptions = VitTinyOptions | DinoV3Options | TimmOptions
 
 
 class Backbone(Protocol):
@@ -42,7 +43,11 @@ class Backbone(Protocol):
 
 
 def build_backbone(options: BackboneOptions, hidden_dim: int, *, in_channels: int = 3) -> Backbone:
-    """Build a backbone with random weights, whose maps have `hidden_dim` channels."""
+    """Build a backbone with random weights, whose maps have `hidden_dim` channels.
+
+    Raises:
+        ConfigError: If timm is not installed or has no such network.
+    """
     transformer: nn.Module
     match options:
         case VitTinyOptions():
@@ -50,6 +55,8 @@ def build_backbone(options: BackboneOptions, hidden_dim: int, *, in_channels: in
             transformer = nn.ModuleDict({"_model": VitTiny(options, in_channels=in_channels)})
         case DinoV3Options():
             transformer = DinoV3(options, in_channels=in_channels)
+        case TimmOptions():
+            return TimmBackbone(options, hidden_dim=hidden_dim, in_channels=in_channels)
     return SpatialAdapterBackbone(
         transformer,
         dim=options.dim,

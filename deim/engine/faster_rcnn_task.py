@@ -1,0 +1,113 @@
+"""The task `faster_rcnn`: a convolutional baseline with the data, trainer and reports of the detector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from deim.config.checks import below, check
+from deim.config.schema import Config
+from deim.engine.checkpoints import Checkpoint
+from deim.engine.context import RunContext
+from deim.engine.detection_task import build_detection_loader, load_start
+from deim.engine.optimizer import build_optimizer
+from deim.engine.task import TaskOptions, TaskProducts, TrainingTask
+from deim.errors import ConfigError
+from deim.loss.criterion import LossCounts
+from deim.model.backbone.timm import TimmOptions
+from deim.model.baselines.faster_rcnn import FasterRcnn, Losses
+from deim.structures import Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FasterRcnnOptions:
+    """Training of Faster R-CNN on the network of timm in `model.backbone`.
+
+    `model.hidden_dim` are the channels of its feature pyramid, and `model.decoder.num_queries` its detections
+    of an image; the rest of `model` and `loss` is not used.
+    """
+
+    type: Literal["faster_rcnn"] = "faster_rcnn"
+    anchor_sides: tuple[int, int, int, int, int] = (16, 32, 64, 128, 256)
+    """Side of the square anchors at strides 4 to 64, in pixels of the network input."""
+
+    def __post_init__(self) -> None:
+        check(below(1, anchor_sides=min(self.anchor_sides)))
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedImages:
+    """Number of images of a micro-batch; the model itself matches boxes."""
+
+    counts: LossCounts
+
+
+class FasterRcnnLoss:
+    """The losses that `FasterRcnn` computes; a `BatchLoss`."""
+
+    def match(self, outputs: Losses, targets: Sequence[Target], *, epoch: int) -> MatchedImages:  # noqa: ARG002
+        """Count the images and boxes of a batch."""
+        boxes = sum(len(target["labels"]) for target in targets)
+        return MatchedImages(LossCounts(images=len(targets), boxes=boxes, pairs=0))
+
+    def terms(self, outputs: Losses, matched: MatchedImages, counts: LossCounts) -> Losses:
+        """Return the four losses, which are means over images, as shares of those of `counts`."""
+        share = matched.counts.images / counts.images
+        return {name.removeprefix("loss_"): value.float() * share for name, value in outputs.items()}
+
+
+class FasterRcnnTask(TrainingTask):
+    """See `TrainingTask`."""
+
+    options_class: type[TaskOptions] = FasterRcnnOptions
+    has_query_loss = False
+
+    def build(self, context: RunContext) -> TaskProducts:
+        """Build the detector, its loss, optimizer and batches.
+
+        Raises:
+            CheckpointError: If the weights of the backbone cannot be read or do not fit.
+            ConfigError: If the backbone is not one of timm.
+        """
+        config, class_names = context.config, context.splits.train.class_names
+        model = _build_model(config, len(class_names))
+        if context.is_new:
+            load_start(model, config, class_names=class_names)
+        model.to(context.device)
+        return TaskProducts(
+            model=model,
+            criterion=FasterRcnnLoss(),
+            optimizer=build_optimizer(model, config.recipe),
+            loader=build_detection_loader(context),
+        )
+
+    def describe_model(self, config: Config) -> str:
+        """Return `faster_rcnn-resnet18`."""
+        return f"faster_rcnn-{getattr(config.model.backbone, 'name', '')}"
+
+    def build_stored_model(self, config: Config, checkpoint: Checkpoint, path: Path) -> nn.Module:  # noqa: ARG002
+        """Build the detector of a checkpoint."""
+        return _build_model(config, len(checkpoint.class_names))
+
+
+TASK = FasterRcnnTask()
+
+
+def _build_model(config: Config, num_classes: int) -> FasterRcnn:
+    options, backbone = config.task, config.model.backbone
+    assert isinstance(options, FasterRcnnOptions)
+    if not isinstance(backbone, TimmOptions):
+        raise ConfigError(
+            f"model.backbone.type: got {backbone.type!r}, but faster_rcnn needs a network of timm, such as "
+            f"--set 'model.backbone={{type: timm, name: resnet18}}'."
+        )
+    return FasterRcnn(
+        backbone,
+        hidden_dim=config.model.hidden_dim,
+        num_classes=num_classes,
+        channels=config.data.channels,
+        max_detections=config.model.decoder.num_queries,
+        anchor_sides=options.anchor_sides,
+    )

