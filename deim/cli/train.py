@@ -154,7 +154,7 @@ def _prepare(
 def _train(trainer: "Trainer", folder: Path, distributed: "DistributedContext") -> None:
     """Run the training, and leave the run folder in order however it ends."""
     from deim.engine.run_folder import finalize_run_dir
-    from deim.engine.signals import ignore_stop_signals
+    from deim.engine.signals import end_soon
 
     has_begun = True
     try:
@@ -162,7 +162,7 @@ def _train(trainer: "Trainer", folder: Path, distributed: "DistributedContext") 
     except BaseException as error:
         has_begun = trainer.has_begun
         if isinstance(error, StopSignalError):
-            ignore_stop_signals()
+            end_soon()
         raise
     finally:
         if distributed.is_main:

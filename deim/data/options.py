@@ -10,6 +10,8 @@ from deim.data.images.tiling import TilesOptions
 from deim.data.sampling import RepeatFactorSampling, UniformSampling
 from deim.data.synthetic.make import SyntheticOptions
 
+WORKER_TIMEOUT_S = 300.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataOptions:
@@ -63,6 +65,8 @@ class DataOptions:
     """Images of a batch in evaluation."""
     num_workers: int = 2
     """Number of processes that load images; 0 loads in the main process."""
+    worker_timeout_s: float = WORKER_TIMEOUT_S
+    """Seconds to wait for a batch of these processes, above 0; a network drive may hang for ever."""
     cache_mb: int = 0
     """Memory for resized images in each loading process and split, in MiB; 0 keeps none."""
     disk_cache_mb: int = 0

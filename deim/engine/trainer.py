@@ -9,6 +9,7 @@ a function, so that training knows nothing of metrics.
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from deim.config.loader import option_values
@@ -82,7 +83,7 @@ class Trainer:
             StopSignalError: If a signal asked the run to stop; its state is saved.
             TrainingError: If the loss stays without a finite value, or memory runs out twice, or where a
                 smaller micro-batch does not help.
-            DataError: If an image is damaged.
+            DataError: If an image is damaged; the state before its batch is saved.
         """
         progress, is_main = self.progress, self.distributed.is_main
         folder = self.folder if is_main else None
@@ -151,7 +152,8 @@ class Trainer:
         batches = iter(self.run.products.loader)
         while True:
             started = time.perf_counter()
-            batch = next(batches, None)
+            with self._waiting():
+                batch = next(batches, None)
             waited = time.perf_counter() - started
             self.progress.sums.waiting_seconds += waited
             self.progress.sums.seconds += waited
@@ -160,6 +162,25 @@ class Trainer:
             with explain_out_of_memory("in copying a batch to the device", STEP_ADVICE):
                 on_device = batch.to(self.run.context.device)
             yield on_device
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Save the run if the wait for a batch ends in an error, or by a signal: it stands between two steps.
+
+        With several processes a signal must not end the wait of one of them alone.
+        """
+        progress = self.progress
+        where = f" in epoch {progress.epoch + 1} after step {progress.step}"
+        is_alone = self.distributed.size == 1
+        try:
+            with self._stop.interruptible(where) if is_alone else nullcontext():
+                yield
+        except Exception:
+            if self.distributed.is_main:
+                self._write_last()
+            if is_alone and self._stop.received is not None:  # the rest follows from it
+                raise StopSignalError(self._stop.received, where) from None
+            raise
 
     def _lr_factor(self, step: int) -> float:
         return self.timeline.lr_factor(step) * self.progress.lr_scale
@@ -194,13 +215,16 @@ class Trainer:
             raise StopSignalError(signal_number, f" in epoch {progress.epoch + 1} after step {progress.step}")
 
     def _save(self) -> None:
-        """Write last.pth."""
+        """Write last.pth in the main process; the others wait for it."""
         self._saved_at = time.monotonic()
         if self.distributed.is_main:
-            checkpoint = capture_resumable(self.run, self.progress)
-            with self._stop.held():
-                self.checkpoints.save_last(checkpoint)
+            self._write_last()
         self.distributed.wait()
+
+    def _write_last(self) -> None:
+        checkpoint = capture_resumable(self.run, self.progress)
+        with self._stop.held():
+            self.checkpoints.save_last(checkpoint)
 
     def _finish_epoch(self, validator: Validator, log: RunLog) -> None:
         """Validate, log, and save the state in which the next epoch begins."""
