@@ -72,21 +72,19 @@ def _main(arguments: Sequence[str]) -> int:
         print(f"deim: there is no command {name!r}. {suggest(name, COMMANDS)}", file=sys.stderr)
         return 2
     module = importlib.import_module(COMMANDS[name][0])
-    args = module.build_parser().parse_args(rest)
-    before = multiprocessing.active_children()
-    try:
-        return run_command(module.run, args)
-    finally:
-        # Python would wait for those that hang.
-        end_processes([child for child in multiprocessing.active_children() if child not in before])
+    return run_command(module.run, module.build_parser().parse_args(rest))
 
 
 def run_command(run: Callable[[Namespace], int | None], args: Namespace) -> int:
     """Set up logging, run a command, and print errors that are meant for the user without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_PrintHandler()])
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells each table of a font in a PDF
+    before = multiprocessing.active_children()
     try:
-        return run(args) or 0
+        try:
+            return run(args) or 0
+        finally:  # at once, since Python would wait for those that hang
+            end_processes([child for child in multiprocessing.active_children() if child not in before])
     except StopSignalError as error:
         print(error, file=sys.stderr)
         return 128 + error.number

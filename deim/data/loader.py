@@ -33,7 +33,13 @@ from deim.data.sampling import (
     compute_repeat_factors,
     epoch_length,
 )
-from deim.data.workers import describe_failure, detach_from_signals, end_processes, starting_processes
+from deim.data.workers import (
+    describe_failure,
+    detach_from_signals,
+    end_processes,
+    starting_processes,
+    watching,
+)
 from deim.errors import DataError, DeimError, TrainingError
 
 logger = logging.getLogger(__name__)
@@ -98,25 +104,33 @@ class BatchLoader:
             yield from map(_raise_if_damaged, self._loader)
             return
         try:
-            for batch in self._begin():
+            for batch in self._from_processes():
                 yield _raise_if_damaged(batch)
             return
         except Exception as error:
             if isinstance(error, DeimError) and IN_WORKER not in str(error):
                 raise
-            message = describe_failure(error, timeout_s=self.timeout_s)
+            message = describe_failure(error, self._processes, timeout_s=self.timeout_s)
         # Outside of the handler, where nothing holds the other processes, they end with the loader.
         end_processes(self._processes)
         del self._loader
         gc.collect()
         raise TrainingError(message)
 
-    def _begin(self) -> Iterator[Batch | DataError]:
-        """Begin a pass; the first one starts the loading processes."""
-        if self._processes:
-            return iter(self._loader)
-        with starting_processes() as self._processes:
-            return iter(self._loader)
+    def _from_processes(self) -> Iterator[Batch | DataError]:
+        """Yield what the processes send; their death is an error within a wait, never between two."""
+        if not self._processes:
+            with starting_processes(self._loader.num_workers) as self._processes:
+                batches = iter(self._loader)
+        else:
+            with watching(self._processes):
+                batches = iter(self._loader)
+        while True:
+            with watching(self._processes):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
 
 def _raise_if_damaged(batch: Batch | DataError) -> Batch:

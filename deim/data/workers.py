@@ -7,15 +7,18 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+KILLED = 9  # `signal.SIGKILL`, which Windows lacks
 END_SECONDS = 5.0
 """How long a killed process may take to end."""
+FILES_OF_EACH, FILES_OF_ALL = 8, 32
+"""Open files of this process for a loading process and its batches, and for all of them together."""
 
 TIMED_OUT = re.compile(r"DataLoader timed out", re.IGNORECASE)
 OPEN_FILES = re.compile(r"too many open files|received 0 items of ancdata", re.IGNORECASE)
@@ -24,21 +27,67 @@ LOST = re.compile(r"shared memory|shm|bus error|worker \(pid.*\)|No space left",
 
 
 @contextmanager
-def starting_processes() -> Iterator[list[BaseProcess]]:
+def starting_processes(number: int) -> Iterator[list[BaseProcess]]:
     """Start processes within; the list has them at the end.
 
     Signals to stop wait meanwhile: a new process would meet them with the handlers of this one.
+
+    Raises:
+        OSError: If there are not enough open files left for this number.
     """
+    _try_open_files(FILES_OF_ALL + number * FILES_OF_EACH)
     before = multiprocessing.active_children()
     started: list[BaseProcess] = []
-    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING) if can_block else set()
+    # Torch's handler raises an error wherever this process is when a child dies; see `watching`.
+    with _handling_deaths(None):
+        can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING) if can_block else set()
+        try:
+            yield started
+        finally:
+            started += [process for process in multiprocessing.active_children() if process not in before]
+            if can_block:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def watching(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """End a wait within when one of the processes ends, or has ended before.
+
+    Raises:
+        ChildProcessError: If one has; on systems without a signal for it, only if it had before.
+    """
+
+    def check(*_: object) -> None:
+        if not all(process.is_alive() for process in processes):
+            raise ChildProcessError("a loading process has ended")
+
+    with _handling_deaths(check):
+        check()
+        yield
+
+
+@contextmanager
+def _handling_deaths(handler: Callable[..., None] | None) -> Iterator[None]:
+    """Replace the handler for the death of child processes within, and restore it; None leaves it."""
+    can_handle = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+    if not can_handle:
+        yield
+        return
+    previous = signal.getsignal(signal.SIGCHLD)
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
     try:
-        yield started
+        yield
     finally:
-        started += [process for process in multiprocessing.active_children() if process not in before]
-        if can_block:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGCHLD, previous)
+
+
+def _try_open_files(number: int) -> None:
+    """Raise the system's OSError if so many files cannot be open; torch fails halfway, and untidily."""
+    with ExitStack() as stack:
+        for _ in range(number):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
 def detach_from_signals(worker: int) -> None:  # noqa: ARG001
@@ -56,53 +105,56 @@ def detach_from_signals(worker: int) -> None:  # noqa: ARG001
 
 def end_processes(processes: Sequence[BaseProcess]) -> None:
     """Kill processes and wait for their end; those too that are stopped, or wait for a network drive."""
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    # Torch would raise an error at the death of a process that it started.
-    listens = is_main_thread and hasattr(signal, "SIGCHLD")
-    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if listens else None
-    try:
+    with _handling_deaths(lambda *_: None):
         for process in processes:
             process.kill()
         for process in processes:
             process.join(END_SECONDS)
-    finally:
-        if listens:
-            signal.signal(signal.SIGCHLD, previous)
 
 
-def describe_failure(error: Exception, *, timeout_s: float) -> str:
+def describe_failure(error: Exception, processes: Sequence[BaseProcess], *, timeout_s: float) -> str:
     """Say in a message what is wrong when batches no longer come from loading processes.
 
     Args:
         error: What the loader raised.
+        processes: All of its processes.
         timeout_s: How long it waited for a batch.
     """
     lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
-    if TIMED_OUT.search(lines[-1]):
+    reason = (error.strerror if isinstance(error, OSError) else None) or lines[-1]
+    dead = [process for process in processes if process.exitcode is not None]
+    lost = [line for line in lines if LOST.search(line) or isinstance(error, (ConnectionError, EOFError))]
+    if any(map(OPEN_FILES.search, lines)) or is_errno(error, errno.EMFILE, errno.ENFILE):
+        return (
+            f"data.num_workers: too many open files ({reason}). Every loading process needs some: raise the "
+            f"limit with ulimit -n, or lower data.num_workers."
+        )
+    if is_errno(error, errno.EAGAIN, errno.ENOMEM):
+        return f"data.num_workers: a loading process cannot start ({reason}). Lower data.num_workers."
+    if dead or lost:
+        memory = "Without memory, the system kills processes: lower data.num_workers or data.cache_mb. "
+        is_killed = any(process.exitcode == -KILLED for process in dead)
+        return (
+            f"data.num_workers: a loading process ended ({_describe_end(dead[0]) if dead else lost[-1]}). "
+            f"{memory if is_killed else ''}Batches go through shared memory{_shared_memory()}. Start the "
+            f"container with more, such as docker run --shm-size=8g, or set data.num_workers=0."
+        )
+    if TIMED_OUT.search(reason):
         return (
             f"data.worker_timeout_s: no batch came within {timeout_s:g} s. A loading process hangs, such as "
             f"on a network drive that is gone, or needs longer: raise data.worker_timeout_s."
         )
-    if any(map(OPEN_FILES.search, lines)) or is_errno(error, errno.EMFILE, errno.ENFILE):
-        return (
-            f"data.num_workers: too many open files ({lines[-1]}). Every loading process needs some: raise "
-            f"the limit with ulimit -n, or lower data.num_workers."
-        )
-    if is_errno(error, errno.EAGAIN, errno.ENOMEM):
-        return f"data.num_workers: a loading process cannot start ({lines[-1]}). Lower data.num_workers."
-    lost = [line for line in lines if LOST.search(line) or isinstance(error, (ConnectionError, EOFError))]
-    if lost:
-        is_killed = "Killed" in lost[-1]
-        memory = "Without memory, the system kills processes: lower data.num_workers or data.cache_mb. "
-        return (
-            f"data.num_workers: a loading process ended ({lost[-1]}). {memory * is_killed}Batches go through "
-            f"shared memory{_shared_memory()}. Start the container with more, such as docker run "
-            f"--shm-size=8g, or set data.num_workers=0."
-        )
     return (
-        f"data.num_workers: a loading process failed ({lines[-1]}). Set data.num_workers=0 to see where, and "
+        f"data.num_workers: a loading process failed ({reason}). Set data.num_workers=0 to see where, and "
         f"report it."
     )
+
+
+def _describe_end(process: BaseProcess) -> str:
+    code = process.exitcode or 0
+    if code >= 0:
+        return f"process {process.pid} with exit code {code}"
+    return f"process {process.pid} by {signal.Signals(-code).name}"
 
 
 def is_errno(error: Exception, *numbers: int) -> bool:
