@@ -21,6 +21,7 @@ from deim.engine.optimizer import set_learning_rates
 from deim.engine.progress import EpochSums, Progress
 from deim.engine.recovery import Recovery
 from deim.engine.resume import capture_resumable, restore_model, restore_run
+from deim.engine.run_lock import lock_run
 from deim.engine.signals import StopSignals
 from deim.engine.step import StepBatch, StepResult
 from deim.engine.validation import DrawBatch, Validate, Validator
@@ -77,14 +78,18 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """Train from the current progress to the last epoch.
+        """Train from the current progress to the last epoch, with the run folder locked.
 
         Raises:
             StopSignalError: If a signal asked the run to stop; its state is saved.
-            TrainingError: If the loss stays without a finite value, or memory runs out twice, or where a
-                smaller micro-batch does not help.
+            TrainingError: If another process trains in the folder, the loss stays without a finite value, or
+                memory runs out twice, or where a smaller micro-batch does not help.
             DataError: If an image is damaged; the state before its batch is saved.
         """
+        with lock_run(self.folder) if self.distributed.is_main else nullcontext():
+            self._train()
+
+    def _train(self) -> None:
         progress, is_main = self.progress, self.distributed.is_main
         folder = self.folder if is_main else None
         log = RunLog(folder, tensorboard=self.config.runtime.tensorboard, first_step=progress.step)
