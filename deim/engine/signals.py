@@ -115,15 +115,19 @@ class CommandSignals:
         return self
 
     def __exit__(self, *error: object) -> None:
+        _end_after(0)
+        if not self._previous:
+            return
+        if self._is_program:
+            # What is left is Python's end, which would show an interrupt as an error.
+            self._previous = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
         for number, handler in self._previous.items():
-            if not self._is_program:
-                signal.signal(number, handler)
-            elif signal.getsignal(number) == self._note:
-                signal.signal(number, _end_at_once)
+            signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.received = number
         end_soon()
+        _end_after(SAME_REQUEST_SECONDS, number)
         raise KeyboardInterrupt(number)
 
     def _end_if_interrupted(self, unraisable: "sys.UnraisableHookArgs") -> None:
@@ -147,10 +151,26 @@ def end_soon() -> None:
         signal.signal(number, end)
 
 
-def _end_at_once(number: int, _: FrameType | None = None) -> None:
+def _end_after(seconds: float, number: int = signal.SIGINT) -> None:
+    """End this process after a time, in case that an interrupt is lost, as in the import of some packages.
+
+    0 calls it off. Without effect where systems have no such timer.
+    """
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not hasattr(signal, "setitimer") or not is_main_thread:
+        return
+    if seconds:
+        signal.signal(signal.SIGALRM, lambda *_: _end_at_once(number))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _end_at_once(number: int) -> None:
     """End this process and those that it started, without cleaning up."""
-    for process in multiprocessing.active_children():
+    processes = multiprocessing.active_children()
+    for process in processes:
         process.kill()
+    for process in processes:
+        process.join(1)
     with suppress(OSError):
         os.write(2, f"{describe_stop(number)}\n".encode())
     os._exit(128 + number)
