@@ -90,6 +90,14 @@ class StopSignals:
             raise StopSignalError(self.received, self._where or "")
 
 
+class CommandInterrupt(KeyboardInterrupt):
+    """What `CommandSignals` raises.
+
+    If its base itself goes through generated code, such as that of a dataclass, Python kills the process by
+    SIGINT in the end, whatever its exit code.
+    """
+
+
 class CommandSignals:
     """Lets Ctrl-C and SIGTERM end a command: the first one by a KeyboardInterrupt, a later one at once.
 
@@ -128,7 +136,7 @@ class CommandSignals:
         self.received = number
         end_soon()
         _end_after(SAME_REQUEST_SECONDS, number)
-        raise KeyboardInterrupt(number)
+        raise CommandInterrupt(number)
 
     def _end_if_interrupted(self, unraisable: "sys.UnraisableHookArgs") -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
