@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, *, command: Sequence[str] = ()) -> i
     """
     with safe_output(), CommandSignals(is_program=argv is None) as signals:
         try:
-            return _main([*command, *(sys.argv[1:] if argv is None else argv)])
+            return _main([*command, *(sys.argv[1:] if argv is None else argv)], signals)
         except (Exception, KeyboardInterrupt) as error:
             number = signals.received or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
             if number is None:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None, *, command: Sequence[str] = ()) -> i
             return 128 + number
 
 
-def _main(arguments: Sequence[str]) -> int:
+def _main(arguments: Sequence[str], signals: CommandSignals) -> int:
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(_overview())
@@ -72,11 +72,16 @@ def _main(arguments: Sequence[str]) -> int:
         print(f"deim: there is no command {name!r}. {suggest(name, COMMANDS)}", file=sys.stderr)
         return 2
     module = importlib.import_module(COMMANDS[name][0])
-    return run_command(module.run, module.build_parser().parse_args(rest))
+    return run_command(module.run, module.build_parser().parse_args(rest), signals=signals)
 
 
-def run_command(run: Callable[[Namespace], int | None], args: Namespace) -> int:
-    """Set up logging, run a command, and print errors that are meant for the user without a traceback."""
+def run_command(
+    run: Callable[[Namespace], int | None], args: Namespace, *, signals: CommandSignals | None = None
+) -> int:
+    """Set up logging, run a command, and print errors that are meant for the user without a traceback.
+
+    Errors after a signal to stop follow from it, and are raised.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_PrintHandler()])
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells each table of a font in a PDF
     before = multiprocessing.active_children()
@@ -89,6 +94,8 @@ def run_command(run: Callable[[Namespace], int | None], args: Namespace) -> int:
         print(error, file=sys.stderr)
         return 128 + error.number
     except (DeimError, OSError) as error:
+        if signals is not None and signals.received is not None:
+            raise
         print(error, file=sys.stderr)
         return 2
 

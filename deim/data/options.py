@@ -74,7 +74,7 @@ class DataOptions:
     eval_batch_size: int = 8
     """Images of a batch in evaluation."""
     num_workers: int = 2
-    """Number of processes that load images; 0 loads in the main process."""
+    """Number of processes that load images, up to 256; 0 loads in the main process."""
     worker_timeout_s: float = WORKER_TIMEOUT_S
     """Seconds to wait for a batch of these processes, above 0; a network drive may hang for ever."""
     cache_mb: int = 0

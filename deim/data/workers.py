@@ -71,10 +71,10 @@ def watching(processes: Sequence[BaseProcess]) -> Iterator[None]:
 def _handling_deaths(handler: Callable[..., None] | None) -> Iterator[None]:
     """Replace the handler for the death of child processes within, and restore it; None leaves it."""
     can_handle = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
-    if not can_handle:
+    previous = signal.getsignal(signal.SIGCHLD) if can_handle else None
+    if previous is None:
         yield
         return
-    previous = signal.getsignal(signal.SIGCHLD)
     if handler is not None:
         signal.signal(signal.SIGCHLD, handler)
     try:

@@ -30,7 +30,7 @@ def interrupted_and_lost(number: int) -> Callable[..., Any]:
         try:
             interrupted(number)()
         except KeyboardInterrupt:
-            raise ImportError("this package cannot be imported") from None
+            raise (ImportError, OSError)[number == signal.SIGTERM]("this package has no idea") from None
 
     return call
 
