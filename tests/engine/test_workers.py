@@ -95,7 +95,9 @@ FAULTS = {
 
 @needs_linux
 @pytest.mark.parametrize("workers_at_fault", ["one", pytest.param("all", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("fault", ["killed", pytest.param("ended", marks=pytest.mark.slow), "hangs"])
+@pytest.mark.parametrize(
+    "fault", ["killed", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("ended", "hangs"))]
+)
 def test_a_lost_loading_process_ends_the_run_with_a_line_and_its_state(
     fault: str, workers_at_fault: str, tmp_path: Path, tiny_set: Path
 ) -> None:

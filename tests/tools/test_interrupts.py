@@ -105,8 +105,15 @@ sys.exit(main(command=["train"]))
 """
 
 
-@pytest.mark.parametrize("number", LINES)
-@pytest.mark.parametrize("where", ["in a callback", "in a package"])
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [
+        ("in a callback", signal.SIGINT),
+        ("in a package", signal.SIGTERM),
+        pytest.param("in a callback", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("in a package", signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupt_that_python_loses_ends_the_process_all_the_same(
     where: str, number: int, tmp_path: Path
 ) -> None:
