@@ -21,6 +21,7 @@ from deim.data.batch import Batch
 from deim.data.dataset import DetectionDataset
 from deim.data.formats.split import CocoSplit
 from deim.data.loader import BatchLoader
+from deim.data.options import WORKER_TIMEOUT_S
 from deim.data.sampling import BatchSource, FixedBatches
 from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
 from deim.engine.step import Precision, autocast
@@ -128,6 +129,8 @@ class DetectorOutputLoader:
     """Largest number of images in a pass of the detector, for any size of the batches."""
     num_workers: int
     """Processes that load images."""
+    worker_timeout_s: float = WORKER_TIMEOUT_S
+    """Longest wait for them."""
     epoch: int = 0
     first_batch: int = 0
     """First batch of the epoch that the next pass yields."""
@@ -152,7 +155,13 @@ class DetectorOutputLoader:
         ]
         stored = [all(self.store.has(view) for view in views) for views in plan]
         absent = [views for views, is_stored in zip(plan, stored, strict=True) if not is_stored]
-        loaded = iter(BatchLoader(self.dataset, FixedBatches(absent), num_workers=self.num_workers))
+        images = BatchLoader(
+            self.dataset,
+            FixedBatches(absent),
+            num_workers=self.num_workers,
+            timeout_s=self.worker_timeout_s,
+        )
+        loaded = iter(images)
         for views, is_stored in zip(plan, stored, strict=True):
             batch = self._read(views) if is_stored else self._compute(views, next(loaded))
             # A damaged file is computed and written again.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deim.config.checks import below, check, not_fraction
+from deim.config.checks import EPOCHS, REPEATS, WIDTH, check, not_fraction, outside
 from multimodal.encoders.build import TextEncoderOptions
 from multimodal.encoders.open_clip import OpenClipEncoderOptions
 from multimodal.loss import FusionLossOptions
@@ -44,8 +44,8 @@ class TextFusionOptions:
     loss: FusionLossOptions = field(default_factory=FusionLossOptions)
 
     def __post_init__(self) -> None:
-        sizes = below(1, hidden_dim=self.hidden_dim, adapter_dim=self.adapter_dim)
-        views = below(1, cached_views=self.cached_views)
-        start = below(0, class_head_from_epoch=self.class_head_from_epoch)
+        sizes = outside(1, WIDTH, hidden_dim=self.hidden_dim, adapter_dim=self.adapter_dim)
+        views = outside(1, REPEATS, cached_views=self.cached_views)
+        start = outside(0, EPOCHS, class_head_from_epoch=self.class_head_from_epoch)
         shares = not_fraction(confusion_share=self.confusion_share, class_tolerance=self.class_tolerance)
         check([*sizes, *views, *start, *shares])

@@ -335,4 +335,5 @@ def _build_loader(context: RunContext, model: TextFusedDetector) -> BatchLoader 
         precision=context.precision,
         images_at_once=config.data.eval_batch_size,
         num_workers=config.data.num_workers,
+        worker_timeout_s=config.data.worker_timeout_s,
     )

@@ -4,6 +4,8 @@ from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, RawDes
 from collections.abc import Callable
 from typing import Any
 
+from deim.config.checks import Bound, outside
+
 SPLITS = ("train", "val", "test")
 
 
@@ -44,13 +46,14 @@ def add_latex_argument(parser: ArgumentParser) -> None:
     parser.add_argument("--latex", action="store_true", help=what)
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """Return an argument type for whole numbers from `minimum`."""
+def whole(least: int, bound: Bound) -> Callable[[str], int]:
+    """Return an argument type for whole numbers from `least` up to a bound."""
 
     def whole_number(text: str) -> int:
         number = int(text)
-        if number < minimum:
-            raise ArgumentTypeError(f"got {number}, needs at least {minimum}")
+        for is_wrong, problem in outside(least, bound, number=number):
+            if is_wrong:
+                raise ArgumentTypeError(problem.removeprefix("number: "))
         return number
 
     return whole_number

@@ -12,9 +12,10 @@ import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from deim.cli.arguments import at_least, new_parser
+from deim.cli.arguments import new_parser, whole
 from deim.cli.main import TEXT_COMMANDS
 from deim.config.catalog import SIZES
+from deim.config.checks import IMAGES, IMAGES_AT_ONCE, QUERIES, SIDE_PX, STEPS
 from deim.errors import ConfigError
 
 WHAT = {
@@ -37,26 +38,26 @@ def build_parser() -> ArgumentParser:
             add("--variant", default="m", choices=SIZES, help="Model size.")
             add("--device", default="auto", help="Device: auto, cpu or cuda.")
         if name != "evaluation":
-            add("--size", type=int, default=1024, help="Image side in pixels.")
-            add("--steps", type=at_least(1), default=20, help="Number of timed steps.")
+            add("--size", type=whole(64, SIDE_PX), default=1024, help="Image side in pixels.")
+            add("--steps", type=whole(1, STEPS), default=20, help="Number of timed steps.")
         if name in ("step", "data"):
-            add("--batch", type=at_least(1), default=4, help="Images of a batch.")
+            add("--batch", type=whole(1, IMAGES_AT_ONCE), default=4, help="Images of a batch.")
         match name:
             case "step":
                 _add_step_options(kind)
             case "data":
                 add("-c", "--config", default="deimv2_1024", help="Config.")
-                add("--images", type=at_least(1), default=24, help="Images to make.")
+                add("--images", type=whole(1, IMAGES), default=24, help="Images to make.")
             case "evaluation":
-                add("--images", type=at_least(1), default=5000, help="Number of images.")
-                add("--boxes", type=at_least(1), default=300, help="Predictions per image.")
+                add("--images", type=whole(1, IMAGES), default=5000, help="Number of images.")
+                add("--boxes", type=whole(1, QUERIES), default=300, help="Predictions per image.")
     return parser
 
 
 def _add_step_options(kind: ArgumentParser) -> None:
     add = kind.add_argument
-    add("--boxes", type=at_least(0), default=10, help="Boxes per image.")
-    add("--warmup", type=at_least(0), default=3, help="Untimed steps at the start.")
+    add("--boxes", type=whole(0, QUERIES), default=10, help="Boxes per image.")
+    add("--warmup", type=whole(0, STEPS), default=3, help="Untimed steps at the start.")
     add("--amp", default="off", choices=["auto", "bf16", "fp16", "off"], help="Precision.")
     add("--compile", choices=["default", "reduce-overhead"], help="Compile backbone and encoder so.")
     add("--profile", type=Path, metavar="FILE", help="Write a profile of five more steps to this file.")
@@ -65,6 +66,6 @@ def _add_step_options(kind: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Run the benchmark and print its numbers."""
-    if "size" in args and (args.size < 64 or args.size % 32):
+    if "size" in args and args.size % 32:
         raise ConfigError(f"--size: got {args.size}, needs a multiple of 32, at least 64")
     print(json.dumps(importlib.import_module(WHAT[args.what][0]).measure(args)))

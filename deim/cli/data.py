@@ -13,8 +13,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deim.cli.arguments import add_config_argument, add_override_argument, at_least, new_parser
+from deim.cli.arguments import add_config_argument, add_override_argument, new_parser, whole
 from deim.config.catalog import find_config
+from deim.config.checks import IMAGE_PX, PROCESSES, REPEATS, SEED, SIDE_PX
 from deim.data.formats.names import FORMATS
 from deim.errors import DataError
 from deim.files import count, write_text
@@ -178,17 +179,29 @@ def _add_options(action: ArgumentParser, name: str) -> None:
     add = action.add_argument
     if name in ("check", "stats"):
         what = "Input size of the network in pixels: one side, or height and width."
-        add("--image-size", type=int, nargs="+", default=(1024,), metavar="PX", help=what)
-        add("--tile-size", type=at_least(32), metavar="PX", help="Side of the tiles; without it, no tiles.")
+        add("--image-size", type=whole(1, SIDE_PX), nargs="+", default=(1024,), metavar="PX", help=what)
+        add(
+            "--tile-size",
+            type=whole(32, IMAGE_PX),
+            metavar="PX",
+            help="Side of the tiles; without it, no tiles.",
+        )
         what = "How images are fitted to the input size."
         add("--resize", choices=["stretch", "letterbox"], default="stretch", help=what)
     if name in ("check", "split"):
         add("--group-regex", help="Regular expression; its parentheses match the group in a file name.")
         add("--group-csv", type=Path, help="CSV file with the columns file_name and group.")
     if name in ("split", "stats"):
-        add("--seed", type=at_least(0), default=0, help="Random seed; the same seed gives the same result.")
+        add(
+            "--seed", type=whole(0, SEED), default=0, help="Random seed; the same seed gives the same result."
+        )
     if name in ("check", "split", "stats"):
-        add("--workers", type=at_least(1), default=2, help="Number of images decoded at the same time.")
+        add(
+            "--workers",
+            type=whole(1, PROCESSES),
+            default=2,
+            help="Number of images decoded at the same time.",
+        )
     new_folder = "Folder to make; it must not exist yet."
     match name:
         case "check":
@@ -210,7 +223,7 @@ def _add_options(action: ArgumentParser, name: str) -> None:
         case "preview":
             add_config_argument(action)
             add_override_argument(action, "augment.mosaic=0.3")
-            add("--images", type=at_least(1), default=12, help="Number of images on a sheet.")
+            add("--images", type=whole(1, REPEATS), default=12, help="Number of images on a sheet.")
             add("--output", type=Path, default=Path("outputs/data_preview"), help="Folder of the sheets.")
 
 
@@ -234,7 +247,7 @@ def _input_format(args: Namespace) -> "InputFormat":
     from deim.data.images.tiling import TilesOptions
 
     size = args.image_size
-    if len(size) > 2 or min(size) < 1:
+    if len(size) > 2:
         raise DataError(f"--image-size: got {' '.join(map(str, size))}. Give one side, or height and width.")
     tiles = None if args.tile_size is None else TilesOptions(size=args.tile_size)
     return InputFormat(size_hw=(size[0], size[-1]), resize=args.resize, tiles=tiles)

@@ -6,6 +6,7 @@ torch and the rest of the package only in `run`, so that `--help` answers at onc
 
 import importlib
 import logging
+import multiprocessing
 import signal
 import sys
 from argparse import Namespace
@@ -13,6 +14,8 @@ from collections.abc import Callable, Sequence
 
 from deim import __version__
 from deim.cli.terminal import safe_output
+from deim.data.workers import end_processes
+from deim.engine.signals import CommandSignals, describe_stop
 from deim.engine.task import TASKS
 from deim.errors import DeimError, StopSignalError
 from deim.files import suggest
@@ -46,11 +49,18 @@ def main(argv: Sequence[str] | None = None, *, command: Sequence[str] = ()) -> i
         Exit code: 0, or 2 after an error, or 128 plus the signal that stopped the command; `data check`
         returns 1 if the dataset has errors, `predict` if an image cannot be used.
     """
-    with safe_output():
-        return _main([*command, *(sys.argv[1:] if argv is None else argv)])
+    with safe_output(), CommandSignals(is_program=argv is None) as signals:
+        try:
+            return _main([*command, *(sys.argv[1:] if argv is None else argv)], signals)
+        except (Exception, KeyboardInterrupt) as error:
+            number = signals.received or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+            if number is None:
+                raise
+            print(describe_stop(number), file=sys.stderr)
+            return 128 + number
 
 
-def _main(arguments: Sequence[str]) -> int:
+def _main(arguments: Sequence[str], signals: CommandSignals) -> int:
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(_overview())
@@ -62,22 +72,30 @@ def _main(arguments: Sequence[str]) -> int:
         print(f"deim: there is no command {name!r}. {suggest(name, COMMANDS)}", file=sys.stderr)
         return 2
     module = importlib.import_module(COMMANDS[name][0])
-    return run_command(module.run, module.build_parser().parse_args(rest))
+    return run_command(module.run, module.build_parser().parse_args(rest), signals=signals)
 
 
-def run_command(run: Callable[[Namespace], int | None], args: Namespace) -> int:
-    """Set up logging, run a command, and print errors that are meant for the user without a traceback."""
+def run_command(
+    run: Callable[[Namespace], int | None], args: Namespace, *, signals: CommandSignals | None = None
+) -> int:
+    """Set up logging, run a command, and print errors that are meant for the user without a traceback.
+
+    Errors after a signal to stop follow from it, and are raised.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_PrintHandler()])
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells each table of a font in a PDF
+    before = multiprocessing.active_children()
     try:
-        return run(args) or 0
+        try:
+            return run(args) or 0
+        finally:  # at once, since Python would wait for those that hang
+            end_processes([child for child in multiprocessing.active_children() if child not in before])
     except StopSignalError as error:
         print(error, file=sys.stderr)
         return 128 + error.number
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        return 128 + signal.SIGINT
     except (DeimError, OSError) as error:
+        if signals is not None and signals.received is not None:
+            raise
         print(error, file=sys.stderr)
         return 2
 

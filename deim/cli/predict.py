@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deim.cli.arguments import add_override_argument, new_parser
-from deim.errors import ConfigError, DataError
+from deim.errors import ConfigError, DataError, DeimError
 from deim.files import JsonListFile, count, looked_in
 
 if TYPE_CHECKING:
@@ -109,12 +109,12 @@ class _Writer:
         self.failed: dict[str, str] = {}
         """Why each image that cannot be used cannot, by name."""
 
-    def write(self, folder: Path, name: str, image_id: int | str, result: "Detections | DataError") -> None:
+    def write(self, folder: Path, name: str, image_id: int | str, result: "Detections | DeimError") -> None:
         """Write the detections of an image and its annotated copy, or why there are none."""
         from deim.inference.detection_table import DetectionTable
 
         entry = {"id": image_id, "file_name": name}
-        if isinstance(result, DataError):
+        if isinstance(result, DeimError):
             self.failed[name] = str(result)
             self._images.add([{**entry, "error": str(result)}])
             return

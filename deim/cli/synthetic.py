@@ -9,7 +9,8 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 from pathlib import Path
 
-from deim.cli.arguments import SPLITS, new_parser
+from deim.cli.arguments import SPLITS, new_parser, whole
+from deim.config.checks import IMAGES, SEED, SIDE_PX
 from deim.files import count
 
 
@@ -19,10 +20,22 @@ def build_parser() -> ArgumentParser:
     add = parser.add_argument
     add("--root", type=Path, required=True, help="Folder to make; it must not exist yet.")
     for split, number in zip(SPLITS, (300, 100, 100), strict=True):
-        add(f"--{split}-images", type=int, default=number, help=f"Number of images of the split {split}.")
+        add(
+            f"--{split}-images",
+            type=whole(0, IMAGES),
+            default=number,
+            help=f"Number of images of the split {split}.",
+        )
     size = ("WIDTH", "HEIGHT")
-    add("--max-size", type=int, nargs=2, default=(1650, 1350), metavar=size, help="Largest size in pixels.")
-    add("--seed", type=int, default=0, help="Random seed; the same seed gives the same files.")
+    add(
+        "--max-size",
+        type=whole(1, SIDE_PX),
+        nargs=2,
+        default=(1650, 1350),
+        metavar=size,
+        help="Largest size in pixels.",
+    )
+    add("--seed", type=whole(0, SEED), default=0, help="Random seed; the same seed gives the same files.")
     return parser
 
 

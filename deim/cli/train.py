@@ -12,6 +12,7 @@ import json
 import logging
 from argparse import ArgumentParser, Namespace
 from collections import Counter
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,18 +52,20 @@ def run(args: Namespace) -> None:
     from deim.config.loader import load_config
     from deim.engine.distributed import join_distributed
     from deim.engine.run_folder import find_resume, refuse_existing_run
+    from deim.engine.run_lock import lock_run
 
     config = load_config(*_config_and_overrides(args))
     with join_distributed(config.runtime.device) as distributed:
         if not distributed.is_main:
             logging.getLogger().setLevel(logging.ERROR)
         folder = Path(config.output_dir)
-        resume_from = find_resume(folder, args.resume)
-        if not args.overwrite:  # before a dataset is made or read
-            refuse_existing_run(folder, resume_from=resume_from, may_restart=args.resume == "auto")
-        trainer, evaluator = _prepare(config, distributed, args=args, resume_from=resume_from)
-        _train(trainer, folder, distributed)
-        _report(trainer, evaluator, folder, distributed)
+        with lock_run(folder) if distributed.is_main else nullcontext():
+            resume_from = find_resume(folder, args.resume)
+            if not args.overwrite:  # before a dataset is made or read
+                refuse_existing_run(folder, resume_from=resume_from, may_restart=args.resume == "auto")
+            trainer, evaluator = _prepare(config, distributed, args=args, resume_from=resume_from)
+            _train(trainer, folder, distributed)
+            _report(trainer, evaluator, folder, distributed)
 
 
 def _config_and_overrides(args: Namespace) -> tuple[Path, list[str]]:
@@ -156,7 +159,7 @@ def _prepare(
 def _train(trainer: "Trainer", folder: Path, distributed: "DistributedContext") -> None:
     """Run the training, and leave the run folder in order however it ends."""
     from deim.engine.run_folder import finalize_run_dir
-    from deim.engine.signals import ignore_stop_signals
+    from deim.engine.signals import end_soon
 
     has_begun = True
     try:
@@ -164,7 +167,7 @@ def _train(trainer: "Trainer", folder: Path, distributed: "DistributedContext") 
     except BaseException as error:
         has_begun = trainer.has_begun
         if isinstance(error, StopSignalError):
-            ignore_stop_signals()
+            end_soon()
         raise
     finally:
         if distributed.is_main:

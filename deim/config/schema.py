@@ -8,7 +8,17 @@ reports every problem at once; ranges are checked on construction, so a `Config`
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deim.config.checks import below, check, not_fraction, not_positive
+from deim.config.checks import (
+    EPOCHS,
+    QUERIES,
+    RESAMPLES,
+    SEED,
+    SIDE_PX,
+    check,
+    not_fraction,
+    not_positive,
+    outside,
+)
 from deim.data.augment.options import AugmentOptions
 from deim.data.options import DataOptions
 from deim.engine.early_stopping import EarlyStoppingOptions
@@ -45,12 +55,10 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         check(
             [
-                *below(1, every_epochs=self.every_epochs),
-                *below(10, max_detections=self.max_detections),
-                (
-                    self.bootstrap_resamples < 0 or self.bootstrap_resamples == 1,
-                    f"bootstrap_resamples: got {self.bootstrap_resamples}, needs 0 or at least 2",
-                ),
+                *outside(1, EPOCHS, every_epochs=self.every_epochs),
+                *outside(10, QUERIES, max_detections=self.max_detections),
+                *outside(0, RESAMPLES, bootstrap_resamples=self.bootstrap_resamples),
+                (self.bootstrap_resamples == 1, "bootstrap_resamples: got 1, needs 0 or at least 2"),
                 *not_fraction(draw_threshold=self.draw_threshold, max_escape_rate=self.max_escape_rate),
             ]
         )
@@ -134,8 +142,9 @@ def number_problems(image_size: int | tuple[int, int], epochs: int, seed: int) -
             f"image_size: got {height}x{width}, both must be multiples of 32 and at least 64; the nearest "
             f"are {nearest}",
         ),
-        *below(1, epochs=epochs),
-        *below(0, seed=seed),
+        *outside(0, SIDE_PX, image_size=(height, width)),
+        *outside(1, EPOCHS, epochs=epochs),
+        *outside(0, SEED, seed=seed),
     ]
 
 

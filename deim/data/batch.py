@@ -1,9 +1,11 @@
 """The batch: the inputs of a step with their targets."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -45,21 +47,37 @@ class Batch:
         ]
 
     def share(self) -> None:
-        """Move all tensors to shared memory, in a loading process.
+        """Move the images to shared memory, in a loading process.
 
         Left to torch, this fails in a thread, and the main process would wait for the batch forever.
 
         Raises:
             RuntimeError: If there is not enough shared memory.
         """
-        of_targets = [tensor for target in self.targets for tensor in (target["boxes"], target["labels"])]
-        for tensor in (self.images, *of_targets):
-            if tensor.numel():
-                tensor.share_memory_()
+        if self.images.numel():
+            self.images.share_memory_()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let the tensors of the targets travel as bytes: shared, each of them would be an open file."""
+        plain = [
+            {key: value.numpy() if isinstance(value, Tensor) else value for key, value in target.items()}
+            for target in self.targets
+        ]
+        return _restore_batch, (self.images, plain)
 
     def pin_memory(self) -> "Batch":
         """Move the images to page-locked memory; the loader calls this for CUDA."""
         return Batch(images=self.images.pin_memory(), targets=self.targets)
+
+
+def _restore_batch(images: Tensor, plain: Sequence[Mapping[str, Any]]) -> Batch:
+    """Undo `Batch.__reduce__`."""
+    targets: list[Any] = [{key: _as_tensor(value) for key, value in row.items()} for row in plain]
+    return Batch(images=images, targets=targets)
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def collate(images: Iterable[Tensor], targets: Iterable[Target], input_format: InputFormat) -> Batch:

@@ -4,12 +4,9 @@ import gc
 import json
 import logging
 import math
-import os
-import re
-import shutil
-import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import PIL
@@ -26,7 +23,7 @@ from deim.data.formats.split import CocoSplit
 from deim.data.image_cache import DiskCache
 from deim.data.images.input_format import InputFormat, build_input_format
 from deim.data.images.tiling import tile_split
-from deim.data.options import DataOptions
+from deim.data.options import WORKER_TIMEOUT_S, DataOptions
 from deim.data.sampling import (
     BatchRequest,
     BatchSource,
@@ -36,22 +33,39 @@ from deim.data.sampling import (
     compute_repeat_factors,
     epoch_length,
 )
-from deim.errors import DataError, TrainingError
+from deim.data.workers import (
+    describe_failure,
+    detach_from_signals,
+    end_processes,
+    starting_processes,
+    watching,
+)
+from deim.errors import DataError, DeimError, TrainingError
 
 logger = logging.getLogger(__name__)
 
-
-SHARED_MEMORY = Path("/dev/shm")
-WORKER_ENDED = re.compile(r"shared memory|shm|bus error|worker \(pid.*\)|No space left", re.IGNORECASE)
-"""How torch says that a loading process could not hand over a batch, or was killed."""
+IN_WORKER = "in DataLoader worker process"
+"""Part of every error that torch raises again in the main process."""
 
 
 class BatchLoader:
-    """Loads batches of one epoch after another, in `num_workers` processes, or in this one if there are 0."""
+    """Loads batches of one epoch after another, in `num_workers` processes, or in this one if there are 0.
 
-    def __init__(self, dataset: DetectionDataset, source: BatchSource, *, num_workers: int) -> None:
+    A batch that does not come within `timeout_s` from a process is an error.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        source: BatchSource,
+        *,
+        num_workers: int,
+        timeout_s: float = WORKER_TIMEOUT_S,
+    ) -> None:
         self.dataset = dataset
+        self.timeout_s = timeout_s
         self._position = _EpochPosition(source)
+        self._processes: list[BaseProcess] = []
         self._loader: DataLoader[Batch | DataError] = DataLoader(
             dataset,
             batch_size=None,
@@ -60,7 +74,8 @@ class BatchLoader:
             generator=torch.Generator(),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_detach_from_signals,
+            worker_init_fn=detach_from_signals,
+            timeout=timeout_s if num_workers else 0,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -83,28 +98,45 @@ class BatchLoader:
 
         Raises:
             DataError: If an image is damaged.
-            TrainingError: If a loading process ended, such as for want of shared memory.
+            TrainingError: If a loading process ended, such as for want of shared memory, hangs or fails.
         """
-        try:
-            for batch in self._loader:
-                if isinstance(batch, DataError):
-                    raise batch
-                yield batch
+        if not self._loader.num_workers:
+            yield from map(_raise_if_damaged, self._loader)
             return
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            text = f"{type(error).__name__}: {error}"
-            is_lost = not isinstance(error, RuntimeError) and self._loader.num_workers > 0
-            lines = [line for line in text.splitlines() if is_lost or WORKER_ENDED.search(line)]
-            if not lines:
+        try:
+            for batch in self._from_processes():
+                yield _raise_if_damaged(batch)
+            return
+        except Exception as error:
+            if isinstance(error, DeimError) and IN_WORKER not in str(error):
                 raise
+            message = describe_failure(error, self._processes, timeout_s=self.timeout_s)
         # Outside of the handler, where nothing holds the other processes, they end with the loader.
+        end_processes(self._processes)
         del self._loader
         gc.collect()
-        raise TrainingError(
-            f"data.num_workers: a loading process ended ({lines[-1].strip()}). Batches go through shared "
-            f"memory{_shared_memory()}. Start the container with more, such as docker run --shm-size=8g, or "
-            f"set data.num_workers=0."
-        )
+        raise TrainingError(message)
+
+    def _from_processes(self) -> Iterator[Batch | DataError]:
+        """Yield what the processes send; their death is an error within a wait, never between two."""
+        if not self._processes:
+            with starting_processes(self._loader.num_workers) as self._processes:
+                batches = iter(self._loader)
+        else:
+            with watching(self._processes):
+                batches = iter(self._loader)
+        while True:
+            with watching(self._processes):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+def _raise_if_damaged(batch: Batch | DataError) -> Batch:
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
 
 
 class _EpochPosition:
@@ -199,7 +231,7 @@ def build_train_loader(
         disk_cache=build_disk_cache(data, split, input_format),
         repeat_factors=sampler.repeat_factors,
     )
-    return BatchLoader(dataset, sampler, num_workers=data.num_workers)
+    return BatchLoader(dataset, sampler, num_workers=data.num_workers, timeout_s=data.worker_timeout_s)
 
 
 def build_eval_loader(
@@ -227,7 +259,7 @@ def build_eval_loader(
     items = [(0, tile) for index in images for tile in range(first[index], first[index + 1])]
     size = data.eval_batch_size
     batches = FixedBatches([items[start : start + size] for start in range(0, len(items), size)])
-    return BatchLoader(dataset, batches, num_workers=data.num_workers)
+    return BatchLoader(dataset, batches, num_workers=data.num_workers, timeout_s=data.worker_timeout_s)
 
 
 def build_disk_cache(data: DataOptions, split: CocoSplit, input_format: InputFormat) -> DiskCache | None:
@@ -263,21 +295,3 @@ def build_disk_cache(data: DataOptions, split: CocoSplit, input_format: InputFor
             cache.image_bytes / 2**20,
         )
     return cache
-
-
-def _shared_memory() -> str:
-    """Return the size of the shared memory in words; nothing on systems without."""
-    if not SHARED_MEMORY.is_dir():
-        return ""
-    return f", of which {SHARED_MEMORY} has {shutil.disk_usage(SHARED_MEMORY).total / 2**20:.0f} MiB"
-
-
-def _detach_from_signals(worker: int) -> None:  # noqa: ARG001
-    """Keep a loading process alive when terminals and launchers signal the whole group of a run.
-
-    The main process still needs its workers then, and ends them by SIGTERM when it exits.
-    """
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

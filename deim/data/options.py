@@ -3,12 +3,24 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deim.config.checks import Auto, below, check, not_positive
+from deim.config.checks import (
+    DAY_S,
+    IMAGES_AT_ONCE,
+    IMAGES_OF_STEP,
+    MEMORY_MB,
+    PROCESSES,
+    Auto,
+    check,
+    not_positive,
+    outside,
+)
 from deim.data.formats.names import Format
 from deim.data.images.pixel_format import MAX_MEGAPIXELS, Scaling, Uint8Scaling
 from deim.data.images.tiling import TilesOptions
 from deim.data.sampling import RepeatFactorSampling, UniformSampling
 from deim.data.synthetic.make import SyntheticOptions
+
+WORKER_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +74,9 @@ class DataOptions:
     eval_batch_size: int = 8
     """Images of a batch in evaluation."""
     num_workers: int = 2
-    """Number of processes that load images; 0 loads in the main process."""
+    """Number of processes that load images, up to 256; 0 loads in the main process."""
+    worker_timeout_s: float = WORKER_TIMEOUT_S
+    """Seconds to wait for a batch of these processes, above 0; a network drive may hang for ever."""
     cache_mb: int = 0
     """Memory for resized images in each loading process and split, in MiB; 0 keeps none."""
     disk_cache_mb: int = 0
@@ -74,20 +88,17 @@ class DataOptions:
     def __post_init__(self) -> None:
         check(
             [
-                *below(
-                    1,
-                    batch_size=self.batch_size,
-                    effective_batch_size=self.effective_batch_size,
-                    eval_batch_size=self.eval_batch_size,
-                ),
+                *outside(1, IMAGES_AT_ONCE, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size),
+                *outside(1, IMAGES_OF_STEP, effective_batch_size=self.effective_batch_size),
                 (
                     self.batch_size == "auto" and self.effective_batch_size is None,
                     "batch_size: 'auto' needs effective_batch_size, the images of an optimizer step for "
                     "which the learning rate was chosen",
                 ),
-                *below(
-                    0, num_workers=self.num_workers, cache_mb=self.cache_mb, disk_cache_mb=self.disk_cache_mb
-                ),
+                *outside(0, PROCESSES, num_workers=self.num_workers),
+                *outside(0, MEMORY_MB, cache_mb=self.cache_mb, disk_cache_mb=self.disk_cache_mb),
+                *not_positive(worker_timeout_s=self.worker_timeout_s),
+                *outside(0, DAY_S, worker_timeout_s=self.worker_timeout_s),
                 (
                     self.reduced_decode and self.tiles is not None,
                     "reduced_decode: got true, but tiles are cut from full images. Set only one of the two.",
@@ -107,7 +118,7 @@ class DataOptions:
                     (
                         len(values) != self.channels and 1 <= self.channels <= 4,
                         f"{name}: got {list(values)}, needs one number for each of {self.channels} channels, "
-                        f"such as {[usual] * self.channels}",
+                        f"such as {[usual] * min(self.channels, 4)}",
                     )
                     for name, values, usual in (("mean", self.mean, 0.449), ("std", self.std, 0.226))
                 ),

@@ -20,6 +20,7 @@ from deim.engine.task import TASKS
 from deim.errors import CheckpointError, TrainingError, shorten
 from deim.files import write_atomically
 from deim.migration import MIGRATION_ERRORS, migrate_checkpoint
+from deim.model.finite import DIVERGED, describe_non_finite
 from deim.model.weights_file import read_weights_file
 from deim.records import check_lengths, from_json
 
@@ -114,14 +115,34 @@ def previous_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
+def describe_kept(folder: Path) -> str:
+    """Say which checkpoints of a diverged run are kept, and how to continue."""
+    kept = [name for name in ("last.previous.pth", "last.pth", "best.pth") if (folder / name).is_file()]
+    if not kept:
+        return "start again with a lower recipe.lr."
+    return (
+        f"kept as they were: {', '.join(kept)}. Lower recipe.lr and start again, or continue with "
+        f"--resume {folder / kept[0]} --force."
+    )
+
+
 def save_checkpoint(checkpoint: Checkpoint, path: Path, *, keep_previous: bool = False) -> None:
     """Write a checkpoint so that a crash leaves either the old file or the new one.
 
     Raises:
+        TrainingError: If a weight for inference is NaN or infinite; the old file is untouched.
         OSError: If it cannot be written, with the path.
     """
     keep = previous_path(path) if keep_previous else None
     content = {"format": FORMAT, **_to_plain(checkpoint)}
+    # Steps are skipped where only the raw weights are, and lead back to a good state.
+    weights = {"model": checkpoint.inference_weights}
+    problem = describe_non_finite({"ema": weights} if checkpoint.weights == "ema" else weights)
+    if problem:
+        raise TrainingError(
+            f"{path}: not written after step {checkpoint.step} in epoch {checkpoint.epoch + 1}: {problem}. "
+            f"The run has diverged; {describe_kept(path.parent)}"
+        )
     write_atomically(path, lambda file: torch.save(content, file), keep=keep)
 
 
@@ -136,7 +157,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of this project, also one of its first format.
 
     Raises:
-        CheckpointError: If it is missing, damaged, or not of this project.
+        CheckpointError: If it is missing, damaged, not of this project, or holds NaN or infinity.
     """
     content = read_weights_file(path)
     required = ("format", "config", "class_names", "category_ids", "model", "weights", "epoch")
@@ -157,6 +178,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: has checkpoint format {version}, this version reads {FORMAT}. Use the version of deim "
             f"that wrote it."
         )
+    problem = describe_non_finite(content)
+    if problem:
+        raise CheckpointError(f"{path}: {problem}. {DIVERGED}")
     where = f"{path}: damaged"
     checkpoint = from_json(Checkpoint, content, where=where, error=CheckpointError, advice=OTHER_CHECKPOINT)
     try:

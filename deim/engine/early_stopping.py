@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from deim.config.checks import below, check, not_fraction
+from deim.config.checks import EPOCHS, check, not_fraction, outside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +22,7 @@ class EarlyStoppingOptions:
     without one, from `schedule.augment_start_epoch`."""
 
     def __post_init__(self) -> None:
-        check([*below(1, patience=self.patience), *not_fraction(min_delta=self.min_delta)])
+        check([*outside(1, EPOCHS, patience=self.patience), *not_fraction(min_delta=self.min_delta)])
 
 
 @dataclass(kw_only=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from deim.config.checks import Auto, below, check
+from deim.config.checks import STEPS, Auto, check, outside
 from deim.model.batch_norm import BATCH_NORMS
 
 M = TypeVar("M", bound=nn.Module)
@@ -31,7 +31,7 @@ class EmaOptions:
     def __post_init__(self) -> None:
         is_wrong = self.decay != "auto" and not 0 <= self.decay < 1
         problem = (is_wrong, f"decay: got {self.decay}, needs [0, 1)")
-        check([*below(0, warmup_steps=self.warmup_steps), problem])
+        check([*outside(0, STEPS, warmup_steps=self.warmup_steps), problem])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

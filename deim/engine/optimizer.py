@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from deim.config.checks import below, check, not_positive
+from deim.config.checks import STEPS, below, check, not_positive, outside
 from deim.model.weights import AnyDetector
 
 
@@ -35,7 +35,7 @@ class RecipeOptions:
             [
                 *not_positive(lr=self.lr, backbone_lr=self.backbone_lr, clip_grad_norm=self.clip_grad_norm),
                 *below(0, weight_decay=self.weight_decay),
-                *below(1, max_skipped_steps=self.max_skipped_steps),
+                *outside(1, STEPS, max_skipped_steps=self.max_skipped_steps),
                 (not all(0 <= b < 1 for b in self.betas), f"betas: got {[*self.betas]}, each needs [0, 1)"),
             ]
         )

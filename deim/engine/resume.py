@@ -27,6 +27,7 @@ FREE_OPTIONS = (
     "data.root",
     "data.eval_batch_size",
     "data.num_workers",
+    "data.worker_timeout_s",
     "data.cache_mb",
     "data.disk_cache_mb",
     "data.disk_cache_dir",

@@ -4,7 +4,7 @@ import logging
 import math
 from dataclasses import dataclass, replace
 
-from deim.config.checks import Auto, below, check, not_fraction
+from deim.config.checks import EPOCHS, STEPS, Auto, check, not_fraction, outside
 from deim.errors import ConfigError
 from deim.files import count
 
@@ -36,9 +36,10 @@ class ScheduleOptions:
     def __post_init__(self) -> None:
         check(
             [
-                *below(
+                *outside(0, STEPS, warmup_steps=self.warmup_steps),
+                *outside(
                     0,
-                    warmup_steps=self.warmup_steps,
+                    EPOCHS,
                     flat_epochs=self.flat_epochs,
                     no_aug_epochs=self.no_aug_epochs,
                     augment_start_epoch=self.augment_start_epoch,

@@ -15,8 +15,9 @@ from deim.data.formats.split import CocoSplit
 from deim.engine.checkpoints import find_checkpoint, read_checkpoint, save_checkpoint
 from deim.engine.device import select_device
 from deim.engine.progress import WeightKind
+from deim.engine.run_lock import lock_run
 from deim.engine.task import load_task
-from deim.errors import CheckpointError
+from deim.errors import CheckpointError, TrainingError
 from deim.model.weights import check_kinds
 
 INPUT_OPTIONS = (
@@ -149,7 +150,8 @@ def _inputs(config: Config) -> list[object]:
 def store_operating_points(trained: TrainedDetector, operating_points: Any) -> str | None:
     """Write operating points, in plain types, and the options they were chosen for into the checkpoint.
 
-    A checkpoint from which training can be resumed, and one that was replaced meanwhile, are left alone.
+    A checkpoint from which training can be resumed, one that was replaced meanwhile, and one of a run that
+    another process still trains, are left alone.
 
     Returns:
         Why they were not written; None if they were.
@@ -157,6 +159,17 @@ def store_operating_points(trained: TrainedDetector, operating_points: Any) -> s
     Raises:
         CheckpointError: If the checkpoint is gone or damaged.
     """
+    try:
+        with lock_run(trained.path.parent):
+            return _store_points(trained, operating_points)
+    except TrainingError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be written ({error.strerror})"
+
+
+def _store_points(trained: TrainedDetector, operating_points: Any) -> str | None:
+    """Do the work of `store_operating_points`; an OSError if the file cannot be written."""
     checkpoint = read_checkpoint(trained.path)
     if checkpoint.resume is not None:
         return "training can be resumed from it; they belong in best.pth"
@@ -169,9 +182,6 @@ def store_operating_points(trained: TrainedDetector, operating_points: Any) -> s
     used: Any = config_to_dict(trained.config)
     data = checkpoint.config["data"] | {"normal_class": used["data"]["normal_class"]}
     config = {**checkpoint.config, "evaluation": used["evaluation"], "data": data}
-    try:
-        changed_checkpoint = replace(checkpoint, config=config, operating_points=dict(operating_points))
-        save_checkpoint(changed_checkpoint, trained.path)
-    except OSError as error:
-        return f"it cannot be written ({error.strerror})"
+    changed_checkpoint = replace(checkpoint, config=config, operating_points=dict(operating_points))
+    save_checkpoint(changed_checkpoint, trained.path)
     return None

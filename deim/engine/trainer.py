@@ -9,6 +9,7 @@ a function, so that training knows nothing of metrics.
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from deim.config.loader import option_values
@@ -20,6 +21,7 @@ from deim.engine.optimizer import set_learning_rates
 from deim.engine.progress import EpochSums, Progress
 from deim.engine.recovery import Recovery
 from deim.engine.resume import capture_resumable, restore_model, restore_run
+from deim.engine.run_lock import lock_run
 from deim.engine.signals import StopSignals
 from deim.engine.step import StepBatch, StepResult
 from deim.engine.validation import DrawBatch, Validate, Validator
@@ -76,14 +78,18 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """Train from the current progress to the last epoch.
+        """Train from the current progress to the last epoch, with the run folder locked.
 
         Raises:
             StopSignalError: If a signal asked the run to stop; its state is saved.
-            TrainingError: If the loss stays without a finite value, or memory runs out twice, or where a
-                smaller micro-batch does not help.
-            DataError: If an image is damaged.
+            TrainingError: If another process trains in the folder, the loss stays without a finite value, or
+                memory runs out twice, or where a smaller micro-batch does not help.
+            DataError: If an image is damaged; the state before its batch is saved.
         """
+        with lock_run(self.folder) if self.distributed.is_main else nullcontext():
+            self._train()
+
+    def _train(self) -> None:
         progress, is_main = self.progress, self.distributed.is_main
         folder = self.folder if is_main else None
         log = RunLog(folder, tensorboard=self.config.runtime.tensorboard, first_step=progress.step)
@@ -151,7 +157,8 @@ class Trainer:
         batches = iter(self.run.products.loader)
         while True:
             started = time.perf_counter()
-            batch = next(batches, None)
+            with self._waiting():
+                batch = next(batches, None)
             waited = time.perf_counter() - started
             self.progress.sums.waiting_seconds += waited
             self.progress.sums.seconds += waited
@@ -160,6 +167,25 @@ class Trainer:
             with explain_out_of_memory("in copying a batch to the device", STEP_ADVICE):
                 on_device = batch.to(self.run.context.device)
             yield on_device
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Save the run if the wait for a batch ends in an error, or by a signal: it stands between two steps.
+
+        With several processes a signal must not end the wait of one of them alone.
+        """
+        progress = self.progress
+        where = f" in epoch {progress.epoch + 1} after step {progress.step}"
+        is_alone = self.distributed.size == 1
+        try:
+            with self._stop.interruptible(where) if is_alone else nullcontext():
+                yield
+        except Exception:
+            if self.distributed.is_main:
+                self._write_last()
+            if is_alone and self._stop.received is not None:  # the rest follows from it
+                raise StopSignalError(self._stop.received, where) from None
+            raise
 
     def _lr_factor(self, step: int) -> float:
         return self.timeline.lr_factor(step) * self.progress.lr_scale
@@ -194,13 +220,16 @@ class Trainer:
             raise StopSignalError(signal_number, f" in epoch {progress.epoch + 1} after step {progress.step}")
 
     def _save(self) -> None:
-        """Write last.pth."""
+        """Write last.pth in the main process; the others wait for it."""
         self._saved_at = time.monotonic()
         if self.distributed.is_main:
-            checkpoint = capture_resumable(self.run, self.progress)
-            with self._stop.held():
-                self.checkpoints.save_last(checkpoint)
+            self._write_last()
         self.distributed.wait()
+
+    def _write_last(self) -> None:
+        checkpoint = capture_resumable(self.run, self.progress)
+        with self._stop.held():
+            self.checkpoints.save_last(checkpoint)
 
     def _finish_epoch(self, validator: Validator, log: RunLog) -> None:
         """Validate, log, and save the state in which the next epoch begins."""

@@ -10,13 +10,14 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
-from deim.engine.checkpoints import RunCheckpoints, save_checkpoint
+from deim.engine.checkpoints import RunCheckpoints, describe_kept, save_checkpoint
 from deim.engine.context import TrainingRun
 from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
 from deim.engine.progress import BestScore, Progress, WeightKind
 from deim.engine.resume import capture_checkpoint
 from deim.engine.signals import StopSignals
 from deim.engine.step import StepBatch, unwrap_model
+from deim.errors import NonFiniteError, TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Validator:
 
     def validate_start(self, progress: Progress) -> Validation:
         """Validate the model before its first step, whose score best.pth must exceed."""
-        result = self._evaluate(self.run.ema.model, progress)
+        result = self._evaluate(self.run.ema.model, "ema", progress)
         progress.start_score = result.score
         logger.info(
             "before training: mAP %s, mAP50 %s; best.pth is written on a higher mAP",
@@ -92,10 +93,10 @@ class Validator:
         Returns:
             The better result, and its entries in `metrics.jsonl`.
         """
-        results: dict[WeightKind, Validation] = {"ema": self._evaluate(self.run.ema.model, progress)}
+        results: dict[WeightKind, Validation] = {"ema": self._evaluate(self.run.ema.model, "ema", progress)}
         if self.run.context.config.evaluation.evaluate_raw:
             model = unwrap_model(self.run.step.model).eval()
-            results["raw"] = self._evaluate(model, progress)
+            results["raw"] = self._evaluate(model, "raw", progress)
         weights, result = max(results.items(), key=lambda item: item[1].score)
         best, start = progress.best, progress.start_score
         # Of equal scores the later one wins: until a first success, no training is thrown away.
@@ -122,13 +123,24 @@ class Validator:
             with self.stop.held():
                 save_checkpoint(checkpoint, self.checkpoints.best_path)
 
-    def _evaluate(self, model: nn.Module, progress: Progress) -> Validation:
-        """Validate a model; in a single process a signal interrupts it, as the epoch is saved already."""
+    def _evaluate(self, model: nn.Module, weights: WeightKind, progress: Progress) -> Validation:
+        """Validate a model; in a single process a signal interrupts it, as the epoch is saved already.
+
+        Raises:
+            TrainingError: If the weights give NaN or infinity for an image, so that there is no score.
+        """
         where = f" in epoch {progress.epoch + 1} during validation"
         is_alone = self.run.context.distributed.size == 1
         interruption = self.stop.interruptible(where) if is_alone else nullcontext()
         with interruption, explain_out_of_memory("in validation", VALIDATION_ADVICE):
-            return self.validate(model)
+            try:
+                return self.validate(model)
+            except NonFiniteError as error:
+                kind = "averaged" if weights == "ema" else "raw"
+                raise TrainingError(
+                    f"validation of the {kind} weights of epoch {progress.epoch + 1}: {error} The run has "
+                    f"diverged; {describe_kept(self.checkpoints.folder)}"
+                ) from None
 
     def _should_stop(self, progress: Progress, result: Validation) -> bool:
         options, timeline = self.run.context.config.early_stopping, self.run.context.timeline

@@ -8,6 +8,13 @@ from deim.boxes import cxcywh_to_xyxy, to_original_pixels
 from deim.structures import Detections, ModelOutput, Placement
 
 
+def are_finite(output: ModelOutput) -> list[bool]:
+    """Tell for each image of a batch whether its scores and boxes hold neither NaN nor infinity."""
+    logits, boxes = output["pred_logits"], output["pred_boxes"]
+    is_finite = torch.cat([logits.flatten(1), boxes.flatten(1)], dim=1).isfinite().all(dim=1)
+    return list(is_finite.tolist())
+
+
 def select_detections(
     output: ModelOutput, placements: Sequence[Placement], *, max_detections: int = 300
 ) -> list[Detections]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ from deim.data.images.resize import fit_tiles, normalize
 from deim.engine.device import select_device
 from deim.engine.step import StepBatch
 from deim.engine.trained_detector import TrainedDetector, load_trained
-from deim.errors import CheckpointError, ConfigError, DataError
+from deim.errors import CheckpointError, ConfigError, DataError, DeimError, NonFiniteError
 from deim.inference.detection_table import DetectionTable
 from deim.inference.operating_points import OperatingPoints, candidate_rules, describe_goal
-from deim.inference.postprocess import select_detections
+from deim.inference.postprocess import are_finite, select_detections
 from deim.inference.tile_merge import merge_by_image
 from deim.records import from_json
 from deim.structures import Detections, Placement
@@ -31,6 +32,12 @@ from deim.structures import Detections, Placement
 ImageLike = str | Path | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]
 """A file, a Pillow image, or an (H, W, C) or (H, W) array with the depth and channels of the training
 images."""
+
+
+NON_FINITE_ADVICE: Final = (
+    "Use another checkpoint, compute in float32, and see that data.scaling, data.mean and data.std are those "
+    "of the training."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +54,13 @@ class Predictions:
 
 @torch.no_grad()
 def detect(
-    model: nn.Module, images: Tensor, placements: Sequence[Placement], *, max_detections: int
-) -> list[Detections]:
+    model: nn.Module,
+    images: Tensor,
+    placements: Sequence[Placement],
+    *,
+    max_detections: int,
+    names: Sequence[object],
+) -> list[Detections | NonFiniteError]:
     """Detect objects in prepared inputs, in float32; boxes are clipped to their images, or tiles.
 
     Args:
@@ -56,11 +68,15 @@ def detect(
         images: (B, C, H, W) float, normalized.
         placements: Where each input lies in its original image.
         max_detections: Number of detections to keep per input.
+        names: Name of the image of each input, for messages.
 
     Returns:
-        Detections of each input on the CPU, boxes in pixels of the original.
+        Detections of each input on the CPU, boxes in pixels of the original; an error for an input to which
+        the network answers NaN or infinity, which would otherwise look like an image without objects.
     """
-    selected = select_detections(model(images), placements, max_detections=max_detections)
+    output = model(images)
+    is_finite = are_finite(output)
+    selected = select_detections(output, placements, max_detections=max_detections)
     return [
         Detections(
             boxes_xyxy=clip_to_window(
@@ -70,7 +86,9 @@ def detect(
             labels=item.labels.cpu(),
             queries=item.queries.cpu(),
         )
-        for item, placement in zip(selected, placements, strict=True)
+        if is_good
+        else NonFiniteError(f"{name}: the network gives NaN or infinity for it. {NON_FINITE_ADVICE}")
+        for item, placement, name, is_good in zip(selected, placements, names, is_finite, strict=True)
     ]
 
 
@@ -94,6 +112,7 @@ def predict_split(
 
     Raises:
         DataError: If an image is damaged.
+        NonFiniteError: If the network gives NaN or infinity for an image.
     """
     network_seconds = 0.0
 
@@ -103,9 +122,12 @@ def predict_split(
             images = batch.images.to(device, non_blocking=True)
             network_started = time.perf_counter()
             placements = [target["placement"] for target in batch.targets]
-            detections = detect(model, images, placements, max_detections=max_detections)
-            ids = [target["image_id"] for target in batch.targets]
-            yield from zip(ids, placements, detections, strict=True)
+            names = [target.get("file_name", target["image_id"]) for target in batch.targets]
+            results = detect(model, images, placements, max_detections=max_detections, names=names)
+            for target, placement, result in zip(batch.targets, placements, results, strict=True):
+                if isinstance(result, NonFiniteError):
+                    raise result
+                yield target["image_id"], placement, result
             # Tiles were merged while this waited, so that their time is included.
             network_seconds += time.perf_counter() - network_started
 
@@ -168,18 +190,19 @@ class Predictor:
         Raises:
             DataError: If a file is missing or not an image, or an image does not have the depth and the
                 channels that the detector was trained for.
+            NonFiniteError: If the network gives NaN or infinity for an image.
         """
         several = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images
         results = []
         for result in self.stream(several, score_threshold=score_threshold):
-            if isinstance(result, DataError):
+            if isinstance(result, DeimError):
                 raise result
             results.append(result)
         return results
 
     def stream(
         self, images: Iterable[ImageLike], *, score_threshold: float | None = None
-    ) -> Iterator[Detections | DataError]:
+    ) -> Iterator[Detections | DataError | NonFiniteError]:
         """Detect objects as `predict`, image by image, and give the error of an image that cannot be used.
 
         Only the images of a batch are held in memory.
@@ -195,18 +218,20 @@ class Predictor:
         if score_threshold is None:
             score_threshold = self.trained.config.evaluation.draw_threshold
         limit = self.trained.config.model.decoder.num_queries
-        errors: dict[int, DataError] = {}
+        errors: dict[int, DataError | NonFiniteError] = {}
         for number, item in merge_by_image(self._detect(images, limit, errors), max_detections=limit):
-            for earlier in [key for key in errors if key < number]:
-                yield errors.pop(earlier)
+            failed = sorted(key for key in errors if key <= number)
+            yield from map(errors.pop, failed)
+            if number in failed:  # for one of its tiles
+                continue
             if points is None:
                 yield item.take(item.scores >= score_threshold)
             else:
                 yield item.take(torch.from_numpy(points.keep(DetectionTable.from_detections({0: item}))))
-        yield from errors.values()
+        yield from map(errors.pop, sorted(errors))
 
     def _detect(
-        self, images: Iterable[ImageLike], limit: int, errors: dict[int, DataError]
+        self, images: Iterable[ImageLike], limit: int, errors: dict[int, DataError | NonFiniteError]
     ) -> Iterator[tuple[int, Placement, Detections]]:
         """Yield the raw detections of each input; tiles, if any, are batched as in evaluation.
 
@@ -214,24 +239,29 @@ class Predictor:
         """
         inputs = self._inputs(images, errors)
         while batch := list(islice(inputs, self.trained.config.data.eval_batch_size)):
-            numbers, tensors, placements = zip(*batch, strict=True)
+            numbers, names, tensors, placements = zip(*batch, strict=True)
             stacked = torch.stack(tensors).to(self.trained.device)
-            detections = detect(self.trained.model, stacked, placements, max_detections=limit)
-            yield from zip(numbers, placements, detections, strict=True)
+            results = detect(self.trained.model, stacked, placements, max_detections=limit, names=names)
+            for number, placement, result in zip(numbers, placements, results, strict=True):
+                if isinstance(result, NonFiniteError):
+                    errors[number] = result
+                else:
+                    yield number, placement, result
 
     def _inputs(
-        self, images: Iterable[ImageLike], errors: dict[int, DataError]
-    ) -> Iterator[tuple[int, Tensor, Placement]]:
-        """Yield inputs with the number of their image; an image is read when its first input is due."""
+        self, images: Iterable[ImageLike], errors: dict[int, DataError | NonFiniteError]
+    ) -> Iterator[tuple[int, str, Tensor, Placement]]:
+        """Yield inputs with the number and name of their image, which is read when its first one is due."""
         form = self.input_format
         for number, image in enumerate(images):
+            name = str(image) if isinstance(image, (str, Path)) else f"image {number + 1}"
             try:
                 if isinstance(image, (str, Path)):
                     tiles = read_tiles(Path(image), form)
                 else:
                     tiles = fit_tiles(to_tensor(image, form.pixels, where="predict"), form)
                 for fitted, placement in tiles:
-                    yield number, normalize(fitted, form), placement
+                    yield number, name, normalize(fitted, form), placement
             except DataError as error:
                 errors[number] = error
 

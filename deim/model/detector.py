@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from deim.config.catalog import SIZE_OR_BLOCK
-from deim.config.checks import below, check
+from deim.config.checks import WIDTH, check, outside
 from deim.model.backbone.interface import BackboneOptions, build_backbone
 from deim.model.decoder.decoder import Decoder
 from deim.model.decoder.options import DecoderOptions
@@ -35,7 +35,7 @@ class ModelOptions:
         heads = {max(self.encoder.num_heads, 1), max(self.decoder.num_heads, 1), 4}
         check(
             [
-                *below(4, hidden_dim=self.hidden_dim),
+                *outside(4, WIDTH, hidden_dim=self.hidden_dim),
                 (
                     any(self.hidden_dim % number != 0 for number in heads),
                     f"hidden_dim: {self.hidden_dim} is not a multiple of 4 and of the numbers of heads",

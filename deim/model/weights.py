@@ -15,6 +15,7 @@ from deim.errors import CheckpointError
 from deim.model.backbone.timm import TimmOptions, load_features
 from deim.model.baselines.faster_rcnn import FasterRcnn
 from deim.model.detector import Detector
+from deim.model.finite import DIVERGED, describe_non_finite, find_non_finite
 from deim.model.weights_file import read_weights_file
 
 logger = logging.getLogger(__name__)
@@ -241,16 +242,11 @@ def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _raise_if_non_finite(state: dict[str, Tensor], path: Path) -> None:
     """Drop bias masks that were never filled. Any other NaN is an error."""
-    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    for key in [key for key in bad if key.endswith("bias_mask")]:
-        # The mask is a constant, which the model fills itself.
-        del state[key]
-        bad.remove(key)
-    if bad:
-        raise CheckpointError(
-            f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]}. The run that wrote it had "
-            f"diverged: use an earlier checkpoint."
-        )
+    for key in find_non_finite((key, value) for key, value in state.items() if key.endswith("bias_mask")):
+        del state[key]  # the mask is a constant, which the model fills itself
+    problem = describe_non_finite(state)
+    if problem:
+        raise CheckpointError(f"{path}: {problem}. {DIVERGED}")
 
 
 def _log(report: LoadReport, source: object, *, missing: list[str], unexpected: list[str]) -> None:

@@ -13,8 +13,9 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from deim.cli.arguments import add_config_argument, add_override_argument, at_least, new_parser
+from deim.cli.arguments import add_config_argument, add_override_argument, new_parser, whole
 from deim.config.catalog import find_config
+from deim.config.checks import REPEATS
 
 VARIANTS = ("random", "shuffled", "one_hot", "free", "mlp", "class_head")
 
@@ -25,7 +26,7 @@ def build_parser() -> ArgumentParser:
     add_config_argument(parser)
     add_override_argument(parser, "epochs=20")
     add = parser.add_argument
-    add("--seeds", type=at_least(1), default=3, help="Number of trainings of each variant.")
+    add("--seeds", type=whole(1, REPEATS), default=3, help="Number of trainings of each variant.")
     what = "Variants to train. Only if all are trained, the verdict can be that the text helps."
     add("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help=what)
     what = "Classes whose texts are exchanged at test time; without it, the pair that is confused most."

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from deim.config.checks import below, check, not_fraction
+from deim.config.checks import REPEATS, check, not_fraction, outside
 from deim.data.augment.industrial import IndustrialOptions
 
 
@@ -64,14 +64,14 @@ class AugmentOptions:
                     mix_up=self.mix_up,
                     copy_blend=self.copy_blend,
                 ),
-                *below(1, zoom_out_max_scale=self.zoom_out_max_scale),
-                *below(1, copy_blend_objects=self.copy_blend_objects),
+                *outside(1, REPEATS, zoom_out_max_scale=self.zoom_out_max_scale),
+                *outside(1, REPEATS, copy_blend_objects=self.copy_blend_objects),
                 (
                     self.copy_blend_balanced and self.copy_blend == 0,
                     "copy_blend_balanced: got true, but copy_blend is 0, so nothing is blended in. Set "
                     "copy_blend above 0.",
                 ),
-                *below(1, multi_scale_repeat=self.multi_scale_repeat),
+                *outside(1, REPEATS, multi_scale_repeat=self.multi_scale_repeat),
                 (
                     not 0 <= self.mosaic_max_degrees <= 45,
                     f"mosaic_max_degrees: got {self.mosaic_max_degrees}, needs [0, 45]",

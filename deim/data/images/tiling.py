@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deim.config.checks import below, check
+from deim.config.checks import IMAGE_PX, check, outside
 from deim.data.formats.split import CocoSplit
 from deim.structures import Placement
 
@@ -31,7 +31,7 @@ class TilesOptions:
         keep = self.keep_fraction
         check(
             [
-                *below(32, size=self.size),
+                *outside(32, IMAGE_PX, size=self.size),
                 (not 0 <= self.overlap <= 0.9, f"overlap: got {self.overlap:g}, needs [0, 0.9]"),
                 (not 0 < keep <= 1, f"keep_fraction: got {keep:g}, needs (0, 1]"),
             ]

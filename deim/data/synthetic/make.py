@@ -22,7 +22,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from deim.config.checks import below, check
+from deim.config.checks import IMAGES, SEED, SIDE_PX, check, outside
 from deim.data.synthetic.defects import CATEGORY_IDS, CLASS_NAMES, DEFECT_KINDS, Patch, draw_defect
 from deim.data.synthetic.surface import Floats, Scene, Window, make_scene, mask_window
 from deim.errors import DataError
@@ -47,8 +47,10 @@ class SyntheticOptions:
         is_small = min(self.max_size_wh) < 96
         check(
             [
-                *below(1, train_images=self.train_images, val_images=self.val_images),
-                *below(0, test_images=self.test_images, seed=self.seed),
+                *outside(1, IMAGES, train_images=self.train_images, val_images=self.val_images),
+                *outside(0, IMAGES, test_images=self.test_images),
+                *outside(0, SEED, seed=self.seed),
+                *outside(0, SIDE_PX, max_size_wh=self.max_size_wh),
                 (is_small, f"max_size_wh: got {list(self.max_size_wh)}, each needs at least 96"),
             ]
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deim.config.checks import below, check
+from deim.config.checks import HEADS, LAYERS, WIDTH, check, outside
 
 PATCH_SIZE = 16
 LONGEST_PERIOD = 100.0
@@ -30,7 +30,9 @@ def check_sizes(dim: int, depth: int, num_heads: int, blocks: tuple[int, ...], a
     heads = max(num_heads, 1)
     check(
         [
-            *below(1, dim=dim, depth=depth, num_heads=num_heads, adapter_width=adapter_width),
+            *outside(1, WIDTH, dim=dim, adapter_width=adapter_width),
+            *outside(1, LAYERS, depth=depth),
+            *outside(1, HEADS, num_heads=num_heads),
             (dim % (heads * 4) != 0, f"dim: {dim} is not a multiple of num_heads · 4 = {num_heads * 4}"),
             (
                 list(blocks) != sorted(set(blocks)) or not all(0 <= block < depth for block in blocks),

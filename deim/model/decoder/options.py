@@ -2,7 +2,18 @@
 
 from dataclasses import dataclass
 
-from deim.config.checks import below, check, not_fraction, not_positive
+from deim.config.checks import (
+    HEADS,
+    LAYERS,
+    QUERIES,
+    REPEATS,
+    WIDTH,
+    below,
+    check,
+    not_fraction,
+    not_positive,
+    outside,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,16 +46,17 @@ class DecoderOptions:
     def __post_init__(self) -> None:
         check(
             [
-                *below(2, num_layers=self.num_layers, dim_feedforward=self.dim_feedforward),
-                *below(1, num_heads=self.num_heads, num_queries=self.num_queries),
-                *below(0, num_denoising=self.num_denoising, box_noise_scale=self.box_noise_scale),
+                *outside(2, LAYERS, num_layers=self.num_layers),
+                *outside(2, WIDTH, dim_feedforward=self.dim_feedforward),
+                *outside(1, HEADS, num_heads=self.num_heads),
+                *outside(1, QUERIES, num_queries=self.num_queries),
+                *outside(0, QUERIES, num_denoising=self.num_denoising),
+                *outside(1, REPEATS, num_points=self.num_points),
+                *outside(8, WIDTH, reg_max=self.reg_max),
+                *below(0, box_noise_scale=self.box_noise_scale),
                 *not_positive(reg_scale=self.reg_scale, up=self.up),
                 *not_fraction(label_noise_ratio=self.label_noise_ratio),
                 (self.dim_feedforward % 2 != 0, f"dim_feedforward: got {self.dim_feedforward}, must be even"),
-                (min(self.num_points) < 1, f"num_points: got {list(self.num_points)}, each at least 1"),
-                (
-                    self.reg_max < 8 or self.reg_max % 2 != 0,
-                    f"reg_max: got {self.reg_max}, needs an even number of at least 8",
-                ),
+                (self.reg_max % 2 != 0, f"reg_max: got {self.reg_max}, needs an even number of at least 8"),
             ]
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deim.config.checks import below, check
+from deim.config.checks import HEADS, LAYERS, WIDTH, check, outside
 
 LONGEST_WAVE = 10000.0
 """Ratio of the longest to the shortest wavelength of the position codes."""
@@ -135,9 +135,11 @@ class HybridEncoderOptions:
     def __post_init__(self) -> None:
         check(
             [
-                *below(1, num_heads=self.num_heads, dim_feedforward=self.dim_feedforward),
+                *outside(1, HEADS, num_heads=self.num_heads),
+                *outside(1, WIDTH, dim_feedforward=self.dim_feedforward),
                 (not 0 < self.expansion <= 4, f"expansion: got {self.expansion}, needs (0, 4]"),
                 (round(3 * self.depth_mult) < 1, f"depth_mult: got {self.depth_mult}, gives no block at all"),
+                *outside(0, LAYERS, depth_mult=self.depth_mult),
             ]
         )
 
