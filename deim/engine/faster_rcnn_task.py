@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from deim.config.checks import below, check
+from deim.config.checks import SIDE_PX, check, outside
 from deim.config.schema import Config
 from deim.engine.checkpoints import Checkpoint
 from deim.engine.context import RunContext
@@ -34,7 +34,7 @@ class FasterRcnnOptions:
     """Side of the square anchors at strides 4 to 64, in pixels of the network input."""
 
     def __post_init__(self) -> None:
-        check(below(1, anchor_sides=min(self.anchor_sides)))
+        check(outside(1, SIDE_PX, anchor_sides=self.anchor_sides))
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,6 @@ def test_another_backbone_is_refused(
     config = tiny_config(tiny_set, tmp_path / "run", "task={type: faster_rcnn}")
     with pytest.raises(ConfigError, match=r"model\.backbone\.type: got 'vit_tiny', but faster_rcnn"):
         build_tiny(config)
-    with pytest.raises(ConfigError, match=r"anchor_sides: got 0, needs at least 1"):
+    with pytest.raises(ConfigError, match=r"anchor_sides: got \[0, 1, 2, 3, 4\], needs at least 1"):
         tiny_config(tiny_set, tmp_path / "run", "task={type: faster_rcnn, anchor_sides: [0, 1, 2, 3, 4]}")
     assert not load_task("faster_rcnn").has_query_loss

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from deim.config.checks import below, check
+from deim.config.checks import LAYERS, check, outside
 from deim.errors import CheckpointError, ConfigError
 from deim.files import sha256_of_file
 from deim.model.weights_file import read_weights_file
@@ -39,7 +39,7 @@ class TimmOptions:
     """Stages, counted from the image, that learn neither weights nor batch-norm statistics."""
 
     def __post_init__(self) -> None:
-        check(below(0, frozen_stages=self.frozen_stages))
+        check(outside(0, LAYERS, frozen_stages=self.frozen_stages))
 
 
 @dataclass(frozen=True, slots=True)
