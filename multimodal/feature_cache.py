@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 from deim.data.batch import Batch
@@ -25,10 +24,11 @@ from deim.data.sampling import BatchSource, FixedBatches
 from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
-from deim.files import write_atomically
+from deim.files import write_bytes
 from deim.model.weights import hash_tensors
 from deim.model.weights_file import UNREADABLE
 from deim.structures import Placement, Target
+from deim.tensor_file import pack_tensors, unpack_tensors
 from multimodal.wrapper import OUTPUT_NAMES, DetectorOutputs, TextFusedDetector
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class DetectorOutputStore:
         path = self.path(view)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda file: file.write(save(dict(tensors))))
+            write_bytes(path, pack_tensors(tensors))
         except OSError as error:
             raise DataError(
                 f"{path}: the detector outputs cannot be stored ({error.strerror}). Free some space, name "
@@ -103,7 +103,7 @@ class DetectorOutputStore:
     def read(self, view: View) -> dict[str, Tensor] | None:
         """Read the outputs of one image; None if they are missing or damaged."""
         try:
-            return load(self.path(view).read_bytes())
+            return unpack_tensors(self.path(view).read_bytes())
         except UNREADABLE:
             return None
 

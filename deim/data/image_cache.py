@@ -5,27 +5,24 @@ import hashlib
 import json
 import math
 import shutil
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from deim.errors import DataError
-from deim.files import write_atomically
+from deim.files import format_bytes, free_bytes, write_bytes
 from deim.structures import Placement
+from deim.tensor_file import pack_tensors, unpack_tensors
 
 ResizedImage = tuple[Tensor, Placement]
 """An image (C, H, W) at the size of the network input, and where the input lies in the original."""
 
 FORMAT: Final = 2
 """Version of the files; raised whenever their content changes its meaning."""
-CRC_BYTES: Final = 4
-"""Size of the checksum at the end of a file, which finds damage that leaves the length as it was."""
 HEADER_BYTES: Final = 512
 """Upper bound of the size of a file without the pixels."""
 
@@ -89,10 +86,7 @@ class DiskCache:
         if not self.has_place(index):
             return None
         try:
-            content = self._path(index).read_bytes()
-            if zlib.crc32(content[:-CRC_BYTES]) != int.from_bytes(content[-CRC_BYTES:], "little"):
-                return None
-            tensors = load(content[:-CRC_BYTES])
+            tensors = unpack_tensors(self._path(index).read_bytes())
         except (OSError, SafetensorError):
             return None
         size_hw, span_hw, shift_yx = tensors["placement"].view(3, 2).tolist()
@@ -106,10 +100,8 @@ class DiskCache:
             return
         image, place = resized
         numbers = torch.tensor([*place.orig_size_hw, *place.span_hw, *place.shift_yx], dtype=torch.float64)
-        content = save({"image": image.contiguous(), "placement": numbers})
-        content += zlib.crc32(content).to_bytes(CRC_BYTES, "little")
         try:
-            write_atomically(self._path(index), lambda file: file.write(content))
+            write_bytes(self._path(index), pack_tensors({"image": image, "placement": numbers}))
         except FileNotFoundError:  # another run has removed the folder to make room
             return
         except OSError as error:
@@ -139,7 +131,8 @@ class DiskCache:
         problem = f"cannot be written ({error.strerror})"
         if error.errno == errno.ENOSPC:
             needed_mib = math.ceil(self.capacity * self.image_bytes / 2**20)
-            problem = f"the disk is full; the cache of the split needs {needed_mib} MiB"
+            free = format_bytes(free_bytes(self.folder))
+            problem = f"{free} are free, the disk is full; the cache of the split needs {needed_mib} MiB"
         return DataError(
             f"{self.folder}: {problem}. Free some space, lower data.disk_cache_mb, name another folder with "
             f"data.disk_cache_dir, or set data.disk_cache_mb=0."
