@@ -9,7 +9,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -27,8 +27,9 @@ NO_ROOM: Final = {
 }
 """What to do about the errors of a system that has no room for a file."""
 CHANGED: Final = "was changed after it was written, its checksum does not fit"
+SEAL_KEY: Final = "seal"
 UNSEALED: Final = "crc32:00000000"
-"""Value of the key `seal` until `seal` puts the checksum there."""
+"""Value of the first key of a file until `seal` puts the checksum there."""
 SEAL: Final = re.compile(rb"\bseal\W{2,6}crc32:([0-9a-f]{8})\b")
 """The seal in JSON, also within a text of JSON, or after a `#` of YAML; the first of a file is its own."""
 
@@ -115,17 +116,35 @@ def explain_full_disk(path: Path, needed: Callable[[], int] | None = None) -> It
 
 def _name_error(error: OSError, path: Path, needed: Callable[[], int] | None) -> OSError:
     """Return an error of the system with the file's name, and with sizes in bytes if it has no room."""
-    if isinstance(error, DiskFullError) or error.errno not in NO_ROOM:
-        return error if isinstance(error, DiskFullError) else OSError(error.errno, error.strerror, str(path))
+    if isinstance(error, DiskFullError):
+        return error
+    if error.errno is None or error.errno not in NO_ROOM:
+        return OSError(error.errno, error.strerror, str(path))
     needs = "" if needed is None else f", it needs {format_bytes(needed())}"
     reason = f"{error.strerror}{needs}, and {format_bytes(free_bytes(path))} are free"
-    return DiskFullError(f"{path}: cannot be written ({reason}). {NO_ROOM[error.errno]}", error.errno, reason)
+    message = f"{path}: cannot be written ({reason}). {NO_ROOM[error.errno]}"
+    return DiskFullError(message, error.errno, reason)
+
+
+def describe_system_error(error: OSError) -> str:
+    """Say what an error of the system means; of a full disk, also how many bytes are free."""
+    name = error.filename2 or error.filename or Path.cwd()
+    return str(error if error.errno not in NO_ROOM else _name_error(error, Path(os.fsdecode(name)), None))
 
 
 def free_bytes(path: Path) -> int:
     """Return the free bytes of the disk of a file or folder, which need not exist yet."""
     there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
     return shutil.disk_usage(there).free
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files in a folder and below it; 0 if there is none."""
+    num_bytes = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # another run may have removed it
+            num_bytes += path.stat().st_size if path.is_file() else 0
+    return num_bytes
 
 
 def format_bytes(num_bytes: int) -> str:
@@ -155,7 +174,7 @@ def _measure(write: Callable[[Any], object]) -> int:
 
 
 def seal(content: bytes) -> bytes:
-    """Put the checksum of a file's content where it has `UNSEALED`, as the value of its key `seal`."""
+    """Put the checksum of a file's content where it has `UNSEALED`."""
     found = SEAL.search(content)
     assert found is not None
     return b"%b%08x%b" % (content[: found.start(1)], zlib.crc32(content), content[found.end(1) :])

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from deim.files import UNSEALED, is_unchanged, seal
+from deim.files import SEAL_KEY, UNSEALED, is_unchanged, seal
 
 LENGTH_BYTES: Final = 8
 """Size of the number at the start of a file, which is the length of the header."""
@@ -22,7 +22,7 @@ def pack_tensors(tensors: Mapping[str, Tensor], *, name: str = "deim", **describ
         name: Name of the entry of the metadata that holds the seal and what is described.
         **described: Values of JSON types.
     """
-    text = json.dumps({"seal": UNSEALED, **described}, ensure_ascii=False)
+    text = json.dumps({SEAL_KEY: UNSEALED, **described}, ensure_ascii=False)
     return seal(save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata={name: text}))
 
 

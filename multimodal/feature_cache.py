@@ -136,6 +136,13 @@ class DetectorOutputLoader:
         """Return the number of batches of a whole epoch."""
         return len(self.sampler)
 
+    def missing_bytes(self) -> int:
+        """Return about how many bytes the store lacks, by the size of the first file that it has."""
+        views = [(view, index) for view in range(self.num_views) for index in range(len(self.dataset))]
+        stored = [view for view in views if self.store.has(view)]
+        size = self.store.path(stored[0]).stat().st_size if stored else 0
+        return size * (len(views) - len(stored))
+
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch (0-based), and the first of its batches, that the next pass yields."""
         self.epoch, self.first_batch = epoch, first_batch

@@ -15,7 +15,7 @@ from deim import __version__
 from deim.cli.terminal import safe_output
 from deim.engine.task import TASKS
 from deim.errors import DeimError, StopSignalError
-from deim.files import suggest
+from deim.files import describe_system_error, suggest
 
 TEXT_COMMANDS = f"{TASKS['text_fusion'].partition('.')[0]}.cli"
 """Package of the commands for text fusion."""
@@ -78,7 +78,7 @@ def run_command(run: Callable[[Namespace], int | None], args: Namespace) -> int:
         print("stopped by Ctrl-C", file=sys.stderr)
         return 128 + signal.SIGINT
     except (DeimError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(describe_system_error(error) if isinstance(error, OSError) else error, file=sys.stderr)
         return 2
 
 

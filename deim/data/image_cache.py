@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from deim.errors import DataError
-from deim.files import format_bytes, free_bytes, write_bytes
+from deim.files import folder_bytes, format_bytes, free_bytes, write_atomically
 from deim.structures import Placement
 from deim.tensor_file import pack_tensors, unpack_tensors
 
@@ -100,8 +100,9 @@ class DiskCache:
             return
         image, place = resized
         numbers = torch.tensor([*place.orig_size_hw, *place.span_hw, *place.shift_yx], dtype=torch.float64)
+        content = pack_tensors({"image": image, "placement": numbers})
         try:
-            write_bytes(self._path(index), pack_tensors({"image": image, "placement": numbers}))
+            write_atomically(self._path(index), lambda file: file.write(content))
         except FileNotFoundError:  # another run has removed the folder to make room
             return
         except OSError as error:
@@ -119,10 +120,10 @@ class DiskCache:
             others = [path for path in self.folder.parent.glob(f"{split}-*") if path != self.folder]
             room = max_bytes - needed
             for path in sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-                room -= _folder_bytes(path)
+                room -= folder_bytes(path)
                 if room < 0:
                     shutil.rmtree(path, ignore_errors=True)
-            if shutil.disk_usage(self.folder).free < needed - _folder_bytes(self.folder):
+            if shutil.disk_usage(self.folder).free < needed - folder_bytes(self.folder):
                 raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
             raise self._error(error) from None
@@ -146,10 +147,6 @@ def _file_state(path: Path) -> list[int]:
     except OSError:
         return [-1, -1]
     return [state.st_size, state.st_mtime_ns]
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(max(0, _file_state(path)[0]) for path in folder.glob("*"))
 
 
 def _hash(text: str) -> str:

@@ -16,8 +16,8 @@ from deim.config.loader import OptionValue
 from deim.engine.memory import gigabytes
 from deim.engine.validation import Validation
 from deim.errors import DataError
-from deim.files import write_text
-from deim.parse import parse_json
+from deim.files import SEAL_KEY, UNSEALED, explain_full_disk, seal, write_text
+from deim.parse import parse_json, read_sealed_lines
 from deim.records import to_json
 
 LINE_WIDTH = 120
@@ -67,12 +67,16 @@ class RunLog(AbstractContextManager["RunLog"]):
             self._writer.close()
 
     def write(self, event: str, **values: Any) -> None:
-        """Append one JSON line for an event, such as `epoch`; numbers that are not finite become null."""
+        """Append a sealed JSON line for an event such as `epoch`; numbers that are not finite are null."""
         if self._path is None:
             return
-        line = json.dumps({"event": event, **to_json(values)})
-        with self._path.open("ab", buffering=0) as file:
-            file.write(f"{line}\n".encode())  # in one call, so that a kill leaves a whole line or none
+        line = json.dumps({SEAL_KEY: UNSEALED, "event": event, **to_json(values)})
+        content = seal(line.encode()) + b"\n"
+        with (
+            explain_full_disk(self._path, lambda: len(content)),
+            self._path.open("ab", buffering=0) as file,
+        ):
+            file.write(content)  # in one call, so that a kill leaves a whole line or none
             os.fsync(file.fileno())
 
     def curves(self, values: Mapping[str, float | None], *, step: int) -> None:
@@ -103,11 +107,11 @@ class RunLog(AbstractContextManager["RunLog"]):
     def keep_until(self, *, epoch: int, step: int) -> None:
         """Keep the lines from before a step of an epoch; a resumed run writes the later ones again.
 
-        Lines that a kill cut off, or that no run wrote, are removed too.
+        Lines that a kill cut off, that are damaged, or that no run wrote, are removed too.
         """
         if self._path is None or not self._path.exists():
             return
-        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_sealed_lines(self._path)
         write_text(self._path, "".join(f"{line}\n" for line in lines if _is_before(line, epoch, step)))
 
 

@@ -151,7 +151,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_claims(file: IO[bytes]) -> None:
-    """Raise one of the errors of `UNREADABLE` if a file of torch is damaged or claims what it does not have."""
+    """Raise one of the errors of `UNREADABLE` if a file of torch is damaged or claims more than it has."""
     size = os.fstat(file.fileno()).st_size
     if file.read(len(ZIP_MARK)) != ZIP_MARK:
         file.seek(0)

@@ -90,8 +90,8 @@ def test_a_failing_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.Mon
 
 
 NO_ROOM = (
-    r"/best\.pth: cannot be written \(No space left on device, it needs [0-9.]+ [KMGiB]+, and [0-9.]+ [KMGiB]+ are "
-    r"free\)\. Free some space"
+    r"/best\.pth: cannot be written \(No space left on device, it needs [0-9.]+ [KMGiB]+, and "
+    r"[0-9.]+ [KMGiB]+ are free\)\. Free some space"
 )
 
 
