@@ -175,9 +175,9 @@ def _measure(write: Callable[[Any], object]) -> int:
 
 def seal(content: bytes) -> bytes:
     """Put the checksum of a file's content where it has `UNSEALED`."""
-    found = SEAL.search(content)
-    assert found is not None
-    return b"%b%08x%b" % (content[: found.start(1)], zlib.crc32(content), content[found.end(1) :])
+    match = SEAL.search(content)
+    assert match is not None
+    return b"%b%08x%b" % (content[: match.start(1)], zlib.crc32(content), content[match.end(1) :])
 
 
 def is_unchanged(content: bytes, *, needs_seal: bool = False) -> bool:
@@ -185,12 +185,12 @@ def is_unchanged(content: bytes, *, needs_seal: bool = False) -> bool:
 
     Content without a seal, such as that of files of older versions, passes unless it `needs_seal`.
     """
-    found = SEAL.search(content)
-    if found is None:
+    match = SEAL.search(content)
+    if match is None:
         return not needs_seal
-    before, after = memoryview(content)[: found.start(1)], memoryview(content)[found.end(1) :]
-    zeros = b"0" * len(found[1])
-    return int(found[1], 16) == zlib.crc32(after, zlib.crc32(zeros, zlib.crc32(before)))
+    before, after = memoryview(content)[: match.start(1)], memoryview(content)[match.end(1) :]
+    zeros = b"0" * len(match[1])
+    return int(match[1], 16) == zlib.crc32(after, zlib.crc32(zeros, zlib.crc32(before)))
 
 
 class JsonListFile:

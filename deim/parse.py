@@ -1,7 +1,6 @@
 """The one door for each kind of text file: whatever a damaged or hostile file raises becomes one message."""
 
 import json
-import logging
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import dataclass
@@ -13,9 +12,6 @@ import numpy as np
 import yaml
 
 from deim.errors import DataError, DeimError
-from deim.files import count, is_unchanged
-
-logger = logging.getLogger(__name__)
 
 MAX_YAML_NODES: Final = 200_000
 """Maximum number of values of a YAML file with its aliases followed; a short file can stand for billions."""
@@ -59,26 +55,6 @@ def read_text(path: Path, *, error: type[DeimError] = DataError) -> str:
 def _is_special(path: Path) -> bool:
     """Whether there is a device, a pipe or the like, which may have no end."""
     return path.exists() and not (path.is_file() or path.is_dir())
-
-
-def read_sealed_lines(path: Path) -> list[str]:
-    """Return the lines of a log of JSON, except those that were changed or cut off after they were sealed.
-
-    Letters that are no UTF-8 are replaced. Lines of older versions have no seal.
-    """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    whole = [line for line in lines if is_unchanged(line.encode("utf-8")) and _is_json(line)]
-    if len(whole) < len(lines):
-        logger.warning("%s: %s damaged or cut off, left out", path, count("line", len(lines) - len(whole)))
-    return whole
-
-
-def _is_json(line: str) -> bool:
-    try:
-        parse_json(line, "")
-    except DataError:
-        return False
-    return True
 
 
 def read_lines(path: Path, *, error: type[DeimError] = DataError) -> list[str]:

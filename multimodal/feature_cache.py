@@ -21,6 +21,7 @@ from deim.data.dataset import DetectionDataset
 from deim.data.formats.split import CocoSplit
 from deim.data.loader import BatchLoader
 from deim.data.sampling import BatchSource, FixedBatches
+from deim.data.tensor_file import pack_tensors, unpack_tensors
 from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
@@ -28,7 +29,6 @@ from deim.files import write_bytes
 from deim.model.weights import hash_tensors
 from deim.model.weights_file import UNREADABLE
 from deim.structures import Placement, Target
-from deim.tensor_file import pack_tensors, unpack_tensors
 from multimodal.wrapper import OUTPUT_NAMES, DetectorOutputs, TextFusedDetector
 
 logger = logging.getLogger(__name__)

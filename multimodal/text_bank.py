@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor
 
+from deim.data.tensor_file import pack_tensors, read_metadata
 from deim.errors import CheckpointError, ConfigError
 from deim.files import CHANGED, is_unchanged, looked_in, raise_listed, suggest, write_bytes
 from deim.model.weights import hash_tensors
@@ -23,7 +24,6 @@ from deim.model.weights_file import UNREADABLE
 from deim.parse import parse_json
 from deim.records import from_json, to_json
 from deim.report.tables import format_number, format_table
-from deim.tensor_file import pack_tensors, read_metadata
 from multimodal.encoders.build import TextEncoder
 from multimodal.prompts import PLACEHOLDER, ClassPrompt, Prompts
 

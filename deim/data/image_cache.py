@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from deim.data.tensor_file import pack_tensors, unpack_tensors
 from deim.errors import DataError
 from deim.files import folder_bytes, format_bytes, free_bytes, write_atomically
 from deim.structures import Placement
-from deim.tensor_file import pack_tensors, unpack_tensors
 
 ResizedImage = tuple[Tensor, Placement]
 """An image (C, H, W) at the size of the network input, and where the input lies in the original."""

@@ -1,6 +1,7 @@
 """What a run writes while it trains: `metrics.jsonl`, TensorBoard curves, a line an epoch, a bar."""
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -16,9 +17,11 @@ from deim.config.loader import OptionValue
 from deim.engine.memory import gigabytes
 from deim.engine.validation import Validation
 from deim.errors import DataError
-from deim.files import SEAL_KEY, UNSEALED, explain_full_disk, seal, write_text
-from deim.parse import parse_json, read_sealed_lines
+from deim.files import SEAL_KEY, UNSEALED, count, explain_full_disk, is_unchanged, seal, write_text
+from deim.parse import parse_json
 from deim.records import to_json
+
+logger = logging.getLogger(__name__)
 
 LINE_WIDTH = 120
 
@@ -111,8 +114,28 @@ class RunLog(AbstractContextManager["RunLog"]):
         """
         if self._path is None or not self._path.exists():
             return
-        lines = read_sealed_lines(self._path)
+        lines = read_log_lines(self._path)
         write_text(self._path, "".join(f"{line}\n" for line in lines if _is_before(line, epoch, step)))
+
+
+def read_log_lines(path: Path) -> list[str]:
+    """Return the lines of `metrics.jsonl`, except those that are no JSON or do not have their checksum.
+
+    Letters that are no UTF-8 are replaced. Lines of older versions have no seal.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    whole = [line for line in lines if is_unchanged(line.encode("utf-8")) and _is_json(line)]
+    if len(whole) < len(lines):
+        logger.warning("%s: %s damaged or cut off, left out", path, count("line", len(lines) - len(whole)))
+    return whole
+
+
+def _is_json(line: str) -> bool:
+    try:
+        parse_json(line, "")
+    except DataError:
+        return False
+    return True
 
 
 def _is_before(line: str, epoch: int, step: int) -> bool:

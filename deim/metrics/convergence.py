@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 
 from deim.config.checks import below, check, not_fraction
+from deim.engine.log import read_log_lines
 from deim.errors import DataError
-from deim.parse import parse_json, read_sealed_lines
+from deim.parse import parse_json
 from deim.records import from_json
 
 TREND_SHARE, MIN_TREND_VALIDATIONS = 0.2, 5
@@ -90,7 +91,7 @@ def read_convergence(metrics_path: Path, *, planned_epochs: int) -> Convergence 
     if not metrics_path.is_file():
         return None
     entries: list[_EpochEntry] = []
-    for line in read_sealed_lines(metrics_path):
+    for line in read_log_lines(metrics_path):
         entry = _read_entry(line)
         if entry is not None:
             entries = [earlier for earlier in entries if earlier.epoch < entry.epoch] + [entry]

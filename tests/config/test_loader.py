@@ -22,7 +22,7 @@ from deim.config.loader import (
     load_config,
 )
 from deim.config.schema import Config
-from deim.data.synthetic.options import SyntheticOptions
+from deim.data.synthetic.make import SyntheticOptions
 from deim.engine.task import TASKS, TaskDefaults, task_options_class
 from deim.errors import ConfigError
 from deim.model.backbone.dinov3 import DinoV3Options

@@ -12,7 +12,14 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from deim.config.schema import Config
-from deim.curation.check import MAX_SHOWN, CheckReport, check_before_run, check_dataset, describe_check, read_for_check
+from deim.curation.check import (
+    MAX_SHOWN,
+    CheckReport,
+    check_before_run,
+    check_dataset,
+    describe_check,
+    read_for_check,
+)
 from deim.curation.stats import at_input_size
 from deim.data.formats.issues import ERRORS, WARNINGS
 from deim.data.formats.read import find_dataset

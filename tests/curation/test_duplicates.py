@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from deim.curation.duplicates import Duplicate, count_plain, find_copies, find_exact, find_near, hash_equal_lengths
+from deim.curation.duplicates import (
+    Duplicate,
+    count_plain,
+    find_copies,
+    find_exact,
+    find_near,
+    hash_equal_lengths,
+)
 from deim.curation.scan import ImageFacts, scan_image, scan_images
 from deim.files import sha256_of_file
 from tests.data.sensor_files import write_png

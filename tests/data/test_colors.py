@@ -7,8 +7,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from deim.data.augment import colors
-from deim.data.augment.colors import Colors, Kind
-from deim.data.augment.color_math import change_colors
+from deim.data.augment.colors import Colors, Kind, change_colors
 from deim.data.augment.transform import Sample
 
 KINDS = ["noise", "grid", "gray", "black"]

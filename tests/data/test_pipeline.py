@@ -15,11 +15,9 @@ from deim.data.augment.copy_blend import CopyBlend
 from deim.data.augment.industrial import IndustrialOptions
 from deim.data.augment.mix_up import MixUp
 from deim.data.augment.options import AugmentOptions
-from deim.data.augment.pipeline import AugmentEpochs, build_pipeline
-from deim.data.augment.multi_scale import compute_sizes
+from deim.data.augment.pipeline import AugmentEpochs, build_pipeline, compute_sizes
 from deim.data.augment.transform import ImageSource, Sample
-from deim.data.batch import Batch
-from deim.data.augment.multi_scale import resize_batch
+from deim.data.batch import Batch, resize_batch
 from deim.data.formats.coco import read_coco
 from deim.data.formats.split import CocoSplit
 from deim.data.images.input_format import InputFormat

@@ -17,7 +17,15 @@ from deim.data.augment.transform import Sample
 from deim.data.dataset import DetectionDataset
 from deim.data.images.input_format import InputFormat
 from deim.data.images.load import read_image, read_preview, to_tensor
-from deim.data.images.pixel_format import RGB8, PercentileScaling, PixelFormat, Uint8Scaling, WindowScaling, compute_percentiles, scale_values
+from deim.data.images.pixel_format import (
+    RGB8,
+    PercentileScaling,
+    PixelFormat,
+    Uint8Scaling,
+    WindowScaling,
+    compute_percentiles,
+    scale_values,
+)
 from deim.data.images.read import read_header, read_values, turn_upright
 from deim.data.images.resize import PADDING_GRAY, fit_to_input, normalize
 from deim.data.splits import read_split

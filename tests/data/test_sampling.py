@@ -16,7 +16,14 @@ from deim.config.schema import Config
 from deim.data.augment.options import AugmentOptions
 from deim.data.formats.coco import read_coco
 from deim.data.formats.split import CocoSplit
-from deim.data.sampling import EpochSampler, Item, compute_repeat_factors, count_repetitions, draw_copies, epoch_length
+from deim.data.sampling import (
+    EpochSampler,
+    Item,
+    compute_repeat_factors,
+    count_repetitions,
+    draw_copies,
+    epoch_length,
+)
 from deim.errors import ConfigError
 from tests.data.building import make_sampler, make_train_dataset
 

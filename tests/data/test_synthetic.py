@@ -11,8 +11,15 @@ import pytest
 from PIL import Image
 
 from deim.data.synthetic.defects import CLASS_NAMES, DefectKind, draw_defect, stroke_cover
-from deim.data.synthetic.make import VISIBLE_CHANGE, add_defects, blend_patch, make_image, make_synthetic_dataset, render_image
-from deim.data.synthetic.options import SyntheticOptions
+from deim.data.synthetic.make import (
+    VISIBLE_CHANGE,
+    SyntheticOptions,
+    add_defects,
+    blend_patch,
+    make_image,
+    make_synthetic_dataset,
+    render_image,
+)
 from deim.data.synthetic.surface import Scene, make_scene
 from deim.errors import ConfigError, DataError
 
