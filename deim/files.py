@@ -9,7 +9,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -34,6 +34,54 @@ SEAL: Final = re.compile(rb"\bseal\W{2,6}crc32:([0-9a-f]{8})\b")
 """The seal in JSON, also within a text of JSON, or after a `#` of YAML; the first of a file is its own."""
 
 
+class FileGroup(AbstractContextManager["FileGroup"]):
+    """Files that belong together: all take their names when the block ends, or none after an error."""
+
+    def __init__(self) -> None:
+        self._temporaries: dict[Path, Path] = {}
+        self._kept: dict[Path, Path] = {}
+
+    def write(self, path: Path, write: Callable[[BinaryIO], object], *, keep: Path | None = None) -> Path:
+        """Write a file as `write_atomically`, under the temporary name that is returned."""
+        temporary = path.with_name(f".{_short_name(path.name)}.{os.getpid()}{UNFINISHED}")
+        self._temporaries[path] = temporary
+        if keep is not None:
+            self._kept[path] = keep
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            cause = _system_error(error)
+            if cause is None or cause.errno is None:
+                raise
+            self._remove()
+            raise _name_error(cause, path, lambda: _measure(write)) from None
+        return temporary
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        try:
+            if kind is None:
+                for path, temporary in self._temporaries.items():
+                    self._rename(temporary, path)
+        finally:
+            self._remove()
+
+    def _rename(self, temporary: Path, path: Path) -> None:
+        try:
+            if path in self._kept and path.exists():
+                path.replace(self._kept[path])
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise _name_error(error, path, None) from None
+
+    def _remove(self) -> None:
+        for temporary in self._temporaries.values():
+            temporary.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, keep: Path | None = None) -> None:
     """Write a file so that a crash or a full disk leaves either the old file or the new one.
 
@@ -47,24 +95,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, keep: P
         OSError: If the file cannot be written, with `path`; the old file is untouched.
         DiskFullError: If it has no room.
     """
-    temporary = path.with_name(f".{_short_name(path.name)}.{os.getpid()}{UNFINISHED}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            path.replace(keep)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        cause = _system_error(error)
-        if cause is None or cause.errno is None:
-            raise
-        temporary.unlink(missing_ok=True)
-        raise _name_error(cause, path, lambda: _measure(write)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with FileGroup() as group:
+        group.write(path, write, keep=keep)
 
 
 def _short_name(name: str) -> str:

@@ -25,7 +25,7 @@ from deim.data.tensor_file import pack_tensors, unpack_tensors
 from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
-from deim.files import write_bytes
+from deim.files import folder_bytes, write_bytes
 from deim.model.weights import hash_tensors
 from deim.model.weights_file import UNREADABLE
 from deim.structures import Placement, Target
@@ -94,6 +94,8 @@ class DetectorOutputStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, pack_tensors(tensors))
+        except FileNotFoundError:  # another run has removed the folder: the outputs are computed again
+            return
         except OSError as error:
             raise DataError(
                 f"{path}: the detector outputs cannot be stored ({error.strerror}). Free some space, name "
@@ -137,11 +139,11 @@ class DetectorOutputLoader:
         return len(self.sampler)
 
     def missing_bytes(self) -> int:
-        """Return about how many bytes the store lacks, by the size of the first file that it has."""
+        """Return about how many bytes the store lacks, by the mean size of the files that it has."""
         views = [(view, index) for view in range(self.num_views) for index in range(len(self.dataset))]
-        stored = [view for view in views if self.store.has(view)]
-        size = self.store.path(stored[0]).stat().st_size if stored else 0
-        return size * (len(views) - len(stored))
+        num_stored = sum(map(self.store.has, views))
+        size = folder_bytes(self.store.folder) / max(1, num_stored)
+        return round(size * (len(views) - num_stored))
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch (0-based), and the first of its batches, that the next pass yields."""

@@ -119,7 +119,7 @@ class DiskCache:
             self.folder.touch()
             others = [path for path in self.folder.parent.glob(f"{split}-*") if path != self.folder]
             room = max_bytes - needed
-            for path in sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            for path in sorted(others, key=lambda path: _file_state(path)[1], reverse=True):
                 room -= folder_bytes(path)
                 if room < 0:
                     shutil.rmtree(path, ignore_errors=True)

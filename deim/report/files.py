@@ -24,7 +24,7 @@ from PIL import Image
 
 from deim.data.images.load import read_preview
 from deim.errors import DataError
-from deim.files import copy_file, sha256_of_file, write_atomically, write_text
+from deim.files import FileGroup, copy_file, sha256_of_file, write_text
 from deim.inference.detection_table import CocoFile, CocoResult, DetectionTable, GroundTruthTable
 from deim.parse import read_json
 from deim.records import from_json
@@ -38,7 +38,7 @@ from deim.report.schema import (
     check_report_path,
     read_unsealed_report,
     refuse_changed,
-    write_record,
+    seal_record,
 )
 from deim.report.table_files import LATEX_NAME, format_csv
 from deim.report.tables import class_rows
@@ -73,13 +73,19 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
     files.folder.mkdir(parents=True, exist_ok=True)
     (files.folder / LATEX_NAME).unlink(missing_ok=True)  # of an earlier report
     ground_truth, detections = inputs.ground_truth, inputs.detections
-    # What cannot be computed again comes first.
-    write_text(files.ground_truth, json.dumps(ground_truth.to_coco(), ensure_ascii=False, allow_nan=False))
-    _write_results(
-        files.predictions, lambda: detections.to_coco(ground_truth.image_ids, ground_truth.category_ids)
-    )
-    hashes = {path.name: sha256_of_file(path) for path in (files.ground_truth, files.predictions)}
-    report = build_report(inputs, files=hashes)
+    truth = json.dumps(ground_truth.to_coco(), ensure_ascii=False, allow_nan=False).encode()
+    ids = ground_truth.image_ids, ground_truth.category_ids
+    # A report names the hashes of its tables: an old one must not be left beside new tables.
+    with FileGroup() as group:
+        written = {
+            files.ground_truth: group.write(files.ground_truth, lambda file: file.write(truth)),
+            files.predictions: group.write(
+                files.predictions, lambda file: _write_results(file, detections.to_coco(*ids))
+            ),
+        }
+        hashes = {path.name: sha256_of_file(temporary) for path, temporary in written.items()}
+        report = build_report(inputs, files=hashes)
+        group.write(report_path, lambda file: file.write(seal_record(report)))
     write_text(files.folder / "classes.csv", format_csv(class_rows(report)))
     images = ImageFolder(Path(report.provenance.dataset.image_dir), ground_truth.file_names)
     sheet = prediction_sheet(ground_truth, inputs.kept.detections, images=images, title=report.title)
@@ -92,7 +98,6 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
         task_images=_task_images(inputs, files.folder),
     )
     write_text(files.page, page)
-    write_record(report, report_path)
     return report
 
 
@@ -218,17 +223,13 @@ def _gallery(inputs: ReportInputs, images: ImageFolder) -> list[FigureColumns]:
     return [FigureColumns(title=names[label], columns=columns) for label, columns in figures.items()]
 
 
-def _write_results(path: Path, make_results: Callable[[], Iterable[CocoResult]]) -> None:
+def _write_results(file: BinaryIO, results: Iterable[CocoResult]) -> None:
     """Write COCO results without holding all of them."""
-
-    def write(file: BinaryIO) -> None:
-        file.write(b"[")
-        for number, result in enumerate(make_results()):
-            text = json.dumps(result, ensure_ascii=False, allow_nan=False)
-            file.write(f"{', ' if number else ''}{text}".encode())
-        file.write(b"]")
-
-    write_atomically(path, write)
+    file.write(b"[")
+    for number, result in enumerate(results):
+        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+        file.write(f"{', ' if number else ''}{text}".encode())
+    file.write(b"]")
 
 
 def _task_images(inputs: ReportInputs, folder: Path) -> list[Figure]:

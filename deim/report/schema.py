@@ -229,10 +229,14 @@ class Report:
 
 def write_record(record: object, path: Path) -> None:
     """Write a record as a sealed JSON file; its folder is made."""
-    content = {SEAL_KEY: UNSEALED, **to_json(record)}
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, seal(f"{text}\n".encode()))
+    write_bytes(path, seal_record(record))
+
+
+def seal_record(record: object) -> bytes:
+    """Return a record as the content of a sealed JSON file."""
+    content = {SEAL_KEY: UNSEALED, **to_json(record)}
+    return seal(f"{json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode())
 
 
 def read_report(path: Path) -> Report:
