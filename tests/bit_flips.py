@@ -23,18 +23,25 @@ import numpy as np
 import torch
 
 from deim.config.loader import config_from_dict, config_to_yaml, load_config
-from deim.data.image_cache import DiskCache
 from deim.engine.checkpoints import read_checkpoint
 from deim.engine.log import RunLog
 from deim.engine.run_folder import prepare_run_dir
 from deim.errors import DeimError
 from deim.metrics.convergence import read_convergence
 from deim.report.files import ReportFiles, read_report_inputs
-from deim.structures import Placement
 from multimodal.feature_cache import DetectorOutputStore
 from multimodal.text_bank import load_text_bank
 from tests.conftest import TINY
-from tests.test_fuzz import make_bank, make_checkpoint, make_log, make_report_files
+from tests.test_fuzz import (
+    make_bank,
+    make_cached_image,
+    make_checkpoint,
+    make_detector_outputs,
+    make_fused_checkpoint,
+    make_log,
+    make_report_files,
+    open_image_cache,
+)
 
 ENDS_SHARE = 0.05
 """Every second flip falls into this share of a file at its start or its end, where its structure is."""
@@ -54,24 +61,6 @@ def make_old_checkpoint(root: Path) -> Path:
     content = (Path(__file__).parent / "fixtures" / "wave1" / "best.pth.xz").read_bytes()
     (root / "best.pth").write_bytes(lzma.decompress(content))
     return root / "best.pth"
-
-
-def open_image_cache(root: Path) -> DiskCache:
-    return DiskCache(root, [Path(__file__)], name="train", key="", image_bytes=3 * 32 * 32, max_bytes=2**20)
-
-
-def make_cached_image(root: Path) -> Path:
-    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    cache = open_image_cache(root)
-    cache.put(0, (image, Placement(orig_size_hw=(50, 70), span_hw=(1.5, 2.25), shift_yx=(0.0, -0.5))))
-    return next(cache.folder.iterdir())
-
-
-def make_detector_outputs(root: Path) -> Path:
-    store = DetectorOutputStore(root)
-    generator = torch.Generator().manual_seed(0)
-    store.write((0, 0), {"pred_logits": torch.randn(20, 3, generator=generator), "labels": torch.tensor([2])})
-    return store.path((0, 0))
 
 
 def make_config(root: Path) -> Path:
@@ -98,6 +87,7 @@ def read_log(path: Path) -> object:
 KINDS: Mapping[str, SealedFile] = {
     "last.pth": SealedFile(make_checkpoint, read_checkpoint),
     "best.pth of the first version": SealedFile(make_old_checkpoint, read_checkpoint),
+    "best.pth with text fusion": SealedFile(make_fused_checkpoint, read_checkpoint),
     "text bank": SealedFile(make_bank, load_text_bank),
     "cached image": SealedFile(make_cached_image, lambda path: open_image_cache(path.parents[1]).get(0)),
     "cached detector outputs": SealedFile(
