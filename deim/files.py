@@ -128,6 +128,16 @@ def copy_file(source: Path, target: Path) -> None:
         write_atomically(target, copy)
 
 
+def write_to_end(file: io.FileIO, content: bytes) -> None:
+    """Write content to an unbuffered file, of which a disk may take a part before it refuses the rest.
+
+    Raises:
+        OSError: If a part cannot be written.
+    """
+    while content:
+        content = content[file.write(content) :]
+
+
 @contextmanager
 def explain_full_disk(path: Path, needed: Callable[[], int] | None = None) -> Iterator[None]:
     """Turn the error of a full disk within into a DiskFullError that names a file or folder.
@@ -255,9 +265,7 @@ class JsonListFile:
         start = self._file.seek(-len(self.END), os.SEEK_END)
         try:
             with explain_full_disk(self.working_path, lambda: start + len(content)):
-                rest = content
-                while rest:  # a disk takes what fits, and refuses the rest
-                    rest = rest[self._file.write(rest) :]
+                write_to_end(self._file, content)
         except OSError:
             self._file.seek(start)
             self._file.write(self.END)  # where the end was before, which needs no room

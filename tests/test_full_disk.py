@@ -1,5 +1,6 @@
 """A full disk: old files stay whole, nothing is left behind, and the message says file, sizes and advice."""
 
+import errno
 import json
 import os
 import resource
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
+from deim.engine.log import RunLog, read_log_lines
 from deim.errors import DiskFullError
 from deim.files import FileGroup, JsonListFile, copy_file, write_bytes, write_text
 from deim.report.charts import save_chart
@@ -112,6 +115,27 @@ def test_an_old_list_stays_until_the_new_one_is_complete(tmp_path: Path) -> None
     entries.finish()
     assert json.loads(path.read_text()) == [4, 5]
     assert [entry.name for entry in tmp_path.iterdir()] == ["list.json"]
+
+
+def test_logs_without_room_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunLog(tmp_path) as log:
+        log.write("epoch", epoch=0)
+        with (
+            file_limit(50),
+            pytest.raises(DiskFullError, match=r"metrics\.jsonl: cannot be written \(File too large"),
+        ):
+            log.write("epoch", epoch=1)
+    assert len(read_log_lines(tmp_path / "metrics.jsonl")) == 1
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    with (
+        RunLog(tmp_path, tensorboard=True) as log,
+        pytest.raises(DiskFullError, match=f"^{tmp_path}/tensorboard: .* are free"),
+    ):
+        log.curves({"loss": 1.0}, step=1)
 
 
 def test_a_prediction_without_room_says_so_and_leaves_the_old_lists(
