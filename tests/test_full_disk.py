@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from deim.engine.log import RunLog, read_log_lines
+from deim.engine.log import RunLog
 from deim.errors import DiskFullError
 from deim.files import FileGroup, JsonListFile, copy_file, write_bytes, write_text
 from deim.report.charts import save_chart
@@ -120,12 +120,14 @@ def test_an_old_list_stays_until_the_new_one_is_complete(tmp_path: Path) -> None
 def test_logs_without_room_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RunLog(tmp_path) as log:
         log.write("epoch", epoch=0)
-        with (
-            file_limit(50),
-            pytest.raises(DiskFullError, match=r"metrics\.jsonl: cannot be written \(File too large"),
-        ):
-            log.write("epoch", epoch=1)
-    assert len(read_log_lines(tmp_path / "metrics.jsonl")) == 1
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+        for room in (0, 1, 30):
+            with (
+                file_limit(len(before) + room),
+                pytest.raises(DiskFullError, match=r"metrics\.jsonl: cannot be written \(File too large, it"),
+            ):
+                log.write("epoch", epoch=1)
+            assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
