@@ -101,7 +101,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, keep: P
 
 def _short_name(name: str) -> str:
     """Return a name that leaves room for more letters, where systems allow 255 bytes in all."""
-    content = name.encode("utf-8", "surrogateescape")
+    content = name.encode("utf-8", "replace")
     if len(content) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME // 4]}.{zlib.crc32(content):08x}"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deim.config.loader import load_config
 from deim.errors import CheckpointError, DataError
 from deim.files import CHANGED, UNSEALED, is_unchanged, seal
 from deim.metrics.convergence import read_convergence
@@ -78,3 +79,29 @@ def test_lines_of_a_log_from_before_the_seal_are_read(tmp_path: Path) -> None:
     convergence = read_convergence(path, planned_epochs=8)
     assert convergence is not None
     assert convergence.epochs == tuple(range(8))
+
+
+def test_an_edited_config_of_a_run_is_used_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = KINDS["config.yml"].make(tmp_path / "run")
+    assert load_config(path).epochs == 3
+    assert not caplog.records
+    path.write_text(path.read_text().replace("epochs: 3\n", "epochs: 4\n", 1))
+    assert load_config(path).epochs == 4
+    assert f"{path}: {CHANGED}; it is used as it is." in caplog.text
+    caplog.clear()
+    path.write_text(path.read_text().split("\n", 1)[1])
+    assert load_config(path).epochs == 4
+    assert not caplog.records
+
+
+def test_a_damaged_line_of_a_log_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_log(tmp_path / "run")
+    path.write_text(path.read_text().replace('"ap": 0.2', '"ap": 0.9'))
+    convergence = read_convergence(path, planned_epochs=8)
+    assert convergence is not None
+    assert convergence.epochs == (0, 1, 3, 4, 5, 6, 7)
+    assert f"{path}: 1 line damaged or cut off, left out" in caplog.text
