@@ -156,13 +156,14 @@ def explain_full_disk(path: Path, needed: Callable[[], int] | None = None) -> It
         raise _name_error(error, path, needed) from None
 
 
-def _name_error(error: OSError, path: Path, needed: Callable[[], int] | None) -> OSError:
+def _name_error(error: OSError, path: Path, needed: Callable[[], int | None] | None) -> OSError:
     """Return an error of the system with the file's name, and with sizes in bytes if it has no room."""
     if isinstance(error, DiskFullError):
         return error
     if error.errno is None or error.errno not in NO_ROOM:
         return OSError(error.errno, error.strerror, str(path))
-    needs = "" if needed is None else f", it needs {format_bytes(needed())}"
+    num_bytes = None if needed is None else needed()
+    needs = "" if num_bytes is None else f", it needs {format_bytes(num_bytes)}"
     reason = f"{error.strerror}{needs}, and {format_bytes(free_bytes(path))} are free"
     message = f"{path}: cannot be written ({reason}). {NO_ROOM[error.errno]}"
     return DiskFullError(message, error.errno, reason)
@@ -209,9 +210,13 @@ class _Scale(io.RawIOBase):
         return size
 
 
-def _measure(write: Callable[[Any], object]) -> int:
+def _measure(write: Callable[[Any], object]) -> int | None:
+    """Return how many bytes are written; None if that fails on any disk."""
     scale = _Scale()
-    write(scale)
+    try:
+        write(scale)
+    except (OSError, RuntimeError):
+        return None
     return scale.num_bytes
 
 

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from deim.engine.log import RunLog
 from deim.errors import DiskFullError
-from deim.files import FileGroup, JsonListFile, copy_file, write_bytes, write_text
+from deim.files import FileGroup, JsonListFile, copy_file, write_atomically, write_bytes, write_text
 from deim.report.charts import save_chart
 from deim.report.draw import write_image
 from tests.conftest import TINY
@@ -48,6 +48,18 @@ def test_a_file_without_room_leaves_the_old_one_and_says_how_much_is_missing(tmp
     assert "are free). Raise the limit on the size of files (ulimit -f)" in message
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["numbers.json"]
+
+
+def test_a_writer_that_always_fails_is_named_with_the_file(tmp_path: Path) -> None:
+    def fail(file: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "a.bin"
+    with pytest.raises(DiskFullError) as caught:
+        write_atomically(path, fail)
+    assert str(caught.value).startswith(f"{path}: cannot be written (No space left on device, and ")
+    assert caught.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_charts_and_copies_are_whole_or_the_old_ones(tmp_path: Path) -> None:
