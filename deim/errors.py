@@ -4,6 +4,7 @@ Tools catch `DeimError`, print its message without a traceback and exit with cod
 `<where>: <what is wrong>, got <value>. <what is valid>. <what to do>.`
 """
 
+import errno
 import reprlib
 import signal
 
@@ -29,6 +30,25 @@ class CheckpointError(DeimError):
 
 class TrainingError(DeimError):
     """A run cannot start or cannot go on."""
+
+
+class DiskFullError(DeimError, OSError):
+    """A file has no room: the disk is full, or a quota or a limit is reached.
+
+    Args:
+        message: File, bytes that it needs, bytes that are free, and what to do.
+        number: `errno` of the system's error.
+        reason: The same without file and advice, as `strerror` for other messages.
+    """
+
+    def __init__(self, message: str, number: int = errno.ENOSPC, reason: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.errno, self.strerror = number, reason
+
+    def __str__(self) -> str:
+        """Return the message without the number that Python puts before it."""
+        return self.message
 
 
 class StopSignalError(DeimError):

@@ -1,72 +1,263 @@
-"""Files written whole or not at all, hashes, near names, and problems that are raised together."""
+"""Files written whole or not at all and sealed with a checksum, hashes, near names, and listed problems."""
 
+import errno
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Final
 
-from deim.errors import DataError, DeimError
+from deim.errors import DataError, DeimError, DiskFullError
 
 UNFINISHED = ".part"
 MAX_LISTED_PROBLEMS = 20
+LONGEST_NAME: Final = 200
+"""Bytes of a file's name that the name of its temporary repeats."""
+NO_ROOM: Final = {
+    getattr(errno, "EDQUOT", -1): "Free some space within your quota, or write to another disk.",
+    errno.ENOSPC: "Free some space, or write to another disk, and run the command again.",
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), and run the command again.",
+}
+"""What to do about the errors of a system that has no room for a file."""
+CHANGED: Final = "was changed after it was written, its checksum does not fit"
+SEAL_KEY: Final = "seal"
+UNSEALED: Final = "crc32:00000000"
+"""Value of the first key of a file until `seal` puts the checksum there."""
+SEAL: Final = re.compile(rb"\bseal\W{2,6}crc32:([0-9a-f]{8})\b")
+"""The seal in JSON, also within a text of JSON, or after a `#` of YAML; the first of a file is its own."""
+
+
+class FileGroup(AbstractContextManager["FileGroup"]):
+    """Files that belong together: all take their names when the block ends, or none after an error."""
+
+    def __init__(self) -> None:
+        self._temporaries: dict[Path, Path] = {}
+        self._kept: dict[Path, Path] = {}
+
+    def write(self, path: Path, write: Callable[[BinaryIO], object], *, keep: Path | None = None) -> Path:
+        """Write a file as `write_atomically`, under the temporary name that is returned."""
+        temporary = path.with_name(f".{_short_name(path.name)}.{os.getpid()}{UNFINISHED}")
+        self._temporaries[path] = temporary
+        if keep is not None:
+            self._kept[path] = keep
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            cause = _system_error(error)
+            if cause is None or cause.errno is None:
+                raise
+            self._remove()
+            raise _name_error(cause, path, lambda: _measure(write)) from None
+        return temporary
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        try:
+            if kind is None:
+                for path, temporary in self._temporaries.items():
+                    self._rename(temporary, path)
+        finally:
+            self._remove()
+
+    def _rename(self, temporary: Path, path: Path) -> None:
+        try:
+            if path in self._kept and path.exists():
+                path.replace(self._kept[path])
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise _name_error(error, path, None) from None
+
+    def _remove(self) -> None:
+        for temporary in self._temporaries.values():
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, keep: Path | None = None) -> None:
-    """Write a file so that a crash leaves either the old file or the new one.
+    """Write a file so that a crash or a full disk leaves either the old file or the new one.
 
     Args:
         path: File to write; its folder exists.
-        write: Writes the content to an open binary file.
+        write: Writes the content to an open binary file. It is called again, to measure the content, if the
+            disk is full.
         keep: Where the old file goes; None drops it.
 
     Raises:
         OSError: If the file cannot be written, with `path`; the old file is untouched.
+        DiskFullError: If it has no room.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            path.replace(keep)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        cause = _system_error(error)
-        if cause is None:
-            raise
-        raise OSError(cause.errno, cause.strerror, str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with FileGroup() as group:
+        group.write(path, write, keep=keep)
+
+
+def _short_name(name: str) -> str:
+    """Return a name that leaves room for more letters, where systems allow 255 bytes in all."""
+    content = name.encode("utf-8", "replace")
+    if len(content) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME // 4]}.{zlib.crc32(content):08x}"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; see `write_atomically` for the errors."""
+    write_atomically(path, lambda file: file.write(content))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8 with Unix line ends.
+    """Write a text file atomically, in UTF-8 with Unix line ends; see `write_atomically` for the errors."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file atomically; see `write_atomically` for the errors."""
+    with source.open("rb") as opened:
+
+        def copy(file: BinaryIO) -> None:
+            opened.seek(0)
+            shutil.copyfileobj(opened, file)
+
+        write_atomically(target, copy)
+
+
+def write_to_end(file: io.FileIO, content: bytes) -> None:
+    """Write content to an unbuffered file, of which a disk may take a part before it refuses the rest.
 
     Raises:
-        OSError: If the file cannot be written.
+        OSError: If a part cannot be written.
     """
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    while content:
+        content = content[file.write(content) :]
+
+
+@contextmanager
+def explain_full_disk(path: Path, needed: Callable[[], int] | None = None) -> Iterator[None]:
+    """Turn the error of a full disk within into a DiskFullError that names a file or folder.
+
+    Args:
+        path: What is written.
+        needed: Returns its size in bytes; None does not know it.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise _name_error(error, path, needed) from None
+
+
+def _name_error(error: OSError, path: Path, needed: Callable[[], int | None] | None) -> OSError:
+    """Return an error of the system with the file's name, and with sizes in bytes if it has no room."""
+    if isinstance(error, DiskFullError):
+        return error
+    if error.errno is None or error.errno not in NO_ROOM:
+        return OSError(error.errno, error.strerror, str(path))
+    num_bytes = None if needed is None else needed()
+    needs = "" if num_bytes is None else f", it needs {format_bytes(num_bytes)}"
+    reason = f"{error.strerror}{needs}, and {format_bytes(free_bytes(path))} are free"
+    message = f"{path}: cannot be written ({reason}). {NO_ROOM[error.errno]}"
+    return DiskFullError(message, error.errno, reason)
+
+
+def describe_system_error(error: OSError) -> str:
+    """Say what an error of the system means; of a full disk, also how many bytes are free."""
+    name = error.filename2 or error.filename or Path.cwd()
+    return str(error if error.errno not in NO_ROOM else _name_error(error, Path(os.fsdecode(name)), None))
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the disk of a file or folder, which need not exist yet."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    return shutil.disk_usage(there).free
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files in a folder and below it; 0 if there is none."""
+    num_bytes = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # another run may have removed it
+            num_bytes += path.stat().st_size if path.is_file() else 0
+    return num_bytes
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Return text such as `812 bytes` or `1.5 GiB`."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes} bytes"
+
+
+class _Scale(io.RawIOBase):
+    """Counts what is written to it, and keeps nothing."""
+
+    num_bytes = 0
+
+    def write(self, content: Any) -> int:
+        """Count bytes."""
+        size = memoryview(content).nbytes
+        self.num_bytes += size
+        return size
+
+
+def _measure(write: Callable[[Any], object]) -> int | None:
+    """Return how many bytes are written; None if that fails on any disk."""
+    scale = _Scale()
+    try:
+        write(scale)
+    except (OSError, RuntimeError):
+        return None
+    return scale.num_bytes
+
+
+def seal(content: bytes) -> bytes:
+    """Put the checksum of a file's content where it has `UNSEALED`."""
+    match = SEAL.search(content)
+    assert match is not None
+    return b"%b%08x%b" % (content[: match.start(1)], zlib.crc32(content), content[match.end(1) :])
+
+
+def is_unchanged(content: bytes, *, needs_seal: bool = False) -> bool:
+    """Whether content has the checksum that its seal says.
+
+    Content without a seal, such as that of files of older versions, passes unless it `needs_seal`.
+    """
+    match = SEAL.search(content)
+    if match is None:
+        return not needs_seal
+    before, after = memoryview(content)[: match.start(1)], memoryview(content)[match.end(1) :]
+    zeros = b"0" * len(match[1])
+    return int(match[1], 16) == zlib.crc32(after, zlib.crc32(zeros, zlib.crc32(before)))
 
 
 class JsonListFile:
     """A list in a JSON file that is whole after each addition, so that a stopped program leaves what it did.
 
-    An old file is replaced. Only the new entries are in memory.
+    An older file of the name stays until the list is complete: the list is written beside it, as
+    `NAME.unfinished.json`, and takes the name in `finish`. Only the new entries are in memory.
 
     Raises:
         OSError: If the file cannot be written.
+        DiskFullError: If it has no room; the file keeps the entries before.
     """
 
     END = b"\n]\n"
 
     def __init__(self, path: Path) -> None:
-        write_text(path, f"[{self.END.decode()}")
-        self._file = path.open("r+b", buffering=0)
+        self.path = path
+        self.working_path = path.with_suffix(f".unfinished{path.suffix}") if path.exists() else path
+        write_text(self.working_path, f"[{self.END.decode()}")
+        self._file = self.working_path.open("r+b", buffering=0)
         self._is_empty = True
 
     def add(self, entries: Iterable[object]) -> None:
@@ -75,12 +266,26 @@ class JsonListFile:
         if not lines:
             return
         text = ("\n" if self._is_empty else ",\n") + ",\n".join(lines)
+        content = text.encode("ascii") + self.END
+        start = self._file.seek(-len(self.END), os.SEEK_END)
+        try:
+            with explain_full_disk(self.working_path, lambda: start + len(content)):
+                write_to_end(self._file, content)
+        except OSError:
+            self._file.seek(start)
+            self._file.write(self.END)  # where the end was before, which needs no room
+            self._file.truncate()
+            raise
         self._is_empty = False
-        self._file.seek(-len(self.END), os.SEEK_END)
-        self._file.write(text.encode("ascii") + self.END)
+
+    def finish(self) -> None:
+        """Give the complete list its name."""
+        os.fsync(self._file.fileno())
+        self.close()
+        self.working_path.replace(self.path)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; without `finish` before, the list keeps the name of an unfinished one."""
         self._file.close()
 
 

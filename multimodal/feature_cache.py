@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 from deim.data.batch import Batch
@@ -23,10 +22,11 @@ from deim.data.formats.split import CocoSplit
 from deim.data.loader import BatchLoader
 from deim.data.options import WORKER_TIMEOUT_S
 from deim.data.sampling import BatchSource, FixedBatches
+from deim.data.tensor_file import pack_tensors, unpack_tensors
 from deim.engine.memory import VALIDATION_ADVICE, explain_out_of_memory
 from deim.engine.step import Precision, autocast
 from deim.errors import DataError
-from deim.files import write_atomically
+from deim.files import folder_bytes, write_bytes
 from deim.model.weights import hash_tensors
 from deim.model.weights_file import UNREADABLE
 from deim.structures import Placement, Target
@@ -94,7 +94,9 @@ class DetectorOutputStore:
         path = self.path(view)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda file: file.write(save(dict(tensors))))
+            write_bytes(path, pack_tensors(tensors))
+        except FileNotFoundError:  # another run has removed the folder: the outputs are computed again
+            return
         except OSError as error:
             raise DataError(
                 f"{path}: the detector outputs cannot be stored ({error.strerror}). Free some space, name "
@@ -104,7 +106,7 @@ class DetectorOutputStore:
     def read(self, view: View) -> dict[str, Tensor] | None:
         """Read the outputs of one image; None if they are missing or damaged."""
         try:
-            return load(self.path(view).read_bytes())
+            return unpack_tensors(self.path(view).read_bytes())
         except UNREADABLE:
             return None
 
@@ -138,6 +140,13 @@ class DetectorOutputLoader:
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
         return len(self.sampler)
+
+    def missing_bytes(self) -> int:
+        """Return about how many bytes the store lacks, by the mean size of the files that it has."""
+        views = [(view, index) for view in range(self.num_views) for index in range(len(self.dataset))]
+        num_stored = sum(map(self.store.has, views))
+        size = folder_bytes(self.store.folder) / max(1, num_stored)
+        return round(size * (len(views) - num_stored))
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch (0-based), and the first of its batches, that the next pass yields."""

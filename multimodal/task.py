@@ -18,7 +18,14 @@ from deim.data.loader import BatchLoader, build_train_loader
 from deim.engine.checkpoints import OTHER_CHECKPOINT, Checkpoint, find_checkpoint, read_checkpoint
 from deim.engine.context import RunContext
 from deim.engine.progress import WeightKind
-from deim.engine.task import TaskDefaults, TaskOptions, TaskProducts, TrainingTask, detection_options
+from deim.engine.task import (
+    TaskDefaults,
+    TaskLoader,
+    TaskOptions,
+    TaskProducts,
+    TrainingTask,
+    detection_options,
+)
 from deim.engine.trained_detector import INPUT_OPTIONS, TrainedDetector, load_trained
 from deim.errors import CheckpointError, ConfigError
 from deim.files import looked_in, sha256_of_file
@@ -178,6 +185,12 @@ class TextFusionTask(TrainingTask):
             },
             start_checkpoint=Path(options.detector),
         )
+
+    def missing_cache(self, loader: TaskLoader) -> tuple[Path, int] | None:
+        """Return the folder of the feature cache and the bytes that it lacks; see `TrainingTask`."""
+        if not isinstance(loader, DetectorOutputLoader):
+            return None
+        return loader.store.folder, loader.missing_bytes()
 
     def build_stored_model(self, config: Config, checkpoint: Checkpoint, path: Path) -> nn.Module:
         """Build the fused detector of a checkpoint; CLIP is not needed."""

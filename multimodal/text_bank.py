@@ -3,7 +3,6 @@
 Building a bank needs a text encoder; reading one needs neither CLIP nor the prompts file.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -14,12 +13,12 @@ from typing import Final
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load
 from torch import Tensor
 
+from deim.data.tensor_file import pack_tensors, read_metadata
 from deim.errors import CheckpointError, ConfigError
-from deim.files import looked_in, raise_listed, suggest, write_atomically
+from deim.files import CHANGED, is_unchanged, looked_in, raise_listed, suggest, write_bytes
 from deim.model.weights import hash_tensors
 from deim.model.weights_file import UNREADABLE
 from deim.parse import parse_json
@@ -32,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 """Raised whenever the content of a bank changes its meaning."""
+METADATA_KEY: Final = "text_bank"
 SLOTS: Final = ("description", "keywords", "contrast")
 """The K prompts of a class."""
 CLOSE_COSINE: Final = 0.95
@@ -206,10 +206,10 @@ def save_text_bank(bank: TextBank, path: Path) -> None:
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: a text bank is a .safetensors file. Give it such a name.")
     content = to_json(bank)
-    tensors = {name: content.pop(name).contiguous() for name in ("prompts", "background")}
-    described = json.dumps(content | {"tensors_hash": hash_tensors(tensors)}, ensure_ascii=False)
+    tensors = {name: content.pop(name) for name in ("prompts", "background")}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(save(tensors, metadata={"text_bank": described})))
+    described = content | {"tensors_hash": hash_tensors(tensors)}
+    write_bytes(path, pack_tensors(tensors, name=METADATA_KEY, **described))
 
 
 def load_text_bank(path: Path, *, class_names: Sequence[str] | None = None) -> TextBank:
@@ -221,10 +221,10 @@ def load_text_bank(path: Path, *, class_names: Sequence[str] | None = None) -> T
     if not path.is_file():
         raise CheckpointError(f"{path}: no such text bank{looked_in(path)}. Build it with deim text-bank.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        described = parse_json(metadata.get("text_bank", "null"), str(path), error=CheckpointError)
+        content = path.read_bytes()
+        tensors = load(content)
+        text = read_metadata(content).get(METADATA_KEY, "null")
+        described = parse_json(text, str(path), error=CheckpointError)
     except UNREADABLE as error:
         raise CheckpointError(f"{path}: damaged or not a text bank ({error}). {ADVICE}") from None
     if not isinstance(described, dict):
@@ -233,6 +233,8 @@ def load_text_bank(path: Path, *, class_names: Sequence[str] | None = None) -> T
     bank = from_json(TextBank, described | tensors, where=where, error=CheckpointError, advice=ADVICE)
     if described.get("tensors_hash") != hash_tensors(tensors):
         raise CheckpointError(f"{path}: damaged, its numbers have changed since it was written. {ADVICE}")
+    if not is_unchanged(content):
+        raise CheckpointError(f"{path}: {CHANGED}. {ADVICE}")
     if class_names is not None:
         _check_classes(bank, class_names, path)
     return bank

@@ -24,7 +24,7 @@ from deim.data.images.input_format import build_input_format
 from deim.data.images.load import read_preview, read_tiles
 from deim.data.images.resize import normalize
 from deim.engine.trained_detector import TrainedDetector
-from deim.report.charts import chart_names
+from deim.report.charts import chart_names, write_figure
 from deim.structures import Placement
 from multimodal.wrapper import TextFusedDetector
 
@@ -139,7 +139,7 @@ def write_text_maps(
                 caption=split.file_names[index],
             )
         paths.append(folder / _file_name(names, label))
-        figure.savefig(paths[-1], dpi=DPI)
+        write_figure(figure, paths[-1], dpi=DPI)
     return paths
 
 

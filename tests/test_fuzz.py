@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ from deim.cli.evaluate import print_report
 from deim.config.loader import config_from_dict, config_to_dict, load_config
 from deim.curation.check import check_dataset, read_for_check
 from deim.data.formats.read import find_dataset
+from deim.data.image_cache import DiskCache
 from deim.data.images.input_format import InputFormat
 from deim.data.images.load import read_input
-from deim.engine.checkpoints import AveragedWeights, Checkpoint, ResumeState, save_checkpoint
+from deim.engine.checkpoints import AveragedWeights, Checkpoint, ResumeState, read_checkpoint, save_checkpoint
 from deim.engine.log import RunLog
 from deim.engine.progress import BestScore, Progress
 from deim.engine.seeding import RandomStates
@@ -36,13 +38,17 @@ from deim.report.build import build_report
 from deim.report.compare import compare_runs, describe_comparison, read_runs
 from deim.report.files import ReportFiles, read_report_inputs, read_tables
 from deim.report.schema import read_report, write_record
+from deim.structures import Placement
 from multimodal.encoders.hashed import HashedTextEncoder
+from multimodal.feature_cache import DetectorOutputStore
 from multimodal.prompts import load_prompts
+from multimodal.task import TASK, read_state
 from multimodal.text_bank import build_text_bank, describe_text_bank, load_text_bank, save_text_bank
 from tests.conftest import TINY
 from tests.data.small_sets import noise, write_small_set
 from tests.hostile import spoil
 from tests.multimodal.conftest import PROMPTS
+from tests.multimodal.fused import trained_fused
 from tests.report.random_reports import make_inputs, make_report, report_of
 
 MAX_SECONDS = 4.0
@@ -172,6 +178,54 @@ def make_checkpoint(root: Path) -> Path:
     return root / "last.pth"
 
 
+def make_fused_checkpoint(root: Path) -> Path:
+    """A checkpoint with text fusion, whose state of the task can be wrong at any depth."""
+    path = make_checkpoint(root)
+    before = read_checkpoint(path)
+    plain = dict(before.config) | {"task": {"type": "text_fusion", "detector": "detector.pth"}}
+    config = config_from_dict(plain, where="fused")
+    state = trained_fused(config, class_names=before.class_names).task_state
+    checkpoint = replace(before, config=config_to_dict(config), task="text_fusion", task_state=state)
+    model = TASK.build_stored_model(config, checkpoint, path).state_dict()
+    ema = AveragedWeights(model=model, updates=1)
+    save_checkpoint(replace(checkpoint, model=model, ema=ema, resume=None), path)
+    return path
+
+
+def read_fused(path: Path) -> None:
+    read_detector(path)
+    read_state(read_checkpoint(path), path)
+
+
+def make_cached_image(root: Path) -> Path:
+    cache = open_image_cache(root)
+    cache.put(0, (torch.zeros(3, 8, 8), Placement(orig_size_hw=(5, 7), span_hw=(8, 8), shift_yx=(0, 0))))
+    return next(cache.folder.iterdir())
+
+
+def open_image_cache(root: Path) -> DiskCache:
+    return DiskCache(root, [Path(__file__)], name="train", key="", image_bytes=768, max_bytes=2**20)
+
+
+def make_detector_outputs(root: Path) -> Path:
+    store = DetectorOutputStore(root)
+    store.write((0, 0), {"pred_logits": torch.ones(20, 3), "labels": torch.tensor([2])})
+    return store.path((0, 0))
+
+
+def unsealed(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
+    """Make files as versions before the seal did: damage is then only noticed by what reads the values."""
+
+    def make_unsealed(root: Path) -> Path:
+        path = make(root)
+        for sealed in (path, root / "report.json"):
+            if sealed.is_file():
+                sealed.write_text(re.sub(r'"seal": "crc32:\w+",\s*', "", sealed.read_text()))
+        return path
+
+    return make_unsealed
+
+
 def read_detector(path: Path) -> None:
     trained = load_trained(path, device=torch.device("cpu"))
     stored_points(trained)
@@ -237,20 +291,36 @@ TARGETS = [
     Target("checkpoint", "torch", make_checkpoint, read_detector, trials=30),
     Target("starting_weights", "torch", make_checkpoint, read_starting_weights, trials=30),
     Target("text_bank", "safetensors", make_bank, read_bank),
-    Target("report", "json", make_report_files, read_report_again),
+    Target("fused_checkpoint", "torch", make_fused_checkpoint, read_fused, trials=30),
+    Target(
+        "cached_image",
+        "safetensors",
+        make_cached_image,
+        lambda path: open_image_cache(path.parents[1]).get(0),
+        trials=50,
+    ),
+    Target(
+        "detector_outputs",
+        "safetensors",
+        make_detector_outputs,
+        lambda path: DetectorOutputStore(path.parents[1]).read((0, 0)),
+        trials=50,
+    ),
+    Target("report", "json", unsealed(make_report_files), read_report_again),
+    Target("sealed_report", "json", make_report_files, read_report_again, trials=50),
     Target(
         "predictions",
         "json",
-        lambda root: ReportFiles(make_report_files(root)).predictions,
+        unsealed(lambda root: ReportFiles(make_report_files(root)).predictions),
         read_tables_again,
     ),
     Target(
         "ground_truth",
         "json",
-        lambda root: ReportFiles(make_report_files(root)).ground_truth,
+        unsealed(lambda root: ReportFiles(make_report_files(root)).ground_truth),
         read_tables_again,
     ),
-    Target("log", "log", make_log, read_log),
+    Target("log", "log", unsealed(make_log), read_log),
     *(
         Target(f"image{suffix}", "binary", make_image(suffix), lambda path: read_input(path, FORMAT))
         for suffix in (".png", ".jpg", ".tif", ".bmp", ".webp", ".gif")

@@ -274,12 +274,12 @@ def describe(curves: dict[str, list[list[tuple[float, float]]]]) -> list[str]:
             texts = [" ".join(f"{value:.1f}" for value in losses), " ".join(f"{v:.3f}" for v in scores)]
             rows.append(f"| {program} | {number} | {texts[0]} | {texts[1]} |")
     official, here = curves["official"], curves["this project"]
-    gains = [b[-1][1] - a[-1][1] for a, b in zip(official, here, strict=True)]
-    if len(gains) > 1:
-        half = float(student.ppf(0.975, len(gains) - 1)) * stdev(gains) / len(gains) ** 0.5
-        low, high = mean(gains) - half, mean(gains) + half
+    differences = [b[-1][1] - a[-1][1] for a, b in zip(official, here, strict=True)]
+    if len(differences) > 1:
+        half = float(student.ppf(0.975, len(differences) - 1)) * stdev(differences) / len(differences) ** 0.5
+        low, high = mean(differences) - half, mean(differences) + half
         rows.append(
-            f"\nmAP of this project less the official: {mean(gains):+.3f} ({low:+.3f} to {high:+.3f})"
+            f"\nmAP of this project less the official: {mean(differences):+.3f} ({low:+.3f} to {high:+.3f})"
         )
     return rows
 

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deim.engine.device import select_device, select_precision
 from deim.engine.step import autocast
+from deim.files import write_text
 from deim.inference.postprocess import select_detections
 from deim.loss.criterion import Criterion, LossOptions
 from deim.model.build import build_variant
@@ -77,7 +78,7 @@ def measure(args: Namespace) -> dict[str, float | str]:
     rows = [train_step(lambda: read_clock(device)) for _ in range(args.warmup + args.steps)][args.warmup :]
     peak_mb = peak_memory_mb(device)
     if args.profile is not None:
-        args.profile.write_text(_profile(lambda: train_step(time.perf_counter), device), encoding="utf-8")
+        write_text(args.profile, _profile(lambda: train_step(time.perf_counter), device))
     step_ms = 1000 * median(sum(row) for row in rows)
     columns = zip(PHASES, zip(*rows, strict=True), strict=True)
     return {

@@ -120,7 +120,7 @@ def stats(args: Namespace) -> None:
     from deim.curation.preview import sample_rows
     from deim.curation.stats import compute_stats, describe_stats
     from deim.data.formats.read import to_splits
-    from deim.report.draw import panel_sheet
+    from deim.report.draw import panel_sheet, write_image
 
     _, raws = _read_all(args)
     splits = to_splits(raws)
@@ -132,7 +132,7 @@ def stats(args: Namespace) -> None:
     charts = draw_stats(statistics, args.output, seed=args.seed)
     rows = sample_rows(statistics, splits, seed=args.seed)
     charts.append(args.output / "samples.png")
-    panel_sheet(rows, title="Random samples", columns=SHEET_COLUMNS).save(charts[-1])
+    write_image(panel_sheet(rows, title="Random samples", columns=SHEET_COLUMNS), charts[-1])
     _write_json(args.output / "stats.json", **statistics.to_dict())
     print("\n".join(f"{name}: {split.count_boxes().describe()}" for name, split in splits.items()))
     print("\n".join(describe_stats(statistics)))
@@ -146,7 +146,7 @@ def preview(args: Namespace) -> None:
     from deim.data.splits import Splits, prepare_root, read_split
     from deim.engine.build import prepare_run
     from deim.engine.detection_task import build_detection_loader
-    from deim.report.draw import panel_sheet
+    from deim.report.draw import panel_sheet, write_image
 
     config = load_config(find_config(args.config), [*args.set, "data.num_workers=0"])
     prepare_root(config.data)
@@ -161,7 +161,8 @@ def preview(args: Namespace) -> None:
         input_format = loader.dataset.input_format
         rows = batch_rows(loader, train.class_names, input_format=input_format, num_images=args.images)
         path = args.output / f"stage_{number}.png"
-        panel_sheet(rows, title=f"stage {number}, {stage.describe()}", columns=SHEET_COLUMNS).save(path)
+        title = f"stage {number}, {stage.describe()}"
+        write_image(panel_sheet(rows, title=title, columns=SHEET_COLUMNS), path)
         print(f"stage {number}  {stage.describe()}\n         {path}")
 
 

@@ -18,7 +18,7 @@ from deim.data.workers import end_processes
 from deim.engine.signals import CommandSignals, describe_stop
 from deim.engine.task import TASKS
 from deim.errors import DeimError, StopSignalError
-from deim.files import suggest
+from deim.files import describe_system_error, suggest
 
 TEXT_COMMANDS = f"{TASKS['text_fusion'].partition('.')[0]}.cli"
 """Package of the commands for text fusion."""
@@ -96,7 +96,7 @@ def run_command(
     except (DeimError, OSError) as error:
         if signals is not None and signals.received is not None:
             raise
-        print(error, file=sys.stderr)
+        print(describe_system_error(error) if isinstance(error, OSError) else error, file=sys.stderr)
         return 2
 
 

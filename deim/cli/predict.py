@@ -6,8 +6,9 @@ The folder of the output holds
   images.json       every image: id, file name, and num_detections, or the error of one that cannot be used
   annotated/        a copy of each image with its boxes, in the same subfolders
 
-The two lists are whole after each image. An image that cannot be used does not stop the others; the exit code
-is then 1.
+The two lists are whole after each image. Lists of an earlier command stay until the new ones are complete,
+which are predictions.unfinished.json and images.unfinished.json until then, also after a stop. An image that
+cannot be used does not stop the others; the exit code is then 1.
 
 Examples:
   deim predict outputs/quickstart/best.pth data/quickstart/images --output outputs/predictions
@@ -71,6 +72,7 @@ def run(args: Namespace) -> int:
         for (name, image_id), result in zip(image_ids.items(), results, strict=True):
             writer.write(images.folder, name, image_id, result)
             advance("")
+    writer.finish()
     print(
         f"{count('detection', writer.num_detections)} in {count('image', writer.num_images)}"
         f"\nkept       {describe_thresholds(predictor, args.score_threshold)}"
@@ -130,11 +132,16 @@ class _Writer:
         self.num_detections += len(rows)
         self.num_empty += not rows
 
+    def finish(self) -> None:
+        """Give the lists, which are complete, their names."""
+        self._results.finish()
+        self._images.finish()
+
     def _copy(self, folder: Path, name: str, detections: "Detections") -> None:
         """Draw the detections on a copy of the image; say once if the file has more images than this."""
         from deim.data.images.load import read_preview
         from deim.data.images.read import read_header
-        from deim.report.draw import detections_panel, draw_panel
+        from deim.report.draw import detections_panel, draw_panel, write_image
 
         pages = read_header(folder / name).pages
         if pages > 1:
@@ -144,7 +151,7 @@ class _Writer:
         is_writable = Path(name).suffix.lower() in COPIED_SUFFIXES
         path = self.annotated / (name if is_writable else f"{name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw_panel(read_preview(folder / name), panel).save(path)
+        write_image(draw_panel(read_preview(folder / name), panel), path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

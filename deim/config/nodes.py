@@ -1,5 +1,6 @@
 """YAML files and overrides → merged nodes, in which every value remembers where it was set."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -10,7 +11,10 @@ import yaml
 
 from deim.config.catalog import find_base, find_size
 from deim.errors import ConfigError, shorten
+from deim.files import CHANGED, is_unchanged
 from deim.parse import YamlLoader, parse_yaml, read_text
+
+logger = logging.getLogger(__name__)
 
 OVERRIDE: Final = "--set"
 """Name of the command line, as the place where a value was set."""
@@ -72,6 +76,8 @@ def load_node(path: Path, chain: tuple[Path, ...] = ()) -> Node:
         circle = " → ".join(str(member) for member in (*chain, path))
         raise ConfigError(f"{chain[-1]}: '_base_' forms a circle: {circle}. Remove one of them.")
     content = parse_yaml(text, str(path), error=ConfigError, loader=_Loader)
+    if not is_unchanged(text.encode("utf-8")):
+        logger.warning("%s: %s; it is used as it is. Remove the seal if that was you.", path, CHANGED)
     if content is None:
         raise ConfigError(f"{path}: the file is empty. A config has one 'key: value' a line.")
     if not isinstance(content, dict):

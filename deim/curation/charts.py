@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from deim.curation.stats import SMALL_SIDE_PX, DatasetStats
-from deim.report.charts import BarSeries, Draw, chart_figure, draw_bars, say_nothing_to_show
+from deim.report.charts import BarSeries, Draw, chart_figure, draw_bars, say_nothing_to_show, write_figure
 from deim.report.palette import CLASS_COLORS, GRAY, chart_color
 
 DPI = 110
@@ -36,7 +36,7 @@ def draw_stats(stats: DatasetStats, folder: Path, *, seed: int = 0) -> list[Path
 
 def _save(draw: Draw, path: Path, *, height: float) -> Path:
     with chart_figure(draw, height=height) as figure:
-        figure.savefig(path, dpi=DPI)
+        write_figure(figure, path, dpi=DPI)
     return path
 
 

@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final, assert_never
 
@@ -15,7 +16,7 @@ from deim.data.formats.split import CocoSplit, RawSplit
 from deim.data.formats.voc import IMAGES, write_voc
 from deim.data.formats.yolo import write_yolo
 from deim.errors import DataError
-from deim.files import raise_listed
+from deim.files import explain_full_disk, raise_listed
 
 KEPT_FIELDS: Final = {
     "images": {"id", "file_name", "width", "height"},
@@ -51,7 +52,10 @@ def write_dataset(
     requested = names or {name: split.file_names for name, split in splits.items()}
     names = place_names(requested, by_stem=data_format != "coco", has_split_folders=data_format == "yolo")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+    with (
+        explain_full_disk(output, partial(_image_bytes, splits)),
+        tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch,
+    ):
         draft = Path(scratch) / "dataset"
         draft.mkdir()
         match data_format:
@@ -72,6 +76,11 @@ def write_dataset(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(split.image_path(index), target)
         draft.rename(output)
+
+
+def _image_bytes(splits: Mapping[str, CocoSplit]) -> int:
+    paths = (split.image_path(index) for split in splits.values() for index in range(len(split)))
+    return sum(path.stat().st_size for path in paths)
 
 
 def refuse_existing(output: Path) -> None:

@@ -5,18 +5,17 @@ import hashlib
 import json
 import math
 import shutil
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
+from deim.data.tensor_file import pack_tensors, unpack_tensors
 from deim.errors import DataError
-from deim.files import write_atomically
+from deim.files import folder_bytes, format_bytes, free_bytes, write_atomically
 from deim.structures import Placement
 
 ResizedImage = tuple[Tensor, Placement]
@@ -24,8 +23,6 @@ ResizedImage = tuple[Tensor, Placement]
 
 FORMAT: Final = 2
 """Version of the files; raised whenever their content changes its meaning."""
-CRC_BYTES: Final = 4
-"""Size of the checksum at the end of a file, which finds damage that leaves the length as it was."""
 HEADER_BYTES: Final = 512
 """Upper bound of the size of a file without the pixels."""
 
@@ -89,10 +86,7 @@ class DiskCache:
         if not self.has_place(index):
             return None
         try:
-            content = self._path(index).read_bytes()
-            if zlib.crc32(content[:-CRC_BYTES]) != int.from_bytes(content[-CRC_BYTES:], "little"):
-                return None
-            tensors = load(content[:-CRC_BYTES])
+            tensors = unpack_tensors(self._path(index).read_bytes())
         except (OSError, SafetensorError):
             return None
         size_hw, span_hw, shift_yx = tensors["placement"].view(3, 2).tolist()
@@ -106,8 +100,7 @@ class DiskCache:
             return
         image, place = resized
         numbers = torch.tensor([*place.orig_size_hw, *place.span_hw, *place.shift_yx], dtype=torch.float64)
-        content = save({"image": image.contiguous(), "placement": numbers})
-        content += zlib.crc32(content).to_bytes(CRC_BYTES, "little")
+        content = pack_tensors({"image": image, "placement": numbers})
         try:
             write_atomically(self._path(index), lambda file: file.write(content))
         except FileNotFoundError:  # another run has removed the folder to make room
@@ -126,11 +119,11 @@ class DiskCache:
             self.folder.touch()
             others = [path for path in self.folder.parent.glob(f"{split}-*") if path != self.folder]
             room = max_bytes - needed
-            for path in sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-                room -= _folder_bytes(path)
+            for path in sorted(others, key=lambda path: _file_state(path)[1], reverse=True):
+                room -= folder_bytes(path)
                 if room < 0:
                     shutil.rmtree(path, ignore_errors=True)
-            if shutil.disk_usage(self.folder).free < needed - _folder_bytes(self.folder):
+            if shutil.disk_usage(self.folder).free < needed - folder_bytes(self.folder):
                 raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
             raise self._error(error) from None
@@ -139,7 +132,8 @@ class DiskCache:
         problem = f"cannot be written ({error.strerror})"
         if error.errno == errno.ENOSPC:
             needed_mib = math.ceil(self.capacity * self.image_bytes / 2**20)
-            problem = f"the disk is full; the cache of the split needs {needed_mib} MiB"
+            free = format_bytes(free_bytes(self.folder))
+            problem = f"{free} are free, the disk is full; the cache of the split needs {needed_mib} MiB"
         return DataError(
             f"{self.folder}: {problem}. Free some space, lower data.disk_cache_mb, name another folder with "
             f"data.disk_cache_dir, or set data.disk_cache_mb=0."
@@ -153,10 +147,6 @@ def _file_state(path: Path) -> list[int]:
     except OSError:
         return [-1, -1]
     return [state.st_size, state.st_mtime_ns]
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(max(0, _file_state(path)[0]) for path in folder.glob("*"))
 
 
 def _hash(text: str) -> str:

@@ -12,6 +12,7 @@ from deim.data.splits import Splits
 from deim.engine.checkpoints import Checkpoint, RunCheckpoints
 from deim.engine.context import BatchPlan, RunContext, TrainingRun
 from deim.engine.device import select_device, select_precision
+from deim.engine.disk_space import check_disk_space
 from deim.engine.distributed import DistributedContext, exchange_gradients
 from deim.engine.ema import ModelEma, resolve_ema
 from deim.engine.preflight import preflight
@@ -158,6 +159,7 @@ def build_trainer(
         micro_batch_size = preflight(run, micro_batch_size=micro_batch_size)
     trainer.progress.micro_batch_size = micro_batch_size
     if distributed.is_main:
+        check_disk_space(run, checkpoints)
         continues_here = trainer.checkpoints.continues_here
         with prepare_run_dir(folder, config_yaml=config_to_yaml(config), continues_here=continues_here):
             trainer.checkpoints.adopt()

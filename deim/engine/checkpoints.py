@@ -4,7 +4,6 @@ A checkpoint describes itself: the detector can be built and used from the file 
 """
 
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from deim.engine.schedule import Timeline
 from deim.engine.seeding import RandomStates
 from deim.engine.task import TASKS
 from deim.errors import CheckpointError, TrainingError, shorten
-from deim.files import write_atomically
+from deim.files import copy_file, write_atomically
 from deim.migration import MIGRATION_ERRORS, migrate_checkpoint
 from deim.model.finite import DIVERGED, describe_non_finite
 from deim.model.weights_file import read_weights_file
@@ -259,7 +258,7 @@ class RunCheckpoints:
         for path in paths:
             source = self._resumed_from.with_name(path.name)
             if source.is_file():
-                shutil.copyfile(source, path)
+                copy_file(source, path)
 
     def read_good_start(self) -> tuple[Checkpoint, Path]:
         """Read the state in which the last epoch began that began after a good step.

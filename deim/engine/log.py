@@ -1,6 +1,7 @@
 """What a run writes while it trains: `metrics.jsonl`, TensorBoard curves, a line an epoch, a bar."""
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -16,9 +17,20 @@ from deim.config.loader import OptionValue
 from deim.engine.memory import gigabytes
 from deim.engine.validation import Validation
 from deim.errors import DataError
-from deim.files import write_text
+from deim.files import (
+    SEAL_KEY,
+    UNSEALED,
+    count,
+    explain_full_disk,
+    is_unchanged,
+    seal,
+    write_text,
+    write_to_end,
+)
 from deim.parse import parse_json
 from deim.records import to_json
+
+logger = logging.getLogger(__name__)
 
 LINE_WIDTH = 120
 
@@ -58,28 +70,40 @@ class RunLog(AbstractContextManager["RunLog"]):
 
     def __init__(self, folder: Path | None, *, tensorboard: bool = False, first_step: int = 0) -> None:
         self._path = None if folder is None else folder / "metrics.jsonl"
+        self._curves_path = Path() if folder is None else folder / "tensorboard"
         self._writer = None
         if folder is not None and tensorboard:
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+            self._writer = SummaryWriter(str(self._curves_path), purge_step=first_step + 1)
 
     def __exit__(self, *error: object) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with explain_full_disk(self._curves_path):
+                self._writer.close()
 
     def write(self, event: str, **values: Any) -> None:
-        """Append one JSON line for an event, such as `epoch`; numbers that are not finite become null."""
+        """Append a sealed JSON line for an event such as `epoch`; numbers that are not finite are null."""
         if self._path is None:
             return
-        line = json.dumps({"event": event, **to_json(values)})
-        with self._path.open("ab", buffering=0) as file:
-            file.write(f"{line}\n".encode())  # in one call, so that a kill leaves a whole line or none
+        line = json.dumps({SEAL_KEY: UNSEALED, "event": event, **to_json(values)})
+        content = seal(line.encode()) + b"\n"
+        with (
+            explain_full_disk(self._path, lambda: len(content)),
+            self._path.open("ab", buffering=0) as file,
+        ):
+            start = file.seek(0, os.SEEK_END)
+            try:
+                write_to_end(file, content)  # in one call, so that a kill leaves a whole line or none
+            except OSError:
+                file.truncate(start)
+                raise
             os.fsync(file.fileno())
 
     def curves(self, values: Mapping[str, float | None], *, step: int) -> None:
         """Add a point to each TensorBoard curve after `step` optimizer steps; None adds none."""
-        for name, value in values.items():
-            if self._writer is not None and value is not None:
-                self._writer.add_scalar(name, value, step)
+        with explain_full_disk(self._curves_path):
+            for name, value in values.items():
+                if self._writer is not None and value is not None:
+                    self._writer.add_scalar(name, value, step)
 
     def validation(self, result: Validation, *, step: int) -> None:
         """Add the result of a validation, and its image, to TensorBoard."""
@@ -92,23 +116,45 @@ class RunLog(AbstractContextManager["RunLog"]):
     def image(self, name: str, image: NDArray[Any] | None, *, step: int) -> None:
         """Add an image, (H, W, 3) uint8, to TensorBoard; None adds none."""
         if self._writer is not None and image is not None:
-            self._writer.add_image(name, image, step, dataformats="HWC")
+            with explain_full_disk(self._curves_path):
+                self._writer.add_image(name, image, step, dataformats="HWC")
 
     def options(self, options: Mapping[str, OptionValue], scores: Mapping[str, float]) -> None:
         """Add the options of the run, and what it reached with them, to the HParams page of TensorBoard."""
         if self._writer is not None:
             named = {f"hparam/{name}": value for name, value in scores.items()}
-            self._writer.add_hparams(dict(options), named, run_name=".")  # in the folder of the curves
+            with explain_full_disk(self._curves_path):
+                self._writer.add_hparams(dict(options), named, run_name=".")  # in the folder of the curves
 
     def keep_until(self, *, epoch: int, step: int) -> None:
         """Keep the lines from before a step of an epoch; a resumed run writes the later ones again.
 
-        Lines that a kill cut off, or that no run wrote, are removed too.
+        Lines that a kill cut off, that are damaged, or that no run wrote, are removed too.
         """
         if self._path is None or not self._path.exists():
             return
-        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_log_lines(self._path)
         write_text(self._path, "".join(f"{line}\n" for line in lines if _is_before(line, epoch, step)))
+
+
+def read_log_lines(path: Path) -> list[str]:
+    """Return the lines of `metrics.jsonl`, except those that are no JSON or do not have their checksum.
+
+    Letters that are no UTF-8 are replaced. Lines of older versions have no seal.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    whole = [line for line in lines if is_unchanged(line.encode("utf-8")) and _is_json(line)]
+    if len(whole) < len(lines):
+        logger.warning("%s: %s damaged or cut off, left out", path, count("line", len(lines) - len(whole)))
+    return whole
+
+
+def _is_json(line: str) -> bool:
+    try:
+        parse_json(line, "")
+    except DataError:
+        return False
+    return True
 
 
 def _is_before(line: str, epoch: int, step: int) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from deim.engine.checkpoints import previous_path
 from deim.engine.task import TASKS, load_task
 from deim.errors import CheckpointError, TrainingError
-from deim.files import not_a_file, remove_unfinished, write_text
+from deim.files import SEAL_KEY, UNSEALED, not_a_file, remove_unfinished, seal, write_text
 
 RUN_FILES = (
     "last.pth",
@@ -90,7 +90,7 @@ def prepare_run_dir(folder: Path, *, config_yaml: str, continues_here: bool) -> 
         _set_aside(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yml", config_yaml)
+        write_text(folder / "config.yml", seal(f"# {SEAL_KEY}: {UNSEALED}\n{config_yaml}".encode()).decode())
         yield
     except BaseException:
         if not continues_here:

@@ -122,6 +122,10 @@ class TrainingTask(Protocol):
         """
         ...
 
+    def missing_cache(self, loader: TaskLoader) -> tuple[Path, int] | None:  # noqa: ARG002
+        """Return the folder of what the task stores for later epochs, and the bytes that it still lacks."""
+        return None
+
     def build_stored_model(self, config: "Config", checkpoint: "Checkpoint", path: Path) -> "nn.Module":
         """Build the model of a checkpoint, by its config with overrides; its weights are loaded afterwards.
 

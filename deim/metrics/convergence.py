@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from deim.config.checks import below, check, not_fraction
+from deim.engine.log import read_log_lines
 from deim.errors import DataError
 from deim.parse import parse_json
 from deim.records import from_json
@@ -78,7 +79,7 @@ def read_convergence(metrics_path: Path, *, planned_epochs: int) -> Convergence 
     """Read how a run converged from its log.
 
     A line about an epoch replaces the earlier lines about that epoch and later ones: the run was resumed
-    there. Lines about other events, and lines that are cut off, are skipped.
+    there. Lines about other events, and lines that are damaged or cut off, are skipped.
 
     Args:
         metrics_path: The `metrics.jsonl` of a run folder.
@@ -90,7 +91,7 @@ def read_convergence(metrics_path: Path, *, planned_epochs: int) -> Convergence 
     if not metrics_path.is_file():
         return None
     entries: list[_EpochEntry] = []
-    for line in metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_log_lines(metrics_path):
         entry = _read_entry(line)
         if entry is not None:
             entries = [earlier for earlier in entries if earlier.epoch < entry.epoch] + [entry]

@@ -6,6 +6,7 @@ first, and only what is plain and no larger than the file is given to torch.
 """
 
 import io
+import os
 import pickle
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
@@ -18,10 +19,11 @@ from typing import IO, Any, Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
+from torch import Tensor
 
 from deim.errors import CheckpointError
-from deim.files import not_a_file
+from deim.files import CHANGED, is_unchanged, not_a_file
 
 UNREADABLE: Final = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, OverflowError),
@@ -39,6 +41,9 @@ STORAGE_ITEM_BYTES: Final = {
     "ComplexDoubleStorage": 16,
 }
 """Bytes of a number, by the name of torch's class for the bytes of tensors."""
+CHUNK_BYTES: Final = 2**20
+DOS_FOLDER: Final = 0x10
+"""Mark of a folder among the attributes of an entry."""
 MAX_VALUES: Final = 2_000_000
 """Values of a file with shared ones counted at each place; a short file can stand for billions."""
 CONTAINERS: Final[dict[tuple[str, str], Callable[..., Any]]] = {
@@ -120,10 +125,12 @@ def read_weights_file(path: Path, *, advice: str = "Check the path.") -> dict[st
         raise CheckpointError(f"{path}: {not_a_file(path, 'weights file')}. {advice}")
     try:
         if path.suffix == ".safetensors":
-            content: Any = load_file(path)
+            content: Any = _load_safetensors(path)
         else:
-            _check_claims(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # the same file is checked and loaded, whatever takes its name
+                _check_claims(file)
+                file.seek(0)
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
@@ -136,19 +143,27 @@ def read_weights_file(path: Path, *, advice: str = "Check the path.") -> dict[st
     return content
 
 
-def _check_claims(path: Path) -> None:
-    """Raise one of the errors of `UNREADABLE` if a file of torch claims what it does not have."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if file.read(len(ZIP_MARK)) != ZIP_MARK:
-            file.seek(0)
-            for _ in range(PICKLES_BEFORE_CONTENT + 1):
-                _read_outline(file, lambda _: size)
-            return
-    with zipfile.ZipFile(path) as archive:
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    content = path.read_bytes()  # not mapped: a file that is cut short meanwhile would end the process
+    if not is_unchanged(content):
+        raise ValueError(CHANGED)
+    return load(content)
+
+
+def _check_claims(file: IO[bytes]) -> None:
+    """Raise one of the errors of `UNREADABLE` if a file of torch is damaged or claims more than it has."""
+    size = os.fstat(file.fileno()).st_size
+    if file.read(len(ZIP_MARK)) != ZIP_MARK:
+        file.seek(0)
+        for _ in range(PICKLES_BEFORE_CONTENT + 1):
+            _read_outline(file, lambda _: size)
+        return
+    with zipfile.ZipFile(file) as archive:
         listed = archive.infolist()
         entries = {entry.filename: entry for entry in listed}
-        is_packed = any(entry.file_size != entry.compress_size for entry in listed)
+        is_packed = any(entry.compress_type or entry.file_size != entry.compress_size for entry in listed)
+        if any(entry.external_attr & DOS_FOLDER for entry in listed):
+            raise ValueError("an entry is marked as a folder, which torch reads as zeros")
         if is_packed or len(entries) < len(listed) or sum(entry.file_size for entry in listed) > size:
             raise ValueError(f"its entries claim more than the {size} bytes of the file")
         pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
@@ -157,6 +172,15 @@ def _check_claims(path: Path) -> None:
         folder = pickles[0].removesuffix("data.pkl")
         content = io.BytesIO(archive.read(pickles[0]))
         _read_outline(content, lambda key: entries[f"{folder}data/{key}"].file_size)
+        for entry in listed:
+            _check_sum(archive, entry)
+
+
+def _check_sum(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Read an entry to its end, where the reader compares its checksum; torch does not."""
+    with archive.open(entry) as opened:
+        while opened.read(CHUNK_BYTES):
+            pass
 
 
 def _read_outline(file: IO[bytes], size_of: Callable[[str], int]) -> None:

@@ -4,6 +4,7 @@ All of them show the detector as it is delivered, with NMS and thresholds; those
 it after the same NMS. Its COCO metrics over all raw detections stand in a table of their own.
 """
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from deim.files import count
+from deim.files import count, write_bytes
 from deim.metrics.bootstrap import Interval
 from deim.metrics.confusion import Confusion
 from deim.metrics.convergence import Convergence
@@ -66,10 +67,17 @@ def save_chart(draw: Draw, path: Path, *, height: float, width: float = WIDTH) -
         width: In inches.
     """
     with chart_figure(draw, height=height, width=width) as figure:
-        figure.savefig(path.with_suffix(".png"), dpi=PNG_DPI)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+        write_figure(figure, path.with_suffix(".png"), dpi=PNG_DPI)
+        write_figure(figure, path.with_suffix(".svg"), metadata={"Date": None})
+        write_figure(figure, path.with_suffix(".pdf"), metadata={"CreationDate": None})
     return path.with_suffix(".svg")
+
+
+def write_figure(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure atomically, in the format of the suffix; `options` are those of `Figure.savefig`."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], **options)
+    write_bytes(path, content.getvalue())
 
 
 def draw_report_charts(report: Report, folder: Path) -> dict[str, Path]:

@@ -40,7 +40,7 @@ from deim.report.compare import (
     images_that_differ,
     option_text,
 )
-from deim.report.draw import Panel, detections_panel, truth_panel
+from deim.report.draw import Panel, detections_panel, truth_panel, write_image
 from deim.report.files import ImageFolder, image_sheet
 from deim.report.page import Section, embed_charts, embed_image, render_page
 from deim.report.palette import CORRECT_COLOR, chart_color, line_style, outcome_colors
@@ -70,7 +70,7 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> Comparison:
     comparison = compare_runs(runs)
     images = ImageFolder(Path(comparison.dataset.image_dir), runs[0].raw.ground_truth.file_names)
     sheet = _image_sheet(runs, images)
-    sheet.save(folder / "images.png")
+    write_image(sheet, folder / "images.png")
     write_text(folder / "runs.csv", format_csv(run_rows(runs, comparison)))
     write_text(folder / "classes.csv", format_csv(_class_rows(runs, comparison)))
     page = render_page(

@@ -1,5 +1,6 @@
 """Drawings of boxes with labels, and sheets of them: for reports, previews and predictions."""
 
+import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from deim.boxes import xywh_to_xyxy
+from deim.files import write_bytes
 from deim.inference.detection_table import GroundTruthTable
 from deim.report.palette import EMPTY, FAINT, INK, PAPER, Color, class_color
 from deim.structures import Detections
@@ -236,3 +238,10 @@ def _place_tag(
 
 def _shared(a: Rectangle, b: Rectangle) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def write_image(image: Image.Image, path: Path) -> None:
+    """Write an image atomically, in the format of the suffix; see `write_atomically` for the errors."""
+    content = io.BytesIO()
+    image.save(content, format=Image.registered_extensions()[path.suffix.lower()])
+    write_bytes(path, content.getvalue())

@@ -13,7 +13,6 @@ report/
 
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,16 +24,22 @@ from PIL import Image
 
 from deim.data.images.load import read_preview
 from deim.errors import DataError
-from deim.files import sha256_of_file, write_atomically, write_text
+from deim.files import FileGroup, copy_file, sha256_of_file, write_text
 from deim.inference.detection_table import CocoFile, CocoResult, DetectionTable, GroundTruthTable
 from deim.parse import read_json
 from deim.records import from_json
 from deim.report.build import ReportInputs, build_report
 from deim.report.charts import draw_report_charts
-from deim.report.draw import Panel, PanelRow, detections_panel, panel_sheet, truth_panel
+from deim.report.draw import Panel, PanelRow, detections_panel, panel_sheet, truth_panel, write_image
 from deim.report.gallery import choose_gallery, draw_entry
 from deim.report.page import Figure, FigureColumns, embed_image, render_report
-from deim.report.schema import Report, check_report_path, read_report, write_record
+from deim.report.schema import (
+    Report,
+    check_report_path,
+    read_unsealed_report,
+    refuse_changed,
+    seal_record,
+)
 from deim.report.table_files import LATEX_NAME, format_csv
 from deim.report.tables import class_rows
 
@@ -68,15 +73,23 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
     files.folder.mkdir(parents=True, exist_ok=True)
     (files.folder / LATEX_NAME).unlink(missing_ok=True)  # of an earlier report
     ground_truth, detections = inputs.ground_truth, inputs.detections
-    # What cannot be computed again comes first.
-    write_text(files.ground_truth, json.dumps(ground_truth.to_coco(), ensure_ascii=False, allow_nan=False))
-    _write_results(files.predictions, detections.to_coco(ground_truth.image_ids, ground_truth.category_ids))
-    hashes = {path.name: sha256_of_file(path) for path in (files.ground_truth, files.predictions)}
-    report = build_report(inputs, files=hashes)
+    truth = json.dumps(ground_truth.to_coco(), ensure_ascii=False, allow_nan=False).encode()
+    ids = ground_truth.image_ids, ground_truth.category_ids
+    # A report names the hashes of its tables: an old one must not be left beside new tables.
+    with FileGroup() as group:
+        written = {
+            files.ground_truth: group.write(files.ground_truth, lambda file: file.write(truth)),
+            files.predictions: group.write(
+                files.predictions, lambda file: _write_results(file, detections.to_coco(*ids))
+            ),
+        }
+        hashes = {path.name: sha256_of_file(temporary) for path, temporary in written.items()}
+        report = build_report(inputs, files=hashes)
+        group.write(report_path, lambda file: file.write(seal_record(report)))
     write_text(files.folder / "classes.csv", format_csv(class_rows(report)))
     images = ImageFolder(Path(report.provenance.dataset.image_dir), ground_truth.file_names)
     sheet = prediction_sheet(ground_truth, inputs.kept.detections, images=images, title=report.title)
-    sheet.save(files.folder / "predictions.png")
+    write_image(sheet, files.folder / "predictions.png")
     page = render_report(
         report,
         charts=draw_report_charts(report, files.folder),
@@ -85,7 +98,6 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
         task_images=_task_images(inputs, files.folder),
     )
     write_text(files.page, page)
-    write_record(report, report_path)
     return report
 
 
@@ -95,8 +107,9 @@ def read_report_inputs(report_path: Path) -> ReportInputs:
     Raises:
         DataError: If the report or one of the files behind it cannot be read.
     """
-    report, files = read_report(report_path), ReportFiles(report_path)
+    report, files = read_unsealed_report(report_path), ReportFiles(report_path)
     ground_truth, detections = read_tables(report, files)
+    refuse_changed(report_path)
     return ReportInputs(
         ground_truth=ground_truth,
         detections=detections,
@@ -210,17 +223,13 @@ def _gallery(inputs: ReportInputs, images: ImageFolder) -> list[FigureColumns]:
     return [FigureColumns(title=names[label], columns=columns) for label, columns in figures.items()]
 
 
-def _write_results(path: Path, results: Iterable[CocoResult]) -> None:
+def _write_results(file: BinaryIO, results: Iterable[CocoResult]) -> None:
     """Write COCO results without holding all of them."""
-
-    def write(file: BinaryIO) -> None:
-        file.write(b"[")
-        for number, result in enumerate(results):
-            text = json.dumps(result, ensure_ascii=False, allow_nan=False)
-            file.write(f"{', ' if number else ''}{text}".encode())
-        file.write(b"]")
-
-    write_atomically(path, write)
+    file.write(b"[")
+    for number, result in enumerate(results):
+        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+        file.write(f"{', ' if number else ''}{text}".encode())
+    file.write(b"]")
 
 
 def _task_images(inputs: ReportInputs, folder: Path) -> list[Figure]:
@@ -230,7 +239,7 @@ def _task_images(inputs: ReportInputs, folder: Path) -> list[Figure]:
         source = (inputs.image_folder or folder) / name
         if source.is_file():
             if source.parent.resolve() != folder.resolve():
-                shutil.copyfile(source, folder / name)
+                copy_file(source, folder / name)
             figures.append(embed_image(Image.open(source), source.stem))
     return figures
 

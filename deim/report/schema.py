@@ -10,7 +10,7 @@ from deim.config.loader import OptionValue
 from deim.data.formats.split import BoxCounts
 from deim.data.images.tiling import TilesOptions
 from deim.errors import DataError
-from deim.files import looked_in, write_text
+from deim.files import CHANGED, SEAL_KEY, UNSEALED, is_unchanged, looked_in, seal, write_bytes
 from deim.inference.operating_points import OperatingPoints
 from deim.metrics.average_precision import PrecisionRecall
 from deim.metrics.bootstrap import Interval
@@ -21,9 +21,10 @@ from deim.metrics.convergence import Convergence
 from deim.metrics.image_level import EscapeCurve, ImageLevel
 from deim.metrics.tide import Duplicates
 from deim.migration import FIRST_REPORT_VERSION, MIGRATION_ERRORS, migrate_report
-from deim.parse import read_json
+from deim.parse import read_json, read_text
 from deim.records import check_lengths, from_json, to_json
 
+ADVICE = "Evaluate the checkpoint again with `deim evaluate`."
 SCHEMA_VERSION = 4
 """Raised whenever a key of the report changes its name or its meaning."""
 MAX_RESAMPLES = 1_000_000
@@ -227,39 +228,59 @@ class Report:
 
 
 def write_record(record: object, path: Path) -> None:
-    """Write a record as a JSON file; its folder is made."""
+    """Write a record as a sealed JSON file; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(to_json(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_bytes(path, seal_record(record))
+
+
+def seal_record(record: object) -> bytes:
+    """Return a record as the content of a sealed JSON file."""
+    content = {SEAL_KEY: UNSEALED, **to_json(record)}
+    return seal(f"{json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode())
 
 
 def read_report(path: Path) -> Report:
     """Read a report of this version, or of the first one.
 
     Raises:
-        DataError: If it cannot be read, is of another version, or lacks a key.
+        DataError: If it cannot be read, is of another version, lacks a key, or was changed since it was
+            written.
     """
-    advice = "Evaluate the checkpoint again with `deim evaluate`."
+    report = read_unsealed_report(path)
+    refuse_changed(path)
+    return report
+
+
+def refuse_changed(path: Path) -> None:
+    """Raise a DataError if a sealed file was changed since it was written."""
+    if not is_unchanged(read_text(path).encode("utf-8")):
+        raise DataError(f"{path}: {CHANGED}. {ADVICE}")
+
+
+def read_unsealed_report(path: Path) -> Report:
+    """Read a report as `read_report`, whether or not it was changed: other problems come first."""
     try:
         content: Any = read_json(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such report{looked_in(path)}. {advice}") from None
+        raise DataError(f"{path}: no such report{looked_in(path)}. {ADVICE}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version not in (SCHEMA_VERSION, FIRST_REPORT_VERSION):
         raise DataError(
             f"{path}: not a report of this version, got version {version}. This version reads "
-            f"{SCHEMA_VERSION} and {FIRST_REPORT_VERSION}. {advice}"
+            f"{SCHEMA_VERSION} and {FIRST_REPORT_VERSION}. {ADVICE}"
         )
+    content.pop(SEAL_KEY, None)
     try:
         content = migrate_report(content)
     except MIGRATION_ERRORS as error:
-        raise DataError(f"{path}: not a complete report, got {error!r}. {advice}") from None
+        raise DataError(f"{path}: not a complete report, got {error!r}. {ADVICE}") from None
     where = f"{path}: not a complete report"
-    report = from_json(Report, content, where=where, error=DataError, advice=advice)
+    report = from_json(Report, content, where=where, error=DataError, advice=ADVICE)
     try:
         _check_lengths(report)
         datetime.fromisoformat(report.created)
     except ValueError as error:
-        raise DataError(f"{where}: {error} {advice}") from None
+        raise DataError(f"{where}: {error} {ADVICE}") from None
     return report
 
 

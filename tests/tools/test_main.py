@@ -19,7 +19,7 @@ from deim.cli.arguments import CommandParser
 from deim.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = sorted((ROOT / "tools").glob("*.py"))
+TOOLS = sorted({*(ROOT / "tools").glob("*.py")} - {ROOT / "tools" / "compare_training.py"})
 HELP = """
 import contextlib, io, sys
 from deim.cli.main import COMMANDS, main

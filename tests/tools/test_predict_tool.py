@@ -193,7 +193,6 @@ def test_annotations_that_may_mean_several_images_are_refused(
 
 def test_a_list_is_whole_after_each_addition(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
-    path.write_text("[1, 2, 3]")
     entries = JsonListFile(path)
     assert read(path) == []
     expected: list[Any] = []

@@ -61,7 +61,8 @@ def test_commands_are_accepted(line: str) -> None:
 def test_named_scripts_and_linked_files_exist() -> None:
     scripts = set(re.findall(r"tools/\w+\.py", README))
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").glob("*.py")} - scripts == {
-        "tools/benchmark_evaluation.py"
+        "tools/benchmark_evaluation.py",
+        "tools/compare_training.py",
     }
     links = re.findall(r"\]\(([\w./]+)\)", README)
     missing = [name for name in [*scripts, *links] if not (ROOT / name).exists()]

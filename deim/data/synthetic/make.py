@@ -26,6 +26,7 @@ from deim.config.checks import IMAGES, SEED, SIDE_PX, check, outside
 from deim.data.synthetic.defects import CATEGORY_IDS, CLASS_NAMES, DEFECT_KINDS, Patch, draw_defect
 from deim.data.synthetic.surface import Floats, Scene, Window, make_scene, mask_window
 from deim.errors import DataError
+from deim.files import explain_full_disk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +106,10 @@ def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: in
         )
     counts = dict(zip(SPLITS, (options.train_images, options.val_images, options.test_images), strict=True))
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as scratch:
+    with (
+        explain_full_disk(root),
+        tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as scratch,
+    ):
         draft = Path(scratch) / "dataset"
         (draft / "images").mkdir(parents=True)
         (draft / "annotations").mkdir()
