@@ -11,6 +11,8 @@ from typing import BinaryIO
 from deim.errors import DataError, DeimError
 
 UNFINISHED = ".part"
+SHOWN_OF_NAME = 48
+"""Characters of a file's name in that of its temporary file."""
 MAX_LISTED_PROBLEMS = 20
 
 
@@ -25,7 +27,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, keep: P
     Raises:
         OSError: If the file cannot be written, with `path`; the old file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    # A name of full length leaves no room for more.
+    temporary = path.with_name(f".{path.name[:SHOWN_OF_NAME]}.{os.getpid()}{UNFINISHED}")
     try:
         with temporary.open("wb") as file:
             write(file)
@@ -84,10 +87,65 @@ class JsonListFile:
         self._file.close()
 
 
+def refuse_overwriting(*, outputs: Iterable[Path], inputs: Iterable[Path], option: str = "--output") -> None:
+    """Refuse outputs that would replace what a command reads, or land in a folder that it reads.
+
+    Files and folders are compared by what they are, so that links, `..` and upper case do not hide a clash.
+
+    Args:
+        outputs: Files that the command writes, and folders that hold nothing but what it writes. They need
+            not exist, and neither do their parents.
+        inputs: Files and folders that it reads.
+        option: What names the outputs, for the message.
+
+    Raises:
+        DataError: If an output is an input, lies in an input folder, or is a folder that holds an input.
+    """
+    chains = {path: _identities(path) for path in inputs}
+    problems = []
+    for output in outputs:
+        above = _identities(output)
+        for path, chain in chains.items():
+            if chain[0] == above[0]:
+                clash = f"would replace {path}, which is read"
+            elif chain[0] in above:
+                clash = f"lies in {path}, which is read: a second run would read what the first one wrote"
+            elif above[0] in chain:
+                clash = f"is to hold what is written, but {path} in it is read"
+            else:
+                continue
+            problems.append(f"{output}: {clash}. Outputs need a place of their own. Choose it with {option}.")
+            break
+    raise_listed(problems)
+
+
+def _identities(path: Path) -> list[object]:
+    """Return what tells a path and each folder above it from others: device and inode, or else the path."""
+    resolved = Path(os.path.realpath(path))
+    return [_identity(place) for place in (resolved, *resolved.parents)]
+
+
+def _identity(path: Path) -> object:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return path
+    return status.st_dev, status.st_ino
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that a killed `write_atomically` left in a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name can be written in UTF-8; that of a file on disk may hold any bytes."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sha256_of_file(path: Path) -> str:

@@ -135,6 +135,15 @@ class TextFusionTask(TrainingTask):
         start = fusion_options(config).class_head_from_epoch
         return [f"  class head            {'never' if start is None else f'from epoch {start + 1}'}"]
 
+    def start_files(self, config: Config) -> list[Path]:
+        """Return the checkpoint of the detector."""
+        return [find_checkpoint(Path(fusion_options(config).detector))]
+
+    def cache_dirs(self, config: Config) -> list[Path]:
+        """Return the folder of the detector's outputs, if they are stored."""
+        options = fusion_options(config)
+        return [Path(options.cache_dir)] if options.cache else []
+
     def build(self, context: RunContext) -> TaskProducts:
         """Build the fusion on a frozen detector; see `TrainingTask`."""
         config, train = context.config, context.splits.train

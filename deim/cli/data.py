@@ -17,7 +17,7 @@ from deim.cli.arguments import add_config_argument, add_override_argument, at_le
 from deim.config.catalog import find_config
 from deim.data.formats.names import FORMATS
 from deim.errors import DataError
-from deim.files import count, write_text
+from deim.files import count, refuse_overwriting, write_text
 
 SHEET_COLUMNS = 4
 
@@ -46,6 +46,10 @@ def build_parser() -> ArgumentParser:
 
 def run(args: Namespace) -> int:
     """Run the action and return the exit code."""
+    if args.action != "preview":
+        root = args.root.parent if args.root.is_file() else args.root
+        tables = [table for table in [getattr(args, "group_csv", None)] if table is not None]
+        refuse_overwriting(outputs=[args.output / FIRST_FILES[args.action]], inputs=[root, *tables])
     return ACTIONS[args.action][0](args) or 0
 
 
@@ -142,12 +146,13 @@ def preview(args: Namespace) -> None:
     """Draw the first batches of each stage of a training run as the network receives them."""
     from deim.config.loader import load_config
     from deim.curation.preview import batch_rows
-    from deim.data.splits import Splits, prepare_root, read_split
+    from deim.data.splits import Splits, data_places, prepare_root, read_split
     from deim.engine.build import prepare_run
     from deim.engine.detection_task import build_detection_loader
     from deim.report.draw import panel_sheet
 
     config = load_config(find_config(args.config), [*args.set, "data.num_workers=0"])
+    refuse_overwriting(outputs=[args.output / FIRST_FILES["preview"]], inputs=data_places(config.data))
     prepare_root(config.data)
     train = read_split(config.data, "train")
     # The validation split is not used, so that it may be missing.
@@ -172,6 +177,10 @@ ACTIONS = {
     "preview": (preview, "Draw what the network receives in each stage of a training run."),
 }
 """Function and summary of each action."""
+
+
+FIRST_FILES = {"check": "", "convert": "", "split": "", "stats": "stats.json", "preview": "stage_1.png"}
+"""One of the files that each action writes to its folder; others may lie beside them."""
 
 
 def _add_options(action: ArgumentParser, name: str) -> None:

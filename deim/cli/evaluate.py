@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from deim.cli.arguments import SPLITS, add_latex_argument, add_override_argument, new_parser
 from deim.errors import ConfigError
-from deim.files import write_text
+from deim.files import refuse_overwriting, write_text
 
 if TYPE_CHECKING:
     from deim.report.schema import Report
@@ -40,7 +40,7 @@ def build_parser() -> ArgumentParser:
 
 def run(args: Namespace) -> None:
     """Evaluate a checkpoint or read an earlier evaluation, write the report and print it."""
-    from deim.data.splits import read_split
+    from deim.data.splits import data_places, read_split
     from deim.engine.trained_detector import load_trained
     from deim.inference.evaluator import build_evaluator
     from deim.report.evaluate import default_report_path, evaluate_run
@@ -54,13 +54,22 @@ def run(args: Namespace) -> None:
                 "--split, --set: a report is written again from its own files. To change options, give the "
                 "checkpoint instead."
             )
-        report_path = args.output or args.source
-        report = write_report_files(read_report_inputs(args.source), report_path)
+        report_path, source = args.output or args.source, ReportFiles(args.source)
+        inputs = read_report_inputs(args.source)
+        # A report may be made again in its place.
+        read = [] if args.output is None else [source.report, source.page, source.folder]
+        refuse_overwriting(
+            outputs=ReportFiles(report_path).all, inputs=[*read, Path(inputs.provenance.dataset.image_dir)]
+        )
+        report = write_report_files(inputs, report_path)
     else:
         split = args.split or "val"
         trained = load_trained(args.source, overrides=args.set)
         evaluator = build_evaluator(trained, read_split(trained.config.data, split))
         report_path = args.output or default_report_path(trained, evaluator.split, split)
+        refuse_overwriting(
+            outputs=ReportFiles(report_path).all, inputs=[trained.path, *data_places(trained.config.data)]
+        )
         report = evaluate_run(trained, evaluator, split_name=split, report_path=report_path)
     print_report(report)
     files = ReportFiles(report_path)

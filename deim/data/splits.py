@@ -59,6 +59,12 @@ def prepare_root(data: DataOptions) -> None:
     make_synthetic_dataset(root, data.synthetic)
 
 
+def data_places(data: DataOptions) -> list[Path]:
+    """Return the folders that the files of a dataset are read from."""
+    root = Path(data.root)
+    return [root.parent if root.is_file() else root, *([root / data.images] if data.images else [])]
+
+
 def open_dataset(data: DataOptions) -> Dataset:
     """Find the files of the dataset that the options name.
 

@@ -105,6 +105,14 @@ class TrainingTask(Protocol):
         """Return lines that the log adds to the timeline."""
         return []
 
+    def start_files(self, config: "Config") -> "list[Path]":
+        """Return the checkpoints that a new run begins with, which it must not write over."""
+        ...
+
+    def cache_dirs(self, config: "Config") -> "list[Path]":  # noqa: ARG002
+        """Return the folders that the task fills with what it can compute again."""
+        return []
+
     def build(self, context: "RunContext") -> TaskProducts:
         """Build everything that is trained; global random generators are seeded.
 

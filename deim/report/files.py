@@ -55,6 +55,7 @@ class ReportFiles:
         self.folder = report.with_suffix("")
         self.predictions = self.folder / "predictions.json"
         self.ground_truth = self.folder / "ground_truth.json"
+        self.all = (self.report, self.page, self.folder)
 
 
 def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:

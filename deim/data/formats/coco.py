@@ -156,7 +156,7 @@ def read_raw_coco(annotations_path: Path, image_dirs: Sequence[Path]) -> RawSpli
     )
 
 
-def read_image_ids(annotations_path: Path, index: ImageIndex) -> dict[str, int | str]:
+def read_image_ids(annotations_path: Path, index: ImageIndex) -> tuple[dict[str, int | str], int]:
     """Read the ids that a COCO file gives to images; its annotations and categories may be missing.
 
     Args:
@@ -164,15 +164,15 @@ def read_image_ids(annotations_path: Path, index: ImageIndex) -> dict[str, int |
         index: The images to look for.
 
     Returns:
-        The id of each image that the file lists, by its path in the index, in the order of the file. An image
-        that the index does not have is left out.
+        The id of each image that the file lists, by its path in the index, in the order of the file; and the
+        number of images that the file lists and the index does not have.
 
     Raises:
         DataError: If the file cannot be read or is not COCO, or an image may be several files.
     """
     content = _read_content(annotations_path, keys=("images",))
     ids: dict[str, int | str] = {}
-    problems = []
+    problems, num_absent = [], 0
     for image in content["images"]:
         lookup = index.find(image["file_name"])
         where = f"{annotations_path}: image {image['file_name']!r} (id {image['id']})"
@@ -183,8 +183,10 @@ def read_image_ids(annotations_path: Path, index: ImageIndex) -> dict[str, int |
             problems.append(f"{where} is {lookup.path}, which also has id {other}. Keep one of the entries.")
         elif lookup.path is not None:
             ids[lookup.path] = image["id"]
+        else:
+            num_absent += 1
     raise_listed(problems)
-    return ids
+    return ids, num_absent
 
 
 def _say_ambiguous(lookup: Lookup, index: ImageIndex) -> str:
