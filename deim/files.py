@@ -133,6 +133,19 @@ def _identity(path: Path) -> object:
     return status.st_dev, status.st_ino
 
 
+def lies_below(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder by its names; where a link in the folder leads is the user's affair."""
+    names = path.relative_to(folder) if path.is_relative_to(folder) else path
+    if ".." in names.parts:
+        path, folder = path.resolve(), folder.resolve()
+    return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
+
+
+def is_special(path: Path) -> bool:
+    """Whether there is a device, a pipe or the like, which may have no end."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that a killed `write_atomically` left in a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):

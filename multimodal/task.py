@@ -127,6 +127,9 @@ class TextFusionTask(TrainingTask):
             )
         config = checkpoint.config
         options = {name: config[name] for name in SHARED_BLOCKS if name in config}
+        # A checkpoint does not choose where this machine writes.
+        places = ("disk_cache_dir", "synthetic")
+        options["data"] = {name: value for name, value in config["data"].items() if name not in places}
         options["model"] = config["model"] | {"init_from": None}
         return TaskDefaults(options=options, source=detector, fixed_blocks=("model",))
 

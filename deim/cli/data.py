@@ -40,6 +40,8 @@ def build_parser() -> ArgumentParser:
             action.add_argument("--format", choices=FORMATS, help=what)
             what = "Take regions marked iscrowd or difficult as objects, such as those of CVAT's brush."
             action.add_argument("--crowd-as-objects", action="store_true", help=what)
+            what = "Read files outside the folder, too, if the dataset names any; only for data you trust."
+            action.add_argument("--allow-outside", action="store_true", help=what)
         _add_options(action, name)
     return parser
 
@@ -61,7 +63,7 @@ def check(args: Namespace) -> int:
     from deim.data.formats.split import take_crowds
     from deim.engine.log import progress_bar
 
-    dataset = find_dataset(args.root, args.format)
+    dataset = find_dataset(args.root, args.format, allow_outside=args.allow_outside)
     raws, unread = read_for_check(dataset)
     if args.crowd_as_objects:
         raws = {name: take_crowds(raw) for name, raw in raws.items()}
@@ -228,7 +230,7 @@ def _read_all(args: Namespace) -> "tuple[Format, dict[str, RawSplit]]":
     from deim.data.formats.read import find_dataset, read_all
     from deim.data.formats.split import take_crowds
 
-    dataset = find_dataset(args.root, args.format)
+    dataset = find_dataset(args.root, args.format, allow_outside=args.allow_outside)
     raws = read_all(dataset)
     for name, raw in raws.items():
         for note in raw.notes:

@@ -54,13 +54,13 @@ def run(args: Namespace) -> None:
                 "--split, --set: a report is written again from its own files. To change options, give the "
                 "checkpoint instead."
             )
-        report_path, source = args.output or args.source, ReportFiles(args.source)
+        report_path = args.output or args.source
         inputs = read_report_inputs(args.source)
-        # A report may be made again in its place.
-        read = [] if args.output is None else [source.report, source.page, source.folder]
-        refuse_overwriting(
-            outputs=ReportFiles(report_path).all, inputs=[*read, Path(inputs.provenance.dataset.image_dir)]
-        )
+        if args.output is not None:  # otherwise it is made again in its place
+            refuse_overwriting(
+                outputs=ReportFiles(report_path).all,
+                inputs=[*ReportFiles(args.source).all, Path(inputs.provenance.dataset.image_dir)],
+            )
         report = write_report_files(inputs, report_path)
     else:
         split = args.split or "val"

@@ -80,8 +80,10 @@ def open_dataset(data: DataOptions) -> Dataset:
         return CocoSet(
             root=root,
             files={name: CocoFiles(annotations=path, image_dirs=folders) for name, path in files.items()},
+            allow_outside=data.allow_outside,
         )
-    return find_dataset(root, None if data.format == "auto" else data.format)
+    data_format = None if data.format == "auto" else data.format
+    return find_dataset(root, data_format, allow_outside=data.allow_outside)
 
 
 def read_split(data: DataOptions, name: str) -> CocoSplit:
