@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from deim.data.formats.names import Format
     from deim.data.formats.split import CocoSplit, RawSplit
     from deim.data.images.input_format import InputFormat
+    from deim.data.images.pixel_format import PixelFormat
 
 
 def build_parser() -> ArgumentParser:
@@ -112,7 +113,7 @@ def split(args: Namespace) -> None:
     refuse_existing(args.output)
     pool, names = pool_splits(to_splits(raws))
     groups = find_groups(names, pattern=args.group_regex, table=args.group_csv, paths=pool.file_names)
-    facts = _scan(pool, args.workers)
+    facts = _scan(pool, args)
     division = divide(pool, names, facts=facts, groups=groups, ratios=args.ratios, seed=args.seed)
     write_dataset(division.splits(), data_format, args.output, names=division.new_names())
     print("\n".join([*describe_division(division), *describe_losses(raws, data_format)]))
@@ -131,7 +132,7 @@ def stats(args: Namespace) -> None:
     splits = to_splits(raws)
     statistics = compute_stats(
         splits,
-        {name: _scan(part, args.workers) for name, part in splits.items()},
+        {name: _scan(part, args) for name, part in splits.items()},
         input_format=_input_format(args),
     )
     charts = draw_stats(statistics, args.output, seed=args.seed)
@@ -199,6 +200,8 @@ def _add_options(action: ArgumentParser, name: str) -> None:
     if name in ("split", "stats"):
         add("--seed", type=at_least(0), default=0, help="Random seed; the same seed gives the same result.")
     if name in ("check", "split", "stats"):
+        what = "Largest image that is decoded, in millions of pixels; without it, data.max_image_megapixels."
+        add("--max-image-megapixels", type=float, metavar="MP", help=what)
         add("--workers", type=at_least(1), default=2, help="Number of images decoded at the same time.")
     new_folder = "Folder to make; it must not exist yet."
     match name:
@@ -248,16 +251,29 @@ def _input_format(args: Namespace) -> "InputFormat":
     if len(size) > 2 or min(size) < 1:
         raise DataError(f"--image-size: got {' '.join(map(str, size))}. Give one side, or height and width.")
     tiles = None if args.tile_size is None else TilesOptions(size=args.tile_size)
-    return InputFormat(size_hw=(size[0], size[-1]), resize=args.resize, tiles=tiles)
+    return InputFormat(size_hw=(size[0], size[-1]), resize=args.resize, tiles=tiles, pixels=_pixels(args))
 
 
-def _scan(part: "CocoSplit", workers: int) -> "list[ImageFacts]":
+def _pixels(args: Namespace) -> "PixelFormat":
+    from deim.data.images.pixel_format import PixelFormat
+
+    limit = args.max_image_megapixels
+    if limit is None:
+        return PixelFormat()
+    if not limit > 0:
+        raise DataError(f"--max-image-megapixels: got {limit:g}, needs more than 0. Give millions of pixels.")
+    return PixelFormat(max_megapixels=limit)
+
+
+def _scan(part: "CocoSplit", args: Namespace) -> "list[ImageFacts]":
     from deim.curation.scan import scan_images
     from deim.engine.log import progress_bar
 
     paths = [part.image_path(index) for index in range(len(part))]
     with progress_bar("images", total=len(paths)) as advance:
-        return scan_images(paths, decode=True, workers=workers, progress=lambda _: advance(""))
+        return scan_images(
+            paths, decode=True, pixels=_pixels(args), workers=args.workers, progress=lambda _: advance("")
+        )
 
 
 def _write_json(path: Path, **content: Any) -> None:

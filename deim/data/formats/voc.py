@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,12 +20,12 @@ from xml.etree import ElementTree
 
 from deim.data.formats.issues import IssueLog
 from deim.data.formats.names import SPLITS, UNSPLIT, Format, name_splits
-from deim.data.formats.split import CocoSplit, Entry, RawSplit
+from deim.data.formats.split import CocoSplit, Entry, RawSplit, refuse_class_names
 from deim.data.formats.values import MAX_SIDE_PX, whole_number
 from deim.data.images.folder import OUTSIDE, ImageIndex, list_images, walk_files
 from deim.data.images.read import IMAGE_SUFFIXES, read_size
 from deim.errors import DataError
-from deim.files import lies_below, raise_listed
+from deim.files import lies_below
 from deim.parse import read_json, read_lines, read_xml
 
 logger = logging.getLogger(__name__)
@@ -188,17 +187,10 @@ def write_voc(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]
         root: Existing folder.
 
     Raises:
-        DataError: If the name of a category contains a control character.
+        DataError: If the format cannot represent the name of a category.
     """
     first = next(iter(splits.values()))
-    raise_listed(
-        [
-            f"{first.annotations_path.name}: category {number} has the name {name!r} with a control "
-            f"character, which VOC cannot represent. Rename the category."
-            for number, name in zip(first.category_ids, first.class_names, strict=True)
-            if any(unicodedata.category(character) == "Cc" for character in name)
-        ]
-    )
+    refuse_class_names(first, "VOC")
     lists = root / LISTS
     lists.mkdir(parents=True)
     for name, split in splits.items():

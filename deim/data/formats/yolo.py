@@ -22,7 +22,7 @@ import yaml
 
 from deim.data.formats.issues import IssueLog
 from deim.data.formats.names import SPLITS, UNSPLIT, WORDS, Format, name_splits, split_words
-from deim.data.formats.split import CocoSplit, Entry, RawSplit
+from deim.data.formats.split import CocoSplit, Entry, RawSplit, refuse_class_names
 from deim.data.formats.values import polygon_box, whole_number
 from deim.data.images.folder import OUTSIDE, ImageIndex, is_dir, is_file, list_images, path_parts
 from deim.data.images.read import read_size
@@ -288,8 +288,10 @@ def write_yolo(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str
         root: Existing folder.
 
     Raises:
-        DataError: If there are crowd regions, which the format cannot represent.
+        DataError: If there are crowd regions or names of classes, which the format cannot represent.
     """
+    first = next(iter(splits.values()))
+    refuse_class_names(first, "YOLO")
     for name, split in splits.items():
         if split.is_crowd.any():
             raise DataError(
@@ -309,7 +311,6 @@ def write_yolo(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str
             path = label_path(root / "images" / name / new_name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(lines), encoding="utf-8")
-    first = next(iter(splits.values()))
     content = {
         "path": ".",
         **{name: f"images/{name}" for name in splits},
