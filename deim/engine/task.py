@@ -105,9 +105,9 @@ class TrainingTask(Protocol):
         """Return lines that the log adds to the timeline."""
         return []
 
-    def start_files(self, config: "Config") -> "list[Path]":
+    def start_files(self, config: "Config") -> "list[Path]":  # noqa: ARG002
         """Return the checkpoints that a new run begins with, which it must not write over."""
-        ...
+        return []
 
     def cache_dirs(self, config: "Config") -> "list[Path]":  # noqa: ARG002
         """Return the folders that the task fills with what it can compute again."""
