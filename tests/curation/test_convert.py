@@ -316,3 +316,18 @@ def test_check_has_the_limit_of_image_size(call: Callable, tmp_path: Path) -> No
     assert (code, f"{limit}: got 0" in err) == (2, True)
     assert call("data", "check", "set", limit, "0.0012", "--output", "check.json")[2] == ""
     assert '"large_image": 0' in (tmp_path / "check.json").read_text()
+
+
+@pytest.mark.parametrize("data_format", ["voc", "yolo", "coco"])
+@pytest.mark.parametrize("name", ["a.jpg.png", "100% #1?.png", "lot 1/b.TIF.png", "名前.png", "-c.png"])
+def test_any_other_name_is_read_again(name: str, data_format: Format, call: Callable, tmp_path: Path) -> None:
+    write_images(tmp_path / "set")
+    contents = make_contents()
+    contents["train"]["images"][1]["file_name"] = name
+    (tmp_path / "set" / "images" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "set" / "images" / "t1.png").rename(tmp_path / "set" / "images" / name)
+    write_contents(tmp_path / "set", contents)
+    assert call("data", "convert", "set", "--to", data_format, "--output", "new")[0] == 0
+    old, new = read(tmp_path / "set", "coco")["train"], read(tmp_path / "new", data_format)["train"]
+    assert sorted(new.file_names) == sorted(old.file_names)
+    assert len(new.boxes_xywh) == len(old.boxes_xywh)

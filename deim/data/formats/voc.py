@@ -22,7 +22,7 @@ from deim.data.formats.issues import IssueLog
 from deim.data.formats.names import SPLITS, UNSPLIT, Format, name_splits
 from deim.data.formats.split import CocoSplit, Entry, RawSplit, refuse_class_names
 from deim.data.formats.values import MAX_SIDE_PX, whole_number
-from deim.data.images.folder import OUTSIDE, ImageIndex, list_images, walk_files
+from deim.data.images.folder import OUTSIDE, ImageIndex, is_file, list_images, walk_files
 from deim.data.images.read import IMAGE_SUFFIXES, read_size
 from deim.errors import DataError
 from deim.files import lies_below
@@ -243,7 +243,7 @@ def _read_lists(root: Path, annotations: Path) -> dict[str, list[str]]:
             lines = (line.rsplit(maxsplit=1)[0] for line in read_lines(path))
             by_class.setdefault(path.stem.rpartition("_")[2], {}).update(dict.fromkeys(lines))
         return {split: list(by_class[name]) for split, name in name_splits(by_class).items()}
-    splits = {split: _read_stems(lists[name]) for split, name in name_splits(lists).items()}
+    splits = {split: _read_stems(lists[name], annotations) for split, name in name_splits(lists).items()}
     if TRAINVAL in splits:
         whole = set(splits[TRAINVAL])
         subsets = {
@@ -255,12 +255,14 @@ def _read_lists(root: Path, annotations: Path) -> dict[str, list[str]]:
     return splits
 
 
-def _read_stems(path: Path) -> list[str]:
-    """Return the lines of a list without the suffixes of images."""
+def _read_stems(path: Path, annotations: Path) -> list[str]:
+    """Return the lines of a list without the suffixes of images; `a.jpg` stays if there is an `a.jpg.xml`."""
     lines = (PurePosixPath(line) for line in read_lines(path))
-    return [
-        (line.with_suffix("") if line.suffix.lower() in IMAGE_SUFFIXES else line).as_posix() for line in lines
-    ]
+    return [(line.with_suffix("") if _names_image(line, annotations) else line).as_posix() for line in lines]
+
+
+def _names_image(line: PurePosixPath, annotations: Path) -> bool:
+    return line.suffix.lower() in IMAGE_SUFFIXES and not is_file(annotations / f"{line}.xml")
 
 
 def _split_by_folder(stems: Sequence[str]) -> dict[str, list[str]]:
