@@ -289,10 +289,78 @@ class JsonListFile:
         self._file.close()
 
 
+def refuse_overwriting(*, outputs: Iterable[Path], inputs: Iterable[Path], option: str = "--output") -> None:
+    """Refuse outputs that would replace what a command reads, or land in a folder that it reads.
+
+    Files and folders are compared by what they are, so that links, `..` and upper case do not hide a clash.
+
+    Args:
+        outputs: Files that the command writes, and folders that hold nothing but what it writes. They need
+            not exist, and neither do their parents.
+        inputs: Files and folders that it reads.
+        option: What names the outputs, for the message.
+
+    Raises:
+        DataError: If an output is an input, lies in an input folder, or is a folder that holds an input.
+    """
+    chains = {path: _identities(path) for path in inputs}
+    problems = []
+    for output in outputs:
+        above = _identities(output)
+        for path, chain in chains.items():
+            if chain[0] == above[0]:
+                clash = f"would replace {path}, which is read"
+            elif chain[0] in above:
+                clash = f"lies in {path}, which is read: a second run would read what the first one wrote"
+            elif above[0] in chain:
+                clash = f"is to hold what is written, but {path} in it is read"
+            else:
+                continue
+            problems.append(f"{output}: {clash}. Outputs need a place of their own. Choose it with {option}.")
+            break
+    raise_listed(problems)
+
+
+def _identities(path: Path) -> list[object]:
+    """Return what tells a path and each folder above it from others: device and inode, or else the path."""
+    resolved = Path(os.path.realpath(path))
+    return [_identity(place) for place in (resolved, *resolved.parents)]
+
+
+def _identity(path: Path) -> object:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return path
+    return status.st_dev, status.st_ino
+
+
+def lies_below(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder by its names; where a link in the folder leads is the user's affair."""
+    names = path.relative_to(folder) if path.is_relative_to(folder) else path
+    if ".." in names.parts:
+        path, folder = path.resolve(), folder.resolve()
+    return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
+
+
+def is_special(path: Path) -> bool:
+    """Whether there is a device, a pipe or the like, which may have no end."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that a killed `write_atomically` left in a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name can be written in UTF-8; that of a file on disk may hold any bytes."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sha256_of_file(path: Path) -> str:

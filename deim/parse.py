@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from deim.errors import DataError, DeimError
+from deim.files import is_special
 
 MAX_YAML_NODES: Final = 200_000
 """Maximum number of values of a YAML file with its aliases followed; a short file can stand for billions."""
@@ -36,7 +37,7 @@ def read_text(path: Path, *, error: type[DeimError] = DataError) -> str:
         FileNotFoundError: If there is no such file.
     """
     try:
-        if _is_special(path):
+        if is_special(path):
             raise error(f"{path}: not a regular file. Name a file that can be read to its end.")
         content = path.read_bytes()
     except FileNotFoundError:
@@ -50,11 +51,6 @@ def read_text(path: Path, *, error: type[DeimError] = DataError) -> str:
         return content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as problem:
         raise error(f"{path}: not a text file in UTF-8 or UTF-16 ({problem}). Save it in UTF-8.") from None
-
-
-def _is_special(path: Path) -> bool:
-    """Whether there is a device, a pipe or the like, which may have no end."""
-    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def read_lines(path: Path, *, error: type[DeimError] = DataError) -> list[str]:
@@ -211,7 +207,7 @@ def read_xml(path: Path) -> ElementTree.Element:
     """
     read_error = f"{path}: not an XML file"
     try:
-        if _is_special(path):
+        if is_special(path):
             raise DataError(f"{read_error}: not a regular file.")
         root = ElementTree.parse(path).getroot()
     except FileNotFoundError:

@@ -134,6 +134,9 @@ class TextFusionTask(TrainingTask):
             )
         config = checkpoint.config
         options = {name: config[name] for name in SHARED_BLOCKS if name in config}
+        # A checkpoint does not choose where this machine writes.
+        places = ("disk_cache_dir", "synthetic")
+        options["data"] = {name: value for name, value in config["data"].items() if name not in places}
         options["model"] = config["model"] | {"init_from": None}
         return TaskDefaults(options=options, source=detector, fixed_blocks=("model",))
 
@@ -141,6 +144,15 @@ class TextFusionTask(TrainingTask):
         """Return when the class head is trained."""
         start = fusion_options(config).class_head_from_epoch
         return [f"  class head            {'never' if start is None else f'from epoch {start + 1}'}"]
+
+    def start_files(self, config: Config) -> list[Path]:
+        """Return the checkpoint of the detector."""
+        return [find_checkpoint(Path(fusion_options(config).detector))]
+
+    def cache_dirs(self, config: Config) -> list[Path]:
+        """Return the folder of the detector's outputs, if they are stored."""
+        options = fusion_options(config)
+        return [Path(options.cache_dir)] if options.cache else []
 
     def build(self, context: RunContext) -> TaskProducts:
         """Build the fusion on a frozen detector; see `TrainingTask`."""

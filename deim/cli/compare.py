@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from deim.cli.arguments import SPLITS, add_latex_argument, new_parser
-from deim.files import write_text
+from deim.files import refuse_overwriting, write_text
 
 
 def build_parser() -> ArgumentParser:
@@ -27,9 +27,14 @@ def run(args: Namespace) -> None:
     """Compare the runs, write the comparison and print its summary."""
     from deim.report.compare import describe_comparison, describe_options, read_runs
     from deim.report.compare_files import comparison_tables, option_table, write_comparison
+    from deim.report.files import ReportFiles
     from deim.report.table_files import LATEX_NAME, format_latex
 
     runs, folder = read_runs(args.runs, split=args.split), args.output.with_suffix("")
+    files = [ReportFiles(run.path) for run in runs]
+    refuse_overwriting(
+        outputs=ReportFiles(args.output).all, inputs=[path for file in files for path in file.all]
+    )
     comparison = write_comparison(runs, args.output)
     print("\n".join(describe_comparison(comparison)))
     print(f"\n{describe_options(comparison)}")

@@ -18,7 +18,7 @@ from deim.config.catalog import find_config
 from deim.config.checks import IMAGE_PX, PROCESSES, REPEATS, SEED, SIDE_PX
 from deim.data.formats.names import FORMATS
 from deim.errors import DataError
-from deim.files import count, write_text
+from deim.files import count, refuse_overwriting, write_text
 
 SHEET_COLUMNS = 4
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deim.data.formats.names import Format
     from deim.data.formats.split import CocoSplit, RawSplit
     from deim.data.images.input_format import InputFormat
+    from deim.data.images.pixel_format import PixelFormat
 
 
 def build_parser() -> ArgumentParser:
@@ -41,12 +42,18 @@ def build_parser() -> ArgumentParser:
             action.add_argument("--format", choices=FORMATS, help=what)
             what = "Take regions marked iscrowd or difficult as objects, such as those of CVAT's brush."
             action.add_argument("--crowd-as-objects", action="store_true", help=what)
+            what = "Read files outside the folder, too, if the dataset names any; only for data you trust."
+            action.add_argument("--allow-outside", action="store_true", help=what)
         _add_options(action, name)
     return parser
 
 
 def run(args: Namespace) -> int:
     """Run the action and return the exit code."""
+    if args.action != "preview":
+        root = args.root.parent if args.root.is_file() else args.root
+        tables = [table for table in [getattr(args, "group_csv", None)] if table is not None]
+        refuse_overwriting(outputs=[args.output / FIRST_FILES[args.action]], inputs=[root, *tables])
     return ACTIONS[args.action][0](args) or 0
 
 
@@ -58,7 +65,7 @@ def check(args: Namespace) -> int:
     from deim.data.formats.split import take_crowds
     from deim.engine.log import progress_bar
 
-    dataset = find_dataset(args.root, args.format)
+    dataset = find_dataset(args.root, args.format, allow_outside=args.allow_outside)
     raws, unread = read_for_check(dataset)
     if args.crowd_as_objects:
         raws = {name: take_crowds(raw) for name, raw in raws.items()}
@@ -107,7 +114,7 @@ def split(args: Namespace) -> None:
     refuse_existing(args.output)
     pool, names = pool_splits(to_splits(raws))
     groups = find_groups(names, pattern=args.group_regex, table=args.group_csv, paths=pool.file_names)
-    facts = _scan(pool, args.workers)
+    facts = _scan(pool, args)
     division = divide(pool, names, facts=facts, groups=groups, ratios=args.ratios, seed=args.seed)
     write_dataset(division.splits(), data_format, args.output, names=division.new_names())
     print("\n".join([*describe_division(division), *describe_losses(raws, data_format)]))
@@ -126,7 +133,7 @@ def stats(args: Namespace) -> None:
     splits = to_splits(raws)
     statistics = compute_stats(
         splits,
-        {name: _scan(part, args.workers) for name, part in splits.items()},
+        {name: _scan(part, args) for name, part in splits.items()},
         input_format=_input_format(args),
     )
     charts = draw_stats(statistics, args.output, seed=args.seed)
@@ -143,12 +150,13 @@ def preview(args: Namespace) -> None:
     """Draw the first batches of each stage of a training run as the network receives them."""
     from deim.config.loader import load_config
     from deim.curation.preview import batch_rows
-    from deim.data.splits import Splits, prepare_root, read_split
+    from deim.data.splits import Splits, data_places, prepare_root, read_split
     from deim.engine.build import prepare_run
     from deim.engine.detection_task import build_detection_loader
     from deim.report.draw import panel_sheet, write_image
 
     config = load_config(find_config(args.config), [*args.set, "data.num_workers=0"])
+    refuse_overwriting(outputs=[args.output / FIRST_FILES["preview"]], inputs=data_places(config.data))
     prepare_root(config.data)
     train = read_split(config.data, "train")
     # The validation split is not used, so that it may be missing.
@@ -176,6 +184,10 @@ ACTIONS = {
 """Function and summary of each action."""
 
 
+FIRST_FILES = {"check": "", "convert": "", "split": "", "stats": "stats.json", "preview": "stage_1.png"}
+"""One of the files that each action writes to its folder; others may lie beside them."""
+
+
 def _add_options(action: ArgumentParser, name: str) -> None:
     add = action.add_argument
     if name in ("check", "stats"):
@@ -197,12 +209,10 @@ def _add_options(action: ArgumentParser, name: str) -> None:
             "--seed", type=whole(0, SEED), default=0, help="Random seed; the same seed gives the same result."
         )
     if name in ("check", "split", "stats"):
-        add(
-            "--workers",
-            type=whole(1, PROCESSES),
-            default=2,
-            help="Number of images decoded at the same time.",
-        )
+        what = "Largest image that is decoded, in millions of pixels; without it, data.max_image_megapixels."
+        add("--max-image-megapixels", type=float, metavar="MP", help=what)
+        what = "Number of images decoded at the same time."
+        add("--workers", type=whole(1, PROCESSES), default=2, help=what)
     new_folder = "Folder to make; it must not exist yet."
     match name:
         case "check":
@@ -233,7 +243,7 @@ def _read_all(args: Namespace) -> "tuple[Format, dict[str, RawSplit]]":
     from deim.data.formats.read import find_dataset, read_all
     from deim.data.formats.split import take_crowds
 
-    dataset = find_dataset(args.root, args.format)
+    dataset = find_dataset(args.root, args.format, allow_outside=args.allow_outside)
     raws = read_all(dataset)
     for name, raw in raws.items():
         for note in raw.notes:
@@ -251,16 +261,29 @@ def _input_format(args: Namespace) -> "InputFormat":
     if len(size) > 2:
         raise DataError(f"--image-size: got {' '.join(map(str, size))}. Give one side, or height and width.")
     tiles = None if args.tile_size is None else TilesOptions(size=args.tile_size)
-    return InputFormat(size_hw=(size[0], size[-1]), resize=args.resize, tiles=tiles)
+    return InputFormat(size_hw=(size[0], size[-1]), resize=args.resize, tiles=tiles, pixels=_pixels(args))
 
 
-def _scan(part: "CocoSplit", workers: int) -> "list[ImageFacts]":
+def _pixels(args: Namespace) -> "PixelFormat":
+    from deim.data.images.pixel_format import PixelFormat
+
+    limit = args.max_image_megapixels
+    if limit is None:
+        return PixelFormat()
+    if not limit > 0:
+        raise DataError(f"--max-image-megapixels: got {limit:g}, needs more than 0. Give millions of pixels.")
+    return PixelFormat(max_megapixels=limit)
+
+
+def _scan(part: "CocoSplit", args: Namespace) -> "list[ImageFacts]":
     from deim.curation.scan import scan_images
     from deim.engine.log import progress_bar
 
     paths = [part.image_path(index) for index in range(len(part))]
     with progress_bar("images", total=len(paths)) as advance:
-        return scan_images(paths, decode=True, workers=workers, progress=lambda _: advance(""))
+        return scan_images(
+            paths, decode=True, pixels=_pixels(args), workers=args.workers, progress=lambda _: advance("")
+        )
 
 
 def _write_json(path: Path, **content: Any) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from deim.cli.arguments import SPLITS, add_latex_argument, add_override_argument, new_parser
 from deim.errors import ConfigError
-from deim.files import write_text
+from deim.files import refuse_overwriting, write_text
 
 if TYPE_CHECKING:
     from deim.report.schema import Report
@@ -40,7 +40,7 @@ def build_parser() -> ArgumentParser:
 
 def run(args: Namespace) -> None:
     """Evaluate a checkpoint or read an earlier evaluation, write the report and print it."""
-    from deim.data.splits import read_split
+    from deim.data.splits import data_places, read_split
     from deim.engine.trained_detector import load_trained
     from deim.inference.evaluator import build_evaluator
     from deim.report.evaluate import default_report_path, evaluate_run
@@ -55,12 +55,21 @@ def run(args: Namespace) -> None:
                 "checkpoint instead."
             )
         report_path = args.output or args.source
-        report = write_report_files(read_report_inputs(args.source), report_path)
+        inputs = read_report_inputs(args.source)
+        if args.output is not None:  # otherwise it is made again in its place
+            refuse_overwriting(
+                outputs=ReportFiles(report_path).all,
+                inputs=[*ReportFiles(args.source).all, Path(inputs.provenance.dataset.image_dir)],
+            )
+        report = write_report_files(inputs, report_path)
     else:
         split = args.split or "val"
         trained = load_trained(args.source, overrides=args.set)
         evaluator = build_evaluator(trained, read_split(trained.config.data, split))
         report_path = args.output or default_report_path(trained, evaluator.split, split)
+        refuse_overwriting(
+            outputs=ReportFiles(report_path).all, inputs=[trained.path, *data_places(trained.config.data)]
+        )
         report = evaluate_run(trained, evaluator, split_name=split, report_path=report_path)
     print_report(report)
     files = ReportFiles(report_path)

@@ -18,21 +18,28 @@ Examples:
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deim.cli.arguments import add_override_argument, new_parser
 from deim.errors import ConfigError, DataError, DeimError
-from deim.files import JsonListFile, count, looked_in
+from deim.files import JsonListFile, count, is_utf8, looked_in, refuse_overwriting
 
 if TYPE_CHECKING:
     from deim.inference.predictor import Predictor
     from deim.structures import Detections
 
-COPIED_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-"""Formats in which annotated copies are written; copies of others become PNG."""
+LONGEST_SIDE_PX = {
+    **dict.fromkeys((".jpg", ".jpeg"), 65_535),
+    **dict.fromkeys((".png", ".bmp", ".tif", ".tiff"), 2**31 - 1),
+    ".webp": 16_383,
+}
+"""Formats in which annotated copies are written, and their limits; copies of others and larger are PNG."""
+BAD_NAME = "its name is not text in UTF-8, which no list of results can hold. Rename the file."
+MAX_NAME_BYTES = 255
+"""Length of a file's name in most file systems."""
 
 
 def build_parser() -> ArgumentParser:
@@ -60,16 +67,29 @@ def run(args: Namespace) -> int:
 
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         raise ConfigError(f"--score-threshold: got {args.score_threshold:g}, needs [0, 1]")
-    # A separate folder: the annotated copies have the names of the images and must never replace them.
+    images = list_images(args.images, recursive=args.recursive)
     annotated = args.output / "annotated"
-    images = list_images(args.images, recursive=args.recursive, without=annotated)
-    image_ids = number_images(images, args.annotations)
+    given = (path for path in (args.images, args.checkpoint, args.annotations) if path is not None)
+    refuse_overwriting(
+        outputs=[args.output / "predictions.json", args.output / "images.json", annotated],
+        inputs=[*given, *images.linked_places()],
+    )
+    image_ids, num_absent = number_images(images, args.annotations)
     predictor = Predictor(load_trained(args.checkpoint, overrides=args.set))
-    writer = _Writer(predictor, args.output, annotated, args.score_threshold)
-    paths = (images.folder / name for name in image_ids)
+    writer = _Writer(
+        predictor,
+        args.output,
+        annotated=annotated,
+        names=image_ids.keys(),
+        score_threshold=args.score_threshold,
+    )
+    usable = {name: image_id for name, image_id in image_ids.items() if is_utf8(name)}
+    for name in image_ids.keys() - usable.keys():
+        writer.fail(name, image_ids[name], BAD_NAME)
+    paths = (images.folder / name for name in usable)
     results = predictor.stream(paths, score_threshold=args.score_threshold)
-    with progress_bar("images", total=len(image_ids)) as advance:
-        for (name, image_id), result in zip(image_ids.items(), results, strict=True):
+    with progress_bar("images", total=len(usable)) as advance:
+        for (name, image_id), result in zip(usable.items(), results, strict=True):
             writer.write(images.folder, name, image_id, result)
             advance("")
     writer.finish()
@@ -82,6 +102,8 @@ def run(args: Namespace) -> int:
     if len(image_ids) < len(images.names):
         unlisted = count("image", len(images.names) - len(image_ids))
         print(f"skipped    {unlisted} that {args.annotations} does not list")
+    if num_absent:
+        print(f"missing    {count('image', num_absent)} of {args.annotations}, not in {images.folder}")
     if writer.num_empty:
         print(f"empty      {count('image', writer.num_empty)} without a detection, named in images.json")
     if writer.failed:
@@ -97,11 +119,17 @@ class _Writer:
     """Writes the results image by image, and counts them."""
 
     def __init__(
-        self, predictor: "Predictor", output: Path, annotated: Path, score_threshold: float | None
+        self,
+        predictor: "Predictor",
+        output: Path,
+        *,
+        annotated: Path,
+        names: Collection[str],
+        score_threshold: float | None,
     ) -> None:
         output.mkdir(parents=True, exist_ok=True)
         annotated.mkdir(exist_ok=True)
-        self.predictor, self.annotated = predictor, annotated
+        self.predictor, self.annotated, self._names = predictor, annotated, names
         # Hundreds of raw detections, which --score-threshold 0 keeps, would cover the image.
         draw_threshold = predictor.trained.config.evaluation.draw_threshold
         self._draw_from = 0.0 if score_threshold is None else draw_threshold
@@ -111,14 +139,18 @@ class _Writer:
         self.failed: dict[str, str] = {}
         """Why each image that cannot be used cannot, by name."""
 
+    def fail(self, name: str, image_id: int | str, reason: str) -> None:
+        """Write why an image cannot be used; bytes of its name that are no text are escaped."""
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        self.failed[shown] = reason if shown == name else f"{shown}: {reason}"
+        self._images.add([{"id": image_id, "file_name": shown, "error": self.failed[shown]}])
+
     def write(self, folder: Path, name: str, image_id: int | str, result: "Detections | DeimError") -> None:
         """Write the detections of an image and its annotated copy, or why there are none."""
         from deim.inference.detection_table import DetectionTable
 
-        entry = {"id": image_id, "file_name": name}
         if isinstance(result, DeimError):
-            self.failed[name] = str(result)
-            self._images.add([{**entry, "error": str(result)}])
+            self.fail(name, image_id, str(result))
             return
         self._copy(folder, name, result)
         names = dict(zip(self.predictor.category_ids, self.predictor.class_names, strict=True))
@@ -127,7 +159,7 @@ class _Writer:
             for row in DetectionTable.from_detections({0: result}).to_coco([0], self.predictor.category_ids)
         ]
         self._results.add(rows)
-        self._images.add([{**entry, "num_detections": len(rows)}])
+        self._images.add([{"id": image_id, "file_name": name, "num_detections": len(rows)}])
         self.num_images += 1
         self.num_detections += len(rows)
         self.num_empty += not rows
@@ -148,10 +180,21 @@ class _Writer:
             print(f"{folder / name}: has {pages} pages or frames; only the first is used.")
         shown = detections.take(detections.scores >= self._draw_from)
         panel = detections_panel(shown, class_names=self.predictor.class_names)
-        is_writable = Path(name).suffix.lower() in COPIED_SUFFIXES
-        path = self.annotated / (name if is_writable else f"{name}.png")
+        drawn = draw_panel(read_preview(folder / name), panel)
+        path = self.annotated / self._copy_name(name, longest_side=max(drawn.size))
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(draw_panel(read_preview(folder / name), panel), path)
+        write_image(drawn, path)
+
+    def _copy_name(self, name: str, *, longest_side: int) -> str:
+        """Return the name of the annotated copy of an image of a size in pixels."""
+        if longest_side <= LONGEST_SIDE_PX.get(Path(name).suffix.lower(), 0):
+            return name
+        copy = Path(f"{name}.png")
+        if len(copy.name.encode()) > MAX_NAME_BYTES:
+            copy = Path(name).with_suffix(".png")
+        while copy.as_posix() in self._names:  # the copy of another image
+            copy = copy.with_name(f"_{copy.name}")
+        return copy.as_posix()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,6 +209,12 @@ class ImageList:
     others: tuple[str, ...] = ()
     """Files that are not images, as `names`."""
 
+    def linked_places(self) -> list[Path]:
+        """Return the folders below with images, and the images that are links: both may lie elsewhere."""
+        folders = {name.rpartition("/")[0] for name in self.names if "/" in name}
+        links = (path for name in self.names if (path := self.folder / name).is_symlink())
+        return [*(self.folder / folder for folder in sorted(folders)), *links]
+
     def describe_skipped(self) -> Iterator[str]:
         """Yield a line about each kind of file that is left out."""
         if self.num_deeper:
@@ -176,8 +225,8 @@ class ImageList:
             yield f"{count('file', len(self.others))} of other types: {listed}"
 
 
-def list_images(path: Path, *, recursive: bool, without: Path) -> ImageList:
-    """List an image, or the images of a folder and of those below, except hidden ones and those in `without`.
+def list_images(path: Path, *, recursive: bool) -> ImageList:
+    """List an image, or the images of a folder and of those below, except hidden ones.
 
     Raises:
         DataError: If there is none.
@@ -189,8 +238,7 @@ def list_images(path: Path, *, recursive: bool, without: Path) -> ImageList:
         return ImageList(folder=path.parent, names=(path.name,))
     if not path.is_dir():
         raise DataError(f"{path}: no such image or folder{looked_in(path)}.")
-    outside = without.absolute()
-    files = sorted(name for name in walk_files(path) if outside not in (path / name).absolute().parents)
+    files = sorted(walk_files(path))
     images = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
     names = tuple(name for name in images if recursive or "/" not in name)
     if not names:
@@ -203,25 +251,27 @@ def list_images(path: Path, *, recursive: bool, without: Path) -> ImageList:
     return ImageList(folder=path, names=names, num_deeper=len(images) - len(names), others=others)
 
 
-def number_images(images: ImageList, annotations: Path | None) -> dict[str, int | str]:
-    """Return the id of each image: 1, 2, 3, …, or those of a COCO file for the images that it lists.
+def number_images(images: ImageList, annotations: Path | None) -> tuple[dict[str, int | str], int]:
+    """Return the id of each image, and the number of images that are listed and not there.
+
+    The ids are 1, 2, 3, …, or those of a COCO file for the images that it lists.
 
     Raises:
         DataError: If the COCO file cannot be read, lists none of the images, or an image twice.
     """
     if annotations is None:
-        return {name: number for number, name in enumerate(images.names, start=1)}
+        return {name: number for number, name in enumerate(images.names, start=1)}, 0
     from deim.data.formats.coco import read_image_ids
     from deim.data.images.folder import ImageIndex
 
-    ids = read_image_ids(annotations, ImageIndex(images.folder, images.names))
+    ids, num_absent = read_image_ids(annotations, ImageIndex(images.folder, images.names))
     listed = {name: ids[name] for name in images.names if name in ids}
     if not listed:
         raise DataError(
             f"{annotations}: lists none of the {len(images.names)} images, such as {images.names[0]!r}. Give "
             f"images that it lists, or leave out --annotations."
         )
-    return listed
+    return listed, num_absent
 
 
 def describe_thresholds(predictor: "Predictor", score_threshold: float | None) -> str:

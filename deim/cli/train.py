@@ -21,7 +21,7 @@ from deim.cli.arguments import add_config_argument, add_override_argument, new_p
 from deim.cli.evaluate import print_report
 from deim.config.catalog import find_config
 from deim.errors import ConfigError, StopSignalError
-from deim.files import count, looked_in
+from deim.files import count, looked_in, refuse_overwriting
 
 if TYPE_CHECKING:
     from deim.config.schema import Config
@@ -61,11 +61,31 @@ def run(args: Namespace) -> None:
         folder = Path(config.output_dir)
         with lock_run(folder) if distributed.is_main else nullcontext():
             resume_from = find_resume(folder, args.resume)
+            _refuse_overwriting(config, is_new=resume_from is None)
             if not args.overwrite:  # before a dataset is made or read
                 refuse_existing_run(folder, resume_from=resume_from, may_restart=args.resume == "auto")
             trainer, evaluator = _prepare(config, distributed, args=args, resume_from=resume_from)
             _train(trainer, folder, distributed)
             _report(trainer, evaluator, folder, distributed)
+
+
+def _refuse_overwriting(config: "Config", *, is_new: bool) -> None:
+    """Refuse folders in which a run would write into its data, or over the weights that it begins with."""
+    from deim.data.splits import data_places
+    from deim.engine.run_folder import RUN_FILES
+    from deim.engine.task import load_task
+
+    task, data = load_task(config.task.type), config.data
+    folder, read = Path(config.output_dir), data_places(data)
+    disk_cache = {"data.disk_cache_dir": [Path(data.disk_cache_dir)]} if data.disk_cache_mb else {}
+    places = {
+        "output_dir": [folder / name for name in RUN_FILES],
+        **disk_cache,
+        "task.cache_dir": task.cache_dirs(config),
+    }
+    starts = task.start_files(config) if is_new else []
+    for option, outputs in places.items():
+        refuse_overwriting(outputs=outputs, inputs=[*read, *starts], option=f"--set {option}=FOLDER")
 
 
 def _config_and_overrides(args: Namespace) -> tuple[Path, list[str]]:

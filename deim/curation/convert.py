@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, assert_never
 
 from deim.data.formats.names import Format
-from deim.data.formats.split import CocoSplit, RawSplit
+from deim.data.formats.split import CocoSplit, RawSplit, has_control_character
 from deim.data.formats.voc import IMAGES, write_voc
 from deim.data.formats.yolo import write_yolo
 from deim.errors import DataError
@@ -105,24 +106,44 @@ def place_names(
     """
     problems, owners = [], Counter[str]()
     for split, split_names in names.items():
-        keys = Counter(
-            PurePosixPath(name).with_suffix("").as_posix() if by_stem else name for name in split_names
-        )
+        spellings: dict[str, list[str]] = {}
+        for name in split_names:
+            stem = PurePosixPath(name).with_suffix("").as_posix() if by_stem else name
+            spellings.setdefault(_file_key(stem), []).append(stem)
         problems += [
-            f"{split}: {count} images would have the file {key!r}. Give each a different name."
-            for key, count in keys.items()
-            if count > 1
+            f"{split}: {len(same)} images would have the file {same[0]!r}"
+            f"{'' if len(set(same)) == 1 else ' on systems that ignore case and Unicode form'}. Give each a "
+            f"different name."
+            for same in spellings.values()
+            if len(same) > 1
+        ]
+        problems += [
+            f"{split}: image {name!r} has a line break or control character, or a space at an end, which "
+            f"lists of files cannot hold. Rename it."
+            for name in split_names
+            if by_stem and not _fits_a_line(name)
         ]
         problems += [
             f"{split}: image {name!r} lies outside the image folder. Move it into the folder."
             for name in split_names
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
         ]
-        owners.update(keys.keys())
+        owners.update(spellings.keys())
     raise_listed(problems)
     if has_split_folders or max(owners.values(), default=1) == 1:
         return {split: list(split_names) for split, split_names in names.items()}
     return {split: [f"{split}/{name}" for name in split_names] for split, split_names in names.items()}
+
+
+def _file_key(name: str) -> str:
+    """Return the same text for names of one file on a system that ignores case and Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _fits_a_line(name: str) -> bool:
+    """Whether a name, and it without its suffix, can stand on a line of a list and be read again."""
+    stem = PurePosixPath(name).with_suffix("").as_posix()
+    return name.strip() == name and stem.strip() == stem and not has_control_character(name)
 
 
 def describe_losses(raws: Mapping[str, RawSplit], data_format: Format) -> list[str]:

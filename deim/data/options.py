@@ -21,6 +21,7 @@ from deim.data.sampling import RepeatFactorSampling, UniformSampling
 from deim.data.synthetic.make import SyntheticOptions
 
 WORKER_TIMEOUT_S = 300.0
+IMAGE_CACHE_DIR = "outputs/image_cache"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,8 @@ class DataOptions:
     """COCO file of the test split, relative to `root`; null finds it if there is one."""
     images: str | None = None
     """Folder of the images of these files, relative to `root`; null: `images` if it is there, else `root`."""
+    allow_outside: bool = False
+    """Read files outside `root`, too, where the files of the dataset name such; only for data you trust."""
     crowd_as_objects: bool = False
     """Train on and evaluate regions marked `iscrowd` or `difficult` like other boxes. CVAT marks every object
     drawn with its brush."""
@@ -82,8 +85,8 @@ class DataOptions:
     disk_cache_mb: int = 0
     """Disk space for resized images of each split, in MiB, shared by all processes and later runs; 0 for
     none."""
-    disk_cache_dir: str = "outputs/image_cache"
-    """Folder of these images; it may be deleted between runs."""
+    disk_cache_dir: str = IMAGE_CACHE_DIR
+    """Folder of these images; it may be deleted between runs. That of a checkpoint is not taken over."""
 
     def __post_init__(self) -> None:
         check(

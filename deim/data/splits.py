@@ -59,6 +59,12 @@ def prepare_root(data: DataOptions) -> None:
     make_synthetic_dataset(root, data.synthetic)
 
 
+def data_places(data: DataOptions) -> list[Path]:
+    """Return the folders that the files of a dataset are read from."""
+    root = Path(data.root)
+    return [root.parent if root.is_file() else root, *([root / data.images] if data.images else [])]
+
+
 def open_dataset(data: DataOptions) -> Dataset:
     """Find the files of the dataset that the options name.
 
@@ -74,8 +80,10 @@ def open_dataset(data: DataOptions) -> Dataset:
         return CocoSet(
             root=root,
             files={name: CocoFiles(annotations=path, image_dirs=folders) for name, path in files.items()},
+            allow_outside=data.allow_outside,
         )
-    return find_dataset(root, None if data.format == "auto" else data.format)
+    data_format = None if data.format == "auto" else data.format
+    return find_dataset(root, data_format, allow_outside=data.allow_outside)
 
 
 def read_split(data: DataOptions, name: str) -> CocoSplit:

@@ -35,6 +35,11 @@ class DetectionTask(TrainingTask):
 
     options_class: type[TaskOptions] = DetectionOptions
 
+    def start_files(self, config: Config) -> list[Path]:
+        """Return the initial weights, if there are any."""
+        init_from = config.model.init_from
+        return [] if init_from is None else [find_checkpoint(Path(init_from))]
+
     def build(self, context: RunContext) -> TaskProducts:
         """Build the detector with random or initial weights, its loss, optimizer and batches.
 

@@ -114,6 +114,14 @@ class TrainingTask(Protocol):
 
         return describe_architecture(config.model)
 
+    def start_files(self, config: "Config") -> "list[Path]":  # noqa: ARG002
+        """Return the checkpoints that a new run begins with, which it must not write over."""
+        return []
+
+    def cache_dirs(self, config: "Config") -> "list[Path]":  # noqa: ARG002
+        """Return the folders that the task fills with what it can compute again."""
+        return []
+
     def build(self, context: "RunContext") -> TaskProducts:
         """Build everything that is trained; global random generators are seeded.
 

@@ -12,6 +12,7 @@ from torch import nn
 from deim.config.loader import config_from_dict, config_to_dict
 from deim.config.schema import Config
 from deim.data.formats.split import CocoSplit
+from deim.data.options import IMAGE_CACHE_DIR
 from deim.engine.checkpoints import find_checkpoint, read_checkpoint, save_checkpoint
 from deim.engine.device import select_device
 from deim.engine.progress import WeightKind
@@ -94,7 +95,9 @@ def load_trained(
     path = find_checkpoint(path)
     checkpoint = read_checkpoint(path)
     stored = config_from_dict(checkpoint.config, where=str(path))
-    config = config_from_dict(checkpoint.config, where=str(path), overrides=overrides)
+    # A checkpoint may come from others: it does not choose where this machine writes.
+    places = [f"data.disk_cache_dir={IMAGE_CACHE_DIR}"]
+    config = config_from_dict(checkpoint.config, where=str(path), overrides=[*places, *overrides])
     model = load_task(checkpoint.task).build_stored_model(config, checkpoint, path)
     weights = dict(checkpoint.inference_weights)
     try:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from deim.data.images.load import read_preview
 from deim.errors import DataError
-from deim.files import FileGroup, copy_file, sha256_of_file, write_text
+from deim.files import FileGroup, copy_file, lies_below, sha256_of_file, write_text
 from deim.inference.detection_table import CocoFile, CocoResult, DetectionTable, GroundTruthTable
 from deim.parse import read_json
 from deim.records import from_json
@@ -60,6 +60,7 @@ class ReportFiles:
         self.folder = report.with_suffix("")
         self.predictions = self.folder / "predictions.json"
         self.ground_truth = self.folder / "ground_truth.json"
+        self.all = (self.report, self.page, self.folder)
 
 
 def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
@@ -88,6 +89,8 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
         group.write(report_path, lambda file: file.write(seal_record(report)))
     write_text(files.folder / "classes.csv", format_csv(class_rows(report)))
     images = ImageFolder(Path(report.provenance.dataset.image_dir), ground_truth.file_names)
+    # Before the other images, which they never replace.
+    task_images = _task_images(inputs, files.folder)
     sheet = prediction_sheet(ground_truth, inputs.kept.detections, images=images, title=report.title)
     write_image(sheet, files.folder / "predictions.png")
     page = render_report(
@@ -95,7 +98,7 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
         charts=draw_report_charts(report, files.folder),
         gallery=_gallery(inputs, images),
         missing_images=images.describe_missing(),
-        task_images=_task_images(inputs, files.folder),
+        task_images=task_images,
     )
     write_text(files.page, page)
     return report
@@ -161,7 +164,7 @@ class ImageFolder:
     def read(self, position: int) -> Image.Image | None:
         """Read an image upright, in RGB with 8 bits; None if it is missing, an error if it is damaged."""
         path = self.folder / self.file_names[position]
-        if path.is_file():
+        if path.is_file() and lies_below(path, self.folder):
             return read_preview(path)
         self.missing.add(position)
         return None
@@ -237,10 +240,11 @@ def _task_images(inputs: ReportInputs, folder: Path) -> list[Figure]:
     figures = []
     for name in inputs.task_section.images if inputs.task_section else ():
         source = (inputs.image_folder or folder) / name
-        if source.is_file():
+        if source.is_file() and not source.is_symlink():
+            image = read_preview(source)
             if source.parent.resolve() != folder.resolve():
                 copy_file(source, folder / name)
-            figures.append(embed_image(Image.open(source), source.stem))
+            figures.append(embed_image(image, source.stem))
     return figures
 
 

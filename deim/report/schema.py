@@ -1,6 +1,7 @@
 """The report of an evaluation as a tree of records: the one source of its page, tables and charts."""
 
 import json
+import re
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ from deim.records import check_lengths, from_json, to_json
 ADVICE = "Evaluate the checkpoint again with `deim evaluate`."
 SCHEMA_VERSION = 4
 """Raised whenever a key of the report changes its name or its meaning."""
+IMAGE_NAME = re.compile(r"[^/\\:]+\.png")
+"""Name of an image in the folder of a report."""
 MAX_RESAMPLES = 1_000_000
 """Resamples of the images that a report may have."""
 
@@ -177,7 +180,12 @@ class TaskSection:
     data: dict[str, Any]
     """JSON types, described by the task."""
     images: tuple[str, ...] = ()
-    """Names of images in the folder of the report."""
+    """Names of PNG images in the folder of the report."""
+
+    def __post_init__(self) -> None:
+        for name in self.images:
+            if not IMAGE_NAME.fullmatch(name):
+                raise ValueError(f"images: got {name!r}, needs names of PNG files without a folder.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from deim.cli.arguments import add_config_argument, add_override_argument, new_parser, whole
 from deim.config.catalog import find_config
 from deim.config.checks import REPEATS
+from deim.files import refuse_overwriting
 
 VARIANTS = ("random", "shuffled", "one_hot", "free", "mlp", "class_head")
 
@@ -38,6 +39,8 @@ def build_parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Train and evaluate all variants, judge, write and print."""
     from deim.config.loader import load_config
+    from deim.data.splits import data_places
+    from deim.engine.task import load_task
     from deim.report.schema import write_record
     from multimodal.ablation.result import build_ablation, format_classes, format_models
     from multimodal.ablation.trials import build_trials, run_trials
@@ -45,12 +48,14 @@ def run(args: Namespace) -> None:
 
     started = time.perf_counter()
     config = load_config(find_config(args.config), args.set)
+    path = args.output or Path(config.output_dir) / "text_ablation.json"
+    starts = load_task(config.task.type).start_files(config)
+    refuse_overwriting(outputs=[path], inputs=[*data_places(config.data), *starts])
     context = build_trials(config, pair_names=args.pair)
     seeds = range(config.seed, config.seed + args.seeds)
     scores = run_trials(context, [name for name in ABLATED_VARIANTS if name in args.variants], seeds)
     minutes = (time.perf_counter() - started) / 60
     ablation = build_ablation(context, scores, seeds=seeds, minutes=minutes)
-    path = args.output or Path(config.output_dir) / "text_ablation.json"
     write_record(ablation, path)
     print(f"\n{format_models(ablation)}\n\n{format_classes(ablation)}\n")
     print("\n".join(ablation.summary))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deim.cli.arguments import new_parser
 from deim.config.catalog import find_config
+from deim.files import refuse_overwriting
 
 DEFAULT_MODEL = "ViT-B-32"
 DEFAULT_WEIGHTS = "laion2b_s34b_b79k"
@@ -44,10 +45,17 @@ def run(args: Namespace) -> None:
     from multimodal.prompts import load_prompts
     from multimodal.text_bank import build_text_bank, describe_text_bank, save_text_bank
 
-    prompts = load_prompts(find_config(args.prompts))
+    prompts_path = find_config(args.prompts)
+    checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
+    weights = None if args.weights is None else Path(args.weights)
+    refuse_overwriting(
+        outputs=[args.output],
+        inputs=[path for path in (prompts_path, checkpoint, weights) if path is not None and path.exists()],
+    )
+    prompts = load_prompts(prompts_path)
     class_names = args.classes
-    if args.checkpoint is not None:
-        class_names = read_checkpoint(find_checkpoint(args.checkpoint)).class_names
+    if checkpoint is not None:
+        class_names = read_checkpoint(checkpoint).class_names
     given = {
         "type": Node(args.encoder, "--encoder"),
         "clip_model": Node(args.model, "--model"),

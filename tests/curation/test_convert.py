@@ -1,6 +1,7 @@
 """From one format to the next and back: the same boxes, classes and ids, and nothing lost without a line."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +244,90 @@ def test_coco_files_beside_the_images_of_each_split_are_found(tmp_path: Path) ->
             noise(image["id"]).save(tmp_path / folder / image["file_name"])
     splits = read(tmp_path, "coco")
     assert {name: len(split) for name, split in splits.items()} == {"train": 3, "val": 2}
+
+
+@pytest.mark.parametrize("data_format", ["voc", "yolo"])
+@pytest.mark.parametrize("name", ["a\nb.png", "a\x85b.png", "a\u2028.png", "lot\r/a.png", "a .png", " a.png"])
+def test_an_image_name_that_no_line_holds_is_refused(
+    name: str, data_format: Format, call: Callable, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "set")
+    contents = make_contents()
+    contents["train"]["images"][1]["file_name"] = name
+    (tmp_path / "set" / "images" / name).parent.mkdir(exist_ok=True)
+    noise(7).save(tmp_path / "set" / "images" / name)
+    write_contents(tmp_path / "set", contents)
+    code, _, err = call("data", "convert", "set", "--to", data_format, "--output", "new")
+    assert (code, f"image {name!r} has a line break" in err) == (2, True)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("data_format", ["voc", "yolo"])
+@pytest.mark.parametrize("name", ["a\nb", "pit\x85", "pit\u2029"])
+def test_a_class_name_that_no_line_holds_is_refused(
+    name: str, data_format: Format, call: Callable, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "set")
+    contents = make_contents()
+    for content in contents.values():
+        content["categories"][1] = {"id": 3, "name": name}
+    write_contents(tmp_path / "set", contents)
+    code, _, err = call("data", "convert", "set", "--to", data_format, "--output", "new")
+    assert (code, "cannot represent. Rename" in err) == (2, True)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "names", [("A.png", "a.png"), ("é.png", "e\u0301.png"), ("Straße.png", "STRASSE.png")]
+)
+def test_names_of_one_file_on_other_systems_are_refused(names: tuple[str, str]) -> None:
+    with pytest.raises(DataError, match="on systems that ignore case and Unicode form"):
+        place_names({"train": names}, by_stem=False)
+    placed = place_names({"train": names[:1], "val": names[1:]}, by_stem=False)
+    assert placed == {"train": [f"train/{names[0]}"], "val": [f"val/{names[1]}"]}
+
+
+@pytest.mark.parametrize("name", ["", "  ", "pit\udcff"])
+def test_names_that_no_report_holds_are_refused_at_the_door(name: str, tmp_path: Path) -> None:
+    raw = find_dataset(write_small_set(tmp_path / "set")).read("train")
+    category = {**raw.categories[0], "name": name}
+    with pytest.raises(DataError, match="is not text in UTF-8, or empty"):
+        to_splits({"train": replace(raw, categories=[category, *raw.categories[1:]])})
+
+
+@pytest.mark.parametrize("output", ["set/new", "set/images/../x/new", "link/new"])
+@pytest.mark.parametrize("action", ["check", "stats", "convert", "split"])
+def test_no_action_writes_into_the_dataset(action: str, output: str, call: Callable, tmp_path: Path) -> None:
+    write_small_set(tmp_path / "set")
+    (tmp_path / "link").symlink_to("set")
+    before = sorted((tmp_path / "set").rglob("*"))
+    more = ("--to", "yolo") if action == "convert" else ()
+    code, _, err = call("data", action, "set", *more, "--output", output)
+    assert (code, "which is read" in err) == (2, True)
+    assert sorted((tmp_path / "set").rglob("*")) == before
+
+
+def test_check_has_the_limit_of_image_size(call: Callable, tmp_path: Path) -> None:
+    write_small_set(tmp_path / "set")
+    limit = "--max-image-megapixels"
+    assert call("data", "check", "set", limit, "0.0001", "--output", "check.json")[0] == 1
+    assert '"large_image": 5' in (tmp_path / "check.json").read_text()
+    code, _, err = call("data", "check", "set", limit, "0", "--output", "check.json")
+    assert (code, f"{limit}: got 0" in err) == (2, True)
+    assert call("data", "check", "set", limit, "0.0012", "--output", "check.json")[2] == ""
+    assert '"large_image": 0' in (tmp_path / "check.json").read_text()
+
+
+@pytest.mark.parametrize("data_format", ["voc", "yolo", "coco"])
+@pytest.mark.parametrize("name", ["a.jpg.png", "100% #1?.png", "lot 1/b.TIF.png", "名前.png", "-c.png"])
+def test_any_other_name_is_read_again(name: str, data_format: Format, call: Callable, tmp_path: Path) -> None:
+    write_images(tmp_path / "set")
+    contents = make_contents()
+    contents["train"]["images"][1]["file_name"] = name
+    (tmp_path / "set" / "images" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "set" / "images" / "t1.png").rename(tmp_path / "set" / "images" / name)
+    write_contents(tmp_path / "set", contents)
+    assert call("data", "convert", "set", "--to", data_format, "--output", "new")[0] == 0
+    old, new = read(tmp_path / "set", "coco")["train"], read(tmp_path / "new", data_format)["train"]
+    assert sorted(new.file_names) == sorted(old.file_names)
+    assert len(new.boxes_xywh) == len(old.boxes_xywh)

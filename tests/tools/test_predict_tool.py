@@ -57,11 +57,83 @@ def test_folders_below_are_predicted_and_kept_in_the_copies(
     assert [entry["file_name"] for entry in read(tmp_path / "found" / "images.json")] == ["top.png"]
 
 
-def test_earlier_copies_are_not_predicted_again(call: Callable, tiny_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", ["lots", "lots/out", "link/out", "lots/sub/../../lots/new/deeper", "x"])
+def test_nothing_is_written_to_a_folder_that_is_read(
+    output: str, call: Callable, tiny_run: Path, tmp_path: Path
+) -> None:
     save(tmp_path / "lots" / "a.png")
-    for _ in range(2):
-        code, out, _ = call("predict", tiny_run, "lots", "--output", "lots/out")
-        assert (code, " in 1 image\n" in out) == (0, True)
+    save(tmp_path / "lots" / "sub" / "b.png")
+    (tmp_path / "link").symlink_to("lots")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "annotated").symlink_to(tmp_path / "lots" / "sub")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    code, _, err = call("predict", tiny_run, "lots", "--output", output)
+    assert code == 2
+    assert "which is read" in err
+    assert "--output" in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("image", ["x/annotated", "x/annotated/a.png"])
+def test_images_in_the_folder_of_copies_are_not_replaced(
+    image: str, call: Callable, tiny_run: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "x" / "annotated" / "a.png")
+    before = (tmp_path / "x" / "annotated" / "a.png").read_bytes()
+    assert call("predict", tiny_run, image, "--output", "x")[0] == 2
+    assert (tmp_path / "x" / "annotated" / "a.png").read_bytes() == before
+    assert call("predict", tiny_run, image, "--output", "x/annotated/../y")[0] == 0
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_link_at_the_place_of_a_copy_is_replaced_and_not_followed(
+    link: Callable, call: Callable, tiny_run: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "lots" / "a.png")
+    (tmp_path / "found" / "annotated").mkdir(parents=True)
+    link(tmp_path / "lots" / "a.png", tmp_path / "found" / "annotated" / "a.png")
+    before = (tmp_path / "lots" / "a.png").read_bytes()
+    assert call("predict", tiny_run, "lots", "--output", "found")[0] == 0
+    assert (tmp_path / "lots" / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("size", "suffix"), [((16, 16_400), "webp"), ((16_390, 20), "WEBP"), ((65_600, 8), "jpg")]
+)
+def test_an_image_too_large_for_the_format_of_its_copy_becomes_png(
+    size: tuple[int, int], suffix: str, call: Callable, tiny_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "lots").mkdir()
+    Image.new("RGB", size).save(tmp_path / "lots" / f"long.{suffix}", format="png")
+    save(tmp_path / "lots" / f"long.{suffix}.png")
+    code, _, err = call("predict", tiny_run, "lots", "--output", "found")
+    assert (code, err) == (0, "")
+    copies = sorted(path.name for path in (tmp_path / "found" / "annotated").iterdir())
+    assert copies == [f"_long.{suffix}.png", f"long.{suffix}.png"]
+
+
+def test_names_of_any_length_and_bytes_do_not_stop_the_others(
+    call: Callable, tiny_run: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "lots" / "a.png")
+    noise(0).save(tmp_path / "lots" / f"{'x' * 251}.gif")
+    noise(1).save(tmp_path / "lots" / f"{'é' * 125}.jpg")
+    noise(2).save(os.fsencode(tmp_path / "lots") + b"/bad\xff.png")
+    code, out, err = call("predict", tiny_run, "lots", "--output", "found")
+    assert (code, "bad\\udcff.png" in err) == (1, True)
+    assert " in 3 images\n" in out
+    names = {entry["file_name"] for entry in json.loads((tmp_path / "found" / "images.json").read_text())}
+    assert {"a.png", "bad\\udcff.png"} < names
+
+
+def test_listed_images_that_are_not_there_are_counted(call: Callable, tiny_run: Path, tmp_path: Path) -> None:
+    save(tmp_path / "lots" / "a.png")
+    images = [{"id": number, "file_name": f"{name}.png"} for number, name in enumerate("abc")]
+    (tmp_path / "list.json").write_text(json.dumps({"images": images}))
+    code, out, _ = call("predict", tiny_run, "lots", "--annotations", "list.json", "--output", "found")
+    assert code == 0
+    assert "missing    2 images of list.json, not in lots" in out
 
 
 @pytest.mark.parametrize(
@@ -123,9 +195,9 @@ def test_of_several_pages_the_first_is_used_with_a_word(
     suffix: str, call: Callable, tiny_run: Path, tmp_path: Path
 ) -> None:
     first, *others = (noise(seed) for seed in range(3))
-    first.save(tmp_path / f"scan.{suffix}", save_all=True, append_images=others)
-    save(tmp_path / "plain.png")
-    code, out, _ = call("predict", tiny_run, ".", *RAW)
+    save(tmp_path / "lots" / "plain.png")
+    first.save(tmp_path / "lots" / f"scan.{suffix}", save_all=True, append_images=others)
+    code, out, _ = call("predict", tiny_run, "lots", *RAW)
     assert code == 0
     assert out.count("pages or frames") == 1
     assert f"scan.{suffix}: has 3 pages or frames; only the first is used." in out

@@ -7,6 +7,7 @@ text or missing, `iscrowd: null`, and a polygon or mask instead of a box.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import eq
 from pathlib import Path
 from typing import Any, Final
@@ -120,12 +121,15 @@ def read_coco(annotations_path: Path, image_dir: Path) -> CocoSplit:
     return to_split(read_raw_coco(annotations_path, (image_dir,)))
 
 
-def read_raw_coco(annotations_path: Path, image_dirs: Sequence[Path]) -> RawSplit:
+def read_raw_coco(
+    annotations_path: Path, image_dirs: Sequence[Path], *, allow_outside: bool = False
+) -> RawSplit:
     """Read an annotation file without validating boxes and references; see `read_coco`.
 
     Args:
         annotations_path: COCO JSON.
         image_dirs: Folders that may hold the images; the one with most of them is taken.
+        allow_outside: Whether images may lie outside that folder.
 
     Raises:
         DataError: If the file cannot be read or is not COCO, or a value has a wrong type.
@@ -134,7 +138,9 @@ def read_raw_coco(annotations_path: Path, image_dirs: Sequence[Path]) -> RawSpli
     where = annotations_path.name
     names = [image["file_name"] for image in content["images"]]
     reading = _Reading(
-        where=where, index=_best_index(image_dirs, names), log=IssueLog(split=annotations_path.stem)
+        where=where,
+        index=_best_index(image_dirs, names, allow_outside=allow_outside),
+        log=IssueLog(split=annotations_path.stem),
     )
     if not reading.index.folder.is_dir():
         folder = reading.index.folder
@@ -156,7 +162,7 @@ def read_raw_coco(annotations_path: Path, image_dirs: Sequence[Path]) -> RawSpli
     )
 
 
-def read_image_ids(annotations_path: Path, index: ImageIndex) -> dict[str, int | str]:
+def read_image_ids(annotations_path: Path, index: ImageIndex) -> tuple[dict[str, int | str], int]:
     """Read the ids that a COCO file gives to images; its annotations and categories may be missing.
 
     Args:
@@ -164,15 +170,15 @@ def read_image_ids(annotations_path: Path, index: ImageIndex) -> dict[str, int |
         index: The images to look for.
 
     Returns:
-        The id of each image that the file lists, by its path in the index, in the order of the file. An image
-        that the index does not have is left out.
+        The id of each image that the file lists, by its path in the index, in the order of the file; and the
+        number of images that the file lists and the index does not have.
 
     Raises:
         DataError: If the file cannot be read or is not COCO, or an image may be several files.
     """
     content = _read_content(annotations_path, keys=("images",))
     ids: dict[str, int | str] = {}
-    problems = []
+    problems, num_absent = [], 0
     for image in content["images"]:
         lookup = index.find(image["file_name"])
         where = f"{annotations_path}: image {image['file_name']!r} (id {image['id']})"
@@ -183,8 +189,10 @@ def read_image_ids(annotations_path: Path, index: ImageIndex) -> dict[str, int |
             problems.append(f"{where} is {lookup.path}, which also has id {other}. Keep one of the entries.")
         elif lookup.path is not None:
             ids[lookup.path] = image["id"]
+        else:
+            num_absent += 1
     raise_listed(problems)
-    return ids
+    return ids, num_absent
 
 
 def _say_ambiguous(lookup: Lookup, index: ImageIndex) -> str:
@@ -247,10 +255,11 @@ def _read_fields(where: str, key: str, entries: Sequence[Entry], problems: list[
     return cleaned
 
 
-def _best_index(image_dirs: Sequence[Path], names: Sequence[str]) -> ImageIndex:
+def _best_index(image_dirs: Sequence[Path], names: Sequence[str], *, allow_outside: bool) -> ImageIndex:
     """Return the index of the folder that has most of the images, and most of them under the name given."""
-    best_score, best = (-1, -1), ImageIndex(image_dirs[0])
-    for index in (best, *map(ImageIndex, image_dirs[1:])):
+    first, *others = (partial(ImageIndex, folder, allow_outside=allow_outside) for folder in image_dirs)
+    best_score, best = (-1, -1), first()
+    for index in (best, *(build() for build in others)):
         paths = [index.find(name).path for name in names]
         score = (len(paths) - paths.count(None), sum(map(eq, paths, names)))
         if score > best_score:
@@ -274,7 +283,7 @@ def _find_images(reading: _Reading, entries: Sequence[Entry]) -> Sequence[Entry]
             reading.skipped_ids.add(entry["id"])
             continue
         if lookup.path is None:
-            reading.log.add("missing_image", name, f"{where} is listed but not in {folder}.")
+            reading.log.add("missing_image", name, f"{where} is listed but not in {folder}.{lookup.advice}")
             reading.skipped_ids.add(entry["id"])
             continue
         if lookup.path != name:

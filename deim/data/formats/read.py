@@ -56,6 +56,8 @@ class CocoSet:
     format: Format = "coco"
     absent: Mapping[str, str] = field(default_factory=dict)
     """No split is named and not there."""
+    allow_outside: bool = False
+    """Whether images may lie outside the folder."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -71,16 +73,17 @@ class CocoSet:
         if split not in self.files:
             raise DataError(f"split {split!r}: {self.root} has none. Choose one of {', '.join(self.splits)}.")
         files = self.files[split]
-        raw = read_raw_coco(files.annotations, files.image_dirs)
+        raw = read_raw_coco(files.annotations, files.image_dirs, allow_outside=self.allow_outside)
         return replace(raw, name=split, issues=tuple(replace(issue, split=split) for issue in raw.issues))
 
 
-def find_dataset(root: Path, data_format: Format | None = None) -> Dataset:
+def find_dataset(root: Path, data_format: Format | None = None, *, allow_outside: bool = False) -> Dataset:
     """Detect the format of a dataset and find its files.
 
     Args:
         root: Folder; or a `data.yaml`, or a COCO file.
         data_format: Its format; None detects it.
+        allow_outside: Whether its files may name others outside the folder.
 
     Raises:
         DataError: If there is no such folder, it fits no format or several, or its description is wrong.
@@ -99,7 +102,7 @@ def find_dataset(root: Path, data_format: Format | None = None) -> Dataset:
         inside = [] if formats or root.is_file() else [*root.iterdir()]
         inside = [path for path in inside if not is_hidden(Path(path.name))]
         if len(inside) == 1 and inside[0].is_dir():
-            return find_dataset(inside[0])  # an archive with one folder
+            return find_dataset(inside[0], allow_outside=allow_outside)  # an archive with one folder
     if len(formats) != 1:
         what = f"looks like {' and '.join(formats)}" if formats else "no dataset there"
         if not formats and root.is_dir() and has_labels(root):
@@ -110,15 +113,16 @@ def find_dataset(root: Path, data_format: Format | None = None) -> Dataset:
         )
     match formats[0]:
         case "yolo":
-            return read_yolo_set(root)
+            return read_yolo_set(root, allow_outside=allow_outside)
         case "voc":
-            return read_voc_set(root)
+            return read_voc_set(root, allow_outside=allow_outside)
         case "coco":
             if not coco_files:
                 raise DataError(
                     f"{root}: no COCO dataset there. It needs annotations/train.json and images/."
                 )
-            return CocoSet(root=root if root.is_dir() else root.parent, files=coco_files)
+            folder = root if root.is_dir() else root.parent
+            return CocoSet(root=folder, files=coco_files, allow_outside=allow_outside)
 
 
 def find_coco_files(root: Path) -> dict[str, CocoFiles]:

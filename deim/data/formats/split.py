@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.data.formats.issues import Issue, IssueLog
-from deim.files import count, raise_listed, sha256_of_file
+from deim.files import count, is_utf8, raise_listed, sha256_of_file
 
 Entry = Mapping[str, Any]
 """An entry, or the whole content, of an annotation file."""
@@ -214,6 +215,7 @@ def find_problems(raw: RawSplit) -> list[Issue]:
     _find_duplicates(raw, "image file", [image["file_name"] for image in raw.images], log)
     _find_duplicates(raw, "category id", [category["id"] for category in raw.categories], log)
     _find_duplicates(raw, "category name", [category["name"] for category in raw.categories], log)
+    _find_bad_names(raw, log)
     _find_fractions(raw, log)
     _find_annotation_problems(raw, log)
     if not raw.images and not log.issues:
@@ -248,6 +250,39 @@ def _find_duplicates(raw: RawSplit, what: str, values: Sequence[object], log: Is
         if uses > 1:
             message = f"{where}: {what} {value!r} is used {uses} times. Each must be unique."
             log.add("repeated_id", where, message)
+
+
+def has_control_character(name: str) -> bool:
+    """Whether a name has a line break of any kind, or another control character."""
+    return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name)
+
+
+def refuse_class_names(split: CocoSplit, format_name: str) -> None:
+    """Refuse class names that programs for a format with a line for each name would read differently.
+
+    Raises:
+        DataError: If a name has a control character.
+    """
+    where = split.annotations_path.name
+    problems = [
+        f"{where}: category {number} has the name {name!r} with a control character, which {format_name} "
+        f"cannot represent. Rename the category."
+        for number, name in zip(split.category_ids, split.class_names, strict=True)
+        if has_control_character(name)
+    ]
+    raise_listed(problems)
+
+
+def _find_bad_names(raw: RawSplit, log: IssueLog) -> None:
+    """Report names of images and classes that no report could hold."""
+    where = raw.annotations_path.name
+    names = [("image file", image["file_name"]) for image in raw.images]
+    names += [("category name", category["name"]) for category in raw.categories]
+    for what, name in names:
+        if not is_utf8(name) or not name.strip():
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            message = f"{where}: {what} {shown!r} is not text in UTF-8, or empty. Rename it."
+            log.add("unreadable", shown if what == "image file" else where, message)
 
 
 def _find_fractions(raw: RawSplit, log: IssueLog) -> None:

@@ -10,8 +10,8 @@ file; without it the classes are all names of all annotations, numbered from 1 i
 import json
 import logging
 import math
+import os
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,12 +20,12 @@ from xml.etree import ElementTree
 
 from deim.data.formats.issues import IssueLog
 from deim.data.formats.names import SPLITS, UNSPLIT, Format, name_splits
-from deim.data.formats.split import CocoSplit, Entry, RawSplit
+from deim.data.formats.split import CocoSplit, Entry, RawSplit, refuse_class_names
 from deim.data.formats.values import MAX_SIDE_PX, whole_number
-from deim.data.images.folder import ImageIndex, list_images, walk_files
+from deim.data.images.folder import OUTSIDE, ImageIndex, is_file, list_images, walk_files
 from deim.data.images.read import IMAGE_SUFFIXES, read_size
 from deim.errors import DataError
-from deim.files import raise_listed
+from deim.files import lies_below
 from deim.parse import read_json, read_lines, read_xml
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ class VocSet:
     format: Format = "voc"
     absent: Mapping[str, str] = field(default_factory=dict)
     """No split is named and not there."""
+    allow_outside: bool = False
+    """Whether lists and annotation files may name files outside the folder."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -86,7 +88,7 @@ class VocSet:
         reading = _Reading(
             dataset=self,
             ids={row["name"]: row["id"] for row in categories},
-            index=ImageIndex(self.images),
+            index=ImageIndex(self.images, allow_outside=self.allow_outside),
             log=IssueLog(split=split),
         )
         for number, stem in enumerate(self.stems[split], start=1):
@@ -119,7 +121,8 @@ class _Reading:
 
     def where(self, stem: str) -> str:
         """Return the path of an annotation file for messages."""
-        return (self.dataset.annotations / f"{stem}.xml").relative_to(self.dataset.root).as_posix()
+        path = self.dataset.annotations / f"{stem}.xml"
+        return Path(os.path.relpath(path, self.dataset.root)).as_posix()
 
 
 def find_voc(root: Path) -> Path | None:
@@ -133,8 +136,8 @@ def find_voc(root: Path) -> Path | None:
     return None
 
 
-def read_voc_set(root: Path) -> VocSet:
-    """Find the files of a dataset.
+def read_voc_set(root: Path, *, allow_outside: bool = False) -> VocSet:
+    """Find the files of a dataset, which may name files outside `root` with `allow_outside`.
 
     Raises:
         DataError: If there are none, or a list cannot be read.
@@ -157,6 +160,7 @@ def read_voc_set(root: Path) -> VocSet:
         images=images,
         stems=splits or {UNSPLIT: stems},
         has_lists=(root / LISTS).is_dir() and UNSPLIT not in splits,
+        allow_outside=allow_outside,
     )
 
 
@@ -183,17 +187,10 @@ def write_voc(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str]
         root: Existing folder.
 
     Raises:
-        DataError: If the name of a category contains a control character.
+        DataError: If the format cannot represent the name of a category.
     """
     first = next(iter(splits.values()))
-    raise_listed(
-        [
-            f"{first.annotations_path.name}: category {number} has the name {name!r} with a control "
-            f"character, which VOC cannot represent. Rename the category."
-            for number, name in zip(first.category_ids, first.class_names, strict=True)
-            if any(unicodedata.category(character) == "Cc" for character in name)
-        ]
-    )
+    refuse_class_names(first, "VOC")
     lists = root / LISTS
     lists.mkdir(parents=True)
     for name, split in splits.items():
@@ -246,7 +243,7 @@ def _read_lists(root: Path, annotations: Path) -> dict[str, list[str]]:
             lines = (line.rsplit(maxsplit=1)[0] for line in read_lines(path))
             by_class.setdefault(path.stem.rpartition("_")[2], {}).update(dict.fromkeys(lines))
         return {split: list(by_class[name]) for split, name in name_splits(by_class).items()}
-    splits = {split: _read_stems(lists[name]) for split, name in name_splits(lists).items()}
+    splits = {split: _read_stems(lists[name], annotations) for split, name in name_splits(lists).items()}
     if TRAINVAL in splits:
         whole = set(splits[TRAINVAL])
         subsets = {
@@ -258,12 +255,14 @@ def _read_lists(root: Path, annotations: Path) -> dict[str, list[str]]:
     return splits
 
 
-def _read_stems(path: Path) -> list[str]:
-    """Return the lines of a list without the suffixes of images."""
+def _read_stems(path: Path, annotations: Path) -> list[str]:
+    """Return the lines of a list without the suffixes of images; `a.jpg` stays if there is an `a.jpg.xml`."""
     lines = (PurePosixPath(line) for line in read_lines(path))
-    return [
-        (line.with_suffix("") if line.suffix.lower() in IMAGE_SUFFIXES else line).as_posix() for line in lines
-    ]
+    return [(line.with_suffix("") if _names_image(line, annotations) else line).as_posix() for line in lines]
+
+
+def _names_image(line: PurePosixPath, annotations: Path) -> bool:
+    return line.suffix.lower() in IMAGE_SUFFIXES and not is_file(annotations / f"{line}.xml")
 
 
 def _split_by_folder(stems: Sequence[str]) -> dict[str, list[str]]:
@@ -329,9 +328,13 @@ def _box_fault(box: ElementTree.Element | None) -> str:
 
 def _read_image_entry(reading: _Reading, number: int, stem: str) -> None:
     """Add an image of the list with its annotations, or the problem with it."""
-    where, log = reading.where(stem), reading.log
+    where, log, dataset = reading.where(stem), reading.log, reading.dataset
+    path = dataset.annotations / f"{stem}.xml"
+    if not (dataset.allow_outside or lies_below(path, dataset.root)):
+        log.add("unreadable", where, f"{log.split}.txt: {stem!r} leads out of {dataset.root}. {OUTSIDE}")
+        return
     try:
-        root = read_xml(reading.dataset.annotations / f"{stem}.xml")
+        root = read_xml(path)
     except FileNotFoundError:
         message = (
             f"{where}: no such annotation file, but {log.split}.txt lists it. Add it, even without boxes."
@@ -380,7 +383,10 @@ def _find_image(reading: _Reading, where: str, stem: str, *, given: str) -> str 
         name = given or stem
         fitting = f", but {' or '.join(lookup.candidates)} may be meant" if lookup.candidates else ""
         folder = reading.dataset.images
-        message = f"{where}: its image {name!r} is not in {folder}{fitting}. Add it, or correct the name."
+        message = (
+            f"{where}: its image {name!r} is not in {folder}{fitting}. Add it, or correct the name."
+            f"{lookup.advice}"
+        )
         reading.log.add("ambiguous_image" if fitting else "missing_image", name, message)
     return lookup.path
 

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -22,11 +22,12 @@ import yaml
 
 from deim.data.formats.issues import IssueLog
 from deim.data.formats.names import SPLITS, UNSPLIT, WORDS, Format, name_splits, split_words
-from deim.data.formats.split import CocoSplit, Entry, RawSplit
+from deim.data.formats.split import CocoSplit, Entry, RawSplit, refuse_class_names
 from deim.data.formats.values import polygon_box, whole_number
-from deim.data.images.folder import ImageIndex, is_dir, is_file, list_images, path_parts
+from deim.data.images.folder import OUTSIDE, ImageIndex, is_dir, is_file, list_images, path_parts
 from deim.data.images.read import read_size
 from deim.errors import DataError
+from deim.files import lies_below
 from deim.parse import parse_yaml, read_lines, read_text
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -52,6 +53,8 @@ class YoloSet:
     """Folders of images, or text files that list images, of each split, as given."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """Message about each split that the description names, that is not there, and that no run needs."""
+    allow_outside: bool = False
+    """Whether images may lie outside the folder of `path`."""
     has_keypoints: bool = False
     """Whether keypoints follow the box in a line."""
     format: Format = "yolo"
@@ -97,12 +100,13 @@ def has_labels(root: Path) -> bool:
     return any(_label_of(root / image).is_file() for image in list_images(root))
 
 
-def read_yolo_set(root: Path) -> YoloSet:
+def read_yolo_set(root: Path, *, allow_outside: bool = False) -> YoloSet:
     """Read the description of a dataset.
 
     Args:
         root: Folder of the dataset, or the file that describes it. A folder with only a list of class names
             has the splits that its subfolders, or those of `images/`, are named for; or the one split `all`.
+        allow_outside: Whether the description may name files outside its folder.
 
     Raises:
         DataError: If there is no description or it is wrong.
@@ -115,22 +119,29 @@ def read_yolo_set(root: Path) -> YoloSet:
         )
     folder = root if root.is_dir() else root.parent
     if path.suffix == ".data":
-        return _read_darknet(path)
+        return replace(_read_darknet(path), allow_outside=allow_outside)
     if path.suffix not in (".yaml", ".yml"):
         names = tuple(read_lines(path))
         ids = tuple(range(len(names)))
-        return YoloSet(path=path, root=folder, names=names, category_ids=ids, places=_find_folders(folder))
+        return YoloSet(
+            path=path,
+            root=folder,
+            names=names,
+            category_ids=ids,
+            places=_find_folders(folder),
+            allow_outside=allow_outside,
+        )
     content = _read_yaml(path)
     names = _read_names(path, content)
     given = {
         str(key): _as_texts(value) for key, value in content.items() if str(key).lower() in WORDS and value
     }
     places = {split: given[key] for split, key in name_splits(given).items()}
-    base = _base_folder(path, content)
+    base = _base_folder(path, content, allow_outside=allow_outside)
     absent = {}
     if "test" in places and len(places) > 1:
         try:
-            _find_places(path, base, "test", places["test"])
+            _find_places(path, base, "test", places["test"], allow_outside=allow_outside)
         except DataError as error:
             absent["test"] = str(error)
             del places["test"]
@@ -145,6 +156,7 @@ def read_yolo_set(root: Path) -> YoloSet:
         category_ids=_read_ids(path, content, names),
         places=places,
         absent=absent,
+        allow_outside=allow_outside,
         has_keypoints="kpt_shape" in content,
     )
 
@@ -200,7 +212,9 @@ def _read_split(dataset: YoloSet, split: str) -> RawSplit:
         raise DataError(
             f"split {split!r}: {dataset.path} names none. Choose one of {', '.join(dataset.splits)}."
         )
-    places = _find_places(dataset.path, dataset.root, split, dataset.places[split])
+    places = _find_places(
+        dataset.path, dataset.root, split, dataset.places[split], allow_outside=dataset.allow_outside
+    )
     image_dir = places[0] if len(places) == 1 and places[0].is_dir() else dataset.root
     images: list[Entry] = []
     annotations: list[Entry] = []
@@ -274,8 +288,10 @@ def write_yolo(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str
         root: Existing folder.
 
     Raises:
-        DataError: If there are crowd regions, which the format cannot represent.
+        DataError: If there are crowd regions or names of classes, which the format cannot represent.
     """
+    first = next(iter(splits.values()))
+    refuse_class_names(first, "YOLO")
     for name, split in splits.items():
         if split.is_crowd.any():
             raise DataError(
@@ -295,7 +311,6 @@ def write_yolo(splits: Mapping[str, CocoSplit], names: Mapping[str, Sequence[str
             path = label_path(root / "images" / name / new_name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(lines), encoding="utf-8")
-    first = next(iter(splits.values()))
     content = {
         "path": ".",
         **{name: f"images/{name}" for name in splits},
@@ -346,28 +361,35 @@ def _read_ids(path: Path, content: Entry, names: Sequence[str]) -> tuple[int, ..
     return numbers
 
 
-def _base_folder(path: Path, content: Entry) -> Path:
-    """Return the folder to which the splits are relative: that of `path:`, if it exists, or of the file."""
+def _base_folder(path: Path, content: Entry, *, allow_outside: bool) -> Path:
+    """Return the folder to which the splits are relative: that of `path:` if allowed, or the file's."""
     given = content.get("path")
     base = path.parent / str(given) if given else path.parent
-    return base if is_dir(base) else path.parent
+    may_be_used = is_dir(base) and (allow_outside or lies_below(base, path.parent))
+    return base if may_be_used else path.parent
 
 
 def _as_texts(entry: object) -> tuple[str, ...]:
     return tuple(map(str, entry if isinstance(entry, list) else [entry]))
 
 
-def _find_places(path: Path, root: Path, split: str, texts: Sequence[str]) -> tuple[Path, ...]:
+def _find_places(
+    path: Path, root: Path, split: str, texts: Sequence[str], *, allow_outside: bool
+) -> tuple[Path, ...]:
     """Return the folders and lists of a split.
 
     Raises:
-        DataError: If one of them is not there.
+        DataError: If one of them is not there, or outside the folder of `path` and that is not allowed.
     """
     places = []
     for text in texts:
         # Exports write `../train/images` for train/images beside the file, or the folder of another machine.
         given = root / text
-        place = given if is_file(given) or is_dir(given) else _find_end(root, text)
+        is_there = is_file(given) or is_dir(given)
+        may_be_used = is_there and (allow_outside or lies_below(given, path.parent))
+        place = given if may_be_used else _find_end(root, text)
+        if place is None and is_there:
+            raise DataError(f"{path}: {split}: {given} lies outside {path.parent}. {OUTSIDE}")
         if place is None:
             raise DataError(
                 f"{path}: {split}: there is no {root / text}. Name a folder of images, "
@@ -383,7 +405,7 @@ def _image_paths(dataset: YoloSet, places: Sequence[Path], log: IssueLog) -> Ite
         if place.is_dir():
             yield from (place / name for name in list_images(place))
             continue
-        index = ImageIndex(dataset.root)
+        index = ImageIndex(dataset.root, allow_outside=dataset.allow_outside)
         for line in dict.fromkeys(read_lines(place)):
             lookup = index.find(_relative(place.parent / line, dataset.root))
             lookup = lookup if lookup.path or lookup.candidates else index.find(line)
@@ -394,7 +416,8 @@ def _image_paths(dataset: YoloSet, places: Sequence[Path], log: IssueLog) -> Ite
                 message = f"{place.name}: {line!r} may be {' or '.join(lookup.candidates)}. Give its folder."
                 log.add("ambiguous_image", name, message)
             else:
-                log.add("missing_image", name, f"{place.name}: there is no image {line!r} in {dataset.root}.")
+                message = f"{place.name}: there is no image {line!r} in {dataset.root}.{lookup.advice}"
+                log.add("missing_image", name, message)
 
 
 def _read_labels(path: Path, dataset: YoloSet, size_hw: tuple[int, int], log: IssueLog) -> list[Entry]:

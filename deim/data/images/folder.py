@@ -4,13 +4,18 @@ import os
 import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from deim.data.images.read import IMAGE_SUFFIXES
+from deim.files import lies_below
 
 SYSTEM_FOLDERS = ("__MACOSX",)
+OUTSIDE = (
+    "A file outside the folder is there, but names in data lead only to files below it. If you trust these "
+    "data, allow others with --allow-outside, or data.allow_outside=true."
+)
 
 
 def is_hidden(path: Path | PurePosixPath) -> bool:
@@ -68,14 +73,26 @@ class Lookup:
     """Path relative to the folder, with `/`; None if no file or several fit."""
     candidates: tuple[str, ...] = ()
     """The files that fit equally well, if there are several."""
+    is_outside: bool = False
+    """Whether the name is that of a file outside the folder, which is not taken."""
+
+    @property
+    def advice(self) -> str:
+        """Sentence about a file outside the folder; empty if there is none."""
+        return f" {OUTSIDE}" if self.is_outside else ""
 
 
 class ImageIndex:
     """Finds the image files of a folder by the names that annotation files give them."""
 
-    def __init__(self, folder: Path, paths: Sequence[str] | None = None) -> None:
-        """Index the image files below a folder, which need not exist, or only some, by their `paths`."""
-        self.folder = folder
+    def __init__(
+        self, folder: Path, paths: Sequence[str] | None = None, *, allow_outside: bool = False
+    ) -> None:
+        """Index the image files below a folder, which need not exist, or only some, by their `paths`.
+
+        With `allow_outside` a name may also be that of a file elsewhere.
+        """
+        self.folder, self.allow_outside = folder, allow_outside
         if paths is None:
             paths = list_images(folder) if folder.is_dir() else []
         self.paths = list(paths)
@@ -94,21 +111,27 @@ class ImageIndex:
         folder that shares the longest end of the path with it.
 
         Args:
-            name: Relative or absolute path as an annotation file gives it; only files below the folder are
-                found.
+            name: Relative or absolute path as an annotation file gives it; only regular files are found, and
+                only below the folder unless others are allowed.
         """
-        if name in self._known or self._is_regular_file(name):
+        if name in self._known:
             return Lookup(path=PurePosixPath(name).as_posix())
-        return _longest_end(dict.fromkeys((name, unquote(name))), self._by_name)
+        is_there = is_file(self.folder / name)
+        is_inside = lies_below(self.folder / name, self.folder) if is_there else True
+        if is_there and (self.allow_outside or (is_inside and not _climbs(name))):
+            return Lookup(path=PurePosixPath(name).as_posix())
+        lookup = _longest_end(dict.fromkeys((name, unquote(name))), self._by_name)
+        is_lost = lookup.path is None and not lookup.candidates
+        return replace(lookup, is_outside=is_lost and not is_inside)
 
     def find_stem(self, stem: str) -> Lookup:
         """Find the file of a path without its suffix; otherwise as `find`."""
         return _longest_end((stem,), self._by_stem)
 
-    def _is_regular_file(self, name: str) -> bool:
-        """Whether a name is a file below the folder although its suffix is not that of an image."""
-        path = PurePosixPath(name)
-        return not path.is_absolute() and ".." not in path.parts and is_file(self.folder / path)
+
+def _climbs(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
 
 
 def _longest_end(texts: Iterable[str], paths_by_key: dict[str, list[str]]) -> Lookup:

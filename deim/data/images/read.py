@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from deim.data.images.pixel_format import RGB8, ImageHeader, PixelFormat, Values
 from deim.errors import DataError
+from deim.files import is_special
 from deim.structures import Placement
 
 DAMAGE: Final = (
@@ -97,6 +98,8 @@ def named_errors(path: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             for logger in loggers:
                 logger.setLevel(SILENT)
+            if is_special(path):
+                raise ValueError("not a regular file")
             yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such image.") from None
