@@ -28,7 +28,7 @@ from deim.config.loader import load_config
 from deim.engine.checkpoints import read_checkpoint
 from deim.engine.log import read_log_lines
 from deim.report.schema import read_report
-from tests.conftest import TINY, _write_coco
+from tests.conftest import TINY, write_tiny_coco
 
 DISK_BYTES = 256 * 2**20
 PAGE_BYTES = 4096
@@ -86,7 +86,7 @@ class Inputs:
 
 def make_inputs(folder: Path) -> Inputs:
     """Make a tiny dataset and train on it."""
-    data = _write_coco(folder / "set")
+    data = write_tiny_coco(folder / "set")
     options = TINY | {
         "epochs": 2,
         "data": {**TINY["data"], "root": str(data)},

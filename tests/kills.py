@@ -1,10 +1,8 @@
-"""The soak: kill runs and fill disks at random, through the commands; prints the tables of BENCHMARKS.md.
+"""Kills of runs at random, through the command: prints the table for BENCHMARKS.md.
 
-    python -m tests.soak kills --number 200
-    python -m tests.soak disks --number 50
+    python -m tests.kills --kills 200
 
-Full disks are small file systems in memory, which only root may mount; `unshare --map-root-user --mount`
-before the command makes any user root for that.
+Full disks are in `tests/full_disk.py`, and flipped bits in `tests/bit_flips.py`.
 """
 
 import argparse
@@ -12,14 +10,12 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +30,6 @@ from tests.conftest import TINY, write_tiny_coco
 from tests.multimodal.conftest import EXPERIMENT, PROMPTS
 
 LONGEST_S = 1800.0
-ROOM_BYTES = 64 * 2**20
 EVERY_STEP = "runtime.checkpoint_minutes=1e-9"
 SIX_EPOCHS = ("epochs=6", "schedule.no_aug_epochs=2", "augment.vertical_flip=0.5", EVERY_STEP)
 MIXED = "augment={mosaic: 0.5, zoom_out: 0.5, crop: 0.5, mix_up: 0.5, copy_blend: 0.5, multi_scale: 0.5}"
@@ -58,7 +53,6 @@ class Workplace:
     config: Path = field(init=False)
     phase2: Path = field(init=False)
     detector: Path = field(init=False)
-    other: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.data = write_tiny_coco(self.folder / "data", num_images={"train": 10, "val": 3, "test": 1})
@@ -67,8 +61,6 @@ class Workplace:
         self.config.write_text(yaml.safe_dump(config), encoding="utf-8")
         self.detector = self.folder / "detector"
         assert deim("train", "-c", self.config, "--set", f"output_dir={self.detector}").code == 0
-        self.other = self.folder / "other"
-        assert deim("train", "-c", self.config, "--set", f"output_dir={self.other}", "seed=1").code == 0
         (self.folder / "prompts.yml").write_text(PROMPTS, encoding="utf-8")
         self.phase2 = self.folder / "phase2.yml"
         text = EXPERIMENT.format(folder=self.folder, detector=self.detector / "best.pth")
@@ -118,7 +110,7 @@ def _call(arguments: list[str], log: Path) -> None:
     sys.exit(run_deim(arguments))
 
 
-def soak_kills(workplace: Workplace, number: int, rng: random.Random) -> list[str]:
+def soak(workplace: Workplace, number: int, rng: random.Random) -> list[str]:
     """Kill runs of all modes and resume them; return the rows of the table."""
     rows = ["| mode | kills | runs | lost or torn | other result | tracebacks |", "|---|---|---|---|---|---|"]
     for mode in MODES:
@@ -221,146 +213,16 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Job:
-    """A command that writes to a folder of a disk, which may be full."""
-
-    arguments: Callable[[Path], tuple[object, ...]]
-    may_exist: bool = True
-    """Whether the command replaces what an earlier one wrote."""
-    trains: bool = False
-    """Whether a new run replaces the old one as soon as it has a checkpoint."""
-
-
-def soak_disks(workplace: Workplace, number: int, rng: random.Random) -> list[str]:
-    """Fill disks under all kinds of commands; return the rows of the table."""
-    rows = [
-        "| command | full disks | message with bytes | torn or lost | repeated in vain | tracebacks |",
-        "|---|---|---|---|---|---|",
-    ]
-    jobs = _jobs(workplace)
-    disk = workplace.folder / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM_BYTES}", "tmpfs", str(disk)], check=True)
-    try:
-        for name, job in jobs.items():
-            counts = Counter[str]()
-            for _ in range(-(-number // len(jobs))):
-                _fill_disk_under(job, disk, counts, rng)
-            cells = [name, *(counts[key] for key in ("disks", "messages", "torn", "in vain", "tracebacks"))]
-            rows.append(f"| {' | '.join(map(str, cells))} |")
-            sys.stderr.write(f"{rows[-1]}\n")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-    return rows
-
-
-def _jobs(workplace: Workplace) -> dict[str, Job]:
-    data, config, detector = workplace.data, workplace.config, workplace.detector
-
-    def evaluate(disk: Path) -> tuple[object, ...]:
-        run = disk / "run"
-        if not run.is_dir():
-            shutil.copytree(detector, run)
-        return ("evaluate", run)
-
-    return {
-        "train": Job(
-            lambda disk: ("train", "-c", config, "--overwrite", "--set", f"output_dir={disk / 'run'}")
-        ),
-        "train, phase 2": Job(
-            lambda disk: (
-                *("train", "-c", workplace.phase2, "--overwrite", "--set"),
-                *(f"output_dir={disk / 'run'}", f"task.cache_dir={disk / 'cache'}", "epochs=2"),
-            )
-        ),
-        "train, disk cache": Job(
-            lambda disk: (
-                *("train", "-c", config, "--overwrite", "--set", f"output_dir={disk / 'run'}", "epochs=1"),
-                *("data.disk_cache_mb=20", f"data.disk_cache_dir={disk / 'cache'}"),
-            )
-        ),
-        "evaluate": Job(evaluate),
-        "predict": Job(lambda disk: ("predict", detector, data / "images", "--output", disk / "out")),
-        "data check": Job(lambda disk: ("data", "check", data, "--output", disk / "check.json")),
-        "data stats": Job(lambda disk: ("data", "stats", data, "--output", disk / "stats.json")),
-        "data convert": Job(
-            lambda disk: ("data", "convert", data, "--to", "voc", "--output", disk / "voc"), may_exist=False
-        ),
-        "data split": Job(lambda disk: ("data", "split", data, "--output", disk / "split"), may_exist=False),
-        "data preview": Job(lambda disk: ("data", "preview", "-c", config, "--output", disk / "preview")),
-        "synthetic": Job(
-            lambda disk: (
-                *("synthetic", "--root", disk / "made", "--max-size", 320, 256, "--train-images", 6),
-                *("--val-images", 2, "--test-images", 2),
-            ),
-            may_exist=False,
-        ),
-        "compare": Job(
-            lambda disk: ("compare", detector, workplace.other, "--output", disk / "comparison.json")
-        ),
-    }
-
-
-def _fill_disk_under(job: Job, disk: Path, counts: Counter[str], rng: random.Random) -> None:
-    """Run a command on an empty disk, then on one that lacks some of the bytes it needs, then with room."""
-    for path in disk.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    command = job.arguments(disk)
-    before_bytes = shutil.disk_usage(disk).used
-    first = deim(*command)
-    if first.code not in (0, 1):
-        raise SystemExit(f"{command}: exit code {first.code}\n{first.printed[-3000:]}")
-    needed = shutil.disk_usage(disk).used - before_bytes
-    if not job.may_exist:
-        for path in disk.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    good = {path for path in disk.rglob("*") if path.is_file()}
-    _fill(disk, free_bytes=rng.randrange(max(1, needed)))
-    ended = deim(*command)
-    counts["disks"] += 1
-    counts["messages"] += ended.code == 2 and "free" in ended.printed
-    counts["tracebacks"] += "Traceback" in ended.printed
-    torn = torn_files(disk)
-    has_new_run = job.trains and (disk / "run" / "last.pth").is_file()
-    lost = [] if has_new_run else [path for path in good if not path.is_file()]
-    counts["torn"] += len(torn) + len(lost)
-    (disk / "filler").unlink()
-    again = deim(*command)
-    counts["in vain"] += again.code != first.code
-    for reason in (*[f"torn {path}" for path in torn], *[f"lost {path}" for path in lost]):
-        sys.stderr.write(f"{reason}\n")
-    is_silent = ended.code == 2 and "free" not in ended.printed
-    if ended.code not in (0, 2) or is_silent or again.code != first.code:
-        sys.stderr.write(f"{command}: {ended.code}\n{ended.printed[-1500:]}\n")
-        sys.stderr.write(f"again: {again.code}\n{again.printed[-1500:]}\n")
-
-
-def _fill(disk: Path, *, free_bytes: int) -> None:
-    """Write a file that leaves so many bytes free."""
-    with (disk / "filler").open("wb") as file:
-        left = shutil.disk_usage(disk).free - free_bytes
-        while left > 0:
-            block = min(left, 2**16)
-            try:
-                file.write(bytes(block))
-            except OSError:
-                return
-            left -= block
-
-
 def main() -> None:
-    """Print the table of one soak."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("kills", "disks"))
-    parser.add_argument("--number", type=int, default=50, help="Kills, or full disks, over all kinds.")
+    parser.add_argument("--kills", type=int, default=200, help="Number of kills over all modes.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    soak = soak_kills if args.what == "kills" else soak_disks
     with tempfile.TemporaryDirectory() as folder:
-        rows = soak(Workplace(Path(folder)), args.number, random.Random(args.seed))
+        rows = soak(Workplace(Path(folder)), args.kills, random.Random(args.seed))
     sys.stdout.write("\n".join(rows) + "\n")
 
 
