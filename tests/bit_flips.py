@@ -2,7 +2,7 @@
 
     python -m tests.bit_flips --flips 1000
 
-A flip is *found* if reading raises an error of the project, logs a warning, or a cache says that it has no
+A flip is *noticed* if reading raises an error of the project, logs a warning, or a cache says that it has no
 such entry; *harmless* if the same values are read; *silent* otherwise, which must never happen. The exit code
 is 1 if any is silent.
 """
@@ -106,7 +106,7 @@ KINDS: Mapping[str, SealedFile] = {
 
 
 def flip_bits(kind: str, root: Path, *, flips: int, seed: int = 0) -> Counter[str]:
-    """Return how many flips of a kind of file were `found`, `harmless` and `silent`."""
+    """Return how many flips of a kind of file were `noticed`, `harmless` and `silent`."""
     file, rng, outcomes = KINDS[kind], random.Random(f"{kind} {seed}"), Counter[str]()
     path = file.make(root)
     good = path.read_bytes()
@@ -134,11 +134,11 @@ def _outcome(file: SealedFile, path: Path, expected: object) -> str:
     try:
         value = file.read(path)
     except DeimError:
-        return "found"
+        return "noticed"
     finally:
         logging.getLogger().removeHandler(listener)
     if value is None or listener.has_heard:
-        return "found"
+        return "noticed"
     return "harmless" if _plain(value) == expected else "silent"
 
 
@@ -178,11 +178,11 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=1000, help="Flips for each kind of file.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the choice of bits.")
     args = parser.parse_args()
-    rows, num_silent = ["| file | flips | found | harmless | silent |", "|---|---|---|---|---|"], 0
+    rows, num_silent = ["| file | flips | noticed | harmless | silent |", "|---|---|---|---|---|"], 0
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
             outcomes = flip_bits(kind, Path(folder, "files"), flips=args.flips, seed=args.seed)
-        counts = [outcomes[name] for name in ("found", "harmless", "silent")]
+        counts = [outcomes[name] for name in ("noticed", "harmless", "silent")]
         num_silent += outcomes["silent"]
         rows.append(f"| {kind} | {args.flips} | {' | '.join(map(str, counts))} |")
     sys.stdout.write("\n".join(rows) + "\n")
