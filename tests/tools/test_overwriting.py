@@ -12,7 +12,7 @@ from tests.data.small_sets import write_small_set
 
 
 @pytest.mark.parametrize(
-    ("output", "is_refused"),
+    ("output", "must_fail"),
     [
         ("in", True),
         ("in/out", True),
@@ -29,7 +29,7 @@ from tests.data.small_sets import write_small_set
     ],
 )
 def test_outputs_are_compared_by_what_they_are(
-    output: str, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    output: str, must_fail: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to("in")
@@ -39,7 +39,7 @@ def test_outputs_are_compared_by_what_they_are(
     monkeypatch.chdir(tmp_path)
     inputs = [Path("in"), tmp_path / "sub" / "deep" / "read", Path("a.json")]
     for form in (Path(output), tmp_path / output):
-        if is_refused:
+        if must_fail:
             with pytest.raises(DataError, match=r"which is read|in it is read"):
                 refuse_overwriting(outputs=[form], inputs=inputs)
         else:
