@@ -343,11 +343,6 @@ def lies_below(path: Path, folder: Path) -> bool:
     return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
 
 
-def is_special(path: Path) -> bool:
-    """Whether there is a device, a pipe or the like, which may have no end."""
-    return path.exists() and not (path.is_file() or path.is_dir())
-
-
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that a killed `write_atomically` left in a folder."""
     for path in folder.glob(f".*{UNFINISHED}"):

@@ -12,7 +12,6 @@ import numpy as np
 import yaml
 
 from deim.errors import DataError, DeimError
-from deim.files import is_special
 
 MAX_YAML_NODES: Final = 200_000
 """Maximum number of values of a YAML file with its aliases followed; a short file can stand for billions."""
@@ -51,6 +50,11 @@ def read_text(path: Path, *, error: type[DeimError] = DataError) -> str:
         return content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as problem:
         raise error(f"{path}: not a text file in UTF-8 or UTF-16 ({problem}). Save it in UTF-8.") from None
+
+
+def is_special(path: Path) -> bool:
+    """Whether there is a device, a pipe or the like, which may have no end."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def read_lines(path: Path, *, error: type[DeimError] = DataError) -> list[str]:

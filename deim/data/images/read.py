@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from deim.data.images.pixel_format import RGB8, ImageHeader, PixelFormat, Values
 from deim.errors import DataError
-from deim.files import is_special
+from deim.parse import is_special
 from deim.structures import Placement
 
 DAMAGE: Final = (
