@@ -16,7 +16,7 @@ from deim.engine.context import RunContext
 from deim.engine.optimizer import build_optimizer
 from deim.engine.task import TaskOptions, TaskProducts, TrainingTask
 from deim.loss.criterion import Criterion
-from deim.model.backbone.timm import RANDOM, TimmOptions, pretrained_normalization
+from deim.model.backbone.timm import PRETRAINED, RANDOM, TimmOptions, pretrained_normalization
 from deim.model.detector import Detector
 from deim.model.weights import AnyDetector, load_backbone_weights, load_initial_weights
 
@@ -36,9 +36,12 @@ class DetectionTask(TrainingTask):
     options_class: type[TaskOptions] = DetectionOptions
 
     def start_files(self, config: Config) -> list[Path]:
-        """Return the initial weights, if there are any."""
-        init_from = config.model.init_from
-        return [] if init_from is None else [find_checkpoint(Path(init_from))]
+        """Return the files of initial weights."""
+        init_from, backbone = config.model.init_from, config.model.backbone
+        paths = [] if init_from is None else [find_checkpoint(Path(init_from))]
+        if isinstance(backbone, TimmOptions) and backbone.weights not in (RANDOM, PRETRAINED):
+            paths.append(Path(backbone.weights))
+        return paths
 
     def build(self, context: RunContext) -> TaskProducts:
         """Build the detector with random or initial weights, its loss, optimizer and batches.

@@ -11,9 +11,9 @@ from deim.config.checks import SIDE_PX, check, outside
 from deim.config.schema import Config
 from deim.engine.checkpoints import Checkpoint
 from deim.engine.context import RunContext
-from deim.engine.detection_task import build_detection_loader, load_start
+from deim.engine.detection_task import DetectionTask, build_detection_loader, load_start
 from deim.engine.optimizer import build_optimizer
-from deim.engine.task import TaskOptions, TaskProducts, TrainingTask
+from deim.engine.task import TaskOptions, TaskProducts
 from deim.errors import ConfigError
 from deim.loss.criterion import LossCounts
 from deim.model.backbone.timm import TimmOptions
@@ -58,7 +58,7 @@ class FasterRcnnLoss:
         return {name.removeprefix("loss_"): value.float() * share for name, value in outputs.items()}
 
 
-class FasterRcnnTask(TrainingTask):
+class FasterRcnnTask(DetectionTask):
     """See `TrainingTask`."""
 
     options_class: type[TaskOptions] = FasterRcnnOptions

@@ -27,7 +27,7 @@ FIRST_FILES = {"config.yml", "metrics.jsonl", "tensorboard"}
 """What a run writes before its first checkpoint."""
 
 REPLACED = ".replaced"
-"""Folder within the run's, in which an overwritten run waits until the new one ends after at least a step."""
+"""Folder within the run's, in which an overwritten run waits until the new one ends with a checkpoint."""
 
 
 def run_files(folder: Path) -> list[Path]:
@@ -120,7 +120,7 @@ def _set_aside(folder: Path) -> None:
         finalize_run_dir(folder, has_begun=(folder / "best.pth").is_file())
     elif aside.exists():
         raise TrainingError(
-            f"{aside}: a file stands where --overwrite keeps the old run until the new one has made a step. "
+            f"{aside}: a file stands where --overwrite keeps the old run until the new one has a checkpoint. "
             f"Move it away, or choose another folder with --set output_dir=FOLDER."
         )
     try:

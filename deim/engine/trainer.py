@@ -53,12 +53,11 @@ class Trainer:
         self.progress = Progress()
         self._stop = StopSignals()
         self._saved_at = time.monotonic()
-        self._first_step = 0
 
     @property
     def has_begun(self) -> bool:
-        """Whether the folder holds work of this run."""
-        return self.checkpoints.continues_here or self.progress.step > self._first_step
+        """Whether the folder holds a checkpoint of this run, so that an overwritten run may go."""
+        return self.checkpoints.continues_here or self.checkpoints.last_path.is_file()
 
     @property
     def must_beat_start(self) -> bool:
@@ -72,7 +71,6 @@ class Trainer:
             CheckpointError: If training cannot be resumed from the checkpoint, which was read from `source`.
         """
         self.progress = restore_run(self.run, checkpoint, path=source, force=force)
-        self._first_step = self.progress.step
         logger.info(
             "resuming in epoch %d after step %d from %s", self.progress.epoch + 1, self.progress.step, source
         )

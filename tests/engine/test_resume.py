@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or changed, and go on."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -597,3 +598,24 @@ def test_a_run_is_resumed_by_its_folder_alone(
 def test_without_a_config_or_a_run_both_are_asked_for(arguments: list[str], call: Callable) -> None:
     code, _, err = call("train", *arguments)
     assert (code, "Give -c CONFIG" in err) == (2, True)
+
+
+def test_an_overwritten_run_is_back_if_the_new_one_cannot_write_its_first_checkpoint(
+    stopped_run: Path,
+    tiny_config: MakeConfig,
+    ten_images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable,
+) -> None:
+    before = {path.name: path.read_bytes() for path in stopped_run.iterdir() if path.is_file()}
+    config = tiny_config(ten_images, stopped_run, "epochs=1")
+    experiment = stopped_run.parent / "experiment.yml"
+    experiment.write_text(config_to_yaml(config), encoding="utf-8")
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(stopped_run / "last.pth"))
+
+    monkeypatch.setattr("deim.engine.checkpoints.save_checkpoint", fails)
+    code, _, message = call("train", "-c", experiment, "--overwrite")
+    assert (code, "last.pth" in message) == (2, True)
+    assert {path.name: path.read_bytes() for path in stopped_run.iterdir() if path.is_file()} == before
