@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ from deim.records import from_json
 
 LOCK_NAME = ".lock"
 UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+ORPHAN_S = 5.0
+"""Time for the processes of a killed run to let go of its lock."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 if sys.platform == "win32":
@@ -152,19 +155,24 @@ def _locked_file(path: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> int:
     """Open the lock file and lock it; raise a TrainingError if another process may hold it."""
+    deadline = time.monotonic() + ORPHAN_S
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             is_locked, holder = _try_lock(descriptor), read_holder(path)
-            is_stale = holder is None or (holder.is_here and (is_locked or not holder.may_run))
-            if is_locked is False or not is_stale:
+            is_gone = holder is not None and holder.is_here and not holder.may_run
+            is_stale = holder is None or is_gone or (holder.is_here and is_locked)
+            is_orphan = is_locked is False and is_gone and time.monotonic() < deadline
+            if not is_orphan and (is_locked is False or not is_stale):
                 raise TrainingError(_describe_conflict(path, holder))
-            if _is_same_file(descriptor, path):
+            if not is_orphan and _is_same_file(descriptor, path):
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its holder has removed it in between
+        os.close(descriptor)  # its holder has removed it in between, or a process that it began ends soon
+        if is_orphan:
+            time.sleep(0.02)
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:
