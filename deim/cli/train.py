@@ -21,7 +21,7 @@ from deim.cli.arguments import add_config_argument, add_override_argument, new_p
 from deim.cli.evaluate import print_report
 from deim.config.catalog import find_config
 from deim.errors import ConfigError, StopSignalError
-from deim.files import count, looked_in, refuse_overwriting
+from deim.files import count, is_unchanged, looked_in, refuse_overwriting
 
 if TYPE_CHECKING:
     from deim.config.schema import Config
@@ -61,7 +61,7 @@ def run(args: Namespace) -> None:
         folder = Path(config.output_dir)
         with lock_run(folder) if distributed.is_main else nullcontext():
             resume_from = find_resume(folder, args.resume)
-            _refuse_overwriting(config, is_new=resume_from is None)
+            _refuse_overwriting(config, args.config, is_new=resume_from is None)
             if not args.overwrite:  # before a dataset is made or read
                 refuse_existing_run(folder, resume_from=resume_from, may_restart=args.resume == "auto")
             trainer, evaluator = _prepare(config, distributed, args=args, resume_from=resume_from)
@@ -69,8 +69,11 @@ def run(args: Namespace) -> None:
             _report(trainer, evaluator, folder, distributed)
 
 
-def _refuse_overwriting(config: "Config", *, is_new: bool) -> None:
-    """Refuse folders in which a run would write into its data, or over the weights that it begins with."""
+def _refuse_overwriting(config: "Config", source: str | None, *, is_new: bool) -> None:
+    """Refuse folders in which a run would write into its data, or over its weights or config to begin with.
+
+    `source` is the config file, or its name. One that an earlier run wrote may be replaced by its like.
+    """
     from deim.data.splits import data_places
     from deim.engine.run_folder import RUN_FILES
     from deim.engine.task import load_task
@@ -84,6 +87,9 @@ def _refuse_overwriting(config: "Config", *, is_new: bool) -> None:
         "task.cache_dir": task.cache_dirs(config),
     }
     starts = task.start_files(config) if is_new else []
+    path = None if source is None else find_config(source)
+    if is_new and path is not None and not is_unchanged(path.read_bytes(), needs_seal=True):
+        starts.append(path)
     for option, outputs in places.items():
         refuse_overwriting(outputs=outputs, inputs=[*read, *starts], option=f"--set {option}=FOLDER")
 

@@ -1,5 +1,6 @@
 """YOLO folders as others write them, and what every wrong line is told."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,27 @@ def test_a_wrong_description_is_refused(yaml: str, message: str, tmp_path: Path)
 def test_a_folder_that_is_no_yolo_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no YOLO dataset there\. It needs a data\.yaml"):
         read_yolo_set(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("pipe", "not a regular file"),
+        ("folder", "cannot be read"),
+        ("link to nowhere", "a link to a file that is not there"),
+    ],
+)
+def test_boxes_that_cannot_be_read_are_not_taken_for_none(kind: str, reason: str, tmp_path: Path) -> None:
+    write_set(tmp_path)
+    labels = next((tmp_path / "labels").rglob("*.txt"))
+    labels.unlink()
+    match kind:
+        case "pipe":
+            os.mkfifo(labels)
+        case "folder":
+            labels.mkdir()
+        case _:
+            labels.symlink_to("nowhere.txt")
+    raw = read_yolo_set(tmp_path).read(labels.parent.name)
+    assert raw.issues[0].rule == "unreadable"
+    assert reason in raw.issues[0].message

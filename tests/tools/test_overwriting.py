@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deim.config.loader import config_to_yaml
 from deim.errors import DataError
 from deim.files import lies_below, refuse_overwriting
 from tests.data.small_sets import write_small_set
@@ -120,3 +121,26 @@ def test_evaluation_and_comparison_replace_nothing_they_read(
         assert (code, "which is read" in err) == (2, True)
     assert (tmp_path / "a.json").read_bytes() == before
     assert call("compare", "a.json", "b.json", "--output", "c.json")[0] == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("--overwrite",), ("--resume", "auto")])
+def test_a_config_of_the_user_is_not_replaced_by_that_of_the_run(
+    arguments: tuple[str, ...], tiny_set: Path, tmp_path: Path, tiny_config: Callable, call: Callable
+) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run", "epochs=1")
+    mine = tmp_path / "run" / "config.yml"
+    mine.parent.mkdir()
+    mine.write_text(f"# my notes\n{config_to_yaml(config)}", encoding="utf-8")
+    before = mine.read_text(encoding="utf-8")
+    code, _, message = call("train", "-c", mine, *arguments)
+    assert (code, "config.yml, which is read" in message) == (2, True)
+    assert mine.read_text(encoding="utf-8") == before
+
+
+def test_a_run_may_be_trained_again_from_its_config(
+    tiny_set: Path, tmp_path: Path, tiny_config: Callable, call: Callable
+) -> None:
+    experiment = tmp_path / "experiment.yml"
+    experiment.write_text(config_to_yaml(tiny_config(tiny_set, tmp_path / "run", "epochs=1")))
+    assert call("train", "-c", experiment)[0] == 0
+    assert call("train", "-c", tmp_path / "run" / "config.yml", "--overwrite")[0] == 0

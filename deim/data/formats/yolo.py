@@ -422,13 +422,14 @@ def _image_paths(dataset: YoloSet, places: Sequence[Path], log: IssueLog) -> Ite
 
 def _read_labels(path: Path, dataset: YoloSet, size_hw: tuple[int, int], log: IssueLog) -> list[Entry]:
     """Return the annotations of an image without its id; lines that are not valid become issues."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
     name = _relative(path, dataset.root)
     try:
         lines = read_text(path).splitlines()
-    except DataError as error:
-        log.add("unreadable", name, str(error))
+    except (DataError, FileNotFoundError) as error:
+        dangling = f"{name}: a link to a file that is not there. Restore the file, or remove the link."
+        log.add("unreadable", name, str(error) if isinstance(error, DataError) else dangling)
         return []
     boxes: list[Entry] = []
     for number, line in enumerate(lines, start=1):
