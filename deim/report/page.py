@@ -97,6 +97,11 @@ def embed_image(image: Image.Image, title: str, *, caption: str = "") -> Figure:
     return Figure(title=title, data=data, min_width_px=width, caption=caption)
 
 
+def css_string(text: str) -> str:
+    """Escape a text for a CSS string in a `<style>` element, where HTML escapes are not read."""
+    return "".join(each if each.isalnum() or each == " " else f"\\{ord(each):x} " for each in text)
+
+
 def render_page(
     title: str, subtitle: str, sections: Sequence[Section], *, verdict: Verdict | None = None
 ) -> str:
@@ -107,6 +112,7 @@ def render_page(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    environment.filters["css_string"] = css_string
     return environment.get_template("page.html").render(
         title=title, subtitle=subtitle, sections=sections, verdict=verdict
     )
