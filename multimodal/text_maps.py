@@ -24,7 +24,7 @@ from deim.data.images.input_format import build_input_format
 from deim.data.images.load import read_preview, read_tiles
 from deim.data.images.resize import normalize
 from deim.engine.trained_detector import TrainedDetector
-from deim.report.charts import chart_names, write_figure
+from deim.report.charts import chart_figure, chart_names, write_figure
 from deim.structures import Placement
 from multimodal.wrapper import TextFusedDetector
 
@@ -121,25 +121,31 @@ def write_text_maps(
     paths = []
     for label in class_labels:
         indices = _choose_images(split, labels == label, num_images)
-        figure = Figure(figsize=(4 * PANEL_INCHES, PANEL_INCHES * (len(indices) + 0.3)), layout="constrained")
         name = chart_names(names)[label]
-        title = f"Responses to the text of {name}, blue: -1, red: 1; frames: true boxes, white if of {name}"
-        figure.suptitle(title if indices else f"No image of this split shows {name}, and none is empty.")
-        axes: Any = figure.subplots(len(indices), 1 + len(PANELS), squeeze=False) if indices else []
-        for row, index in zip(axes, indices, strict=True):
-            boxes = np.arange(split.first_box[index], split.first_box[index + 1])
-            boxes = boxes[~split.is_crowd[boxes]]
-            draw_text_map(
-                row,
-                read_preview(split.image_path(index)),
-                _text_map(trained, split.image_path(index)),
-                label,
-                boxes_xywh=split.boxes_xywh[boxes],
-                labels=labels[boxes],
-                caption=split.file_names[index],
+
+        def draw(figure: Figure, label: int = label, name: str = name, indices: list[int] = indices) -> None:
+            title = (
+                f"Responses to the text of {name}, blue: -1, red: 1; frames: true boxes, white if of {name}"
             )
+            figure.suptitle(title if indices else f"No image of this split shows {name}, and none is empty.")
+            axes: Any = figure.subplots(len(indices), 1 + len(PANELS), squeeze=False) if indices else []
+            for row, index in zip(axes, indices, strict=True):
+                boxes = np.arange(split.first_box[index], split.first_box[index + 1])
+                boxes = boxes[~split.is_crowd[boxes]]
+                draw_text_map(
+                    row,
+                    read_preview(split.image_path(index)),
+                    _text_map(trained, split.image_path(index)),
+                    label,
+                    boxes_xywh=split.boxes_xywh[boxes],
+                    labels=labels[boxes],
+                    caption=chart_names([split.file_names[index]], kind="image")[0],
+                )
+
+        height = PANEL_INCHES * (len(indices) + 0.3)
         paths.append(folder / _file_name(names, label))
-        write_figure(figure, paths[-1], dpi=DPI)
+        with chart_figure(draw, height=height, width=4 * PANEL_INCHES) as figure:
+            write_figure(figure, paths[-1], dpi=DPI)
     return paths
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import jinja2
 from PIL import Image
@@ -23,6 +24,7 @@ SMALLEST_SCALE = 0.62
 """Charts and images are not shown smaller than this on narrow windows, but scroll."""
 MAX_IMAGE_WIDTH_PX = 1000
 """Wider images may be shrunk as far as this one."""
+DIRECTION_MARKS: Final = re.compile("[\u202a-\u202e\u2066-\u2069]")
 CSS_PIXELS = {"px": 1.0, "pt": 4 / 3}
 """Size of each unit of an SVG file."""
 
@@ -102,6 +104,11 @@ def css_string(text: str) -> str:
     return "".join(each if each.isalnum() or each == " " else f"\\{ord(each):x} " for each in text)
 
 
+def drop_direction_marks(value: object) -> object:
+    """Drop the characters of a text that turn all text after them around, such as in a class name."""
+    return DIRECTION_MARKS.sub("", value) if type(value) is str else value
+
+
 def render_page(
     title: str, subtitle: str, sections: Sequence[Section], *, verdict: Verdict | None = None
 ) -> str:
@@ -110,6 +117,7 @@ def render_page(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=drop_direction_marks,
         trim_blocks=True,
     )
     environment.filters["css_string"] = css_string

@@ -116,7 +116,18 @@ def class_table(report: Report) -> Table:
         )
     return Table(
         title="Average precision, over all raw detections, before thresholds and NMS",
-        heads=["class", "images", "boxes", "AP50", "AP", "AP75", "AR100", "AP S", "AP M", "AP L"],
+        heads=[
+            "class",
+            "images",
+            "boxes",
+            "AP50",
+            "AP",
+            "AP75",
+            f"AR{report.provenance.counted_detections}",
+            "AP S",
+            "AP M",
+            "AP L",
+        ],
         rows=rows,
         has_total=True,
         notes=notes,
