@@ -168,7 +168,9 @@ def test_the_images_shown_are_those_with_the_largest_difference(runs_folder: Pat
 def test_all_files_of_a_comparison(runs_folder: Path, tmp_path: Path) -> None:
     runs = read_runs([runs_folder / "a", runs_folder / "half"], split="val")
     comparison = write_comparison(runs, tmp_path / "comparison.json")
-    assert from_json(Comparison, json.loads((tmp_path / "comparison.json").read_text())) == comparison
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    del content["seal"]
+    assert from_json(Comparison, content) == comparison
     names = ("map_by_epoch", "class_ap50_bars", "confusion_1")
     assert {path.name for path in (tmp_path / "comparison").iterdir()} == {
         *("images.png", "runs.csv", "classes.csv"),
