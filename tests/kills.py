@@ -29,6 +29,7 @@ from deim.errors import CheckpointError
 from tests.conftest import TINY, write_tiny_coco
 from tests.multimodal.conftest import EXPERIMENT, PROMPTS
 
+MIN_KILLS = 5
 LONGEST_S = 1800.0
 EVERY_STEP = "runtime.checkpoint_minutes=1e-9"
 SIX_EPOCHS = ("epochs=6", "schedule.no_aug_epochs=2", "augment.vertical_flip=0.5", EVERY_STEP)
@@ -121,7 +122,10 @@ def soak(workplace: Workplace, number: int, rng: random.Random) -> list[str]:
         seconds = time.monotonic() - started
         while counts["kills"] < number / len(MODES):
             run = workplace.folder / f"{mode} {counts['runs']}"
+            before = counts["kills"]
             _kill_until_done(workplace.train(mode, run), run, seconds, counts, rng)
+            if counts["kills"] - before < MIN_KILLS:
+                seconds *= 0.7  # the whole run was timed on a busier machine
             counts["other"] += _result_of(run) != _result_of(whole)
             counts["runs"] += 1
         cells = [mode, *(counts[name] for name in ("kills", "runs", "torn", "other", "tracebacks"))]
