@@ -229,11 +229,6 @@ class Report:
         """C names, by class index."""
         return tuple(entry.metrics.name for entry in self.classes)
 
-    @property
-    def title(self) -> str:
-        """Model and split, for headings."""
-        return f"{self.provenance.model.name} on {self.provenance.split}"
-
 
 def write_record(record: object, path: Path) -> None:
     """Write a record as a sealed JSON file; its folder is made."""
