@@ -109,6 +109,11 @@ class Provenance:
     overfull_images: int = 0
     """Images with more boxes than detections are made or counted, so that the rest is missed."""
 
+    @property
+    def language(self) -> str:
+        """Code of the language of the page, from `evaluation.language`; English in older reports."""
+        return str((self.options or {}).get("evaluation.language", "en"))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervals:
