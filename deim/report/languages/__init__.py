@@ -17,4 +17,4 @@ def read_language(code: str) -> Language:
         case "es":
             return SPANISH
         case _:
-            raise ConfigError(f"language: got {code!r}. Valid are en and es.")
+            raise ConfigError(f"evaluation.language: got {code!r}. Valid are en and es. Name one with --language.")
