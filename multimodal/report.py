@@ -22,6 +22,7 @@ from deim.report.compare import RunDifference, compare_detections, read_runs
 from deim.report.compare_files import write_comparison
 from deim.report.evaluate import evaluate_split
 from deim.report.files import ReportFiles, write_report_files
+from deim.report.languages import read_language
 from deim.report.schema import CheckpointInfo, Report, TaskSection, check_report_path
 from multimodal.confused_pairs import tracked_pair
 from multimodal.task import detector_alone, fusion_options, read_state
@@ -98,7 +99,8 @@ def evaluate_checkpoint(
     files = ReportFiles(report_path)
     for old in files.folder.glob("text_map_*.png"):  # of other classes
         old.unlink()
-    maps = write_text_maps(trained, evaluator.split, pair, files.folder)
+    language = read_language(trained.config.evaluation.language)
+    maps = write_text_maps(trained, evaluator.split, pair, files.folder, language=language)
     data = _compare(
         trained, alone, fused, pair, alone_name=alone_path.name, comparison_name=comparison_path.name
     )
