@@ -111,7 +111,10 @@ def evaluate_checkpoint(
         data=to_json(data),
         images=tuple(path.name for path in maps),
     )
-    model = replace(fused.provenance.model, name=ENGLISH.text("{model} with text fusion", model=fused.provenance.model.name))
+    model = replace(
+        fused.provenance.model,
+        name=ENGLISH.text("{model} with text fusion", model=fused.provenance.model.name),
+    )
     fused = replace(fused, provenance=replace(fused.provenance, model=model), task_section=section)
     report = write_report_files(fused, report_path)
     write_comparison(read_runs([alone_path, report_path], split=split_name), comparison_path)
@@ -204,9 +207,7 @@ def _summary(data: FusionComparison, alone: ReportInputs, fused: ReportInputs) -
     ]
     unknown = [row.name for row in alone.metrics.classes if row.ap is None]
     if unknown:
-        lines.append(
-            ENGLISH.text("Without boxes, and so not compared: {names}.", names=", ".join(unknown))
-        )
+        lines.append(ENGLISH.text("Without boxes, and so not compared: {names}.", names=", ".join(unknown)))
     if not data.losing_classes and len(unknown) < len(alone.metrics.classes):
         points = ENGLISH.text("{number:g} points", number=100 * data.class_tolerance)
         if data.class_tolerance == 0.01:

@@ -180,10 +180,10 @@ def _choose_classes(overlaps: Overlaps, goal: Goal, default_threshold: float) ->
     pooled = _choose_threshold(overlaps, num_boxes > 0, goal) if can_choose.any() else None
     classes = []
     for label, name in enumerate(overlaps.ground_truth.class_names):
-        note = ENGLISH.text("never predicted to choose on")
+        lack = ENGLISH.text("never predicted to choose on")
         if not num_boxes[label]:
-            note = ENGLISH.text("no ground-truth box of this class to choose on")
-        entry = ClassThreshold(name=name, threshold=default_threshold, origin="default", note=note)
+            lack = ENGLISH.text("no ground-truth box of this class to choose on")
+        entry = ClassThreshold(name=name, threshold=default_threshold, origin="default", note=lack)
         if can_choose[label]:
             threshold, note = _choose_threshold(overlaps, np.arange(len(num_boxes)) == label, goal)
             entry = replace(entry, threshold=threshold, origin="its own boxes", note=note)

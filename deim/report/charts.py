@@ -225,7 +225,7 @@ def _draw_confusions(
     figure: Figure,
     confusions: Sequence[tuple[str, Confusion]],
     names: Sequence[str],
-    language: Language,
+    language: Language = ENGLISH,
     *,
     has_counts: bool,
 ) -> None:
@@ -309,7 +309,7 @@ def _labels_with_n(report: Report, language: Language) -> list[str]:
     return [f"{name} (n = {row.metrics.num_boxes})" for name, row in zip(names, report.classes, strict=True)]
 
 
-def _precision_recall(figure: Figure, report: Report, language: Language) -> None:
+def _precision_recall(figure: Figure, report: Report, language: Language = ENGLISH) -> None:
     axes = figure.subplots()
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
@@ -327,7 +327,7 @@ def _precision_recall(figure: Figure, report: Report, language: Language) -> Non
     legend_or_reason(axes, language.text("no class has both ground truth and detections"))
 
 
-def _thresholds(figure: Figure, report: Report, language: Language) -> None:
+def _thresholds(figure: Figure, report: Report, language: Language = ENGLISH) -> None:
     grid = figure.subplots(3, sharex=True)
     for axes, name in zip(grid, ("precision", "recall", "F1"), strict=True):
         axes.set_xlim(0, 1)
@@ -355,7 +355,7 @@ def _thresholds(figure: Figure, report: Report, language: Language) -> None:
     legend_or_reason(grid[0], language.text("no class has both ground truth and detections"))
 
 
-def _escapes(figure: Figure, report: Report, language: Language) -> None:
+def _escapes(figure: Figure, report: Report, language: Language = ENGLISH) -> None:
     axes = figure.subplots()
     level, points = report.image_level, report.operating_points
     curve, here = level.curve, level.at_operating_points
@@ -390,7 +390,7 @@ def _escapes(figure: Figure, report: Report, language: Language) -> None:
     legend_or_reason(axes, language.text("no image"))
 
 
-def _errors(figure: Figure, report: Report, language: Language) -> None:
+def _errors(figure: Figure, report: Report, language: Language = ENGLISH) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     errors = report.errors
     counts = BarSeries(values=[row.count for row in errors.values()], color=RED, number_format="{:.0f}")
@@ -410,7 +410,7 @@ def _errors(figure: Figure, report: Report, language: Language) -> None:
     right.set_xlabel(language.text("points of AP50 gained\nwithout them"))
 
 
-def _convergence(figure: Figure, report: Report, language: Language) -> None:
+def _convergence(figure: Figure, report: Report, language: Language = ENGLISH) -> None:
     axes = figure.subplots()
     convergence = report.convergence
     assert convergence is not None
@@ -424,7 +424,7 @@ def _convergence(figure: Figure, report: Report, language: Language) -> None:
     legend_or_reason(axes, language.text("no validation"))
 
 
-def _losses(figure: Figure, report: Report, language: Language) -> None:
+def _losses(figure: Figure, report: Report, language: Language = ENGLISH) -> None:
     axes = figure.subplots()
     convergence = report.convergence
     assert convergence is not None

@@ -105,9 +105,7 @@ def write_comparison(
                 lines=[describe_options(comparison, language)],
                 tables=comparison_tables(runs, comparison, language),
             ),
-            Section(
-                title=language.text("Charts"), figures=embed_charts(charts), figures_in_columns=True
-            ),
+            Section(title=language.text("Charts"), figures=embed_charts(charts), figures_in_columns=True),
             Section(title=language.text("Confusion of classes"), figures=embed_charts(confusions)),
             Section(
                 title=language.text("The images on which the runs differ most"),

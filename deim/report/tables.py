@@ -121,7 +121,8 @@ def class_table(report: Report, language: Language = ENGLISH) -> Table:
     if intervals:
         notes.append(
             language.text(
-                "Small numbers: {level} intervals from {resamples} resamples of the {images} images ({method}).",
+                "Small numbers: {level} intervals from {resamples} resamples of the {images} images "
+                "({method}).",
                 level=language.percent(intervals.level, 0),
                 resamples=intervals.num_resamples,
                 images=intervals.num_images,

@@ -17,4 +17,6 @@ def read_language(code: str) -> Language:
         case "es":
             return SPANISH
         case _:
-            raise ConfigError(f"evaluation.language: got {code!r}. Valid are en and es. Name one with --language.")
+            raise ConfigError(
+                f"evaluation.language: got {code!r}. Valid are en and es. Name one with --language."
+            )

@@ -109,12 +109,12 @@ TEXTS = {
     "{number} of {boxes} found": "{number} de {boxes} con acierto",
     "{number} of {detections} correct": "aciertos: {number} de {detections}",
     "All numbers show the detector as it is delivered, after NMS ({rule}) and the threshold of each class "
-    "({origin}). Curves, and the AP50 beside them, move the threshold after the same NMS. Only what is called "
-    "COCO is of all raw detections, before both, as in publications.": (
+    "({origin}). Curves, and the AP50 beside them, move the threshold after the same NMS. Only what is "
+    "called COCO is of all raw detections, before both, as in publications.": (
         "Todas las cifras muestran el detector tal como se entrega, tras la NMS ({rule}) y el umbral de cada "
         "clase ({origin}). Las curvas, y el AP50 junto a ellas, desplazan el umbral tras la misma NMS. Solo "
-        "lo que se llama COCO se calcula sobre todas las detecciones brutas, antes de ambos pasos, como en las "
-        "publicaciones."
+        "lo que se llama COCO se calcula sobre todas las detecciones brutas, antes de ambos pasos, como en "
+        "las publicaciones."
     ),
     # Page
     "Evaluation of {report}": "Evaluación de {report}",
@@ -131,7 +131,9 @@ TEXTS = {
     "Convergence": "Convergencia",
     "Provenance": "Procedencia",
     "How to read this": "Cómo leer este informe",
-    "Swipe the table sideways to see all columns.": "Deslice la tabla hacia un lado para ver todas las columnas.",
+    "Swipe the table sideways to see all columns.": (
+        "Deslice la tabla hacia un lado para ver todas las columnas."
+    ),
     "Blue is correct, orange is wrong; a yellow frame marks the box in question.": (
         "Azul: acierto; naranja: error. Un marco amarillo señala la caja en cuestión."
     ),
@@ -146,21 +148,21 @@ TEXTS = {
     ", tiles of {size} px, overlap {overlap:g}": ", teselas de {size} px, solape {overlap:g}",
     "{ms:.1f} ms, median, network and post-processing": "{ms:.1f} ms, mediana, red y posproceso",
     "{model}, {parameters:.1f} M parameters": "{model}, {parameters:.1f} M de parámetros",
-    "AP is COCO's average precision, the mean over the IoU thresholds 0.50 to 0.95; AP50 at IoU 0.50 alone. "
-    "AP S, M and L count boxes with an area up to 32², from 32² to 96² and above 96² px. Crowd regions "
-    "are no boxes.": (
-        "AP es la precisión media de COCO, promediada sobre los umbrales de IoU de 0.50 a 0.95; AP50, solo con "
-        "IoU 0.50. AP P, M y G (cajas pequeñas, medianas y grandes) cuentan las de área hasta 32², de 32² a "
-        "96² y mayor de 96² px. Las regiones de grupo no son cajas."
+    "AP is COCO's average precision, the mean over the IoU thresholds 0.50 to 0.95; AP50 at IoU 0.50 "
+    "alone. AP S, M and L count boxes with an area up to 32², from 32² to 96² and above 96² px. Crowd "
+    "regions are no boxes.": (
+        "AP es la precisión media de COCO, promediada sobre los umbrales de IoU de 0.50 a 0.95; AP50, solo "
+        "con IoU 0.50. AP P, M y G (cajas pequeñas, medianas y grandes) cuentan las de área hasta 32², de "
+        "32² a 96² y mayor de 96² px. Las regiones de grupo no son cajas."
     ),
     "Precision, recall and F1 hold at the stated threshold and IoU 0.50; they are not COCO metrics.": (
         "Precisión, exhaustividad y F1 valen para el umbral indicado e IoU 0.50; no son métricas de COCO."
     ),
     "An escape is a defective image on which no detection overlaps a defect by IoU 0.50 or more, whatever "
     "their classes; overkill is a good image with any detection of a defect class.": (
-        "Un escape es una imagen defectuosa en la que ninguna detección solapa un defecto con IoU 0.50 o más, "
-        "sean cuales sean sus clases; el sobre-rechazo es una imagen buena con alguna detección de una clase "
-        "de defecto."
+        "Un escape es una imagen defectuosa en la que ninguna detección solapa un defecto con IoU 0.50 o "
+        "más, sean cuales sean sus clases; el sobre-rechazo es una imagen buena con alguna detección de una "
+        "clase de defecto."
     ),
     "Intervals say how far a score would move with other images of the same kind. They do not include the "
     "chance in training: another seed gives another detector. In simulations nineteen of twenty held the "
@@ -198,13 +200,13 @@ TEXTS = {
     "No threshold for an escape rate of {limit} or less: {split} has no defective image.": (
         "Ningún umbral para una tasa de escapes de {limit} o menos: {split} no tiene imágenes defectuosas."
     ),
-    "No threshold gives an escape rate of {limit} or less on {split}: even if every detection is kept, it is "
-    "{lowest}.": (
-        "Ningún umbral da una tasa de escapes de {limit} o menos sobre {split}: incluso si se conservan todas "
-        "las detecciones, es {lowest}."
+    "No threshold gives an escape rate of {limit} or less on {split}: even if every detection is kept, it "
+    "is {lowest}.": (
+        "Ningún umbral da una tasa de escapes de {limit} o menos sobre {split}: incluso si se conservan "
+        "todas las detecciones, es {lowest}."
     ),
-    "To let at most {limit} of the defective images of {split} escape, use the threshold {threshold:.3f} for "
-    "all classes. Here it gives: {result}.": (
+    "To let at most {limit} of the defective images of {split} escape, use the threshold {threshold:.3f} "
+    "for all classes. Here it gives: {result}.": (
         "Para que escape como máximo {limit} de las imágenes defectuosas de {split}, use el umbral "
         "{threshold:.3f} para todas las clases. Aquí da: {result}."
     ),
@@ -219,8 +221,8 @@ TEXTS = {
     "No AP: the split has no ground-truth box ({images}).": (
         "Sin AP: la partición no tiene ninguna caja anotada ({images})."
     ),
-    "COCO, all raw detections before NMS and thresholds: mAP50 {ap50:.3f}{spread}; mAP {ap:.3f} "
-    "(n = {images}, {boxes}).": (
+    "COCO, all raw detections before NMS and thresholds: mAP50 {ap50:.3f}{spread}; mAP {ap:.3f} (n = "
+    "{images}, {boxes}).": (
         "COCO, todas las detecciones brutas antes de la NMS y los umbrales: mAP50 {ap50:.3f}{spread}; mAP "
         "{ap:.3f} (n = {images}, {boxes})."
     ),
@@ -231,8 +233,12 @@ TEXTS = {
     "no box that overlaps a better one of its class by IoU > {iou:g}": (
         "ninguna caja que solape con IoU > {iou:g} otra mejor de su clase"
     ),
-    "no box that overlaps a better one by IoU > {iou:g}": "ninguna caja que solape otra mejor con IoU > {iou:g}",
-    "Best mAP {ap:.3f} in epoch {epoch} of {planned}.": "Mejor mAP, {ap:.3f}, en la época {epoch} de {planned}.",
+    "no box that overlaps a better one by IoU > {iou:g}": (
+        "ninguna caja que solape otra mejor con IoU > {iou:g}"
+    ),
+    "Best mAP {ap:.3f} in epoch {epoch} of {planned}.": (
+        "Mejor mAP, {ap:.3f}, en la época {epoch} de {planned}."
+    ),
     "Early stopping ended the run after epoch {epoch}.": (
         "La parada temprana terminó la ejecución tras la época {epoch}."
     ),
@@ -257,8 +263,8 @@ TEXTS = {
         "VP: cajas con acierto; FP: cajas falsas; FN: cajas no detectadas."
     ),
     "Small numbers: {level} intervals from {resamples} resamples of the {images} images ({method}).": (
-        "Cifras pequeñas: intervalos del {level} a partir de {resamples} remuestreos de las {images} imágenes "
-        "({method})."
+        "Cifras pequeñas: intervalos del {level} a partir de {resamples} remuestreos de las {images} "
+        "imágenes ({method})."
     ),
     # Charts
     "AP50 of each class": "AP50 de cada clase",
@@ -277,7 +283,9 @@ TEXTS = {
     "precision: share of the\ndetections that are correct": "precisión: proporción de\ndetecciones correctas",
     "no class has both ground truth and detections": "ninguna clase tiene anotaciones y detecciones",
     "Precision, recall and F1 by threshold": "Precisión, exhaustividad y F1 según el umbral",
-    "By score threshold; dots: operating points": "Según el umbral de puntuación; puntos: puntos de operación",
+    "By score threshold; dots: operating points": (
+        "Según el umbral de puntuación; puntos: puntos de operación"
+    ),
     "score threshold of the class": "umbral de puntuación de la clase",
     "Confusion of classes": "Confusión de clases",
     "Confusion, IoU 0.5": "Confusión, IoU 0.5",
@@ -293,7 +301,9 @@ TEXTS = {
     ),
     "the split has no good image": "la partición no tiene imágenes buenas",
     "the split has no defective image": "la partición no tiene imágenes defectuosas",
-    "one threshold for all classes, falling to the right": "un umbral para todas las clases, decrece a la derecha",
+    "one threshold for all classes, falling to the right": (
+        "un umbral para todas las clases, decrece a la derecha"
+    ),
     "operating points of the classes": "puntos de operación de las clases",
     "threshold {threshold:.3f}, for few escapes": "umbral {threshold:.3f}, para pocos escapes",
     "limit of escapes, {limit:g}%": "límite de escapes, {limit:g} %",
@@ -349,10 +359,11 @@ TEXTS = {
     ),
     "{run}: {correct} correct, {wrong} wrong": "{run}: aciertos {correct}, errores {wrong}",
     "Each interval stands alone: of twenty comparisons of equal runs, one is expected to look different. "
-    "The intervals hold for other images of the same kind; another seed of the same training may differ too.": (
-        "Cada intervalo vale por sí solo: de veinte comparaciones de ejecuciones iguales, cabe esperar que una "
-        "parezca diferente. Los intervalos valen para otras imágenes del mismo tipo; otra semilla del mismo "
-        "entrenamiento también puede diferir."
+    "The intervals hold for other images of the same kind; another seed of the same training may differ "
+    "too.": (
+        "Cada intervalo vale por sí solo: de veinte comparaciones de ejecuciones iguales, cabe esperar que "
+        "una parezca diferente. Los intervalos valen para otras imágenes del mismo tipo; otra semilla del "
+        "mismo entrenamiento también puede diferir."
     ),
     "Options that differ": "Opciones que difieren",
     "Options that differ, except {names}: {number}.": "Opciones que difieren, salvo {names}: {number}.",
@@ -364,11 +375,13 @@ TEXTS = {
         "{value:+.3f}, intervalo del {level} de {low:+.3f} a {high:+.3f} ({images}): {verdict}"
     ),
     "cannot be compared, because there is no ground truth": "no se puede comparar, porque no hay anotaciones",
-    "{run} is better than {first} in AP50 of {classes}.": "{run} es mejor que {first} en el AP50 de {classes}.",
+    "{run} is better than {first} in AP50 of {classes}.": (
+        "{run} es mejor que {first} en el AP50 de {classes}."
+    ),
     "{run} is worse than {first} in AP50 of {classes}.": "{run} es peor que {first} en el AP50 de {classes}.",
     "Runs: AP over all raw detections; precision to overkill after thresholds and NMS": (
-        "Ejecuciones: AP sobre todas las detecciones brutas; de precisión a sobre-rechazo, tras los umbrales y "
-        "la NMS"
+        "Ejecuciones: AP sobre todas las detecciones brutas; de precisión a sobre-rechazo, tras los umbrales "
+        "y la NMS"
     ),
     "mAP50 and mAP are computed from all raw detections; precision, recall, F1, escapes and overkill from "
     "those that each run's own thresholds and NMS keep.": (
@@ -379,8 +392,8 @@ TEXTS = {
         "AP50 de {run} frente a {first}, sobre todas las detecciones brutas"
     ),
     "Small numbers: {level} intervals of the difference on the same {resamples} resamples of the images.": (
-        "Cifras pequeñas: intervalos del {level} de la diferencia sobre los mismos {resamples} remuestreos de "
-        "las imágenes."
+        "Cifras pequeñas: intervalos del {level} de la diferencia sobre los mismos {resamples} remuestreos "
+        "de las imágenes."
     ),
     "mAP against epoch": "mAP por época",
     "mAP50 on validation by epoch; stars: highest": "mAP50 en validación por época; estrellas: máximo",
@@ -413,8 +426,8 @@ STORED = {
         "con las que elegirlos."
     ),
     "The detector has learned nothing: mAP50 on {split} is {ap50:.4g}, less than {least:g}. All score "
-    "thresholds stay at the default, {default:g}. Train for more epochs, or start from trained weights with "
-    "model.init_from.": (
+    "thresholds stay at the default, {default:g}. Train for more epochs, or start from trained weights "
+    "with model.init_from.": (
         "El detector no ha aprendido nada: el mAP50 sobre {split} es {ap50}, menos de {least}. Todos los "
         "umbrales de puntuación quedan en el valor por defecto, {default}. Entrénelo durante más épocas o "
         "parta de pesos entrenados con model.init_from."
@@ -440,10 +453,10 @@ STORED = {
     "with NMS, recall is {recall:.3f}": "con NMS, la exhaustividad es {recall}",
     "with NMS, {rate:.3g} false boxes an image remain": "con NMS quedan {rate} cajas falsas por imagen",
     # Metrics
-    "images resampled with replacement; interval from the spread of the log-odds of AP over the resamples, "
-    "corrected for their bias, with Student's factor": (
-        "imágenes remuestreadas con reemplazo; intervalo a partir de la dispersión del log-odds del AP en los "
-        "remuestreos, corregido su sesgo, con el factor de Student"
+    "images resampled with replacement; interval from the spread of the log-odds of AP over the "
+    "resamples, corrected for their bias, with Student's factor": (
+        "imágenes remuestreadas con reemplazo; intervalo a partir de la dispersión del log-odds del AP en "
+        "los remuestreos, corregido su sesgo, con el factor de Student"
     ),
     "{number} of {boxes} {name} were predicted as {other_name} ({percent})": (
         "{number} de {boxes} {name} se predijeron como {other_name} ({percent})"
