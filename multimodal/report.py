@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deim.engine.trained_detector import TrainedDetector
 from deim.inference.evaluator import Evaluator
+from deim.language import ENGLISH
 from deim.metrics.bootstrap import ScoreDifference
 from deim.metrics.confusion import compute_confusion
 from deim.records import to_json
@@ -21,6 +22,7 @@ from deim.report.compare import RunDifference, compare_detections, read_runs
 from deim.report.compare_files import write_comparison
 from deim.report.evaluate import evaluate_split
 from deim.report.files import ReportFiles, write_report_files
+from deim.report.languages import read_language
 from deim.report.schema import CheckpointInfo, Report, TaskSection, check_report_path
 from multimodal.confused_pairs import tracked_pair
 from multimodal.task import detector_alone, fusion_options, read_state
@@ -97,18 +99,22 @@ def evaluate_checkpoint(
     files = ReportFiles(report_path)
     for old in files.folder.glob("text_map_*.png"):  # of other classes
         old.unlink()
-    maps = write_text_maps(trained, evaluator.split, pair, files.folder)
+    language = read_language(trained.config.evaluation.language)
+    maps = write_text_maps(trained, evaluator.split, pair, files.folder, language=language)
     data = _compare(
         trained, alone, fused, pair, alone_name=alone_path.name, comparison_name=comparison_path.name
     )
     section = TaskSection(
         task=trained.task,
-        title="Text fusion",
+        title=ENGLISH.text("Text fusion"),
         summary=tuple(_summary(data, alone, fused)),
         data=to_json(data),
         images=tuple(path.name for path in maps),
     )
-    model = replace(fused.provenance.model, name=f"{fused.provenance.model.name} with text fusion")
+    model = replace(
+        fused.provenance.model,
+        name=ENGLISH.text("{model} with text fusion", model=fused.provenance.model.name),
+    )
     fused = replace(fused, provenance=replace(fused.provenance, model=model), task_section=section)
     report = write_report_files(fused, report_path)
     write_comparison(read_runs([alone_path, report_path], split=split_name), comparison_path)
@@ -181,38 +187,78 @@ def _summary(data: FusionComparison, alone: ReportInputs, fused: ReportInputs) -
     """Say in sentences what the comparison shows."""
     difference = data.difference
     lines = [
-        f"With text ({data.text.encoder}) against the detector alone: mAP {_format(difference.ap)}; mAP50 "
-        f"{_format(difference.ap50)}."
+        ENGLISH.text(
+            "With text ({encoder}) against the detector alone: mAP {ap_phrase}; mAP50 {ap50_phrase}.",
+            encoder=data.text.encoder,
+            ap_phrase=_format(difference.ap),
+            ap50_phrase=_format(difference.ap50),
+        )
     ]
     lines += [
-        f"{row['class']} predicted as {row['predicted_as']}: {row['before']} of {row['num_boxes']} boxes "
-        f"before, {row['after']} with text."
+        ENGLISH.text(
+            "{name} predicted as {other_name}: {before} of {boxes} boxes before, {after} with text.",
+            name=row["class"],
+            other_name=row["predicted_as"],
+            before=row["before"],
+            boxes=row["num_boxes"],
+            after=row["after"],
+        )
         for row in data.confusion
     ]
     unknown = [row.name for row in alone.metrics.classes if row.ap is None]
     if unknown:
-        lines.append(f"Without boxes, and so not compared: {', '.join(unknown)}.")
+        lines.append(ENGLISH.text("Without boxes, and so not compared: {names}.", names=", ".join(unknown)))
     if not data.losing_classes and len(unknown) < len(alone.metrics.classes):
-        points = f"{100 * data.class_tolerance:g} {'point' if data.class_tolerance == 0.01 else 'points'}"
-        lines.append(f"No {'other ' if unknown else ''}class loses more than {points} of AP by the text.")
+        points = ENGLISH.text("{number:g} points", number=100 * data.class_tolerance)
+        if data.class_tolerance == 0.01:
+            points = ENGLISH.text("1 point")
+        template = "No class loses more than {points_phrase} of AP by the text."
+        if unknown:
+            template = "No other class loses more than {points_phrase} of AP by the text."
+        lines.append(ENGLISH.text(template, points_phrase=points))
     rows = zip(alone.metrics.classes, fused.metrics.classes, difference.class_ap, strict=True)
     lines += [
-        f"{old.name} loses {100 * (old.ap - new.ap):.1f} points of AP by the text: {old.ap:.3f} to "
-        f"{new.ap:.3f}{'' if delta.value is None else f' ({_format_interval(delta)})'}."
+        ENGLISH.text(
+            "{name} loses {points:.1f} points of AP by the text: {change_phrase}.",
+            name=old.name,
+            points=100 * (old.ap - new.ap),
+            change_phrase=_format_change(old.ap, new.ap, delta),
+        )
         for old, new, delta in rows
         if old.name in data.losing_classes and old.ap is not None and new.ap is not None
     ]
     if data.losing_classes:
-        listed = ", ".join(data.losing_classes)
-        lines.append(f"For {listed} the detector alone is better: {data.detector.path}.")
+        lines.append(
+            ENGLISH.text(
+                "For {names} the detector alone is better: {path}.",
+                names=", ".join(data.losing_classes),
+                path=data.detector.path,
+            )
+        )
     return lines
 
 
 def _format(delta: ScoreDifference) -> str:
     if delta.value is None:
-        return "cannot be compared"
-    return f"{delta.value:+.3f} ({_format_interval(delta)})"
+        return ENGLISH.text("cannot be compared")
+    return ENGLISH.text(
+        "{value:+.3f} ({interval_phrase})", value=delta.value, interval_phrase=_format_interval(delta)
+    )
+
+
+def _format_change(before: float, after: float, delta: ScoreDifference) -> str:
+    ends = {"before": before, "after": after}
+    if delta.value is None:
+        return ENGLISH.text("{before:.3f} to {after:.3f}", **ends)
+    return ENGLISH.text(
+        "{before:.3f} to {after:.3f} ({interval_phrase})", **ends, interval_phrase=_format_interval(delta)
+    )
 
 
 def _format_interval(delta: ScoreDifference) -> str:
-    return f"95% interval {delta.low:+.3f} to {delta.high:+.3f}, {delta.verdict}"
+    return ENGLISH.text(
+        "95% interval {low:+.3f} to {high:+.3f}, {verdict_phrase}",
+        low=delta.low,
+        high=delta.high,
+        verdict_phrase=delta.verdict,
+    )

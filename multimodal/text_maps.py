@@ -24,7 +24,9 @@ from deim.data.images.input_format import build_input_format
 from deim.data.images.load import read_preview, read_tiles
 from deim.data.images.resize import normalize
 from deim.engine.trained_detector import TrainedDetector
+from deim.language import ENGLISH, Language
 from deim.report.charts import chart_figure, chart_names, write_figure
+from deim.report.draw import short_names
 from deim.structures import Placement
 from multimodal.wrapper import TextFusedDetector
 
@@ -101,6 +103,7 @@ def write_text_maps(
     folder: Path,
     *,
     num_images: int = 4,
+    language: Language = ENGLISH,
 ) -> list[Path]:
     """Draw the text maps of some classes, one file each: `text_map_<class index>_<class name>.png`.
 
@@ -121,13 +124,15 @@ def write_text_maps(
     paths = []
     for label in class_labels:
         indices = _choose_images(split, labels == label, num_images)
-        name = chart_names(names)[label]
+        name = chart_names(names, language=language)[label]
 
         def draw(figure: Figure, label: int = label, name: str = name, indices: list[int] = indices) -> None:
             title = (
-                f"Responses to the text of {name}, blue: -1, red: 1; frames: true boxes, white if of {name}"
+                "Responses to the text of {name}, blue: -1, red: 1; frames: true boxes, white if of {name}"
             )
-            figure.suptitle(title if indices else f"No image of this split shows {name}, and none is empty.")
+            if not indices:
+                title = "No image of this split shows {name}, and none is empty."
+            figure.suptitle(language.text(title, name=name))
             axes: Any = figure.subplots(len(indices), 1 + len(PANELS), squeeze=False) if indices else []
             for row, index in zip(axes, indices, strict=True):
                 boxes = np.arange(split.first_box[index], split.first_box[index + 1])
@@ -139,7 +144,8 @@ def write_text_maps(
                     label,
                     boxes_xywh=split.boxes_xywh[boxes],
                     labels=labels[boxes],
-                    caption=chart_names([split.file_names[index]], kind="image")[0],
+                    caption=short_names([split.file_names[index]], kind="image")[0],
+                    language=language,
                 )
 
         height = PANEL_INCHES * (len(indices) + 0.3)
@@ -158,6 +164,7 @@ def draw_text_map(
     boxes_xywh: NDArray[np.float64],
     labels: NDArray[np.int64],
     caption: str,
+    language: Language = ENGLISH,
 ) -> None:
     """Draw one class of an image: the image, the detector's score, the cosine with the text, the fused score.
 
@@ -169,6 +176,7 @@ def draw_text_map(
         boxes_xywh: (N, 4) true boxes in pixels of `image`. N may be 0.
         labels: (N,) their class indices.
         caption: Title of the first panel.
+        language: Language of the other titles.
     """
     small = image.convert("RGB")
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
@@ -182,7 +190,10 @@ def draw_text_map(
         panel.imshow(small.convert("L"), cmap="gray", vmin=0, vmax=255)
         # What is about 0 stays the image.
         panel.imshow(heat, cmap="RdBu_r", vmin=-1, vmax=1, alpha=np.minimum(1.5 * np.abs(heat), 0.8))
-        panel.set_title(f"{title}, highest {values.max():.2f}" if len(values) else title, fontsize=9)
+        heading = language.text(title)
+        if len(values):
+            heading = language.text("{panel}, highest {score:.2f}", panel=heading, score=values.max())
+        panel.set_title(heading, fontsize=9)
     for panel in axes:
         panel.set_axis_off()
         for (x, y, width, height), is_class in zip(boxes_xywh * scale, labels == label, strict=True):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"deim", "multimodal", "tools"}
 FLOORS = [
     {"deim.errors"},
-    {"deim.structures", "deim.files"},
+    {"deim.structures", "deim.files", "deim.language"},
     {"deim.parse", "deim.records", "deim.migration"},
     {"deim.boxes"},
     {"deim.config"},

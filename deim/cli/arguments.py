@@ -2,9 +2,10 @@
 
 from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from deim.config.checks import Bound, outside
+from deim.language import LanguageCode
 
 SPLITS = ("train", "val", "test")
 
@@ -44,6 +45,12 @@ def add_latex_argument(parser: ArgumentParser) -> None:
     """Add `--latex`, which also writes the tables for a paper."""
     what = "Also write the tables as tables.tex to the folder of charts; no LaTeX package is needed."
     parser.add_argument("--latex", action="store_true", help=what)
+
+
+def add_language_argument(parser: ArgumentParser, default: str) -> None:
+    """Add `--language`, the language of pages and charts; the help says in words what holds without it."""
+    what = f"Language of the page, its charts and images; without it, {default}."
+    parser.add_argument("--language", choices=get_args(LanguageCode), help=what)
 
 
 def whole(least: int, bound: Bound) -> Callable[[str], int]:

@@ -8,7 +8,7 @@ Examples:
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from deim.cli.arguments import SPLITS, add_latex_argument, new_parser
+from deim.cli.arguments import SPLITS, add_language_argument, add_latex_argument, new_parser
 from deim.files import refuse_overwriting, write_text
 
 
@@ -20,6 +20,7 @@ def build_parser() -> ArgumentParser:
     add("--split", choices=SPLITS, default="val", help="Split whose reports are compared.")
     add("--output", type=Path, default=Path("outputs/comparison.json"), help="JSON file to write.")
     add_latex_argument(parser)
+    add_language_argument(parser, "that of the first run")
     return parser
 
 
@@ -28,6 +29,7 @@ def run(args: Namespace) -> None:
     from deim.report.compare import describe_comparison, describe_options, read_runs
     from deim.report.compare_files import comparison_tables, option_table, write_comparison
     from deim.report.files import ReportFiles
+    from deim.report.languages import read_language
     from deim.report.table_files import LATEX_NAME, format_latex
 
     runs, folder = read_runs(args.runs, split=args.split), args.output.with_suffix("")
@@ -35,7 +37,8 @@ def run(args: Namespace) -> None:
     refuse_overwriting(
         outputs=ReportFiles(args.output).all, inputs=[path for file in files for path in file.all]
     )
-    comparison = write_comparison(runs, args.output)
+    language = read_language(args.language) if args.language else None
+    comparison = write_comparison(runs, args.output, language=language)
     print("\n".join(describe_comparison(comparison)))
     print(f"\n{describe_options(comparison)}")
     if comparison.options:

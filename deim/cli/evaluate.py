@@ -6,14 +6,20 @@ validation split and stored in the checkpoint; an evaluation on other data never
 Examples:
   deim evaluate outputs/quickstart --split test
   deim evaluate outputs/quickstart --split val --set data.root=data/other
-  deim evaluate outputs/quickstart/evaluation_test.json
+  deim evaluate outputs/quickstart/evaluation_test.json --language es
 """
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deim.cli.arguments import SPLITS, add_latex_argument, add_override_argument, new_parser
+from deim.cli.arguments import (
+    SPLITS,
+    add_language_argument,
+    add_latex_argument,
+    add_override_argument,
+    new_parser,
+)
 from deim.errors import ConfigError
 from deim.files import refuse_overwriting, write_text
 
@@ -34,6 +40,7 @@ def build_parser() -> ArgumentParser:
     )
     add("--output", type=Path, help=what)
     add_latex_argument(parser)
+    add_language_argument(parser, "evaluation.language of the run")
     add_override_argument(parser, "data.root=data/other")
     return parser
 
@@ -45,6 +52,7 @@ def run(args: Namespace) -> None:
     from deim.inference.evaluator import build_evaluator
     from deim.report.evaluate import default_report_path, evaluate_run
     from deim.report.files import ReportFiles, read_report_inputs, write_report_files
+    from deim.report.languages import read_language
     from deim.report.table_files import LATEX_NAME, format_latex
     from deim.report.tables import report_tables
 
@@ -61,10 +69,12 @@ def run(args: Namespace) -> None:
                 outputs=ReportFiles(report_path).all,
                 inputs=[*ReportFiles(args.source).all, Path(inputs.provenance.dataset.image_dir)],
             )
-        report = write_report_files(inputs, report_path)
+        language = read_language(args.language) if args.language else None
+        report = write_report_files(inputs, report_path, language=language)
     else:
         split = args.split or "val"
-        trained = load_trained(args.source, overrides=args.set)
+        chosen = [f"evaluation.language={args.language}"] if args.language else []
+        trained = load_trained(args.source, overrides=[*args.set, *chosen])
         evaluator = build_evaluator(trained, read_split(trained.config.data, split))
         report_path = args.output or default_report_path(trained, evaluator.split, split)
         refuse_overwriting(

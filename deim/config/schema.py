@@ -27,6 +27,7 @@ from deim.engine.optimizer import RecipeOptions
 from deim.engine.schedule import ScheduleOptions
 from deim.engine.task import TASKS, TaskOptions, detection_options, task_options_class
 from deim.inference.operating_points import BestF1Goal, Goal, NmsOptions
+from deim.language import LanguageCode
 from deim.loss.criterion import LossOptions
 from deim.model.detector import ModelOptions
 
@@ -51,6 +52,8 @@ class EvaluationOptions:
     image with more boxes also needs more `model.decoder.num_queries`, or `data.tiles`."""
     bootstrap_resamples: int = 1000
     """Resamples of the images for each confidence interval, at least 2; 0 gives no intervals."""
+    language: LanguageCode = "en"
+    """Language of pages and charts; console, tables and JSON files are English."""
 
     def __post_init__(self) -> None:
         check(

@@ -16,6 +16,7 @@ from torchvision.ops import batched_nms
 from deim.boxes import xywh_to_xyxy
 from deim.config.checks import Auto, below, check, not_fraction
 from deim.inference.detection_table import DetectionTable
+from deim.language import ENGLISH, Language
 
 SEARCHED_IOU_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """What `auto` tries on the validation split."""
@@ -59,11 +60,12 @@ def describe_goal(goal: Goal) -> str:
     """Return a goal as a phrase."""
     match goal:
         case BestF1Goal():
-            return "best F1"
+            return ENGLISH.text("best F1")
         case RecallGoal():
-            return f"recall at least {goal.at_least:g}"
+            return ENGLISH.text("recall at least {recall:g}", recall=goal.at_least)
         case FalseBoxesGoal():
-            return f"at most {goal.at_most_per_image:g} false boxes of the class an image"
+            limit = goal.at_most_per_image
+            return ENGLISH.text("at most {limit:g} false boxes of the class an image", limit=limit)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,13 +106,17 @@ class NmsRule:
         if (self.mode == "none") != (self.iou_threshold is None):
             raise ValueError(f"iou_threshold: got {self.iou_threshold} with mode {self.mode}.")
 
-    def describe(self) -> str:
+    def describe(self, language: Language = ENGLISH) -> str:
         """Return the rule as a phrase."""
-        parts = ["best class of each query"] if self.best_class_per_query else []
-        if self.mode != "none":
-            which = "of its class " if self.mode == "class_aware" else ""
-            parts.append(f"no box that overlaps a better one {which}by IoU > {self.iou_threshold:g}")
-        return "; ".join(parts) or "none"
+        parts = [language.text("best class of each query")] if self.best_class_per_query else []
+        iou = self.iou_threshold
+        if self.mode == "class_aware":
+            parts.append(
+                language.text("no box that overlaps a better one of its class by IoU > {iou:g}", iou=iou)
+            )
+        elif self.mode == "agnostic":
+            parts.append(language.text("no box that overlaps a better one by IoU > {iou:g}", iou=iou))
+        return "; ".join(parts) or language.text("none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,11 +159,12 @@ class OperatingPoints:
     default_reason: str | None = None
     """Sentences that say why all thresholds are the default, and what to do; None if they were chosen."""
 
-    def describe_origin(self) -> str:
+    def describe_origin(self, language: Language = ENGLISH) -> str:
         """Return where the thresholds come from, as a phrase."""
         if self.default_reason is not None:
-            return f"default thresholds, none chosen on {self.chosen_on}"
-        return f"{self.goal}, chosen on {self.chosen_on}"
+            return language.text("default thresholds, none chosen on {split}", split=self.chosen_on)
+        goal = language.sentence(self.goal)
+        return language.text("{goal}, chosen on {split}", goal=goal, split=self.chosen_on)
 
     @property
     def thresholds(self) -> NDArray[np.float64]:

@@ -23,6 +23,7 @@ from deim.inference.operating_points import (
     apply_nms,
     describe_goal,
 )
+from deim.language import ENGLISH
 from deim.metrics.assignment import Overlaps, compute_overlaps
 from deim.metrics.average_precision import average_precisions
 from deim.metrics.coco import IOU_50_ROW
@@ -137,15 +138,23 @@ def choose_operating_points(
 
 def _why_default(overlaps: Overlaps, split_name: str, default_threshold: float) -> str | None:
     """Say why no threshold can be chosen, and what to do; None if thresholds can be chosen."""
-    stay = f"All score thresholds stay at the default, {default_threshold:g}"
     if not overlaps.ground_truth.boxes_per_class.any():
-        return f"{stay}: {split_name} has no boxes to choose them on."
+        return ENGLISH.text(
+            "All score thresholds stay at the default, {default:g}: {split} has no boxes to choose them on.",
+            default=default_threshold,
+            split=split_name,
+        )
     ap50 = float(np.nanmean(average_precisions(overlaps)[IOU_50_ROW]))
     if ap50 >= MIN_AP50:
         return None
-    return (
-        f"The detector has learned nothing: mAP50 on {split_name} is {ap50:.4g}, less than {MIN_AP50:g}. "
-        f"{stay}. Train for more epochs, or start from trained weights with model.init_from."
+    return ENGLISH.text(
+        "The detector has learned nothing: mAP50 on {split} is {ap50:.4g}, less than {least:g}. All score "
+        "thresholds stay at the default, {default:g}. Train for more epochs, or start from trained weights "
+        "with model.init_from.",
+        split=split_name,
+        ap50=ap50,
+        least=MIN_AP50,
+        default=default_threshold,
     )
 
 
@@ -155,9 +164,13 @@ def _with_note(point: ClassThreshold, counts: Counts, goal: Goal, num_images: in
         return point
     match goal:
         case RecallGoal() if counts.tp < goal.at_least * counts.num_boxes - ROUNDING:
-            return replace(point, note=f"with NMS, recall is {counts.tp / counts.num_boxes:.3f}")
+            recall = counts.tp / counts.num_boxes
+            return replace(point, note=ENGLISH.text("with NMS, recall is {recall:.3f}", recall=recall))
         case FalseBoxesGoal() if counts.fp > goal.at_most_per_image * num_images + ROUNDING:
-            return replace(point, note=f"with NMS, {counts.fp / num_images:.3g} false boxes an image remain")
+            note = ENGLISH.text(
+                "with NMS, {rate:.3g} false boxes an image remain", rate=counts.fp / num_images
+            )
+            return replace(point, note=note)
     return point
 
 
@@ -167,10 +180,10 @@ def _choose_classes(overlaps: Overlaps, goal: Goal, default_threshold: float) ->
     pooled = _choose_threshold(overlaps, num_boxes > 0, goal) if can_choose.any() else None
     classes = []
     for label, name in enumerate(overlaps.ground_truth.class_names):
-        lack = "never predicted" if num_boxes[label] else "no ground-truth box of this class"
-        entry = ClassThreshold(
-            name=name, threshold=default_threshold, origin="default", note=f"{lack} to choose on"
-        )
+        lack = ENGLISH.text("never predicted to choose on")
+        if not num_boxes[label]:
+            lack = ENGLISH.text("no ground-truth box of this class to choose on")
+        entry = ClassThreshold(name=name, threshold=default_threshold, origin="default", note=lack)
         if can_choose[label]:
             threshold, note = _choose_threshold(overlaps, np.arange(len(num_boxes)) == label, goal)
             entry = replace(entry, threshold=threshold, origin="its own boxes", note=note)
@@ -202,21 +215,27 @@ def _choose_threshold(
             # 2 · TP / (detections + boxes) is F1, without a division by zero.
             f1 = 2 * tp / (tp + fp + num_boxes)
             chosen = int(np.argmax(f1))
-            note = None if tp[chosen] else "no detection is correct at any threshold"
+            note = None if tp[chosen] else ENGLISH.text("no detection is correct at any threshold")
             return _between(levels, chosen), note
         case RecallGoal():
             reached = np.flatnonzero(tp >= goal.at_least * num_boxes - ROUNDING)
             if len(reached):
                 return _between(levels, int(reached[0])), None
             # Nothing below the last hit helps.
-            note = f"recall {goal.at_least:g} is out of reach, the highest is {tp[-1] / num_boxes:.3f}"
+            note = ENGLISH.text(
+                "recall {recall:g} is out of reach, the highest is {highest:.3f}",
+                recall=goal.at_least,
+                highest=tp[-1] / num_boxes,
+            )
             return _between(levels, int(np.argmax(tp))), note
         case FalseBoxesGoal():
             allowed = np.flatnonzero(fp <= goal.at_most_per_image * num_images + ROUNDING)
             if len(allowed):
                 return _between(levels, int(allowed[-1])), None
-            limit = f"{goal.at_most_per_image:g} boxes an image"
-            note = f"even the highest scores are false in more than {limit}"
+            note = ENGLISH.text(
+                "even the highest scores are false in more than {limit:g} boxes an image",
+                limit=goal.at_most_per_image,
+            )
             return math.nextafter(float(levels[0]), math.inf), note
 
 

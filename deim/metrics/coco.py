@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deim.errors import DataError
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
+from deim.language import ENGLISH
 
 NUM_IOU_THRESHOLDS, IOU_50_ROW, IOU_75_ROW = 10, 0, 5
 """IoU thresholds 0.50, 0.55, …, 0.95 and the positions of two of them."""
@@ -224,10 +225,12 @@ def _class_metrics(
     num_boxes = int(ground_truth.boxes_per_class[label])
     by_size = {"small": summary.ap_small, "medium": summary.ap_medium, "large": summary.ap_large}
     missing = " or ".join(size for size, value in by_size.items() if value is None)
-    notes = ["never predicted"] if num_boxes > 0 and num_predictions == 0 else []
-    if missing:
-        size = f"{missing} " if num_boxes > 0 else ""
-        notes.append(f"no {size}ground-truth box of this class in the split")
+    notes = [ENGLISH.text("never predicted")] if num_boxes > 0 and num_predictions == 0 else []
+    if missing and num_boxes > 0:
+        template = "no {sizes_phrase} ground-truth box of this class in the split"
+        notes.append(ENGLISH.text(template, sizes_phrase=missing))
+    elif missing:
+        notes.append(ENGLISH.text("no ground-truth box of this class in the split"))
     return ClassMetrics(
         category_id=ground_truth.category_ids[label],
         name=ground_truth.class_names[label],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from deim.language import ENGLISH, Language
 from deim.metrics.assignment import IOU_50, Overlaps
 
 BACKGROUND = "background"
@@ -24,10 +25,11 @@ class Confusion:
     most_confused: str | None
     """The two classes confused most often, as a sentence; None if none are confused."""
 
-    def describe(self) -> str:
+    def describe(self, language: Language = ENGLISH) -> str:
         """Return a sentence about the two classes confused most often."""
-        pair = self.most_confused
-        return f"Most confused: {pair}." if pair else "No box was predicted as another class."
+        if self.most_confused is None:
+            return language.text("No box was predicted as another class.")
+        return language.text("Most confused: {pair}.", pair=language.sentence(self.most_confused))
 
 
 def compute_confusion(overlaps: Overlaps) -> Confusion:
@@ -76,9 +78,20 @@ def _most_confused(counts: NDArray[np.int64], sums: NDArray[np.int64], labels: t
     a, b = (int(index) for index in np.unravel_index(np.argmax(both), both.shape))
     if wrong[b, a] > wrong[a, b]:
         a, b = b, a
-    text = (
-        f"{wrong[a, b]} of {sums[a]} {labels[a]} were predicted as {labels[b]} ({wrong[a, b] / sums[a]:.0%})"
+    values = {
+        "number": wrong[a, b],
+        "boxes": sums[a],
+        "name": labels[a],
+        "other_name": labels[b],
+        "percent": ENGLISH.percent(wrong[a, b] / sums[a], 0),
+    }
+    if not wrong[b, a]:
+        return ENGLISH.text("{number} of {boxes} {name} were predicted as {other_name} ({percent})", **values)
+    return ENGLISH.text(
+        "{number} of {boxes} {name} were predicted as {other_name} ({percent}), and {back} of {other_boxes} "
+        "{other_name} as {name} ({back_percent})",
+        **values,
+        back=wrong[b, a],
+        other_boxes=sums[b],
+        back_percent=ENGLISH.percent(wrong[b, a] / sums[b], 0),
     )
-    if wrong[b, a]:
-        text += f", and {wrong[b, a]} of {sums[b]} {labels[b]} as {labels[a]} ({wrong[b, a] / sums[b]:.0%})"
-    return text

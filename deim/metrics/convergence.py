@@ -9,6 +9,7 @@ import numpy as np
 from deim.config.checks import below, check, not_fraction
 from deim.engine.log import read_log_lines
 from deim.errors import DataError
+from deim.language import ENGLISH, Language
 from deim.parse import parse_json
 from deim.records import from_json
 
@@ -120,20 +121,27 @@ def _known(values: list[float | None]) -> tuple[float | None, ...]:
     return () if set(values) == {None} else tuple(values)
 
 
-def describe_convergence(convergence: Convergence) -> str:
+def describe_convergence(convergence: Convergence, language: Language = ENGLISH) -> str:
     """Return the best epoch and the trend as sentences; epochs count from 1 here."""
-    best = f"Best mAP {convergence.best_ap:.3f} in epoch {convergence.best_epoch + 1}"
-    ending = f" of {convergence.planned_epochs}."
+    done = convergence.epochs[-1] + 1
+    sentences = [
+        language.text(
+            "Best mAP {ap:.3f} in epoch {epoch} of {planned}.",
+            ap=convergence.best_ap,
+            epoch=convergence.best_epoch + 1,
+            planned=convergence.planned_epochs,
+        )
+    ]
     if convergence.stopped_early:
-        ending += f" Early stopping ended the run after epoch {convergence.epochs[-1] + 1}."
-    elif convergence.epochs[-1] + 1 < convergence.planned_epochs:
-        ending += f" The run is not finished: {convergence.epochs[-1] + 1} epochs are done."
+        sentences.append(language.text("Early stopping ended the run after epoch {epoch}.", epoch=done))
+    elif done < convergence.planned_epochs:
+        sentences.append(language.text("The run is not finished: {epochs} epochs are done.", epochs=done))
     trend = {
         None: "Too few validations to tell whether the score still rises.",
         True: "The score still rises at the end: train longer.",
         False: "The score no longer rises at the end.",
     }[convergence.still_rising]
-    return f"{best}{ending} {trend}"
+    return " ".join([*sentences, language.text(trend)])
 
 
 def _is_rising(epochs: list[int], scores: list[float]) -> bool | None:

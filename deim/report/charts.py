@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from deim.files import count, write_bytes
+from deim.files import write_bytes
+from deim.language import ENGLISH, Language
 from deim.metrics.bootstrap import Interval
 from deim.metrics.confusion import Confusion
 from deim.metrics.convergence import Convergence
@@ -80,23 +81,25 @@ def write_figure(figure: Figure, path: Path, **options: Any) -> None:
     write_bytes(path, content.getvalue())
 
 
-def draw_report_charts(report: Report, folder: Path) -> dict[str, Path]:
+def draw_report_charts(report: Report, folder: Path, language: Language = ENGLISH) -> dict[str, Path]:
     """Draw all charts that a report has the numbers for; return the path of each SVG by its title."""
 
-    def save(draw: Callable[[Figure, Report], None], name: str, height: float) -> Path:
-        return save_chart(lambda figure: draw(figure, report), folder / name, height=height)
+    def save(draw: Callable[[Figure, Report, Language], None], name: str, height: float) -> Path:
+        return save_chart(lambda figure: draw(figure, report, language), folder / name, height=height)
 
-    legend = height_of_legend(_labels_with_n(report))
+    legend = height_of_legend(_labels_with_n(report, language))
     bars = BarSeries(
         values=[row.ap50_after_nms for row in report.classes],
         color=BLUE,
         intervals=[row.ap50_after_nms_interval for row in report.classes],
     )
+    basis, path = language.text("after NMS"), folder / "class_ap50"
+    confusions = [("", report.confusion)]
     paths = {
-        "AP50 of each class": save_class_ap50(report, [bars], folder / "class_ap50", basis="after NMS"),
+        "AP50 of each class": save_class_ap50(report, [bars], path, basis=basis, language=language),
         "Precision and recall": save(_precision_recall, "precision_recall", 4.2 + legend),
         "Precision, recall and F1 by threshold": save(_thresholds, "thresholds", 6.4 + legend),
-        "Confusion of classes": save_confusions([("", report.confusion)], folder / "confusion"),
+        "Confusion of classes": save_confusions(confusions, folder / "confusion", language),
         "Escapes against overkill": save(_escapes, "escapes", 4.2 + height_of_legend([""] * 4)),
         "Kinds of errors": save(_errors, "errors", 3.2),
     }
@@ -105,13 +108,16 @@ def draw_report_charts(report: Report, folder: Path) -> dict[str, Path]:
         paths["Validation score by epoch"] = save(_convergence, "convergence", 4.0)
         if convergence.loss:
             paths["Loss by epoch"] = save(_losses, "loss", 4.0)
-    return paths
+    return {language.text(title): path for title, path in paths.items()}
 
 
-def chart_names(names: Sequence[str], *, kind: str = "class") -> tuple[str, ...]:
+def chart_names(
+    names: Sequence[str], *, kind: Literal["class", "run"] = "class", language: Language = ENGLISH
+) -> tuple[str, ...]:
     """Shorten names for charts, see `short_names`."""
+    shown = short_names(names, kind=language.text(kind))
     # Matplotlib omits labels that begin with `_` from legends, but not after a space without width.
-    return tuple(f"\u200b{name}" if name.startswith("_") else name for name in short_names(names, kind=kind))
+    return tuple(f"\u200b{name}" if name.startswith("_") else name for name in shown)
 
 
 def height_of_legend(labels: Sequence[str]) -> float:
@@ -135,11 +141,11 @@ def legend_or_reason(axes: Axes, why_empty: str) -> None:
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=9, handlelength=3.2)
 
 
-def set_epoch_ticks(axes: Axes, last: int) -> None:
+def set_epoch_ticks(axes: Axes, last: int, language: Language) -> None:
     """Count epochs from 1 to the last one, with ticks at whole numbers only."""
     axes.set_xlim(0.5, last + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel(f"epoch, of {last}")
+    axes.set_xlabel(language.text("epoch, of {last}", last=last))
 
 
 def say_nothing_to_show(axes: Axes, why: str) -> None:
@@ -163,7 +169,9 @@ class BarSeries:
     number_format: str = "{:.3f}"
 
 
-def draw_bars(axes: Axes, rows: Sequence[str], series: Sequence[BarSeries]) -> None:
+def draw_bars(
+    axes: Axes, rows: Sequence[str], series: Sequence[BarSeries], language: Language = ENGLISH
+) -> None:
     """Draw horizontal bars with their numbers in N labeled rows, those of several series side by side."""
     values = [value for entry in series for value in entry.values if value is not None]
     most = max([*values, *(item.high for entry in series for item in entry.intervals if item)], default=0)
@@ -174,7 +182,7 @@ def draw_bars(axes: Axes, rows: Sequence[str], series: Sequence[BarSeries]) -> N
         for position, value in enumerate(entry.values):
             place = position + offset
             if value is None:
-                text = entry.reasons[position] if entry.reasons else "no ground truth"
+                text = entry.reasons[position] if entry.reasons else language.text("no ground truth")
                 axes.text(0.01 * most, place, text, va="center", color=GRAY, bbox=ON_WHITE, zorder=4)
                 continue
             axes.barh(place, value, height=0.8 * height, color=entry.color)
@@ -192,21 +200,34 @@ def draw_bars(axes: Axes, rows: Sequence[str], series: Sequence[BarSeries]) -> N
     axes.grid(visible=False, axis="y")
 
 
-def save_confusions(confusions: Sequence[tuple[str, Confusion]], path: Path) -> Path:
+def save_confusions(
+    confusions: Sequence[tuple[str, Confusion]], path: Path, language: Language = ENGLISH
+) -> Path:
     """Draw confusion matrices of the same classes below their titles: counts, colored by share of the row."""
     labels = confusions[0][1].labels
-    names = [*chart_names(labels[:-1]), labels[-1]]
+    names = [*chart_names(labels[:-1], language=language), language.text(labels[-1])]
     most = max(max(map(max, confusion.counts)) for _, confusion in confusions)
     # A digit of 8 points is 0.07 inches wide, a letter of 10 points 0.08.
     cell = min(max(MIN_CELL, 0.14 + 0.07 * len(str(most))), LONGEST_MATRIX / len(names))
     side, beside = cell * len(names), 0.5 + 0.08 * max(map(len, names))
-    draw = partial(_draw_confusions, confusions=confusions, names=names, has_counts=cell >= MIN_CELL)
+    draw = partial(
+        _draw_confusions,
+        confusions=confusions,
+        names=names,
+        has_counts=cell >= MIN_CELL,
+        language=language,
+    )
     height = (side + beside + 0.6) * len(confusions)
     return save_chart(draw, path, width=max(WIDTH, side + beside + 1.6), height=height)
 
 
 def _draw_confusions(
-    figure: Figure, confusions: Sequence[tuple[str, Confusion]], names: Sequence[str], *, has_counts: bool
+    figure: Figure,
+    confusions: Sequence[tuple[str, Confusion]],
+    names: Sequence[str],
+    language: Language = ENGLISH,
+    *,
+    has_counts: bool,
 ) -> None:
     grid = figure.subplots(len(confusions), squeeze=False)[:, 0]
     for axes, (title, confusion) in zip(grid, confusions, strict=True):
@@ -214,9 +235,9 @@ def _draw_confusions(
         heat = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
-        axes.set_xlabel("predicted as (last column: missed)")
-        axes.set_ylabel("ground truth\n(last row: nothing there)")
-        axes.set_title(title or "Confusion, IoU 0.5")
+        axes.set_xlabel(language.text("predicted as (last column: missed)"))
+        axes.set_ylabel(language.text("ground truth\n(last row: nothing there)"))
+        axes.set_title(title or language.text("Confusion, IoU 0.5"))
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         for row, column in np.ndindex(percent.shape) if has_counts else ():
@@ -224,10 +245,18 @@ def _draw_confusions(
             color = "white" if percent[row, column] > 55 else "black" if number else GRAY
             if not row == column == len(names) - 1:
                 axes.text(column, row, str(number), ha="center", va="center", fontsize=8, color=color)
-    figure.colorbar(heat, ax=grid.tolist(), label="% of the row", shrink=0.8, aspect=30 * len(confusions))
+    label = language.text("% of the row")
+    figure.colorbar(heat, ax=grid.tolist(), label=label, shrink=0.8, aspect=30 * len(confusions))
 
 
-def save_class_ap50(report: Report, series: Sequence[BarSeries], path: Path, *, basis: str) -> Path:
+def save_class_ap50(
+    report: Report,
+    series: Sequence[BarSeries],
+    path: Path,
+    *,
+    basis: str,
+    language: Language = ENGLISH,
+) -> Path:
     """Draw AP50 of each class as bars, of one or several detectors on the images of a report.
 
     Args:
@@ -235,47 +264,59 @@ def save_class_ap50(report: Report, series: Sequence[BarSeries], path: Path, *, 
         series: AP50 of each class, in [0, 1].
         path: Without suffix.
         basis: Which detections are counted, such as `after NMS`.
+        language: Language of the chart, and of `basis`.
     """
     legend = height_of_legend([entry.label for entry in series])
     height = 1.5 + len(report.classes) * (0.22 + 0.18 * len(series)) + legend
-    return save_chart(partial(_class_ap50, report=report, series=series, basis=basis), path, height=height)
+    draw = partial(_class_ap50, report=report, series=series, basis=basis, language=language)
+    return save_chart(draw, path, height=height)
 
 
-def _class_ap50(figure: Figure, report: Report, series: Sequence[BarSeries], basis: str) -> None:
+def _class_ap50(
+    figure: Figure, report: Report, series: Sequence[BarSeries], basis: str, language: Language
+) -> None:
     axes = figure.subplots()
+    names = chart_names(report.class_names, language=language)
     labels = [
-        f"{name}\nn = {row.metrics.num_boxes} in {count('image', row.metrics.num_images)}"
-        for name, row in zip(chart_names(report.class_names), report.classes, strict=True)
+        language.text(
+            "{name}\nn = {boxes} in {images}",
+            name=name,
+            boxes=row.metrics.num_boxes,
+            images=language.count("image", row.metrics.num_images),
+        )
+        for name, row in zip(names, report.classes, strict=True)
     ]
-    draw_bars(axes, labels, series)
+    draw_bars(axes, labels, series, language)
     axes.set_xlim(0, 1.15)  # room for the numbers
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.spines.bottom.set_bounds(0, 1)
-    axes.set_xlabel(f"AP at IoU 0.50, {basis}" + ("\nlines: 95% intervals" if report.intervals else ""))
-    axes.set_title("AP50 of each class")
+    axes.set_xlabel(language.text("AP at IoU 0.50, {basis}", basis=basis))
+    if report.intervals:
+        axes.set_xlabel(language.text("AP at IoU 0.50, {basis}\nlines: 95% intervals", basis=basis))
+    axes.set_title(language.text("AP50 of each class"))
     known = [value for value in series[0].values if value is not None]
     if len(series) > 1:
-        legend_or_reason(axes, "no class")
+        legend_or_reason(axes, language.text("no class"))
     elif known:
         mean = float(np.mean(known))
         axes.axvline(mean, color=RED, linestyle="--", linewidth=1)
-        axes.set_title(f"AP50 of each class; dashed: mean, {mean:.3f}")
+        axes.set_title(language.text("AP50 of each class; dashed: mean, {mean:.3f}", mean=mean))
 
 
-def _labels_with_n(report: Report) -> list[str]:
+def _labels_with_n(report: Report, language: Language) -> list[str]:
     """Return the label of each class in a legend, with its number of boxes."""
-    names = chart_names(report.class_names)
+    names = chart_names(report.class_names, language=language)
     return [f"{name} (n = {row.metrics.num_boxes})" for name, row in zip(names, report.classes, strict=True)]
 
 
-def _precision_recall(figure: Figure, report: Report) -> None:
+def _precision_recall(figure: Figure, report: Report, language: Language = ENGLISH) -> None:
     axes = figure.subplots()
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("recall: share of the boxes that are found")
-    axes.set_ylabel("precision: share of the\ndetections that are correct")
-    axes.set_title("Precision and recall; dots: operating points")
-    for index, (row, label) in enumerate(zip(report.classes, _labels_with_n(report), strict=True)):
+    axes.set_xlabel(language.text("recall: share of the boxes that are found"))
+    axes.set_ylabel(language.text("precision: share of the\ndetections that are correct"))
+    axes.set_title(language.text("Precision and recall; dots: operating points"))
+    for index, (row, label) in enumerate(zip(report.classes, _labels_with_n(report, language), strict=True)):
         curve, counts, color = row.precision_recall, row.counts, chart_color(index)
         if curve is None:
             continue
@@ -283,18 +324,18 @@ def _precision_recall(figure: Figure, report: Report) -> None:
         axes.plot(recall, precision, color=color, linestyle=line_style(index), label=label)
         if counts.precision is not None and counts.recall is not None:
             axes.plot(counts.recall, counts.precision, "o", color=color, **POINT_STYLE)
-    legend_or_reason(axes, "no class has both ground truth and detections")
+    legend_or_reason(axes, language.text("no class has both ground truth and detections"))
 
 
-def _thresholds(figure: Figure, report: Report) -> None:
+def _thresholds(figure: Figure, report: Report, language: Language = ENGLISH) -> None:
     grid = figure.subplots(3, sharex=True)
     for axes, name in zip(grid, ("precision", "recall", "F1"), strict=True):
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.02)
-        axes.set_ylabel(name)
-    grid[0].set_title("By score threshold; dots: operating points")
-    grid[2].set_xlabel("score threshold of the class")
-    rows = zip(report.classes, report.operating_points.classes, _labels_with_n(report), strict=True)
+        axes.set_ylabel(language.text(name))
+    grid[0].set_title(language.text("By score threshold; dots: operating points"))
+    grid[2].set_xlabel(language.text("score threshold of the class"))
+    rows = zip(report.classes, report.operating_points.classes, _labels_with_n(report, language), strict=True)
     for index, (row, point, label) in enumerate(rows):
         curve, counts, color = row.precision_recall, row.counts, chart_color(index)
         if curve is None:
@@ -311,86 +352,97 @@ def _thresholds(figure: Figure, report: Report) -> None:
             axes.plot(x, y, label=label, **style)
             if value is not None:
                 axes.plot(point.threshold, value, "o", color=color, **POINT_STYLE)
-    legend_or_reason(grid[0], "no class has both ground truth and detections")
+    legend_or_reason(grid[0], language.text("no class has both ground truth and detections"))
 
 
-def _escapes(figure: Figure, report: Report) -> None:
+def _escapes(figure: Figure, report: Report, language: Language = ENGLISH) -> None:
     axes = figure.subplots()
     level, points = report.image_level, report.operating_points
     curve, here = level.curve, level.at_operating_points
-    axes.set_title("Escapes against overkill")
-    axes.set_xlabel(f"overkill: % of the good images\nwith a box (n = {here.num_good})")
-    axes.set_ylabel(f"escapes: % of the defective\nimages without a hit (n = {here.num_defective})")
-    if not here.num_defective or not here.num_good:
-        lacks = "defective" if not here.num_defective else "good"
-        say_nothing_to_show(axes, f"the split has no {lacks} image")
+    axes.set_title(language.text("Escapes against overkill"))
+    good, defective = here.num_good, here.num_defective
+    axes.set_xlabel(language.text("overkill: % of the good images\nwith a box (n = {number})", number=good))
+    axes.set_ylabel(
+        language.text("escapes: % of the defective\nimages without a hit (n = {number})", number=defective)
+    )
+    if not defective or not good:
+        lacks = "the split has no good image" if defective else "the split has no defective image"
+        say_nothing_to_show(axes, language.text(lacks))
         return
     overkill, escapes = (
         100 * np.array(rates, dtype=np.float64) for rates in (curve.overkill_rate, curve.escape_rate)
     )
-    label = "one threshold for all classes, falling to the right"
+    label = language.text("one threshold for all classes, falling to the right")
     axes.plot(overkill, escapes, color=BLUE, drawstyle="steps-post", label=label)
-    places = [("operating points of the classes", here, "o", BLUE)]
+    places = [(language.text("operating points of the classes"), here, "o", BLUE)]
     if level.at_escape_threshold is not None:
-        name = f"threshold {points.escape_threshold:.3f}, for few escapes"
+        threshold = points.escape_threshold
+        name = language.text("threshold {threshold:.3f}, for few escapes", threshold=threshold)
         places.append((name, level.at_escape_threshold, "s", RED))
     for name, rates, marker, color in places:
         place = 100 * np.array([rates.overkill_rate, rates.escape_rate], dtype=np.float64)
         axes.plot(*place, marker, label=name, color=color, **POINT_STYLE)
     limit = 100 * points.max_escape_rate
-    axes.axhline(limit, color=RED, linestyle="--", linewidth=1, label=f"limit of escapes, {limit:g}%")
+    label = language.text("limit of escapes, {limit:g}%", limit=limit)
+    axes.axhline(limit, color=RED, linestyle="--", linewidth=1, label=label)
     axes.set_xlim(-1, 101)
     axes.set_ylim(-1, 101)
-    legend_or_reason(axes, "no image")
+    legend_or_reason(axes, language.text("no image"))
 
 
-def _errors(figure: Figure, report: Report) -> None:
+def _errors(figure: Figure, report: Report, language: Language = ENGLISH) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     errors = report.errors
     counts = BarSeries(values=[row.count for row in errors.values()], color=RED, number_format="{:.0f}")
     # With boxes in the ground truth, only a correction of the missed ones can leave none to find.
     reasons = [
-        "all are missed" if name == "missed" and row.count else "no ground truth"
+        language.text("all are missed" if name == "missed" and row.count else "no ground truth")
         for name, row in errors.items()
     ]
     deltas = [None if row.kept_ap50_delta is None else 100 * row.kept_ap50_delta for row in errors.values()]
     improvements = BarSeries(values=deltas, color=BLUE, number_format="{:.1f}", reasons=reasons)
-    draw_bars(right, list(errors), [improvements])
-    draw_bars(left, list(errors), [counts])
-    figure.suptitle("Errors of the kept detections, by kind", x=0.01, ha="left", fontsize=11, weight="bold")
-    left.set_xlabel("number of errors")
-    right.set_xlabel("points of AP50 gained\nwithout them")
+    kinds = [language.text(kind) for kind in errors]
+    draw_bars(right, kinds, [improvements])
+    draw_bars(left, kinds, [counts])
+    title = language.text("Errors of the kept detections, by kind")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold")
+    left.set_xlabel(language.text("number of errors"))
+    right.set_xlabel(language.text("points of AP50 gained\nwithout them"))
 
 
-def _convergence(figure: Figure, report: Report) -> None:
+def _convergence(figure: Figure, report: Report, language: Language = ENGLISH) -> None:
     axes = figure.subplots()
     convergence = report.convergence
     assert convergence is not None
-    _draw_by_epoch(axes, convergence, {"mAP50": convergence.ap50, "mAP": convergence.ap})
+    _draw_by_epoch(axes, convergence, {"mAP50": convergence.ap50, "mAP": convergence.ap}, language)
     best = convergence.best_epoch + 1
-    axes.axvline(best, color=GRAY, linestyle="--", linewidth=1, label=f"best mAP, epoch {best}")
+    label = language.text("best mAP, epoch {best}", best=best)
+    axes.axvline(best, color=GRAY, linestyle="--", linewidth=1, label=label)
     axes.set_ylim(0, 1)
-    axes.set_ylabel("COCO score on the\nvalidation split")
-    axes.set_title("Validation score by epoch")
-    legend_or_reason(axes, "no validation")
+    axes.set_ylabel(language.text("COCO score on the\nvalidation split"))
+    axes.set_title(language.text("Validation score by epoch"))
+    legend_or_reason(axes, language.text("no validation"))
 
 
-def _losses(figure: Figure, report: Report) -> None:
+def _losses(figure: Figure, report: Report, language: Language = ENGLISH) -> None:
     axes = figure.subplots()
     convergence = report.convergence
     assert convergence is not None
     losses = {"training, with augmentation": convergence.loss, "validation": convergence.val_loss}
-    _draw_by_epoch(axes, convergence, {name: values for name, values in losses.items() if values})
+    lines = {language.text(name): values for name, values in losses.items() if values}
+    _draw_by_epoch(axes, convergence, lines, language)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("loss of the last layer")
-    axes.set_title("Loss by epoch")
-    legend_or_reason(axes, "no loss in the log")
+    axes.set_ylabel(language.text("loss of the last layer"))
+    axes.set_title(language.text("Loss by epoch"))
+    legend_or_reason(axes, language.text("no loss in the log"))
 
 
-def _draw_by_epoch(axes: Axes, convergence: Convergence, lines: Mapping[str, Sequence[float | None]]) -> None:
+def _draw_by_epoch(
+    axes: Axes, convergence: Convergence, lines: Mapping[str, Sequence[float | None]], language: Language
+) -> None:
     """Draw values by epoch, by the label of their line; None leaves an epoch out."""
     epochs = np.array(convergence.epochs) + 1
-    set_epoch_ticks(axes, convergence.planned_epochs)
+    set_epoch_ticks(axes, convergence.planned_epochs, language)
     for index, (label, numbers) in enumerate(lines.items()):
         values = np.array(numbers, dtype=np.float64)
         known = ~np.isnan(values)

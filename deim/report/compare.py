@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from deim.config.loader import OptionValue
 from deim.errors import DataError
-from deim.files import count
 from deim.inference.detection_table import GroundTruthTable
+from deim.language import ENGLISH, Language
 from deim.metrics.assignment import Overlaps, compute_overlaps
 from deim.metrics.bootstrap import LEVEL, ScoreDifference, ScoreSamples, difference, resample_scores
 from deim.report.files import ReportFiles, read_tables
@@ -22,6 +22,8 @@ from deim.report.tables import DASH
 COMPARISON_VERSION = 2
 """Raised whenever a key of the comparison changes its name or its meaning."""
 NUM_RESAMPLES = 1000
+NOT_COMPARED = ("output_dir", "evaluation.language")
+"""Options that change no result."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +92,7 @@ class Comparison:
     differences: tuple[RunDifference, ...]
     """One for each run but the first."""
     options: tuple[OptionDifference, ...] = ()
-    """In the order of the schema; `output_dir` is left out."""
+    """In the order of the schema, without those of `NOT_COMPARED`."""
     runs_without_options: tuple[str, ...] = ()
     """Names of the runs whose reports are of an older version and name no options."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -164,30 +166,41 @@ def compare_detections(base: Overlaps, other: Overlaps, *, name: str) -> RunDiff
     return _run_difference(name, before, after)
 
 
-def describe_comparison(comparison: Comparison) -> list[str]:
+def describe_comparison(comparison: Comparison, language: Language = ENGLISH) -> list[str]:
     """Return the differences as sentences."""
     first = comparison.runs[0]
+    templates = {
+        "better": "{run} is better than {first} in AP50 of {classes}.",
+        "worse": "{run} is worse than {first} in AP50 of {classes}.",
+    }
     lines = []
     for entry in comparison.differences:
-        lines.append(f"{entry.name} against {first.name}: mAP50 {_describe(entry.ap50, comparison)}.")
-        for verdict in ("better", "worse"):
+        runs = {"run": entry.name, "first": first.name}
+        change = _describe(entry.ap50, comparison, language)
+        lines.append(language.text("{run} against {first}: mAP50 {change}.", **runs, change=change))
+        for verdict, template in templates.items():
             listed = [
                 f"{name} ({change.value:+.3f})"
                 for name, change in zip(comparison.class_names, entry.class_ap50, strict=True)
                 if change.verdict == verdict
             ]
             if listed:
-                lines.append(f"{entry.name} is {verdict} than {first.name} in AP50 of {', '.join(listed)}.")
+                lines.append(language.text(template, **runs, classes=", ".join(listed)))
     return lines
 
 
-def describe_options(comparison: Comparison) -> str:
+def describe_options(comparison: Comparison, language: Language = ENGLISH) -> str:
     """Return how many options differ, and which runs have told none, as sentences."""
-    told = f"Options that differ, except output_dir: {len(comparison.options) or 'none'}."
+    told = language.text(
+        "Options that differ, except {names}: {number}.",
+        names=", ".join(NOT_COMPARED),
+        number=len(comparison.options) or language.text("none"),
+    )
     unknown = ", ".join(comparison.runs_without_options)
     if not unknown:
         return told
-    return f"{told} Those of {unknown} are unknown: evaluate the checkpoint again with deim evaluate."
+    advice = "Those of {runs} are unknown: evaluate the checkpoint again with deim evaluate."
+    return f"{told} {language.text(advice, runs=unknown)}"
 
 
 def option_text(value: OptionValue | None) -> str:
@@ -198,7 +211,7 @@ def option_text(value: OptionValue | None) -> str:
 def _option_differences(runs: Sequence[Mapping[str, OptionValue]]) -> tuple[OptionDifference, ...]:
     """Find the options that are not the same in all runs that tell their options."""
     known = [options for options in runs if options]
-    names = dict.fromkeys(name for options in known for name in options if name != "output_dir")
+    names = dict.fromkeys(name for options in known for name in options if name not in NOT_COMPARED)
     return tuple(
         OptionDifference(name=name, values=tuple(options.get(name) for options in runs))
         for name in names
@@ -282,10 +295,15 @@ def _run_difference(name: str, before: ScoreSamples, after: ScoreSamples) -> Run
     )
 
 
-def _describe(change: ScoreDifference, comparison: Comparison) -> str:
+def _describe(change: ScoreDifference, comparison: Comparison, language: Language) -> str:
     if change.value is None:
-        return "cannot be compared, because there is no ground truth"
-    return (
-        f"{change.value:+.3f}, {comparison.level:.0%} interval {change.low:+.3f} to {change.high:+.3f} "
-        f"({count('image', comparison.num_images)}): {change.verdict}"
+        return language.text("cannot be compared, because there is no ground truth")
+    return language.text(
+        "{value:+.3f}, {level} interval {low:+.3f} to {high:+.3f} ({images}): {verdict}",
+        value=change.value,
+        level=language.percent(comparison.level, 0),
+        low=change.low,
+        high=change.high,
+        images=language.count("image", comparison.num_images),
+        verdict=language.text(change.verdict),
     )

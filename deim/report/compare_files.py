@@ -18,7 +18,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from deim.files import count, write_text
+from deim.files import write_text
+from deim.language import ENGLISH, Language
 from deim.metrics.bootstrap import ScoreDifference
 from deim.records import to_json
 from deim.report.charts import (
@@ -42,11 +43,13 @@ from deim.report.compare import (
 )
 from deim.report.draw import Panel, detections_panel, truth_panel, write_image
 from deim.report.files import ImageFolder, image_sheet
+from deim.report.languages import read_language
 from deim.report.page import Section, embed_charts, embed_image, render_page
 from deim.report.palette import CORRECT_COLOR, chart_color, line_style, outcome_colors
 from deim.report.schema import check_report_path, write_record
 from deim.report.table_files import LATEX_NAME, format_csv
 from deim.report.tables import CSV_BASES, DASH, Cell, Table, class_rows, format_number, number_cell
+from deim.report.verdict import percent
 
 NUM_IMAGES = 8
 """Images that are shown with the detections of each run."""
@@ -56,69 +59,83 @@ CAUTION = (
 )
 
 
-def write_comparison(runs: Sequence[ComparedRun], path: Path) -> Comparison:
+def write_comparison(
+    runs: Sequence[ComparedRun], path: Path, *, language: Language | None = None
+) -> Comparison:
     """Compare runs and write all files of the comparison beside the JSON file at `path`.
+
+    Args:
+        runs: From `read_runs`, the baseline first.
+        path: The JSON file.
+        language: Language of the page, the charts and the images; None for that of the first run's page.
 
     Raises:
         DataError: If `path` is a folder or has another suffix than `.json`.
     """
     check_report_path(path)
+    language = language or read_language(runs[0].report.provenance.language)
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("confusion_*"), *folder.glob(LATEX_NAME)):  # of other runs
         old.unlink()
     comparison = compare_runs(runs)
     images = ImageFolder(Path(comparison.dataset.image_dir), runs[0].raw.ground_truth.file_names)
-    sheet = _image_sheet(runs, images)
+    sheet = _image_sheet(runs, images, language)
     write_image(sheet, folder / "images.png")
     write_text(folder / "runs.csv", format_csv(run_rows(runs, comparison)))
     write_text(folder / "classes.csv", format_csv(_class_rows(runs, comparison)))
+    charts = draw_comparison_charts(runs, folder, language)
+    confusions = draw_confusion_pairs(runs, folder, language)
+    sheet_title = language.text("ground truth, and the detections of each run")
     page = render_page(
-        f"{len(runs)} runs on {comparison.split}",
-        f"{comparison.dataset.annotations_file}, {count('image', comparison.num_images)}, "
-        f"{count('box', comparison.num_boxes)}",
+        language.text("{number} runs on {split}", number=len(runs), split=comparison.split),
+        language.text(
+            "{file}, {images}, {boxes}",
+            file=comparison.dataset.annotations_file,
+            images=language.count("image", comparison.num_images),
+            boxes=language.count("box", comparison.num_boxes),
+        ),
         [
-            Section(title="Summary", lines=[*describe_comparison(comparison), CAUTION]),
             Section(
-                title="Side by side",
-                lines=[describe_options(comparison)],
-                tables=comparison_tables(runs, comparison),
+                title=language.text("Summary"),
+                lines=[*describe_comparison(comparison, language), language.text(CAUTION)],
             ),
             Section(
-                title="Charts",
-                figures=embed_charts(draw_comparison_charts(runs, folder)),
-                figures_in_columns=True,
+                title=language.text("Side by side"),
+                lines=[describe_options(comparison, language)],
+                tables=comparison_tables(runs, comparison, language),
             ),
+            Section(title=language.text("Charts"), figures=embed_charts(charts), figures_in_columns=True),
+            Section(title=language.text("Confusion of classes"), figures=embed_charts(confusions)),
             Section(
-                title="Confusion of classes",
-                figures=embed_charts(draw_confusion_pairs(runs, folder)),
-            ),
-            Section(
-                title="The images on which the runs differ most",
-                lines=[line for line in (images.describe_missing(),) if line],
-                figures=[embed_image(sheet, "ground truth, and the detections of each run")],
+                title=language.text("The images on which the runs differ most"),
+                lines=[line for line in (images.describe_missing(language),) if line],
+                figures=[embed_image(sheet, sheet_title)],
             ),
         ],
+        language=language,
     )
     write_text(path.with_suffix(".html"), page)
     write_record(comparison, path)
     return comparison
 
 
-def comparison_tables(runs: Sequence[ComparedRun], comparison: Comparison) -> list[Table]:
+def comparison_tables(
+    runs: Sequence[ComparedRun], comparison: Comparison, language: Language = ENGLISH
+) -> list[Table]:
     """Build all tables: the runs, their options that differ, and the differences in AP50 from the first."""
-    options = [option_table(comparison)] if comparison.options else []
-    return [_run_table(runs), *options, *_difference_tables(runs, comparison)]
+    options = [option_table(comparison, language)] if comparison.options else []
+    return [_run_table(runs, language), *options, *_difference_tables(runs, comparison, language)]
 
 
-def option_table(comparison: Comparison) -> Table:
+def option_table(comparison: Comparison, language: Language = ENGLISH) -> Table:
     """Build the table of the options that differ: a row per option, a column per run."""
     rows = [
         [Cell(text=option.name, is_text=True), *(Cell(text=option_text(value)) for value in option.values)]
         for option in comparison.options
     ]
-    heads = ["option", *(run.name for run in comparison.runs)]
-    return Table(title="Options that differ", heads=heads, rows=rows)
+    heads = [language.text("option"), *(run.name for run in comparison.runs)]
+    return Table(title=language.text("Options that differ"), heads=heads, rows=rows)
 
 
 def run_rows(runs: Sequence[ComparedRun], comparison: Comparison) -> list[Mapping[str, object]]:
@@ -169,74 +186,93 @@ def _difference_columns(change: ScoreDifference | None) -> Mapping[str, object]:
     }
 
 
-def _run_table(runs: Sequence[ComparedRun]) -> Table:
+def _run_table(runs: Sequence[ComparedRun], language: Language) -> Table:
     rows = []
     for run in runs:
         report, source = run.report, run.report.provenance
         level, convergence = report.image_level.at_operating_points, report.convergence
         counts = report.counts
         rates = (level.escape_rate, level.overkill_rate)
+        ap50_interval = report.intervals.ap50 if report.intervals else None
         rows.append(
             [
-                Cell(text=run.name, small=source.model.name, is_text=True),
-                number_cell(report.summary.ap50, report.intervals.ap50 if report.intervals else None),
+                Cell(text=run.name, small=language.sentence(source.model.name), is_text=True),
+                number_cell(report.summary.ap50, ap50_interval, language=language),
                 *map(number_cell, (report.summary.ap, counts.precision, counts.recall, counts.f1)),
-                *(Cell(text=DASH if rate is None else f"{rate:.1%}") for rate in rates),
+                *(Cell(text=percent(rate, language)) for rate in rates),
                 Cell(text=DASH if convergence is None else str(convergence.epochs[-1] + 1)),
                 Cell(text=format_number(convergence.hours if convergence else None, 2)),
                 Cell(text=f"{source.model.parameters / 1e6:.1f}"),
                 Cell(text=format_number(source.time_per_image_ms.network, 1)),
             ]
         )
-    heads = ["run", "mAP50", "mAP", "precision", "recall", "F1", "escapes", "overkill"]
+    heads = (
+        *("run", "mAP50", "mAP", "precision", "recall", "F1", "escapes", "overkill"),
+        *("epochs", "hours", "parameters, M", "network in batches, ms per image"),
+    )
     return Table(
-        title="Runs: AP over all raw detections; precision to overkill after thresholds and NMS",
-        heads=[*heads, "epochs", "hours", "parameters, M", "network in batches, ms per image"],
+        title=language.text(
+            "Runs: AP over all raw detections; precision to overkill after thresholds and NMS"
+        ),
+        heads=[language.text(head) for head in heads],
         rows=rows,
         notes=[
-            "mAP50 and mAP are computed from all raw detections; precision, recall, F1, escapes and overkill "
-            "from those that each run's own thresholds and NMS keep."
+            language.text(
+                "mAP50 and mAP are computed from all raw detections; precision, recall, F1, escapes and "
+                "overkill from those that each run's own thresholds and NMS keep."
+            )
         ],
     )
 
 
-def _difference_tables(runs: Sequence[ComparedRun], comparison: Comparison) -> list[Table]:
+def _difference_tables(
+    runs: Sequence[ComparedRun], comparison: Comparison, language: Language
+) -> list[Table]:
     first = comparison.runs[0]
     boxes = [row.metrics.num_boxes for row in runs[0].report.classes]
     tables = []
     for run, entry in zip(comparison.runs[1:], comparison.differences, strict=True):
         columns = (comparison.class_names, boxes, first.class_ap50, run.class_ap50, entry.class_ap50)
-        total = ("all (mAP50)", comparison.num_boxes, first.ap50, run.ap50, entry.ap50)
+        total = (language.text("all (mAP50)"), comparison.num_boxes, first.ap50, run.ap50, entry.ap50)
         rows = [
             [
                 Cell(text=name, is_text=True),
                 Cell(text=str(num_boxes)),
                 number_cell(before),
                 number_cell(after),
-                number_cell(change.value, change, sign="+"),
-                Cell(text=change.verdict, is_text=True),
+                number_cell(change.value, change, sign="+", language=language),
+                Cell(text=language.text(change.verdict), is_text=True),
             ]
             for name, num_boxes, before, after, change in [*zip(*columns, strict=True), total]
         ]
         tables.append(
             Table(
-                title=f"AP50 of {run.name} against {first.name}, over all raw detections",
-                heads=["class", "n", first.name, run.name, "difference", "verdict"],
+                title=language.text(
+                    "AP50 of {run} against {first}, over all raw detections", run=run.name, first=first.name
+                ),
+                heads=[
+                    *(language.text("class"), "n", first.name, run.name),
+                    *(language.text("difference"), language.text("verdict")),
+                ],
                 rows=rows,
                 has_total=True,
                 notes=[
-                    f"Small numbers: {comparison.level:.0%} intervals of the difference on the same "
-                    f"{comparison.num_resamples} resamples of the images."
+                    language.text(
+                        "Small numbers: {level} intervals of the difference on the same {resamples} "
+                        "resamples of the images.",
+                        level=language.percent(comparison.level, 0),
+                        resamples=comparison.num_resamples,
+                    )
                 ],
             )
         )
     return tables
 
 
-def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Image:
+def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder, language: Language) -> Image.Image:
     def panels(image: int) -> list[Panel]:
         truth = runs[0].raw.ground_truth
-        panels = [truth_panel(truth, image, color=CORRECT_COLOR)]
+        panels = [truth_panel(truth, image, color=CORRECT_COLOR, language=language)]
         for run in runs:
             detections, assignment = run.kept.detections, run.kept.assignment
             rows = detections.rows_of_image(image)
@@ -245,22 +281,31 @@ def _image_sheet(runs: Sequence[ComparedRun], images: ImageFolder) -> Image.Imag
                 detections_panel(
                     detections.detections_of_image(image),
                     class_names=truth.class_names,
-                    caption=f"{run.name}: {is_tp.sum()} correct, {assignment.is_fp[0, rows].sum()} wrong",
+                    caption=language.text(
+                        "{run}: {correct} correct, {wrong} wrong",
+                        run=run.name,
+                        correct=is_tp.sum(),
+                        wrong=assignment.is_fp[0, rows].sum(),
+                    ),
                     colors=outcome_colors(is_tp, is_ignored),
+                    language=language,
                 )
             )
         return panels
 
-    title = "Kept detections: blue is correct, orange is wrong, gray in a crowd region"
-    return image_sheet(images, images_that_differ(runs, NUM_IMAGES), panels, title=title)
+    title = language.text("Kept detections: blue is correct, orange is wrong, gray in a crowd region")
+    positions = images_that_differ(runs, NUM_IMAGES)
+    return image_sheet(images, positions, panels, title=title, language=language)
 
 
-def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
+def draw_comparison_charts(
+    runs: Sequence[ComparedRun], folder: Path, language: Language = ENGLISH
+) -> dict[str, Path]:
     """Draw the charts of a comparison as PNG, SVG and PDF; return the path of each SVG by its title."""
     by_epoch = save_chart(
-        partial(_map_by_epoch, runs=runs),
+        partial(_map_by_epoch, runs=runs, language=language),
         folder / "map_by_epoch",
-        height=4.0 + height_of_legend(_run_names(runs)),
+        height=4.0 + height_of_legend(_run_names(runs, language)),
     )
     series = [
         BarSeries(
@@ -269,36 +314,42 @@ def draw_comparison_charts(runs: Sequence[ComparedRun], folder: Path) -> dict[st
             label=name,
             intervals=[row.ap50_interval for row in run.report.classes],
         )
-        for index, (run, name) in enumerate(zip(runs, _run_names(runs), strict=True))
+        for index, (run, name) in enumerate(zip(runs, _run_names(runs, language), strict=True))
     ]
     path = folder / "class_ap50_bars"
-    by_class = save_class_ap50(runs[0].report, series, path, basis="all raw detections")
-    return {"mAP against epoch": by_epoch, "AP50 of each class by run": by_class}
+    basis = language.text("all raw detections")
+    by_class = save_class_ap50(runs[0].report, series, path, basis=basis, language=language)
+    return {
+        language.text("mAP against epoch"): by_epoch,
+        language.text("AP50 of each class by run"): by_class,
+    }
 
 
-def draw_confusion_pairs(runs: Sequence[ComparedRun], folder: Path) -> dict[str, Path]:
+def draw_confusion_pairs(
+    runs: Sequence[ComparedRun], folder: Path, language: Language = ENGLISH
+) -> dict[str, Path]:
     """Draw the confusion matrix of the first run beside that of each other, as `draw_comparison_charts`."""
-    names = _run_names(runs)
+    names = _run_names(runs, language)
     paths = {}
     for number, run in enumerate(runs[1:], start=1):
         pair = [(names[0], runs[0].report.confusion), (names[number], run.report.confusion)]
-        title = f"Confusion of classes: {runs[0].name} and {run.name}"
-        paths[title] = save_confusions(pair, folder / f"confusion_{number}")
+        title = language.text("Confusion of classes: {first} and {run}", first=runs[0].name, run=run.name)
+        paths[title] = save_confusions(pair, folder / f"confusion_{number}", language)
     return paths
 
 
-def _run_names(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
-    return chart_names([run.name for run in runs], kind="run")
+def _run_names(runs: Sequence[ComparedRun], language: Language) -> tuple[str, ...]:
+    return chart_names([run.name for run in runs], kind="run", language=language)
 
 
-def _map_by_epoch(figure: Figure, runs: Sequence[ComparedRun]) -> None:
+def _map_by_epoch(figure: Figure, runs: Sequence[ComparedRun], language: Language) -> None:
     axes = figure.subplots()
-    axes.set_title("mAP50 on validation by epoch; stars: highest")
+    axes.set_title(language.text("mAP50 on validation by epoch; stars: highest"))
     planned = [run.report.convergence.planned_epochs for run in runs if run.report.convergence]
-    set_epoch_ticks(axes, max(planned, default=1))
+    set_epoch_ticks(axes, max(planned, default=1), language)
     axes.set_ylabel("mAP50")
     axes.set_ylim(0, 1)
-    for index, (run, name) in enumerate(zip(runs, _run_names(runs), strict=True)):
+    for index, (run, name) in enumerate(zip(runs, _run_names(runs, language), strict=True)):
         convergence, color = run.report.convergence, chart_color(index)
         if convergence is None:
             continue
@@ -310,4 +361,4 @@ def _map_by_epoch(figure: Figure, runs: Sequence[ComparedRun]) -> None:
         marker = "." if len(values) < 60 else None
         axes.plot(epochs, values, color=color, linestyle=line_style(index), label=name, marker=marker)
         axes.plot(epochs[best], values[best], "*", color=color, markersize=12, markeredgecolor="black")
-    legend_or_reason(axes, "no run has its metrics.jsonl beside the checkpoint")
+    legend_or_reason(axes, language.text("no run has its metrics.jsonl beside the checkpoint"))

@@ -17,6 +17,7 @@ from torch import Tensor
 from deim.boxes import xywh_to_xyxy
 from deim.files import write_bytes
 from deim.inference.detection_table import GroundTruthTable
+from deim.language import ENGLISH, Language
 from deim.report.palette import EMPTY, FAINT, INK, PAPER, Color, class_color
 from deim.structures import Detections
 
@@ -101,10 +102,11 @@ def detections_panel(
     class_names: Sequence[str],
     caption: str = "",
     colors: Sequence[Color] | None = None,
+    language: Language = ENGLISH,
 ) -> Panel:
     """Build the panel of the detections of one image; None for the colors of the classes."""
     labels, scores = detections.labels.tolist(), detections.scores.tolist()
-    names = short_names(class_names)
+    names = short_names(class_names, kind=language.text("class"))
     return Panel(
         caption=caption,
         boxes_xyxy=detections.boxes_xyxy,
@@ -113,20 +115,24 @@ def detections_panel(
     )
 
 
-def truth_panel(ground_truth: GroundTruthTable, image: int, *, color: Color | None = None) -> Panel:
+def truth_panel(
+    ground_truth: GroundTruthTable, image: int, *, color: Color | None = None, language: Language = ENGLISH
+) -> Panel:
     """Build the panel of the ground truth of one image, in one color or, if None, in those of the classes."""
-    names = short_names(ground_truth.class_names)
+    names = short_names(ground_truth.class_names, kind=language.text("class"))
     boxes = ground_truth.image == image
     labels = ground_truth.label[boxes].tolist()
     return Panel(
-        caption=f"ground truth: {len(labels)}",
+        caption=language.text("ground truth: {number}", number=len(labels)),
         boxes_xyxy=xywh_to_xyxy(torch.from_numpy(ground_truth.boxes_xywh[boxes])),
         texts=[names[label] for label in labels],
         colors=[color or class_color(label) for label in labels],
     )
 
 
-def panel_sheet(rows: Sequence[PanelRow], *, title: str, columns: int = 1) -> Image.Image:
+def panel_sheet(
+    rows: Sequence[PanelRow], *, title: str, columns: int = 1, language: Language = ENGLISH
+) -> Image.Image:
     """Draw images on one RGB sheet, each in the same number of panels of 360 px width and common height."""
     heights = [math.ceil(PANEL_WIDTH * row.image.height / row.image.width) for row in rows]
     panel_height = min(max([PANEL_HEIGHTS[0], *heights]), PANEL_HEIGHTS[1])
@@ -139,7 +145,7 @@ def panel_sheet(rows: Sequence[PanelRow], *, title: str, columns: int = 1) -> Im
     sheet = Image.new("RGB", (MARGIN + columns * step_x, height), PAPER)
     _write_line(sheet, (MARGIN, MARGIN), title, size=TITLE_SIZE, color=INK)
     if not cells:
-        _write_line(sheet, (MARGIN, top), "No images.", size=CAPTION_SIZE, color=FAINT)
+        _write_line(sheet, (MARGIN, top), language.text("No images."), size=CAPTION_SIZE, color=FAINT)
     for index, cell in enumerate(cells):
         y, x = divmod(index, columns)
         sheet.paste(cell, (MARGIN + x * step_x, top + y * step_y))
@@ -172,7 +178,7 @@ def short_names(names: Sequence[str], *, kind: str = "class", longest: int = LON
 
     Args:
         names: Names of all classes, or of all runs, in their order.
-        kind: `class` or `run`.
+        kind: The word for a class or a run.
         longest: Number of characters, at least 10.
     """
     has_glyph = get_font(FONT_PATH).get_char_index

@@ -26,13 +26,15 @@ from deim.data.images.load import read_preview
 from deim.errors import DataError
 from deim.files import FileGroup, copy_file, lies_below, sha256_of_file, write_text
 from deim.inference.detection_table import CocoFile, CocoResult, DetectionTable, GroundTruthTable
+from deim.language import ENGLISH, Language
 from deim.parse import read_json
 from deim.records import from_json
 from deim.report.build import ReportInputs, build_report
 from deim.report.charts import draw_report_charts
 from deim.report.draw import Panel, PanelRow, detections_panel, panel_sheet, truth_panel, write_image
 from deim.report.gallery import choose_gallery, draw_entry
-from deim.report.page import Figure, FigureColumns, embed_image, render_report
+from deim.report.languages import read_language
+from deim.report.page import Figure, FigureColumns, embed_image, render_report, report_title
 from deim.report.schema import (
     Report,
     check_report_path,
@@ -63,13 +65,21 @@ class ReportFiles:
         self.all = (self.report, self.page, self.folder)
 
 
-def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
+def write_report_files(
+    inputs: ReportInputs, report_path: Path, *, language: Language | None = None
+) -> Report:
     """Analyze detections and write all files of the report beside the JSON file at `report_path`.
+
+    Args:
+        inputs: Everything that the report is made from.
+        report_path: The JSON file.
+        language: Language of the page, the charts and the images; None for that of the evaluation's options.
 
     Raises:
         DataError: If `report_path` is a folder or has another suffix than `.json`.
     """
     check_report_path(report_path)
+    language = language or read_language(inputs.provenance.language)
     files = ReportFiles(report_path)
     files.folder.mkdir(parents=True, exist_ok=True)
     (files.folder / LATEX_NAME).unlink(missing_ok=True)  # of an earlier report
@@ -91,14 +101,18 @@ def write_report_files(inputs: ReportInputs, report_path: Path) -> Report:
     images = ImageFolder(Path(report.provenance.dataset.image_dir), ground_truth.file_names)
     # Before the other images, which they never replace.
     task_images = _task_images(inputs, files.folder)
-    sheet = prediction_sheet(ground_truth, inputs.kept.detections, images=images, title=report.title)
+    title = report_title(report, language)
+    sheet = prediction_sheet(
+        ground_truth, inputs.kept.detections, images=images, title=title, language=language
+    )
     write_image(sheet, files.folder / "predictions.png")
     page = render_report(
         report,
-        charts=draw_report_charts(report, files.folder),
-        gallery=_gallery(inputs, images),
-        missing_images=images.describe_missing(),
+        charts=draw_report_charts(report, files.folder, language),
+        gallery=_gallery(inputs, images, language),
+        missing_images=images.describe_missing(language),
         task_images=task_images,
+        language=language,
     )
     write_text(files.page, page)
     return report
@@ -169,14 +183,19 @@ class ImageFolder:
         self.missing.add(position)
         return None
 
-    def describe_missing(self) -> str:
+    def describe_missing(self, language: Language = ENGLISH) -> str:
         """Return a sentence about the missing images; empty if there are none."""
         if not self.missing:
             return ""
         first, number = self.file_names[min(self.missing)], len(self.missing)
+        places = {"file": first, "folder": self.folder}
         if number == 1:
-            return f"{first} is not shown: it is missing in {self.folder}."
-        return f"{number} images are not shown: they are missing in {self.folder}, such as {first}."
+            return language.text("{file} is not shown: it is missing in {folder}.", **places)
+        return language.text(
+            "{number} images are not shown: they are missing in {folder}, such as {file}.",
+            number=number,
+            **places,
+        )
 
 
 def image_sheet(
@@ -186,6 +205,7 @@ def image_sheet(
     *,
     title: str,
     columns: int = 1,
+    language: Language = ENGLISH,
 ) -> Image.Image:
     """Draw the images at some positions on one sheet, each in its panels; missing ones are skipped."""
     rows = []
@@ -194,34 +214,43 @@ def image_sheet(
         if image is not None:
             caption = images.file_names[position]
             rows.append(PanelRow(image=image, caption=caption, panels=panels_of(position)))
-    return panel_sheet(rows, title=title, columns=columns)
+    return panel_sheet(rows, title=title, columns=columns, language=language)
 
 
 def prediction_sheet(
-    ground_truth: GroundTruthTable, kept: DetectionTable, *, images: ImageFolder, title: str
+    ground_truth: GroundTruthTable,
+    kept: DetectionTable,
+    *,
+    images: ImageFolder,
+    title: str,
+    language: Language = ENGLISH,
 ) -> Image.Image:
     """Draw ground truth and kept detections of a fixed random choice of at most 12 images."""
 
     def panels(position: int) -> list[Panel]:
         detections = kept.detections_of_image(position)
-        caption = f"detections: {len(detections.scores)}"
-        kept_panel = detections_panel(detections, class_names=ground_truth.class_names, caption=caption)
-        return [truth_panel(ground_truth, position), kept_panel]
+        caption = language.text("detections: {number}", number=len(detections.scores))
+        kept_panel = detections_panel(
+            detections, class_names=ground_truth.class_names, caption=caption, language=language
+        )
+        return [truth_panel(ground_truth, position, language=language), kept_panel]
 
     number = min(MAX_SHEET_IMAGES, ground_truth.num_images)
     positions = sorted(random.Random(0).sample(range(ground_truth.num_images), number))
-    return image_sheet(images, positions, panels, title=title, columns=2)
+    return image_sheet(images, positions, panels, title=title, columns=2, language=language)
 
 
-def _gallery(inputs: ReportInputs, images: ImageFolder) -> list[FigureColumns]:
+def _gallery(inputs: ReportInputs, images: ImageFolder, language: Language) -> list[FigureColumns]:
     """Draw the errors of each class beside its correct detections; classes without any are left out."""
+    errors, correct = language.text("errors"), language.text("correct")
     figures: dict[int, dict[str, list[Figure]]] = {}
-    for entry in choose_gallery(inputs):
+    for entry in choose_gallery(inputs, language):
         image = images.read(entry.image)
         if image is not None:
-            columns = figures.setdefault(entry.label, {"errors": [], "correct": []})
-            drawn = embed_image(draw_entry(entry, image, inputs), entry.caption, caption=entry.caption)
-            columns["correct" if entry.kind == "correct" else "errors"].append(drawn)
+            columns = figures.setdefault(entry.label, {errors: [], correct: []})
+            drawn = draw_entry(entry, image, inputs, language)
+            column = columns[correct if entry.kind == "correct" else errors]
+            column.append(embed_image(drawn, entry.caption, caption=entry.caption))
     names = inputs.ground_truth.class_names
     return [FigureColumns(title=names[label], columns=columns) for label, columns in figures.items()]
 

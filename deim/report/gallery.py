@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deim.inference.detection_table import DetectionTable, GroundTruthTable
+from deim.language import ENGLISH, Language
 from deim.metrics.assignment import IOU_50, Overlaps, iou_with
 from deim.metrics.tide import ErrorKind
 from deim.report.build import ReportInputs
@@ -49,7 +50,7 @@ class GalleryEntry:
     caption: str
 
 
-def choose_gallery(inputs: ReportInputs) -> list[GalleryEntry]:
+def choose_gallery(inputs: ReportInputs, language: Language = ENGLISH) -> list[GalleryEntry]:
     """Choose the worst misses and the strongest false alarms of each class, and some correct detections.
 
     A miss is a ground-truth box that no kept detection hits. The worst have the lowest raw scores of their
@@ -73,21 +74,28 @@ def choose_gallery(inputs: ReportInputs) -> list[GalleryEntry]:
         false_alarms = strongest_first[kept.label[strongest_first] == label][:ENTRIES_PER_CLASS]
         for row in misses.tolist():
             score = float(best_score[row]) if best_score[row] >= 0 else None
-            caption = _miss_caption(inputs, row, score)
+            caption = _miss_caption(inputs, row, score, language)
             entries.append(_entry("miss", ground_truth, row, score=score, caption=caption))
         for row in false_alarms.tolist():
-            caption = _false_alarm_caption(inputs, row)
+            caption = _false_alarm_caption(inputs, row, language)
             entries.append(_entry("false alarm", kept, row, score=float(kept.score[row]), caption=caption))
         correct = by_score[(kinds.kind[by_score] == ErrorKind.TP) & (kept.label[by_score] == label)]
         chosen = dict.fromkeys(round(share * (len(correct) - 1)) for share in CORRECT_RANKS if len(correct))
         for row in correct[list(chosen)].tolist():
             iou = _iou_text(kept, row, ground_truth, int(kinds.truth[row]))
-            caption = f"{ground_truth.class_names[label]} found at {kept.score[row]:.2f} ({iou})"
+            caption = language.text(
+                "{name} found at {score:.2f} ({iou})",
+                name=ground_truth.class_names[label],
+                score=kept.score[row],
+                iou=iou,
+            )
             entries.append(_entry("correct", kept, row, score=float(kept.score[row]), caption=caption))
     return entries
 
 
-def draw_entry(entry: GalleryEntry, image: Image.Image, inputs: ReportInputs) -> Image.Image:
+def draw_entry(
+    entry: GalleryEntry, image: Image.Image, inputs: ReportInputs, language: Language = ENGLISH
+) -> Image.Image:
     """Draw an entry: the ground truth and the kept detections around its box.
 
     Blue is correct and orange is wrong; a yellow frame marks the box in both panels. Crowd regions, and
@@ -97,6 +105,7 @@ def draw_entry(entry: GalleryEntry, image: Image.Image, inputs: ReportInputs) ->
         entry: From `choose_gallery`.
         image: The image of the entry, upright, 8 bits per channel.
         inputs: As for `choose_gallery`.
+        language: Language of the captions of both panels.
 
     Returns:
         An RGB image of constant size.
@@ -126,17 +135,23 @@ def draw_entry(entry: GalleryEntry, image: Image.Image, inputs: ReportInputs) ->
             colors=[*colors, MARK_COLOR],
         )
 
-    names = short_names(ground_truth.class_names)
+    names = short_names(ground_truth.class_names, kind=language.text("class"))
     truths = _rows_in_crop(ground_truth, entry, crop)
     rows = _rows_in_crop(kept, entry, crop)
     truth_panel = panel(
-        f"ground truth, {ground_truth.file_names[entry.image]}",
+        language.text("ground truth, {file}", file=ground_truth.file_names[entry.image]),
         ground_truth.boxes_xywh[truths],
         [names[ground_truth.label[row]] for row in truths],
         outcome_colors(inputs.kept.is_hit[truths], ground_truth.is_crowd[truths]),
     )
     detection_panel = panel(
-        f"kept detections, {x2 - x1} x {y2 - y1} px at x {x1}, y {y1}",
+        language.text(
+            "kept detections, {width} x {height} px at x {x}, y {y}",
+            width=x2 - x1,
+            height=y2 - y1,
+            x=x1,
+            y=y1,
+        ),
         kept.boxes_xywh[rows],
         [f"{names[kept.label[row]]} {kept.score[row]:.2f}" for row in rows],
         outcome_colors(inputs.kept.assignment.is_tp[0, rows], inputs.kept.assignment.is_ignored[0, rows]),
@@ -172,50 +187,67 @@ def _best_scores_on_truth(raw: Overlaps) -> NDArray[np.float64]:
     return best
 
 
-def _miss_caption(inputs: ReportInputs, box: int, best_score: float | None) -> str:
+def _miss_caption(inputs: ReportInputs, box: int, best_score: float | None, language: Language) -> str:
     ground_truth, kept, kinds = inputs.ground_truth, inputs.kept.detections, inputs.kinds
     label = ground_truth.label[box]
     threshold = float(inputs.points.thresholds[label])
-    text = f"{ground_truth.class_names[label]} missed: "
     if best_score is None:
-        text += "no detection of it at any score"
+        cause = language.text("no detection of it at any score")
     elif best_score < threshold:
         # More digits where two would make the numbers look alike.
         digits = 2 if f"{best_score:.2f}" != f"{threshold:.2f}" else 4
-        text += f"best score {best_score:.{digits}f}, threshold {threshold:.{digits}f}"
+        cause = language.text(
+            "best score {score}, threshold {threshold}",
+            score=f"{best_score:.{digits}f}",
+            threshold=f"{threshold:.{digits}f}",
+        )
     else:
         rows = kept.rows_of_image(int(ground_truth.image[box]))
         fits = iou_with(kept.boxes_xywh[rows], ground_truth.boxes_xywh[box]) >= IOU_50
         is_kept = (fits & (kept.label[rows] == label)).any()
-        text += f"best score {best_score:.2f} "
-        text += "hits another box" if is_kept else "was removed by NMS"
+        cause = language.text("best score {score:.2f} was removed by NMS", score=best_score)
+        if is_kept:
+            cause = language.text("best score {score:.2f} hits another box", score=best_score)
+    text = language.text("{name} missed: {cause}", name=ground_truth.class_names[label], cause=cause)
     explains = np.isin(kinds.kind, (ErrorKind.CLASSIFICATION, ErrorKind.LOCALIZATION))
     for row in np.flatnonzero(explains & (kinds.truth == box))[:1].tolist():
         if kinds.kind[row] == ErrorKind.CLASSIFICATION:
-            text += f"; predicted as {ground_truth.class_names[kept.label[row]]} at {kept.score[row]:.2f}"
+            text += language.text(
+                "; predicted as {name} at {score:.2f}",
+                name=ground_truth.class_names[kept.label[row]],
+                score=kept.score[row],
+            )
         else:
-            iou = _iou_text(kept, row, ground_truth, box)
-            text += f"; the box at {kept.score[row]:.2f} overlaps it too little ({iou})"
+            text += language.text(
+                "; the box at {score:.2f} overlaps it too little ({iou})",
+                score=kept.score[row],
+                iou=_iou_text(kept, row, ground_truth, box),
+            )
     return text
 
 
-def _false_alarm_caption(inputs: ReportInputs, row: int) -> str:
+def _false_alarm_caption(inputs: ReportInputs, row: int, language: Language) -> str:
     ground_truth, kept, kinds = inputs.ground_truth, inputs.kept.detections, inputs.kinds
-    text = f"{ground_truth.class_names[kept.label[row]]} at {kept.score[row]:.2f}"
     about = int(kinds.truth[row])
+    values = {
+        "detection": language.text(
+            "{name} at {score:.2f}", name=ground_truth.class_names[kept.label[row]], score=kept.score[row]
+        ),
+    }
     if about < 0:
-        return f"{text} where there is none"
-    other = ground_truth.class_names[ground_truth.label[about]]
+        return language.text("{detection} where there is none", **values)
+    values["other"] = ground_truth.class_names[ground_truth.label[about]]
     iou = _iou_text(kept, row, ground_truth, about)
     match ErrorKind(int(kinds.kind[row])):
         case ErrorKind.CLASSIFICATION:
-            return f"{text} on a box of {other}"
+            return language.text("{detection} on a box of {other}", **values)
         case ErrorKind.LOCALIZATION:
-            return f"{text} overlaps the box of {other} too little ({iou})"
+            template = "{detection} overlaps the box of {other} too little ({iou})"
+            return language.text(template, **values, iou=iou)
         case ErrorKind.DUPLICATE:
-            return f"{text} on a box of {other} that a higher score hits"
+            return language.text("{detection} on a box of {other} that a higher score hits", **values)
         case _:
-            return f"{text} beside a box of {other} ({iou})"
+            return language.text("{detection} beside a box of {other} ({iou})", **values, iou=iou)
 
 
 def _iou_text(kept: DetectionTable, row: int, ground_truth: GroundTruthTable, box: int) -> str:

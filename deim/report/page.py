@@ -12,7 +12,7 @@ from typing import Final
 import jinja2
 from PIL import Image
 
-from deim.files import count
+from deim.language import ENGLISH, Language
 from deim.metrics.convergence import describe_convergence
 from deim.report.schema import Report
 from deim.report.summary import describe_data, describe_report
@@ -38,6 +38,11 @@ READING_HELP = (
     "Intervals say how far a score would move with other images of the same kind. They do not include the "
     "chance in training: another seed gives another detector. In simulations nineteen of twenty held the "
     "truth, but only about nine of ten for mAP over IoU 0.50 to 0.95.",
+)
+
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
 )
 
 
@@ -110,9 +115,17 @@ def drop_direction_marks(value: object) -> object:
 
 
 def render_page(
-    title: str, subtitle: str, sections: Sequence[Section], *, verdict: Verdict | None = None
+    title: str,
+    subtitle: str,
+    sections: Sequence[Section],
+    *,
+    verdict: Verdict | None = None,
+    language: Language = ENGLISH,
 ) -> str:
-    """Render a page as HTML that needs no other file, the verdict first; all texts are escaped."""
+    """Render a page as HTML that needs no other file, the verdict first; all texts are escaped.
+
+    The texts are in the language already, which the page names.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -122,7 +135,7 @@ def render_page(
     )
     environment.filters["css_string"] = css_string
     return environment.get_template("page.html").render(
-        title=title, subtitle=subtitle, sections=sections, verdict=verdict
+        title=title, subtitle=subtitle, sections=sections, verdict=verdict, language=language
     )
 
 
@@ -133,6 +146,7 @@ def render_report(
     gallery: Sequence[FigureColumns],
     missing_images: str,
     task_images: Sequence[Figure] = (),
+    language: Language = ENGLISH,
 ) -> str:
     """Render a report as one HTML page that needs no other file.
 
@@ -142,64 +156,113 @@ def render_report(
         gallery: Errors and correct detections of each class.
         missing_images: Why the gallery lacks images; empty if it lacks none.
         task_images: Images of the task section.
+        language: Language of the page; that of the other arguments.
     """
     gallery_lines = [missing_images] if missing_images else []
     if gallery:
-        gallery_lines.append("Blue is correct, orange is wrong; a yellow frame marks the box in question.")
+        gallery_lines.append(
+            language.text("Blue is correct, orange is wrong; a yellow frame marks the box in question.")
+        )
     elif not missing_images:
-        gallery_lines.append("There is neither a box nor a detection.")
+        gallery_lines.append(language.text("There is neither a box nor a detection."))
+    gallery_title = language.text("Errors and correct detections of each class")
     sections = [
-        Section(title="Summary", lines=describe_report(report)),
-        Section(title="Classes", tables=[operating_table(report)]),
-        Section(title="Charts", figures=embed_charts(charts), figures_in_columns=True),
-        Section(title="COCO metrics", tables=[class_table(report)]),
-        Section(title="Errors and correct detections of each class", lines=gallery_lines, groups=gallery),
+        Section(title=language.text("Summary"), lines=describe_report(report, language)),
+        Section(title=language.text("Classes"), tables=[operating_table(report, language)]),
+        Section(title=language.text("Charts"), figures=embed_charts(charts), figures_in_columns=True),
+        Section(title=language.text("COCO metrics"), tables=[class_table(report, language)]),
+        Section(title=gallery_title, lines=gallery_lines, groups=gallery),
     ]
-    if report.task_section is not None:
-        task = report.task_section
-        sections.append(Section(title=task.title, lines=task.summary, figures=task_images))
-    if report.convergence is not None:
-        sections.append(Section(title="Convergence", lines=[describe_convergence(report.convergence)]))
+    task, convergence = report.task_section, report.convergence
+    if task is not None:
+        lines = list(map(language.sentence, task.summary))
+        sections.append(Section(title=language.sentence(task.title), lines=lines, figures=task_images))
+    if convergence is not None:
+        lines = [describe_convergence(convergence, language)]
+        sections.append(Section(title=language.text("Convergence"), lines=lines))
     sections += [
-        Section(title="Provenance", tables=[_provenance_table(report)]),
-        Section(title="How to read this", lines=READING_HELP),
+        Section(title=language.text("Provenance"), tables=[_provenance_table(report, language)]),
+        Section(title=language.text("How to read this"), lines=list(map(language.text, READING_HELP))),
     ]
-    size = f"{count('image', report.num_images)}, {count('box', report.num_boxes)}"
-    created = f"{datetime.fromisoformat(report.created):%d %B %Y, %H:%M} UTC".lstrip("0")
-    subtitle = f"{report.provenance.dataset.annotations_file}, {size}; {created}"
-    return render_page(f"Evaluation of {report.title}", subtitle, sections, verdict=judge(report))
+    created = datetime.fromisoformat(report.created)
+    subtitle = language.text(
+        "{file}, {images}, {boxes}; {day} {month} {year}, {time} UTC",
+        file=report.provenance.dataset.annotations_file,
+        images=language.count("image", report.num_images),
+        boxes=language.count("box", report.num_boxes),
+        day=created.day,
+        month=language.text(MONTHS[created.month - 1]),
+        year=created.year,
+        time=f"{created:%H:%M}",
+    )
+    title = language.text("Evaluation of {report}", report=report_title(report, language))
+    return render_page(title, subtitle, sections, verdict=judge(report, language), language=language)
 
 
-def _provenance_table(report: Report) -> Table:
+def report_title(report: Report, language: Language = ENGLISH) -> str:
+    """Return the model and the split, for headings."""
+    source = report.provenance
+    return language.text("{model} on {split}", model=language.sentence(source.model.name), split=source.split)
+
+
+def _provenance_table(report: Report, language: Language) -> Table:
     source = report.provenance
     checkpoint, dataset, tiles = source.checkpoint, source.dataset, source.tiles
     height, width = source.image_size_hw
-    cut = f", tiles of {tiles.size} px, overlap {tiles.overlap:g}" if tiles else ""
-    epoch = "" if checkpoint.epoch is None else f", epoch {checkpoint.epoch + 1}"
-    times, unit = source.time_per_image_ms, "tile" if tiles else "image"
-    throughput = {"network and post-processing": times.network, "with reading and preparing": times.total}
-    rates = [f"{name} {ms:.1f} ms" for name, ms in throughput.items() if ms is not None]
+    times = source.time_per_image_ms
+    weights = language.text("{path} ({kind} weights)", path=checkpoint.path, kind=checkpoint.weights)
+    if checkpoint.epoch is not None:
+        weights = language.text(
+            "{path} ({kind} weights, epoch {epoch})",
+            path=checkpoint.path,
+            kind=checkpoint.weights,
+            epoch=checkpoint.epoch + 1,
+        )
+    network_input = language.text(
+        "{height} x {width} px (height x width), {resize}", height=height, width=width, resize=source.resize
+    )
+    if tiles:
+        cut = {"size": tiles.size, "overlap": tiles.overlap}
+        network_input += language.text(", tiles of {size} px, overlap {overlap:g}", **cut)
+    not_measured = language.text("not measured")
+    rates = [
+        f"{language.text(name)} {ms:.1f} ms"
+        for name, ms in (
+            ("network and post-processing", times.network),
+            ("with reading and preparing", times.total),
+        )
+        if ms is not None
+    ]
+    latency = not_measured
+    if times.latency is not None:
+        latency = language.text("{ms:.1f} ms, median, network and post-processing", ms=times.latency)
+    parameters = source.model.parameters / 1e6
     values = {
-        "checkpoint": f"{checkpoint.path} ({checkpoint.weights} weights{epoch})",
+        "checkpoint": weights,
         "checkpoint SHA-256": checkpoint.sha256,
         "annotations": dataset.annotations_file,
         "annotations SHA-256": dataset.sha256,
-        "data": describe_data(report),
-        "normal class": dataset.normal_class or "none",
-        "model": f"{source.model.name}, {source.model.parameters / 1e6:.1f} M parameters",
-        "network input": f"{height} x {width} px (height x width), {source.resize}{cut}",
+        "data": describe_data(report, language),
+        "normal class": dataset.normal_class or language.text("none"),
+        "model": language.text(
+            "{model}, {parameters:.1f} M parameters",
+            model=language.sentence(source.model.name),
+            parameters=parameters,
+        ),
+        "network input": network_input,
         "raw detections per image": str(source.max_detections),
-        f"latency, one {unit} at a time": "not measured"
-        if times.latency is None
-        else (f"{times.latency:.1f} ms, median, network and post-processing"),
-        "time per image in batches": "; ".join(rates) or "not measured",
+        "latency, one tile at a time" if tiles else "latency, one image at a time": latency,
+        "time per image in batches": "; ".join(rates) or not_measured,
         "counted per image and class": str(source.counted_detections),
         "device": source.device,
         "versions": ", ".join(f"{name} {version}" for name, version in source.versions.items()),
         "report version": str(report.schema_version),
     }
-    rows = [[Cell(text=name, is_text=True), Cell(text=text, is_text=True)] for name, text in values.items()]
-    return Table(heads=["item", "value"], rows=rows)
+    rows = [
+        [Cell(text=language.text(name), is_text=True), Cell(text=text, is_text=True)]
+        for name, text in values.items()
+    ]
+    return Table(heads=[language.text("item"), language.text("value")], rows=rows)
 
 
 def _data_url(content: bytes, kind: str) -> str:

@@ -109,6 +109,11 @@ class Provenance:
     overfull_images: int = 0
     """Images with more boxes than detections are made or counted, so that the rest is missed."""
 
+    @property
+    def language(self) -> str:
+        """Code of the language of the page, from `evaluation.language`; English in older reports."""
+        return str((self.options or {}).get("evaluation.language", "en"))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervals:
@@ -228,11 +233,6 @@ class Report:
     def class_names(self) -> tuple[str, ...]:
         """C names, by class index."""
         return tuple(entry.metrics.name for entry in self.classes)
-
-    @property
-    def title(self) -> str:
-        """Model and split, for headings."""
-        return f"{self.provenance.model.name} on {self.provenance.split}"
 
 
 def write_record(record: object, path: Path) -> None:

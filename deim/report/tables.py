@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from deim.language import ENGLISH, Language
 from deim.metrics.bootstrap import Interval, ScoreDifference
 from deim.metrics.choose_thresholds import Counts
 from deim.metrics.coco import ClassMetrics, CocoSummary
@@ -79,12 +80,19 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def number_cell(
-    value: float | None, ends: Interval | ScoreDifference | None = None, *, sign: Literal["", "+"] = ""
+    value: float | None,
+    ends: Interval | ScoreDifference | None = None,
+    *,
+    sign: Literal["", "+"] = "",
+    language: Language = ENGLISH,
 ) -> Cell:
     """Build the cell of a number and the ends of its interval, with a plus before positive numbers or not."""
     if value is None:
         return Cell(text=DASH)
-    small = "" if ends is None else f"{ends.low:{sign}.3f} to {ends.high:{sign}.3f}"
+    small = ""
+    if ends is not None:
+        low, high = f"{ends.low:{sign}.3f}", f"{ends.high:{sign}.3f}"
+        small = language.text("{low} to {high}", low=low, high=high)
     return Cell(text=f"{value:{sign}.3f}", small=small)
 
 
@@ -93,7 +101,7 @@ def report_tables(report: Report) -> tuple[Table, Table]:
     return class_table(report), operating_table(report)
 
 
-def class_table(report: Report) -> Table:
+def class_table(report: Report, language: Language = ENGLISH) -> Table:
     """Build the table of COCO metrics: a row per class and a row `all`.
 
     Under `images`, a class has the images with a box of it and `all` has every image of the split. The basis
@@ -101,56 +109,63 @@ def class_table(report: Report) -> Table:
     """
     rows = [
         [
-            Cell(text=entry.metrics.name, small=entry.metrics.note or "", is_text=True),
-            *_ap_cells(entry.metrics, entry.metrics, (entry.ap50_interval, entry.ap_interval)),
+            Cell(text=entry.metrics.name, small=_note(entry.metrics.note, language), is_text=True),
+            *_ap_cells(entry.metrics, entry.metrics, (entry.ap50_interval, entry.ap_interval), language),
         ]
         for entry in report.classes
     ]
     intervals, notes = report.intervals, []
     ends = (intervals.ap50, intervals.ap) if intervals else (None, None)
-    rows.append([Cell(text="all", is_text=True), *_ap_cells(report, report.summary, ends)])
+    name = Cell(text=language.text("all"), is_text=True)
+    rows.append([name, *_ap_cells(report, report.summary, ends, language)])
     if intervals:
         notes.append(
-            f"Small numbers: {intervals.level:.0%} intervals from {intervals.num_resamples} resamples "
-            f"of the {intervals.num_images} images ({intervals.method})."
+            language.text(
+                "Small numbers: {level} intervals from {resamples} resamples of the {images} images "
+                "({method}).",
+                level=language.percent(intervals.level, 0),
+                resamples=intervals.num_resamples,
+                images=intervals.num_images,
+                method=language.sentence(intervals.method),
+            )
         )
+    sizes = ("AP S", "AP M", "AP L")
+    recall = language.text("AR{limit}", limit=report.provenance.counted_detections)
+    heads = [language.text(head) for head in ("class", "images", "boxes", "AP50", "AP", "AP75")]
     return Table(
-        title="Average precision, over all raw detections, before thresholds and NMS",
-        heads=[
-            "class",
-            "images",
-            "boxes",
-            "AP50",
-            "AP",
-            "AP75",
-            f"AR{report.provenance.counted_detections}",
-            "AP S",
-            "AP M",
-            "AP L",
-        ],
+        title=language.text("Average precision, over all raw detections, before thresholds and NMS"),
+        heads=[*heads, recall, *map(language.text, sizes)],
         rows=rows,
         has_total=True,
         notes=notes,
     )
 
 
-def operating_table(report: Report) -> Table:
+def operating_table(report: Report, language: Language = ENGLISH) -> Table:
     """Build the table of operating points and their counts: a row per class and a row `all`."""
     points = report.operating_points
     rows = []
     for entry, point in zip(report.classes, points.classes, strict=True):
-        origin = "" if point.origin == "its own boxes" else f"; threshold: {point.origin}"
-        note = f"{point.note}{origin}" if point.note else ""
+        note = _note(point.note, language)
+        if note and point.origin != "its own boxes":
+            origin = language.text(point.origin)
+            note = language.text("{note}; threshold: {origin}", note=note, origin=origin)
         name = Cell(text=entry.metrics.name, small=note, is_text=True)
         rows.append([name, *_count_cells(entry.counts, point.threshold)])
-    rows.append([Cell(text="all", is_text=True), *_count_cells(report.counts, None)])
+    rows.append([Cell(text=language.text("all"), is_text=True), *_count_cells(report.counts, None)])
+    heads = ("class", "boxes", "threshold", "precision", "recall", "F1", "TP", "FP", "FN")
     return Table(
-        title=f"After thresholds and NMS: {points.describe_origin()}",
-        heads=["class", "boxes", "threshold", "precision", "recall", "F1", "TP", "FP", "FN"],
+        title=language.text("After thresholds and NMS: {origin}", origin=points.describe_origin(language)),
+        heads=[language.text(head) for head in heads],
         rows=rows,
         has_total=True,
-        notes=["TP: boxes found; FP: false boxes; FN: missed boxes."],
+        notes=[language.text("TP: boxes found; FP: false boxes; FN: missed boxes.")],
     )
+
+
+def _note(note: str | None, language: Language) -> str:
+    """Translate the parts of a note; empty for None."""
+    return "; ".join(map(language.sentence, note.split("; "))) if note else ""
 
 
 def class_rows(report: Report) -> list[Mapping[str, object]]:
@@ -170,13 +185,14 @@ def _ap_cells(
     counts: ClassMetrics | Report,
     metrics: ClassMetrics | CocoSummary,
     intervals: tuple[Interval | None, Interval | None],
+    language: Language,
 ) -> list[Cell]:
     others = (metrics.ap75, metrics.ar100, metrics.ap_small, metrics.ap_medium, metrics.ap_large)
     return [
         Cell(text=str(counts.num_images)),
         Cell(text=str(counts.num_boxes)),
-        number_cell(metrics.ap50, intervals[0]),
-        number_cell(metrics.ap, intervals[1]),
+        number_cell(metrics.ap50, intervals[0], language=language),
+        number_cell(metrics.ap, intervals[1], language=language),
         *map(number_cell, others),
     ]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from deim.files import count
+from deim.language import ENGLISH, Language
 from deim.report.schema import Report
 from deim.report.tables import DASH
 
@@ -31,58 +31,88 @@ class Verdict:
     """Which detections all numbers of the page are about."""
 
 
-def judge(report: Report) -> Verdict:
+def judge(report: Report, language: Language = ENGLISH) -> Verdict:
     """Judge a report by what its detector does to whole images; the limit is `evaluation.max_escape_rate`."""
-    kind, headline = _headline(report)
+    kind, headline = _headline(report, language)
     level, counts, points = report.image_level.at_operating_points, report.counts, report.operating_points
-    defective, good = count("defective image", level.num_defective), count("good image", level.num_good)
-    boxes = count("box", counts.num_boxes)
+    details = (
+        (
+            "escapes",
+            level.escape_rate,
+            language.text(
+                "{number} of {images} without a hit",
+                number=level.num_escaped,
+                images=language.count("defective image", level.num_defective),
+            ),
+        ),
+        (
+            "overkill",
+            level.overkill_rate,
+            language.text(
+                "{number} of {images} with a box",
+                number=level.num_overkilled,
+                images=language.count("good image", level.num_good),
+            ),
+        ),
+        (
+            "recall",
+            counts.recall,
+            language.text(
+                "{number} of {boxes} found",
+                number=counts.tp,
+                boxes=language.count("box", counts.num_boxes),
+            ),
+        ),
+        (
+            "precision",
+            counts.precision,
+            language.text(
+                "{number} of {detections} correct",
+                number=counts.tp,
+                detections=language.count("detection", counts.num_detections),
+            ),
+        ),
+    )
     return Verdict(
         kind=kind,
         headline=headline,
-        numbers=(
-            KeyNumber(
-                name="escapes",
-                value=percent(level.escape_rate),
-                detail=f"{level.num_escaped} of {defective} without a hit",
-            ),
-            KeyNumber(
-                name="overkill",
-                value=percent(level.overkill_rate),
-                detail=f"{level.num_overkilled} of {good} with a box",
-            ),
-            KeyNumber(name="recall", value=percent(counts.recall), detail=f"{counts.tp} of {boxes} found"),
-            KeyNumber(
-                name="precision",
-                value=percent(counts.precision),
-                detail=f"{counts.tp} of {count('detection', counts.num_detections)} correct",
-            ),
+        numbers=tuple(
+            KeyNumber(name=language.text(name), value=percent(rate, language), detail=detail)
+            for name, rate, detail in details
         ),
-        basis=(
-            f"All numbers show the detector as it is delivered, after NMS ({points.nms.describe()}) and the "
-            f"threshold of each class ({points.describe_origin()}). Curves, and the AP50 beside them, move "
-            f"the threshold after the same NMS. Only what is called COCO is of all raw detections, before "
-            f"both, as in publications."
+        basis=language.text(
+            "All numbers show the detector as it is delivered, after NMS ({rule}) and the threshold of each "
+            "class ({origin}). Curves, and the AP50 beside them, move the threshold after the same NMS. Only "
+            "what is called COCO is of all raw detections, before both, as in publications.",
+            rule=points.nms.describe(language),
+            origin=points.describe_origin(language),
         ),
     )
 
 
-def percent(rate: float | None) -> str:
+def percent(rate: float | None, language: Language = ENGLISH) -> str:
     """Return a rate in [0, 1] as a percentage; a dash for None."""
-    return DASH if rate is None else f"{rate:.1%}"
+    return DASH if rate is None else language.percent(rate)
 
 
-def _headline(report: Report) -> tuple[Literal["good", "caution", "bad"], str]:
+def _headline(report: Report, language: Language) -> tuple[Literal["good", "caution", "bad"], str]:
     ap50, limit = report.summary.ap50, report.operating_points.max_escape_rate
     rate = report.image_level.at_operating_points.escape_rate
     if ap50 is None:
-        return "caution", "No verdict: the split has no ground-truth box."
+        return "caution", language.text("No verdict: the split has no ground-truth box.")
     if ap50 < MIN_AP50:
-        advice = "Train for more epochs, or start from trained weights."
-        return "bad", f"The detector has learned next to nothing: mAP50 is {ap50:.3f}. {advice}"
+        return "bad", language.text(
+            "The detector has learned next to nothing: mAP50 is {ap50:.3f}. Train for more epochs, or start "
+            "from trained weights.",
+            ap50=ap50,
+        )
     if rate is None:
-        return "caution", "No verdict on escapes: the split has no defective image."
-    share = f"{percent(rate)} of the defective images, limit {percent(limit)}."
+        return "caution", language.text("No verdict on escapes: the split has no defective image.")
+    shares = {"rate": language.percent(rate), "limit": language.percent(limit)}
     if rate > limit:
-        return "bad", f"Too many defects escape: {share}"
-    return "good", f"Escapes are within the limit: {share}"
+        return "bad", language.text(
+            "Too many defects escape: {rate} of the defective images, limit {limit}.", **shares
+        )
+    return "good", language.text(
+        "Escapes are within the limit: {rate} of the defective images, limit {limit}.", **shares
+    )

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.data.formats.issues import Issue, IssueLog
-from deim.files import count, is_utf8, raise_listed, sha256_of_file
+from deim.files import is_utf8, raise_listed, sha256_of_file
+from deim.language import ENGLISH, Language
 
 Entry = Mapping[str, Any]
 """An entry, or the whole content, of an annotation file."""
@@ -39,13 +40,19 @@ class BoxCounts:
         """Number of boxes to train on."""
         return self.read - self.crowd - sum(self.dropped.values())
 
-    def describe(self) -> str:
-        """Return one line for the console and the log."""
-        reasons = "".join(f", {number} dropped ({rule})" for rule, number in self.dropped.items())
-        return (
-            f"{count('image', self.images)} ({self.images_without_boxes} without boxes), "
-            f"{count('box', self.read)} read, {count('crowd region', self.crowd)}{reasons}, "
-            f"{self.trainable} trainable"
+    def describe(self, language: Language = ENGLISH) -> str:
+        """Return one line for the console, the log and the page."""
+        return language.text(
+            "{images} ({empty} without boxes), {boxes} read, {crowd}{reasons}, {trainable} trainable",
+            images=language.count("image", self.images),
+            empty=self.images_without_boxes,
+            boxes=language.count("box", self.read),
+            crowd=language.count("crowd region", self.crowd),
+            reasons="".join(
+                language.text(", {number} dropped ({rule})", number=number, rule=rule)
+                for rule, number in self.dropped.items()
+            ),
+            trainable=self.trainable,
         )
 
 
