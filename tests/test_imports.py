@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"deim", "multimodal", "tools"}
 FLOORS = [
     {"deim.errors"},
-    {"deim.structures", "deim.files", "deim.language", "deim.parse", "deim.records", "deim.migration"},
-    {"deim.boxes"},
+    {"deim.structures", "deim.files", "deim.parse", "deim.records", "deim.migration"},
+    {"deim.boxes", "deim.language"},
     {"deim.config"},
     {"deim.data", "deim.model"},
     {"deim.loss"},
