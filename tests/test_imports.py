@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"deim", "multimodal", "tools"}
 FLOORS = [
     {"deim.errors"},
-    {"deim.structures", "deim.files", "deim.language"},
+    {"deim.structures", "deim.files"},
     {"deim.parse", "deim.records", "deim.migration"},
-    {"deim.boxes"},
+    {"deim.boxes", "deim.language"},
     {"deim.config"},
     {"deim.data", "deim.model"},
     {"deim.loss"},
