@@ -223,8 +223,8 @@ def without_thresholds(inputs: ReportInputs) -> ReportInputs:
             ),
             default_reason=(
                 "The detector has learned nothing: mAP50 on val is 0.0012, less than 0.01. All score "
-                "thresholds stay at the default, 0.4. Train for more epochs, or start from trained weights with "
-                "model.init_from."
+                "thresholds stay at the default, 0.4. Train for more epochs, or start from trained weights "
+                "with model.init_from."
             ),
         ),
     )

@@ -278,13 +278,13 @@ TEXTS = {
     "no class": "ninguna clase",
     "no ground truth": "sin anotaciones",
     "Precision and recall": "Precisión y exhaustividad",
-    "Precision and recall; dots: operating points": "Precisión y exhaustividad; puntos: puntos de operación",
+    "Precision and recall; dots: operating points": "Precisión y exhaustividad; puntos: de operación",
     "recall: share of the boxes that are found": "exhaustividad: proporción de cajas con acierto",
     "precision: share of the\ndetections that are correct": "precisión: proporción de\ndetecciones correctas",
     "no class has both ground truth and detections": "ninguna clase tiene anotaciones y detecciones",
     "Precision, recall and F1 by threshold": "Precisión, exhaustividad y F1 según el umbral",
     "By score threshold; dots: operating points": (
-        "Según el umbral de puntuación; puntos: puntos de operación"
+        "Según el umbral; puntos: de operación"
     ),
     "score threshold of the class": "umbral de puntuación de la clase",
     "Confusion of classes": "Confusión de clases",
