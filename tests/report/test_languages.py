@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = [path for room in ("deim", "multimodal") for path in sorted((ROOT / room).rglob("*.py"))]
 PAGE = ROOT / "deim" / "report" / "page.html"
 WORDS = re.compile(
-    r"\b(the|and|with|without|boxes?|images?|found|missed|chosen|threshold|class|epoch)\b", re.I
+    r"\b(the|and|with|without|boxes?|images?|found|missed|chosen|interval|distinguishable|threshold|class)\b",
+    re.IGNORECASE,
 )
 """Words that Spanish does not have."""
 FUSION = (
@@ -142,10 +143,11 @@ def test_stored_sentences_are_read_without_formats() -> None:
     ("english", "expected"),
     [
         ("recall at least 0.95", "exhaustividad de al menos 0.95"),
-        ("3 of 9 of a were predicted as b (33%)", "3 de 9 of a se predijeron como b (33%)"),
+        ("3 of 9 of a were predicted as b (33%)", "3 de 9 of a se predijeron como b (33\N{NO-BREAK SPACE}%)"),
         (
             "1 of 2 pit were predicted as dent (50%), and 1 of 4 dent as pit (25%)",
-            "1 de 2 pit se predijeron como dent (50%), y 1 de 4 dent como pit (25%)",
+            "1 de 2 pit se predijeron como dent (50\N{NO-BREAK SPACE}%), "
+            "y 1 de 4 dent como pit (25\N{NO-BREAK SPACE}%)",
         ),
         (
             "no small or medium ground-truth box of this class in the split",
