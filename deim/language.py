@@ -16,6 +16,8 @@ LanguageCode = Literal["en", "es"]
 """Languages that pages and charts are written in."""
 PHRASE = "_phrase"
 """End of the names of placeholders that hold another message rather than data."""
+NUMBER = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
+"""Regular expression of what a placeholder with a format becomes, but for a percent sign."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +53,15 @@ class Language:
         for template, translation in self._by_length():
             match = re.fullmatch(_pattern(template), english, re.DOTALL)
             if match:
-                values = {
-                    name: self.sentence(value) if name.endswith(PHRASE) else value
-                    for name, value in match.groupdict().items()
-                }
+                values = {name: self._value(name, text) for name, text in match.groupdict().items()}
                 return translation.format(**values)
         return english
+
+    def _value(self, name: str, english: str) -> str:
+        if name.endswith(PHRASE):
+            return self.sentence(english)
+        is_rate = re.fullmatch(rf"{NUMBER}%", english)
+        return english.replace("%", self.percent_sign) if is_rate else english
 
     def _by_length(self) -> Iterator[tuple[str, str]]:
         """Yield the stored sentences, those with the most letters of their own first."""
@@ -66,10 +71,11 @@ class Language:
 def _pattern(template: str) -> str:
     """Return a regular expression for the sentences that a template gives, with a group a placeholder."""
     parts, named = [], set[str]()
-    for literal, name, _, _ in Formatter().parse(template):
+    for literal, name, form, _ in Formatter().parse(template):
         parts.append(re.escape(literal))
         if name is not None:
-            parts.append(f"(?P={name})" if name in named else f"(?P<{name}>.+?)")
+            value = f"{NUMBER}%?" if form else ".+?"
+            parts.append(f"(?P={name})" if name in named else f"(?P<{name}>{value})")
             named.add(name)
     return "".join(parts)
 

@@ -196,7 +196,7 @@ def _summary(data: FusionComparison, alone: ReportInputs, fused: ReportInputs) -
     ]
     lines += [
         ENGLISH.text(
-            "{name} predicted as {other_name}: {before} of {boxes} boxes before, {after} with text.",
+            "{name} predicted as {other_name}: {before:d} of {boxes:d} boxes before, {after:d} with text.",
             name=row["class"],
             other_name=row["predicted_as"],
             before=row["before"],

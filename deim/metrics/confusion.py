@@ -83,15 +83,17 @@ def _most_confused(counts: NDArray[np.int64], sums: NDArray[np.int64], labels: t
         "boxes": sums[a],
         "name": labels[a],
         "other_name": labels[b],
-        "percent": ENGLISH.percent(wrong[a, b] / sums[a], 0),
+        "percent": wrong[a, b] / sums[a],
     }
     if not wrong[b, a]:
-        return ENGLISH.text("{number} of {boxes} {name} were predicted as {other_name} ({percent})", **values)
+        return ENGLISH.text(
+            "{number:d} of {boxes:d} {name} were predicted as {other_name} ({percent:.0%})", **values
+        )
     return ENGLISH.text(
-        "{number} of {boxes} {name} were predicted as {other_name} ({percent}), and {back} of {other_boxes} "
-        "{other_name} as {name} ({back_percent})",
+        "{number:d} of {boxes:d} {name} were predicted as {other_name} ({percent:.0%}), and {back:d} of "
+        "{other_boxes:d} {other_name} as {name} ({back_percent:.0%})",
         **values,
         back=wrong[b, a],
         other_boxes=sums[b],
-        back_percent=ENGLISH.percent(wrong[b, a] / sums[b], 0),
+        back_percent=wrong[b, a] / sums[b],
     )

@@ -76,7 +76,7 @@ def test_runs_are_compared_with_their_options_in_tables_for_other_programs(call:
     first, second = folder / "first", folder / "=second"
     code, out, err = call("compare", first, second, "--output", "c/both.json", "--latex")
     assert (code, err) == (0, "")
-    assert "Options that differ, except output_dir: 3." in out
+    assert "Options that differ, except output_dir, evaluation.language: 3." in out
     assert ["recipe.lr", "0.0004", "0.002"] in [line.split() for line in out.splitlines()]
     comparison = json.loads(Path("c/both.json").read_text())
     assert {entry["name"]: entry["values"] for entry in comparison["options"]} == {

@@ -278,14 +278,12 @@ TEXTS = {
     "no class": "ninguna clase",
     "no ground truth": "sin anotaciones",
     "Precision and recall": "Precisión y exhaustividad",
-    "Precision and recall; dots: operating points": "Precisión y exhaustividad; puntos: de operación",
+    "Precision and recall; dots: operating points": "Precisión y exhaustividad; puntos: los de operación",
     "recall: share of the boxes that are found": "exhaustividad: proporción de cajas con acierto",
     "precision: share of the\ndetections that are correct": "precisión: proporción de\ndetecciones correctas",
     "no class has both ground truth and detections": "ninguna clase tiene anotaciones y detecciones",
     "Precision, recall and F1 by threshold": "Precisión, exhaustividad y F1 según el umbral",
-    "By score threshold; dots: operating points": (
-        "Según el umbral; puntos: de operación"
-    ),
+    "By score threshold; dots: operating points": "Según el umbral; puntos: los de operación",
     "score threshold of the class": "umbral de puntuación de la clase",
     "Confusion of classes": "Confusión de clases",
     "Confusion, IoU 0.5": "Confusión, IoU 0.5",
@@ -458,11 +456,11 @@ STORED = {
         "imágenes remuestreadas con reemplazo; intervalo a partir de la dispersión del log-odds del AP en "
         "los remuestreos, corregido su sesgo, con el factor de Student"
     ),
-    "{number} of {boxes} {name} were predicted as {other_name} ({percent})": (
+    "{number:d} of {boxes:d} {name} were predicted as {other_name} ({percent:.0%})": (
         "{number} de {boxes} {name} se predijeron como {other_name} ({percent})"
     ),
-    "{number} of {boxes} {name} were predicted as {other_name} ({percent}), and {back} of {other_boxes} "
-    "{other_name} as {name} ({back_percent})": (
+    "{number:d} of {boxes:d} {name} were predicted as {other_name} ({percent:.0%}), and {back:d} of "
+    "{other_boxes:d} {other_name} as {name} ({back_percent:.0%})": (
         "{number} de {boxes} {name} se predijeron como {other_name} ({percent}), y {back} de {other_boxes} "
         "{other_name} como {name} ({back_percent})"
     ),
@@ -482,7 +480,7 @@ STORED = {
     "worse": "peor",
     "not distinguishable": "no distinguible",
     "cannot be compared": "no se puede comparar",
-    "{name} predicted as {other_name}: {before} of {boxes} boxes before, {after} with text.": (
+    "{name} predicted as {other_name}: {before:d} of {boxes:d} boxes before, {after:d} with text.": (
         "{name} predicho como {other_name}: {before} de {boxes} cajas antes, {after} con texto."
     ),
     "Without boxes, and so not compared: {names}.": "Sin cajas, y por tanto no comparadas: {names}.",
