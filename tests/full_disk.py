@@ -166,10 +166,15 @@ def check_whole(disk: Path) -> None:
         assert not path.name.endswith(".part"), path
         assert path.parent != disk or not path.name.startswith("."), path
         if path.is_file() and path.name != "filler":
-            _read_whole(path)
+            read_whole(path)
 
 
-def _read_whole(path: Path) -> None:
+def read_whole(path: Path) -> None:
+    """Read a file of a run, a report or a dataset to its end.
+
+    Raises:
+        Exception: If it is torn; a DeimError, AssertionError, ValueError, OSError or error of YAML.
+    """
     content = path.read_bytes()
     match path.suffix:
         case ".pth":
@@ -179,7 +184,7 @@ def _read_whole(path: Path) -> None:
         case ".json":
             json.loads(content)
         case ".jsonl":
-            read_log_lines(path)
+            assert len(read_log_lines(path)) == len(content.splitlines()), path
         case ".yml" if path.name == "config.yml":
             load_config(path)
         case ".png" | ".jpg":

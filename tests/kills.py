@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 import yaml
-from PIL import Image
 
 from deim.cli.main import main as run_deim
 from deim.engine.checkpoints import previous_path, read_checkpoint
-from deim.errors import CheckpointError
+from deim.errors import DeimError
 from tests.conftest import TINY, write_tiny_coco
+from tests.full_disk import read_whole
 from tests.multimodal.conftest import EXPERIMENT, PROMPTS
 
 MIN_KILLS = 5
@@ -34,7 +34,6 @@ LONGEST_S = 1800.0
 EVERY_STEP = "runtime.checkpoint_minutes=1e-9"
 SIX_EPOCHS = ("epochs=6", "schedule.no_aug_epochs=2", "augment.vertical_flip=0.5", EVERY_STEP)
 MIXED = "augment={mosaic: 0.5, zoom_out: 0.5, crop: 0.5, mix_up: 0.5, copy_blend: 0.5, multi_scale: 0.5}"
-ENDS = ("</html>", "</svg>", "</annotation>")
 MODES = {
     "plain": SIX_EPOCHS,
     "two workers": (*SIX_EPOCHS, "data.num_workers=2"),
@@ -197,22 +196,8 @@ def _is_whole(path: Path) -> bool:
     if path.name.endswith(".part"):
         return False
     try:
-        match path.suffix.lower():
-            case ".pth":
-                read_checkpoint(path)
-            case ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            case ".jsonl":
-                for line in path.read_text(encoding="utf-8").splitlines():
-                    json.loads(line)
-            case ".yml" | ".yaml":
-                return yaml.safe_load(path.read_text(encoding="utf-8")) is not None
-            case ".png" | ".jpg" | ".webp":
-                with Image.open(path) as image:
-                    image.load()
-            case ".html" | ".svg" | ".xml":
-                return path.read_text(encoding="utf-8").rstrip().endswith(ENDS)
-    except (ValueError, OSError, CheckpointError, yaml.YAMLError):
+        read_whole(path)
+    except (ValueError, OSError, AssertionError, DeimError, yaml.YAMLError):
         return False
     return True
 

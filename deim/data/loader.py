@@ -3,7 +3,6 @@
 import gc
 import json
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from multiprocessing.process import BaseProcess
@@ -270,7 +269,7 @@ def build_disk_cache(data: DataOptions, split: CocoSplit, input_format: InputFor
     """
     if data.disk_cache_mb == 0:
         return None
-    pixels, tiles = input_format.pixels, tile_split(split, input_format.tiles)
+    tiles = tile_split(split, input_format.tiles)
     # Other versions and processors decode and resize to slightly different values.
     versions = [torch.__version__, torchvision.__version__, PIL.__version__]
     versions += [features.version("libjpeg_turbo") or "", torch.backends.cpu.get_cpu_capability()]
@@ -282,7 +281,7 @@ def build_disk_cache(data: DataOptions, split: CocoSplit, input_format: InputFor
         # YOLO and VOC have one file for all splits.
         name=f"{split.annotations_path.absolute()} {split.name}",
         key=json.dumps([kept, windows, versions]),
-        image_bytes=pixels.channels * math.prod(input_format.size_hw) * (1 if pixels.is_uint8 else 4),
+        image_bytes=input_format.num_bytes,
         max_bytes=data.disk_cache_mb * 2**20,
     )
     if cache.capacity < len(tiles):

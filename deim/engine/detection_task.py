@@ -14,6 +14,7 @@ from deim.data.loader import BatchLoader, build_train_loader
 from deim.engine.checkpoints import Checkpoint, find_checkpoint
 from deim.engine.context import RunContext
 from deim.engine.optimizer import build_optimizer
+from deim.engine.step import BatchLoss
 from deim.engine.task import TaskOptions, TaskProducts, TrainingTask
 from deim.loss.criterion import Criterion
 from deim.model.backbone.timm import PRETRAINED, RANDOM, TimmOptions, pretrained_normalization
@@ -48,27 +49,35 @@ class DetectionTask(TrainingTask):
 
         Raises:
             CheckpointError: If the initial weights cannot be read or do not fit.
-            ConfigError: If a change of images needs a package that is not installed.
+            ConfigError: If the backbone or a change of images does not fit, or needs a package that is not
+                installed.
         """
         config, train = context.config, context.splits.train
-        model = Detector(config.model, len(train.class_names), channels=config.data.channels)
+        model = self.build_model(config, len(train.class_names))
         if context.is_new:
             load_start(model, config, class_names=train.class_names)
         model.to(context.device)
         loader = build_detection_loader(context)
         lines = [f"  {stage.describe()}" for stage in loader.pipeline.stages(config.epochs)]
         logger.info("augmentation:\n%s", "\n".join(lines))
-        matcher_change_epoch = context.timeline.matcher_change_epoch
         return TaskProducts(
             model=model,
-            criterion=Criterion(config.loss, matcher_change_epoch=matcher_change_epoch),
+            criterion=self.build_loss(context),
             optimizer=build_optimizer(model, config.recipe),
             loader=loader,
         )
 
+    def build_model(self, config: Config, num_classes: int) -> AnyDetector:
+        """Build the detector with random weights."""
+        return Detector(config.model, num_classes, channels=config.data.channels)
+
+    def build_loss(self, context: RunContext) -> BatchLoss:
+        """Build the loss of the detector."""
+        return Criterion(context.config.loss, matcher_change_epoch=context.timeline.matcher_change_epoch)
+
     def build_stored_model(self, config: Config, checkpoint: Checkpoint, path: Path) -> nn.Module:  # noqa: ARG002
         """Build the detector of a checkpoint."""
-        return Detector(config.model, len(checkpoint.class_names), channels=config.data.channels)
+        return self.build_model(config, len(checkpoint.class_names))
 
 
 TASK = DetectionTask()

@@ -1,7 +1,6 @@
 """How much a run will write, estimated before its first step, against what its disks have free."""
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,11 +93,12 @@ def plan_files(run: TrainingRun, checkpoints: RunCheckpoints) -> Iterator[Planne
 def _image_cache_bytes(run: TrainingRun) -> int:
     """Return the size that the disk caches of both splits may have."""
     config: Config = run.context.config
-    form = build_input_format(config.data, config.image_size_hw)
-    image = form.pixels.channels * math.prod(form.size_hw) * (1 if form.pixels.is_uint8 else 4)
-    splits = run.context.splits.train, run.context.splits.val
     bound = config.data.disk_cache_mb * 2**20
-    return sum(min(bound, image * len(tile_split(split, form.tiles))) for split in splits) if bound else 0
+    if not bound:
+        return 0
+    form = build_input_format(config.data, config.image_size_hw)
+    splits = run.context.splits.train, run.context.splits.val
+    return sum(min(bound, form.num_bytes * len(tile_split(split, form.tiles))) for split in splits)
 
 
 def _state_bytes(model: nn.Module) -> int:

@@ -2,18 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
-
-from torch import nn
 
 from deim.config.checks import SIDE_PX, check, outside
 from deim.config.schema import Config
-from deim.engine.checkpoints import Checkpoint
 from deim.engine.context import RunContext
-from deim.engine.detection_task import DetectionTask, build_detection_loader, load_start
-from deim.engine.optimizer import build_optimizer
-from deim.engine.task import TaskOptions, TaskProducts
+from deim.engine.detection_task import DetectionTask
+from deim.engine.task import TaskOptions
 from deim.errors import ConfigError
 from deim.loss.criterion import LossCounts
 from deim.model.backbone.timm import TimmOptions
@@ -64,50 +59,35 @@ class FasterRcnnTask(DetectionTask):
     options_class: type[TaskOptions] = FasterRcnnOptions
     has_query_loss = False
 
-    def build(self, context: RunContext) -> TaskProducts:
-        """Build the detector, its loss, optimizer and batches.
+    def build_model(self, config: Config, num_classes: int) -> FasterRcnn:
+        """Build Faster R-CNN with random weights.
 
         Raises:
-            CheckpointError: If the weights of the backbone cannot be read or do not fit.
             ConfigError: If the backbone is not one of timm.
         """
-        config, class_names = context.config, context.splits.train.class_names
-        model = _build_model(config, len(class_names))
-        if context.is_new:
-            load_start(model, config, class_names=class_names)
-        model.to(context.device)
-        return TaskProducts(
-            model=model,
-            criterion=FasterRcnnLoss(),
-            optimizer=build_optimizer(model, config.recipe),
-            loader=build_detection_loader(context),
+        options, backbone = config.task, config.model.backbone
+        assert isinstance(options, FasterRcnnOptions)
+        if not isinstance(backbone, TimmOptions):
+            raise ConfigError(
+                f"model.backbone.type: got {backbone.type!r}, but faster_rcnn needs a network of timm, such "
+                f"as --set 'model.backbone={{type: timm, name: resnet18}}'."
+            )
+        return FasterRcnn(
+            backbone,
+            hidden_dim=config.model.hidden_dim,
+            num_classes=num_classes,
+            channels=config.data.channels,
+            max_detections=config.model.decoder.num_queries,
+            anchor_sides=options.anchor_sides,
         )
+
+    def build_loss(self, context: RunContext) -> FasterRcnnLoss:  # noqa: ARG002
+        """Build the loss, which the model computes itself."""
+        return FasterRcnnLoss()
 
     def describe_model(self, config: Config) -> str:
         """Return `faster_rcnn-resnet18`."""
         return f"faster_rcnn-{getattr(config.model.backbone, 'name', '')}"
 
-    def build_stored_model(self, config: Config, checkpoint: Checkpoint, path: Path) -> nn.Module:  # noqa: ARG002
-        """Build the detector of a checkpoint."""
-        return _build_model(config, len(checkpoint.class_names))
-
 
 TASK = FasterRcnnTask()
-
-
-def _build_model(config: Config, num_classes: int) -> FasterRcnn:
-    options, backbone = config.task, config.model.backbone
-    assert isinstance(options, FasterRcnnOptions)
-    if not isinstance(backbone, TimmOptions):
-        raise ConfigError(
-            f"model.backbone.type: got {backbone.type!r}, but faster_rcnn needs a network of timm, such as "
-            f"--set 'model.backbone={{type: timm, name: resnet18}}'."
-        )
-    return FasterRcnn(
-        backbone,
-        hidden_dim=config.model.hidden_dim,
-        num_classes=num_classes,
-        channels=config.data.channels,
-        max_detections=config.model.decoder.num_queries,
-        anchor_sides=options.anchor_sides,
-    )

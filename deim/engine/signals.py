@@ -11,9 +11,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
 
+from deim.data.workers import STOPPING
 from deim.errors import StopSignalError
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 SAME_REQUEST_SECONDS = 5.0
 """Signals within this time are one request: launchers and schedulers send several."""

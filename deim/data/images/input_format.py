@@ -1,5 +1,6 @@
 """How an image becomes the input of the network: the same in training, evaluation and prediction."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,11 @@ class InputFormat:
     """Whether JPEG files are decoded at a fraction of their size where that is large enough."""
     tiles: TilesOptions | None = None
     """How images are cut into tiles, each of which becomes an input; None for whole images."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of an input before it is normalized: uint8, or float32 for files that are scaled."""
+        return self.pixels.channels * math.prod(self.size_hw) * (1 if self.pixels.is_uint8 else 4)
 
 
 def build_input_format(data: DataOptions, image_size_hw: tuple[int, int]) -> InputFormat:

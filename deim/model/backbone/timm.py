@@ -64,42 +64,29 @@ PACKAGED: Final = {
 """ImageNet weights that come as a package, by the name of the model in timm."""
 
 
-class TimmBackbone(nn.Module):
-    """A network of timm with a projection of each map to the width of the encoder; a `Backbone`.
+class TimmNetwork(nn.Module):
+    """A network of timm as the body of a backbone, with its frozen stages.
 
     Raises:
         ConfigError: If timm is not installed or has no such model, or the model does not fit.
     """
 
-    strides = STRIDES
-
-    def __init__(self, options: TimmOptions, *, hidden_dim: int, in_channels: int) -> None:
+    def __init__(self, options: TimmOptions, *, in_channels: int, strides: Sequence[int]) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.body = create_features(options.name, in_channels=in_channels)
-        self._frozen = freeze_stages(self.body, options)
-        self.projections = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels, hidden_dim, kernel_size=1, bias=False), nn.BatchNorm2d(hidden_dim)
-            )
-            for channels in self.body.feature_info.channels()
-        )
+        self.body = create_features(options.name, in_channels=in_channels, strides=strides)
+        self._frozen = _freeze_stages(self.body, options)
 
     @property
     def pixel_filter_keys(self) -> tuple[str, ...]:
         """The convolution that sees the image."""
-        return (first_filter(self.body),)
+        named = self.body.named_modules()
+        return (next(f"{name}.weight" for name, module in named if isinstance(module, nn.Conv2d)),)
 
     @property
     def pretrained(self) -> nn.Module:
         """The network of timm, without head."""
         return self.body
-
-    def checkpointable_blocks(self) -> Sequence[nn.Module]:
-        """Return the stages of the network."""
-        modules = dict(self.body.named_modules())
-        names = map(_flat_name, self.body.feature_info.module_name(), [modules] * len(STRIDES))
-        return [modules[name] for name in names if name in modules]
 
     def train(self, mode: bool = True) -> Self:
         """Change to training or evaluation mode; frozen stages stay in evaluation mode."""
@@ -108,20 +95,40 @@ class TimmBackbone(nn.Module):
             module.eval()
         return self
 
+    def extract_maps(self, images: Tensor) -> list[Tensor]:
+        """Return a map (B, channels, H/s, W/s) for each stride s of images (B, in_channels, H, W)."""
+        maps: list[Tensor] = self.body(images)
+        is_channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
+        return [features.permute(0, 3, 1, 2) for features in maps] if is_channels_last else maps
+
+
+class TimmBackbone(TimmNetwork):
+    """A network of timm with a projection of each map to the width of the encoder; a `Backbone`."""
+
+    strides = STRIDES
+
+    def __init__(self, options: TimmOptions, *, hidden_dim: int, in_channels: int) -> None:
+        super().__init__(options, in_channels=in_channels, strides=STRIDES)
+        self.projections = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, hidden_dim, kernel_size=1, bias=False), nn.BatchNorm2d(hidden_dim)
+            )
+            for channels in self.body.feature_info.channels()
+        )
+
+    def checkpointable_blocks(self) -> Sequence[nn.Module]:
+        """Return the stages of the network."""
+        modules = dict(self.body.named_modules())
+        names = (_flat_name(name, modules) for name in self.body.feature_info.module_name())
+        return [modules[name] for name in names if name in modules]
+
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32 of images (B, in_channels, H, W)."""
-        maps = self.body(images)
-        if str(getattr(self.body, "output_fmt", "")).endswith("NHWC"):
-            maps = [features.permute(0, 3, 1, 2) for features in maps]
+        maps = self.extract_maps(images)
         return tuple(project(features) for project, features in zip(self.projections, maps, strict=True))
 
 
-def first_filter(body: nn.Module) -> str:
-    """Return the name of the weight of the first convolution."""
-    return next(f"{name}.weight" for name, module in body.named_modules() if isinstance(module, nn.Conv2d))
-
-
-def freeze_stages(body: Any, options: TimmOptions) -> list[nn.Module]:
+def _freeze_stages(body: Any, options: TimmOptions) -> list[nn.Module]:
     """Stop the weights of the first stages of `create_features` from learning.
 
     Returns:

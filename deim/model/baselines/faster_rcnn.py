@@ -6,7 +6,7 @@ Source:
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Final, Self
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from deim.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from deim.model.backbone.timm import TimmOptions, create_features, first_filter, freeze_stages
+from deim.model.backbone.timm import TimmNetwork, TimmOptions
 from deim.structures import ModelOutput, Target
 
 STRIDES: Final = (4, 8, 16, 32)
@@ -29,39 +29,20 @@ Losses = dict[str, Tensor]
 """Loss terms of a batch, means over its images, by their names in torchvision."""
 
 
-class PyramidBackbone(nn.Module):
+class PyramidBackbone(TimmNetwork):
     """A network of timm and a feature pyramid with five maps, at strides 4 to 64."""
 
     def __init__(self, options: TimmOptions, *, out_channels: int, in_channels: int) -> None:
-        super().__init__()
-        self.out_channels, self.in_channels = out_channels, in_channels
-        self.body = create_features(options.name, in_channels=in_channels, strides=STRIDES)
+        super().__init__(options, in_channels=in_channels, strides=STRIDES)
+        self.out_channels = out_channels
         self.pyramid = FeaturePyramidNetwork(
             self.body.feature_info.channels(), out_channels, extra_blocks=LastLevelMaxPool()
         )
-        self._frozen = freeze_stages(self.body, options)
-
-    @property
-    def pixel_filter_keys(self) -> tuple[str, ...]:
-        """The convolution that sees the image."""
-        return (first_filter(self.body),)
-
-    @property
-    def pretrained(self) -> nn.Module:
-        """The network of timm, without head."""
-        return self.body
-
-    def train(self, mode: bool = True) -> Self:
-        """Change to training or evaluation mode; frozen stages stay in evaluation mode."""
-        super().train(mode)
-        for module in self._frozen:
-            module.eval()
-        return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return maps (B, out_channels, H/s, W/s) of images (B, in_channels, H, W), by name."""
-        maps = OrderedDict((str(number), features) for number, features in enumerate(self.body(images)))
-        return dict(self.pyramid(maps))
+        maps = enumerate(self.extract_maps(images))
+        return dict(self.pyramid(OrderedDict((str(number), features) for number, features in maps)))
 
 
 class FasterRcnn(nn.Module):
