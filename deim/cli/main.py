@@ -25,6 +25,7 @@ TEXT_COMMANDS = f"{TASKS['text_fusion'].partition('.')[0]}.cli"
 
 COMMANDS = {
     "train": ("deim.cli.train", "Train a detector from a config."),
+    "pretrain": ("deim.cli.pretrain", "Pretrain a backbone on images without annotations."),
     "evaluate": ("deim.cli.evaluate", "Evaluate a checkpoint and write a report."),
     "predict": ("deim.cli.predict", "Detect defects in images."),
     "compare": ("deim.cli.compare", "Compare runs that were evaluated on the same images."),

@@ -12,6 +12,7 @@ import json
 import logging
 from argparse import ArgumentParser, Namespace
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,19 @@ if TYPE_CHECKING:
     from deim.inference.evaluator import Evaluator
 
 
+Finish = Callable[[Path, "DistributedContext"], None]
+"""Reports on a run that has ended, in its folder."""
+
+
 def build_parser() -> ArgumentParser:
     """Return the parser of `deim train`."""
     parser = new_parser("train", __doc__)
+    add_run_arguments(parser)
+    return parser
+
+
+def add_run_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of a command that trains."""
     add_config_argument(parser, required=False)
     add_override_argument(parser, "data.root=data/defects epochs=20")
     add = parser.add_argument
@@ -44,17 +55,36 @@ def build_parser() -> ArgumentParser:
     add("--resume", metavar="auto|PATH", help=what)
     add("--force", action="store_true", help="Resume even though the data or the options have changed.")
     add("--overwrite", action="store_true", help="Replace the run that the output folder already holds.")
-    return parser
 
 
 def run(args: Namespace) -> None:
     """Train and evaluate; with torchrun, in every process."""
+    run_training(args, command="train", prepare=_prepare)
+
+
+def run_training(args: Namespace, *, command: str, prepare: "Callable[..., tuple[Trainer, Finish]]") -> None:
+    """Train what a config describes; with torchrun, in every process.
+
+    Args:
+        args: From a parser with `add_run_arguments`.
+        command: Name of the command of `deim`.
+        prepare: Builds the trainer of a config and its processes, with `args` and `resume_from` by name.
+
+    Raises:
+        DeimError: If an option does not fit the command, the data or the machine, or training fails.
+    """
     from deim.config.loader import load_config
     from deim.engine.distributed import join_distributed
     from deim.engine.run_folder import find_resume, refuse_existing_run
     from deim.engine.run_lock import lock_run
+    from deim.engine.task import load_task
 
     config = load_config(*_config_and_overrides(args))
+    needed = load_task(config.task.type).command
+    if needed != command:
+        raise ConfigError(
+            f"task.type: got {config.task.type}, which deim {command} does not train. Use deim {needed}."
+        )
     with join_distributed(config.runtime.device) as distributed:
         if not distributed.is_main:
             logging.getLogger().setLevel(logging.ERROR)
@@ -64,9 +94,9 @@ def run(args: Namespace) -> None:
             _refuse_overwriting(config, args.config, is_new=resume_from is None)
             if not args.overwrite:  # before a dataset is made or read
                 refuse_existing_run(folder, resume_from=resume_from, may_restart=args.resume == "auto")
-            trainer, evaluator = _prepare(config, distributed, args=args, resume_from=resume_from)
+            trainer, finish = prepare(config, distributed, args=args, resume_from=resume_from)
             _train(trainer, folder, distributed)
-            _report(trainer, evaluator, folder, distributed)
+            finish(folder, distributed)
 
 
 def _refuse_overwriting(config: "Config", source: str | None, *, is_new: bool) -> None:
@@ -123,8 +153,8 @@ def _config_and_overrides(args: Namespace) -> tuple[Path, list[str]]:
 
 def _prepare(
     config: "Config", distributed: "DistributedContext", *, args: Namespace, resume_from: Path | None
-) -> "tuple[Trainer, Evaluator]":
-    """Check the data and build the trainer and the evaluator of the validation split."""
+) -> "tuple[Trainer, Finish]":
+    """Check the data and build the trainer, and what evaluates its best weights at the end."""
     from torch import nn
 
     from deim.curation.check import check_before_run
@@ -179,7 +209,7 @@ def _prepare(
         may_restart=args.resume == "auto",
         distributed=distributed,
     )
-    return trainer, evaluator
+    return trainer, partial(_report, trainer, evaluator)
 
 
 def _train(trainer: "Trainer", folder: Path, distributed: "DistributedContext") -> None:

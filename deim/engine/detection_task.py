@@ -19,7 +19,7 @@ from deim.engine.task import TaskOptions, TaskProducts, TrainingTask
 from deim.loss.criterion import Criterion
 from deim.model.backbone.timm import PRETRAINED, RANDOM, TimmOptions, pretrained_normalization
 from deim.model.detector import Detector
-from deim.model.weights import AnyDetector, load_backbone_weights, load_initial_weights
+from deim.model.weights import AnyDetector, AnyModel, load_backbone_weights, load_initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class DetectionTask(TrainingTask):
 TASK = DetectionTask()
 
 
-def load_start(model: AnyDetector, config: Config, *, class_names: Sequence[str]) -> None:
+def load_start(model: AnyModel, config: Config, *, class_names: Sequence[str]) -> None:
     """Fill a new detector with the weights that a config names, in place, and log which.
 
     Raises:

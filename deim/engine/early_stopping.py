@@ -16,7 +16,7 @@ class EarlyStoppingOptions:
     min_delta: float = 0.0
     """Smallest increase of the score that counts as an improvement, exclusive, in [0, 1]."""
     metric: Literal["ap", "ap50"] = "ap"
-    """COCO AP, or AP at IoU 0.50, of the validation split."""
+    """COCO AP, or AP at IoU 0.50, of the validation split; pretraining has only its loss."""
     before_final_stage: bool = False
     """Let the run end before its final stage; otherwise patience counts from the start of that stage, or,
     without one, from `schedule.augment_start_epoch`."""

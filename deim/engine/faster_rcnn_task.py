@@ -1,6 +1,5 @@
 """The task `faster_rcnn`: a convolutional baseline with the data, trainer and reports of the detector."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,10 +9,9 @@ from deim.engine.context import RunContext
 from deim.engine.detection_task import DetectionTask
 from deim.engine.task import TaskOptions
 from deim.errors import ConfigError
-from deim.loss.criterion import LossCounts
+from deim.loss.image_mean import ImageMeanLoss
 from deim.model.backbone.timm import TimmOptions
 from deim.model.baselines.faster_rcnn import FasterRcnn, Losses
-from deim.structures import Target
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,25 +30,9 @@ class FasterRcnnOptions:
         check(outside(1, SIDE_PX, anchor_sides=self.anchor_sides))
 
 
-@dataclass(frozen=True, slots=True)
-class MatchedImages:
-    """Number of images of a micro-batch; the model itself matches boxes."""
-
-    counts: LossCounts
-
-
-class FasterRcnnLoss:
-    """The losses that `FasterRcnn` computes; a `BatchLoss`."""
-
-    def match(self, outputs: Losses, targets: Sequence[Target], *, epoch: int) -> MatchedImages:  # noqa: ARG002
-        """Count the images and boxes of a batch."""
-        boxes = sum(len(target["labels"]) for target in targets)
-        return MatchedImages(LossCounts(images=len(targets), boxes=boxes, pairs=0))
-
-    def terms(self, outputs: Losses, matched: MatchedImages, counts: LossCounts) -> Losses:
-        """Return the four losses, which are means over images, as shares of those of `counts`."""
-        share = matched.counts.images / counts.images
-        return {name.removeprefix("loss_"): value.float() * share for name, value in outputs.items()}
+def name_losses(losses: Losses) -> Losses:
+    """Return the losses of torchvision by names without prefix."""
+    return {name.removeprefix("loss_"): value for name, value in losses.items()}
 
 
 class FasterRcnnTask(DetectionTask):
@@ -81,9 +63,9 @@ class FasterRcnnTask(DetectionTask):
             anchor_sides=options.anchor_sides,
         )
 
-    def build_loss(self, context: RunContext) -> FasterRcnnLoss:  # noqa: ARG002
+    def build_loss(self, context: RunContext) -> ImageMeanLoss:  # noqa: ARG002
         """Build the loss, which the model computes itself."""
-        return FasterRcnnLoss()
+        return ImageMeanLoss(name_losses)
 
     def describe_model(self, config: Config) -> str:
         """Return `faster_rcnn-resnet18`."""

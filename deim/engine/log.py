@@ -108,7 +108,8 @@ class RunLog(AbstractContextManager["RunLog"]):
     def validation(self, result: Validation, *, step: int) -> None:
         """Add the result of a validation, and its image, to TensorBoard."""
         rates = {"escape_rate": result.escape_rate, "overkill_rate": result.overkill_rate}
-        self.curves({f"val/{name}": value for name, value in {**result.summary, **rates}.items()}, step=step)
+        values = {**result.summary, **rates, "loss": result.loss}
+        self.curves({f"val/{name}": value for name, value in values.items()}, step=step)
         self.curves({f"val_ap/{name}": value for name, value in result.class_ap.items()}, step=step)
         self.curves({f"val_ap50/{name}": value for name, value in result.class_ap50.items()}, step=step)
         self.image("val/predictions", result.image, step=step)
@@ -176,6 +177,8 @@ def epoch_line(*, epochs: int, **values: Any) -> str:
     if values.get("ap50") is not None:
         is_best = "*" if values["is_best"] else ""
         entries += [f"mAP50 {values['ap50']:.3f}", f"mAP {values['ap']:.3f}{is_best}"]
+    elif values.get("val_loss") is not None and not values["class_ap50"]:
+        entries.append(f"val loss {values['val_loss']:.4f}{'*' if values['is_best'] else ''}")
     entries += [
         f"lr {values['lr']:.1e}",
         f"{values['images_per_s']:.3g} img/s",

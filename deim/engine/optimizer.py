@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deim.config.checks import STEPS, below, check, not_positive, outside
-from deim.model.weights import AnyDetector
+from deim.model.weights import AnyModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ REFERENCE_EXEMPT = re.compile("norm|bn|bias")
 REFERENCE_NEW_PARTS = re.compile("sta|encoder|decoder")
 
 
-def build_optimizer(model: AnyDetector, recipe: RecipeOptions) -> torch.optim.AdamW:
+def build_optimizer(model: AnyModel, recipe: RecipeOptions) -> torch.optim.AdamW:
     """Build AdamW for the trainable parameters, sorted by learning rate and weight decay.
 
     Returns:

@@ -82,7 +82,7 @@ def _largest_image(context: RunContext) -> Batch:
     images = torch.randn(1, config.data.channels, *pipeline.largest_size_hw, generator=generator)
     target: Target = {
         "boxes": torch.rand(number, 4, generator=generator) * 0.3 + 0.3,
-        "labels": torch.randint(len(train.class_names), (number,), generator=generator),
+        "labels": torch.randint(max(1, len(train.class_names)), (number,), generator=generator),
         "noise_seed": 0,
     }
     return Batch(images=images, targets=[target])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TASKS: Mapping[str, str] = {
     "detection": "deim.engine.detection_task",
     "faster_rcnn": "deim.engine.faster_rcnn_task",
+    "pretraining": "deim.engine.pretraining_task",
     "text_fusion": "multimodal.task",
 }
 """Module of each task by the `type` of its block in the config; the module holds the task as `TASK`."""
@@ -81,6 +82,8 @@ class TrainingTask(Protocol):
 
     options_class: type[TaskOptions]
     """Dataclass of the task's block in the config."""
+    command: str = "train"
+    """Command of `deim` that trains it."""
     run_files: tuple[str, ...] = ()
     """Names in the run folder that this task writes beside those of every run."""
     free_options: tuple[str, ...] = ()

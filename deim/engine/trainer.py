@@ -116,7 +116,7 @@ class Trainer:
                 self._train_epoch(recovery)
                 self._finish_epoch(validator, log)
             best = progress.best
-            scores = {} if best is None else {"best_ap": best.score, "best_epoch": best.epoch + 1}
+            scores = {} if best is None else {"best_score": best.score, "best_epoch": best.epoch + 1}
             log.options(option_values(self.config), scores)
         if is_main and not self.checkpoints.best_path.is_file() and not self.must_beat_start:
             # It was removed after the last validation.

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 from torch import nn
@@ -46,14 +46,22 @@ class Validation:
     overkill_rate: float | None = None
     """Share of the good images with a detection, at the same threshold; None without any."""
     loss: float | None = None
-    """Loss of the last decoder layer, of classes and boxes; None if it was not computed."""
+    """Loss of the last decoder layer, of classes and boxes, or that of pretraining; None if it was not
+    computed."""
     image: NDArray[Any] | None = None
     """(H, W, 3) uint8: some images with their predictions, for TensorBoard."""
 
     @property
     def score(self) -> float:
-        """AP, by which best.pth is chosen; -1 where there is none."""
-        return NO_SCORE if self.ap is None or math.isnan(self.ap) else self.ap
+        """AP, or the negative loss of a task without classes, by which best.pth is chosen; -1 if none."""
+        score = self.score_of("ap")
+        return NO_SCORE if score is None or math.isnan(score) else score
+
+    def score_of(self, metric: Literal["ap", "ap50"]) -> float | None:
+        """Return a metric, or the negative loss of a task without classes; None if there is none."""
+        if not self.class_ap50 and self.loss is not None:
+            return -self.loss
+        return self.ap if metric == "ap" else self.ap50
 
 
 Validate = Callable[[nn.Module], Validation]
@@ -144,7 +152,7 @@ class Validator:
 
     def _should_stop(self, progress: Progress, result: Validation) -> bool:
         options, timeline = self.run.context.config.early_stopping, self.run.context.timeline
-        score = result.ap if options.metric == "ap" else result.ap50
+        score = result.score_of(options.metric)
         has_final_stage = timeline.no_aug_epoch < timeline.epochs
         stage = timeline.no_aug_epoch if has_final_stage else timeline.augment_start_epoch
         return progress.early_stopping.should_stop(

@@ -3,10 +3,10 @@
 import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,14 @@ from deim.model.backbone.timm import TimmOptions, load_features
 from deim.model.baselines.faster_rcnn import FasterRcnn
 from deim.model.detector import Detector
 from deim.model.finite import DIVERGED, describe_non_finite, find_non_finite
+from deim.model.pretraining.network import PretrainingNetwork
 from deim.model.weights_file import read_weights_file
 
 logger = logging.getLogger(__name__)
 
 AnyDetector = Detector | FasterRcnn
+AnyModel = AnyDetector | PretrainingNetwork
+"""A model with a backbone."""
 
 MIN_SHARE = 0.9
 """A file that fills a smaller share of a model than this is the wrong file."""
@@ -32,6 +35,9 @@ CLASS_KEYS: Final = re.compile(
     r"decoder\.(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.|roi_heads\.box_predictor\."
 )
 """Tensors whose shape follows from the number of classes."""
+
+BACKBONE, PRETRAINING_HEADS = "backbone.", "heads."
+"""Beginnings of the names of tensors in files of `deim pretrain`."""
 
 SOURCES: Final = (
     (re.compile(r"vitt(plus)?_distill\.pt"), "linked in the README of github.com/Intellindust-AI-Lab/DEIMv2"),
@@ -65,7 +71,7 @@ class LoadReport:
 
 
 def load_initial_weights(
-    model: AnyDetector, path: Path, *, class_names: Sequence[str] | None = None
+    model: AnyModel, path: Path, *, class_names: Sequence[str] | None = None
 ) -> LoadReport:
     """Fill a model, or its backbone, from a weights file.
 
@@ -86,10 +92,10 @@ def load_initial_weights(
     where = f"It is {source}: put it there." if source else "Check the path."
     advice = f"{where} Or start from random weights with --set model.init_from=null"
     content = read_weights_file(path, advice=advice)
-    state, part = _recognize(content, path, backbone_keys=model.backbone.pretrained.state_dict().keys())
+    state, module = _recognize(content, path, model)
+    part: Literal["detector", "backbone"] = "detector" if module is model else "backbone"
     class_names = class_names or content.get("class_names", ())
     has_other_classes = list(class_names) != list(content.get("class_names", class_names))
-    module: nn.Module = model if part == "detector" else model.backbone.pretrained
     current = module.state_dict()
     _raise_if_non_finite(state, path)
     adapted = _adapt_pixel_filters(state, current, endings=model.backbone.pixel_filter_keys)
@@ -118,7 +124,7 @@ def load_initial_weights(
     return report
 
 
-def load_backbone_weights(model: AnyDetector, options: TimmOptions) -> None:
+def load_backbone_weights(model: AnyModel, options: TimmOptions) -> None:
     """Fill a backbone of timm with the weights that its options name, which must fit exactly; in place.
 
     Raises:
@@ -188,12 +194,13 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
 
 
 def _recognize(
-    content: Mapping[str, Any], path: Path, *, backbone_keys: Set[str]
-) -> tuple[dict[str, Tensor], Literal["detector", "backbone"]]:
-    """Return the averaged weights if there are any, with this project's keys, and the part they belong to.
+    content: Mapping[str, Any], path: Path, model: AnyModel
+) -> tuple[dict[str, Tensor], nn.Module]:
+    """Return the averaged weights if there are any, with this project's keys, and the part that they fill.
 
-    A file is recognized by its keys: a detector file is a checkpoint of this project or of official DEIMv2; a
-    backbone file has the keys of `pretrained`, or is a DINOv3 file of Hugging Face, whose keys are renamed.
+    A file is recognized by its keys: a detector file is a checkpoint of this project or of official DEIMv2;
+    one with the backbone alone is of `deim pretrain`; other backbone files have the keys of `pretrained`, or
+    are DINOv3 files of Hugging Face, whose keys are renamed.
     """
     averages = content["ema"] if isinstance(content.get("ema"), Mapping) else {}
     if "weights" in content and "format" in content:
@@ -204,12 +211,16 @@ def _recognize(
     state = {
         key: value for key, value in weights.items() if isinstance(value, Tensor) and key not in COMPUTED_KEYS
     }
-    if any(key.startswith("backbone.") for key in state):
-        return state, "detector"
+    in_backbone = {
+        key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)
+    }
+    if in_backbone:
+        is_detector = any(not key.startswith((BACKBONE, PRETRAINING_HEADS)) for key in state)
+        return (state, model) if is_detector else (in_backbone, cast("nn.Module", model.backbone))
     if any(key.endswith("embeddings.patch_embeddings.weight") for key in state):
-        return _from_hugging_face(state), "backbone"
-    if not backbone_keys.isdisjoint(state):
-        return state, "backbone"
+        return _from_hugging_face(state), model.backbone.pretrained
+    if not model.backbone.pretrained.state_dict().keys().isdisjoint(state):
+        return state, model.backbone.pretrained
     raise CheckpointError(
         f"{path}: not a known kind of weights file, got the keys {list(weights)[:3]}. Known "
         f"are checkpoints of this project, official DEIMv2 files, and files of the backbone, such as "

@@ -90,19 +90,7 @@ def find_dataset(root: Path, data_format: Format | None = None, *, allow_outside
     """
     if not root.exists():
         raise DataError(f"{root}: no such folder{looked_in(root)}. Name the folder of a dataset.")
-    formats: list[Format] = [data_format] if data_format else []
-    coco_files = find_coco_files(root) if data_format in (None, "coco") else {}
-    if data_format is None:
-        if find_yolo(root) is not None:
-            formats.append("yolo")
-        if find_voc(root) is not None:
-            formats.append("voc")
-        if coco_files:
-            formats.append("coco")
-        inside = [] if formats or root.is_file() else [*root.iterdir()]
-        inside = [path for path in inside if not is_hidden(Path(path.name))]
-        if len(inside) == 1 and inside[0].is_dir():
-            return find_dataset(inside[0], allow_outside=allow_outside)  # an archive with one folder
+    root, formats = (root, (data_format,)) if data_format else detect_formats(root)
     if len(formats) != 1:
         what = f"looks like {' and '.join(formats)}" if formats else "no dataset there"
         if not formats and root.is_dir() and has_labels(root):
@@ -117,12 +105,28 @@ def find_dataset(root: Path, data_format: Format | None = None, *, allow_outside
         case "voc":
             return read_voc_set(root, allow_outside=allow_outside)
         case "coco":
+            coco_files = find_coco_files(root)
             if not coco_files:
                 raise DataError(
                     f"{root}: no COCO dataset there. It needs annotations/train.json and images/."
                 )
             folder = root if root.is_dir() else root.parent
             return CocoSet(root=folder, files=coco_files, allow_outside=allow_outside)
+
+
+def detect_formats(root: Path) -> tuple[Path, tuple[Format, ...]]:
+    """Return the folder or file of a dataset, and the formats that its files fit.
+
+    An archive often holds one folder with everything: then it is that folder.
+    """
+    formats: dict[Format, object] = {"yolo": find_yolo(root), "voc": find_voc(root)}
+    formats["coco"] = find_coco_files(root) or None
+    fitting = tuple(name for name, files in formats.items() if files is not None)
+    if not fitting and root.is_dir():
+        inside = [path for path in root.iterdir() if not is_hidden(Path(path.name))]
+        if len(inside) == 1 and inside[0].is_dir():
+            return detect_formats(inside[0])
+    return root, fitting
 
 
 def find_coco_files(root: Path) -> dict[str, CocoFiles]:
