@@ -9,13 +9,14 @@ import torch
 
 from deim.config.schema import Config
 from deim.engine.checkpoints import read_checkpoint
-from deim.engine.faster_rcnn_task import FasterRcnnLoss
+from deim.engine.faster_rcnn_task import name_losses
 from deim.engine.run_folder import find_resume
 from deim.engine.task import load_task
 from deim.engine.trainer import Trainer
 from deim.errors import ConfigError, StopSignalError
 from deim.inference.postprocess import select_detections
 from deim.loss.criterion import LossCounts
+from deim.loss.image_mean import ImageMeanLoss
 from deim.model.backbone.timm import TimmOptions
 from deim.model.baselines.faster_rcnn import FasterRcnn
 from deim.structures import Placement, Target
@@ -52,7 +53,7 @@ def make_batch() -> tuple[torch.Tensor, list[Target]]:
 
 
 def test_it_learns_a_square_and_gives_its_box_in_pixels() -> None:
-    model, loss = build_model(), FasterRcnnLoss()
+    model, loss = build_model(), ImageMeanLoss(name_losses)
     images, targets = make_batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(60):
@@ -88,7 +89,7 @@ def test_images_without_a_detection_give_none() -> None:
 
 
 def test_the_terms_of_micro_batches_add_up_to_a_mean_over_images() -> None:
-    loss = FasterRcnnLoss()
+    loss = ImageMeanLoss(name_losses)
     _, targets = make_batch()
     total = LossCounts(images=6, boxes=0, pairs=0)
     outputs = {"loss_objectness": torch.tensor(3.0)}
