@@ -4,8 +4,8 @@ Images below data.root are taken, a tenth of them to validate on. If the folder 
 training and validation splits are taken, and the boxes are not used.
 
 Examples:
-  deim pretrain -c pretrain_nano --set data.root=data/photographs
-  deim pretrain -c pretrain_nano --set data.root=data/photographs task.method.type=masked_images
+  deim pretrain -c pretrain_nano --set data.root=data/unlabeled
+  deim pretrain -c pretrain_nano --set data.root=data/unlabeled task.method.type=masked_images
   deim pretrain --resume outputs/pretrain_nano
   deim train -c deimv2_640 --set model=nano model.init_from=outputs/pretrain_nano/backbone.safetensors
 """

@@ -47,9 +47,9 @@ def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unlabeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve images in folders within folders, without annotations, and a file that is none."""
-    folder = tmp_path_factory.mktemp("photographs")
+    folder = tmp_path_factory.mktemp("unlabeled")
     rng = np.random.default_rng(0)
     for number in range(12):
         path = folder / f"line_{number % 2}" / "day" / f"{number}.png"
@@ -63,11 +63,11 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config_path(tmp_path: Path, photographs: Path, teacher_weights: Path) -> Callable[[str], Path]:
+def config_path(tmp_path: Path, unlabeled: Path, teacher_weights: Path) -> Callable[[str], Path]:
     def write(method: str) -> Path:
         path = tmp_path / f"{method}.yml"
         block = yaml.safe_load(METHODS[method].format(weights=teacher_weights))
-        data = {**TINY["data"], "root": str(photographs)}
+        data = {**TINY["data"], "root": str(unlabeled)}
         content = {**TINY, "data": data, "task": {"type": "pretraining", "method": block}}
         path.write_text(yaml.safe_dump({**content, "output_dir": str(tmp_path / method)}))
         return path
@@ -277,12 +277,12 @@ def data_options(root: Path, *overrides: str) -> DataOptions:
     return config_from_dict(TINY, where="tiny", overrides=places).data
 
 
-def test_a_tenth_of_a_folder_is_held_out_and_stays_so(photographs: Path, tmp_path: Path) -> None:
-    splits = build_unlabeled_splits(data_options(photographs))
+def test_a_tenth_of_a_folder_is_held_out_and_stays_so(unlabeled: Path, tmp_path: Path) -> None:
+    splits = build_unlabeled_splits(data_options(unlabeled))
     names = [*splits.train.file_names, *splits.val.file_names]
     assert sorted(names) == sorted(f"line_{number % 2}/day/{number}.png" for number in range(12))
     assert len(splits.val) == 1
-    again = build_unlabeled_splits(data_options(photographs))
+    again = build_unlabeled_splits(data_options(unlabeled))
     assert again.val.file_names == splits.val.file_names
 
 
