@@ -1,4 +1,4 @@
-"""Detect defects in images; the same as `deim pretrain`."""
+"""Pretrain a backbone on images without annotations; the same as `deim pretrain`."""
 
 from deim.cli.main import main
 

@@ -529,6 +529,7 @@ def full_contents() -> list[dict[str, Any]]:
     tasks = [
         {"type": "faster_rcnn"},
         *({"type": "text_fusion", "detector": "x", "encoder": e} for e in encoders),
+        *({"type": "pretraining", "method": {"type": m}} for m in ("distillation", "masked_images")),
     ]
     contents = [
         {
@@ -544,7 +545,7 @@ def full_contents() -> list[dict[str, Any]]:
             "evaluation": {"goal": goal},
             "task": task,
         }
-        for backbone, goal, task, scaling in zip(backbones, goals * 2, tasks, scalings * 2, strict=False)
+        for backbone, goal, task, scaling in zip(backbones * 2, goals * 3, tasks, scalings * 3, strict=False)
     ]
     return [config_to_dict(config_from_dict(content, where="test")) for content in contents]
 
@@ -582,7 +583,7 @@ def test_the_full_trees_have_every_key_of_the_schema():
     assert {leaf for content in full_contents() for leaf in leaves(content)} == schema_leaves(Config)
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", range(5))
 def test_every_misspelled_leaf_gets_the_right_suggestion(number):
     contents = full_contents()
     template = contents[number]
@@ -609,7 +610,7 @@ def test_every_misspelled_leaf_gets_the_right_suggestion(number):
             assert expected <= set(str(caught.value).splitlines())
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", range(5))
 def test_round_trips(write, number, monkeypatch):
     monkeypatch.setattr(TextFusionTask, "defaults_from", lambda *_: None)
     config = config_from_dict(full_contents()[number], where="test")
@@ -761,7 +762,8 @@ def test_only_the_task_that_an_experiment_names_is_imported(tmp_path):
 
 def test_a_task_that_does_not_exist_is_refused(write):
     assert problems_of(write(MINIMAL), "task.type=segmentation") == [
-        "--set: task.type: got 'segmentation', needs 'detection', 'faster_rcnn' or 'text_fusion'"
+        "--set: task.type: got 'segmentation', needs 'detection', 'faster_rcnn', 'pretraining' or "
+        "'text_fusion'"
     ]
 
 
