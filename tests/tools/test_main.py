@@ -19,7 +19,8 @@ from deim.cli.arguments import CommandParser
 from deim.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = sorted({*(ROOT / "tools").glob("*.py")} - {ROOT / "tools" / "compare_training.py"})
+MEASURING = {ROOT / "tools" / f"compare_{what}.py" for what in ("starts", "training")}
+TOOLS = sorted({*(ROOT / "tools").glob("*.py")} - MEASURING)
 HELP = """
 import contextlib, io, sys
 from deim.cli.main import COMMANDS, main

@@ -62,6 +62,7 @@ def test_named_scripts_and_linked_files_exist() -> None:
     scripts = set(re.findall(r"tools/\w+\.py", README))
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").glob("*.py")} - scripts == {
         "tools/benchmark_evaluation.py",
+        "tools/compare_starts.py",
         "tools/compare_training.py",
     }
     links = re.findall(r"\]\(([\w./]+)\)", README)
