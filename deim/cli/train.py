@@ -112,7 +112,7 @@ def _refuse_overwriting(config: "Config", source: str | None, *, is_new: bool) -
     folder, read = Path(config.output_dir), data_places(data)
     disk_cache = {"data.disk_cache_dir": [Path(data.disk_cache_dir)]} if data.disk_cache_mb else {}
     places = {
-        "output_dir": [folder / name for name in RUN_FILES],
+        "output_dir": [folder / name for name in (*RUN_FILES, *task.run_files)],
         **disk_cache,
         "task.cache_dir": task.cache_dirs(config),
     }

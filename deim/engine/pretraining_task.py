@@ -27,7 +27,7 @@ from deim.errors import CheckpointError, ConfigError, NonFiniteError
 from deim.files import write_bytes
 from deim.loss.image_mean import ImageMeanLoss
 from deim.loss.pretraining import FeatureLoss, pixel_loss
-from deim.model.backbone.timm import PRETRAINED, STRIDES, TimmOptions
+from deim.model.backbone.timm import PRETRAINED, RANDOM, STRIDES, TimmOptions
 from deim.model.pretraining.network import PretrainingNetwork
 from deim.model.pretraining.teacher import IMAGE_CHANNELS, Teacher
 from deim.model.weights import hash_tensors
@@ -87,6 +87,14 @@ class PretrainingTask(DetectionTask):
     def describe_model(self, config: Config) -> str:
         """Return the name of the model, for logs."""
         return f"backbone of {super().describe_model(config)}"
+
+    def start_files(self, config: Config) -> list[Path]:
+        """Return the files of initial weights and of the teacher's weights."""
+        assert isinstance(config.task, PretrainingOptions)
+        match config.task.method:
+            case DistillationOptions(weights=weights) if weights not in (RANDOM, PRETRAINED):
+                return [*super().start_files(config), Path(weights)]
+        return super().start_files(config)
 
     def build(self, context: RunContext) -> TaskProducts:
         """Build the backbone with random or initial weights, its loss, optimizer and batches.

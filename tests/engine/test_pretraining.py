@@ -248,6 +248,19 @@ def test_a_backbone_of_another_size_is_refused(
         )
 
 
+@pytest.mark.parametrize("name", ["backbone.safetensors", "best.pth"])
+@pytest.mark.parametrize("option", ["model.init_from", "task.method.weights"])
+def test_a_run_keeps_the_weights_that_it_begins_with(
+    name: str, option: str, tmp_path: Path, config_path: Callable[[str], Path], call: Call
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_bytes(b"weights")
+    options = ["output_dir=run", f"{option}=run/{name}"]
+    code, _, errors = call("pretrain", "-c", config_path("distillation"), "--overwrite", "--set", *options)
+    assert (code, "which is read" in errors) == (2, True)
+    assert (tmp_path / "run" / name).read_bytes() == b"weights"
+
+
 def test_micro_batches_have_the_gradient_of_the_whole_batch(
     tmp_path: Path, config_path: Callable[[str], Path], call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
