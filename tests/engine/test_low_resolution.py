@@ -1,6 +1,8 @@
 """A first phase of low resolution: smaller batches, full validation, and the same bits after any stop."""
 
+import logging
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +164,39 @@ def test_a_stopped_run_ends_with_the_same_bits(
         build_tiny(config).train()
     build_tiny(config, resume_from=find_resume(tmp_path / "stopped", "auto")).train()
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(
+            ("runtime.compile=true",),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
+            ],
+        ),
+        ("runtime.activation_checkpointing=true",),
+        ("task.type=faster_rcnn", "model.backbone={type: timm, name: resnet10t}", "model.hidden_dim=32"),
+    ],
+    ids=["compiled", "activation checkpointing", "Faster R-CNN"],
+)
+def test_both_sizes_train_in_every_kind_of_run(
+    options: tuple[str, ...],
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: MakeConfig,
+    build_tiny: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if "resnet" in str(options):
+        pytest.importorskip("timm")
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
+    schedule = ("epochs=2", "schedule.low_resolution.epochs=1", "evaluation.every_epochs=2")
+    trainer = build_tiny(tiny_config(tiny_set, tmp_path / "run", *PHASES, *schedule, *options))
+    trainer.train()
+    assert trainer.progress.step == 4
+    assert not trainer.progress.skipped_in_a_row
 
 
 def test_another_phase_in_a_resumed_run_is_named(
