@@ -7,9 +7,9 @@ start to mix_end    yes      yes      yes *             yes     yes      yes    
 mix_end to stop     –        yes      yes               yes     –        yes          yes
 from stop           –        –        –                 yes     –        –            –
 
-All epochs of a phase of low resolution reduce the batch, and its several sizes are around the smaller one.
-
 * zoom-out and crop for the images that did not become a mosaic.
+
+Epochs of low resolution reduce each batch in all of these stages; several sizes are around the smaller one.
 """
 
 import sys
