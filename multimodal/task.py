@@ -276,6 +276,11 @@ def _check_options(context: RunContext, options: TextFusionOptions) -> None:
             f"{config.epochs - 1}. Use an earlier one, or null.",
         ),
     ]
+    low = config.schedule.low_resolution
+    if low is not None:
+        problem = "but text fusion stores the detector's output at one size. Set it to null."
+        got = "x".join(map(str, low.image_size_hw))
+        problems.append((True, f"schedule.low_resolution: got {got}, {problem}"))
     for name in ("mix_up", "copy_blend", "multi_scale"):
         value = getattr(config.augment, name)
         problem = "but text fusion stores the detector's output of single images. Set it to 0."

@@ -1,7 +1,8 @@
 """Make a synthetic dataset of surface defects in COCO format.
 
-Example:
+Examples:
   deim synthetic --root data/synthetic --train-images 300 --max-size 640 512
+  deim synthetic --root data/pseudo --backgrounds photos
 """
 
 import json
@@ -36,6 +37,8 @@ def build_parser() -> ArgumentParser:
         help="Largest size in pixels.",
     )
     add("--seed", type=whole(0, SEED), default=0, help="Random seed; the same seed gives the same files.")
+    what = "Folder of images without defects to draw the defects on; without it, surfaces are drawn too."
+    add("--backgrounds", metavar="FOLDER", help=what)
     return parser
 
 
@@ -49,6 +52,7 @@ def run(args: Namespace) -> None:
         test_images=args.test_images,
         max_size_wh=(args.max_size[0], args.max_size[1]),
         seed=args.seed,
+        backgrounds=args.backgrounds,
     )
     make_synthetic_dataset(args.root, options)
     print(f"Dataset written to {args.root}")

@@ -67,6 +67,25 @@ def outside(
     return problems
 
 
+def as_hw(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width, in pixels, of a side or of both."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+def not_input_size(image_size: int | tuple[int, int]) -> list[tuple[bool, str]]:
+    """Return the problems of an option `image_size`: a side of the network input in pixels, or both."""
+    height, width = as_hw(image_size)
+    nearest = "x".join(str(max(64, round(side / 32) * 32)) for side in (height, width))
+    return [
+        (
+            height < 64 or width < 64 or height % 32 != 0 or width % 32 != 0,
+            f"image_size: got {height}x{width}, both must be multiples of 32 and at least 64; the nearest "
+            f"are {nearest}",
+        ),
+        *outside(0, SIDE_PX, image_size=(height, width)),
+    ]
+
+
 def not_positive(**values: float) -> list[tuple[bool, str]]:
     """Return the problems of values that are not above 0."""
     return [(value <= 0, f"{name}: got {value}, must be above 0") for name, value in values.items()]

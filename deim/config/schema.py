@@ -13,9 +13,10 @@ from deim.config.checks import (
     QUERIES,
     RESAMPLES,
     SEED,
-    SIDE_PX,
+    as_hw,
     check,
     not_fraction,
+    not_input_size,
     not_positive,
     outside,
 )
@@ -26,6 +27,7 @@ from deim.engine.ema import EmaOptions
 from deim.engine.optimizer import RecipeOptions
 from deim.engine.schedule import ScheduleOptions
 from deim.engine.task import TASKS, TaskOptions, detection_options, task_options_class
+from deim.files import count
 from deim.inference.operating_points import BestF1Goal, Goal, NmsOptions
 from deim.language import LanguageCode
 from deim.loss.criterion import LossOptions
@@ -127,29 +129,52 @@ class Config:
             f"64, so image_size {height}x{width} has none below it, nor as many above it. Raise "
             "image_size, or set augment.multi_scale to 0.",
         )
-        check([*number_problems(self.image_size, self.epochs, self.seed), too_small])
+        check(
+            [
+                *number_problems(self.image_size, self.epochs, self.seed),
+                too_small,
+                *self._low_resolution_problems(),
+            ]
+        )
 
     @property
     def image_size_hw(self) -> tuple[int, int]:
         """Height and width of the network input, in pixels."""
-        return _as_hw(self.image_size)
+        return as_hw(self.image_size)
+
+    def _low_resolution_problems(self) -> list[tuple[bool, str]]:
+        """Return what makes the first phase of the schedule unlike a shorter, smaller part of the run."""
+        low = self.schedule.low_resolution
+        if low is None:
+            return []
+        (height, width), (low_height, low_width) = self.image_size_hw, low.image_size_hw
+        name, got = "schedule.low_resolution", f"got {low_height}x{low_width}"
+        is_part = low_height <= height and low_width <= width and low.image_size_hw != self.image_size_hw
+        return [
+            (
+                low.epochs >= self.epochs,
+                f"{name}.epochs: got {low.epochs}, but the run has {count('epoch', self.epochs)} and ends at "
+                f"the full image_size. Give at most {self.epochs - 1}, or null for the block.",
+            ),
+            (
+                not is_part,
+                f"{name}.image_size: {got}, but image_size is {height}x{width}. Give a smaller size, or null "
+                f"for the block.",
+            ),
+            (
+                is_part
+                and self.data.resize == "letterbox"
+                and abs(low_width * height - low_height * width) >= 32 * height,
+                f"{name}.image_size: {got}, which would distort the images of image_size {height}x{width}, "
+                f"but data.resize letterbox keeps their aspect ratio. Give sides of about the same ratio.",
+            ),
+        ]
 
 
 def number_problems(image_size: int | tuple[int, int], epochs: int, seed: int) -> list[tuple[bool, str]]:
     """Return the problems of the numbers outside blocks, which do not depend on any block."""
-    height, width = _as_hw(image_size)
-    nearest = "x".join(str(max(64, round(side / 32) * 32)) for side in (height, width))
     return [
-        (
-            height < 64 or width < 64 or height % 32 != 0 or width % 32 != 0,
-            f"image_size: got {height}x{width}, both must be multiples of 32 and at least 64; the nearest "
-            f"are {nearest}",
-        ),
-        *outside(0, SIDE_PX, image_size=(height, width)),
+        *not_input_size(image_size),
         *outside(1, EPOCHS, epochs=epochs),
         *outside(0, SEED, seed=seed),
     ]
-
-
-def _as_hw(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    return (image_size, image_size) if isinstance(image_size, int) else image_size

@@ -24,7 +24,7 @@ from deim.data.formats.split import (
 )
 from deim.data.images.pixel_format import PixelFormat
 from deim.data.options import DataOptions
-from deim.data.synthetic.make import make_synthetic_dataset
+from deim.data.synthetic.make import make_synthetic_dataset, refuse_backgrounds_within
 from deim.errors import DataError
 from deim.files import looked_in, raise_listed
 
@@ -43,9 +43,12 @@ def prepare_root(data: DataOptions) -> None:
     """Make the synthetic set if the config asks for one and the folder is missing or empty.
 
     Raises:
-        DataError: If the dataset folder does not exist and the config makes none.
+        DataError: If the dataset folder does not exist and the config makes none, or the backgrounds of the
+            synthetic set cannot be used.
     """
     root = Path(data.root)
+    if data.synthetic is not None:
+        refuse_backgrounds_within(root, data.synthetic)
     if root.is_dir() and (data.synthetic is None or any(root.iterdir())):
         return
     if data.synthetic is None:
@@ -60,9 +63,12 @@ def prepare_root(data: DataOptions) -> None:
 
 
 def data_places(data: DataOptions) -> list[Path]:
-    """Return the folders that the files of a dataset are read from."""
+    """Return the folders that the files of a dataset are read from, and that of its backgrounds."""
     root = Path(data.root)
-    return [root.parent if root.is_file() else root, *([root / data.images] if data.images else [])]
+    images = [root / data.images] if data.images else []
+    made_from = data.synthetic.backgrounds if data.synthetic is not None else None
+    backgrounds = [] if made_from is None else [Path(made_from)]
+    return [root.parent if root.is_file() else root, *images, *backgrounds]
 
 
 def open_dataset(data: DataOptions) -> Dataset:

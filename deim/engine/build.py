@@ -186,9 +186,11 @@ def _build_training(context: RunContext) -> TrainingRun:
         for detector in _detectors(products.model):
             checkpoint_activations(detector)
     if config.runtime.compile:
+        # The two sizes have a graph each: one of any size takes longer, and fails on a CPU (torch 2.14).
+        dynamic = None if config.schedule.low_resolution is None else False
         for detector in [*_detectors(products.model), *_detectors(ema.model)]:
-            detector.backbone.compile()
-            detector.encoder.compile()
+            detector.backbone.compile(dynamic=dynamic)
+            detector.encoder.compile(dynamic=dynamic)
     data = {"training": splits.train.fingerprint(), "validation": splits.val.fingerprint()}
     return TrainingRun(
         task=task,

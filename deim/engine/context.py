@@ -51,6 +51,7 @@ class RunContext:
             start=self.timeline.augment_start_epoch,
             mix_end=self.timeline.mix_end_epoch,
             stop=self.timeline.no_aug_epoch,
+            low_resolution=self.timeline.low_resolution,
         )
 
 

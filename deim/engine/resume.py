@@ -25,6 +25,7 @@ FREE_OPTIONS = (
     "output_dir",
     "epochs",
     "data.root",
+    "data.synthetic.backgrounds",
     "data.eval_batch_size",
     "data.num_workers",
     "data.worker_timeout_s",

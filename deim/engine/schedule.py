@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, replace
 
 from deim.config.checks import EPOCHS, STEPS, Auto, check, not_fraction, outside
+from deim.data.augment.options import LowResolutionOptions
 from deim.errors import ConfigError
 from deim.files import count
 
@@ -32,6 +33,8 @@ class ScheduleOptions:
     """First epoch with the second matching cost; auto: nine tenths of the augmented epochs."""
     final_lr_ratio: float = 0.5
     """Lowest learning rate as a share of the flat one, in [0, 1]."""
+    low_resolution: LowResolutionOptions | None = None
+    """First epochs with smaller inputs; null trains at `image_size` from the start."""
 
     def __post_init__(self) -> None:
         check(
@@ -78,6 +81,8 @@ class Timeline:
     """Lowest learning rate as a share of the flat one."""
     mix_end_epoch: int = 0
     """End of mosaic and mix-up; 0 in older checkpoints."""
+    low_resolution: LowResolutionOptions | None = None
+    """First epochs with smaller inputs; None for none, and in older checkpoints."""
 
     @property
     def total_steps(self) -> int:
@@ -112,6 +117,7 @@ class Timeline:
                 f"{count('epoch', self.epochs)} of {count('step', self.steps_per_epoch)} = "
                 f"{count('step', self.total_steps)}",
             ),
+            *([] if self.low_resolution is None else [_low_resolution_row(self.low_resolution)]),
             ("warm-up", f"steps 1 to {self.warmup_steps}" if self.warmup_steps else "none"),
             ("flat learning rate", _span(0, self.flat_end_epoch)),
             ("falling to", f"{self.final_lr_ratio:g} of it, {_span(self.flat_end_epoch, self.no_aug_epoch)}"),
@@ -176,6 +182,7 @@ def resolve_schedule(
         matcher_change_epoch=_or_auto(options.matcher_change_epoch, round(MATCHER_CHANGE_SHARE * augmented)),
         no_aug_epoch=augmented,
         final_lr_ratio=options.final_lr_ratio,
+        low_resolution=options.low_resolution,
     )
     if timeline.mix_end_epoch < start:
         raise ConfigError(
@@ -207,11 +214,17 @@ def _without_stages(options: ScheduleOptions, epochs: int) -> ScheduleOptions:
             for name, value in stages.items()
         ]
     )
-    return replace(options, **stages, flat_epochs=_or_auto(options.flat_epochs, (epochs + 1) // 2))
+    flat_epochs = _or_auto(options.flat_epochs, (epochs + 1) // 2)
+    return replace(options, flat_epochs=flat_epochs, low_resolution=options.low_resolution, **stages)
 
 
 def _or_auto(value: int | str, automatic: int) -> int:
     return automatic if isinstance(value, str) else value
+
+
+def _low_resolution_row(low: LowResolutionOptions) -> tuple[str, str]:
+    height, width = low.image_size_hw
+    return "low resolution", f"{height}x{width} px, {_span(0, low.epochs)}"
 
 
 def _span(start: int, end: int) -> str:

@@ -146,7 +146,7 @@ class Trainer:
     def _draw_if_stage_begins(self, batch: StepBatch, log: RunLog) -> None:
         """Add an image of the first batch of each stage of augmentation to TensorBoard."""
         progress, stages = self.progress, self.run.context.augment_epochs
-        first_epochs = (0, stages.start, stages.mix_end, stages.stop)
+        first_epochs = (0, stages.start, stages.mix_end, stages.stop, stages.low_resolution_end)
         if self.draw_batch is not None and not progress.steps_of_epoch and progress.epoch in first_epochs:
             log.image("train/batch", self.draw_batch(batch), step=progress.step + 1)
 

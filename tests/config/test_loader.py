@@ -518,7 +518,10 @@ def test_override_that_is_no_yaml(write):
 def full_contents() -> list[dict[str, Any]]:
     """Complete configs that have, between them, every key of the schema."""
     data = {"root": "x", "synthetic": {}}
-    common = {"output_dir": "x", "image_size": 64, "epochs": 1, "data": data}
+    common = {
+        **{"output_dir": "x", "image_size": 96, "epochs": 2, "data": data},
+        "schedule": {"low_resolution": {"image_size": 64, "epochs": 1}},
+    }
     backbones = [
         *({"type": "vit_tiny", "dim": 64, "num_heads": 2}, {"type": "dinov3"}),
         {"type": "timm", "name": "resnet18"},

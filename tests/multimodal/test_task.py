@@ -252,6 +252,11 @@ def test_a_resumed_run_refuses_another_detector_and_other_texts(phase2_config, b
             "earlier one, or null.",
         ),
         (
+            ["image_size=96", "schedule.low_resolution={image_size: 64, epochs: 1}"],
+            "schedule.low_resolution: got 64x64, but text fusion stores the detector's output at one size. "
+            "Set it to null.",
+        ),
+        (
             ["image_size=96", "augment.mix_up=0.5", "augment.multi_scale=0.25"],
             "augment.mix_up: got 0.5, but text fusion stores the detector's output of single "
             "images. Set it to 0.\n"

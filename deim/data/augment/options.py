@@ -2,8 +2,31 @@
 
 from dataclasses import dataclass
 
-from deim.config.checks import REPEATS, check, not_fraction, outside
+from deim.config.checks import EPOCHS, REPEATS, as_hw, check, not_fraction, not_input_size, outside
 from deim.data.augment.industrial import IndustrialOptions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LowResolutionOptions:
+    """First epochs of a run with smaller inputs, which train faster; validation keeps the full size.
+
+    Each batch is made at the full size, cached or not, and then reduced, as `augment.multi_scale` does it,
+    whose sizes follow from the smaller one.
+    """
+
+    image_size: int | tuple[int, int]
+    """Side of the network input in pixels, or [height, width]; multiples of 32, at least 64, below the
+    `image_size` of the experiment."""
+    epochs: int
+    """Number of these epochs, at least 1 and fewer than those of the run."""
+
+    def __post_init__(self) -> None:
+        check([*not_input_size(self.image_size), *outside(1, EPOCHS, epochs=self.epochs)])
+
+    @property
+    def image_size_hw(self) -> tuple[int, int]:
+        """Height and width of the network input, in pixels."""
+        return as_hw(self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,9 +8,12 @@ mix_end to stop     –        yes      yes               yes     –        yes
 from stop           –        –        –                 yes     –        –            –
 
 * zoom-out and crop for the images that did not become a mosaic.
+
+Epochs of low resolution reduce each batch in all of these stages; several sizes are around the smaller one.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -22,7 +25,7 @@ from deim.data.augment.flip import Flip
 from deim.data.augment.industrial import Industrial, require_albumentations
 from deim.data.augment.mix_up import MixUp
 from deim.data.augment.mosaic import Mosaic
-from deim.data.augment.options import AugmentOptions
+from deim.data.augment.options import AugmentOptions, LowResolutionOptions
 from deim.data.augment.transform import (
     BlendTransform,
     ComposeTransform,
@@ -46,6 +49,13 @@ class AugmentEpochs:
     """First epoch without mosaic and mix-up."""
     stop: int
     """First epoch of the final stage, which has flips only."""
+    low_resolution: LowResolutionOptions | None = None
+    """First epochs of the run with smaller inputs; None for none."""
+
+    @property
+    def low_resolution_end(self) -> int:
+        """First epoch at the full size."""
+        return 0 if self.low_resolution is None else self.low_resolution.epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,8 @@ class AugmentPipeline:
     """The first one whose draw succeeds blends the batch."""
     sizes_hw: tuple[tuple[int, int], ...]
     """Sizes in pixels to draw one from for each batch, some several times; empty keeps the usual size."""
+    low_sizes_hw: tuple[tuple[int, int], ...] = ()
+    """The same for the epochs of low resolution, if there are any."""
 
     @property
     def changes_images(self) -> bool:
@@ -100,12 +112,14 @@ class AugmentPipeline:
     @property
     def mixes_images(self) -> bool:
         """Whether the images of a batch are blended or resized together."""
-        return bool(self.sizes_hw) or any(item.probability > 0 for item in self.blend_transforms)
+        has_sizes = bool(self.sizes_hw or self.low_sizes_hw)
+        return has_sizes or any(item.probability > 0 for item in self.blend_transforms)
 
     @property
     def largest_size_hw(self) -> tuple[int, int]:
         """Size in pixels of the largest network input."""
-        return max((self.image_size_hw, *self.sizes_hw), key=lambda size_hw: size_hw[0] * size_hw[1])
+        sizes_hw = (self.image_size_hw, *self.sizes_hw, *self.low_sizes_hw)
+        return max(sizes_hw, key=lambda size_hw: size_hw[0] * size_hw[1])
 
     def max_boxes(self, num_boxes: int) -> int:
         """Return the maximum number of boxes of an input, given that of an image of the dataset."""
@@ -134,21 +148,32 @@ class AugmentPipeline:
         self, *, epoch: int, rng: np.random.Generator
     ) -> tuple[tuple[int, int] | None, BlendTransform | None]:
         """Draw the size of a batch in pixels, None for the usual one, and how it is blended, None if not."""
-        size_hw = None
-        if self.sizes_hw and epoch < self.epochs.stop:
-            size_hw = self.sizes_hw[rng.integers(len(self.sizes_hw))]
+        sizes_hw = self.sizes_at(epoch)
+        size_hw = sizes_hw[rng.integers(len(sizes_hw))] if sizes_hw else None
         hits = [rng.random() < item.probability for item in self.blend_transforms]
         for item, is_hit in zip(self.blend_transforms, hits, strict=True):
             if is_hit and epoch in item.epochs:
                 return size_hw, item.transform
         return size_hw, None
 
+    def sizes_at(self, epoch: int) -> tuple[tuple[int, int], ...]:
+        """Return the sizes in pixels to draw from in an epoch (0-based); empty for the usual one."""
+        low = self.epochs.low_resolution if epoch < self.epochs.low_resolution_end else None
+        if epoch < self.epochs.stop:
+            return self.sizes_hw if low is None else self.low_sizes_hw
+        return () if low is None else (low.image_size_hw,)
+
     def stages(self, num_epochs: int) -> list[EpochStage]:
         """Return the stages of a run of `num_epochs` epochs, in order."""
         listed = (*self.compose_transforms, *self.sample_transforms, *self.blend_transforms)
-        epochs_by_name = {item.name: item.epochs for item in listed if item.probability > 0}
-        if self.sizes_hw:
-            epochs_by_name["several sizes"] = range(self.epochs.stop)
+        epochs_by_name: dict[str, Sequence[int]] = {
+            item.name: item.epochs for item in listed if item.probability > 0
+        }
+        several = [epoch for epoch in range(num_epochs) if len(self.sizes_at(epoch)) > 1]
+        epochs_by_name["several sizes"] = several
+        if self.epochs.low_resolution is not None:
+            height, width = self.epochs.low_resolution.image_size_hw
+            epochs_by_name[f"{height}x{width} px"] = range(self.epochs.low_resolution_end)
         stages: list[EpochStage] = []
         for epoch in range(num_epochs):
             names = tuple(name for name, epochs in epochs_by_name.items() if epoch in epochs)
@@ -189,6 +214,11 @@ def build_pipeline(
     if augment.industrial is not None:
         require_albumentations()
         samples.append(Scheduled("industrial", Industrial(options=augment.industrial), 1.0, with_changes))
+    low = epochs.low_resolution
+    low_sizes_hw: tuple[tuple[int, int], ...] = ()
+    if low is not None:
+        sizes_hw = compute_sizes(low.image_size_hw, augment.multi_scale, repeat=augment.multi_scale_repeat)
+        low_sizes_hw = sizes_hw or (low.image_size_hw,)
     copy_blend = CopyBlend(options=augment, excluded_label=normal_label)
     copy_name = "balanced copy-blend" if augment.copy_blend_balanced else "copy-blend"
     return AugmentPipeline(
@@ -205,6 +235,7 @@ def build_pipeline(
             Scheduled(copy_name, copy_blend, augment.copy_blend, with_changes),
         ),
         sizes_hw=compute_sizes(image_size_hw, augment.multi_scale, repeat=augment.multi_scale_repeat),
+        low_sizes_hw=low_sizes_hw,
     )
 
 

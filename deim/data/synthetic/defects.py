@@ -371,4 +371,6 @@ def draw_defect(rng: Generator, kind: DefectKind, scene: Scene) -> Patch:
         The changed window; beyond the defect its pixels equal the canvas of the scene, which is not changed.
     """
     window, pixels = DRAW[kind](rng, scene)
+    if scene.is_gray:
+        pixels = pixels[..., 1:2].repeat(3, axis=2)
     return window, np.clip(pixels, 0, 1).astype(np.float32)

@@ -5,12 +5,16 @@
 - About 12 % show only a background, such as a belt or a table, and have no annotation.
 
 Machining marks, reflections, screw heads and printed marks occur on all parts and are never annotated.
+
+With backgrounds, the defects are drawn on parts of given images, and every image without defects has one box
+of the normal class.
 """
 
 import io
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +27,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from deim.config.checks import IMAGES, SEED, SIDE_PX, check, outside
+from deim.data.synthetic.backgrounds import MIN_SIDE_PX, find_backgrounds, open_scene
 from deim.data.synthetic.defects import CATEGORY_IDS, CLASS_NAMES, DEFECT_KINDS, Patch, draw_defect
 from deim.data.synthetic.surface import Floats, Scene, Window, make_scene, mask_window
 from deim.errors import DataError
-from deim.files import explain_full_disk
+from deim.files import explain_full_disk, refuse_overwriting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +48,9 @@ class SyntheticOptions:
     """Maximum width and height of an image in pixels, each at least 96."""
     seed: int = 0
     """Seed of the images, at least 0; the same seed gives the same files."""
+    backgrounds: str | None = None
+    """Folder of images without defects to draw the defects on, relative to the current folder; parts of them
+    are taken, none is enlarged. null draws the surfaces too."""
 
     def __post_init__(self) -> None:
         is_small = min(self.max_size_wh) < 96
@@ -56,9 +64,6 @@ class SyntheticOptions:
             ]
         )
 
-
-MIN_SIDE_PX = 64
-"""Minimum width and height of an image."""
 
 VISIBLE_CHANGE = 0.045
 """Minimum change of one channel, in [0, 1], for a pixel to belong to a defect."""
@@ -97,14 +102,18 @@ def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: in
     of worker threads changes nothing in them.
 
     Raises:
-        DataError: If `root` exists.
+        DataError: If `root` exists or lies in the folder of the backgrounds, or these cannot be used.
     """
+    refuse_backgrounds_within(root, options)
     if root.exists():
         raise DataError(
             f"{root}: exists already. A synthetic dataset is only written to a new folder. "
             "Remove it or choose another root."
         )
     counts = dict(zip(SPLITS, (options.train_images, options.val_images, options.test_images), strict=True))
+    backgrounds: dict[str, tuple[Path, ...]] = {}
+    if options.backgrounds is not None:
+        backgrounds = find_backgrounds(Path(options.backgrounds), counts, seed=options.seed)
     root.parent.mkdir(parents=True, exist_ok=True)
     with (
         explain_full_disk(root),
@@ -115,7 +124,13 @@ def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: in
         (draft / "annotations").mkdir()
 
         def write_image(split: str, index: int) -> LabeledImage:
-            image, jpeg = make_image(split, index, max_size_wh=options.max_size_wh, seed=options.seed)
+            image, jpeg = make_image(
+                split,
+                index,
+                max_size_wh=options.max_size_wh,
+                seed=options.seed,
+                backgrounds=backgrounds.get(split, ()),
+            )
             (draft / "images" / image.file_name).write_bytes(jpeg)
             return image
 
@@ -133,26 +148,54 @@ def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: in
             ) from error
 
 
+def refuse_backgrounds_within(root: Path, options: SyntheticOptions) -> None:
+    """Refuse a folder of backgrounds that holds the set, or lies in it.
+
+    Raises:
+        DataError: If it does.
+    """
+    if options.backgrounds is not None:
+        folder = Path(options.backgrounds)
+        refuse_overwriting(outputs=[root], inputs=[folder], option="data.root, or --root")
+
+
 def make_image(
-    split: str, index: int, *, max_size_wh: tuple[int, int], seed: int
+    split: str, index: int, *, max_size_wh: tuple[int, int], seed: int, backgrounds: Sequence[Path] = ()
 ) -> tuple[LabeledImage, bytes]:
-    """Make image `index` of a split, a JPEG, which depends on the arguments only; sizes are in pixels."""
+    """Make image `index` of a split, a JPEG, which depends on the arguments only; sizes are in pixels.
+
+    The images take the `backgrounds` in turn; without any, their surfaces are drawn.
+
+    Raises:
+        DataError: If a background is damaged.
+    """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     # 43 to 100 % of the maximum width, 52 to 100 % of the maximum height.
     width = max(round(max_size_wh[0] * rng.uniform(0.43, 1.0)), MIN_SIDE_PX)
     size_hw = max(round(max_size_wh[1] * rng.uniform(0.52, 1.0)), MIN_SIDE_PX), width
-    pixels, boxes = render_image(rng, size_hw, _image_kind(split, index, seed))
+    kind = _image_kind(split, index, seed)
+    if backgrounds:
+        scene = open_scene(rng, backgrounds[index % len(backgrounds)], size_hw)
+        pixels, boxes = render_scene(rng, scene, "normal" if kind == "empty" else kind)
+    else:
+        pixels, boxes = render_image(rng, size_hw, kind)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=int(rng.integers(84, 96)))
-    image = LabeledImage(file_name=f"{split}_{index:05d}.jpg", size_hw=size_hw, boxes=boxes)
+    image = LabeledImage(file_name=f"{split}_{index:05d}.jpg", size_hw=pixels.shape[:2], boxes=boxes)
     return image, buffer.getvalue()
 
 
 def render_image(
     rng: Generator, size_hw: tuple[int, int], kind: ImageKind
 ) -> tuple[NDArray[np.uint8], tuple[LabeledBox, ...]]:
-    """Render an image (H, W, 3) in RGB with its annotations."""
-    scene = make_scene(rng, size_hw, has_part=kind != "empty")
+    """Draw a surface, or only a background, and render it as `render_scene`."""
+    return render_scene(rng, make_scene(rng, size_hw, has_part=kind != "empty"), kind)
+
+
+def render_scene(
+    rng: Generator, scene: Scene, kind: ImageKind
+) -> tuple[NDArray[np.uint8], tuple[LabeledBox, ...]]:
+    """Render a scene (H, W, 3) in RGB with its annotations; defects change its canvas in place."""
     boxes: tuple[LabeledBox, ...] = ()
     if kind == "defective":
         boxes = add_defects(rng, scene)

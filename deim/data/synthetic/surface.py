@@ -33,6 +33,8 @@ class Scene:
     """(H, W) in [0, 1]: 1 where the inspected surface is seen, 0 on the background."""
     light_xy: tuple[float, float]
     """Unit vector towards the light."""
+    is_gray: bool = False
+    """Whether defects have no color either."""
 
     @property
     def unit(self) -> float:
