@@ -383,8 +383,8 @@ TEXTS = {
     "AP50 of {name}": "AP50 de {name}",
     "Input is height x width where they differ. Hours are those of the training steps and of waiting for "
     "their data, over all parts of a resumed run, without validation.": (
-        "La entrada es alto x ancho cuando difieren. Las horas son las de los pasos de entrenamiento y las de "
-        "espera de sus datos, en todas las partes de una ejecución reanudada, sin la validación."
+        "La entrada es alto x ancho cuando difieren. Las horas son las de los pasos de entrenamiento y las "
+        "de espera de sus datos, en todas las partes de una ejecución reanudada, sin la validación."
     ),
     "After the thresholds and the NMS of each run": "Tras los umbrales y la NMS de cada ejecución",
     "AP50 of {run} against {first}, over all raw detections": (
