@@ -125,12 +125,19 @@ def comparison_tables(
 ) -> list[Table]:
     """Build all tables: models, operating points, options that differ, and differences from the first run."""
     options = [option_table(comparison, language)] if comparison.options else []
-    tables = [model_table(comparison, language), _operating_table(runs, language)]
+    tables = [*model_tables(comparison, language), _operating_table(runs, language)]
     return [*tables, *options, *_difference_tables(runs, comparison, language)]
 
 
-def model_table(comparison: Comparison, language: Language = ENGLISH) -> Table:
-    """Build the table of what each run trained and reached: a row per run, at the end AP50 of each class."""
+def model_tables(comparison: Comparison, language: Language = ENGLISH) -> tuple[Table, Table]:
+    """Build the tables of what each run trained and reached, and of AP50 of each class: a row per run."""
+    by_class = Table(
+        title=language.text("AP50 of each class, over all raw detections"),
+        heads=[language.text("run"), *comparison.class_names],
+        rows=[
+            [Cell(text=run.name, is_text=True), *map(number_cell, run.class_ap50)] for run in comparison.runs
+        ],
+    )
     rows = []
     for run in comparison.runs:
         size, ends = run.image_size_hw, run.ap50_interval
@@ -146,18 +153,17 @@ def model_table(comparison: Comparison, language: Language = ENGLISH) -> Table:
                 Cell(text=format_number(run.training_hours, 2)),
                 number_cell(run.ap50),
                 Cell(text=language.text("{low} to {high}", low=low, high=high) if ends else DASH),
-                *map(number_cell, (run.ap, *run.class_ap50)),
+                number_cell(run.ap),
             ]
         )
     level = language.percent(comparison.level, 0)
     heads = ("run", "model", "parameters, M", "input, px", "epochs", "training, hours", "mAP50")
-    return Table(
+    models = Table(
         title=language.text("Models: AP over all raw detections"),
         heads=[
             *map(language.text, heads),
             language.text("{level} interval of mAP50", level=level),
             language.text("mAP"),
-            *(language.text("AP50 of {name}", name=name) for name in comparison.class_names),
         ],
         rows=rows,
         notes=[
@@ -167,6 +173,7 @@ def model_table(comparison: Comparison, language: Language = ENGLISH) -> Table:
             )
         ],
     )
+    return models, by_class
 
 
 def option_table(comparison: Comparison, language: Language = ENGLISH) -> Table:

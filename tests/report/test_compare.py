@@ -23,7 +23,7 @@ from deim.report.compare import (
     images_that_differ,
     read_runs,
 )
-from deim.report.compare_files import model_table, option_table, run_rows, write_comparison
+from deim.report.compare_files import model_tables, option_table, run_rows, write_comparison
 from deim.report.files import ReportFiles
 from deim.report.schema import ModelInfo, write_record
 from deim.report.table_files import format_latex
@@ -188,23 +188,24 @@ def test_the_table_of_models_has_a_row_a_run(runs_folder: Path, num_runs: int) -
     runs = [with_facts(base, number) for number in range(num_runs)]
     comparison = compare_runs(runs, num_resamples=5)
     assert from_json(Comparison, json.loads(json.dumps(to_json(comparison)))) == comparison
-    table = model_table(comparison)
-    assert table.heads[1:9] == [
+    table, by_class = model_tables(comparison)
+    assert table.heads[1:] == [
         *("model", "parameters, M", "input, px", "epochs", "training, hours"),
         *("mAP50", "95% interval of mAP50", "mAP"),
     ]
-    assert table.heads[9:] == [f"AP50 of {name}" for name in base.report.class_names]
+    assert tuple(by_class.heads[1:]) == base.report.class_names
     rows = [[cell.text for cell in row] for row in table.rows]
     assert len(rows) == num_runs
     ends, summary = base.report.intervals.ap50, base.report.summary
     interval = f"{ends.low:.3f} to {ends.high:.3f}"
-    assert rows[0][:9] == [
+    assert rows[0] == [
         *("run_0", "faster_rcnn-net0", "4.5", "224", "12", "3.25"),
         *(f"{summary.ap50:.3f}", interval, f"{summary.ap:.3f}"),
     ]
     assert rows[1][3] == "224 x 256"
-    for row, entry in zip(rows[0][9:], base.report.classes, strict=True):
-        assert row == (DASH if entry.metrics.ap50 is None else f"{entry.metrics.ap50:.3f}")
+    assert [row[0].text for row in by_class.rows] == [row[0] for row in rows]
+    for cell, entry in zip(by_class.rows[0][1:], base.report.classes, strict=True):
+        assert cell.text == (DASH if entry.metrics.ap50 is None else f"{entry.metrics.ap50:.3f}")
     for row in rows[2::3]:
         assert (row[4], row[5], row[7]) == (DASH,) * 3
     csv_rows = run_rows(runs, comparison)
@@ -228,7 +229,7 @@ def test_a_comparison_of_an_older_version_is_read(runs_folder: Path) -> None:
         for name in ("parameters", "image_size_hw", "epochs", "training_hours", "ap50_interval"):
             del run[name]
     older = from_json(Comparison, content)
-    texts = [cell.text for cell in model_table(older).rows[0]]
+    texts = [cell.text for cell in model_tables(older)[0].rows[0]]
     assert texts[2:6] == [DASH] * 4
     assert texts[6] == f"{comparison.runs[0].ap50:.3f}"
 

@@ -6,6 +6,7 @@ Source:
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
@@ -21,6 +22,8 @@ from deim.files import sha256_of_file
 from deim.model.weights_file import read_weights_file
 
 STRIDES: Final = (8, 16, 32)
+PROBE_HW: Final = (96, 160)
+"""Size of an image on which a network is tried: odd multiples of the last stride."""
 RANDOM: Final = "none"
 PRETRAINED: Final = "pretrained"
 
@@ -97,9 +100,7 @@ class TimmNetwork(nn.Module):
 
     def extract_maps(self, images: Tensor) -> list[Tensor]:
         """Return a map (B, channels, H/s, W/s) for each stride s of images (B, in_channels, H, W)."""
-        maps: list[Tensor] = self.body(images)
-        is_channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
-        return [features.permute(0, 3, 1, 2) for features in maps] if is_channels_last else maps
+        return _extract_maps(self.body, images)
 
 
 class TimmBackbone(TimmNetwork):
@@ -171,8 +172,9 @@ def create_features(
     """
     timm = _import_timm()
     where = "model.backbone.name"
-    if not timm.is_model(name):
-        nearest = get_close_matches(name, timm.list_models(), n=1, cutoff=0)[0]
+    known = timm.list_pretrained() if "." in name else timm.list_models()  # with or without a tag
+    if not timm.is_model(name) or ("." in name and name not in known):
+        nearest = get_close_matches(name.rpartition("/")[2], known, n=1, cutoff=0)[0]
         raise ConfigError(f"{where}: timm has no model {name!r}. Did you mean {nearest!r}?")
     if (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size:
         raise ConfigError(f"{where}: {name} takes images of one size only. Name a convolutional network.")
@@ -180,14 +182,40 @@ def create_features(
         present = timm.create_model(name, features_only=True).feature_info.reduction()
     except (RuntimeError, AttributeError, TypeError, AssertionError):
         present = []
-    if not set(strides) <= set(present):
+    network: Any = None
+    if set(strides) <= set(present):
+        # The last map of a stride is the deepest.
+        indices = [len(present) - 1 - present[::-1].index(stride) for stride in strides]
+        with suppress(AssertionError):  # of networks whose maps cannot be taken
+            network = timm.create_model(
+                name, features_only=True, out_indices=indices, in_chans=in_channels, **options
+            )
+    if network is None or not _has_maps(network, in_channels=in_channels, strides=strides):
         raise ConfigError(
-            f"{where}: {name} has maps at strides {present}, needs {', '.join(map(str, strides))}. Name "
-            f"another, such as resnet18."
+            f"{where}: {name} has maps at strides {present}, needs {', '.join(map(str, strides))} for images "
+            f"of any size in multiples of {max(strides)}. Name another, such as resnet18."
         )
-    # The last map of a stride is the deepest.
-    indices = [len(present) - 1 - present[::-1].index(stride) for stride in strides]
-    return timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels, **options)
+    return network
+
+
+def _has_maps(network: Any, *, in_channels: int, strides: Sequence[int]) -> bool:
+    """Tell whether a network has the maps that it claims: some round up, or take other sizes only."""
+    height, width = PROBE_HW
+    network.eval()
+    try:
+        with torch.no_grad():
+            maps = _extract_maps(network, torch.zeros(1, in_channels, height, width))
+    except (RuntimeError, ValueError, AssertionError):
+        return False
+    network.train()
+    return [tuple(m.shape[-2:]) for m in maps] == [(height // s, width // s) for s in strides]
+
+
+def _extract_maps(network: Any, images: Tensor) -> list[Tensor]:
+    """Return the maps of `create_features`, with channels first."""
+    maps: list[Tensor] = network(images)
+    is_channels_last = str(getattr(network, "output_fmt", "")).endswith("NHWC")
+    return [features.permute(0, 3, 1, 2) for features in maps] if is_channels_last else maps
 
 
 def load_features(options: TimmOptions) -> dict[str, Tensor]:

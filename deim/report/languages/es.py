@@ -380,7 +380,7 @@ TEXTS = {
     "{run} is worse than {first} in AP50 of {classes}.": "{run} es peor que {first} en el AP50 de {classes}.",
     "Models: AP over all raw detections": "Modelos: AP sobre todas las detecciones brutas",
     "{level} interval of mAP50": "intervalo del {level} de mAP50",
-    "AP50 of {name}": "AP50 de {name}",
+    "AP50 of each class, over all raw detections": "AP50 de cada clase, sobre todas las detecciones brutas",
     "Input is height x width where they differ. Hours are those of the training steps and of waiting for "
     "their data, over all parts of a resumed run, without validation.": (
         "La entrada es alto x ancho cuando difieren. Las horas son las de los pasos de entrenamiento y las "
