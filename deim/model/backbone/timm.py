@@ -5,7 +5,8 @@ Source:
     (arXiv:2304.08069).
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,12 +19,22 @@ from torch import Tensor, nn
 
 from deim.config.checks import LAYERS, check, outside
 from deim.errors import CheckpointError, ConfigError
-from deim.files import sha256_of_file
+from deim.files import count, sha256_of_file
 from deim.model.weights_file import read_weights_file
 
 STRIDES: Final = (8, 16, 32)
+COMMON: Final = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_b0", "efficientnet_b1"),
+    *("tf_efficientnet_lite0", "mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv3_large_100"),
+    *("convnext_tiny", "regnety_004", "densenet121", "vit_small_patch16_224"),
+)
+"""Names of networks that a file without a telling name is likely to be of."""
+NUM_NEAR: Final = 6
+"""Names that are tried because they are like another."""
 PROBE_HW: Final = (96, 160)
 """Size of an image on which a network is tried: odd multiples of the last stride."""
+COUNTER: Final = "num_batches_tracked"
+"""Ending of the names of tensors that older files lack and that change no result."""
 RANDOM: Final = "none"
 PRETRAINED: Final = "pretrained"
 
@@ -182,18 +193,23 @@ def create_features(
         present = timm.create_model(name, features_only=True).feature_info.reduction()
     except (RuntimeError, AttributeError, TypeError, AssertionError):
         present = []
-    network: Any = None
-    if set(strides) <= set(present):
-        # The last map of a stride is the deepest.
-        indices = [len(present) - 1 - present[::-1].index(stride) for stride in strides]
-        with suppress(AssertionError):  # of networks whose maps cannot be taken
-            network = timm.create_model(
-                name, features_only=True, out_indices=indices, in_chans=in_channels, **options
-            )
-    if network is None or not _has_maps(network, in_channels=in_channels, strides=strides):
+    listed = ", ".join(map(str, strides))
+    if not set(strides) <= set(present):
         raise ConfigError(
-            f"{where}: {name} has maps at strides {present}, needs {', '.join(map(str, strides))} for images "
-            f"of any size in multiples of {max(strides)}. Name another, such as resnet18."
+            f"{where}: {name} has maps at strides {present}, needs {listed}. Name another, such as resnet18."
+        )
+    # The last map of a stride is the deepest.
+    indices = [len(present) - 1 - present[::-1].index(stride) for stride in strides]
+    network: Any = None
+    with suppress(AssertionError):  # of networks whose maps cannot be taken
+        network = timm.create_model(
+            name, features_only=True, out_indices=indices, in_chans=in_channels, **options
+        )
+    if network is None or not _has_maps(network, in_channels=in_channels, strides=strides):
+        height, width = PROBE_HW
+        raise ConfigError(
+            f"{where}: {name} does not give maps at strides {listed} of an image of {height} x {width} px. "
+            f"Name another, such as resnet18."
         )
     return network
 
@@ -304,30 +320,62 @@ def _read_state(options: TimmOptions, path: Path) -> dict[str, Tensor]:
     Files of torchvision and of other ports hold the same tensors in the same order under other names.
 
     Raises:
-        CheckpointError: If a tensor is missing or has another shape.
+        CheckpointError: If a tensor is missing, has another shape, or belongs to another network.
     """
     content = read_weights_file(path, advice="Check model.backbone.weights, or set it to none.")
     nested = (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict))
-    tensors = {name: value for name, value in next(nested, content).items() if isinstance(value, Tensor)}
+    stored = {name: value for name, value in next(nested, content).items() if isinstance(value, Tensor)}
     expected = create_features(options.name).state_dict()
     with torch.random.fork_rng():
-        whole = _import_timm().create_model(options.name)
-    full_names = {_flat_name(name, expected): name for name in whole.state_dict()}
-    if any(full_names[name] not in tensors for name in expected):
-        endings = [name.rpartition(".")[2] for name in tensors]
-        is_in_order = [name.rpartition(".")[2] for name in expected] == endings[: len(expected)]
-        tensors = (
-            dict(zip(map(full_names.get, expected), tensors.values(), strict=False)) if is_in_order else {}
-        )
+        whole = _import_timm().create_model(options.name).state_dict()
+    full_names = {_flat_name(name, expected): name for name in whole}
+    has_counters = any(name.endswith(COUNTER) for name in stored)  # older files of torch have none
+    names = [name for name in whole if has_counters or not name.endswith(COUNTER)]
+    surplus = [name for name in stored if name not in whole]
+    tensors = {} if surplus else stored
+    if surplus and _endings(stored) == _endings(names[: len(stored)]):
+        tensors = dict(zip(names, stored.values(), strict=False))
+    state = {}
     for name, value in expected.items():
-        actual = tensors.get(full_names[name])
+        actual = tensors.get(full_names[name], None if has_counters or not name.endswith(COUNTER) else value)
         if actual is None or actual.shape != value.shape:
             got = "no such tensor" if actual is None else f"shape {tuple(actual.shape)}"
-            near = get_close_matches(path.stem.split("-")[0], _import_timm().list_models(), n=1)
-            hint = f" By its name it may be of {near[0]}." if near and near[0] != options.name else ""
+            if surplus and not tensors:
+                got = f"{surplus[0]}, which {options.name} lacks"
             raise CheckpointError(
                 f"{path}: not weights of {options.name}: got {got}, needs {full_names[name]} of shape "
-                f"{tuple(value.shape)}.{hint} Set model.backbone.name to the network of the file, or "
-                f"model.backbone.weights to another file."
+                f"{tuple(value.shape)}. {_describe_content(stored, path, options.name)} Set "
+                f"model.backbone.name to the network of the file, or model.backbone.weights to another file."
             )
-    return {name: tensors[full_names[name]] for name in expected}
+        state[name] = actual
+    return state
+
+
+def _endings(names: Iterable[str]) -> list[str]:
+    return [name.rpartition(".")[2] for name in names]
+
+
+def _describe_content(tensors: Mapping[str, Tensor], path: Path, name: str) -> str:
+    """Say how much a file holds, and of which network it may be: one like its name, like `name`, or common.
+
+    It fits if the file has all its tensors but for a last layer of other classes; of several, the largest.
+    """
+    values = sum(value.numel() for value in tensors.values())
+    holds = f"The file holds {count('tensor', len(tensors))} with {values / 1e6:.2f} million values"
+    timm = _import_timm()
+    known, stem = timm.list_models(), path.stem.split("-")[0].split(".")[0]
+    near = [*get_close_matches(stem, known, n=NUM_NEAR), *get_close_matches(name, known, n=NUM_NEAR)]
+    shapes = Counter(tuple(value.shape) for value in tensors.values())
+    fitting = {}
+    for candidate in dict.fromkeys((*near, *COMMON)):
+        try:
+            with torch.device("meta"):
+                whole = timm.create_model(candidate)
+        except (RuntimeError, ValueError, NotImplementedError):
+            continue
+        whole.reset_classifier(0)
+        state = [value.shape for name, value in whole.state_dict().items() if not name.endswith(COUNTER)]
+        if not Counter(map(tuple, state)) - shapes:
+            fitting[candidate] = len(state)
+    best = max(fitting, key=lambda candidate: fitting[candidate], default=None)
+    return f"{holds}." if best is None else f"{holds}, as {best} has."
