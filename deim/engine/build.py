@@ -26,7 +26,7 @@ from deim.engine.validation import DrawBatch, Validate
 from deim.errors import TrainingError
 from deim.files import count
 from deim.model.activation_checkpointing import checkpoint_activations
-from deim.model.detector import Detector
+from deim.model.weights import AnyDetector
 
 logger = logging.getLogger(__name__)
 
@@ -187,8 +187,8 @@ def _build_training(context: RunContext) -> TrainingRun:
             checkpoint_activations(detector)
     if config.runtime.compile:
         for detector in [*_detectors(products.model), *_detectors(ema.model)]:
-            detector.backbone.compile()
-            detector.encoder.compile()
+            for part in detector.large_parts:
+                part.compile()
     data = {"training": splits.train.fingerprint(), "validation": splits.val.fingerprint()}
     return TrainingRun(
         task=task,
@@ -207,9 +207,9 @@ def _build_training(context: RunContext) -> TrainingRun:
     )
 
 
-def _detectors(model: nn.Module) -> list[Detector]:
+def _detectors(model: nn.Module) -> list[AnyDetector]:
     """Return the detector itself, or the one within the model."""
-    return [module for module in model.modules() if isinstance(module, Detector)]
+    return [module for module in model.modules() if isinstance(module, AnyDetector)]
 
 
 def _micro_batch_size(trainer: Trainer, plan: BatchPlan) -> int | None:

@@ -109,6 +109,12 @@ class TimmNetwork(nn.Module):
             module.eval()
         return self
 
+    def checkpointable_blocks(self) -> Sequence[nn.Module]:
+        """Return the stages of the network."""
+        modules = dict(self.body.named_modules())
+        names = (_flat_name(name, modules) for name in self.body.feature_info.module_name())
+        return [modules[name] for name in names if name in modules]
+
     def extract_maps(self, images: Tensor) -> list[Tensor]:
         """Return a map (B, channels, H/s, W/s) for each stride s of images (B, in_channels, H, W)."""
         return _extract_maps(self.body, images)
@@ -127,12 +133,6 @@ class TimmBackbone(TimmNetwork):
             )
             for channels in self.body.feature_info.channels()
         )
-
-    def checkpointable_blocks(self) -> Sequence[nn.Module]:
-        """Return the stages of the network."""
-        modules = dict(self.body.named_modules())
-        names = (_flat_name(name, modules) for name in self.body.feature_info.module_name())
-        return [modules[name] for name in names if name in modules]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32 of images (B, in_channels, H, W)."""
