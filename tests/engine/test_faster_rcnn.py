@@ -155,6 +155,10 @@ def test_the_commands_train_evaluate_predict_and_compare_it(
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     assert report["provenance"]["model"]["name"] == "faster_rcnn-resnet10t"
     assert read_checkpoint(tmp_path / "run" / "last.pth").task == "faster_rcnn"
+    detector = f"task.detector={tmp_path / 'run'}"
+    code, _, errors = call("train", "-c", "quickstart_multimodal", "--set", detector)
+    assert code == 2
+    assert "best.pth: trains the task 'faster_rcnn', which text fusion does not extend." in errors
     code, _, errors = call("evaluate", tmp_path / "run")
     assert code == 0, errors
     code, _, errors = call("predict", tmp_path / "run", tiny_set / "images", "--score-threshold", 0)

@@ -209,6 +209,8 @@ def test_the_packaged_weights_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_p
     lite = options("tf_efficientnet_lite0", weights="pretrained")
     state = load_features(lite)
     assert len(state) == len(build("tf_efficientnet_lite0").pretrained.state_dict())
+    with_tag = load_features(options("tf_efficientnet_lite0.in1k", weights="pretrained"))
+    assert all(torch.equal(value, state[key]) for key, value in with_tag.items())
     damaged = tmp_path / backbones.PACKAGED["tf_efficientnet_lite0"].file
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"something else")

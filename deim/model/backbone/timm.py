@@ -246,8 +246,9 @@ def load_features(options: TimmOptions) -> dict[str, Tensor]:
     """
     if options.weights != PRETRAINED:
         return _read_state(options, Path(options.weights))
-    if options.name in PACKAGED:
-        return _read_state(options, _find_packaged(PACKAGED[options.name]))
+    name = options.name.removesuffix(".in1k")  # the tag of these weights
+    if name in PACKAGED:
+        return _read_state(options, _find_packaged(PACKAGED[name]))
     return _download(options)
 
 
