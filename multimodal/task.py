@@ -127,6 +127,11 @@ class TextFusionTask(TrainingTask):
                 f"detector first, or name the best.pth of one with --set task.detector=PATH."
             )
         checkpoint = read_checkpoint(path)
+        if checkpoint.task not in ("detection", "text_fusion"):
+            raise CheckpointError(
+                f"{path}: trains the task {checkpoint.task!r}, which text fusion does not extend. Name the "
+                f"best.pth of a detector of the task 'detection' with --set task.detector=PATH."
+            )
         if checkpoint.task != "detection":
             raise CheckpointError(
                 f"{path}: already has text fusion. Name the detector that it was made from with "

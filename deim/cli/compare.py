@@ -27,7 +27,7 @@ def build_parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Compare the runs, write the comparison and print its summary."""
     from deim.report.compare import describe_comparison, describe_options, read_runs
-    from deim.report.compare_files import comparison_tables, option_table, write_comparison
+    from deim.report.compare_files import comparison_tables, model_tables, option_table, write_comparison
     from deim.report.files import ReportFiles
     from deim.report.languages import read_language
     from deim.report.table_files import LATEX_NAME, format_latex
@@ -39,6 +39,8 @@ def run(args: Namespace) -> None:
     )
     language = read_language(args.language) if args.language else None
     comparison = write_comparison(runs, args.output, language=language)
+    for table in model_tables(comparison):
+        print(f"{table.title}\n\n{table}\n")
     print("\n".join(describe_comparison(comparison)))
     print(f"\n{describe_options(comparison)}")
     if comparison.options:

@@ -26,7 +26,7 @@ from deim.engine.validation import DrawBatch, Validate
 from deim.errors import TrainingError
 from deim.files import count
 from deim.model.activation_checkpointing import checkpoint_activations
-from deim.model.detector import Detector
+from deim.model.weights import AnyDetector
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +189,8 @@ def _build_training(context: RunContext) -> TrainingRun:
         # The two sizes have a graph each: one of any size takes longer, and fails on a CPU (torch 2.14).
         dynamic = None if config.schedule.low_resolution is None else False
         for detector in [*_detectors(products.model), *_detectors(ema.model)]:
-            detector.backbone.compile(dynamic=dynamic)
-            detector.encoder.compile(dynamic=dynamic)
+            for part in detector.large_parts:
+                part.compile(dynamic=dynamic)
     data = {"training": splits.train.fingerprint(), "validation": splits.val.fingerprint()}
     return TrainingRun(
         task=task,
@@ -209,9 +209,9 @@ def _build_training(context: RunContext) -> TrainingRun:
     )
 
 
-def _detectors(model: nn.Module) -> list[Detector]:
+def _detectors(model: nn.Module) -> list[AnyDetector]:
     """Return the detector itself, or the one within the model."""
-    return [module for module in model.modules() if isinstance(module, Detector)]
+    return [module for module in model.modules() if isinstance(module, AnyDetector)]
 
 
 def _micro_batch_size(trainer: Trainer, plan: BatchPlan) -> int | None:

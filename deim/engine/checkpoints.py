@@ -249,10 +249,10 @@ class RunCheckpoints:
         return checkpoint, source
 
     def adopt(self) -> None:
-        """Copy the best weights and the state to restore of a run that was stopped in another folder."""
+        """Copy best weights, log and the state to restore of a run that was stopped in another folder."""
         if self._resumed_from is None or self.continues_here:
             return
-        paths = [self.best_path, self.final_stage_path]
+        paths = [self.best_path, self.final_stage_path, self.folder / "metrics.jsonl"]
         if self._resumed_from.name in (self.last_path.name, self.previous_path.name):
             paths.append(self.previous_path)
         for path in paths:

@@ -38,6 +38,9 @@ class Convergence:
     """The same on the validation split, without augmentation."""
     hours: float | None
     """Training and validation of all these epochs; None if the log does not say."""
+    training_hours: float | None = None
+    """Time of all steps that led to the last epoch, with waiting for their data and without validation; None
+    if the log does not hold all of it, and in older reports."""
     stopped_early: bool
     best_epoch: int
     """Epoch of the best score; of equal scores the last, as for `best.pth`."""
@@ -59,12 +62,14 @@ class _EpochEntry:
     terms: dict[str, float | None] = field(default_factory=dict)
     """Loss terms in training."""
     val_loss: float | None = None
+    validation_seconds: float | None = None
+    """Part of `seconds`; None without a validation."""
     stopped_early: bool = False
 
     def __post_init__(self) -> None:
         check(
             [
-                *below(0, epoch=self.epoch, seconds=self.seconds),
+                *below(0, epoch=self.epoch, seconds=self.seconds, validation_seconds=self.validation_seconds),
                 *not_fraction(ap=self.ap or 0, ap50=self.ap50 or 0),
             ]
         )
@@ -74,6 +79,13 @@ class _EpochEntry:
         """The terms of the last layer that a validation has too; None if they are missing."""
         terms = [self.terms.get(name) for name in LAST_LAYER_TERMS]
         return None if None in terms else sum(term for term in terms if term is not None)
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Seconds without validation; None if they are unknown."""
+        if self.seconds is None or (self.validation_seconds is None and self.ap is not None):
+            return None
+        return self.seconds - (self.validation_seconds or 0.0)
 
 
 def read_convergence(metrics_path: Path, *, planned_epochs: int) -> Convergence | None:
@@ -100,7 +112,7 @@ def read_convergence(metrics_path: Path, *, planned_epochs: int) -> Convergence 
     if not rated:
         return None
     best_ap, best_epoch = max(rated)
-    seconds = [entry.seconds for entry in entries if entry.seconds is not None]
+    is_whole = [entry.epoch for entry in entries] == list(range(len(entries)))
     return Convergence(
         planned_epochs=max(planned_epochs, entries[-1].epoch + 1),
         epochs=tuple(entry.epoch for entry in entries),
@@ -108,12 +120,19 @@ def read_convergence(metrics_path: Path, *, planned_epochs: int) -> Convergence 
         ap50=tuple(entry.ap50 for entry in entries),
         loss=_known([entry.loss for entry in entries]),
         val_loss=_known([entry.val_loss for entry in entries]),
-        hours=sum(seconds) / 3600 if len(seconds) == len(entries) else None,
+        hours=_hours([entry.seconds for entry in entries]),
+        training_hours=_hours([entry.training_seconds for entry in entries]) if is_whole else None,
         stopped_early=entries[-1].stopped_early,
         best_epoch=best_epoch,
         best_ap=best_ap,
         still_rising=_is_rising([epoch for _, epoch in rated], [ap for ap, _ in rated]),
     )
+
+
+def _hours(seconds: list[float | None]) -> float | None:
+    """Return the sum in hours; None if one is unknown."""
+    known = [value for value in seconds if value is not None]
+    return sum(known) / 3600 if len(known) == len(seconds) else None
 
 
 def _known(values: list[float | None]) -> tuple[float | None, ...]:

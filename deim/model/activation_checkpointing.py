@@ -8,14 +8,16 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from deim.model.baselines.faster_rcnn import FasterRcnn
 from deim.model.batch_norm import remember_batch_norm
 from deim.model.detector import Detector
 
 
-def checkpoint_activations(model: Detector) -> None:
-    """Change a model to recompute the activations of the blocks of backbone and encoder in training."""
-    for block in (*model.backbone.checkpointable_blocks(), *model.encoder.checkpointable_blocks()):
-        _checkpoint_block(block)
+def checkpoint_activations(model: Detector | FasterRcnn) -> None:
+    """Change a model to recompute the activations of the blocks of its large parts in training."""
+    for part in model.large_parts:
+        for block in part.checkpointable_blocks():
+            _checkpoint_block(block)
 
 
 def _checkpoint_block(block: nn.Module) -> None:

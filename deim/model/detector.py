@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from deim.config.catalog import SIZE_OR_BLOCK
 from deim.config.checks import WIDTH, check, outside
-from deim.model.backbone.interface import BackboneOptions, build_backbone
+from deim.model.backbone.interface import Backbone, BackboneOptions, build_backbone
 from deim.model.decoder.decoder import Decoder
 from deim.model.decoder.options import DecoderOptions
 from deim.model.encoder.hybrid import HybridEncoder, HybridEncoderOptions
@@ -57,6 +57,11 @@ class Detector(nn.Module):
     def channels(self) -> int:
         """Number of image channels."""
         return self.backbone.in_channels
+
+    @property
+    def large_parts(self) -> tuple[Backbone, HybridEncoder]:
+        """The parts that are compiled, and whose activations may be recomputed."""
+        return self.backbone, self.encoder
 
     @property
     def num_classes(self) -> int:

@@ -14,7 +14,14 @@ from deim.errors import DataError
 from deim.inference.detection_table import GroundTruthTable
 from deim.language import ENGLISH, Language
 from deim.metrics.assignment import Overlaps, compute_overlaps
-from deim.metrics.bootstrap import LEVEL, ScoreDifference, ScoreSamples, difference, resample_scores
+from deim.metrics.bootstrap import (
+    LEVEL,
+    Interval,
+    ScoreDifference,
+    ScoreSamples,
+    difference,
+    resample_scores,
+)
 from deim.report.files import ReportFiles, read_tables
 from deim.report.schema import DatasetInfo, Report, read_report
 from deim.report.tables import DASH
@@ -59,8 +66,18 @@ class RunSummary:
     report: str
     checkpoint_sha256: str
     model: str
+    parameters: int | None = None
+    """All parameters of the model; None in older comparisons, as in the fields below."""
+    image_size_hw: tuple[int, int] | None = None
+    """Size of the network input in pixels."""
+    epochs: int | None = None
+    """Epochs that were trained; None without the log of the run."""
+    training_hours: float | None = None
+    """See `Convergence.training_hours`."""
     ap: float | None
     ap50: float | None
+    ap50_interval: Interval | None = None
+    """None if the report has none."""
     class_ap50: tuple[float | None, ...]
 
 
@@ -140,18 +157,7 @@ def compare_runs(runs: Sequence[ComparedRun], *, num_resamples: int = NUM_RESAMP
         level=LEVEL,
         num_resamples=num_resamples,
         class_names=report.class_names,
-        runs=tuple(
-            RunSummary(
-                name=run.name,
-                report=str(run.path),
-                checkpoint_sha256=run.report.provenance.checkpoint.sha256,
-                model=run.report.provenance.model.name,
-                ap=run.report.summary.ap,
-                ap50=run.report.summary.ap50,
-                class_ap50=tuple(row.metrics.ap50 for row in run.report.classes),
-            )
-            for run in runs
-        ),
+        runs=tuple(map(_summarize, runs)),
         differences=tuple(
             _run_difference(run.name, first, samples) for run, samples in zip(runs[1:], others, strict=True)
         ),
@@ -229,6 +235,24 @@ def images_that_differ(runs: Sequence[ComparedRun], number: int) -> list[int]:
     errors = np.stack([_errors_per_image(run.kept) for run in runs])
     spread = errors.max(axis=0) - errors.min(axis=0)
     return sorted(np.argsort(-spread, kind="stable")[:number].tolist())
+
+
+def _summarize(run: ComparedRun) -> RunSummary:
+    report, source, convergence = run.report, run.report.provenance, run.report.convergence
+    return RunSummary(
+        name=run.name,
+        report=str(run.path),
+        checkpoint_sha256=source.checkpoint.sha256,
+        model=source.model.name,
+        parameters=source.model.parameters,
+        image_size_hw=source.image_size_hw,
+        epochs=convergence.epochs[-1] + 1 if convergence else None,
+        training_hours=convergence.training_hours if convergence else None,
+        ap=report.summary.ap,
+        ap50=report.summary.ap50,
+        ap50_interval=report.intervals.ap50 if report.intervals else None,
+        class_ap50=tuple(row.metrics.ap50 for row in report.classes),
+    )
 
 
 def _read_run(path: Path, name: str) -> ComparedRun:

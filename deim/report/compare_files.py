@@ -123,9 +123,57 @@ def write_comparison(
 def comparison_tables(
     runs: Sequence[ComparedRun], comparison: Comparison, language: Language = ENGLISH
 ) -> list[Table]:
-    """Build all tables: the runs, their options that differ, and the differences in AP50 from the first."""
+    """Build all tables: models, operating points, options that differ, and differences from the first run."""
     options = [option_table(comparison, language)] if comparison.options else []
-    return [_run_table(runs, language), *options, *_difference_tables(runs, comparison, language)]
+    tables = [*model_tables(comparison, language), _operating_table(runs, language)]
+    return [*tables, *options, *_difference_tables(runs, comparison, language)]
+
+
+def model_tables(comparison: Comparison, language: Language = ENGLISH) -> tuple[Table, Table]:
+    """Build the tables of what each run trained and reached, and of AP50 of each class: a row per run."""
+    by_class = Table(
+        title=language.text("AP50 of each class, over all raw detections"),
+        heads=[language.text("run"), *comparison.class_names],
+        rows=[
+            [Cell(text=run.name, is_text=True), *map(number_cell, run.class_ap50)] for run in comparison.runs
+        ],
+    )
+    rows = []
+    for run in comparison.runs:
+        size, ends = run.image_size_hw, run.ap50_interval
+        low, high = (f"{ends.low:.3f}", f"{ends.high:.3f}") if ends else ("", "")
+        input_px = "" if size is None else f"{size[0]}" if size[0] == size[1] else f"{size[0]} x {size[1]}"
+        rows.append(
+            [
+                Cell(text=run.name, is_text=True),
+                Cell(text=language.sentence(run.model), is_text=True),
+                Cell(text=DASH if run.parameters is None else f"{run.parameters / 1e6:.1f}"),
+                Cell(text=input_px or DASH),
+                Cell(text=DASH if run.epochs is None else str(run.epochs)),
+                Cell(text=format_number(run.training_hours, 2)),
+                number_cell(run.ap50),
+                Cell(text=language.text("{low} to {high}", low=low, high=high) if ends else DASH),
+                number_cell(run.ap),
+            ]
+        )
+    level = language.percent(comparison.level, 0)
+    heads = ("run", "model", "parameters, M", "input, px", "epochs", "training, hours", "mAP50")
+    models = Table(
+        title=language.text("Models: AP over all raw detections"),
+        heads=[
+            *map(language.text, heads),
+            language.text("{level} interval of mAP50", level=level),
+            language.text("mAP"),
+        ],
+        rows=rows,
+        notes=[
+            language.text(
+                "Input is height x width where they differ. Hours are those of the training steps and of "
+                "waiting for their data, over all parts of a resumed run, without validation."
+            )
+        ],
+    )
+    return models, by_class
 
 
 def option_table(comparison: Comparison, language: Language = ENGLISH) -> Table:
@@ -139,30 +187,35 @@ def option_table(comparison: Comparison, language: Language = ENGLISH) -> Table:
 
 
 def run_rows(runs: Sequence[ComparedRun], comparison: Comparison) -> list[Mapping[str, object]]:
-    """Return the numbers of each run and its options that differ, for a CSV file."""
+    """Return the numbers of each run, AP50 of each class, and its options that differ, for a CSV file."""
     rows: list[Mapping[str, object]] = []
     for number, run in enumerate(runs):
-        report, source, convergence = run.report, run.report.provenance, run.report.convergence
-        level, interval = report.image_level.at_operating_points, report.intervals and report.intervals.ap50
+        report, summary = run.report, comparison.runs[number]
+        level, interval = report.image_level.at_operating_points, summary.ap50_interval
+        height, width = report.provenance.image_size_hw
         row = {
             "run": run.name,
-            "model": source.model.name,
+            "model": summary.model,
             "report": str(run.path),
+            "parameters": summary.parameters,
+            "input_height_px": height,
+            "input_width_px": width,
+            "epochs": summary.epochs,
+            "training_hours": summary.training_hours,
+            "hours": report.convergence.hours if report.convergence else None,
             "ap50_low": interval.low if interval else None,
             "ap50_high": interval.high if interval else None,
             **to_json(report.summary),
             **to_json(report.counts),
             "escape_rate": level.escape_rate,
             "overkill_rate": level.overkill_rate,
-            "epochs": convergence.epochs[-1] + 1 if convergence else None,
-            "hours": convergence.hours if convergence else None,
-            "parameters": source.model.parameters,
-            "network_ms_per_image": source.time_per_image_ms.network,
+            "network_ms_per_image": report.provenance.time_per_image_ms.network,
             **_difference_columns(comparison.differences[number - 1].ap50 if number else None),
             **CSV_BASES,
         }
+        classes = zip(comparison.class_names, summary.class_ap50, strict=True)
         options = {f"option.{option.name}": option.values[number] for option in comparison.options}
-        rows.append(row | options)
+        rows.append(row | {f"ap50.{name}": value for name, value in classes} | options)
     return rows
 
 
@@ -186,42 +239,24 @@ def _difference_columns(change: ScoreDifference | None) -> Mapping[str, object]:
     }
 
 
-def _run_table(runs: Sequence[ComparedRun], language: Language) -> Table:
+def _operating_table(runs: Sequence[ComparedRun], language: Language) -> Table:
     rows = []
     for run in runs:
-        report, source = run.report, run.report.provenance
-        level, convergence = report.image_level.at_operating_points, report.convergence
-        counts = report.counts
+        level, counts = run.report.image_level.at_operating_points, run.report.counts
         rates = (level.escape_rate, level.overkill_rate)
-        ap50_interval = report.intervals.ap50 if report.intervals else None
         rows.append(
             [
-                Cell(text=run.name, small=language.sentence(source.model.name), is_text=True),
-                number_cell(report.summary.ap50, ap50_interval, language=language),
-                *map(number_cell, (report.summary.ap, counts.precision, counts.recall, counts.f1)),
+                Cell(text=run.name, is_text=True),
+                *map(number_cell, (counts.precision, counts.recall, counts.f1)),
                 *(Cell(text=percent(rate, language)) for rate in rates),
-                Cell(text=DASH if convergence is None else str(convergence.epochs[-1] + 1)),
-                Cell(text=format_number(convergence.hours if convergence else None, 2)),
-                Cell(text=f"{source.model.parameters / 1e6:.1f}"),
-                Cell(text=format_number(source.time_per_image_ms.network, 1)),
+                Cell(text=format_number(run.report.provenance.time_per_image_ms.network, 1)),
             ]
         )
-    heads = (
-        *("run", "mAP50", "mAP", "precision", "recall", "F1", "escapes", "overkill"),
-        *("epochs", "hours", "parameters, M", "network in batches, ms per image"),
-    )
+    heads = ("run", "precision", "recall", "F1", "escapes", "overkill", "network in batches, ms per image")
     return Table(
-        title=language.text(
-            "Runs: AP over all raw detections; precision to overkill after thresholds and NMS"
-        ),
+        title=language.text("After the thresholds and the NMS of each run"),
         heads=[language.text(head) for head in heads],
         rows=rows,
-        notes=[
-            language.text(
-                "mAP50 and mAP are computed from all raw detections; precision, recall, F1, escapes and "
-                "overkill from those that each run's own thresholds and NMS keep."
-            )
-        ],
     )
 
 

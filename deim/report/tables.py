@@ -22,6 +22,8 @@ DASH = "\N{EN DASH}"
 TABLE_WIDTH = 100
 """Most characters of a line; longer names are cut."""
 MAX_NAME_WIDTH = 40
+GAP = 2
+"""Spaces between columns."""
 CSV_BASES = {"ap_basis": "all raw detections", "counts_basis": "detections after thresholds and NMS"}
 """Columns of every CSV file: what its AP, and its precision, recall, F1 and counts, are computed from."""
 
@@ -54,21 +56,35 @@ class Table:
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay a table out as lines of equal width for the console or a pipe, the first column aligned left."""
+    """Lay a table out as lines of equal width for the console or a pipe, the first column aligned left.
+
+    Where there is no room, headers are broken between words. Columns that still do not fit continue below,
+    beside the first column.
+    """
+    heads, *lines = [[" ".join(cell.split()) for cell in row] for row in (headers, *rows)]
+    cells = [max(map(cell_len, column), default=0) for column in zip(*lines, strict=True)] or [0] * len(heads)
+    widths = [max(pair) for pair in zip(map(cell_len, heads), cells, strict=True)]
+    if sum(widths) + GAP * (len(widths) - 1) > TABLE_WIDTH:
+        words = [max(map(cell_len, head.split()), default=0) for head in heads]
+        widths = [widths[0], *map(max, words[1:], cells[1:])]
+    first = min(widths[0], MAX_NAME_WIDTH)
+    blocks: list[dict[int, int]] = [{}]
+    for column, width in enumerate(widths[1:], start=1):
+        room = TABLE_WIDTH - first - sum(blocks[-1].values()) - GAP * len(blocks[-1])
+        if blocks[-1] and width + GAP > room:
+            blocks.append({})
+            room = TABLE_WIDTH - first
+        blocks[-1][column] = min(width, room - GAP)
+    return "\n\n".join(_format_block(heads, lines, {0: first, **block}) for block in blocks)
+
+
+def _format_block(heads: Sequence[str], rows: Sequence[Sequence[str]], widths: Mapping[int, int]) -> str:
+    """Lay some columns out, whose widths are given by their numbers."""
     table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
-    longest = max(cell_len(" ".join(row[0].split())) for row in (headers, *rows))
-    for index, header in enumerate(headers):
-        table.add_column(
-            header,
-            justify="right" if index else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            # Where there is no room, numbers are cut before names.
-            min_width=None if index else min(longest, MAX_NAME_WIDTH),
-            max_width=None if index else MAX_NAME_WIDTH,
-        )
+    for column, width in widths.items():
+        table.add_column(Text(heads[column]), justify="right" if column else "left", width=width)
     for row in rows:
-        table.add_row(*(Text(" ".join(cell.split())) for cell in row))
+        table.add_row(*(Text(row[column], no_wrap=True, overflow="ellipsis") for column in widths))
     text = io.StringIO()
     Console(file=text, width=TABLE_WIDTH, color_system=None, force_terminal=False).print(table)
     return text.getvalue().rstrip("\n")

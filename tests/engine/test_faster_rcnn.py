@@ -114,6 +114,36 @@ def test_a_stopped_baseline_resumes_to_the_same_bit(
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_recomputed_activations_give_the_same_run_with_less_memory(
+    tmp_path: Path, tiny_set: Path, tiny_config: Callable[..., Config], build_tiny: Callable[..., Trainer]
+) -> None:
+    kept = []
+    for is_on in ("false", "true"):
+        options = (*BASELINE, "epochs=1", f"runtime.activation_checkpointing={is_on}")
+        trainer = build_tiny(tiny_config(tiny_set, tmp_path / is_on, *options))
+        model = trainer.run.products.model
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept[-1].append(x.numel()) or x, lambda x: x):
+            kept.append([])
+            model.train().backbone(torch.rand(2, 3, 64, 64))
+        trainer = build_tiny(tiny_config(tiny_set, tmp_path / f"run_{is_on}", *options))
+        trainer.train()
+    assert sum(kept[1]) < 0.7 * sum(kept[0])
+    assert_equal_runs(tmp_path / "run_true", tmp_path / "run_false")
+
+
+def test_the_backbone_is_compiled_on_request(
+    tmp_path: Path,
+    tiny_set: Path,
+    tiny_config: Callable[..., Config],
+    build_tiny: Callable[..., Trainer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    build_tiny(tiny_config(tiny_set, tmp_path / "run", *BASELINE, "runtime.compile=true"))
+    assert compiled == ["PyramidBackbone"] * 2  # the model and its average
+
+
 def test_the_commands_train_evaluate_predict_and_compare_it(
     tmp_path: Path, tiny_set: Path, tiny_run: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -126,6 +156,10 @@ def test_the_commands_train_evaluate_predict_and_compare_it(
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     assert report["provenance"]["model"]["name"] == "faster_rcnn-resnet10t"
     assert read_checkpoint(tmp_path / "run" / "last.pth").task == "faster_rcnn"
+    detector = f"task.detector={tmp_path / 'run'}"
+    code, _, errors = call("train", "-c", "quickstart_multimodal", "--set", detector)
+    assert code == 2
+    assert "best.pth: trains the task 'faster_rcnn', which text fusion does not extend." in errors
     code, _, errors = call("evaluate", tmp_path / "run")
     assert code == 0, errors
     code, _, errors = call("predict", tmp_path / "run", tiny_set / "images", "--score-threshold", 0)

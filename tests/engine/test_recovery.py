@@ -209,6 +209,10 @@ def test_a_run_resumed_elsewhere_brings_the_state_to_restore_along(
     second._save()
     content, path = second.checkpoints.read_good_start()
     assert (content.step, path) == (2, tmp_path / "second" / "last.previous.pth")
+    monkeypatch.undo()
+    second.train()
+    assert [line["epoch"] for line in events_of(tmp_path / "second")] == [0, 1]
+    assert [line["epoch"] for line in events_of(tmp_path / "first")] == [0]
 
 
 @pytest.mark.slow

@@ -95,3 +95,40 @@ def test_a_log_of_another_loss_has_none(log: Path) -> None:
     result = read_convergence(log, planned_epochs=1)
     assert result is not None
     assert result.loss == ()
+
+
+@pytest.mark.parametrize(
+    ("lines", "hours"),
+    [
+        # Validation is taken off, also where there is none.
+        ([(0, None, 3600.0, None), (1, 0.2, 3600.0, 600.0)], 2 - 1 / 6),
+        # A repeated epoch counts once.
+        (
+            [
+                (0, 0.1, 1800.0, 0.0),
+                (1, 0.2, 7200.0, 0.0),
+                (2, 0.2, 7200.0, 0.0),
+                (1, 0.3, 1800.0, 0.0),
+            ],
+            1,
+        ),
+        # Part of the run is not in the log, at its start or in between.
+        ([(1, 0.1, 3600.0, 0.0), (2, 0.2, 3600.0, 0.0)], None),
+        ([(0, 0.1, 3600.0, 0.0), (2, 0.2, 3600.0, 0.0)], None),
+        # Older logs do not say how long the validation took.
+        ([(0, 0.1, 3600.0, None), (1, 0.2, 3600.0, 60.0)], None),
+        ([(0, 0.1, None, 60.0)], None),
+    ],
+)
+def test_the_time_of_training_is_that_of_all_epochs_or_unknown(
+    log: Path, lines: list[tuple[int, float | None, float | None, float | None]], hours: float | None
+) -> None:
+    log.write_text(
+        "\n".join(
+            epoch_line(epoch, ap, seconds=seconds, validation_seconds=validation)
+            for epoch, ap, seconds, validation in lines
+        )
+    )
+    result = read_convergence(log, planned_epochs=3)
+    assert result is not None
+    assert result.training_hours == (None if hours is None else pytest.approx(hours))

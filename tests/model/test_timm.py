@@ -95,14 +95,75 @@ def test_a_file_of_another_network_is_refused_and_the_likely_one_is_named(tmp_pa
     path = save(torchvision.models.resnet18(weights=None), tmp_path / "resnet18-f37072fd.pth")
     message = problem_of(CheckpointError, lambda: load_features(options(weights=path)))
     assert f"{path}: not weights of {SMALL}" in message
-    assert "may be of resnet18" in message
+    assert "as resnet18 has" in message
     path = save(timm.create_model("mobilenetv3_small_075"), tmp_path / "other.pth")
     message = problem_of(CheckpointError, lambda: load_features(options(weights=path)))
     assert "got shape" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("resnet18", "resnet34"),  # the same names and shapes, and more
+        ("resnet34", "resnet18"),
+        ("tf_efficientnet_lite0", "tf_efficientnet_lite1"),
+        (SMALL, "mobilenetv3_small_075"),
+    ],
+)
+@pytest.mark.parametrize("file", ["best.pth", "{other}-0a1b2c3d.pth"])
+def test_a_file_of_a_like_network_is_refused_and_its_network_is_named(
+    name: str, other: str, file: str, tmp_path: Path
+) -> None:
+    path = save(timm.create_model(other, num_classes=7), tmp_path / file.format(other=other))
+    message = problem_of(CheckpointError, lambda: load_features(options(name, weights=path)))
+    assert f"{path}: not weights of {name}: got " in message
+    assert f" million values, as {other} has. Set model.backbone.name" in message
+
+
+@pytest.mark.parametrize("state", [{}, {"fc.weight": torch.zeros(1000, 2000)}])
+def test_a_file_of_no_known_network_says_what_it_holds(state: dict, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "weights.pth")
+    message = problem_of(
+        CheckpointError, lambda: load_features(options(weights=str(tmp_path / "weights.pth")))
+    )
+    size = "1 tensor with 2.00" if state else "0 tensors with 0.00"
+    assert f"The file holds {size} million values. Set" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("resnet18", torchvision.models.resnet18),
+        ("efficientnet_b0", torchvision.models.efficientnet_b0),
+    ],
+)
+@pytest.mark.parametrize("dropped", ["num_batches_tracked", "fc.", "classifier.", "no such name"])
+def test_counters_of_batches_and_the_head_may_be_missing(
+    name: str, other: Callable[..., nn.Module], dropped: str, tmp_path: Path
+) -> None:
+    state = other(weights=None).state_dict()
+    torch.save({key: value for key, value in state.items() if dropped not in key}, tmp_path / "weights.pth")
+    loaded = load_features(options(name, weights=str(tmp_path / "weights.pth")))
+    body = backbones.create_features(name)
+    body.load_state_dict(loaded)
+    assert torch.equal(next(iter(loaded.values())), next(iter(state.values())))
+
+
+@pytest.mark.parametrize("name", ["dla34", "inception_v3", "mobilevitv2_050", "halonet26t", "tresnet_m"])
+def test_networks_whose_maps_are_not_where_they_say_are_refused(name: str) -> None:
+    message = problem_of(ConfigError, lambda: build(name))
+    assert f"{name} does not give maps at strides 8, 16, 32 of an image of 96 x 160 px" in message
+
+
 def test_names_that_timm_lacks_or_that_do_not_fit_are_refused() -> None:
-    assert "Did you mean 'resnet18'?" in problem_of(ConfigError, lambda: build("resnet81"))
+    for name, nearest in {
+        "resnet81": "resnet18",
+        "ResNet18": "resnet18",
+        "timm/resnet18": "resnet18",
+        "resnet18.gluon_in1": "resnet18.gluon_in1k",
+        "hf-hub:timm/resnet18.a1_in1k": "resnet18.a1_in1k",
+    }.items():
+        assert f"Did you mean {nearest!r}?" in problem_of(ConfigError, lambda name=name: build(name))
     assert "images of one size only" in problem_of(ConfigError, lambda: build("vit_tiny_patch16_224"))
     assert "has maps at strides" in problem_of(ConfigError, lambda: build("convmixer_768_32"))
     assert "has 5 stages" in problem_of(ConfigError, lambda: build(frozen_stages=6))
@@ -148,6 +209,8 @@ def test_the_packaged_weights_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_p
     lite = options("tf_efficientnet_lite0", weights="pretrained")
     state = load_features(lite)
     assert len(state) == len(build("tf_efficientnet_lite0").pretrained.state_dict())
+    with_tag = load_features(options("tf_efficientnet_lite0.in1k", weights="pretrained"))
+    assert all(torch.equal(value, state[key]) for key, value in with_tag.items())
     damaged = tmp_path / backbones.PACKAGED["tf_efficientnet_lite0"].file
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"something else")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from deim.errors import DataError
 from deim.files import sha256_of_file
+from deim.metrics.convergence import Convergence
 from deim.records import from_json, to_json
 from deim.report.build import ReportInputs
 from deim.report.compare import (
@@ -22,9 +23,11 @@ from deim.report.compare import (
     images_that_differ,
     read_runs,
 )
-from deim.report.compare_files import option_table, run_rows, write_comparison
+from deim.report.compare_files import model_tables, option_table, run_rows, write_comparison
 from deim.report.files import ReportFiles
-from deim.report.schema import write_record
+from deim.report.schema import ModelInfo, write_record
+from deim.report.table_files import format_latex
+from deim.report.tables import DASH
 from tests.report.random_reports import make_inputs, report_of
 
 
@@ -146,6 +149,89 @@ def test_a_report_without_options_is_named(runs_folder: Path) -> None:
     comparison = compare_runs([with_options(first, OPTIONS), second], num_resamples=20)
     assert comparison.options == ()
     assert "Those of half are unknown: evaluate the checkpoint again" in describe_options(comparison)
+
+
+CONVERGENCE = Convergence(
+    planned_epochs=30,
+    epochs=tuple(range(12)),
+    ap=(0.1,) * 12,
+    ap50=(0.2,) * 12,
+    hours=3.5,
+    training_hours=3.25,
+    stopped_early=True,
+    best_epoch=11,
+    best_ap=0.1,
+    still_rising=None,
+)
+
+
+def with_facts(run: ComparedRun, number: int) -> ComparedRun:
+    """A run with a name, a size, a log and an interval; every third one lacks the last two."""
+    is_known = number % 3 < 2
+    provenance = dataclasses.replace(
+        run.report.provenance,
+        model=ModelInfo(name=f"faster_rcnn-net{number}", parameters=4_512_345 * (number + 1)),
+        image_size_hw=(224, 224 + 32 * number),
+    )
+    report = dataclasses.replace(
+        run.report,
+        provenance=provenance,
+        convergence=CONVERGENCE if is_known else None,
+        intervals=run.report.intervals if is_known else None,
+    )
+    return dataclasses.replace(run, name=f"run_{number}", report=report)
+
+
+@pytest.mark.parametrize("num_runs", [2, 12])
+def test_the_table_of_models_has_a_row_a_run(runs_folder: Path, num_runs: int) -> None:
+    base, _ = read_runs([runs_folder / "half", runs_folder / "a"], split="val")
+    runs = [with_facts(base, number) for number in range(num_runs)]
+    comparison = compare_runs(runs, num_resamples=5)
+    assert from_json(Comparison, json.loads(json.dumps(to_json(comparison)))) == comparison
+    table, by_class = model_tables(comparison)
+    assert table.heads[1:] == [
+        *("model", "parameters, M", "input, px", "epochs", "training, hours"),
+        *("mAP50", "95% interval of mAP50", "mAP"),
+    ]
+    assert tuple(by_class.heads[1:]) == base.report.class_names
+    rows = [[cell.text for cell in row] for row in table.rows]
+    assert len(rows) == num_runs
+    ends, summary = base.report.intervals.ap50, base.report.summary
+    interval = f"{ends.low:.3f} to {ends.high:.3f}"
+    assert rows[0] == [
+        *("run_0", "faster_rcnn-net0", "4.5", "224", "12", "3.25"),
+        *(f"{summary.ap50:.3f}", interval, f"{summary.ap:.3f}"),
+    ]
+    assert rows[1][3] == "224 x 256"
+    assert [row[0].text for row in by_class.rows] == [row[0] for row in rows]
+    for cell, entry in zip(by_class.rows[0][1:], base.report.classes, strict=True):
+        assert cell.text == (DASH if entry.metrics.ap50 is None else f"{entry.metrics.ap50:.3f}")
+    for row in rows[2::3]:
+        assert (row[4], row[5], row[7]) == (DASH,) * 3
+    csv_rows = run_rows(runs, comparison)
+    assert (csv_rows[1]["parameters"], csv_rows[1]["input_width_px"]) == (9_024_690, 256)
+    assert (csv_rows[0]["epochs"], csv_rows[0]["training_hours"], csv_rows[0]["hours"]) == (12, 3.25, 3.5)
+    assert (csv_rows[0]["ap50_low"], csv_rows[0]["ap50_high"]) == (ends.low, ends.high)
+    for entry in base.report.classes:
+        assert csv_rows[0][f"ap50.{entry.metrics.name}"] == entry.metrics.ap50
+    assert all(csv_rows[number]["training_hours"] is None for number in range(2, num_runs, 3))
+    latex = format_latex([table])
+    assert latex.count(r"faster\_rcnn") == num_runs
+    assert interval in latex
+
+
+def test_a_comparison_of_an_older_version_is_read(runs_folder: Path) -> None:
+    comparison = compare_runs(
+        read_runs([runs_folder / "a", runs_folder / "half"], split="val"), num_resamples=5
+    )
+    content = to_json(comparison)
+    for run in content["runs"]:
+        for name in ("parameters", "image_size_hw", "epochs", "training_hours", "ap50_interval"):
+            del run[name]
+    older = from_json(Comparison, content)
+    texts = [cell.text for cell in model_tables(older)[0].rows[0]]
+    assert texts[2:6] == [DASH] * 4
+    assert texts[6] == f"{comparison.runs[0].ap50:.3f}"
 
 
 def with_options(run: ComparedRun, options: dict) -> ComparedRun:

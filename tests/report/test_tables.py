@@ -36,6 +36,18 @@ def test_long_names_are_cut_and_nothing_else() -> None:
     assert lines[-1].endswith("12")
 
 
+@pytest.mark.parametrize("num_columns", [2, 9, 40])
+@pytest.mark.parametrize("head", ["AP50 of rolled-in scale", "intervalo_del_95_%"])
+def test_columns_without_room_continue_below(num_columns: int, head: str) -> None:
+    heads = ["run", *(f"{head} {number}" for number in range(num_columns))]
+    rows = [[f"run {row}", *(f"{row}.{number:03}" for number in range(num_columns))] for row in range(3)]
+    lines = format_table(heads, rows).splitlines()
+    assert max(map(display_width, lines)) <= 100
+    shown = [line.split()[2:] for line in lines if line.startswith("run 1")]
+    assert [cell for cells in shown for cell in cells] == rows[1][1:]
+    assert "…" not in "".join(lines)
+
+
 def test_the_class_table_shows_every_class_and_dashes(tmp_path: Path) -> None:
     report = make_report(tmp_path)
     lines = str(class_table(report)).splitlines()

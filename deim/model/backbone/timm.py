@@ -5,7 +5,9 @@ Source:
     (arXiv:2304.08069).
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
@@ -17,10 +19,22 @@ from torch import Tensor, nn
 
 from deim.config.checks import LAYERS, check, outside
 from deim.errors import CheckpointError, ConfigError
-from deim.files import sha256_of_file
+from deim.files import count, sha256_of_file
 from deim.model.weights_file import read_weights_file
 
 STRIDES: Final = (8, 16, 32)
+COMMON: Final = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_b0", "efficientnet_b1"),
+    *("tf_efficientnet_lite0", "mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv3_large_100"),
+    *("convnext_tiny", "regnety_004", "densenet121", "vit_small_patch16_224"),
+)
+"""Names of networks that a file without a telling name is likely to be of."""
+NUM_NEAR: Final = 6
+"""Names that are tried because they are like another."""
+PROBE_HW: Final = (96, 160)
+"""Size of an image on which a network is tried: odd multiples of the last stride."""
+COUNTER: Final = "num_batches_tracked"
+"""Ending of the names of tensors that older files lack and that change no result."""
 RANDOM: Final = "none"
 PRETRAINED: Final = "pretrained"
 
@@ -95,11 +109,15 @@ class TimmNetwork(nn.Module):
             module.eval()
         return self
 
+    def checkpointable_blocks(self) -> Sequence[nn.Module]:
+        """Return the stages of the network."""
+        modules = dict(self.body.named_modules())
+        names = (_flat_name(name, modules) for name in self.body.feature_info.module_name())
+        return [modules[name] for name in names if name in modules]
+
     def extract_maps(self, images: Tensor) -> list[Tensor]:
         """Return a map (B, channels, H/s, W/s) for each stride s of images (B, in_channels, H, W)."""
-        maps: list[Tensor] = self.body(images)
-        is_channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
-        return [features.permute(0, 3, 1, 2) for features in maps] if is_channels_last else maps
+        return _extract_maps(self.body, images)
 
 
 class TimmBackbone(TimmNetwork):
@@ -115,12 +133,6 @@ class TimmBackbone(TimmNetwork):
             )
             for channels in self.body.feature_info.channels()
         )
-
-    def checkpointable_blocks(self) -> Sequence[nn.Module]:
-        """Return the stages of the network."""
-        modules = dict(self.body.named_modules())
-        names = (_flat_name(name, modules) for name in self.body.feature_info.module_name())
-        return [modules[name] for name in names if name in modules]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return maps (B, hidden_dim, H/s, W/s) for s = 8, 16, 32 of images (B, in_channels, H, W)."""
@@ -171,8 +183,9 @@ def create_features(
     """
     timm = _import_timm()
     where = "model.backbone.name"
-    if not timm.is_model(name):
-        nearest = get_close_matches(name, timm.list_models(), n=1, cutoff=0)[0]
+    known = timm.list_pretrained() if "." in name else timm.list_models()  # with or without a tag
+    if not timm.is_model(name) or ("." in name and name not in known):
+        nearest = get_close_matches(name.rpartition("/")[2], known, n=1, cutoff=0)[0]
         raise ConfigError(f"{where}: timm has no model {name!r}. Did you mean {nearest!r}?")
     if (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).fixed_input_size:
         raise ConfigError(f"{where}: {name} takes images of one size only. Name a convolutional network.")
@@ -180,14 +193,45 @@ def create_features(
         present = timm.create_model(name, features_only=True).feature_info.reduction()
     except (RuntimeError, AttributeError, TypeError, AssertionError):
         present = []
+    listed = ", ".join(map(str, strides))
     if not set(strides) <= set(present):
         raise ConfigError(
-            f"{where}: {name} has maps at strides {present}, needs {', '.join(map(str, strides))}. Name "
-            f"another, such as resnet18."
+            f"{where}: {name} has maps at strides {present}, needs {listed}. Name another, such as resnet18."
         )
     # The last map of a stride is the deepest.
     indices = [len(present) - 1 - present[::-1].index(stride) for stride in strides]
-    return timm.create_model(name, features_only=True, out_indices=indices, in_chans=in_channels, **options)
+    network: Any = None
+    with suppress(AssertionError):  # of networks whose maps cannot be taken
+        network = timm.create_model(
+            name, features_only=True, out_indices=indices, in_chans=in_channels, **options
+        )
+    if network is None or not _has_maps(network, in_channels=in_channels, strides=strides):
+        height, width = PROBE_HW
+        raise ConfigError(
+            f"{where}: {name} does not give maps at strides {listed} of an image of {height} x {width} px. "
+            f"Name another, such as resnet18."
+        )
+    return network
+
+
+def _has_maps(network: Any, *, in_channels: int, strides: Sequence[int]) -> bool:
+    """Tell whether a network has the maps that it claims: some round up, or take other sizes only."""
+    height, width = PROBE_HW
+    network.eval()
+    try:
+        with torch.no_grad():
+            maps = _extract_maps(network, torch.zeros(1, in_channels, height, width))
+    except (RuntimeError, ValueError, AssertionError):
+        return False
+    network.train()
+    return [tuple(m.shape[-2:]) for m in maps] == [(height // s, width // s) for s in strides]
+
+
+def _extract_maps(network: Any, images: Tensor) -> list[Tensor]:
+    """Return the maps of `create_features`, with channels first."""
+    maps: list[Tensor] = network(images)
+    is_channels_last = str(getattr(network, "output_fmt", "")).endswith("NHWC")
+    return [features.permute(0, 3, 1, 2) for features in maps] if is_channels_last else maps
 
 
 def load_features(options: TimmOptions) -> dict[str, Tensor]:
@@ -202,8 +246,9 @@ def load_features(options: TimmOptions) -> dict[str, Tensor]:
     """
     if options.weights != PRETRAINED:
         return _read_state(options, Path(options.weights))
-    if options.name in PACKAGED:
-        return _read_state(options, _find_packaged(PACKAGED[options.name]))
+    name = options.name.removesuffix(".in1k")  # the tag of these weights
+    if name in PACKAGED:
+        return _read_state(options, _find_packaged(PACKAGED[name]))
     return _download(options)
 
 
@@ -276,30 +321,62 @@ def _read_state(options: TimmOptions, path: Path) -> dict[str, Tensor]:
     Files of torchvision and of other ports hold the same tensors in the same order under other names.
 
     Raises:
-        CheckpointError: If a tensor is missing or has another shape.
+        CheckpointError: If a tensor is missing, has another shape, or belongs to another network.
     """
     content = read_weights_file(path, advice="Check model.backbone.weights, or set it to none.")
     nested = (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict))
-    tensors = {name: value for name, value in next(nested, content).items() if isinstance(value, Tensor)}
+    stored = {name: value for name, value in next(nested, content).items() if isinstance(value, Tensor)}
     expected = create_features(options.name).state_dict()
     with torch.random.fork_rng():
-        whole = _import_timm().create_model(options.name)
-    full_names = {_flat_name(name, expected): name for name in whole.state_dict()}
-    if any(full_names[name] not in tensors for name in expected):
-        endings = [name.rpartition(".")[2] for name in tensors]
-        is_in_order = [name.rpartition(".")[2] for name in expected] == endings[: len(expected)]
-        tensors = (
-            dict(zip(map(full_names.get, expected), tensors.values(), strict=False)) if is_in_order else {}
-        )
+        whole = _import_timm().create_model(options.name).state_dict()
+    full_names = {_flat_name(name, expected): name for name in whole}
+    has_counters = any(name.endswith(COUNTER) for name in stored)  # older files of torch have none
+    names = [name for name in whole if has_counters or not name.endswith(COUNTER)]
+    surplus = [name for name in stored if name not in whole]
+    tensors = {} if surplus else stored
+    if surplus and _endings(stored) == _endings(names[: len(stored)]):
+        tensors = dict(zip(names, stored.values(), strict=False))
+    state = {}
     for name, value in expected.items():
-        actual = tensors.get(full_names[name])
+        actual = tensors.get(full_names[name], None if has_counters or not name.endswith(COUNTER) else value)
         if actual is None or actual.shape != value.shape:
             got = "no such tensor" if actual is None else f"shape {tuple(actual.shape)}"
-            near = get_close_matches(path.stem.split("-")[0], _import_timm().list_models(), n=1)
-            hint = f" By its name it may be of {near[0]}." if near and near[0] != options.name else ""
+            if surplus and not tensors:
+                got = f"{surplus[0]}, which {options.name} lacks"
             raise CheckpointError(
                 f"{path}: not weights of {options.name}: got {got}, needs {full_names[name]} of shape "
-                f"{tuple(value.shape)}.{hint} Set model.backbone.name to the network of the file, or "
-                f"model.backbone.weights to another file."
+                f"{tuple(value.shape)}. {_describe_content(stored, path, options.name)} Set "
+                f"model.backbone.name to the network of the file, or model.backbone.weights to another file."
             )
-    return {name: tensors[full_names[name]] for name in expected}
+        state[name] = actual
+    return state
+
+
+def _endings(names: Iterable[str]) -> list[str]:
+    return [name.rpartition(".")[2] for name in names]
+
+
+def _describe_content(tensors: Mapping[str, Tensor], path: Path, name: str) -> str:
+    """Say how much a file holds, and of which network it may be: one like its name, like `name`, or common.
+
+    It fits if the file has all its tensors but for a last layer of other classes; of several, the largest.
+    """
+    values = sum(value.numel() for value in tensors.values())
+    holds = f"The file holds {count('tensor', len(tensors))} with {values / 1e6:.2f} million values"
+    timm = _import_timm()
+    known, stem = timm.list_models(), path.stem.split("-")[0].split(".")[0]
+    near = [*get_close_matches(stem, known, n=NUM_NEAR), *get_close_matches(name, known, n=NUM_NEAR)]
+    shapes = Counter(tuple(value.shape) for value in tensors.values())
+    fitting = {}
+    for candidate in dict.fromkeys((*near, *COMMON)):
+        try:
+            with torch.device("meta"):
+                whole = timm.create_model(candidate)
+        except (RuntimeError, ValueError, NotImplementedError):
+            continue
+        whole.reset_classifier(0)
+        state = [value.shape for name, value in whole.state_dict().items() if not name.endswith(COUNTER)]
+        if not Counter(map(tuple, state)) - shapes:
+            fitting[candidate] = len(state)
+    best = max(fitting, key=lambda candidate: fitting[candidate], default=None)
+    return f"{holds}." if best is None else f"{holds}, as {best} has."

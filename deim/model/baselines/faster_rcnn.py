@@ -81,6 +81,11 @@ class FasterRcnn(nn.Module):
         )
         self.rpn, self.roi_heads = heads.rpn, heads.roi_heads
 
+    @property
+    def large_parts(self) -> tuple[PyramidBackbone]:
+        """The part that is compiled, and whose activations may be recomputed."""
+        return (self.backbone,)
+
     def forward(
         self,
         images: Tensor,

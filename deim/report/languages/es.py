@@ -41,8 +41,8 @@ TEXTS = {
     "epochs": "épocas",
     "errors": "errores",
     "escapes": "escapes",
-    "hours": "horas",
     "images": "imágenes",
+    "input, px": "entrada, px",
     "item": "dato",
     "its own boxes": "sus propias cajas",
     "latency, one image at a time": "latencia, imagen a imagen",
@@ -67,6 +67,7 @@ TEXTS = {
     "run": "ejecución",
     "threshold": "umbral",
     "time per image in batches": "tiempo por imagen en lotes",
+    "training, hours": "entrenamiento, horas",
     "training, with augmentation": "entrenamiento, con aumento de datos",
     "validation": "validación",
     "value": "valor",
@@ -377,15 +378,15 @@ TEXTS = {
         "{run} es mejor que {first} en el AP50 de {classes}."
     ),
     "{run} is worse than {first} in AP50 of {classes}.": "{run} es peor que {first} en el AP50 de {classes}.",
-    "Runs: AP over all raw detections; precision to overkill after thresholds and NMS": (
-        "Ejecuciones: AP sobre todas las detecciones brutas; de precisión a sobre-rechazo, tras los umbrales "
-        "y la NMS"
+    "Models: AP over all raw detections": "Modelos: AP sobre todas las detecciones brutas",
+    "{level} interval of mAP50": "intervalo del {level} de mAP50",
+    "AP50 of each class, over all raw detections": "AP50 de cada clase, sobre todas las detecciones brutas",
+    "Input is height x width where they differ. Hours are those of the training steps and of waiting for "
+    "their data, over all parts of a resumed run, without validation.": (
+        "La entrada es alto x ancho cuando difieren. Las horas son las de los pasos de entrenamiento y las "
+        "de espera de sus datos, en todas las partes de una ejecución reanudada, sin la validación."
     ),
-    "mAP50 and mAP are computed from all raw detections; precision, recall, F1, escapes and overkill from "
-    "those that each run's own thresholds and NMS keep.": (
-        "mAP50 y mAP se calculan con todas las detecciones brutas; precisión, exhaustividad, F1, escapes y "
-        "sobre-rechazo, con las que conservan los umbrales y la NMS de cada ejecución."
-    ),
+    "After the thresholds and the NMS of each run": "Tras los umbrales y la NMS de cada ejecución",
     "AP50 of {run} against {first}, over all raw detections": (
         "AP50 de {run} frente a {first}, sobre todas las detecciones brutas"
     ),
