@@ -26,7 +26,7 @@ from deim.engine.validation import DrawBatch, Validate
 from deim.errors import TrainingError
 from deim.files import count
 from deim.model.activation_checkpointing import checkpoint_activations
-from deim.model.weights import AnyDetector
+from deim.model.weights import AnyModel
 
 logger = logging.getLogger(__name__)
 
@@ -183,13 +183,13 @@ def _build_training(context: RunContext) -> TrainingRun:
     total_steps = context.timeline.total_steps
     ema = ModelEma(products.model, resolve_ema(config.ema, total_steps=total_steps))
     if config.runtime.activation_checkpointing:
-        for detector in _detectors(products.model):
-            checkpoint_activations(detector)
+        for network in _networks(products.model):
+            checkpoint_activations(network)
     if config.runtime.compile:
         # The two sizes have a graph each: one of any size takes longer, and fails on a CPU (torch 2.14).
         dynamic = None if config.schedule.low_resolution is None else False
-        for detector in [*_detectors(products.model), *_detectors(ema.model)]:
-            for part in detector.large_parts:
+        for network in [*_networks(products.model), *_networks(ema.model)]:
+            for part in network.large_parts:
                 part.compile(dynamic=dynamic)
     data = {"training": splits.train.fingerprint(), "validation": splits.val.fingerprint()}
     return TrainingRun(
@@ -209,9 +209,9 @@ def _build_training(context: RunContext) -> TrainingRun:
     )
 
 
-def _detectors(model: nn.Module) -> list[AnyDetector]:
-    """Return the detector itself, or the one within the model."""
-    return [module for module in model.modules() if isinstance(module, AnyDetector)]
+def _networks(model: nn.Module) -> list[AnyModel]:
+    """Return the model itself, or the detector within it."""
+    return [module for module in model.modules() if isinstance(module, AnyModel)]
 
 
 def _micro_batch_size(trainer: Trainer, plan: BatchPlan) -> int | None:

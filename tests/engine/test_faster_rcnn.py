@@ -139,7 +139,7 @@ def test_the_backbone_is_compiled_on_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled: list[str] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self).__name__))
     build_tiny(tiny_config(tiny_set, tmp_path / "run", *BASELINE, "runtime.compile=true"))
     assert compiled == ["PyramidBackbone"] * 2  # the model and its average
 

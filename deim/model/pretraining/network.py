@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from deim.model.backbone.interface import BackboneOptions, build_backbone
+from deim.model.backbone.interface import Backbone, BackboneOptions, build_backbone
 from deim.structures import Target
 
 MASK_PX: Final = 32
@@ -50,6 +50,11 @@ class PretrainingNetwork(nn.Module):
         self.mask_ratio = mask_ratio
         self.backbone = build_backbone(backbone, hidden_dim, in_channels=channels)
         self.heads = nn.ModuleList(nn.Conv2d(hidden_dim, number, kernel_size=1) for number in head_channels)
+
+    @property
+    def large_parts(self) -> tuple[Backbone]:
+        """The part that is compiled, and whose activations may be recomputed."""
+        return (self.backbone,)
 
     def forward(
         self,
