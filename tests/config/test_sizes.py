@@ -145,7 +145,7 @@ def test_a_file_anywhere_may_name_a_shipped_base(write, base: str) -> None:
 
 def test_the_shared_blocks_are_bases_too(write) -> None:
     config = load_config(write("_base_: [quickstart, augment_full]\n"))
-    assert (config.model, config.augment.mosaic) == (load_size("nano"), 0.5)
+    assert (config.model, config.augment.mosaic) == (load_size("lite"), 0.5)
 
 
 def test_a_preset_of_augmentation_replaces_the_one_before_it(write) -> None:
@@ -160,7 +160,7 @@ def test_a_preset_of_augmentation_replaces_the_one_before_it(write) -> None:
 def test_a_file_beside_the_config_comes_first_except_after_deim(write) -> None:
     write(f"{REST}model: s\n", "quickstart.yml")
     assert load_config(write("_base_: quickstart.yml\n")).model == load_size("s")
-    assert load_config(write("_base_: deim://quickstart.yml\n")).model == load_size("nano")
+    assert load_config(write("_base_: deim://quickstart.yml\n")).model == load_size("lite")
     same_name = write("_base_: deim://deeppcb\nepochs: 3\n", "deeppcb.yml")
     assert load_config(same_name).epochs == 3
 

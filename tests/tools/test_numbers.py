@@ -98,7 +98,7 @@ def test_runs_are_compared_with_their_options_in_tables_for_other_programs(call:
     tex = Path("c/both/tables.tex").read_text(encoding="utf-8")
     assert r"=cmd\textbar{}1" in tex
     assert r"oil\_spot 50\%" in tex
-    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 5
 
 
 def test_tables_of_an_earlier_report_do_not_stay(call: Call, folder: Path) -> None:
