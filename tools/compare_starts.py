@@ -6,7 +6,7 @@
 
 Each start is a name and the options that make it. Runs of one seed are a pair, so the intervals are those of
 their differences from the first start, over the seeds. Runs that are finished are not repeated, and one that
-was stopped goes on where it was.
+was stopped is resumed.
 """
 
 import argparse
@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/compare_starts"))
     args = parser.parse_args()
     scores: dict[str, list[float]] = {name: [] for name, *_ in args.start}
+    if len(scores) < len(args.start):
+        parser.error("each --start needs a name of its own")
     for seed in args.seeds:
         for name, *changes in args.start:
             folder = args.output / f"{name}_{seed}"
@@ -45,14 +47,18 @@ def main() -> None:
 
 def train(config: str, changes: Sequence[str], folder: Path, *, seed: int) -> float:
     """Train one run unless it is finished, and return the mAP50 of its last epoch."""
+    values = [f"output_dir={folder}", f"seed={seed}", "runtime.tensorboard=false"]
+    options = ["--resume", "auto", "-c", config, "--set", *changes, *values]
+    stored = folder.parent / f"{folder.name}.options.txt"
+    if stored.is_file() and stored.read_text(encoding="utf-8") != "\n".join(options):
+        raise SystemExit(f"{folder}: was trained with other options, see {stored}. Choose another --output.")
     if not (folder / "report.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(ROOT / "tools" / "train.py"), "--resume", "auto", "-c", config]
-        values = [f"output_dir={folder}", f"seed={seed}", "runtime.tensorboard=false"]
+        stored.write_text("\n".join(options), encoding="utf-8")
+        command = [sys.executable, str(ROOT / "tools" / "train.py"), *options]
         log = folder.parent / f"{folder.name}.txt"
         with log.open("a", encoding="utf-8") as file:
-            options = ["--set", *changes, *values]
-            code = subprocess.run([*command, *options], stdout=file, stderr=subprocess.STDOUT).returncode
+            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
         if code:
             raise SystemExit(f"exit code {code}, see {log}")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

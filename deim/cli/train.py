@@ -105,14 +105,14 @@ def _refuse_overwriting(config: "Config", source: str | None, *, is_new: bool) -
     `source` is the config file, or its name. One that an earlier run wrote may be replaced by its like.
     """
     from deim.data.splits import data_places
-    from deim.engine.run_folder import RUN_FILES
+    from deim.engine.run_folder import run_paths
     from deim.engine.task import load_task
 
     task, data = load_task(config.task.type), config.data
     folder, read = Path(config.output_dir), data_places(data)
     disk_cache = {"data.disk_cache_dir": [Path(data.disk_cache_dir)]} if data.disk_cache_mb else {}
     places = {
-        "output_dir": [folder / name for name in (*RUN_FILES, *task.run_files)],
+        "output_dir": run_paths(folder),
         **disk_cache,
         "task.cache_dir": task.cache_dirs(config),
     }

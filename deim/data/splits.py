@@ -24,7 +24,13 @@ from deim.data.formats.split import (
 )
 from deim.data.images.pixel_format import PixelFormat
 from deim.data.options import DataOptions
-from deim.data.synthetic.make import make_synthetic_dataset, refuse_backgrounds_within
+from deim.data.synthetic.backgrounds import hash_backgrounds
+from deim.data.synthetic.make import (
+    SyntheticOptions,
+    make_synthetic_dataset,
+    read_backgrounds_sha256,
+    refuse_backgrounds_within,
+)
 from deim.errors import DataError
 from deim.files import looked_in, raise_listed
 
@@ -50,6 +56,7 @@ def prepare_root(data: DataOptions) -> None:
     if data.synthetic is not None:
         refuse_backgrounds_within(root, data.synthetic)
     if root.is_dir() and (data.synthetic is None or any(root.iterdir())):
+        _refuse_other_backgrounds(root, data.synthetic)
         return
     if data.synthetic is None:
         content = "; ".join(f"{name.upper()} with {files}" for name, files in CONTENTS.items())
@@ -60,6 +67,24 @@ def prepare_root(data: DataOptions) -> None:
         )
     logger.info("making the synthetic defect set in %s", root)
     make_synthetic_dataset(root, data.synthetic)
+
+
+def _refuse_other_backgrounds(root: Path, synthetic: SyntheticOptions | None) -> None:
+    """Refuse a dataset that is there already and was not made on the backgrounds that are asked for.
+
+    A set that was made on images which are gone since is taken as it is.
+
+    Raises:
+        DataError: If it was made on others, or on none.
+    """
+    if synthetic is None or synthetic.backgrounds is None:
+        return
+    actual, asked = read_backgrounds_sha256(root), hash_backgrounds(Path(synthetic.backgrounds))
+    if actual is None or asked not in (actual, None):
+        raise DataError(
+            f"data.synthetic.backgrounds: got {synthetic.backgrounds}, but {root} exists already and was not "
+            f"made on these images. Choose another data.root, where a set is made, or set the option to null."
+        )
 
 
 def data_places(data: DataOptions) -> list[Path]:

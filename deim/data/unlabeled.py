@@ -16,10 +16,13 @@ from deim.data.images.read import IMAGE_SUFFIXES, read_header, refuse_giant
 from deim.data.options import DataOptions
 from deim.data.splits import Splits, prepare_root, read_split
 from deim.errors import DataError
-from deim.files import count, raise_listed
+from deim.files import count, looked_in, raise_listed
 
 logger = logging.getLogger(__name__)
 
+IMAGES: Final = (
+    "Set data.root to a folder of images, also within folders below it, and leave data.format at auto."
+)
 VAL_SHARE: Final = 0.1
 """Share of the images of a folder that are held out, at least one of them."""
 
@@ -34,17 +37,22 @@ def build_unlabeled_splits(data: DataOptions) -> Splits:
         DataError: If there are fewer than two images, or one cannot be used; up to 20 are named.
     """
     root = Path(data.root)
+    if not root.exists() and data.synthetic is None:
+        raise DataError(f"data.root: there is no folder {data.root!r}{looked_in(root)}. {IMAGES}")
     prepare_root(data)
     is_named = data.format != "auto" or data.annotation_files or data.images
     if is_named or detect_formats(root)[1]:
+        try:
+            splits = Splits(train=read_split(data, "train"), val=read_split(data, "val"))
+        except DataError as error:
+            raise DataError(f"{error}\nPretraining needs no annotations. {IMAGES}") from None
         logger.info("%s: a dataset with annotations; its training images are used without them", root)
-        return Splits(train=read_split(data, "train"), val=read_split(data, "val"))
-    names = list_images(root)
+        return splits
+    names = list_images(root) if root.is_dir() else []
     if len(names) < 2:
         raise DataError(
             f"data.root: {root} holds {count('image', len(names))} ({', '.join(sorted(IMAGE_SUFFIXES))}), "
-            f"needs at least 2, since some are held out. Name the folder that holds the images, also in "
-            f"folders of its own."
+            f"needs at least 2, since some are held out. {IMAGES}"
         )
     pixels = PixelFormat(
         channels=data.channels, scaling=data.scaling, max_megapixels=data.max_image_megapixels

@@ -58,8 +58,6 @@ class DetectionTask(TrainingTask):
             load_start(model, config, class_names=train.class_names)
         model.to(context.device)
         loader = build_detection_loader(context)
-        lines = [f"  {stage.describe()}" for stage in loader.pipeline.stages(config.epochs)]
-        logger.info("augmentation:\n%s", "\n".join(lines))
         return TaskProducts(
             model=model,
             criterion=self.build_loss(context),
@@ -84,7 +82,7 @@ TASK = DetectionTask()
 
 
 def load_start(model: AnyModel, config: Config, *, class_names: Sequence[str]) -> None:
-    """Fill a new detector with the weights that a config names, in place, and log which.
+    """Fill a new model with the weights that a config names, in place, and log which.
 
     Raises:
         CheckpointError: If they cannot be read or do not fit.
@@ -108,13 +106,13 @@ def load_start(model: AnyModel, config: Config, *, class_names: Sequence[str]) -
 
 
 def build_detection_loader(context: RunContext) -> BatchLoader:
-    """Build the training batches of a detector.
+    """Build the training batches of a detector, and log how they are augmented.
 
     Raises:
         ConfigError: If a change of images needs a package that is not installed.
     """
     config = context.config
-    return build_train_loader(
+    loader = build_train_loader(
         context.sampler,
         context.splits.train,
         data=config.data,
@@ -123,3 +121,6 @@ def build_detection_loader(context: RunContext) -> BatchLoader:
         seed=config.seed,
         epochs=context.augment_epochs,
     )
+    lines = [f"  {stage.describe()}" for stage in loader.pipeline.stages(config.epochs)]
+    logger.info("augmentation:\n%s", "\n".join(lines))
+    return loader

@@ -19,7 +19,7 @@ class EarlyStoppingOptions:
     """COCO AP, or AP at IoU 0.50, of the validation split; pretraining has only its loss."""
     before_final_stage: bool = False
     """Let the run end before its final stage; otherwise patience counts from the start of that stage, or,
-    without one, from `schedule.augment_start_epoch`."""
+    without one, from `schedule.augment_start_epoch`, and never from before the end of low resolution."""
 
     def __post_init__(self) -> None:
         check([*outside(1, EPOCHS, patience=self.patience), *not_fraction(min_delta=self.min_delta)])

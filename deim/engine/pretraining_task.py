@@ -9,7 +9,7 @@ from typing import Final, Literal, NoReturn
 import torch
 from torch import nn
 
-from deim.config.checks import check, not_fraction
+from deim.config.checks import check
 from deim.config.schema import Config
 from deim.data.batch import Batch
 from deim.data.formats.split import CocoSplit
@@ -47,6 +47,10 @@ class DistillationOptions:
     """Its weights: `pretrained` for those that timm downloads, or that the package of the extra `lite` holds;
     or the file of a state dict of timm or torchvision."""
 
+    def __post_init__(self) -> None:
+        problem = "needs weights, as a network with random ones teaches nothing: give pretrained or a file"
+        check([(self.weights == RANDOM, f"weights: got {RANDOM}, {problem}")])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskedImagesOptions:
@@ -57,12 +61,8 @@ class MaskedImagesOptions:
     """Share of the squares of 32 px that are masked, above 0 and below 1."""
 
     def __post_init__(self) -> None:
-        check(
-            [
-                *not_fraction(mask_ratio=self.mask_ratio),
-                (self.mask_ratio in (0, 1), f"mask_ratio: got {self.mask_ratio:g}, needs a share in between"),
-            ]
-        )
+        problem = f"mask_ratio: got {self.mask_ratio:g}, must be above 0 and below 1"
+        check([(not 0 < self.mask_ratio < 1, problem)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +92,7 @@ class PretrainingTask(DetectionTask):
         """Return the files of initial weights and of the teacher's weights."""
         assert isinstance(config.task, PretrainingOptions)
         match config.task.method:
-            case DistillationOptions(weights=weights) if weights not in (RANDOM, PRETRAINED):
+            case DistillationOptions(weights=weights) if weights != PRETRAINED:
                 return [*super().start_files(config), Path(weights)]
         return super().start_files(config)
 
@@ -147,22 +147,16 @@ TASK = PretrainingTask()
 
 
 def _build_teacher(method: DistillationOptions, config: Config) -> Teacher:
-    """Build the teacher; its errors name the options of the task instead of those of the model."""
+    """Build the teacher of images with the mean and standard deviation of the data."""
     data = config.data
     if data.channels != IMAGE_CHANNELS:
         raise ConfigError(
             f"data.channels: got {data.channels}, but the teacher {method.teacher} sees {IMAGE_CHANNELS}. "
-            f"Pretrain with --set task.method.type=masked_images, or with gray files read as RGB, by "
-            f"data.channels={IMAGE_CHANNELS}."
+            f"Pretrain with --set task.method.type=masked_images, or read gray files as RGB with "
+            f"data.channels={IMAGE_CHANNELS} and three numbers in data.mean and data.std."
         )
     options = TimmOptions(type="timm", name=method.teacher, weights=method.weights)
-    try:
-        return Teacher(options, mean=data.mean, std=data.std)
-    except (CheckpointError, ConfigError) as error:
-        message = str(error)
-        for there, here in (("model.backbone.name", "teacher"), ("model.backbone.weights", "weights")):
-            message = message.replace(there, f"task.method.{here}")
-        raise type(error)(message) from None
+    return Teacher(options, mean=data.mean, std=data.std)
 
 
 @torch.no_grad()

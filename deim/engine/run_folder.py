@@ -30,10 +30,15 @@ REPLACED = ".replaced"
 """Folder within the run's, in which an overwritten run waits until the new one ends with a checkpoint."""
 
 
-def run_files(folder: Path) -> list[Path]:
-    """Return all that a run of any task may write to its folder and that exists there."""
+def run_paths(folder: Path) -> list[Path]:
+    """Return all that a run of any task may write to its folder, or that replacing a run may remove."""
     names = RUN_FILES + tuple(name for task in TASKS for name in load_task(task).run_files)
-    return [folder / name for name in names if (folder / name).exists()]
+    return [folder / name for name in names]
+
+
+def run_files(folder: Path) -> list[Path]:
+    """Return those of `run_paths` that exist."""
+    return [path for path in run_paths(folder) if path.exists()]
 
 
 def find_resume(folder: Path, resume: str | None) -> Path | None:

@@ -155,6 +155,7 @@ class Validator:
         score = result.score_of(options.metric)
         has_final_stage = timeline.no_aug_epoch < timeline.epochs
         stage = timeline.no_aug_epoch if has_final_stage else timeline.augment_start_epoch
+        stage = max(stage, self.run.context.augment_epochs.low_resolution_end)
         return progress.early_stopping.should_stop(
             score, options, epoch=progress.epoch, last_stage_epoch=stage
         )

@@ -36,8 +36,8 @@ CLASS_KEYS: Final = re.compile(
 )
 """Tensors whose shape follows from the number of classes."""
 
-BACKBONE, PRETRAINING_HEADS = "backbone.", "heads."
-"""Beginnings of the names of tensors in files of `deim pretrain`."""
+BACKBONE, BODY, PRETRAINING_HEADS = "backbone.", "body.", "heads."
+"""Beginnings of the names of tensors in files of `deim pretrain`; `body.` follows `backbone.` for timm."""
 
 SOURCES: Final = (
     (re.compile(r"vitt(plus)?_distill\.pt"), "linked in the README of github.com/Intellindust-AI-Lab/DEIMv2"),
@@ -215,8 +215,14 @@ def _recognize(
         key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)
     }
     if in_backbone:
-        is_detector = any(not key.startswith((BACKBONE, PRETRAINING_HEADS)) for key in state)
-        return (state, model) if is_detector else (in_backbone, cast("nn.Module", model.backbone))
+        if any(not key.startswith((BACKBONE, PRETRAINING_HEADS)) for key in state):
+            return state, model
+        if isinstance(model, FasterRcnn):  # its maps have a pyramid instead of projections
+            in_body = {
+                key.removeprefix(BODY): value for key, value in in_backbone.items() if key.startswith(BODY)
+            }
+            return in_body, model.backbone.pretrained
+        return in_backbone, cast("nn.Module", model.backbone)
     if any(key.endswith("embeddings.patch_embeddings.weight") for key in state):
         return _from_hugging_face(state), model.backbone.pretrained
     if not model.backbone.pretrained.state_dict().keys().isdisjoint(state):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deim.config.loader import OptionValue
+from deim.engine.task import load_task
 from deim.errors import DataError
 from deim.inference.detection_table import GroundTruthTable
 from deim.language import ENGLISH, Language
@@ -279,6 +280,10 @@ def _report_path(path: Path, split: str) -> Path:
     # Training writes report.json on val; an evaluation since then has the newer thresholds.
     names = [f"evaluation_{split}.json", *(["report.json"] if split == "val" else [])]
     existing = [path / name for name in names if (path / name).is_file()]
+    if not existing and any((path / name).is_file() for name in load_task("pretraining").run_files):
+        raise DataError(
+            f"{path}: a pretrained backbone, which detects nothing. Compare detectors that start from it."
+        )
     if not existing:
         raise DataError(
             f"{path}: has no {names[0]}. Make it with deim evaluate {path / 'best.pth'} --split {split}."

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deim.config.schema import Config
+from deim.data.options import DataOptions
 from deim.data.splits import prepare_root, read_split
 from deim.data.synthetic.backgrounds import find_backgrounds, open_scene
 from deim.data.synthetic.defects import DEFECT_KINDS, DefectKind, draw_defect
@@ -298,3 +299,20 @@ def test_the_command_draws_on_the_images_of_a_folder(photos: Path, call: Call) -
     code, _, error = call("synthetic", "--root", "other", "--backgrounds", "photo", *sizes)
     assert code == 2
     assert error.startswith("photo: no such folder (looked in ")
+
+
+def test_a_set_that_is_there_must_be_made_on_the_backgrounds(photos: Path, tmp_path: Path) -> None:
+    def prepare(folder: Path | None, root: str) -> None:
+        options = replace(options_of(photos), backgrounds=None if folder is None else str(folder))
+        prepare_root(DataOptions(root=str(tmp_path / root), synthetic=options))
+
+    prepare(photos, "made")
+    prepare(photos, "made")
+    photos.rename(tmp_path / "moved")
+    prepare(photos, "made")  # they are gone
+    prepare(tmp_path / "moved", "made")
+    (tmp_path / "moved" / NAMES[0]).unlink()
+    prepare(None, "drawn")
+    for folder, root in ((tmp_path / "moved", "made"), (tmp_path / "moved", "drawn"), (photos, "drawn")):
+        with pytest.raises(DataError, match=f"{root} exists already and was not made on these images"):
+            prepare(folder, root)

@@ -272,3 +272,15 @@ def test_all_problems_of_a_phase_are_named_together(tmp_path: Path, tiny_config:
     lines = str(caught.value).splitlines()
     assert len(lines) == 2
     assert all(line.startswith("--set: schedule.low_resolution.") for line in lines)
+
+
+def test_patience_counts_from_the_end_of_the_phase(
+    tmp_path: Path, tiny_set: Path, tiny_config: MakeConfig, build_tiny: Build
+) -> None:
+    options = ("epochs=6", "early_stopping.patience=1", "early_stopping.before_final_stage=false")
+    flat = ("schedule.no_aug_epochs=0", "evaluation.every_epochs=1", "early_stopping.min_delta=1.0")
+    config = tiny_config(tiny_set, tmp_path / "run", *PHASES, *options, *flat)
+    trainer = build_tiny(config)
+    trainer.train()
+    assert trainer.progress.stopped_early
+    assert trainer.progress.epoch == 3  # two of the phase, and the patience

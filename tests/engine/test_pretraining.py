@@ -20,8 +20,9 @@ from deim.engine.step import train_step
 from deim.errors import CheckpointError, DataError
 from deim.loss.pretraining import FeatureLoss, pixel_loss
 from deim.model.backbone.timm import TimmOptions
+from deim.model.baselines.faster_rcnn import FasterRcnn
 from deim.model.detector import Detector
-from deim.model.pretraining.network import PretrainingOutput, draw_masks
+from deim.model.pretraining.network import PretrainingNetwork, PretrainingOutput, draw_masks
 from deim.model.pretraining.teacher import Teacher
 from deim.model.weights import load_initial_weights
 from tests.conftest import TINY
@@ -191,9 +192,11 @@ def test_a_teacher_sees_images_in_its_own_normalization(teacher_weights: Path) -
     [
         (["task.method.teacher=resnet10"], "task.method.teacher: timm has no model 'resnet10'. Did you mean"),
         (["task.method.teacher=vit_tiny_patch16_224"], "task.method.teacher: vit_tiny_patch16_224"),
-        (["task.method.weights=nowhere.pth"], "nowhere.pth"),
+        (["task.method.weights=nowhere.pth"], "nowhere.pth: no such weights file"),
         (["task.method.teacher=resnet18"], "resnet10t.pth: not weights of resnet18"),
-        (["task.method={type: masked_images, mask_ratio: 1.0}"], "mask_ratio: got 1, needs a share"),
+        (["task.method={type: masked_images, mask_ratio: 1.0}"], "mask_ratio: got 1, must be above 0"),
+        (["task.method.weights=none"], "weights: got none, needs weights"),
+        (["data.format=yolo"], "leave data.format at auto"),
         (["task.method={type: masked_images, mask_ratio: -0.1}"], "mask_ratio"),
         (["task.method={type: masked_image}"], "masked_images"),
         (["task.method.techer=x"], "teacher"),
@@ -333,3 +336,38 @@ def test_the_checkpoint_does_not_hold_the_teacher(
     assert call("pretrain", "-c", config_path("distillation"), "--set", "epochs=1")[0] == 0
     checkpoint = read_checkpoint(tmp_path / "distillation" / "best.pth")
     assert {name.split(".")[0] for name in checkpoint.model} == {"backbone", "heads"}
+
+
+def test_training_over_a_pretrained_folder_keeps_the_weights_it_begins_with(
+    tmp_path: Path, tiny_set: Path, config_path: Callable[[str], Path], call: Call
+) -> None:
+    path = config_path("masked_images")
+    assert call("pretrain", "-c", path, "--set", "epochs=1")[0] == 0
+    folder = tmp_path / "masked_images"
+    options = [f"data.root={tiny_set}", "task={type: detection}"]
+    options += [f"model.init_from={folder / 'backbone.safetensors'}"]
+    code, _, errors = call("train", "-c", path, "--overwrite", "--set", *options)
+    assert (code, "which is read" in errors) == (2, True)
+    assert (folder / "backbone.safetensors").is_file()
+
+
+def test_comparisons_name_a_pretrained_folder(
+    tmp_path: Path, tiny_run: Path, config_path: Callable[[str], Path], call: Call
+) -> None:
+    assert call("pretrain", "-c", config_path("masked_images"), "--set", "epochs=1")[0] == 0
+    code, _, errors = call("compare", tiny_run, tmp_path / "masked_images", "--output", "c.json")
+    assert code == 2
+    assert "a pretrained backbone, which detects nothing" in errors
+
+
+def test_faster_rcnn_starts_from_the_body_of_a_pretrained_network(tmp_path: Path) -> None:
+    options = TimmOptions(type="timm", name=TEACHER)
+    pretrained = PretrainingNetwork(options, hidden_dim=16, channels=3, head_channels=(1, 1, 1))
+    model = FasterRcnn(
+        options, hidden_dim=32, num_classes=2, channels=3, max_detections=5, anchor_sides=(8, 16, 24, 32, 48)
+    )
+    torch.save(pretrained.state_dict(), tmp_path / "pretrained.pth")
+    report = load_initial_weights(model, tmp_path / "pretrained.pth")
+    assert (report.part, report.share) == ("backbone", 1.0)
+    for name, value in pretrained.backbone.pretrained.state_dict().items():
+        assert torch.equal(model.backbone.pretrained.state_dict()[name], value)

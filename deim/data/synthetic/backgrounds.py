@@ -1,5 +1,6 @@
 """Images of good surfaces as backgrounds of the synthetic set, in place of drawn surfaces."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Mapping
@@ -75,6 +76,14 @@ def find_backgrounds(
     starts = [0, *ends.tolist()]
     parts = {split: shuffled[starts[place] : starts[place + 1]] for place, split in enumerate(sizes)}
     return {split: parts.get(split, ()) for split in num_images}
+
+
+def hash_backgrounds(folder: Path) -> str | None:
+    """Return the SHA-256 of the names and sizes of the images below a folder; None if there is no folder."""
+    if not folder.is_dir():
+        return None
+    listed = [f"{name} {(folder / name).stat().st_size}" for name in list_images(folder)]
+    return hashlib.sha256("\n".join(listed).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _problems(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from deim.config.checks import IMAGES, SEED, SIDE_PX, check, outside
-from deim.data.synthetic.backgrounds import MIN_SIDE_PX, find_backgrounds, open_scene
+from deim.data.synthetic.backgrounds import MIN_SIDE_PX, find_backgrounds, hash_backgrounds, open_scene
 from deim.data.synthetic.defects import CATEGORY_IDS, CLASS_NAMES, DEFECT_KINDS, Patch, draw_defect
 from deim.data.synthetic.surface import Floats, Scene, Window, make_scene, mask_window
 from deim.errors import DataError
 from deim.files import explain_full_disk, refuse_overwriting
+from deim.parse import parse_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +113,9 @@ def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: in
         )
     counts = dict(zip(SPLITS, (options.train_images, options.val_images, options.test_images), strict=True))
     backgrounds: dict[str, tuple[Path, ...]] = {}
+    digest = None
     if options.backgrounds is not None:
+        digest = hash_backgrounds(Path(options.backgrounds))
         backgrounds = find_backgrounds(Path(options.backgrounds), counts, seed=options.seed)
     root.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -137,7 +140,8 @@ def make_synthetic_dataset(root: Path, options: SyntheticOptions, *, workers: in
         with ThreadPoolExecutor(max_workers=workers) as pool:
             for split, count in counts.items():
                 images = list(pool.map(partial(write_image, split), range(count)))
-                write_annotations(draft / "annotations" / f"{split}.json", images)
+                path = draft / "annotations" / f"{split}.json"
+                write_annotations(path, images, backgrounds_sha256=digest)
                 logger.info("%s: %d images made", split, count)
         try:
             draft.rename(root)
@@ -276,10 +280,24 @@ def _covered_share(window: Window, other: Window) -> float:
     return shared / min((ax1 - ax0) * (ay1 - ay0), (bx1 - bx0) * (by1 - by0))
 
 
-def write_annotations(path: Path, images: list[LabeledImage]) -> None:
+def read_backgrounds_sha256(root: Path) -> str | None:
+    """Return the hash of the backgrounds that a set was made on; None for none, and for any other dataset."""
+    try:
+        match parse_json((root / "annotations" / f"{SPLITS[0]}.json").read_text(encoding="utf-8"), ""):
+            case {"info": {"backgrounds_sha256": str(digest)}}:
+                return digest
+    except (OSError, UnicodeDecodeError, DataError):
+        pass
+    return None
+
+
+def write_annotations(
+    path: Path, images: list[LabeledImage], *, backgrounds_sha256: str | None = None
+) -> None:
     """Write one COCO file; ids count from 1 in the order of the images."""
     boxes = [(image_id, box) for image_id, image in enumerate(images, start=1) for box in image.boxes]
-    content = {
+    content: Mapping[str, object] = {
+        **({} if backgrounds_sha256 is None else {"info": {"backgrounds_sha256": backgrounds_sha256}}),
         "images": [
             {"id": image_id, "file_name": image.file_name, "width": width, "height": height}
             for image_id, image in enumerate(images, start=1)

@@ -57,6 +57,19 @@ class TimmOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class OptionNames:
+    """Names of the options of a network in messages."""
+
+    name: str = "model.backbone.name"
+    weights: str = "model.backbone.weights"
+    without: str = "set model.backbone.weights=none"
+    """What to do without weights."""
+
+
+OF_BACKBONE: Final = OptionNames()
+
+
+@dataclass(frozen=True, slots=True)
 class PackagedWeights:
     """A file of weights in a package."""
 
@@ -85,10 +98,17 @@ class TimmNetwork(nn.Module):
         ConfigError: If timm is not installed or has no such model, or the model does not fit.
     """
 
-    def __init__(self, options: TimmOptions, *, in_channels: int, strides: Sequence[int]) -> None:
+    def __init__(
+        self,
+        options: TimmOptions,
+        *,
+        in_channels: int,
+        strides: Sequence[int],
+        names: OptionNames = OF_BACKBONE,
+    ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        body = create_features(options.name, in_channels=in_channels, strides=strides)
+        body = create_features(options.name, names=names, in_channels=in_channels, strides=strides)
         # Convolutions of few channels a group are faster in this layout.
         self.body = body.to(memory_format=torch.channels_last)
         self._frozen = _freeze_stages(self.body, options)
@@ -170,12 +190,18 @@ def _freeze_stages(body: Any, options: TimmOptions) -> list[nn.Module]:
 
 
 def create_features(
-    name: str, *, in_channels: int = 3, strides: Sequence[int] = STRIDES, **options: Any
+    name: str,
+    *,
+    names: OptionNames = OF_BACKBONE,
+    in_channels: int = 3,
+    strides: Sequence[int] = STRIDES,
+    **options: Any,
 ) -> Any:
     """Create a network of timm that returns its maps at some strides.
 
     Args:
         name: Name of the model in timm.
+        names: Names of options for messages.
         in_channels: Number of image channels.
         strides: Strides of the maps, finest first.
         options: For `timm.create_model`.
@@ -184,7 +210,7 @@ def create_features(
         ConfigError: If timm is not installed or has no such model, or the model does not fit.
     """
     timm = _import_timm()
-    where = "model.backbone.name"
+    where = names.name
     known = timm.list_pretrained() if "." in name else timm.list_models()  # with or without a tag
     if not timm.is_model(name) or ("." in name and name not in known):
         nearest = get_close_matches(name.rpartition("/")[2], known, n=1, cutoff=0)[0]
@@ -236,8 +262,12 @@ def _extract_maps(network: Any, images: Tensor) -> list[Tensor]:
     return [features.permute(0, 3, 1, 2) for features in maps] if is_channels_last else maps
 
 
-def load_features(options: TimmOptions) -> dict[str, Tensor]:
-    """Load the weights that the options name, for images of three channels.
+def load_features(
+    options: TimmOptions,
+    *,
+    names: OptionNames = OF_BACKBONE,
+) -> dict[str, Tensor]:
+    """Load the weights that the options name, for images of three channels; `names` are for messages.
 
     Returns:
         Tensors with the names of `TimmBackbone.pretrained`.
@@ -247,11 +277,11 @@ def load_features(options: TimmOptions) -> dict[str, Tensor]:
         ConfigError: If the network does not fit.
     """
     if options.weights != PRETRAINED:
-        return _read_state(options, Path(options.weights))
+        return _read_state(options, Path(options.weights), names)
     name = options.name.removesuffix(".in1k")  # the tag of these weights
     if name in PACKAGED:
-        return _read_state(options, _find_packaged(PACKAGED[name]))
-    return _download(options)
+        return _read_state(options, _find_packaged(PACKAGED[name], names), names)
+    return _download(options, names)
 
 
 def pretrained_normalization(options: TimmOptions) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -275,7 +305,7 @@ def _flat_name(name: str, known: Mapping[str, object]) -> str:
     return name if name in known else name.replace(".", "_", 1)
 
 
-def _find_packaged(weights: PackagedWeights) -> Path:
+def _find_packaged(weights: PackagedWeights, names: OptionNames) -> Path:
     """Return the path of the file, whose content is checked.
 
     Raises:
@@ -287,15 +317,15 @@ def _find_packaged(weights: PackagedWeights) -> Path:
         digest = sha256_of_file(path)
     except (PackageNotFoundError, OSError):
         raise CheckpointError(
-            f"model.backbone.weights: the package {weights.package}, which holds the pretrained weights, is "
-            f"not installed. {install}, or set model.backbone.weights=none."
+            f"{names.weights}: the package {weights.package}, which holds the pretrained weights, is not "
+            f"installed. {install}, or {names.without}."
         ) from None
     if digest != weights.sha256:
         raise CheckpointError(f"{path}: not the file of {weights.package} 0.1.0. {install} again.")
     return path
 
 
-def _download(options: TimmOptions) -> dict[str, Tensor]:
+def _download(options: TimmOptions, names: OptionNames) -> dict[str, Tensor]:
     """Return the weights of timm's own download.
 
     Raises:
@@ -304,7 +334,7 @@ def _download(options: TimmOptions) -> dict[str, Tensor]:
     source = _import_timm().get_pretrained_cfg(options.name)
     if source is None or not (source.hf_hub_id or source.url or source.file):
         raise CheckpointError(
-            f"model.backbone.weights: timm has no weights of {options.name}. Set it to none."
+            f"{names.weights}: timm has no weights of {options.name}. Name a file, or {names.without}."
         )
     try:
         return dict(create_features(options.name, pretrained=True).state_dict())
@@ -312,12 +342,12 @@ def _download(options: TimmOptions) -> dict[str, Tensor]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         origin = f"the repository {source.hf_hub_id} on Hugging Face" if source.hf_hub_id else source.url
         raise CheckpointError(
-            f"model.backbone.weights: the weights of {options.name} cannot be downloaded ({reason:.200}). "
-            f"Copy them from {origin} and set model.backbone.weights to the file, or to none."
+            f"{names.weights}: the weights of {options.name} cannot be downloaded ({reason:.200}). Copy them "
+            f"from {origin} and set {names.weights} to the file, or {names.without}."
         ) from None
 
 
-def _read_state(options: TimmOptions, path: Path) -> dict[str, Tensor]:
+def _read_state(options: TimmOptions, path: Path, option_names: OptionNames) -> dict[str, Tensor]:
     """Read a state dict of the network, with or without head.
 
     Files of torchvision and of other ports hold the same tensors in the same order under other names.
@@ -325,10 +355,10 @@ def _read_state(options: TimmOptions, path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If a tensor is missing, has another shape, or belongs to another network.
     """
-    content = read_weights_file(path, advice="Check model.backbone.weights, or set it to none.")
+    content = read_weights_file(path, advice=f"Check {option_names.weights}, or {option_names.without}.")
     nested = (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict))
     stored = {name: value for name, value in next(nested, content).items() if isinstance(value, Tensor)}
-    expected = create_features(options.name).state_dict()
+    expected = create_features(options.name, names=option_names).state_dict()
     with torch.random.fork_rng():
         whole = _import_timm().create_model(options.name).state_dict()
     full_names = {_flat_name(name, expected): name for name in whole}
@@ -348,7 +378,7 @@ def _read_state(options: TimmOptions, path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: not weights of {options.name}: got {got}, needs {full_names[name]} of shape "
                 f"{tuple(value.shape)}. {_describe_content(stored, path, options.name)} Set "
-                f"model.backbone.name to the network of the file, or model.backbone.weights to another file."
+                f"{option_names.name} to the network of the file, or {option_names.weights} to another file."
             )
         state[name] = actual
     return state

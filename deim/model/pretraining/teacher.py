@@ -1,7 +1,7 @@
 """The teacher of distillation: a trained network of timm, whose maps a backbone learns to predict."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +9,19 @@ from torch.nn import functional as F
 
 from deim.model.backbone.timm import (
     STRIDES,
+    OptionNames,
     TimmNetwork,
     TimmOptions,
     load_features,
     pretrained_normalization,
 )
 
-IMAGE_CHANNELS = 3
+IMAGE_CHANNELS: Final = 3
+OF_TEACHER: Final = OptionNames(
+    name="task.method.teacher",
+    weights="task.method.weights",
+    without="pretrain without a teacher, with task.method.type=masked_images",
+)
 
 
 class Teacher(nn.Module):
@@ -36,8 +42,8 @@ class Teacher(nn.Module):
 
     def __init__(self, options: TimmOptions, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.network = TimmNetwork(options, in_channels=IMAGE_CHANNELS, strides=STRIDES)
-        self.network.body.load_state_dict(load_features(options))
+        self.network = TimmNetwork(options, in_channels=IMAGE_CHANNELS, strides=STRIDES, names=OF_TEACHER)
+        self.network.body.load_state_dict(load_features(options, names=OF_TEACHER))
         of_teacher = pretrained_normalization(options)
         means, deviations = (
             torch.tensor([theirs, ours]).view(2, -1, 1, 1)
