@@ -355,7 +355,7 @@ def test_comparisons_name_a_pretrained_folder(
     tmp_path: Path, tiny_run: Path, config_path: Callable[[str], Path], call: Call
 ) -> None:
     assert call("pretrain", "-c", config_path("masked_images"), "--set", "epochs=1")[0] == 0
-    code, _, errors = call("compare", tiny_run, tmp_path / "masked_images", "--output", "c.json")
+    code, _, errors = call("compare", tmp_path / "masked_images", tiny_run, "--output", "c.json")
     assert code == 2
     assert "a pretrained backbone, which detects nothing" in errors
 
