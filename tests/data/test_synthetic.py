@@ -198,7 +198,7 @@ def test_all_problems_are_named_together() -> None:
 
 
 def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("deim.data.synthetic.make.write_annotations", fail)
