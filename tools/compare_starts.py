@@ -15,9 +15,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-from scipy.stats import t as student
+from deim.metrics.bootstrap import mean_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,8 +77,8 @@ def describe(scores: dict[str, list[float]], seeds: Sequence[int]) -> list[str]:
         if values is first:
             text = ""
         elif len(differences) > 1:
-            half = float(student.ppf(0.975, len(values) - 1)) * stdev(differences) / len(values) ** 0.5
-            text += f" ({mean(differences) - half:+.3f} to {mean(differences) + half:+.3f})"
+            ends = mean_interval(differences)
+            text += f" ({ends.low:+.3f} to {ends.high:+.3f})"
         cells = [f"{value:.3f}" for value in (*values, mean(values))]
         rows.append(f"| {name} | {' | '.join([*cells, text])} |")
     return rows

@@ -18,14 +18,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
 import yaml
-from scipy.stats import t as student
 
 from deim.data.formats.coco import read_coco
+from deim.metrics.bootstrap import mean_interval
 from deim.model.build import build_variant
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -276,10 +276,10 @@ def describe(curves: dict[str, list[list[tuple[float, float]]]]) -> list[str]:
     official, here = curves["official"], curves["this project"]
     differences = [b[-1][1] - a[-1][1] for a, b in zip(official, here, strict=True)]
     if len(differences) > 1:
-        half = float(student.ppf(0.975, len(differences) - 1)) * stdev(differences) / len(differences) ** 0.5
-        low, high = mean(differences) - half, mean(differences) + half
+        ends = mean_interval(differences)
         rows.append(
-            f"\nmAP of this project less the official: {mean(differences):+.3f} ({low:+.3f} to {high:+.3f})"
+            f"\nmAP of this project less the official: {mean(differences):+.3f} ({ends.low:+.3f} to "
+            f"{ends.high:+.3f})"
         )
     return rows
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deim.cli.arguments import new_parser
-from deim.cli.train import Finish, add_run_arguments, run_training
+from deim.cli.train import Finish, add_run_arguments, build_from_arguments, run_training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,9 +42,7 @@ def run(args: Namespace) -> None:
 def _prepare(
     config: "Config", distributed: "DistributedContext", *, args: Namespace, resume_from: Path | None
 ) -> "tuple[Trainer, Finish]":
-    from deim.curation.preview import batch_sheet
     from deim.data.unlabeled import build_unlabeled_splits
-    from deim.engine.build import build_trainer
     from deim.engine.pretraining_task import build_held_out_loader, validate_pretraining
 
     splits = build_unlabeled_splits(config.data)
@@ -53,19 +51,8 @@ def _prepare(
     def validate(model: "nn.Module") -> "Validation":
         return validate_pretraining(trainer.run, model, held_out)
 
-    draws = config.runtime.tensorboard and distributed.is_main
-    trainer = build_trainer(
-        config,
-        splits,
-        validate=validate,
-        draw_batch=partial(batch_sheet, config=config, class_names=splits.train.class_names)
-        if draws
-        else None,
-        overwrite=args.overwrite,
-        resume_from=resume_from,
-        force=args.force,
-        may_restart=args.resume == "auto",
-        distributed=distributed,
+    trainer = build_from_arguments(
+        config, splits, distributed, validate=validate, args=args, resume_from=resume_from
     )
     return trainer, partial(_write, trainer)
 

@@ -26,8 +26,10 @@ from deim.files import count, is_unchanged, looked_in, refuse_overwriting
 
 if TYPE_CHECKING:
     from deim.config.schema import Config
+    from deim.data.splits import Splits
     from deim.engine.distributed import DistributedContext
     from deim.engine.trainer import Trainer
+    from deim.engine.validation import Validate
     from deim.inference.evaluator import Evaluator
 
 
@@ -158,9 +160,7 @@ def _prepare(
     from torch import nn
 
     from deim.curation.check import check_before_run
-    from deim.curation.preview import batch_sheet
     from deim.data.splits import build_splits, prepare_root
-    from deim.engine.build import build_trainer
     from deim.engine.device import select_device
     from deim.engine.task import load_task
     from deim.engine.validation import Validation
@@ -187,8 +187,6 @@ def _prepare(
         device=device,
         distributed=distributed,
     )
-
-    draw_batch = partial(batch_sheet, config=config, class_names=splits.train.class_names)
     draws = config.runtime.tensorboard and distributed.is_main
     task = load_task(config.task.type)
 
@@ -198,18 +196,37 @@ def _prepare(
         sheet = validation_sheet(evaluation, evaluator, score_threshold=threshold) if draws else None
         return to_validation(evaluation, sheet, score_threshold=threshold)
 
-    trainer = build_trainer(
+    trainer = build_from_arguments(
+        config, splits, distributed, validate=validate, args=args, resume_from=resume_from
+    )
+    return trainer, partial(_report, trainer, evaluator)
+
+
+def build_from_arguments(
+    config: "Config",
+    splits: "Splits",
+    distributed: "DistributedContext",
+    *,
+    validate: "Validate",
+    args: Namespace,
+    resume_from: Path | None,
+) -> "Trainer":
+    """Build the trainer of a command with `add_run_arguments`; it draws batches if TensorBoard shows them."""
+    from deim.curation.preview import batch_sheet
+    from deim.engine.build import build_trainer
+
+    draw_batch = partial(batch_sheet, config=config, class_names=splits.train.class_names)
+    return build_trainer(
         config,
         splits,
         validate=validate,
-        draw_batch=draw_batch if draws else None,
+        draw_batch=draw_batch if config.runtime.tensorboard and distributed.is_main else None,
         overwrite=args.overwrite,
         resume_from=resume_from,
         force=args.force,
         may_restart=args.resume == "auto",
         distributed=distributed,
     )
-    return trainer, partial(_report, trainer, evaluator)
 
 
 def _train(trainer: "Trainer", folder: Path, distributed: "DistributedContext") -> None:

@@ -15,7 +15,7 @@ from deim.config.checks import (
     outside,
 )
 from deim.data.formats.names import Format
-from deim.data.images.pixel_format import MAX_MEGAPIXELS, Scaling, Uint8Scaling
+from deim.data.images.pixel_format import MAX_MEGAPIXELS, PixelFormat, Scaling, Uint8Scaling
 from deim.data.images.tiling import TilesOptions
 from deim.data.sampling import RepeatFactorSampling, UniformSampling
 from deim.data.synthetic.make import SyntheticOptions
@@ -127,6 +127,13 @@ class DataOptions:
                 ),
                 (min(self.std) <= 0, f"std: got {list(self.std)}, each must be above 0"),
             ]
+        )
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """Channels and scaling of the image files."""
+        return PixelFormat(
+            channels=self.channels, scaling=self.scaling, max_megapixels=self.max_image_megapixels
         )
 
     @property

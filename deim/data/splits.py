@@ -22,7 +22,6 @@ from deim.data.formats.split import (
     take_crowds,
     to_split,
 )
-from deim.data.images.pixel_format import PixelFormat
 from deim.data.options import DataOptions
 from deim.data.synthetic.backgrounds import hash_backgrounds
 from deim.data.synthetic.make import (
@@ -125,10 +124,7 @@ def read_split(data: DataOptions, name: str) -> CocoSplit:
     """
     raw = read_raw_split(data, name)
     split = to_split(raw)
-    pixels = PixelFormat(
-        channels=data.channels, scaling=data.scaling, max_megapixels=data.max_image_megapixels
-    )
-    check_images(split, pixels)
+    check_images(split, data.pixels)
     logger.info("%s: %s, %d classes", name, split.count_boxes().describe(), len(split.class_names))
     for note in raw.notes:
         logger.info("%s: %s", name, note)

@@ -11,8 +11,8 @@ import numpy as np
 from deim.data.formats.read import detect_formats
 from deim.data.formats.split import CocoSplit
 from deim.data.images.folder import list_images
-from deim.data.images.pixel_format import PixelFormat, check_pixels
-from deim.data.images.read import IMAGE_SUFFIXES, read_header, refuse_giant
+from deim.data.images.pixel_format import PixelFormat
+from deim.data.images.read import IMAGE_SUFFIXES, read_fitting_header
 from deim.data.options import DataOptions
 from deim.data.splits import Splits, prepare_root, read_split
 from deim.errors import DataError
@@ -54,10 +54,7 @@ def build_unlabeled_splits(data: DataOptions) -> Splits:
             f"data.root: {root} holds {count('image', len(names))} ({', '.join(sorted(IMAGE_SUFFIXES))}), "
             f"needs at least 2, since some are held out. {IMAGES}"
         )
-    pixels = PixelFormat(
-        channels=data.channels, scaling=data.scaling, max_megapixels=data.max_image_megapixels
-    )
-    sizes_hw = _read_sizes(root, names, pixels)
+    sizes_hw = _read_sizes(root, names, data.pixels)
     held_out = set(sorted(names, key=_digest)[: max(1, int(VAL_SHARE * len(names)))])
     train, val = (
         _to_split(root, name, {path: sizes_hw[path] for path in names if (path in held_out) == is_held_out})
@@ -73,10 +70,7 @@ def _read_sizes(root: Path, names: Sequence[str], pixels: PixelFormat) -> dict[s
     problems = []
     for name in names:
         try:
-            header = read_header(root / name)
-            refuse_giant(header.size_hw, pixels, where=root / name)
-            check_pixels(header, pixels, where=root / name)
-            sizes_hw[name] = header.size_hw
+            sizes_hw[name] = read_fitting_header(root / name, pixels).size_hw
         except DataError as error:
             problems.append(str(error))
     raise_listed(problems)

@@ -173,6 +173,12 @@ def interval(score: SampledScore) -> Interval | None:
     return Interval(low=max(0.0, min(limits)), high=min(1.0, max(limits)))
 
 
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Return Student's interval of the mean of at least two independent numbers, such as those of seeds."""
+    half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1) / len(values) ** 0.5
+    return Interval(low=float(np.mean(values) - half), high=float(np.mean(values) + half))
+
+
 def difference(a: SampledScore, b: SampledScore) -> ScoreDifference:
     """Compare a score of two runs on the same images; what is hard for both cancels out.
 

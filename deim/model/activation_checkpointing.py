@@ -8,13 +8,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from deim.model.baselines.faster_rcnn import FasterRcnn
 from deim.model.batch_norm import remember_batch_norm
-from deim.model.detector import Detector
-from deim.model.pretraining.network import PretrainingNetwork
+from deim.model.weights import AnyModel
 
 
-def checkpoint_activations(model: Detector | FasterRcnn | PretrainingNetwork) -> None:
+def checkpoint_activations(model: AnyModel) -> None:
     """Change a model to recompute the activations of the blocks of its large parts in training."""
     for part in model.large_parts:
         for block in part.checkpointable_blocks():

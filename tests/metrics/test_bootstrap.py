@@ -13,6 +13,7 @@ from deim.metrics.bootstrap import (
     ScoreSamples,
     difference,
     interval,
+    mean_interval,
     mean_over_classes,
     mean_over_runs,
     resample_scores,
@@ -390,3 +391,10 @@ def test_a_thousand_resamples_of_five_hundred_images_take_less_than_twenty_secon
     start = time.perf_counter()
     resample_scores(overlaps, num_resamples=1000)
     assert time.perf_counter() - start < 20
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    # The factors for 1 and 2 degrees of freedom are 12.706 and 4.303.
+    pair, triple = mean_interval([0.1, 0.3]), mean_interval([1.0, 2.0, 3.0])
+    assert (pair.low, pair.high) == pytest.approx((0.2 - 1.2706, 0.2 + 1.2706), abs=1e-4)
+    assert (triple.low, triple.high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)

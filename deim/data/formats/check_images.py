@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from deim.data.formats.split import CocoSplit
-from deim.data.images.pixel_format import RGB8, PixelFormat, check_pixels
-from deim.data.images.read import read_header, refuse_giant
+from deim.data.images.pixel_format import RGB8, PixelFormat
+from deim.data.images.read import read_fitting_header, read_header
 from deim.errors import DataError
 from deim.files import raise_listed
 
@@ -23,10 +23,8 @@ def check_images(split: CocoSplit, pixels: PixelFormat | None = RGB8) -> None:
     problems = []
     for index, listed_hw in enumerate(split.sizes_hw.tolist()):
         try:
-            header = read_header(split.image_path(index))
-            if pixels is not None:
-                refuse_giant(header.size_hw, pixels, where=split.image_path(index))
-                check_pixels(header, pixels, where=split.image_path(index))
+            path = split.image_path(index)
+            header = read_header(path) if pixels is None else read_fitting_header(path, pixels)
         except DataError as error:
             problems.append(str(error))
             continue

@@ -43,9 +43,7 @@ def build_input_format(data: DataOptions, image_size_hw: tuple[int, int]) -> Inp
         resize=data.resize,
         mean=data.mean,
         std=data.std,
-        pixels=PixelFormat(
-            channels=data.channels, scaling=data.scaling, max_megapixels=data.max_image_megapixels
-        ),
+        pixels=data.pixels,
         reduced_decode=data.reduced_decode,
         tiles=data.tiles,
     )

@@ -21,7 +21,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-from deim.data.images.pixel_format import RGB8, ImageHeader, PixelFormat, Values
+from deim.data.images.pixel_format import RGB8, ImageHeader, PixelFormat, Values, check_pixels
 from deim.errors import DataError
 from deim.parse import is_special
 from deim.structures import Placement
@@ -139,6 +139,18 @@ def refuse_giant(size_hw: tuple[int, int], pixels: PixelFormat, *, where: object
             f"{pixels.max_megapixels:g} megapixels are read. If there is memory for it, raise "
             f"data.max_image_megapixels; or cut the image."
         )
+
+
+def read_fitting_header(path: Path, pixels: PixelFormat) -> ImageHeader:
+    """Read the header of an image, whose channels, depth and size must fit a format.
+
+    Raises:
+        DataError: If the file is not such an image.
+    """
+    header = read_header(path)
+    refuse_giant(header.size_hw, pixels, where=path)
+    check_pixels(header, pixels, where=path)
+    return header
 
 
 def read_header(path: Path) -> ImageHeader:

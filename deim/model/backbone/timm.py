@@ -262,11 +262,7 @@ def _extract_maps(network: Any, images: Tensor) -> list[Tensor]:
     return [features.permute(0, 3, 1, 2) for features in maps] if is_channels_last else maps
 
 
-def load_features(
-    options: TimmOptions,
-    *,
-    names: OptionNames = OF_BACKBONE,
-) -> dict[str, Tensor]:
+def load_features(options: TimmOptions, *, names: OptionNames = OF_BACKBONE) -> dict[str, Tensor]:
     """Load the weights that the options name, for images of three channels; `names` are for messages.
 
     Returns:
